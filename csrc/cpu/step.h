@@ -1,0 +1,51 @@
+// The plain C interface of the CPU kernels. Pointers and sizes only: no Python, no
+// torch, so one build serves every torch version. Called from kernels/_cpp.py, whose
+// ctypes structures mirror the ones below field by field.
+#pragma once
+#include <cstdint>
+
+extern "C" {
+
+enum FaDtype : int32_t { FA_NONE = 0, FA_F32 = 1, FA_BF16 = 2, FA_F16 = 3, FA_U8 = 4 };
+
+// One projected ascent step; see the docstring of fastadv.kernels.pgd_step_.
+// Every image tensor is dense, [n, c, hw] or, with channels_last, [n, hw, c].
+struct FaStep {
+  float *x;             // iterate, overwritten
+  const void *x0;       // clean images, FA_U8 or FA_F32
+  const void *grad;     // FA_F32, FA_BF16 or FA_F16
+  void *z;              // next normalised input, or null
+  const float *step;    // [n]
+  const float *eps;     // [n]
+  const float *mean;    // [c]
+  const float *std;     // [c]
+  int64_t *nonfinite;   // [1], added to, or null
+  int64_t n, c, hw;
+  int32_t x0_dtype, grad_dtype, z_dtype;
+  int32_t channels_last, l2, threads;
+};
+
+// Random start around x0; see fastadv.kernels.ball_init.
+struct FaInit {
+  float *out;
+  const void *x0;
+  const float *eps;     // [n]
+  uint64_t seed, offset;
+  int64_t n, c, hw;
+  int32_t x0_dtype, channels_last, l2, threads;
+};
+
+// (x - mean) / std; see fastadv.kernels.normalize.
+struct FaNormalize {
+  void *z;
+  const void *x;
+  const float *mean, *std;  // [c]
+  int64_t n, c, hw;
+  int32_t x_dtype, z_dtype, channels_last, threads;
+};
+
+int32_t fa_pgd_step(const FaStep *args);       // 0, or 1 for an unknown dtype
+int32_t fa_ball_init(const FaInit *args);
+int32_t fa_normalize(const FaNormalize *args);
+const char *fa_isa();                          // "avx512", "avx2" or "baseline"
+}

@@ -1,0 +1,146 @@
+"""Networks for 32-pixel images: He et al.'s CIFAR ResNets and Wide ResNets.
+
+State-dict keys are those of the usual public checkpoints, so that these load as they
+are: `akamaster/pytorch_resnet_cifar10` (conv1, layer1.0.conv1, ..., linear) and the
+TRADES/RobustBench WideResNet (conv1, block1.layer.0.bn1, ..., fc). ImageNet networks
+with a small stem (`resnet18_cifar`) are in `registry.py`.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class _PadShortcut(nn.Module):
+    """Option A: every second pixel, zero channels added on both sides."""
+
+    def __init__(self, extra_channels: int) -> None:
+        super().__init__()
+        self.pad = extra_channels // 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.pad, self.pad))
+
+
+class _BasicBlock(nn.Module):
+    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.shortcut: nn.Module = (
+            _PadShortcut(channels - in_channels) if stride != 1 else nn.Identity()
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        return F.relu(out + self.shortcut(x))
+
+
+class CifarResNet(nn.Module):
+    """ResNet of depth 6n+2 with 16, 32 and 64 channels and option-A shortcuts.
+
+    Args:
+        depth: 8, 14, 20, 32, 44, 56 or another 6n+2.
+        num_classes: Width of `linear`, the classifier.
+
+    Source: He et al. 2016 (arXiv 1512.03385), section 4.2.
+    """
+
+    def __init__(self, depth: int, num_classes: int) -> None:
+        super().__init__()
+        blocks = (depth - 2) // 6
+        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.layer1 = self._stage(16, 16, blocks, stride=1)
+        self.layer2 = self._stage(16, 32, blocks, stride=2)
+        self.layer3 = self._stage(32, 64, blocks, stride=2)
+        self.linear = nn.Linear(64, num_classes)
+        for module in self.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                nn.init.kaiming_normal_(module.weight)
+
+    @staticmethod
+    def _stage(in_channels: int, channels: int, n: int, stride: int) -> nn.Sequential:
+        first = _BasicBlock(in_channels, channels, stride)
+        rest = (_BasicBlock(channels, channels, 1) for _ in range(n - 1))
+        return nn.Sequential(first, *rest)
+
+    def embed(self, z: Tensor) -> Tensor:
+        """Embed normalised images [N,3,H,W] as [N,64]."""
+        x = F.relu(self.bn1(self.conv1(z)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return torch.flatten(F.adaptive_avg_pool2d(x, 1), 1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Classify normalised images [N,3,H,W]: logits [N,num_classes]."""
+        logits: Tensor = self.linear(self.embed(z))
+        return logits
+
+
+class _WideBlock(nn.Module):
+    """Pre-activation block; the shortcut of a wider block starts after the ReLU."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        if in_channels != channels:
+            self.convShortcut = nn.Conv2d(in_channels, channels, 1, stride, bias=False)
+        self.widens = in_channels != channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        active = F.relu(self.bn1(x))
+        shortcut = self.convShortcut(active) if self.widens else x
+        out: Tensor = self.conv2(F.relu(self.bn2(self.conv1(active))))
+        return out + shortcut
+
+
+class WideResNet(nn.Module):
+    """Wide ResNet of depth 6n+4 with 16k, 32k and 64k channels.
+
+    Args:
+        depth: 28 or another 6n+4.
+        width: The widening factor k.
+        num_classes: Width of `fc`, the classifier.
+
+    Source: Zagoruyko and Komodakis 2016 (arXiv 1605.07146).
+    """
+
+    def __init__(self, depth: int, width: int, num_classes: int) -> None:
+        super().__init__()
+        blocks = (depth - 4) // 6
+        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
+        self.block1 = self._group(16, 16 * width, blocks, stride=1)
+        self.block2 = self._group(16 * width, 32 * width, blocks, stride=2)
+        self.block3 = self._group(32 * width, 64 * width, blocks, stride=2)
+        self.bn1 = nn.BatchNorm2d(64 * width)
+        self.fc = nn.Linear(64 * width, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out")
+        nn.init.zeros_(self.fc.bias)
+
+    @staticmethod
+    def _group(in_channels: int, channels: int, n: int, stride: int) -> nn.Sequential:
+        first = _WideBlock(in_channels, channels, stride)
+        rest = (_WideBlock(channels, channels, 1) for _ in range(n - 1))
+        return nn.Sequential(OrderedDict(layer=nn.Sequential(first, *rest)))
+
+    def embed(self, z: Tensor) -> Tensor:
+        """Embed normalised images [N,3,H,W] as [N,64k]."""
+        x = self.block3(self.block2(self.block1(self.conv1(z))))
+        return torch.flatten(F.adaptive_avg_pool2d(F.relu(self.bn1(x)), 1), 1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Classify normalised images [N,3,H,W]: logits [N,num_classes]."""
+        logits: Tensor = self.fc(self.embed(z))
+        return logits

@@ -1,0 +1,85 @@
+"""Names of the architectures and the ImageNet statistics, without torch.
+
+Command lines list names and complete flags from here, so nothing heavy may be
+imported. What a name builds is in `registry.py`; a test keeps the two equal.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from typing import Final
+
+IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
+"""Per-channel RGB mean of ImageNet in [0, 1] pixel units."""
+
+IMAGENET_STD: Final = (0.229, 0.224, 0.225)
+"""Per-channel RGB standard deviation of ImageNet in [0, 1] pixel units."""
+
+TIMM_PREFIX: Final = "timm/"
+
+SALMAN2020: Final = (
+    "resnet18",
+    "resnet50",
+    "wide_resnet50_2",
+    "wide_resnet50_4",
+    "densenet161",
+    "mnasnet1_0",
+    "mobilenet_v2",
+    "resnext50_32x4d",
+    "shufflenet_v2_x1_0",
+    "vgg16_bn",
+)
+"""The ten architectures of Salman et al. 2020 (arXiv 2007.08489)."""
+
+_IMAGENET: Final = (
+    "convnext_tiny",
+    "densenet121",
+    "efficientnet_b0",
+    "resnet34",
+    "resnet101",
+    "squeezenet1_1",
+    "vgg11_bn",
+    "vgg13_bn",
+    "vgg19_bn",
+    "wide_resnet101_2",
+)
+
+_SMALL_IMAGES: Final = (
+    "resnet8_cifar",
+    "resnet14_cifar",
+    "resnet20_cifar",
+    "resnet32_cifar",
+    "resnet44_cifar",
+    "resnet56_cifar",
+    "resnet18_cifar",
+    "resnet34_cifar",
+    "resnet50_cifar",
+    "wide_resnet50_2_cifar",
+    "wide_resnet28_4_cifar",
+    "wide_resnet28_10_cifar",
+)
+
+ARCHITECTURES: Final[tuple[str, ...]] = SALMAN2020 + _IMAGENET + _SMALL_IMAGES
+"""Every built-in architecture; `timm/<name>` is accepted besides."""
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """List architecture names that match a shell-style pattern, sorted.
+
+    Args:
+        pattern: Wildcards `*`, `?` and `[...]`. A pattern that starts with `timm/`
+            lists timm's classifiers instead, which imports timm and torch.
+
+    Raises:
+        ConfigError: `pattern` asks for timm, which is not installed.
+
+    Example:
+        >>> list_models("wide_resnet50*")
+        ['wide_resnet50_2', 'wide_resnet50_2_cifar', 'wide_resnet50_4']
+    """
+    if pattern.startswith(TIMM_PREFIX):
+        from fastadv.models.timm_models import timm_names
+
+        names = timm_names(pattern.removeprefix(TIMM_PREFIX))
+        return sorted(TIMM_PREFIX + name for name in names)
+    return sorted(fnmatch.filter(ARCHITECTURES, pattern))

@@ -1,0 +1,235 @@
+"""NormalizedModel: a classifier of [0, 1] images that normalises inside.
+
+Attacks and data never normalise; this module does, once. It also answers the three
+questions transfer asks of any architecture: what is the embedding, which module is
+the head, which blocks come before it. Freezing and training live elsewhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fastadv.errors import ConfigError
+from fastadv.models.blocks import Block, trainable_blocks
+from fastadv.models.registry import ArchSpec, get_spec
+
+
+class NormalizedModel(nn.Module):
+    """A network with its input normalisation.
+
+    Args:
+        net: Maps normalised images [N,C,H,W] to logits [N,num_classes].
+        mean: Per-channel mean, C values in [0, 1] pixel units.
+        std: Per-channel standard deviation, C positive values in the same units.
+        arch: Name of the architecture of `net`. With a name that is not registered
+            the model classifies, but has no `features`, `head` or `blocks` unless
+            `spec` is given.
+        num_classes: Number of logits.
+        spec: Where features and head are in a network of your own.
+
+    Attributes:
+        net: The wrapped network.
+        mean: Buffer [C], float32.
+        std: Buffer [C], float32.
+        arch: Name of the architecture.
+        num_classes: Number of logits.
+
+    Raises:
+        ValueError: `mean` and `std` differ in length, or `std` is not positive.
+
+    Example:
+        >>> model = create_model("resnet20_cifar", 10)
+        >>> model(torch.rand(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        net: nn.Module,
+        mean: Sequence[float],
+        std: Sequence[float],
+        arch: str,
+        num_classes: int,
+        *,
+        spec: ArchSpec | None = None,
+    ) -> None:
+        super().__init__()
+        check_statistics(mean, std)
+        check_num_classes(num_classes)
+        self.net = net
+        self.arch = arch
+        self.num_classes = num_classes
+        self._spec = spec
+        self.register_buffer("mean", torch.tensor(list(mean), dtype=torch.float32))
+        self.register_buffer("std", torch.tensor(list(std), dtype=torch.float32))
+
+    # ---- forward passes ----
+
+    def normalize(self, x: Tensor) -> Tensor:
+        """Return (x - mean) / std for images [N,C,H,W], in the dtype of `x`.
+
+        Raises:
+            TypeError: `x` is not floating point.
+        """
+        if not x.is_floating_point():
+            raise TypeError(
+                f"images are {x.dtype}; the model takes floating point in [0, 1]. "
+                "Divide uint8 images by 255 first"
+            )
+        mean = self.mean.to(x.dtype).view(-1, 1, 1)
+        std = self.std.to(x.dtype).view(-1, 1, 1)
+        return (x - mean) / std
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Classify images [N,C,H,W] in [0, 1]: logits [N,num_classes]."""
+        return self.forward_normalized(self.normalize(x))
+
+    def forward_normalized(self, z: Tensor) -> Tensor:
+        """Classify images that are already (x - mean) / std, [N,C,H,W]."""
+        logits: Tensor = self.net(z)
+        return logits
+
+    def features(self, x: Tensor) -> Tensor:
+        """Embed images [N,C,H,W] in [0, 1] as [N,embedding_dim].
+
+        The embedding is what feeds `head` (in train mode after any dropout), so
+        `head(features(x))` equals `forward(x)` where `head_is_linear`.
+        """
+        return self.features_normalized(self.normalize(x))
+
+    def features_normalized(self, z: Tensor) -> Tensor:
+        """Embed images that are already (x - mean) / std as [N,embedding_dim]."""
+        return self.spec.features(self.net, z)
+
+    # ---- structure ----
+
+    @property
+    def spec(self) -> ArchSpec:
+        """The entry of the architecture table.
+
+        Raises:
+            ConfigError: `arch` is not registered and no `spec` was given.
+        """
+        if self._spec is None:
+            self._spec = get_spec(self.arch)
+        return self._spec
+
+    @property
+    def head(self) -> nn.Linear | nn.Conv2d:
+        """The classifier: `nn.Linear`, or `nn.Conv2d` for SqueezeNet."""
+        path = self.spec.head_path(self.net)
+        head = self.net.get_submodule(path)
+        if not isinstance(head, (nn.Linear, nn.Conv2d)):
+            raise ConfigError(
+                f"the head {path!r} of {self.arch} is {type(head).__name__}; it must "
+                "be nn.Linear or nn.Conv2d. Correct the `head` of its ArchSpec"
+            )
+        return head
+
+    @property
+    def head_is_linear(self) -> bool:
+        """Whether `head(features(x))` equals `forward(x)`."""
+        return self.spec.head_is_linear
+
+    @property
+    def embedding_dim(self) -> int:
+        """Width D of the embedding."""
+        head = self.head
+        return head.in_features if isinstance(head, nn.Linear) else head.in_channels
+
+    def blocks(self) -> list[Block]:
+        """Return the trainable blocks before the head, input to output.
+
+        Each is (name, modules); blocks and `head` together hold every parameter
+        exactly once. The last k of them are what `last_k_blocks` trains, for ResNets
+        the residual blocks `layer1.0` ... `layer4.2` after the stem `conv1`.
+        """
+        return trainable_blocks(self.net, self.head)
+
+    def trunk_parameters(self) -> Iterator[nn.Parameter]:
+        """Iterate over all parameters except those of the head."""
+        head = {id(parameter) for parameter in self.head.parameters()}
+        return (p for p in self.net.parameters() if id(p) not in head)
+
+    def replace_head(self, num_classes: int, seed: int | None = None) -> None:
+        """Put a fresh classifier on the embedding, on the old one's device and dtype.
+
+        Args:
+            num_classes: Number of logits from now on.
+            seed: Makes the new weights reproducible; they are drawn on the CPU, so
+                they do not depend on the device. Global random state stays as it was.
+
+        Raises:
+            ValueError: `num_classes` is not a positive integer.
+        """
+        check_num_classes(num_classes)
+        replace_head(self.net, self.spec.head_path(self.net), num_classes, seed)
+        self.num_classes = num_classes
+
+    def extra_repr(self) -> str:
+        """Name the architecture in the printed model."""
+        return f"arch={self.arch!r}, num_classes={self.num_classes}"
+
+
+def replace_head(
+    net: nn.Module, path: str, num_classes: int, seed: int | None = None
+) -> None:
+    """Replace the classifier at `path` in `net` by a fresh one, in place."""
+    old = net.get_submodule(path)
+    parent_path, _, name = path.rpartition(".")
+    new: nn.Module
+    with seeded_init(seed):
+        if isinstance(old, nn.Conv2d):
+            new = nn.Conv2d(
+                old.in_channels, num_classes, 1, bias=old.bias is not None
+            )
+        elif isinstance(old, nn.Linear):
+            new = nn.Linear(old.in_features, num_classes, bias=old.bias is not None)
+        else:
+            raise ConfigError(
+                f"the head {path!r} is {type(old).__name__}; only nn.Linear and "
+                "nn.Conv2d can be replaced"
+            )
+    new.to(device=old.weight.device, dtype=old.weight.dtype).train(old.training)
+    setattr(net.get_submodule(parent_path), name, new)
+    if hasattr(net, "num_classes"):
+        net.num_classes = num_classes
+
+
+@contextlib.contextmanager
+def seeded_init(seed: int | None) -> Iterator[None]:
+    """Draw initial weights on the CPU from `seed`, then restore the generator.
+
+    With None nothing changes: weights come from the global generator of the default
+    device, which also allows building on the meta device.
+    """
+    if seed is None:
+        yield
+        return
+    # Not torch.manual_seed: that would reseed the accelerators, and not put them back.
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+def check_num_classes(num_classes: int) -> None:
+    """Raise ValueError unless `num_classes` is a positive integer."""
+    if not isinstance(num_classes, int) or num_classes < 1:
+        raise ValueError(f"num_classes={num_classes!r} must be an integer >= 1")
+
+
+def check_statistics(mean: Sequence[float], std: Sequence[float]) -> None:
+    """Raise ValueError unless mean and std are finite, of one length, std positive."""
+    finite = all(abs(float(value)) < float("inf") for value in (*mean, *std))
+    if len(mean) != len(std) or len(mean) == 0 or not finite or min(std) <= 0:
+        raise ValueError(
+            f"mean={tuple(mean)}, std={tuple(std)} cannot normalise: give one finite "
+            "value per channel each, std > 0, in [0, 1] pixel units"
+        )

@@ -1,0 +1,135 @@
+"""State dicts as other people save them, reduced to the keys of the bare network.
+
+Published robust checkpoints wrap the network in DataParallel, an attacker and a
+normaliser, each adding a prefix or a duplicate. Prefixes are detected, never assumed,
+and what is not understood is left in place for the caller to refuse by name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from fastadv.errors import CheckpointError
+
+_PARALLEL = ("module.", "_orig_mod.")
+_WRAPPERS = (*_PARALLEL, "model.", "net.")
+_NORMALIZERS = (
+    ("normalizer.new_mean", "normalizer.new_std"),  # robustness
+    ("normalize.mean", "normalize.std"),  # RobustBench
+    ("mean", "std"),  # NormalizedModel.state_dict()
+)
+_ATTACKER = "attacker."
+_OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")
+_PUBLISHED_NAME = re.compile(r"(?P<arch>\w+?)_(?:l2|linf)_eps[0-9.]+$")
+_TORCHVISION_NAME = re.compile(r"(?P<arch>\w+)-[0-9a-f]{8}$")
+
+
+@dataclass(frozen=True, slots=True)
+class BareWeights:
+    """Weights under the network's own keys, with the normaliser found beside them."""
+
+    state: dict[str, Tensor]
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+
+def arch_from_filename(path: Path) -> str | None:
+    """Guess the architecture from `{arch}_l2_eps3.ckpt` or `{arch}-0676ba61.pth`."""
+    for pattern in (_PUBLISHED_NAME, _TORCHVISION_NAME):
+        match = pattern.match(path.stem)
+        if match:
+            return match["arch"]
+    return None
+
+
+def find_state_dict(content: object, path: Path) -> dict[str, Tensor]:
+    """Return the state dict inside what `torch.load` returned.
+
+    Raises:
+        CheckpointError: There is none; the message lists what there is.
+    """
+    candidates: list[object] = [content]
+    if isinstance(content, Mapping):
+        candidates = [content.get("model"), content.get("state_dict"), content]
+    for candidate in candidates:
+        if isinstance(candidate, Mapping) and candidate and all(
+            isinstance(k, str) and isinstance(v, Tensor) for k, v in candidate.items()
+        ):
+            return dict(candidate)
+    found = (
+        f"keys {sorted(map(str, content))[:8]}"
+        if isinstance(content, Mapping)
+        else f"a {type(content).__name__}"
+    )
+    raise CheckpointError(
+        f"{path} holds no weights: found {found}; expected a state dict, bare or under "
+        "'model' or 'state_dict'"
+    )
+
+
+def unwrap(state: Mapping[str, Tensor], path: Path) -> BareWeights:
+    """Strip wrappers, duplicates and the normaliser from a state dict.
+
+    Handles `module.`, `_orig_mod.`, `model.`, `net.` in any nesting that covers all
+    weights, the duplicate under `attacker.`, and the normaliser buffers of
+    `robustness`, RobustBench and `NormalizedModel`.
+
+    Raises:
+        CheckpointError: The attacker's copy holds weights that the model does not, or
+            a normaliser is incomplete.
+
+    Source: the checkpoints of Salman et al. 2020, written by MadryLab's `robustness`.
+    """
+    keys = dict(state)
+    while prefix := _common_prefix(keys, _PARALLEL):
+        keys = _strip(keys, prefix)
+    attacker = {k: keys.pop(k) for k in list(keys) if k.startswith(_ATTACKER)}
+    mean, std = _take_normalizer(keys, path)
+    copies = {k for k in _strip(attacker, _ATTACKER) if not k.startswith("normalize.")}
+    strangers = sorted(copies - set(keys))
+    if strangers:
+        raise CheckpointError(
+            f"{path} holds weights only in its attacker copy: "
+            f"{_few([_ATTACKER + k for k in strangers])}; this is no checkpoint of "
+            "one model, so none of it is used"
+        )
+    while prefix := _common_prefix(keys, _WRAPPERS):
+        keys = _strip(keys, prefix)
+    keys = {_OLD_DENSENET.sub(r"\1\2.", key): value for key, value in keys.items()}
+    return BareWeights(keys, mean, std)
+
+
+def _common_prefix(keys: Mapping[str, Tensor], prefixes: tuple[str, ...]) -> str:
+    for prefix in prefixes:
+        if keys and all(key.startswith(prefix) for key in keys):
+            return prefix
+    return ""
+
+
+def _strip(keys: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in keys.items()}
+
+
+def _take_normalizer(
+    keys: dict[str, Tensor], path: Path
+) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
+    for mean_key, std_key in _NORMALIZERS:
+        if mean_key in keys and std_key in keys:
+            mean, std = keys.pop(mean_key), keys.pop(std_key)
+            return tuple(mean.flatten().tolist()), tuple(std.flatten().tolist())
+        if mean_key in keys or std_key in keys:
+            raise CheckpointError(
+                f"{path} holds only one of {mean_key!r} and {std_key!r}; the model's "
+                "normalisation is incomplete"
+            )
+    return None, None
+
+
+def _few(names: list[str], limit: int = 4) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

@@ -1,0 +1,83 @@
+"""The `timm/<name>` architectures: the only place that imports timm.
+
+timm is optional; without it every entry point here raises a ConfigError that says
+how to get it. Distilled two-headed classifiers are refused, because "the head" of
+such a network is not one module.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastadv.errors import ConfigError, unknown_name
+
+
+def import_timm() -> Any:
+    """Return the timm module.
+
+    Raises:
+        ConfigError: timm is not installed.
+    """
+    try:
+        import timm
+    except ImportError as error:
+        raise ConfigError(
+            "architectures named timm/<name> need the timm package, which is not "
+            "installed; run: pip install timm, or pick a name from list_models()"
+        ) from error
+    return timm
+
+
+def timm_names(pattern: str = "*") -> list[str]:
+    """List timm's classifier names (without the `timm/` prefix)."""
+    return list(import_timm().list_models(pattern))
+
+
+def check_name(name: str) -> None:
+    """Raise ConfigError unless timm knows `name` (a `.tag` suffix is allowed)."""
+    timm = import_timm()
+    if not timm.is_model(name):
+        known = timm.list_models()
+        raise ConfigError(unknown_name("timm architecture", name, known))
+
+
+def build(name: str, num_classes: int, *, pretrained: bool = False) -> nn.Module:
+    """Build timm's `name`; with `pretrained`, with timm's default weights."""
+    net: nn.Module = import_timm().create_model(
+        name, pretrained=pretrained, num_classes=num_classes
+    )
+    return net
+
+
+def head_path(net: nn.Module) -> str:
+    """Return the dotted path of the final linear layer of a timm network.
+
+    Raises:
+        ConfigError: The network does not end in exactly one `nn.Linear`.
+    """
+    head: object = net.get_classifier()  # type: ignore[operator]
+    for path, module in net.named_modules():
+        if module is head and isinstance(module, nn.Linear):
+            return path
+    raise ConfigError(
+        f"timm network {type(net).__name__} ends in {type(head).__name__}; fastadv "
+        "needs one nn.Linear classifier. Pick another timm architecture"
+    )
+
+
+def features(net: nn.Module, z: Tensor) -> Tensor:
+    """Embed normalised images [N,3,H,W] as [N,D], what timm feeds its classifier."""
+    trunk: Tensor = net.forward_features(z)  # type: ignore[operator]
+    embedding: Tensor = net.forward_head(trunk, pre_logits=True)  # type: ignore[operator]
+    return torch.flatten(embedding, 1)
+
+
+def statistics(net: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Return the (mean, std) that the weights of a timm network were trained with."""
+    config = getattr(net, "pretrained_cfg", None) or {}
+    if "mean" not in config or "std" not in config:
+        return None
+    return tuple(config["mean"]), tuple(config["std"])

@@ -1,0 +1,81 @@
+"""The threat model: which norm, how large, in which unit. Needs no torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal
+
+Norm = Literal["linf", "l2"]
+
+_NORM_ALIASES = {"linf": "linf", "inf": "linf", "l2": "l2", "2": "l2"}
+
+
+def parse_norm(text: str) -> Norm:
+    """Return `"linf"` or `"l2"` for any accepted spelling (`inf`, `2`, `L2`, ...)."""
+    norm = _NORM_ALIASES.get(str(text).lower().replace("_", ""))
+    if norm is None:
+        raise ValueError(f"norm={text!r} is unknown; accepted: l2 (or 2), linf (or inf)")
+    return norm  # type: ignore[return-value]
+
+
+def parse_pixels(value: str | float) -> float:
+    """Parse a length in pixel units: `"8/255"`, `"0.5"`, `3` or `0.03`.
+
+    Only numbers and one division are understood; nothing is evaluated.
+
+    Raises:
+        ValueError: not a number, negative, or not finite.
+    """
+    text = str(value).strip()
+    try:
+        if "/" in text:
+            top, bottom = (Fraction(part.strip()) for part in text.split("/"))
+            number = float(top / bottom)
+        else:
+            number = float(text)
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(
+            f"{value!r} is not a length in pixel units; write 3, 0.5 or 8/255"
+        ) from None
+    if not math.isfinite(number) or number < 0:
+        raise ValueError(f"{value!r} must be a finite number >= 0, in pixel units")
+    return number
+
+
+@dataclass(frozen=True)
+class ThreatModel:
+    """A ball of radius `eps` around an image, intersected with the pixel box [0, 1].
+
+    Attributes:
+        norm: `"linf"` or `"l2"` (aliases `inf`, `2` are accepted).
+        eps: radius in [0, 1] pixel units; `"8/255"` is accepted. For `l2` it is the
+            length of the whole perturbation vector, so values above 1 are usual.
+
+    Raises:
+        ValueError: unknown norm, negative radius, or an `linf` radius above 1, which
+            is nearly always a radius in 0..255 units.
+
+    Example:
+        >>> ThreatModel("linf", "8/255").eps
+        0.03137254901960784
+    """
+
+    norm: Norm = "l2"
+    eps: float = 3.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "norm", parse_norm(self.norm))
+        object.__setattr__(self, "eps", parse_pixels(self.eps))
+        if self.norm == "linf" and self.eps > 1:
+            raise ValueError(
+                f'eps={self.eps:g} with norm="linf" is outside [0, 1]: eps is in pixel '
+                f"units, so {self.eps:g} of 255 is {self.eps:g}/255 "
+                f"({self.eps / 255:.4f}). For l2 use --norm l2."
+            )
+
+    def __str__(self) -> str:
+        if self.norm == "linf":
+            return f"linf {self.eps * 255:g}/255"
+        return f"l2 {self.eps:g}"

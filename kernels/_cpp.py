@@ -1,0 +1,203 @@
+"""The C++ CPU backend: loads `fastadv_cpu.so` and passes it pointers and sizes.
+
+The library speaks plain C (`csrc/cpu/step.h`) instead of linking torch: one build serves
+every torch version, and its OpenMP loops run in torch's own thread pool, because torch
+loads libgomp before us. A second pool would fight the first for the cores.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from ctypes import c_float, c_int32, c_int64, c_uint64, c_void_p
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fastadv.kernels.registry import Operands
+
+LIBRARY = Path(__file__).with_name("fastadv_cpu.so")
+_CODES = {torch.float32: 1, torch.bfloat16: 2, torch.float16: 3, torch.uint8: 4}
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+_ACCEPTED = {
+    "x": (torch.float32,),
+    "x0": (torch.uint8, torch.float32),
+    "grad": _FLOATS,
+    "z": _FLOATS,
+}
+
+
+class _Step(ctypes.Structure):
+    _fields_ = [
+        *((name, c_void_p) for name in ("x", "x0", "grad", "z")),
+        *((name, c_void_p) for name in ("step", "eps", "mean", "std", "nonfinite")),
+        *((name, c_int64) for name in ("n", "c", "hw")),
+        *((name, c_int32) for name in ("x0_dtype", "grad_dtype", "z_dtype")),
+        *((name, c_int32) for name in ("channels_last", "l2", "threads")),
+    ]
+
+
+class _Init(ctypes.Structure):
+    _fields_ = [
+        *((name, c_void_p) for name in ("out", "x0", "eps")),
+        *((name, c_uint64) for name in ("seed", "offset")),
+        *((name, c_int64) for name in ("n", "c", "hw")),
+        *((name, c_int32) for name in ("x0_dtype", "channels_last", "l2", "threads")),
+    ]
+
+
+class _Normalize(ctypes.Structure):
+    _fields_ = [
+        *((name, c_void_p) for name in ("z", "x", "mean", "std")),
+        *((name, c_int64) for name in ("n", "c", "hw")),
+        *((name, c_int32) for name in ("x_dtype", "z_dtype")),
+        *((name, c_int32) for name in ("channels_last", "threads")),
+    ]
+
+
+@functools.cache
+def _load() -> ctypes.CDLL | str:
+    """The library, or why there is none."""
+    if not LIBRARY.exists():
+        return (
+            f"{LIBRARY.name} was not built (no C++ compiler, CMake or OpenMP when "
+            "fastadv was installed); install them and reinstall"
+        )
+    try:
+        library = ctypes.CDLL(str(LIBRARY))
+    except OSError as error:
+        return f"{LIBRARY.name} does not load: {error}; reinstall fastadv"
+    library.fa_isa.restype = ctypes.c_char_p
+    return library
+
+
+def _library() -> ctypes.CDLL:
+    library = _load()
+    if isinstance(library, str):
+        raise RuntimeError(library)
+    return library
+
+
+def isa() -> str:
+    """The instruction set in use: `"avx512"`, `"avx2"` or `"baseline"`."""
+    name: bytes = _library().fa_isa()
+    return name.decode()
+
+
+def unavailable_reason() -> str | None:
+    """Why the native library is not there, or None."""
+    library = _load()
+    return library if isinstance(library, str) else None
+
+
+def not_supported_reasons(operands: Operands) -> list[str]:
+    """Runs CPU tensors; float32 state, half-precision gradients and outputs."""
+    reasons = []
+    for name, tensor in operands.tensors.items():
+        accepted = _CODES if operands.op == "normalize" else _ACCEPTED[name]
+        if tensor.device.type != "cpu":
+            return ["needs CPU tensors"]
+        if tensor.dtype not in accepted:
+            names = " or ".join(str(d).removeprefix("torch.") for d in accepted)
+            got = str(tensor.dtype).removeprefix("torch.")
+            reasons.append(f"needs {name} as {names}, got {got}")
+    return reasons
+
+
+def _pointer(t: Tensor | None) -> int | None:
+    return None if t is None else t.data_ptr()
+
+
+def _float32(t: Tensor) -> Tensor:
+    return t.to(torch.float32).contiguous()
+
+
+def _layout(t: Tensor) -> dict[str, int]:
+    n, c, h, w = t.shape
+    return {
+        "n": n,
+        "c": c,
+        "hw": h * w,
+        "channels_last": int(not t.is_contiguous()),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _run(function: str, arguments: ctypes.Structure) -> None:
+    if getattr(_library(), function)(ctypes.byref(arguments)):
+        raise RuntimeError(f"{function} was built without one of these dtypes")
+
+
+def pgd_step(
+    x: Tensor,
+    x0: Tensor,
+    grad: Tensor,
+    step_size: Tensor,
+    eps: Tensor,
+    mean: Tensor,
+    std: Tensor,
+    norm: str,
+    z: Tensor | None,
+    nonfinite: Tensor | None,
+) -> None:
+    """As `reference.pgd_step`, single pass for linf, two cached passes for l2."""
+    step, radius, mean, std = (_float32(t) for t in (step_size, eps, mean, std))
+    _run(
+        "fa_pgd_step",
+        _Step(
+            x=x.data_ptr(),
+            x0=x0.data_ptr(),
+            grad=grad.data_ptr(),
+            z=_pointer(z),
+            step=step.data_ptr(),
+            eps=radius.data_ptr(),
+            mean=mean.data_ptr(),
+            std=std.data_ptr(),
+            nonfinite=_pointer(nonfinite),
+            x0_dtype=_CODES[x0.dtype],
+            grad_dtype=_CODES[grad.dtype],
+            z_dtype=0 if z is None else _CODES[z.dtype],
+            l2=int(norm == "l2"),
+            **_layout(x),
+        ),
+    )
+
+
+def ball_init(x0: Tensor, eps: Tensor, norm: str, seed: int, offset: int) -> Tensor:
+    """As `reference.ball_init`."""
+    out = torch.empty_like(x0, dtype=torch.float32)
+    radius = _float32(eps)
+    _run(
+        "fa_ball_init",
+        _Init(
+            out=out.data_ptr(),
+            x0=x0.data_ptr(),
+            eps=radius.data_ptr(),
+            seed=seed & (2**64 - 1),
+            offset=offset,
+            x0_dtype=_CODES[x0.dtype],
+            l2=int(norm == "l2"),
+            **_layout(x0),
+        ),
+    )
+    return out
+
+
+def normalize(x: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype) -> Tensor:
+    """As `reference.normalize`."""
+    z = torch.empty_like(x, dtype=dtype)
+    mean, std = _float32(mean), _float32(std)
+    _run(
+        "fa_normalize",
+        _Normalize(
+            z=z.data_ptr(),
+            x=x.data_ptr(),
+            mean=mean.data_ptr(),
+            std=std.data_ptr(),
+            x_dtype=_CODES[x.dtype],
+            z_dtype=_CODES[dtype],
+            **_layout(x),
+        ),
+    )
+    return z

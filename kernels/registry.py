@@ -1,0 +1,141 @@
+"""Which implementation runs an operator: backends state why they decline, the first
+that accepts runs, and a count is kept so that tests can see which one it was."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+
+from fastadv.errors import BackendError, unknown_name
+
+ENV_VAR = "FASTADV_BACKEND"
+
+
+@dataclass(frozen=True)
+class Operands:
+    """What a backend may judge: the tensors and options of one operator call.
+
+    `tensors` holds every tensor by its schema name (absent optional ones left out).
+    """
+
+    op: str
+    tensors: dict[str, torch.Tensor]
+
+    def __str__(self) -> str:
+        shown = [
+            f"{name}{list(t.shape)} {str(t.dtype).removeprefix('torch.')}"
+            for name, t in self.tensors.items()
+            if t.dim() == 4
+        ]
+        device = next(iter(self.tensors.values())).device
+        return f"{self.op}({', '.join(shown)}) on {device}"
+
+
+@dataclass(frozen=True)
+class BackendInfo:
+    """One entry of the registry. Order in `BACKENDS` is order of preference.
+
+    The module at `module` implements
+
+        unavailable_reason() -> str | None          # this machine cannot run it
+        not_supported_reasons(operands) -> list[str]  # it cannot run this call
+        pgd_step(...), ball_init(...), normalize(...)  # see `reference.py`
+    """
+
+    name: str
+    module: str
+    summary: str
+
+    def load(self) -> ModuleType:
+        return importlib.import_module(self.module)
+
+    def unavailable_reason(self) -> str | None:
+        """Why this backend cannot run on this machine, or None when it can."""
+        reason: str | None = self.load().unavailable_reason()
+        return reason
+
+
+BACKENDS: dict[str, BackendInfo] = {
+    info.name: info
+    for info in (
+        BackendInfo("cuda", "fastadv.kernels._cuda", "CUDA C++, NVIDIA GPUs"),
+        BackendInfo("triton", "fastadv.kernels._triton", "Triton, any GPU it supports"),
+        BackendInfo("cpp", "fastadv.kernels._cpp", "C++, vectorised and threaded CPU"),
+        BackendInfo("numba", "fastadv.kernels._numba", "Numba, CPU without a compiler"),
+        BackendInfo("reference", "fastadv.kernels.reference", "plain PyTorch, anywhere"),
+    )
+}
+
+_launches: Counter[tuple[str, str]] = Counter()
+_forced: str | None = None
+
+
+def check_backend_name(name: str) -> str:
+    """Return `name` if a backend is called so, else raise with its near misses."""
+    if name not in BACKENDS:
+        raise BackendError(unknown_name("kernel backend", name, BACKENDS))
+    return name
+
+
+def forced_backend() -> str | None:
+    """The backend that `use_backend` or FASTADV_BACKEND forces, if any."""
+    name = _forced or os.environ.get(ENV_VAR) or None
+    return check_backend_name(name) if name and name != "auto" else None
+
+
+@contextlib.contextmanager
+def use_backend(name: str | None) -> Iterator[None]:
+    """Force one backend for all calls inside the block (process-wide).
+
+    Args:
+        name: a key of `BACKENDS`; None or "auto" lifts any force.
+
+    Raises:
+        BackendError: no backend is called so.
+    """
+    global _forced
+    previous = _forced
+    _forced = "auto" if name in (None, "auto") else check_backend_name(str(name))
+    try:
+        yield
+    finally:
+        _forced = previous
+
+
+def select(operands: Operands) -> tuple[str, ModuleType]:
+    """Return the first backend that accepts the call.
+
+    Raises:
+        BackendError: none does; the message gives every backend's reasons.
+    """
+    forced = forced_backend()
+    declined = []
+    for info in [BACKENDS[forced]] if forced else BACKENDS.values():
+        module = info.load()
+        missing = module.unavailable_reason()
+        reasons = [missing] if missing else module.not_supported_reasons(operands)
+        if not reasons:
+            _launches[info.name, operands.op] += 1
+            return info.name, module
+        declined.append(f"{info.name}: {'; '.join(reasons)}")
+    hint = f" {ENV_VAR} or use_backend() forces {forced}." if forced else ""
+    raise BackendError(
+        f"no backend can run {operands}:{hint}\n  " + "\n  ".join(declined)
+    )
+
+
+def launch_counts() -> dict[tuple[str, str], int]:
+    """How often each (backend, operator) ran since `reset_launch_counts`."""
+    return dict(_launches)
+
+
+def reset_launch_counts() -> None:
+    """Set every launch count back to zero."""
+    _launches.clear()
