@@ -95,13 +95,16 @@ def not_supported_reasons(operands: Operands) -> list[str]:
     """Runs CPU tensors; float32 state, half-precision gradients and outputs."""
     reasons = []
     for name, tensor in operands.tensors.items():
-        accepted = _CODES if operands.op == "normalize" else _ACCEPTED[name]
+        accepted = _ACCEPTED["x0" if operands.op == "normalize" else name]
         if tensor.device.type != "cpu":
             return ["needs CPU tensors"]
         if tensor.dtype not in accepted:
             names = " or ".join(str(d).removeprefix("torch.") for d in accepted)
             got = str(tensor.dtype).removeprefix("torch.")
             reasons.append(f"needs {name} as {names}, got {got}")
+    if operands.out_dtype not in (None, *_FLOATS):
+        got = str(operands.out_dtype).removeprefix("torch.")
+        reasons.append(f"writes float32, bfloat16 or float16, not {got}")
     return reasons
 
 

@@ -115,7 +115,7 @@ def _ball_init(x0: Tensor, eps: Tensor, norm: str, seed: int, offset: int) -> Te
 
 def _normalize(x: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype) -> Tensor:
     order = memory_order(x) or torch.contiguous_format
-    _, backend = select(Operands("normalize", {"x": x}))
+    _, backend = select(Operands("normalize", {"x": x}, out_dtype=dtype))
     if x.numel() == 0:
         return torch.empty_like(x, dtype=dtype, memory_format=order)
     z: Tensor = backend.normalize(x.contiguous(memory_format=order), mean, std, dtype)
@@ -249,8 +249,9 @@ def ball_init(
     _check_image("x0", x0, _CLEAN)
     radius = per_sample(eps, x0)
     _check_vector("eps", radius, x0.shape[0], x0)
+    signed_seed = (int(seed) + 2**63) % 2**64 - 2**63  # the schema's int is signed
     out: Tensor = torch.ops.fastadv.ball_init(
-        x0, radius, parse_norm(norm), int(seed), int(offset)
+        x0, radius, parse_norm(norm), signed_seed, int(offset)
     )
     return out
 

@@ -22,11 +22,13 @@ ENV_VAR = "FASTADV_BACKEND"
 class Operands:
     """What a backend may judge: the tensors and options of one operator call.
 
-    `tensors` holds every tensor by its schema name (absent optional ones left out).
+    `tensors` holds every tensor by its schema name (absent optional ones left out);
+    `out_dtype` is what a freshly made result must be, where the caller chooses.
     """
 
     op: str
     tensors: dict[str, torch.Tensor]
+    out_dtype: torch.dtype | None = None
 
     def __str__(self) -> str:
         shown = [
@@ -35,7 +37,8 @@ class Operands:
             if t.dim() == 4
         ]
         device = next(iter(self.tensors.values())).device
-        return f"{self.op}({', '.join(shown)}) on {device}"
+        made = f" to {self.out_dtype}".replace("torch.", "") if self.out_dtype else ""
+        return f"{self.op}({', '.join(shown)}){made} on {device}"
 
 
 @dataclass(frozen=True)
