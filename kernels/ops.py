@@ -115,7 +115,7 @@ def _ball_init(x0: Tensor, eps: Tensor, norm: str, seed: int, offset: int) -> Te
 
 def _normalize(x: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype) -> Tensor:
     order = memory_order(x) or torch.contiguous_format
-    _, backend = select(Operands("normalize", {"x": x}, out_dtype=dtype))
+    _, backend = select(Operands("normalize", {"x": x}, dtype))
     if x.numel() == 0:
         return torch.empty_like(x, dtype=dtype, memory_format=order)
     z: Tensor = backend.normalize(x.contiguous(memory_format=order), mean, std, dtype)
@@ -238,7 +238,7 @@ def ball_init(
         x0: clean images, uint8 in 0..255 or float32 in [0, 1], [N, C, H, W].
         norm: `"linf"` (uniform in the box) or `"l2"` (uniform in the ball).
         eps: radius in pixel units, a number or one per sample [N].
-        seed: 64-bit key of the Philox generator.
+        seed: 64-bit key of the Philox generator (counted modulo 2^64).
         offset: number of the first sample, so that ranks or batches that share a seed
             draw different numbers: row n uses sample `offset + n`.
 

@@ -98,7 +98,7 @@ class PGD:
         if keep not in ("last", "best"):
             raise ValueError(f"keep={keep!r} is unknown; accepted: last, best")
         if step_size is None:
-            step_size = threat.eps * 2 / 3
+            step_size = threat.eps * 2 / min(num_steps, 3)
         if not (math.isfinite(step_size) and step_size >= 0):
             raise ValueError(f"step_size={step_size} must be a finite number >= 0")
         self.threat = threat

@@ -66,5 +66,7 @@ def uniforms(key: int, indices: ArrayLike, k: int) -> NDArray[np.float64]:
 
 def permutation(key: int, n: int) -> NDArray[np.int64]:
     """Return a random order of 0..n-1, int64 [n]."""
-    order: NDArray[Any] = np.argsort(uniforms(key, np.arange(n), 1)[:, 0], kind="stable")
+    order: NDArray[Any] = np.argsort(
+        uniforms(key, np.arange(n), 1)[:, 0], kind="stable"
+    )
     return order.astype(np.int64)

@@ -64,7 +64,7 @@ class ImageSet(ABC):
         """Return what to call image `index` in a message."""
         return f"{self.name}/{self.split}[{index}]"
 
-    def prepare(self) -> None:
+    def prepare(self) -> None:  # noqa: B027 - most sets have nothing to prepare
         """Do shared one-time work now, before worker processes are started."""
 
     def __repr__(self) -> str:
@@ -113,7 +113,8 @@ class ArraySet(ImageSet):
 
     def load(self, index: int) -> NDArray[np.uint8]:
         """Return image `index` as uint8 [H, W, 3] RGB in 0..255."""
-        return self.images[checked_index(index, len(self))]
+        image: NDArray[np.uint8] = self.images[checked_index(index, len(self))]
+        return image
 
     @cached_property
     def fingerprint(self) -> str:

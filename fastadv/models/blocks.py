@@ -30,7 +30,9 @@ def trainable_blocks(net: nn.Module, head: nn.Module) -> list[Block]:
     return blocks
 
 
-def _collect(module: nn.Module, path: str, head: nn.Module, blocks: list[Block]) -> None:
+def _collect(
+    module: nn.Module, path: str, head: nn.Module, blocks: list[Block]
+) -> None:
     loose = dict(module.named_parameters(recurse=False))
     if loose:
         blocks.append((path + next(iter(loose)), [nn.ParameterList(loose.values())]))

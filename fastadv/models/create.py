@@ -57,7 +57,8 @@ def create_model(
     if weights is None:
         with seeded_init(seed):
             net = spec.build(num_classes or 1000)
-        mean, std = mean or IMAGENET_MEAN, std or IMAGENET_STD
+        mean = IMAGENET_MEAN if mean is None else mean
+        std = IMAGENET_STD if std is None else std
         return NormalizedModel(net, mean, std, arch, num_classes or 1000, spec=spec)
     if weights in ("torchvision", "timm"):
         model = _from_library(spec, str(weights), mean, std)
@@ -78,7 +79,7 @@ def _from_library(
     if spec.pretrained is None or library != owner:
         raise ConfigError(
             f"{library} has no weights for {spec.name!r}; give weights= a path, or "
-            f"None for random weights"
+            "None for random weights"
         )
     try:
         net = spec.pretrained()
@@ -88,7 +89,13 @@ def _from_library(
             "a network, download the file elsewhere and give weights= its path"
         ) from error
     stated = timm_models.statistics(net) if owner == "timm" else None
-    default_mean, default_std = stated or (IMAGENET_MEAN, IMAGENET_STD)
+    head = net.get_submodule(spec.head_path(net))
+    own_mean, own_std = stated or (IMAGENET_MEAN, IMAGENET_STD)
     return NormalizedModel(
-        net, mean or default_mean, std or default_std, spec.name, 1000, spec=spec
+        net,
+        own_mean if mean is None else mean,
+        own_std if std is None else std,
+        spec.name,
+        len(head.get_parameter("weight")),
+        spec=spec,
     )

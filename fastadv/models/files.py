@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import secrets
 from pathlib import Path
 
 from fastadv.errors import CheckpointError
@@ -21,7 +22,7 @@ def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
             old file is untouched and no temporary file is left.
     """
     target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
@@ -29,7 +30,7 @@ def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
     except OSError as error:
         raise CheckpointError(
             f"could not write {target} ({len(data)} bytes): "
@@ -41,7 +42,8 @@ def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
             temporary.unlink()
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Make the names in `folder` durable, as far as the file system can."""
     # Some network file systems cannot sync a folder; the rename itself has happened.
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)

@@ -187,9 +187,7 @@ def replace_head(
     new: nn.Module
     with seeded_init(seed):
         if isinstance(old, nn.Conv2d):
-            new = nn.Conv2d(
-                old.in_channels, num_classes, 1, bias=old.bias is not None
-            )
+            new = nn.Conv2d(old.in_channels, num_classes, 1, bias=old.bias is not None)
         elif isinstance(old, nn.Linear):
             new = nn.Linear(old.in_features, num_classes, bias=old.bias is not None)
         else:
@@ -200,7 +198,7 @@ def replace_head(
     new.to(device=old.weight.device, dtype=old.weight.dtype).train(old.training)
     setattr(net.get_submodule(parent_path), name, new)
     if hasattr(net, "num_classes"):
-        net.num_classes = num_classes
+        net.num_classes = num_classes  # type: ignore[assignment]
 
 
 @contextlib.contextmanager

@@ -57,8 +57,13 @@ def find_state_dict(content: object, path: Path) -> dict[str, Tensor]:
     if isinstance(content, Mapping):
         candidates = [content.get("model"), content.get("state_dict"), content]
     for candidate in candidates:
-        if isinstance(candidate, Mapping) and candidate and all(
-            isinstance(k, str) and isinstance(v, Tensor) for k, v in candidate.items()
+        if (
+            isinstance(candidate, Mapping)
+            and candidate
+            and all(
+                isinstance(k, str) and isinstance(v, Tensor)
+                for k, v in candidate.items()
+            )
         ):
             return dict(candidate)
     found = (

@@ -38,7 +38,7 @@ class ArchSpec:
             SqueezeNet, whose classifier is a 1x1 convolution with a ReLU before the
             pooling, so no function of the pooled embedding gives its logits.
         image_size: Side in pixels that the architecture was designed for.
-        pretrained: Builds it with the library's own ImageNet weights (1000 classes).
+        pretrained: Builds it with the library's own weights and classes.
     """
 
     name: str
@@ -86,7 +86,7 @@ def _timm_spec(arch: str) -> ArchSpec:
         build=partial(timm_models.build, name),
         head=timm_models.head_path,
         features=timm_models.features,
-        pretrained=partial(timm_models.build, name, 1000, pretrained=True),
+        pretrained=partial(timm_models.build, name, None, pretrained=True),
     )
 
 

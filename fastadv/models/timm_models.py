@@ -44,11 +44,22 @@ def check_name(name: str) -> None:
         raise ConfigError(unknown_name("timm architecture", name, known))
 
 
-def build(name: str, num_classes: int, *, pretrained: bool = False) -> nn.Module:
-    """Build timm's `name`; with `pretrained`, with timm's default weights."""
+def build(name: str, num_classes: int | None, *, pretrained: bool = False) -> nn.Module:
+    """Build timm's `name`.
+
+    Args:
+        name: Without the `timm/` prefix.
+        num_classes: Number of logits; None takes that of the weights. Any other number
+            makes timm put a random head on pretrained weights.
+        pretrained: Load timm's default weights.
+
+    Raises:
+        ConfigError: timm is missing, or the network has no single linear head.
+    """
     net: nn.Module = import_timm().create_model(
         name, pretrained=pretrained, num_classes=num_classes
     )
+    head_path(net)
     return net
 
 
@@ -61,7 +72,7 @@ def head_path(net: nn.Module) -> str:
     head: object = net.get_classifier()  # type: ignore[operator]
     for path, module in net.named_modules():
         if module is head and isinstance(module, nn.Linear):
-            return path
+            return str(path)
     raise ConfigError(
         f"timm network {type(net).__name__} ends in {type(head).__name__}; fastadv "
         "needs one nn.Linear classifier. Pick another timm architecture"

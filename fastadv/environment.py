@@ -1,0 +1,91 @@
+"""What a result was made with: versions, machine, commit; and choosing a device."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastadv import __version__
+from fastadv.errors import ConfigError
+
+PACKAGES = ("torch", "torchvision", "triton", "numba", "numpy", "nvidia-dali-cuda130")
+
+
+def package_version(name: str) -> str | None:
+    """Installed version of a distribution, or None."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def cpu_name() -> str:
+    """The processor's own name, where the system tells it."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def commit() -> str | None:
+    """Commit of the checkout that fastadv runs from, with `+` if it was changed."""
+    root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return None
+    try:
+        described = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--dirty=+", "--abbrev=12"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return described.stdout.strip() or None
+
+
+def provenance() -> dict[str, Any]:
+    """Software and hardware of this process, as plain values."""
+    facts: dict[str, Any] = {
+        "fastadv": __version__,
+        "commit": commit(),
+        "python": platform.python_version(),
+        **{name: package_version(name) for name in PACKAGES},
+        "cpu": cpu_name(),
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+    }
+    if torch.cuda.is_available():
+        facts["gpu"] = torch.cuda.get_device_name()
+        facts["cuda"] = torch.version.cuda
+    return facts
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device for `auto`, `cpu`, `cuda`, `cuda:1`, ...
+
+    Raises:
+        ConfigError: not a device name, or a device that is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(
+            f"--device {name!r} is not a device; use auto, cpu, cuda or cuda:N"
+        ) from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"--device {name} is not there: {torch.cuda.device_count()} CUDA device(s) "
+            "found. Use --device cpu, or see fastadv-doctor"
+        )
+    return device

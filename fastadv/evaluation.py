@@ -1,0 +1,124 @@
+"""Clean and robust accuracy of a model over batches, with confidence intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastadv.attacks import PGD
+from fastadv.data import Batch
+from fastadv.kernels import normalize
+from fastadv.models import NormalizedModel
+from fastadv.models.view import AttackView
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """How many images of each class were classified correctly.
+
+    Attributes:
+        correct: int64 [K].
+        total: int64 [K].
+    """
+
+    correct: Tensor
+    total: Tensor
+
+    @property
+    def n(self) -> int:
+        """Number of images."""
+        return int(self.total.sum())
+
+    @property
+    def top1(self) -> float:
+        """Share of all images, in [0, 1]."""
+        return float(self.correct.sum()) / max(self.n, 1)
+
+    @property
+    def mean_per_class(self) -> float:
+        """Mean over the classes that have images, in [0, 1]."""
+        present = self.total > 0
+        return float((self.correct[present] / self.total[present]).mean())
+
+    def value(self, metric: str) -> float:
+        """`top1` or `mean_per_class`, in [0, 1]."""
+        return self.mean_per_class if metric == "mean_per_class" else self.top1
+
+    def interval(self, metric: str) -> tuple[float, float]:
+        """95 % confidence interval of `metric` over the draw of test images.
+
+        Wilson's interval for top-1; for the mean per class, the normal interval from
+        the per-class binomial variances.
+        """
+        if metric == "top1":
+            return wilson(int(self.correct.sum()), self.n)
+        present = self.total > 0
+        total = self.total[present].double()
+        # One added success and failure keep classes that are all right from
+        # claiming zero variance (Agresti and Coull 1998).
+        share = (self.correct[present].double() + 1) / (total + 2)
+        spread = math.sqrt(float((share * (1 - share) / total).sum())) / len(total)
+        middle = self.mean_per_class
+        return max(0.0, middle - 1.96 * spread), min(1.0, middle + 1.96 * spread)
+
+
+def wilson(successes: int, trials: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a proportion. Source: Wilson 1927."""
+    if trials == 0:
+        return 0.0, 1.0
+    z = 1.959964
+    share = successes / trials
+    middle = share + z * z / (2 * trials)
+    half = z * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials**2))
+    scale = 1 + z * z / trials
+    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Accuracy on clean images and, if there was an attack, on attacked ones.
+
+    An image counts as robust when it is classified correctly and stays so.
+    """
+
+    clean: Accuracy
+    robust: Accuracy | None = None
+
+
+def evaluate(
+    model: NormalizedModel, batches: Iterable[Batch], attack: PGD | None = None
+) -> Evaluation:
+    """Classify every batch in eval mode, and attack it when `attack` is given.
+
+    The model's mode comes back as it was; nothing else of it changes.
+
+    Args:
+        model: classifier of [0, 1] images.
+        batches: of a loader in evaluation mode.
+        attack: judged per image; random starts are numbered through the whole set.
+    """
+    view = AttackView(model)
+    classes = model.num_classes
+    device = model.mean.device
+    total = torch.zeros(classes, dtype=torch.int64, device=device)
+    clean, robust = torch.zeros_like(total), torch.zeros_like(total)
+    seen = 0
+    for batch in batches:
+        with torch.no_grad():
+            z = normalize(batch.images, mean=model.mean, std=model.std)
+            right = view(z).argmax(1) == batch.labels
+        total += batch.labels.bincount(minlength=classes)
+        clean += batch.labels[right].bincount(minlength=classes)
+        if attack is not None:
+            found = attack(view, batch.images, batch.labels, offset=seen)
+            held = right & ~found.success
+            robust += batch.labels[held].bincount(minlength=classes)
+        seen += len(batch.labels)
+    total, clean, robust = total.cpu(), clean.cpu(), robust.cpu()
+    return Evaluation(
+        Accuracy(clean, total), Accuracy(robust, total) if attack is not None else None
+    )

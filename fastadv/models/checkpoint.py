@@ -1,0 +1,331 @@
+"""Model weights in and out: safetensors written here, published files read.
+
+Not the resume state of a training run (optimiser, loader, random state), which
+belongs to `fastadv.training`. Whatever the file, no pickle is ever executed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from fastadv.errors import CheckpointError
+from fastadv.models.files import write_atomic
+from fastadv.models.matching import fill_network, fitting_archs
+from fastadv.models.names import ARCHITECTURES, IMAGENET_MEAN, IMAGENET_STD
+from fastadv.models.normalized import NormalizedModel
+from fastadv.models.published import (
+    BareWeights,
+    arch_from_filename,
+    find_state_dict,
+    unwrap,
+)
+from fastadv.models.registry import get_spec
+
+FORMAT_VERSION = 1
+MODEL_FILE = "model.safetensors"
+
+# How torch's restricted unpickler words a refusal, as opposed to damage.
+_NEEDS_CODE = re.compile(
+    r"unsupported (global|class)|call reduce|can only (build|create)|blocked", re.I
+)
+
+
+# ---- writing ----
+
+
+def save_model(
+    model: NormalizedModel,
+    path: str | os.PathLike[str],
+    metadata: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a model as one safetensors file, atomically.
+
+    Tensors carry the keys of the bare network, so any torchvision code can load them;
+    architecture, classes and normalisation are in the header.
+
+    Args:
+        model: The model; its weights are stored in their own dtype.
+        path: Where to; missing folders are made.
+        metadata: Anything JSON can hold (threat model, epoch, accuracy, commit).
+
+    Raises:
+        CheckpointError: The file cannot be written (full disk, no permission); what
+            was at `path` before is unchanged.
+        TypeError: `metadata` holds something JSON cannot.
+    """
+    header = {
+        "fastadv_format": str(FORMAT_VERSION),
+        "arch": model.arch,
+        "num_classes": str(model.num_classes),
+        "mean": json.dumps(_decimals(model.mean)),
+        "std": json.dumps(_decimals(model.std)),
+        "user": json.dumps(dict(metadata or {})),
+    }
+    state = {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in model.net.state_dict().items()
+    }
+    write_atomic(path, safetensors.torch.save(state, header))
+
+
+def _decimals(values: Tensor) -> list[float]:
+    # The shortest decimals that give the same float32: 0.485, not 0.48500001430511475.
+    return [float(f"{value:.9g}") for value in values.float().tolist()]
+
+
+def state_hash(model: nn.Module) -> str:
+    """Return a SHA-256 (64 hexadecimal digits) of names and values of a state dict.
+
+    Independent of device, memory format and file; equal hashes mean bit-equal weights
+    and buffers.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+# ---- reading ----
+
+
+def load_model(
+    path: str | os.PathLike[str],
+    arch: str | None = None,
+    num_classes: int | None = None,
+    *,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> NormalizedModel:
+    """Load a model, in eval mode, on the CPU.
+
+    Args:
+        path: A file of `save_model`; a run folder (its `checkpoints/best`, else
+            `last`); or a published checkpoint: a torchvision state dict, or the files
+            of Salman et al. and MadryLab's `robustness` with their wrappers.
+        arch: Architecture, where neither the file nor its name says
+            (`{arch}_l2_eps3.ckpt`). If the file says otherwise it is refused.
+        num_classes: What the head must have; None takes what the file has.
+        mean: Per-channel mean in [0, 1] units, where the file does not say; the
+            default is ImageNet's. If the file says otherwise it is refused.
+        std: Per-channel standard deviation, likewise.
+
+    Raises:
+        CheckpointError: Missing, damaged, not a checkpoint, needing code to be run,
+            or of another architecture, class count or normalisation.
+        ConfigError: `arch` is unknown.
+
+    Example:
+        >>> model = load_model("resnet18_l2_eps3.ckpt")  # doctest: +SKIP
+        >>> model.arch, model.num_classes  # doctest: +SKIP
+        ('resnet18', 1000)
+    """
+    file = resolve_checkpoint(path)
+    header, bare = _read(file)
+    spec = get_spec(_decide_arch(file, header, arch, bare.state))
+    net = fill_network(spec, bare.state, file)
+    head = net.get_submodule(spec.head_path(net))
+    found = int(head.get_parameter("weight").shape[0])
+    if num_classes not in (None, found):
+        raise CheckpointError(
+            f"{file} classifies {found} classes, not {num_classes}; load it without "
+            "num_classes and call model.replace_head to transfer it"
+        )
+    mean = _decide_statistic("mean", mean, bare.mean, IMAGENET_MEAN, file)
+    std = _decide_statistic("std", std, bare.std, IMAGENET_STD, file)
+    try:
+        model = NormalizedModel(net, mean, std, spec.name, found, spec=spec)
+    except ValueError as error:
+        raise CheckpointError(f"{file}: {error}") from error
+    return model.eval()
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return what `save_model` stored beside the weights, without reading those.
+
+    Returns:
+        `arch`, `num_classes`, `mean`, `std`, `fastadv_format`, and `user`: the
+        `metadata` given to `save_model`.
+
+    Raises:
+        CheckpointError: Not a file of `save_model`, or damaged.
+    """
+    file = resolve_checkpoint(path)
+    header = _read_header(file) if file.suffix == ".safetensors" else {}
+    if not header:
+        raise CheckpointError(
+            f"{file} carries no fastadv metadata; only files of save_model do"
+        )
+    return header
+
+
+def resolve_checkpoint(path: str | os.PathLike[str]) -> Path:
+    """Return the weights file that `path`, a file or a run folder, stands for.
+
+    Raises:
+        CheckpointError: There is no such file, or the folder holds no checkpoint.
+    """
+    given = Path(path)
+    if given.is_file():
+        return given
+    if not given.exists():
+        raise CheckpointError(
+            f"there is no file or folder {given}; give a checkpoint file or the "
+            "folder of a training run"
+        )
+    choices = [given / "checkpoints" / which / MODEL_FILE for which in ("best", "last")]
+    for choice in (*choices, given / MODEL_FILE):
+        if choice.is_file():
+            return choice
+    raise CheckpointError(
+        f"the folder {given} holds no checkpoint; looked for "
+        + ", ".join(str(choice.relative_to(given)) for choice in choices)
+    )
+
+
+def _read(file: Path) -> tuple[dict[str, Any], BareWeights]:
+    _refuse_lookalikes(file)
+    if file.suffix != ".safetensors":
+        content = _load_pickle_safely(file)
+        return {}, unwrap(find_state_dict(content, file), file)
+    header = _read_header(file)
+    try:
+        state = safetensors.torch.load_file(file)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise _damaged(file, error) from error
+    if header:
+        return header, BareWeights(state, tuple(header["mean"]), tuple(header["std"]))
+    return {}, unwrap(state, file)
+
+
+def _refuse_lookalikes(file: Path) -> None:
+    try:
+        with open(file, "rb") as stream:
+            start = stream.read(256).lstrip().lower()
+    except OSError as error:
+        raise CheckpointError(f"could not read {file}: {error.strerror}") from error
+    if not start:
+        raise CheckpointError(f"{file} is empty; download or write it again")
+    if start.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        raise CheckpointError(
+            f"{file} is a web page, not a checkpoint: the download returned an error "
+            "or log-in page. Open the link in a browser and save the file it offers"
+        )
+    if start.startswith(b"version https://git-lfs"):
+        raise CheckpointError(
+            f"{file} is a Git LFS pointer, not the weights; run: git lfs pull"
+        )
+
+
+def _read_header(file: Path) -> dict[str, Any]:
+    """Return the header of a file of `save_model`; empty for anybody else's."""
+    try:
+        with safetensors.safe_open(file, framework="pt") as handle:
+            raw = handle.metadata() or {}
+    except (safetensors.SafetensorError, OSError) as error:
+        raise _damaged(file, error) from error
+    if "fastadv_format" not in raw:
+        return {}
+    try:
+        version = int(raw["fastadv_format"])
+        header = {
+            "fastadv_format": version,
+            "arch": raw["arch"],
+            "num_classes": int(raw["num_classes"]),
+            "mean": [float(value) for value in json.loads(raw["mean"])],
+            "std": [float(value) for value in json.loads(raw["std"])],
+            "user": json.loads(raw["user"]),
+        }
+    except (KeyError, ValueError, TypeError) as error:
+        raise _damaged(file, error) from error
+    if version > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{file} has format {version}, this fastadv reads up to {FORMAT_VERSION}; "
+            "upgrade fastadv"
+        )
+    return header
+
+
+def _load_pickle_safely(file: Path) -> object:
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # what a damaged pickle raises depends on the bytes
+        reason = _reason(error)
+        if not _NEEDS_CODE.search(reason):
+            raise _damaged(file, error) from error
+        raise CheckpointError(
+            f"{file} needs code to be run to read it ({reason}), which is refused: "
+            "such code could do anything. If you trust its source, open it there and "
+            "save model.state_dict() alone"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Return the first sentence of the cause, without torch's advice to unpickle."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if _NEEDS_CODE.search(line)] or lines or ["?"]
+    text = telling[0].removeprefix("WeightsUnpickler error: ")
+    sentence = re.split(r"\.\s| was not an allowed", text, maxsplit=1)[0].rstrip(".")
+    return f"{type(error).__name__}: {sentence}"
+
+
+def _damaged(file: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{file} is damaged, cut short, or no checkpoint at all ({_reason(error)}); "
+        "download or write it again"
+    )
+
+
+# ---- what the file, its name and the caller say together ----
+
+
+def _decide_arch(
+    file: Path, header: Mapping[str, Any], arch: str | None, state: dict[str, Tensor]
+) -> str:
+    stored = header.get("arch")
+    if stored is not None:
+        if arch not in (None, stored):
+            raise CheckpointError(f"{file} is a {stored}, not a {arch}")
+        return str(stored)
+    guess = arch_from_filename(file)
+    if arch is not None:
+        return arch
+    if guess in ARCHITECTURES:
+        return guess
+    fits = fitting_archs(state)
+    hint = f"its weights fit {' and '.join(fits)}" if fits else "no known one fits"
+    raise CheckpointError(
+        f"{file} does not say its architecture; {hint}. Pass arch=... (--arch)"
+    )
+
+
+def _decide_statistic(
+    name: str,
+    given: Sequence[float] | None,
+    stored: Sequence[float] | None,
+    default: Sequence[float],
+    file: Path,
+) -> Sequence[float]:
+    if stored is None:
+        return default if given is None else given
+    equal = given is None or torch.allclose(
+        torch.tensor(list(given)), torch.tensor(list(stored)), atol=1e-5
+    )
+    if not equal:
+        raise CheckpointError(
+            f"{file} was trained with {name} {tuple(stored)}, not {tuple(given or ())};"
+            f" leave {name} out to use its own"
+        )
+    return stored

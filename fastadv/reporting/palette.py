@@ -1,0 +1,138 @@
+"""How figures look: colours that mean the same everywhere, and one quiet style.
+
+Not here: what is drawn. The colours of text and lines below are readable on white as
+they are; `html` turns each into a CSS variable, so that they follow the theme.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+import matplotlib
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+
+INK = "#1f2328"
+MUTED = "#59636e"
+GRID = "#d1d9e0"
+WRONG = "#c62828"
+
+# Okabe and Ito 2008, told apart with every common colour blindness: blues are standard
+# models, warm colours robust ones.
+_STANDARD = ("#0072b2", "#56b4e9")
+_ROBUST = ("#d55e00", "#e69f00", "#cc79a7", "#009e73")
+_STANDARD_NAMES = ("standard", "std", "clean", "natural")
+
+# CSS variable of each colour that changes with the theme; the rest reads on both.
+THEMED = {
+    INK: "--ink",
+    MUTED: "--muted",
+    GRID: "--grid",
+    WRONG: "--wrong",
+    _STANDARD[0]: "--standard",
+    _ROBUST[0]: "--robust",
+}
+
+_STYLE: dict[str, object] = {
+    "axes.axisbelow": True,
+    "axes.edgecolor": GRID,
+    "axes.facecolor": "none",
+    "axes.grid": False,
+    "axes.labelcolor": MUTED,
+    "axes.labelsize": 9,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlecolor": INK,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 10,
+    "figure.facecolor": "none",
+    "figure.titlesize": 11,
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 9,
+    "grid.color": GRID,
+    "grid.linewidth": 0.7,
+    "legend.fontsize": 9,
+    "legend.frameon": False,
+    "legend.labelcolor": INK,
+    "savefig.facecolor": "none",
+    "svg.fonttype": "none",
+    "svg.hashsalt": "fastadv",
+    "text.color": INK,
+    # Names of classes and data sets are not mathematics, whatever dollars they hold.
+    "text.parse_math": False,
+    "xtick.color": GRID,
+    "xtick.labelcolor": INK,
+    "xtick.labelsize": 9,
+    "ytick.color": GRID,
+    "ytick.labelcolor": MUTED,
+    "ytick.labelsize": 8,
+}
+
+
+@contextmanager
+def house_style() -> Iterator[None]:
+    """Draw, or save, in the style of the report; the caller's settings come back."""
+    with matplotlib.rc_context(_STYLE):  # type: ignore[arg-type]
+        yield
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """A figure of `width` x `height` inches on an Agg canvas, without pyplot."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def horizontal_grid(ax: Axes) -> None:
+    """Leave only what a reader measures by: faint horizontal lines."""
+    ax.grid(axis="y")
+    ax.spines["left"].set_visible(False)
+    ax.tick_params(axis="both", length=0)
+
+
+def is_standard(name: str, eps: float | None = None) -> bool:
+    """Whether a source was trained without attacks: by its `eps`, else by its name."""
+    if eps is not None:
+        return eps == 0
+    return name.lower().startswith(_STANDARD_NAMES)
+
+
+def source_colors(
+    names: Iterable[str], eps: Mapping[str, float | None] | None = None
+) -> dict[str, str]:
+    """Choose one colour per source: blue for standard ones, warm for robust ones.
+
+    Give the result to every figure of a report as `colors`, and a source looks the
+    same in all of them even where one is missing.
+
+    Args:
+        names: sources; the first standard and the first robust get the main colours.
+        eps: training radius of each source (0 is standard). Where it is missing, a name
+            that begins with standard, std, clean or natural is a standard source.
+
+    Returns:
+        Hexadecimal colour by name, in the order of `names`.
+
+    Example:
+        >>> source_colors(["standard", "l2 0.5"])
+        {'standard': '#0072b2', 'l2 0.5': '#d55e00'}
+    """
+    ordered = list(dict.fromkeys(names))
+    standard = [n for n in ordered if is_standard(n, (eps or {}).get(n))]
+    robust = [n for n in ordered if n not in standard]
+    chosen = dict(zip(standard, _shades(_STANDARD, len(standard), "winter")))
+    chosen.update(zip(robust, _shades(_ROBUST, len(robust), "plasma")))
+    return {name: chosen[name] for name in ordered}
+
+
+def _shades(main: tuple[str, ...], count: int, colormap: str) -> list[str]:
+    """`count` colours: the main ones, or a ramp where they are too few."""
+    if count <= len(main):
+        return list(main[:count])
+    ramp = colormaps[colormap]
+    return [to_hex(ramp(0.1 + 0.75 * i / (count - 1))) for i in range(count)]

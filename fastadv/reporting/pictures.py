@@ -1,0 +1,248 @@
+"""Pictures of what models see: adversarial examples and loss gradients.
+
+The models are attacked and differentiated through the attack view, so their mode,
+statistics and gradients stay as they were. Charts of numbers are in `charts`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from fastadv.attacks import PGD
+from fastadv.models import NormalizedModel
+from fastadv.models.view import AttackView
+from fastadv.reporting.palette import INK, MUTED, WRONG, house_style, new_figure
+
+_CELL = 1.12  # inches of one image; small enough for eight in the width of a page
+_LABEL = 1.0  # inches for the names of the rows
+_SCALES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+
+
+def adversarial_examples(
+    models: Mapping[str, NormalizedModel],
+    images: Tensor,
+    labels: Tensor,
+    class_names: Sequence[str],
+    attack: PGD,
+) -> Figure:
+    """Draw clean images, adversarial ones and the amplified difference, per model.
+
+    Under each image stands what the model predicts, bold red where that is wrong. All
+    perturbations are amplified by one factor, which the title states.
+
+    Args:
+        models: by the name to show.
+        images: uint8 [N, C, H, W], N from 1 to about 8.
+        labels: int64 [N], true classes.
+        class_names: of the models' outputs, in their order.
+        attack: made with its threat model; run once per model.
+
+    Raises:
+        ValueError: no models, images that are not uint8 [N, C, H, W], or labels and
+            class names that do not fit them.
+    """
+    _check(models, images, labels)
+    if int(labels.max()) >= len(class_names):
+        raise ValueError(
+            f"labels reach {int(labels.max())} but there are {len(class_names)} "
+            "class_names; give one name per output of the models"
+        )
+    rows = []
+    for name, model in models.items():
+        view = AttackView(model)
+        x, y = images.to(model.mean.device), labels.to(model.mean.device)
+        x_adv = attack(view, x, y).x_adv
+        clean = x.float() / 255
+        rows.append((name, clean, _predict(model, view, clean), x_adv, x_adv - clean))
+        rows[-1] += (_predict(model, view, x_adv),)
+    scale = _amplification(max(_large(row[4]) for row in rows))
+    title = (
+        f"PGD-{attack.num_steps}, {attack.threat}: under each image, the prediction. "
+        f"Perturbation x{scale} around gray"
+    )
+    with house_style():
+        figure, axes = _grid(title, 3 * len(rows), len(images))
+        for index, (name, clean, before, x_adv, delta, after) in enumerate(rows):
+            clean_row, adv_row, delta_row = axes[3 * index : 3 * index + 3]
+            _name_row(clean_row[0], name, "clean")
+            _name_row(adv_row[0], "", "adversarial")
+            _name_row(delta_row[0], "", f"difference x{scale}")
+            amplified = (0.5 + scale * delta).clamp(0, 1)
+            for i, label in enumerate(labels.tolist()):
+                for ax, picture in (
+                    (clean_row[i], clean[i]),
+                    (adv_row[i], x_adv[i]),
+                    (delta_row[i], amplified[i]),
+                ):
+                    _show(ax, picture)
+                for ax, seen in ((clean_row[i], before[i]), (adv_row[i], after[i])):
+                    _caption(ax, _class_name(class_names, seen), seen != label)
+    return figure
+
+
+def loss_gradients(
+    models: Mapping[str, NormalizedModel], images: Tensor, labels: Tensor
+) -> Figure:
+    """Draw the loss gradient with respect to the pixels, each model below the image.
+
+    Gradients of robust models follow the outlines of the object; those of standard
+    models look like noise. Each is clipped to three standard deviations around its
+    mean and mapped to [0, 1], nothing else.
+
+    Args:
+        models: by the name to show.
+        images: uint8 [N, C, H, W], N from 1 to about 8.
+        labels: int64 [N], true classes.
+
+    Raises:
+        ValueError: no models, images that are not uint8 [N, C, H, W], or labels that
+            do not fit them.
+
+    Source:
+        Tsipras et al. 2019, figure 2; Utrera et al. 2021.
+    """
+    _check(models, images, labels)
+    title = "Gradient of the loss with respect to the pixels"
+    with house_style():
+        figure, axes = _grid(title, 1 + len(models), len(images), captions=False)
+        _name_row(axes[0][0], "image", "")
+        for ax, image in zip(axes[0], images.float() / 255, strict=True):
+            _show(ax, image)
+        for row, (name, model) in zip(axes[1:], models.items(), strict=True):
+            _name_row(row[0], name, "gradient")
+            gradients = pixel_gradients(model, images, labels)
+            for ax, gradient in zip(row, gradients, strict=True):
+                _show(ax, visible_gradient(gradient))
+    return figure
+
+
+def pixel_gradients(model: NormalizedModel, images: Tensor, labels: Tensor) -> Tensor:
+    """Gradient of each sample's cross-entropy with respect to its [0, 1] pixels.
+
+    Args:
+        model: stays as it is.
+        images: uint8 [N, C, H, W].
+        labels: int64 [N].
+
+    Returns:
+        float32 [N, C, H, W].
+    """
+    view = AttackView(model)
+    x = (images.to(model.mean.device).float() / 255).requires_grad_()
+    with torch.enable_grad():
+        logits = view(model.normalize(x).to(view.dtype))
+        loss = cross_entropy(logits.float(), labels.to(x.device), reduction="sum")
+        (gradient,) = torch.autograd.grad(loss, x)
+    return gradient
+
+
+def visible_gradient(gradient: Tensor) -> Tensor:
+    """Map one gradient [C, H, W] to [0, 1]: mean +-3 deviations; constant is gray."""
+    centered = gradient - gradient.mean()
+    # Where nothing varies, 0 / tiny stays 0 and the picture gray.
+    tiny = torch.finfo(gradient.dtype).tiny
+    return (0.5 + centered / (6 * centered.std()).clamp_min(tiny)).clamp(0, 1)
+
+
+# ---- parts ----
+
+
+def _check(models: Mapping[str, NormalizedModel], images: Tensor, labels: Tensor) -> None:
+    if not models:
+        raise ValueError("models is empty; give at least one model by name")
+    if images.dtype != torch.uint8 or images.dim() != 4 or len(images) == 0:
+        raise ValueError(
+            f"images are {images.dtype} {list(images.shape)}; expected uint8 "
+            "[N, C, H, W] in 0..255 with N >= 1"
+        )
+    if labels.shape != images.shape[:1]:
+        raise ValueError(
+            f"labels have shape {list(labels.shape)} for {len(images)} images; expected "
+            f"[{len(images)}]"
+        )
+
+
+@torch.no_grad()
+def _predict(model: NormalizedModel, view: AttackView, x: Tensor) -> list[int]:
+    logits = view(model.normalize(x).to(view.dtype))
+    classes: list[int] = logits.argmax(1).tolist()
+    return classes
+
+
+def _large(delta: Tensor) -> float:
+    """A change that 99 % of the pixels stay below."""
+    # Not torch.quantile: it refuses more than 16 million elements.
+    values = delta.abs().flatten()
+    rank = max(1, int(0.99 * values.numel()))
+    return float(values.kthvalue(rank).values)
+
+
+def _amplification(large: float) -> int:
+    """The largest round factor that keeps `large` within half of the pixel range."""
+    fitting = [scale for scale in _SCALES if scale * large <= 0.5]
+    return fitting[-1] if fitting else 1
+
+
+def _class_name(class_names: Sequence[str], index: int) -> str:
+    return class_names[index] if index < len(class_names) else f"class {index}"
+
+
+def _grid(
+    title: str, rows: int, columns: int, *, captions: bool = True
+) -> tuple[Figure, list[list[Axes]]]:
+    """A figure of `rows` x `columns` bare axes, titles left, row names in the margin."""
+    height = rows * (_CELL + (0.12 if captions else 0.0)) + 0.5
+    # A title of one line needs its width even over a single image.
+    width = max(_LABEL + columns * _CELL, 0.078 * len(title))
+    figure = new_figure(width, height)
+    figure.suptitle(title, x=0.005, ha="left", fontsize=10)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for ax in axes.flat:
+        ax.set(xticks=[], yticks=[])
+        ax.spines[:].set_visible(False)
+    return figure, [list(row) for row in axes]
+
+
+def _name_row(ax: Axes, name: str, what: str) -> None:
+    for text, height, color, weight in (
+        (name, 0.62, INK, "bold"),
+        (what, 0.42, MUTED, "normal"),
+    ):
+        if text:
+            ax.text(
+                -0.08,
+                height,
+                text,
+                color=color,
+                weight=weight,
+                ha="right",
+                va="center",
+                fontsize=9 if weight == "bold" else 8,
+                transform=ax.transAxes,
+            )
+
+
+def _show(ax: Axes, image: Tensor) -> None:
+    """Show [C, H, W] in [0, 1] as 8-bit pixels, enlarged without smoothing."""
+    pixels = (image.detach().clamp(0, 1) * 255).round().to(torch.uint8)
+    array = pixels.permute(1, 2, 0).contiguous().cpu().numpy()
+    if array.shape[2] == 1:
+        array = array.repeat(3, axis=2)
+    ax.imshow(array, interpolation="none")
+
+
+def _caption(ax: Axes, text: str, wrong: bool) -> None:
+    short = text if len(text) <= 15 else text[:14] + "\u2026"
+    ax.set_xlabel(
+        short,
+        color=WRONG if wrong else INK,
+        weight="bold" if wrong else "normal",
+        fontsize=8,
+        labelpad=2,
+    )
