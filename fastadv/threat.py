@@ -35,7 +35,7 @@ def parse_pixels(value: str | float) -> float:
             number = float(top / bottom)
         else:
             number = float(text)
-    except (ValueError, ZeroDivisionError):
+    except (ValueError, ZeroDivisionError, OverflowError):
         raise ValueError(
             f"{value!r} is not a length in pixel units; write 3, 0.5 or 8/255"
         ) from None

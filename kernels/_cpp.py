@@ -1,15 +1,15 @@
 """The C++ CPU backend: loads `fastadv_cpu.so` and passes it pointers and sizes.
 
-The library speaks plain C (`csrc/cpu/step.h`) instead of linking torch: one build serves
-every torch version, and its OpenMP loops run in torch's own thread pool, because torch
-loads libgomp before us. A second pool would fight the first for the cores.
+The library speaks plain C (`csrc/cpu/step.h`) instead of linking torch: one build
+serves every torch version, and its OpenMP loops run in torch's own thread pool, because
+torch loads libgomp before us. A second pool would fight the first for the cores.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
-from ctypes import c_float, c_int32, c_int64, c_uint64, c_void_p
+from ctypes import c_int32, c_int64, c_uint64, c_void_p
 from pathlib import Path
 
 import torch

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from fastadv.kernels.registry import Operands
 
-# Elements. x, x0, the gradient and two tables of one tile are about 100 KiB: they stay in
-# a core's second-level cache between the passes over a tile.
+# Elements. x, x0, the gradient and two tables of one tile are about 100 KiB: they stay
+# in a core's second-level cache between the passes over a tile.
 TILE = 6144
 
 _ACCEPTED = {
@@ -64,9 +64,10 @@ def _kernels() -> ModuleType:
     from numba.np.ufunc import parallel
 
     # "omp" binds to the libgomp that torch loaded, so both use one pool of threads.
-    numba.config.THREADING_LAYER_PRIORITY = ["omp", "workqueue", "tbb"]
+    config: Any = numba.config
+    config.THREADING_LAYER_PRIORITY = ["omp", "workqueue", "tbb"]
     threads = torch.get_num_threads()
-    parallel._launch_threads()
+    parallel._launch_threads()  # type: ignore[no-untyped-call]
     torch.set_num_threads(threads)  # launching resets the count in that libgomp
     return importlib.import_module("fastadv.kernels._numba_kernels")
 
@@ -76,7 +77,8 @@ def _call(name: str, *args: Any) -> Any:
 
     with _one_at_a_time:
         kernel = getattr(_kernels(), name)
-        most = int(numba.config.NUMBA_NUM_THREADS)
+        config: Any = numba.config
+        most = int(config.NUMBA_NUM_THREADS)
         numba.set_num_threads(min(torch.get_num_threads(), most))
         return kernel(*args)
 
@@ -104,7 +106,7 @@ def _tables(mean: Tensor, std: Tensor, like: Tensor) -> tuple[Any, Any]:
     """Mean and 1/std of every element of a tile, [planes, tile]; see the kernels."""
     import numpy as np
 
-    n, c, h, w = like.shape
+    _, c, h, w = like.shape
     tables = (_vector(mean), 1 / _vector(std))
     if like.is_contiguous():
         width = min(TILE, h * w)

@@ -7,6 +7,8 @@ element's channel constants, which is how both layouts share every loop.
 
 Sums go tile by tile in float64 in a fixed order: results do not depend on threads.
 """
+# Numba infers the types of compiled functions from their arguments.
+# mypy: allow-untyped-defs, allow-untyped-calls
 
 from collections.abc import Callable
 from typing import Any
@@ -39,21 +41,21 @@ def _jit(**options: Any) -> Callable[[Any], Any]:
     return decorate
 
 
-# "contract" allows fused multiply-add. "reassoc", which vectorises a sum, is kept to the
-# one function that sums. Never "nnan" or "ninf": they delete the non-finite check.
+# "contract" allows fused multiply-add. "reassoc", which vectorises a sum, is kept to
+# the one function that sums. Never "nnan" or "ninf": they delete the non-finite check.
 _inline = _jit(fastmath={"contract"})
 _summing = _jit(fastmath={"contract", "reassoc"})
 _parallel = _jit(parallel=True)
 
 
 @_inline
-def _clip(value, low, high):  # type: ignore[no-untyped-def]
+def _clip(value, low, high):
     value = low if value < low else value
     return high if value > high else value
 
 
 @_inline
-def _linf_tile(x, x0, unit, grad, step, eps, inv):  # type: ignore[no-untyped-def]
+def _linf_tile(x, x0, unit, grad, step, eps, inv):
     bad = 0
     for j in range(x.size):
         gx = grad[j] * inv[j]
@@ -68,8 +70,8 @@ def _linf_tile(x, x0, unit, grad, step, eps, inv):  # type: ignore[no-untyped-de
 
 
 @_summing
-def _sum_tile(x, x0, unit, grad, inv, out):  # type: ignore[no-untyped-def]
-    """Write |gx|^2, <d, gx>, |d|^2 of one tile to `out`; return the non-finite count."""
+def _sum_tile(x, x0, unit, grad, inv, out):
+    """Write |gx|^2, <d, gx>, |d|^2 of a tile to `out`; return the non-finite count."""
     gg, dg, dd, bad = 0.0, 0.0, 0.0, 0
     for j in range(x.size):
         gx = grad[j] * inv[j]
@@ -85,7 +87,7 @@ def _sum_tile(x, x0, unit, grad, inv, out):  # type: ignore[no-untyped-def]
 
 
 @_inline
-def _move_tile(x, x0, unit, grad, scale, shrink, inv):  # type: ignore[no-untyped-def]
+def _move_tile(x, x0, unit, grad, scale, shrink, inv):
     for j in range(x.size):
         gx = grad[j] * inv[j]
         gx = gx if abs(gx) <= _LARGEST else _ZERO
@@ -94,20 +96,20 @@ def _move_tile(x, x0, unit, grad, scale, shrink, inv):  # type: ignore[no-untype
 
 
 @_inline
-def _normalize_tile(x, unit, mean, inv, z):  # type: ignore[no-untyped-def]
+def _normalize_tile(x, unit, mean, inv, z):
     for j in range(x.size):
         z[j] = (np.float32(x[j]) / unit - mean[j]) * inv[j]
 
 
 @_inline
-def _tile(k, tiles, shape, width):  # type: ignore[no-untyped-def]
+def _tile(k, tiles, shape, width):
     """Tile number `k` of [rows, plane] as (row, first, end)."""
     row, first = k // tiles, k % tiles * width
     return row, first, min(first + width, shape[1])
 
 
 @_parallel
-def step_linf(x, x0, unit, grad, z, write_z, step, eps, mean, inv):  # type: ignore[no-untyped-def]
+def step_linf(x, x0, unit, grad, z, write_z, step, eps, mean, inv):
     """One linf step in place; returns the number of non-finite gradient elements."""
     planes, width = inv.shape
     tiles = (x.shape[1] + width - 1) // width
@@ -124,7 +126,7 @@ def step_linf(x, x0, unit, grad, z, write_z, step, eps, mean, inv):  # type: ign
 
 
 @_parallel
-def step_l2(x, x0, unit, grad, z, write_z, step, eps, mean, inv):  # type: ignore[no-untyped-def]
+def step_l2(x, x0, unit, grad, z, write_z, step, eps, mean, inv):
     """One L2 step in place; returns the number of non-finite gradient elements."""
     planes, width = inv.shape
     tiles = (x.shape[1] + width - 1) // width
@@ -156,7 +158,7 @@ def step_l2(x, x0, unit, grad, z, write_z, step, eps, mean, inv):  # type: ignor
 
 
 @_parallel
-def normalize(x, unit, mean, inv, z):  # type: ignore[no-untyped-def]
+def normalize(x, unit, mean, inv, z):
     """Write `(x / unit - mean) * inv` to `z`."""
     width = inv.shape[1]
     tiles = (x.shape[1] + width - 1) // width
@@ -167,7 +169,7 @@ def normalize(x, unit, mean, inv, z):  # type: ignore[no-untyped-def]
 
 
 @_inline
-def philox(c0, c1, c2, c3, k0, k1):  # type: ignore[no-untyped-def]
+def philox(c0, c1, c2, c3, k0, k1):
     """Philox4x32-10 on 32-bit words held in uint64; the layout is in philox.py."""
     for _ in range(10):
         p0, p1 = c0 * _M0, c2 * _M1
@@ -182,19 +184,19 @@ def philox(c0, c1, c2, c3, k0, k1):  # type: ignore[no-untyped-def]
 
 
 @_inline
-def _uniform(word):  # type: ignore[no-untyped-def]
+def _uniform(word):
     return np.float32(word >> np.uint64(8)) * _UNIT
 
 
 @_inline
-def _normal_pair(w0, w1):  # type: ignore[no-untyped-def]
+def _normal_pair(w0, w1):
     radius = np.sqrt(-_TWO * np.log(_uniform(w0) + _UNIT))
     angle = _TURN * _uniform(w1)
     return radius * np.cos(angle), radius * np.sin(angle)
 
 
 @_inline
-def _random_sample(out, channels_last, l2, low, high, k0, k1):  # type: ignore[no-untyped-def]
+def _random_sample(out, channels_last, l2, low, high, k0, k1):
     """Fill out[planes, plane] with unscaled numbers; return their squared length."""
     channels = out.shape[1] if channels_last else out.shape[0]
     pixels = out.shape[0] if channels_last else out.shape[1]
@@ -222,7 +224,7 @@ def _random_sample(out, channels_last, l2, low, high, k0, k1):  # type: ignore[n
 
 
 @_parallel
-def ball_init(out, x0, unit, channels_last, l2, eps, seed, offset):  # type: ignore[no-untyped-def]
+def ball_init(out, x0, unit, channels_last, l2, eps, seed, offset):
     """Fill out[n, a, b] (pixels, channels or channels, pixels) around x0[n, a * b]."""
     k0, k1 = seed & _MASK, seed >> _HALF
     size = x0.shape[1]

@@ -77,7 +77,9 @@ def _missing() -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed; pip install triton"
     if not _interpreting() and not torch.cuda.is_available():
-        return "no CUDA or ROCm device (TRITON_INTERPRET=1 runs it on the CPU, for tests)"
+        return (
+            "no CUDA or ROCm device (TRITON_INTERPRET=1 runs it on the CPU, for tests)"
+        )
     return None
 
 
@@ -114,7 +116,9 @@ def _kernels() -> ModuleType:
     return importlib.import_module("fastadv.kernels._triton_kernels")
 
 
-def _launch(name: str, like: Tensor, programs: int, *args: Any, **constants: Any) -> None:
+def _launch(
+    name: str, like: Tensor, programs: int, *args: Any, **constants: Any
+) -> None:
     # Triton launches on the current device, which need not be the tensor's.
     on_device = (
         torch.cuda.device(like.device) if like.is_cuda else contextlib.nullcontext()

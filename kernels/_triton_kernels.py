@@ -8,6 +8,9 @@ Memory is walked in physical order. An image tensor is [rows, plane]: one row pe
 channels_last, where the channel is the offset modulo C. Row bases are 64-bit, offsets
 in a row 32-bit. Sums are float64, tile by tile and then over tiles, in a fixed order.
 """
+# Triton infers the types of kernels from their arguments.
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
+# mypy: allow-untyped-decorators
 
 import triton
 import triton.language as tl
@@ -128,7 +131,7 @@ def sums_l2(
     C: tl.constexpr, LAST: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """First pass of L2: parts[3, total] gets |gx|^2, <d, gx>, |d|^2 of each tile."""
-    sample, row, base, first = _locate(plane, tiles, C, LAST, WIDTH)
+    _, row, base, first = _locate(plane, tiles, C, LAST, WIDTH)
     gg = tl.zeros((BLOCK,), tl.float64)
     dg = tl.zeros((BLOCK,), tl.float64)
     dd = tl.zeros((BLOCK,), tl.float64)
@@ -162,7 +165,7 @@ def move_l2(
     x, x0, grad, z, step, eps, mean, std, parts, count, plane, tiles, total,
     C: tl.constexpr, LAST: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Second pass of L2: every program adds up its sample's `count` parts, then moves."""
+    """Second pass of L2: add up the sample's `count` parts, then move."""
     sample, row, base, first = _locate(plane, tiles, C, LAST, BLOCK)
     offsets = first + tl.arange(0, BLOCK)
     mask = offsets < plane

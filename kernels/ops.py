@@ -19,7 +19,9 @@ _library.define(
     "Tensor mean, Tensor std, str norm, Tensor(b!)? z=None, Tensor(c!)? nonfinite=None"
     ") -> ()"
 )
-_library.define("ball_init(Tensor x0, Tensor eps, str norm, int seed, int offset) -> Tensor")
+_library.define(
+    "ball_init(Tensor x0, Tensor eps, str norm, int seed, int offset) -> Tensor"
+)
 _library.define(
     "normalize(Tensor x, Tensor mean, Tensor std, ScalarType dtype) -> Tensor"
 )
@@ -40,10 +42,13 @@ def _check_image(name: str, t: Tensor, dtypes: tuple[torch.dtype, ...]) -> None:
 def _check_like(name: str, t: Tensor, like: Tensor) -> None:
     if t.shape != like.shape:
         raise ValueError(
-            f"{name} has shape {list(t.shape)}; x has {list(like.shape)}: they must agree"
+            f"{name} has shape {list(t.shape)}; x has {list(like.shape)}: "
+            "they must agree"
         )
     if t.device != like.device:
-        raise ValueError(f"{name} is on {t.device}, x on {like.device}; move one of them")
+        raise ValueError(
+            f"{name} is on {t.device}, x on {like.device}; move one of them"
+        )
 
 
 def _check_vector(name: str, t: Tensor, length: int, like: Tensor) -> None:
@@ -52,7 +57,9 @@ def _check_vector(name: str, t: Tensor, length: int, like: Tensor) -> None:
     if not t.is_floating_point():
         raise TypeError(f"{name} is {t.dtype}; expected a floating-point tensor")
     if t.device != like.device:
-        raise ValueError(f"{name} is on {t.device}, x on {like.device}; move one of them")
+        raise ValueError(
+            f"{name} is on {t.device}, x on {like.device}; move one of them"
+        )
 
 
 def memory_order(t: Tensor) -> torch.memory_format | None:
@@ -144,9 +151,7 @@ def _ball_init_fake(
 
 
 @torch.library.register_fake("fastadv::normalize", lib=_library)
-def _normalize_fake(
-    x: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype
-) -> Tensor:
+def _normalize_fake(x: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype) -> Tensor:
     order = memory_order(x) or torch.contiguous_format
     return torch.empty_like(x, dtype=dtype, memory_format=order)
 

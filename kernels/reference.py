@@ -104,5 +104,3 @@ def normalize(x: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype) -> Tenso
     work = torch.promote_types(dtype, torch.float32)
     pixels = to_pixels(x, work)
     return ((pixels - _per_channel(mean, work)) / _per_channel(std, work)).to(dtype)
-
-

@@ -1,5 +1,6 @@
 """Which implementation runs an operator: backends state why they decline, the first
-that accepts runs, and a count is kept so that tests can see which one it was."""
+that accepts runs, and a count is kept so that tests can see which one it was.
+"""
 
 from __future__ import annotations
 
@@ -57,6 +58,7 @@ class BackendInfo:
     summary: str
 
     def load(self) -> ModuleType:
+        """Import the backend's module."""
         return importlib.import_module(self.module)
 
     def unavailable_reason(self) -> str | None:
@@ -72,7 +74,9 @@ BACKENDS: dict[str, BackendInfo] = {
         BackendInfo("triton", "fastadv.kernels._triton", "Triton, any GPU it supports"),
         BackendInfo("cpp", "fastadv.kernels._cpp", "C++, vectorised and threaded CPU"),
         BackendInfo("numba", "fastadv.kernels._numba", "Numba, CPU without a compiler"),
-        BackendInfo("reference", "fastadv.kernels.reference", "plain PyTorch, anywhere"),
+        BackendInfo(
+            "reference", "fastadv.kernels.reference", "plain PyTorch, anywhere"
+        ),
     )
 }
 

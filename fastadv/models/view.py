@@ -56,10 +56,11 @@ def _foldable(graph: fx.Graph, modules: dict[str, nn.Module]) -> dict[fx.Node, _
         if not isinstance(before, fx.Node) or before.op != "call_module":
             continue
         norm, conv = modules[str(node.target)], modules[str(before.target)]
+        # Exact types: a subclass or a parametrised layer (weight_norm) has its own rule.
         if (
-            isinstance(norm, nn.BatchNorm2d)
+            type(norm) is nn.BatchNorm2d
             and norm.track_running_stats
-            and isinstance(conv, nn.Conv2d)
+            and type(conv) is nn.Conv2d
             and len(before.users) == 1
             and calls.count(str(node.target)) == calls.count(str(before.target)) == 1
         ):
@@ -74,7 +75,8 @@ class AttackView(nn.Module):
         model: the model under attack. Anything that is not a `NormalizedModel` is taken
             to accept [0, 1] images (mean 0, std 1).
         mode: `"eval"` uses running BatchNorm statistics and folds them; `"train"` uses
-            the statistics of the batch, unfolded, on copies of the buffers.
+            the statistics of the batch, unfolded, on copies of the buffers. Dropout and
+            the like are off in both.
         dtype: compute dtype of the network (float32, bfloat16, ...); None keeps the
             model's.
 
@@ -104,7 +106,9 @@ class AttackView(nn.Module):
         self._embedding: Callable[[Tensor], Tensor] | None = None
         self.net = _share(self.live)
         if mode == "train":
-            self.net.train()
+            for module in self.net.modules():  # but no dropout: it would be noise
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.train()
             self.unfolded_reason = "BatchNorm in train mode uses batch statistics"
         else:
             self._fold_graph()
@@ -149,7 +153,13 @@ class AttackView(nn.Module):
         """
         live = dict(self.live.named_modules())
         norms = {fold.conv: fold.norm for fold in self._folds}
-        for name, module in self.net.named_modules():
+        mine = list(self.net.named_modules())
+        if isinstance(self._embedding, nn.Module):
+            # It shares the layers, but holds parameters outside of layers by itself.
+            shared = {id(module) for _, module in mine}
+            own = self._embedding.named_modules()
+            mine += [(name, module) for name, module in own if id(module) not in shared]
+        for name, module in mine:
             source = live.get(name)
             if source is None:
                 continue

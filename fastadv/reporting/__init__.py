@@ -1,4 +1,4 @@
-"""Figures, tables and one self-contained HTML report of what training and transfer gave.
+"""Figures, tables and one self-contained HTML report of training and transfer.
 
 Names resolve on first use: a command that only prints a table loads no matplotlib, and
 charts load no torch. Nothing here measures anything; numbers come from the callers.
@@ -10,11 +10,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastadv.reporting.charts import (
-        accuracy_under_attack,
-        training_curves,
-        transfer_bars,
-    )
+    from fastadv.reporting.charts import accuracy_under_attack, transfer_bars
+    from fastadv.reporting.curves import training_curves
     from fastadv.reporting.html import Section, Table, write_report
     from fastadv.reporting.palette import source_colors
     from fastadv.reporting.pictures import adversarial_examples, loss_gradients
@@ -29,7 +26,7 @@ _HOME = {
     "loss_gradients": "pictures",
     "source_colors": "palette",
     "text_table": "tables",
-    "training_curves": "charts",
+    "training_curves": "curves",
     "transfer_bars": "charts",
     "write_report": "html",
 }

@@ -1,7 +1,7 @@
-"""Charts of numbers: transfer, training curves, accuracy under attack. Needs no torch.
+"""Bars of results: transfer, and accuracy under attack. Needs no torch.
 
-Accuracies in results rows are percent, those in run logs and summaries are fractions
-of 1; every axis shows percent.
+Accuracies in results rows are percent, those in summaries fractions of 1; every axis
+shows percent. Curves over the course of a training are in `curves`.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from matplotlib.lines import Line2D
 from fastadv.reporting.palette import (
     INK,
     MUTED,
+    completed,
     horizontal_grid,
     house_style,
     new_figure,
-    source_colors,
 )
 
 Row = Mapping[str, Any]
 
 _MODE_NAMES = {"fixed_feature": "fixed features", "full_network": "full network"}
 # Rows that differ in one of these are different experiments, never averaged together.
-_SETTINGS = ("metric", "protocol", "resolution", "num_train")
+_SETTINGS = ("metric", "protocol", "select_on", "resolution", "num_train")
 _SIDE_BY_SIDE = 6  # groups that fit in one line of panels; more are stacked
 _ROOM = 36  # bars in a panel up to which each has its value written above
 
@@ -75,7 +75,7 @@ def transfer_bars(
     names = source_labels(rows)
     groups = group_rows(rows, names)
     eps = {names[_source(row)]: row.get("source_eps") for row in rows}
-    palette = _palette(eps, colors, eps)
+    palette = completed(colors, eps, eps)
     modes = list(dict.fromkeys(mode for mode, _ in groups))
     with house_style():
         figure, panels = _panels(modes, [mode for mode, _ in groups], len(palette))
@@ -125,8 +125,8 @@ def group_rows(
     found: dict[tuple[str, str, tuple[str, ...]], dict[str, list[Row]]] = {}
     for row in rows:
         settings = tuple(str(row.get(key, "")) for key in _SETTINGS)
-        key = (str(row["mode"]), str(row["dataset"]), settings)
-        found.setdefault(key, {}).setdefault(names[_source(row)], []).append(row)
+        group = (str(row["mode"]), str(row["dataset"]), settings)
+        found.setdefault(group, {}).setdefault(names[_source(row)], []).append(row)
     groups = {}
     for mode, dataset, settings in found:
         peers = [s for m, d, s in found if (m, d) == (mode, dataset)]
@@ -155,19 +155,23 @@ def merge_seeds(rows: Sequence[Row]) -> Bar:
 
 def _whisker_note(groups: Iterable[Mapping[str, Bar]]) -> str:
     bars = [bar for group in groups for bar in group.values()]
-    notes = []
-    if any(bar.seeds == 1 and bar.low is not None for bar in bars):
-        notes.append("95 % confidence interval")
-    if any(bar.seeds > 1 for bar in bars):
-        notes.append("lowest to highest seed, bar at the mean")
-    return f"whiskers: {'; '.join(notes)}" if notes else ""
+    interval = any(bar.seeds == 1 and bar.low is not None for bar in bars)
+    spread = any(bar.seeds > 1 for bar in bars)
+    if interval and spread:
+        return (
+            "whiskers: 95 % confidence interval of one seed, or lowest to highest of "
+            "several, bar at their mean"
+        )
+    if spread:
+        return "whiskers: lowest to highest seed, bar at the mean"
+    return "whiskers: 95 % confidence interval" if interval else ""
 
 
 # ---- accuracy under attack ----
 
 
 def accuracy_under_attack(
-    summary: Mapping[str, Mapping[str, float]],
+    summary: Mapping[str, Mapping[str, Any]],
     *,
     attack: str = "PGD",
     colors: Mapping[str, str] | None = None,
@@ -175,8 +179,9 @@ def accuracy_under_attack(
     """Draw clean accuracy beside accuracy under attack, one bar per source.
 
     Args:
-        summary: by source, `clean_acc` and `robust_acc` as fractions of 1, and `n`, the
-            number of images, from which whiskers are drawn (Wilson, 95 %).
+        summary: by source, `clean_acc` and `robust_acc` as fractions of 1. Whiskers are
+            `clean_ci` and `robust_ci` (low, high), or Wilson's 95 % intervals where
+            only `n`, the number of images, is there.
         attack: what the second group is called.
         colors: by source, from `source_colors`; chosen here when None.
 
@@ -187,17 +192,19 @@ def accuracy_under_attack(
         raise ValueError("summary is empty; give the accuracies of at least one source")
     groups: dict[str, dict[str, Bar]] = {}
     for source, values in summary.items():
-        for key, label in (("clean_acc", "clean images"), ("robust_acc", attack)):
-            if not 0 <= values.get(key, math.nan) <= 1:
+        for kind, label in (("clean", "clean images"), ("robust", attack)):
+            share = values.get(f"{kind}_acc")
+            if share is None or not 0 <= share <= 1:
                 raise ValueError(
-                    f"{key} of {source!r} is {values.get(key)}; expected a fraction "
-                    "from 0 to 1"
+                    f"{kind}_acc of {source!r} is {share}; expected a fraction from 0 "
+                    "to 1"
                 )
-            bar = fraction_bar(values[key], values.get("n"))
-            groups.setdefault(label, {})[source] = bar
-    palette = _palette(summary, colors, None)
+            low, high = values.get(f"{kind}_ci") or wilson(share, values.get("n"))
+            low, high = (None if end is None else 100 * end for end in (low, high))
+            groups.setdefault(label, {})[source] = Bar(100 * share, low, high, 1)
+    palette = completed(colors, summary)
     with house_style():
-        figure = new_figure(max(4.2, 1.6 + 1.3 * len(palette)), 2.9)
+        figure = new_figure(min(9.0, max(4.2, 1.6 + 1.3 * len(palette))), 2.9)
         ax = figure.subplots()
         _draw_groups(ax, groups, palette)
         ax.set_ylabel("accuracy (%)")
@@ -205,108 +212,18 @@ def accuracy_under_attack(
     return figure
 
 
-def fraction_bar(fraction: float, n: float | None) -> Bar:
-    """A bar of a fraction counted on `n` images, with Wilson's 95 % interval."""
+def wilson(share: float, n: float | None) -> tuple[float, float] | tuple[None, None]:
+    """Wilson's 95 % interval of a share counted on `n` images; none without `n`."""
     if not n:
-        return Bar(100 * fraction, None, None, 1)
+        return None, None
     z = 1.959964
-    center = (fraction + z * z / (2 * n)) / (1 + z * z / n)
-    spread = fraction * (1 - fraction) / n + z * z / (4 * n * n)
+    center = (share + z * z / (2 * n)) / (1 + z * z / n)
+    spread = share * (1 - share) / n + z * z / (4 * n * n)
     half = z / (1 + z * z / n) * math.sqrt(spread)
-    return Bar(100 * fraction, 100 * (center - half), 100 * (center + half), 1)
-
-
-# ---- training ----
-
-
-def training_curves(
-    runs: Mapping[str, Sequence[Mapping[str, Any]]],
-    *,
-    colors: Mapping[str, str] | None = None,
-) -> Figure:
-    """Draw training loss, and clean and robust validation accuracy, against epochs.
-
-    Args:
-        runs: events of `log.jsonl` by the name of the run. `train` events give `loss`,
-            `val` events `clean_acc` and `robust_acc` as fractions of 1.
-        colors: by run, from `source_colors`; chosen here when None.
-
-    Raises:
-        ValueError: no run has a `train` or `val` event.
-    """
-    if not any(e.get("event") in ("train", "val") for log in runs.values() for e in log):
-        raise ValueError(
-            "no run has a train or val event to draw; give the parsed lines of log.jsonl"
-        )
-    palette = _palette(runs, colors, None)
-    with house_style():
-        figure = new_figure(8.4, 3.1)
-        loss, accuracy = figure.subplots(1, 2)
-        for name, events in runs.items():
-            epochs = _epochs(events)
-            _curve(loss, events, epochs, ("train", "loss"), palette[name], "-", 1)
-            for key, style in (("clean_acc", "-"), ("robust_acc", "--")):
-                _curve(accuracy, events, epochs, ("val", key), palette[name], style, 100)
-        loss.set_title("training loss (on adversarial images for robust runs)")
-        accuracy.set_title("validation accuracy (%)")
-        accuracy.set_ylim(0, 100)
-        for ax in (loss, accuracy):
-            horizontal_grid(ax)
-            ax.set_xlabel("epoch")
-            ax.set_xlim(left=0)
-        loss.set_ylim(bottom=0)
-        handles = [Line2D([], [], color=palette[name], label=name) for name in runs]
-        styles = (("clean", "-"), ("under attack", "--"))
-        handles += [
-            Line2D([], [], color=MUTED, linestyle=style, label=label)
-            for label, style in styles
-        ]
-        figure.legend(handles=handles, loc="outside upper left", ncols=len(handles))
-    return figure
-
-
-def _epochs(events: Sequence[Mapping[str, Any]]) -> list[float]:
-    """Epochs done at each event: by its step where steps are logged, else its epoch."""
-    train = [e["epoch"] for e in events if e.get("event") == "train" and "epoch" in e]
-    last_step = max((e.get("step") or 0 for e in events), default=0)
-    if not train or not last_step:
-        return [float(e.get("epoch", 0)) for e in events]
-    count = max(train) + (1 if min(train) == 0 else 0)  # counted from 0, or from 1
-    return [(e.get("step") or 0) * count / last_step for e in events]
-
-
-def _curve(
-    ax: Axes,
-    events: Sequence[Mapping[str, Any]],
-    epochs: Sequence[float],
-    what: tuple[str, str],
-    color: str,
-    style: str,
-    factor: float,
-) -> None:
-    event, key = what
-    points = [
-        (x, factor * e[key])
-        for x, e in zip(epochs, events, strict=True)
-        if e.get("event") == event and e.get(key) is not None
-    ]
-    if points:
-        marker = "o" if len(points) <= 12 else ""
-        x, y = zip(*points, strict=True)
-        ax.plot(x, y, style, color=color, marker=marker, markersize=3, linewidth=1.5)
+    return center - half, center + half
 
 
 # ---- parts ----
-
-
-def _palette(
-    names: Iterable[str],
-    colors: Mapping[str, str] | None,
-    eps: Mapping[str, float | None] | None,
-) -> dict[str, str]:
-    names = list(names)
-    own = source_colors(names, eps)
-    return {name: (colors or {}).get(name, own[name]) for name in names}
 
 
 def _panels(
@@ -332,7 +249,7 @@ def _draw_groups(
 ) -> None:
     """Draw one bar per (group, source); a missing one leaves its place empty."""
     width = 0.8 / len(palette)
-    written = len(groups) * len(palette) <= _ROOM
+    bars_drawn = len(groups) * len(palette)
     for place, (source, color) in enumerate(palette.items()):
         offset = (place - (len(palette) - 1) / 2) * width
         for position, bars in enumerate(groups.values()):
@@ -346,7 +263,7 @@ def _draw_groups(
                 # Not errorbar's yerr: it refuses intervals that leave out the value.
                 ax.vlines(x, bar.low, bar.high, color=INK, linewidth=1.1)
                 top = max(top, bar.high)
-            if written:
+            if bars_drawn <= _ROOM:
                 label = f"{bar.value:.1f}"
                 ax.annotate(
                     label,
@@ -354,7 +271,7 @@ def _draw_groups(
                     (0, 2),
                     textcoords="offset points",
                     ha="center",
-                    fontsize=7,
+                    fontsize=7 if bars_drawn <= _ROOM // 2 else 6,
                     color=MUTED,
                 )
     crowded = len(groups) > 8
@@ -376,7 +293,7 @@ def _finish(
         horizontal_grid(ax)
         ax.set_ylim(0, 108)
         ax.set_yticks(range(0, 101, 20))
-    handles = [Line2D([], [], color=c, linewidth=7, label=n) for n, c in palette.items()]
+    handles = [Line2D([], [], color=c, lw=7, label=n) for n, c in palette.items()]
     figure.legend(handles=handles, loc="outside upper left", ncols=min(4, len(handles)))
     if note:
         figure.supxlabel(note, color=MUTED, fontsize=8, x=0.01, ha="left")

@@ -4,11 +4,8 @@ Each function returns a `matplotlib.figure.Figure` with a transparent background
 colours `fastadv.reporting.html` follows into the dark theme. Pyplot is never used.
 """
 
-from fastadv.reporting.charts import (
-    accuracy_under_attack,
-    training_curves,
-    transfer_bars,
-)
+from fastadv.reporting.charts import accuracy_under_attack, transfer_bars
+from fastadv.reporting.curves import training_curves
 from fastadv.reporting.palette import source_colors
 from fastadv.reporting.pictures import adversarial_examples, loss_gradients
 

@@ -170,7 +170,7 @@ def inline_svg(figure: Figure, prefix: str, label: str) -> str:
         {
             "role": "img",
             "aria-label": label,
-            "style": f"width: {width * 96 / 72:.0f}px",
+            "style": f"--width: {width * 96 / 72:.0f}px",
         }
     )
     return ElementTree.tostring(root, encoding="unicode", method="html")

@@ -125,9 +125,21 @@ def source_colors(
     ordered = list(dict.fromkeys(names))
     standard = [n for n in ordered if is_standard(n, (eps or {}).get(n))]
     robust = [n for n in ordered if n not in standard]
-    chosen = dict(zip(standard, _shades(_STANDARD, len(standard), "winter")))
-    chosen.update(zip(robust, _shades(_ROBUST, len(robust), "plasma")))
+    shades = _shades(_STANDARD, len(standard), "winter")
+    shades += _shades(_ROBUST, len(robust), "plasma")
+    chosen = dict(zip(standard + robust, shades, strict=True))
     return {name: chosen[name] for name in ordered}
+
+
+def completed(
+    colors: Mapping[str, str] | None,
+    names: Iterable[str],
+    eps: Mapping[str, float | None] | None = None,
+) -> dict[str, str]:
+    """The given colours of `names`, and chosen ones for those without."""
+    return {
+        n: (colors or {}).get(n, own) for n, own in source_colors(names, eps).items()
+    }
 
 
 def _shades(main: tuple[str, ...], count: int, colormap: str) -> list[str]:

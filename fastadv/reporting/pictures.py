@@ -7,6 +7,7 @@ statistics and gradients stay as they were. Charts of numbers are in `charts`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from matplotlib.axes import Axes
@@ -53,36 +54,28 @@ def adversarial_examples(
             f"labels reach {int(labels.max())} but there are {len(class_names)} "
             "class_names; give one name per output of the models"
         )
-    rows = []
-    for name, model in models.items():
-        view = AttackView(model)
-        x, y = images.to(model.mean.device), labels.to(model.mean.device)
-        x_adv = attack(view, x, y).x_adv
-        clean = x.float() / 255
-        rows.append((name, clean, _predict(model, view, clean), x_adv, x_adv - clean))
-        rows[-1] += (_predict(model, view, x_adv),)
-    scale = _amplification(max(_large(row[4]) for row in rows))
+    found = {name: _attacked(m, images, labels, attack) for name, m in models.items()}
+    scale = _amplification(max(_large(a.x_adv - a.x) for a in found.values()))
     title = (
-        f"PGD-{attack.num_steps}, {attack.threat}: under each image, the prediction. "
-        f"Perturbation x{scale} around gray"
+        f"PGD-{attack.num_steps}, {attack.threat}; below each image, the predicted "
+        f"class (difference amplified x{scale} around gray)"
     )
     with house_style():
-        figure, axes = _grid(title, 3 * len(rows), len(images))
-        for index, (name, clean, before, x_adv, delta, after) in enumerate(rows):
-            clean_row, adv_row, delta_row = axes[3 * index : 3 * index + 3]
-            _name_row(clean_row[0], name, "clean")
-            _name_row(adv_row[0], "", "adversarial")
-            _name_row(delta_row[0], "", f"difference x{scale}")
-            amplified = (0.5 + scale * delta).clamp(0, 1)
+        figure, axes = _grid(title, 3 * len(found), len(images))
+        for index, (name, attacked) in enumerate(found.items()):
+            rows = axes[3 * index : 3 * index + 3]
+            difference = 0.5 + scale * (attacked.x_adv - attacked.x)
+            _name_row(rows[0][0], name, "clean")
+            _name_row(rows[1][0], "", "adversarial")
+            _name_row(rows[2][0], "", f"difference x{scale}")
             for i, label in enumerate(labels.tolist()):
-                for ax, picture in (
-                    (clean_row[i], clean[i]),
-                    (adv_row[i], x_adv[i]),
-                    (delta_row[i], amplified[i]),
-                ):
-                    _show(ax, picture)
-                for ax, seen in ((clean_row[i], before[i]), (adv_row[i], after[i])):
-                    _caption(ax, _class_name(class_names, seen), seen != label)
+                _show(rows[0][i], attacked.x[i])
+                _show(rows[1][i], attacked.x_adv[i])
+                _show(rows[2][i], difference[i])
+                for row, seen in ((0, attacked.before[i]), (1, attacked.after[i])):
+                    _caption(
+                        rows[row][i], _class_name(class_names, seen), seen != label
+                    )
     return figure
 
 
@@ -153,7 +146,9 @@ def visible_gradient(gradient: Tensor) -> Tensor:
 # ---- parts ----
 
 
-def _check(models: Mapping[str, NormalizedModel], images: Tensor, labels: Tensor) -> None:
+def _check(
+    models: Mapping[str, NormalizedModel], images: Tensor, labels: Tensor
+) -> None:
     if not models:
         raise ValueError("models is empty; give at least one model by name")
     if images.dtype != torch.uint8 or images.dim() != 4 or len(images) == 0:
@@ -163,9 +158,29 @@ def _check(models: Mapping[str, NormalizedModel], images: Tensor, labels: Tensor
         )
     if labels.shape != images.shape[:1]:
         raise ValueError(
-            f"labels have shape {list(labels.shape)} for {len(images)} images; expected "
-            f"[{len(images)}]"
+            f"labels have shape {list(labels.shape)} for {len(images)} images; "
+            f"expected [{len(images)}]"
         )
+
+
+@dataclass(frozen=True)
+class _Attacked:
+    """What one attack did to one model: images in [0, 1] and predicted classes."""
+
+    x: Tensor  # [N, C, H, W]
+    x_adv: Tensor
+    before: list[int]  # [N]
+    after: list[int]
+
+
+def _attacked(
+    model: NormalizedModel, images: Tensor, labels: Tensor, attack: PGD
+) -> _Attacked:
+    view = AttackView(model)
+    images = images.to(model.mean.device)
+    x_adv = attack(view, images, labels.to(images.device)).x_adv
+    x = images.float() / 255
+    return _Attacked(x, x_adv, _predict(model, view, x), _predict(model, view, x_adv))
 
 
 @torch.no_grad()
@@ -196,7 +211,7 @@ def _class_name(class_names: Sequence[str], index: int) -> str:
 def _grid(
     title: str, rows: int, columns: int, *, captions: bool = True
 ) -> tuple[Figure, list[list[Axes]]]:
-    """A figure of `rows` x `columns` bare axes, titles left, row names in the margin."""
+    """A figure of bare axes, with its title to the left and room for row names."""
     height = rows * (_CELL + (0.12 if captions else 0.0)) + 0.5
     # A title of one line needs its width even over a single image.
     width = max(_LABEL + columns * _CELL, 0.078 * len(title))

@@ -36,7 +36,7 @@ def format_cell(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{value:.1f}" if 1000 <= abs(value) < 1e15 else f"{value:.4g}"
+        return f"{value:.1f}" if 100 <= abs(value) < 1e15 else f"{value:.4g}"
     # A name with a line break or an escape sequence must not redraw the terminal.
     return "".join(c if c.isprintable() else " " for c in str(value))
 

@@ -44,7 +44,7 @@ class Progress:
         self.done = done
         now = time.monotonic()
         first = done == self.first + 1  # never a silent minute: show the first at once
-        if first or now - self._shown >= self.every or done == self.total:
+        if first or now - self._shown >= self.every:
             self._shown = now
             self._write(f"{self._share()} {text}")
 

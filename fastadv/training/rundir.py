@@ -42,6 +42,10 @@ _MAY_CHANGE = {
 }
 
 
+# What of the state travels with the weights.
+METADATA = ("config", "resolution", "classes", "epoch", "step", "best")
+
+
 class RunDirectory:
     """Where one run lives.
 
@@ -140,7 +144,7 @@ class RunDirectory:
         try:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
-            metadata = {key: state[key] for key in ("config", "epoch", "step", "best")}
+            metadata = {key: state[key] for key in METADATA}
             save_model(model, temporary / "model.safetensors", metadata)
             with open(temporary / "state.pt", "wb") as file:
                 torch.save(state, file)

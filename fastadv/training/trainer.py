@@ -206,6 +206,8 @@ class Trainer:
     def _state(self, epoch: int) -> dict[str, Any]:
         return {
             "config": self.config.to_dict(),
+            "resolution": self.resolution,
+            "classes": list(self.test_set.classes),
             "epoch": epoch,
             "step": self.step,
             "best": self.best_score,
@@ -260,8 +262,8 @@ class Trainer:
         what = f"{config.threat}, {config.num_steps} steps" if self.attack else "standard"
         if config.data == "shapetex":
             note(
-                "no --data given: training on shapetex, the built-in procedural set, at "
-                f"{self.resolution} px (--data PATH trains on an ImageFolder)"
+                "--data is shapetex, the built-in procedural set, drawn at "
+                f"{self.resolution} px; --data PATH trains on your images"
             )
         note(
             f"{config.arch} on {self.train_set.name} at {self.resolution} px, {what}: "

@@ -226,7 +226,7 @@ def test_best_is_the_worst_iterate(
     )
     assert stronger.all()
     if objective is WAVY:
-        assert (best.loss > last.loss + 0.1).sum() >= 3
+        assert not equal(best, last)
 
 
 @pytest.mark.parametrize("threat", THREATS)

@@ -1,0 +1,45 @@
+# make demo    train, attack, transfer, report; under ten minutes on two cores
+# make test    the test suite
+# make lint    ruff, mypy
+# make bench   the benchmarks whose results are in bench/results
+# Each creates .venv first if it is not there.
+
+VENV := .venv
+PYTHON ?= $(shell command -v python3.13 || command -v python3.12 || command -v python3.11 || command -v python3)
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+NATIVE := CMakeLists.txt setup.py $(wildcard csrc/*/*)
+# What attacks are compared with, in tests and benchmarks. Without dependencies: their pins
+# conflict with each other and with current torch, and what we call needs none of them.
+PEERS := torchattacks foolbox eagerpy robustness adversarial-robustness-toolbox
+
+.PHONY: demo test lint bench clean
+
+$(VENV)/.installed: pyproject.toml constraints.txt $(NATIVE)
+	@echo "installing fastadv into $(VENV); torch and its libraries take about two minutes"
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "fastadv needs Python >= 3.11; set PYTHON=/path/to/python3.11"; exit 1; }
+	@test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
+	@$(PIP) -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@$(PIP) -e '.[test,lint]'
+	@$(PIP) --no-deps $(PEERS)
+	@touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/fastadv-demo
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+bench: $(VENV)/.installed-dev
+	$(BIN)/python bench/bench_pgd_step.py
+	$(BIN)/python bench/bench_attack.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info kernels/*.so

@@ -1,0 +1,169 @@
+"""Whole attacks against other libraries: PGD-3 within L2 3 at 224 px, images per second.
+
+    python bench/bench_attack.py [--arch resnet18] [--batch 16] [--repeats 7]
+
+All run in one process, in turn, on the same network in eval mode and the same batch,
+without random start. torchattacks, foolbox and ART are called as their users call them;
+of `robustness` its own attack steps run in the loop of its Attacker, whose hard-coded
+`.cuda()` calls keep the class itself from running here. `train` is a clean training step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).parent))
+from harness import Results, interleaved, ratio
+
+from fastadv import PGD, AttackView, NormalizedModel, ThreatModel, create_model
+from fastadv.training import train_step
+
+EPS, STEPS = 3.0, 3
+STEP_SIZE = 2 * EPS / 3
+
+
+def with_torchattacks(model: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
+    import torchattacks
+
+    return torchattacks.PGDL2(
+        model, eps=EPS, alpha=STEP_SIZE, steps=STEPS, random_start=False
+    )
+
+
+def with_foolbox(model: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
+    import foolbox
+
+    wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
+    attack = foolbox.attacks.L2ProjectedGradientDescentAttack(
+        abs_stepsize=STEP_SIZE, steps=STEPS, random_start=False
+    )
+    return lambda x, y: attack(wrapped, x, y, epsilons=EPS)[1]
+
+
+def with_robustness(model: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
+    from robustness.attack_steps import L2Step
+
+    def attack(x: Tensor, y: Tensor) -> Tensor:
+        step = L2Step(orig_input=x.detach(), eps=EPS, step_size=STEP_SIZE)
+        for _ in range(STEPS):
+            x = x.clone().detach().requires_grad_(True)
+            losses = F.cross_entropy(model(x), y, reduction="none")
+            (grad,) = torch.autograd.grad(losses.mean(), [x])
+            with torch.no_grad():
+                x = step.project(step.step(x, grad))
+        return x.detach()
+
+    return attack
+
+
+def with_art(model: NormalizedModel) -> Callable[[Tensor, Tensor], Tensor]:
+    from art.attacks.evasion import ProjectedGradientDescentPyTorch
+    from art.estimators.classification import PyTorchClassifier
+
+    classifier = PyTorchClassifier(
+        model,
+        loss=nn.CrossEntropyLoss(),
+        input_shape=(3, 224, 224),
+        nb_classes=model.num_classes,
+        clip_values=(0.0, 1.0),
+        device_type="cpu",
+    )
+    attack = ProjectedGradientDescentPyTorch(
+        classifier,
+        norm=2,
+        eps=EPS,
+        eps_step=STEP_SIZE,
+        max_iter=STEPS,
+        batch_size=1024,
+        verbose=False,
+    )
+    return lambda x, y: torch.from_numpy(attack.generate(x.numpy(), y.numpy()))
+
+
+PEERS = {
+    "torchattacks": with_torchattacks,
+    "foolbox": with_foolbox,
+    "robustness": with_robustness,
+    "art": with_art,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--arch", default="resnet18")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--name", default="attack")
+    options = parser.parse_args()
+    generator = torch.Generator().manual_seed(0)
+    shape = (options.batch, 224, 224, 3)
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    images = images.permute(0, 3, 1, 2)
+    pixels = images.float().contiguous() / 255  # NCHW, as peers' users have them
+    labels = torch.randint(0, 1000, (options.batch,), generator=generator)
+
+    model = create_model(options.arch, 1000, seed=0).eval()
+    view = AttackView(model.to(memory_format=torch.channels_last))
+    attack = PGD(ThreatModel("l2", EPS), STEPS, STEP_SIZE)
+    plain = create_model(options.arch, 1000, seed=0).eval()
+    trained = create_model(options.arch, 1000, seed=0).train()
+    trained.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(trained.parameters(), lr=0.0)
+
+    def ours() -> Tensor:
+        view.refresh()  # part of every training step, so part of the price
+        return attack.perturb(view, images, labels)[0]
+
+    cases: dict[str, Callable[[], object]] = {
+        "fastadv": ours,
+        "train": lambda: train_step(trained, images, labels, optimizer),
+    }
+    found = {"fastadv": ours()}
+    for name, build in PEERS.items():
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                call = build(plain)
+                found[name] = call(pixels, labels)
+        except ImportError as error:
+            print(f"{name} is left out: {error}")
+            continue
+        cases[name] = lambda call=call: call(pixels, labels)
+    for name, x_adv in found.items():
+        worst = (x_adv - found["fastadv"]).abs().max().item()
+        print(f"{name}: differs from fastadv by at most {worst:.1e}")
+    times = interleaved(cases, repeats=options.repeats, warmup=2)
+    results = Results(options.name)
+    mine = times["fastadv"]
+    for name, timing in times.items():
+        faster, low, high = ratio(timing, mine)
+        results.add(
+            arch=options.arch,
+            batch=options.batch,
+            steps=STEPS,
+            what=name,
+            seconds=timing.median,
+            seconds_range=[round(timing.low, 4), round(timing.high, 4)],
+            images_per_s=options.batch / timing.median,
+            fastadv_is_faster=faster,
+            fastadv_is_faster_range=[round(low, 3), round(high, 3)],
+            repeats=options.repeats,
+        )
+        print(
+            f"{name:13}{timing.median:8.3f} s [{timing.low:.3f}, {timing.high:.3f}]"
+            f"{options.batch / timing.median:8.2f} images/s   fastadv is {faster:.2f} x "
+            f"[{low:.2f}, {high:.2f}]"
+        )
+    results.write()
+
+
+if __name__ == "__main__":
+    main()

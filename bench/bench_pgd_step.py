@@ -1,0 +1,154 @@
+"""The fused step against eager PyTorch, torch.compile and a copy of the same bytes.
+
+    python bench/bench_pgd_step.py [--batches 8 16 64] [--device cpu] [--repeats 15]
+
+Two jobs: `step` updates float32 images from a float32 gradient; `step+normalize` also
+undoes the normalisation in the gradient and writes the next normalised input, which is
+what an attack needs. `copy` moves as many bytes as the fused kernel must, so its speed is
+the ceiling.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parent))
+from harness import Results, interleaved, ratio
+
+from fastadv.kernels import launch_counts, pgd_step_, reset_launch_counts
+from fastadv.models import IMAGENET_MEAN, IMAGENET_STD
+
+CHANNELS, SIDE = 3, 224
+
+
+def eager_step(
+    x: Tensor, x0: Tensor, g: Tensor, norm: str, step: float, eps: float
+) -> Tensor:
+    """The step as attack libraries write it, one operation at a time."""
+    if norm == "linf":
+        x = x + step * g.sign()
+        return torch.clamp(x0 + torch.clamp(x - x0, -eps, eps), 0, 1)
+    length = g.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    delta = x + step * g / (length + 1e-10) - x0
+    size = delta.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    delta = delta * (eps / size.clamp_min(1e-12)).clamp(max=1)
+    return torch.clamp(x0 + delta, 0, 1)
+
+
+def eager_full(
+    x: Tensor,
+    x0: Tensor,
+    g: Tensor,
+    norm: str,
+    step: float,
+    eps: float,
+    mean: Tensor,
+    std: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """The step with both ends of the normalisation."""
+    x = eager_step(x, x0, g / std, norm, step, eps)
+    return x, (x - mean) / std
+
+
+def copy_cases(total_bytes: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Source and destination of a copy that moves `total_bytes`, half each way."""
+    source = torch.ones(total_bytes // 8, device=device)
+    return source, torch.empty_like(source)
+
+
+def bench(
+    results: Results, batch: int, norm: str, layout: str, job: str, device: torch.device,
+    repeats: int,
+) -> None:
+    order = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}[layout]
+    generator = torch.Generator().manual_seed(0)
+    shape = (batch, CHANNELS, SIDE, SIDE)
+
+    def images() -> Tensor:
+        made = torch.rand(shape, generator=generator)
+        return made.to(device).contiguous(memory_format=order)
+
+    x0, g = images(), images() - 0.5
+    eps, step = (3.0, 2.0) if norm == "l2" else (4 / 255, 1 / 255)
+    x = x0.clone()
+    full = job == "step+normalize"
+    mean = torch.tensor(IMAGENET_MEAN if full else (0.0,) * 3, device=device)
+    std = torch.tensor(IMAGENET_STD if full else (1.0,) * 3, device=device)
+    z = torch.empty_like(x) if full else None
+    m4, s4 = mean.view(1, -1, 1, 1), std.view(1, -1, 1, 1)
+    # x is read and written, x0 and g are read, z is written: 16 or 20 bytes an element.
+    moved = x.numel() * (20 if full else 16)
+    source, destination = copy_cases(moved, device)
+    torch._dynamo.reset()
+    args = (norm, step, eps, m4, s4) if full else (norm, step, eps)
+    eager = eager_full if full else eager_step
+    compiled = torch.compile(eager, dynamic=False)
+    cases = {
+        "copy": lambda: destination.copy_(source),
+        "eager": lambda: eager(x, x0, g, *args),
+        "compile": lambda: compiled(x, x0, g, *args),
+        "fastadv": lambda: pgd_step_(
+            x, x0, g, norm=norm, step_size=step, eps=eps, mean=mean, std=std, z=z
+        ),
+    }
+    reset_launch_counts()
+    times = interleaved(cases, repeats=repeats, warmup=3, device=device)
+    ((backend, _),) = launch_counts()
+    ours = times["fastadv"]
+    bandwidth = moved / times["copy"].median
+    against = {name: ratio(times[name], ours) for name in ("eager", "compile")}
+    results.add(
+        device=str(device),
+        backend=backend,
+        norm=norm,
+        layout=layout,
+        job=job,
+        batch=batch,
+        bytes_per_element=moved // x.numel(),
+        ms={name: round(1e3 * t.median, 3) for name, t in times.items()},
+        ms_range={
+            name: [round(1e3 * t.low, 3), round(1e3 * t.high, 3)]
+            for name, t in times.items()
+        },
+        gb_per_s=moved / ours.median / 1e9,
+        copy_gb_per_s=bandwidth / 1e9,
+        share_of_copy=times["copy"].median / ours.median,
+        faster_than_eager=against["eager"][0],
+        faster_than_eager_range=[round(v, 3) for v in against["eager"][1:]],
+        faster_than_compile=against["compile"][0],
+        faster_than_compile_range=[round(v, 3) for v in against["compile"][1:]],
+        repeats=repeats,
+    )
+    print(
+        f"{norm:5}{layout:14}{job:15}{batch:4}  {1e3 * ours.median:8.2f} ms "
+        f"{moved / ours.median / 1e9:6.1f} GB/s"
+        f" {100 * times['copy'].median / ours.median:4.0f} % of copy  "
+        f"{against['eager'][0]:5.2f} x eager  {against['compile'][0]:5.2f} x compile",
+        flush=True,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batches", type=int, nargs="+", default=[8, 16, 64])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--name", default="pgd_step")
+    options = parser.parse_args()
+    results = Results(options.name)
+    for job in ("step", "step+normalize"):
+        for norm in ("l2", "linf"):
+            for layout in ("nchw", "channels_last"):
+                for batch in options.batches:
+                    device = torch.device(options.device)
+                    bench(results, batch, norm, layout, job, device, options.repeats)
+    results.write()
+
+
+if __name__ == "__main__":
+    main()

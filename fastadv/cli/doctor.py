@@ -1,0 +1,83 @@
+"""fastadv-doctor: versions, devices, and which kernel backend runs and why."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fastadv.cli import common
+
+PROG = "fastadv-doctor"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorCommand:
+    """Show versions, devices, and which kernel backend will run and why others decline."""
+
+    json: bool = False
+    """Print one JSON object."""
+
+
+def examine() -> dict[str, Any]:
+    """Everything `fastadv-doctor` prints, as plain values."""
+    import torch
+
+    from fastadv.environment import provenance
+    from fastadv.kernels import BACKENDS, forced_backend
+    from fastadv.kernels.registry import Operands, select
+
+    devices = ["cpu"] + [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    backends = {
+        info.name: {"what": info.summary, "declines": info.unavailable_reason()}
+        for info in BACKENDS.values()
+    }
+    chosen = {}
+    for device in devices:
+        x = torch.zeros(1, 3, 8, 8, device=device)
+        operands = Operands("pgd_step", {"x": x, "x0": x, "grad": x})
+        chosen[device], _ = select(operands)
+    report = {
+        "environment": provenance(),
+        "devices": devices,
+        "backends": backends,
+        "forced": forced_backend(),
+        "runs": chosen,
+    }
+    if backends["cpp"]["declines"] is None:
+        from fastadv.kernels._cpp import isa
+
+        report["instruction_set"] = isa()
+    return report
+
+
+def _body(argv: list[str]) -> None:
+    command = common.parse(DoctorCommand, argv, PROG)
+    report = examine()
+    if command.json:
+        print(json.dumps(report))
+        return
+    print("versions and machine")
+    for name, value in report["environment"].items():
+        print(f"  {name:20} {value if value is not None else 'not installed'}")
+    print("kernel backends, in order of preference")
+    for name, info in report["backends"].items():
+        state = f"no: {info['declines']}" if info["declines"] else "available"
+        if name == "cpp" and "instruction_set" in report:
+            state += f" ({report['instruction_set']})"
+        print(f"  {name:20} {state}")
+    if report["forced"]:
+        print(f"forced by FASTADV_BACKEND: {report['forced']}")
+    print("what runs")
+    for device, name in report["runs"].items():
+        print(f"  {device:20} {name}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    return common.run(PROG, _body, argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
