@@ -62,10 +62,17 @@ def copy_cases(total_bytes: int, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def bench(
-    results: Results, batch: int, norm: str, layout: str, job: str, device: torch.device,
+    results: Results,
+    batch: int,
+    norm: str,
+    layout: str,
+    job: str,
+    device: torch.device,
     repeats: int,
 ) -> None:
-    order = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}[layout]
+    order = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}[
+        layout
+    ]
     generator = torch.Generator().manual_seed(0)
     shape = (batch, CHANNELS, SIDE, SIDE)
 

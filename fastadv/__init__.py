@@ -7,9 +7,16 @@ Names are loaded on first use, so that importing the package (and every command'
 from __future__ import annotations
 
 import importlib
+import os
 from typing import Any
 
 __version__ = "0.1.0"
+
+# An install has the kernels inside this package, a bare checkout beside it; there, and
+# first on sys.path, the checkout would otherwise hide an installed fastadv and break.
+_here = os.path.dirname(os.path.abspath(__file__))
+if not os.path.isdir(os.path.join(_here, "kernels")):
+    __path__.append(os.path.dirname(_here))
 
 _EXPORTS = {
     "PGD": "fastadv.attacks",

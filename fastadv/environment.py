@@ -42,7 +42,15 @@ def commit() -> str | None:
         return None
     try:
         described = subprocess.run(
-            ["git", "-C", str(root), "describe", "--always", "--dirty=+", "--abbrev=12"],
+            [
+                "git",
+                "-C",
+                str(root),
+                "describe",
+                "--always",
+                "--dirty=+",
+                "--abbrev=12",
+            ],
             capture_output=True,
             text=True,
             timeout=5,

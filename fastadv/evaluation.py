@@ -14,6 +14,7 @@ from fastadv.data import Batch
 from fastadv.kernels import normalize
 from fastadv.models import NormalizedModel
 from fastadv.models.view import AttackView
+from fastadv.statistics import wilson
 
 
 @dataclass(frozen=True)
@@ -64,18 +65,6 @@ class Accuracy:
         spread = math.sqrt(float((share * (1 - share) / total).sum())) / len(total)
         middle = self.mean_per_class
         return max(0.0, middle - 1.96 * spread), min(1.0, middle + 1.96 * spread)
-
-
-def wilson(successes: int, trials: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a proportion. Source: Wilson 1927."""
-    if trials == 0:
-        return 0.0, 1.0
-    z = 1.959964
-    share = successes / trials
-    middle = share + z * z / (2 * trials)
-    half = z * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials**2))
-    scale = 1 + z * z / trials
-    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,9 @@ def parse_norm(text: str) -> Norm:
     """Return `"linf"` or `"l2"` for any accepted spelling (`inf`, `2`, `L2`, ...)."""
     norm = _NORM_ALIASES.get(str(text).lower().replace("_", ""))
     if norm is None:
-        raise ValueError(f"norm={text!r} is unknown; accepted: l2 (or 2), linf (or inf)")
+        raise ValueError(
+            f"norm={text!r} is unknown; accepted: l2 (or 2), linf (or inf)"
+        )
     return norm  # type: ignore[return-value]
 
 

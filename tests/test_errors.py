@@ -33,7 +33,7 @@ NAMES = ["resnet18", "resnet50", "vgg16_bn", "densenet161"]
 def test_exit_codes(kind: type[FastadvError], code: int) -> None:
     assert kind("reason").exit_code == code
     assert issubclass(kind, FastadvError)
-    # Mistakes in arguments are ValueError or TypeError, and must not be caught with these.
+    # Mistakes in arguments are ValueError or TypeError; these must not be caught along.
     assert not issubclass(kind, (ValueError, TypeError))
     assert str(kind("reason")) == "reason"
 

@@ -13,7 +13,6 @@ struct bf16 {
 #if defined(__FLT16_MAX__)
 using f16 = _Float16;
 inline float to_float(f16 v) { return static_cast<float>(v); }
-inline void from_float(float v, f16 &out) { out = static_cast<f16>(v); }
 #define FA_HAS_F16 1
 #else
 #define FA_HAS_F16 0
@@ -25,12 +24,6 @@ inline float to_float(bf16 v) {
   float out;
   std::memcpy(&out, &bits, 4);
   return out;
-}
-inline void from_float(float v, float &out) { out = v; }
-inline void from_float(float v, bf16 &out) {  // nearest even; v is finite
-  uint32_t bits;
-  std::memcpy(&bits, &v, 4);
-  out.bits = static_cast<uint16_t>((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
 }
 
 // Clean images: a uint8 pixel is one correctly rounded division, as in the reference.

@@ -1,8 +1,7 @@
 // The CPU kernels, compiled once per instruction set (FA_ISA names the namespace).
 //
-// Loops run over blocks of kLanes floats that the compiler turns into vectors; per-channel
-// constants are laid out as a pattern whose period is a multiple of kLanes, so NCHW and
-// channels_last share one loop. L2 makes one reduction pass for |g|^2, <d,g> and |d|^2, then
+// Loops run over vectors of kLanes floats; per-channel constants are laid out as a pattern whose
+// period is a multiple of kLanes, so NCHW and channels_last share one loop. L2 makes one reduction pass for |g|^2, <d,g> and |d|^2, then
 // the update: |d + s g|^2 follows from them, and the second pass reads what the first left in
 // cache. Sums go tile by tile in a fixed order, so results do not depend on the thread count.
 #include "step.h"
@@ -10,14 +9,15 @@
 #include <algorithm>
 #include <cfloat>
 #include <numeric>
+#include <type_traits>
 #include <vector>
 
 #include "numbers.h"
+#include "vectors.h"
 
 namespace FA_ISA {
 namespace {
 
-constexpr int64_t kLanes = 16;
 constexpr int64_t kTile = 6144;   // elements; 3 float streams of one tile fit a 96 KiB slice of L2
 constexpr double kTiny = 1e-30;   // as TINY in kernels/reference.py
 
@@ -64,48 +64,51 @@ struct Tiling {
   }
 };
 
-inline bool finite(float v) { return std::fabs(v) <= FLT_MAX; }
-
-// Calls body(i, j) for element i of the tile and pattern index j, in vectorisable blocks.
+// Calls body(i, j, n) for every vector of a tile: elements i to i + n, pattern index j. n is a
+// compile-time kLanes but for the last vector, so that loads and stores stay whole.
 template <typename Body>
 inline void for_tile(int64_t size, int64_t period, const Body &body) {
-  int64_t i = 0;
-  for (; i + period <= size; i += period)
-    for (int64_t b = 0; b < period; b += kLanes)
-#pragma GCC ivdep
-      for (int64_t l = 0; l < kLanes; ++l) body(i + b + l, b + l);
-  for (int64_t j = 0; i < size; ++i, ++j) body(i, j);
+  const std::integral_constant<int64_t, kLanes> full;
+  int64_t i = 0, j = 0;
+  for (; i + kLanes <= size; i += kLanes) {
+    body(i, j, full);
+    j += kLanes;
+    j = j == period ? 0 : j;
+  }
+  if (i < size) body(i, j, size - i);
 }
 
-template <typename Z>
-inline void store_z(Z *z, int64_t i, float x, float mean, float inv_std) {
-  from_float((x - mean) * inv_std, z[i]);
-}
-inline void store_z(std::nullptr_t, int64_t, float, float, float) {}
-
-template <typename Z> inline Z *at(void *base, int64_t i) { return static_cast<Z *>(base) + i; }
-template <> inline void *at<void>(void *, int64_t) { return nullptr; }
-inline std::nullptr_t z_pointer(void *) { return nullptr; }
-template <typename Z> inline Z *z_pointer(Z *z) { return z; }
+// Where z goes: a format, or nowhere.
+template <typename Z> struct Output {
+  Z *z;
+  template <typename N>
+  void put(int64_t i, vf x, vf mean, vf inv_std, N n) const {
+    store(z + i, (x - mean) * inv_std, n);
+  }
+};
+template <> struct Output<void> {
+  void *z;
+  template <typename N> void put(int64_t, vf, vf, vf, N) const {}
+};
 
 template <typename C, typename G, typename Z>
-int64_t linf_tile(float *x, const C *x0, const G *g, Z z, int64_t size, float step, float eps,
-                  const Pattern &p) {
-  int32_t bad[kLanes] = {};
-  const float *mean = p.mean.data(), *inv = p.inv_std.data();
-  for_tile(size, p.period, [&](int64_t i, int64_t j) {
-    const float gx = to_float(g[i]) * inv[j], clean = to_pixel(x0[i]);
-    const bool ok = finite(gx);
-    bad[j % kLanes] += !ok;
-    float move = gx > 0.0f ? step : 0.0f;
-    move = gx < 0.0f ? -step : move;
-    move = ok ? move : 0.0f;
-    const float d = std::min(std::max(x[i] + move - clean, -eps), eps);
-    const float v = std::min(std::max(clean + d, 0.0f), 1.0f);
-    x[i] = v;
-    store_z(z, i, v, mean[j], inv[j]);
+int64_t linf_tile(float *x, const C *x0, const G *g, Output<Z> z, int64_t size, float step,
+                  float eps, const Pattern &p) {
+  vi bad{};
+  for_tile(size, p.period, [&](int64_t i, int64_t j, auto n) {
+    const vf inv = load(p.inv_std.data() + j, kLanes), gx = load(g + i, n) * inv;
+    const vf clean = load_pixels(x0 + i, n);
+    const vi ok = finite(gx);
+    bad += ~ok;
+    vf move = gx > 0.0f ? splat(step) : splat(0.0f);
+    move = gx < 0.0f ? splat(-step) : move;
+    move = ok ? move : splat(0.0f);
+    const vf d = clamp(load(x + i, n) + move - clean, splat(-eps), splat(eps));
+    const vf v = clamp(clean + d, splat(0.0f), splat(1.0f));
+    store(x + i, v, n);
+    z.put(i, v, load(p.mean.data() + j, kLanes), inv, n);
   });
-  return std::accumulate(bad, bad + kLanes, int64_t{0});
+  return -sum(bad);
 }
 
 struct Sums {
@@ -113,25 +116,33 @@ struct Sums {
   int64_t bad = 0;
 };
 
-template <typename Acc, typename C, typename G>
+template <typename C, typename G>
 Sums sum_tile(const float *x, const C *x0, const G *g, int64_t size, const Pattern &p) {
-  Acc gg[kLanes] = {}, dg[kLanes] = {}, dd[kLanes] = {};
-  int32_t bad[kLanes] = {};
-  const float *inv = p.inv_std.data();
-  for_tile(size, p.period, [&](int64_t i, int64_t j) {
-    float gx = to_float(g[i]) * inv[j];
-    const bool ok = finite(gx);
-    gx = ok ? gx : 0.0f;
-    const Acc a = gx, d = x[i] - to_pixel(x0[i]);
-    const int64_t l = j % kLanes;
-    bad[l] += !ok;
-    gg[l] += a * a;
-    dg[l] += d * a;
-    dd[l] += d * d;
+  vf gg{}, dg{}, dd{};
+  vi bad{};
+  for_tile(size, p.period, [&](int64_t i, int64_t j, auto n) {
+    vf gx = load(g + i, n) * load(p.inv_std.data() + j, kLanes);
+    const vi ok = finite(gx);
+    gx = ok ? gx : splat(0.0f);
+    const vf d = load(x + i, n) - load_pixels(x0 + i, n);
+    bad += ~ok;
+    gg += gx * gx;
+    dg += d * gx;
+    dd += d * d;
   });
+  return {sum(gg), sum(dg), sum(dd), -sum(bad)};
+}
+
+// As sum_tile, in double and one element at a time: for gradients whose squares leave the
+// range of float, which ordinary ones never do.
+template <typename C, typename G>
+Sums sum_tile_double(const float *x, const C *x0, const G *g, int64_t size, const Pattern &p) {
   Sums s;
-  for (int64_t l = 0; l < kLanes; ++l)
-    s.gg += gg[l], s.dg += dg[l], s.dd += dd[l], s.bad += bad[l];
+  for (int64_t i = 0; i < size; ++i) {
+    const float gx = to_float(g[i]) * p.inv_std[i % p.period];
+    const double a = std::fabs(gx) <= FLT_MAX ? gx : 0.0f, d = x[i] - to_pixel(x0[i]);
+    s.gg += a * a, s.dg += d * a, s.dd += d * d;
+  }
   return s;
 }
 
@@ -154,16 +165,17 @@ bool well_scaled(const Sums &s, int64_t row) {
 }
 
 template <typename C, typename G, typename Z>
-void move_tile(float *x, const C *x0, const G *g, Z z, int64_t size, Move m, const Pattern &p) {
-  const float *mean = p.mean.data(), *inv = p.inv_std.data();
-  for_tile(size, p.period, [&](int64_t i, int64_t j) {
-    float gx = to_float(g[i]) * inv[j];
-    gx = finite(gx) ? gx : 0.0f;
-    const float clean = to_pixel(x0[i]);
-    const float d = ((x[i] - clean) + m.scale * gx) * m.shrink;
-    const float v = std::min(std::max(clean + d, 0.0f), 1.0f);
-    x[i] = v;
-    store_z(z, i, v, mean[j], inv[j]);
+void move_tile(float *x, const C *x0, const G *g, Output<Z> z, int64_t size, Move m,
+               const Pattern &p) {
+  for_tile(size, p.period, [&](int64_t i, int64_t j, auto n) {
+    const vf inv = load(p.inv_std.data() + j, kLanes);
+    vf gx = load(g + i, n) * inv;
+    gx = finite(gx) ? gx : splat(0.0f);
+    const vf clean = load_pixels(x0 + i, n);
+    const vf d = ((load(x + i, n) - clean) + m.scale * gx) * m.shrink;
+    const vf v = clamp(clean + d, splat(0.0f), splat(1.0f));
+    store(x + i, v, n);
+    z.put(i, v, load(p.mean.data() + j, kLanes), inv, n);
   });
 }
 
@@ -177,11 +189,19 @@ template <typename C, typename G, typename Z> struct Step {
       : a(args), t(args.mean, args.std, args.c, args.hw, args.channels_last != 0),
         x0(static_cast<const C *>(args.x0)), g(static_cast<const G *>(args.grad)) {}
 
-  auto z(int64_t i) const { return z_pointer(at<Z>(a.z, i)); }
+  Output<Z> z(int64_t i) const {
+    if constexpr (std::is_void_v<Z>) return {nullptr};
+    else return {static_cast<Z *>(a.z) + i};
+  }
 
-  template <typename Acc> Sums sums(int64_t n, int64_t tile) const {
+  Sums sums(int64_t n, int64_t tile) const {
     const int64_t i = n * t.row + t.begin(tile);
-    return sum_tile<Acc>(a.x + i, x0 + i, g + i, t.size(tile), t.pattern(tile));
+    return sum_tile(a.x + i, x0 + i, g + i, t.size(tile), t.pattern(tile));
+  }
+
+  Sums sums_double(int64_t n, int64_t tile) const {
+    const int64_t i = n * t.row + t.begin(tile);
+    return sum_tile_double(a.x + i, x0 + i, g + i, t.size(tile), t.pattern(tile));
   }
 
   Sums total(int64_t n, const Sums *parts) const {
@@ -192,7 +212,7 @@ template <typename C, typename G, typename Z> struct Step {
     const int64_t bad = s.bad;
     s = {};
     for (int64_t k = 0; k < t.tiles; ++k) {
-      const Sums part = sums<double>(n, k);
+      const Sums part = sums_double(n, k);
       s.gg += part.gg, s.dg += part.dg, s.dd += part.dd;
     }
     s.bad = bad;
@@ -224,7 +244,7 @@ template <typename C, typename G, typename Z> struct Step {
       std::vector<Sums> parts(t.tiles);
 #pragma omp for schedule(static)
       for (int64_t n = 0; n < a.n; ++n) {
-        for (int64_t k = 0; k < t.tiles; ++k) parts[k] = sums<float>(n, k);
+        for (int64_t k = 0; k < t.tiles; ++k) parts[k] = sums(n, k);
         const Sums s = total(n, parts.data());
         bad += s.bad;
         const Move m = plan_move(s, a.step[n], a.eps[n]);
@@ -243,7 +263,7 @@ template <typename C, typename G, typename Z> struct Step {
     {
 #pragma omp for schedule(static)
       for (int64_t k = 0; k < a.n * t.tiles; ++k)
-        parts[k] = sums<float>(k / t.tiles, k % t.tiles);
+        parts[k] = sums(k / t.tiles, k % t.tiles);
 #pragma omp single
       for (int64_t n = 0; n < a.n; ++n) {
         const Sums s = total(n, parts.data() + n * t.tiles);
@@ -342,9 +362,10 @@ template <typename C, typename Z> void normalize_rows(const FaNormalize &a) {
   for (int64_t k = 0; k < a.n * t.tiles; ++k) {
     const int64_t begin = k / t.tiles * t.row + t.begin(k % t.tiles);
     const Pattern &p = t.pattern(k % t.tiles);
-    const float *mean = p.mean.data(), *inv = p.inv_std.data();
-    for_tile(t.size(k % t.tiles), p.period, [&](int64_t i, int64_t j) {
-      store_z(z + begin, i, to_pixel(x[begin + i]), mean[j], inv[j]);
+    const Output<Z> out{z + begin};
+    for_tile(t.size(k % t.tiles), p.period, [&](int64_t i, int64_t j, auto n) {
+      const vf v = load_pixels(x + begin + i, n);
+      out.put(i, v, load(p.mean.data() + j, kLanes), load(p.inv_std.data() + j, kLanes), n);
     });
   }
 }

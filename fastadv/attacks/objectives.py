@@ -1,7 +1,7 @@
 """What an attack maximises: functions of (outputs, context) with one loss per sample.
 
-An objective knows nothing of norms, steps or precision. Losses are summed over the batch
-by the engine, never averaged: a mean underflows in half precision.
+An objective knows nothing of norms, steps or precision. Losses are summed over the
+batch by the engine, never averaged: a mean underflows in half precision.
 """
 
 from __future__ import annotations
@@ -86,14 +86,17 @@ def dlr(logits: Tensor, context: Context) -> Tensor:
 
 
 def kl_to_clean(logits: Tensor, context: Context) -> Tensor:
-    """KL divergence [N] from the clean prediction. Source: TRADES, Zhang et al. 2019."""
+    """KL divergence [N] from the clean prediction (TRADES). Source: Zhang 2019."""
     clean = _clean(context).float().softmax(1)
     per_class = F.kl_div(logits.float().log_softmax(1), clean, reduction="none")
     return per_class.sum(1)
 
 
 def feature_distance(features: Tensor, context: Context) -> Tensor:
-    """Mean squared distance [N] to the clean embedding; no labels. Source: Zhang et al. 2023 (discrepancy mitigating)."""
+    """Mean squared distance [N] to the clean embedding; needs no labels.
+
+    Source: Zhang et al. 2023 (discrepancy mitigating).
+    """
     return (features.float() - _clean(context).float()).square().mean(1)
 
 
@@ -136,8 +139,6 @@ def get_objective(objective: str | Objective) -> Objective:
 
 
 def succeeded(logits: Tensor, context: Context, objective: Objective) -> Tensor:
-    """bool [N]: the attack reached its aim on these logits."""
+    """Bool [N]: the attack reached its aim on these logits."""
     hit = logits.argmax(1) == context.labels
     return hit if objective.flips_success else ~hit
-
-

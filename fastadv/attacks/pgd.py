@@ -1,8 +1,9 @@
 """Projected gradient descent on the fused kernels: how an objective is maximised.
 
-One attack step is the network's input gradient and one fused kernel. The gradient is taken
-at the normalised input, in the frozen and folded `AttackView`, so no weight gradient is
-ever computed and nothing of the model changes. The loop never waits for the device.
+One attack step is the network's input gradient and one fused kernel. The gradient is
+taken at the normalised input, in the frozen and folded `AttackView`, so no weight
+gradient is ever computed and nothing of the model changes. The loop never waits for the
+device.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class PGD:
         num_steps: gradient steps per restart, >= 1.
         step_size: length of a step in pixel units; None means 2/3 of eps (Salman et
             al. 2020 with three steps), but never so short that the steps together
-            could not cross the ball.
+            could not cross the ball: 2 eps for one step, eps for two.
         random_start: begin at a random point of the ball instead of the clean image.
         num_restarts: independent runs, the worst kept per sample; more than one needs
             `random_start`.
@@ -92,8 +93,8 @@ class PGD:
                 raise ValueError(f"{name}={value} must be at least 1")
         if num_restarts > 1 and not random_start:
             raise ValueError(
-                f"num_restarts={num_restarts} without random_start would repeat the same "
-                "attack; add random_start=True"
+                f"num_restarts={num_restarts} without random_start would repeat the "
+                "same attack; add random_start=True"
             )
         if keep not in ("last", "best"):
             raise ValueError(f"keep={keep!r} is unknown; accepted: last, best")
@@ -184,7 +185,7 @@ class PGD:
             )
         if x.is_floating_point() and x.numel():
             low, high = (v.item() for v in torch.aminmax(x))
-            if not (0 <= low and high <= 1):
+            if not (low >= 0 and high <= 1):
                 raise ValueError(
                     f"x has values in [{low:.3g}, {high:.3g}]; attacks need images in "
                     "[0, 1]. Remove Normalize from the transform and give mean/std to "
@@ -215,9 +216,7 @@ class PGD:
             eps *= _NUDGE
         # Golden-ratio increments: restarts of one seed are far apart in the key space.
         key = (seed + restart * 0x9E3779B97F4A7C15) & _MASK64
-        return ball_init(
-            x_nat, norm=self.threat.norm, eps=eps, seed=key, offset=offset
-        )
+        return ball_init(x_nat, norm=self.threat.norm, eps=eps, seed=key, offset=offset)
 
     def _gradient(
         self, view: AttackView, z: Tensor, context: Context
@@ -249,7 +248,12 @@ class PGD:
             )
 
     def _run(
-        self, view: AttackView, x_nat: Tensor, context: Context, restart: int, offset: int
+        self,
+        view: AttackView,
+        x_nat: Tensor,
+        context: Context,
+        restart: int,
+        offset: int,
     ) -> Iterator[AttackResult]:
         """Yield the judged iterates that `keep` lets compete: the last, or all."""
         x = self._start(x_nat, self.seed, restart, offset)
@@ -276,15 +280,15 @@ class PGD:
         if loss is None:
             loss = self.objective.per_sample(outputs, context)
         logits = view(z) if self.objective.outputs == "features" else outputs
-        return AttackResult(
-            x, succeeded(logits, context, self.objective), loss.float()
-        )
+        return AttackResult(x, succeeded(logits, context, self.objective), loss.float())
 
 
 def _worse_of(a: AttackResult, b: AttackResult) -> AttackResult:
-    """Per sample, the one that succeeded; where both or neither did, the higher loss."""
+    """Per sample, the one that succeeded; if both or neither did, the higher loss."""
     take = (b.success & ~a.success) | ((b.success == a.success) & (b.loss > a.loss))
     x_adv = torch.where(take.view(-1, 1, 1, 1), b.x_adv, a.x_adv)
     return AttackResult(
-        x_adv, torch.where(take, b.success, a.success), torch.where(take, b.loss, a.loss)
+        x_adv,
+        torch.where(take, b.success, a.success),
+        torch.where(take, b.loss, a.loss),
     )

@@ -7,12 +7,14 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from types import NoneType
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 import yaml
 
 from fastadv.errors import EXIT_OK, EXIT_USAGE, ConfigError, FastadvError, unknown_name
+from fastadv.threat import parse_pixels
 
 Config = TypeVar("Config")
 
@@ -42,19 +44,53 @@ def without_flag(argv: Sequence[str], flag: str) -> list[str]:
     return rest
 
 
-def read_yaml_config(path: Path, known: Sequence[str]) -> dict[str, Any]:
-    """The keys of a `--config` file, every one a flag of the command.
+def read_yaml_config(path: Path, config_type: type[Any]) -> dict[str, Any]:
+    """The values of a `--config` file; every key is a flag of the command.
 
     Raises:
-        ConfigError: unreadable, not a mapping, or a key that is no flag.
+        ConfigError: unreadable, not a mapping, a key that is no flag, or a value that
+            is not of its type.
     """
     from fastadv.training.configfile import load_config_file
 
     values = load_config_file(path)
-    for key in values:
-        if str(key) not in known:
-            raise ConfigError(f"{path}: {unknown_name('key', str(key), known)}")
+    kinds = get_type_hints(config_type)
+    for key, value in values.items():
+        if key not in kinds:
+            raise ConfigError(f"{path}: {unknown_name('key', str(key), kinds)}")
+        try:
+            values[key] = _typed(kinds[key], value)
+        except ValueError as error:
+            raise ConfigError(f"{path}: {key}: {error}") from None
     return values
+
+
+def _typed(kind: Any, value: Any) -> Any:
+    """A value as YAML gives it, as the type of its field; ValueError if it is none."""
+    choices, origin = get_args(kind), get_origin(kind)
+    if origin is Literal and value in choices:
+        return value
+    if origin is tuple and isinstance(value, list):
+        return tuple(_typed(choices[0], each) for each in value)
+    if NoneType in choices:
+        others = (choice for choice in choices if choice is not NoneType)
+        return None if value is None else _typed(next(others), value)
+    if type(value) is kind:
+        return value
+    if kind is float and type(value) is int:
+        return float(value)
+    if kind is float and type(value) is str:  # 8/255; and YAML 1.1 reads 1e-3 as text
+        return parse_pixels(value)
+    if kind is str and type(value) is int:  # norm: 2
+        return str(value)
+    accepted = (
+        f"one of {', '.join(map(str, choices))}"
+        if origin is Literal
+        else f"a list of {choices[0].__name__}"
+        if origin is tuple
+        else f"a value of type {kind.__name__}"
+    )
+    raise ValueError(f"{value!r} is not {accepted}")
 
 
 def parse(config_type: type[Config], argv: Sequence[str], prog: str) -> Config:
@@ -66,18 +102,12 @@ def parse(config_type: type[Config], argv: Sequence[str], prog: str) -> Config:
     default = None
     path = flag_value(args, "--config")
     if path is not None:
-        known = [field.name for field in fields(config_type)]  # type: ignore[arg-type]
-        default = config_type(**read_yaml_config(Path(path), known))
+        default = config_type(**read_yaml_config(Path(path), config_type))
         args = without_flag(args, "--config")
     show = "--print-config" in args
     args = [word for word in args if word != "--print-config"]
-    config = tyro.cli(
-        config_type,
-        prog=prog,
-        args=args,
-        default=default,
-        config=(tyro.conf.FlagCreatePairsOff,),
-    )
+    # Both --flag and --no-flag exist, so that flags can say either over a file.
+    config = tyro.cli(config_type, prog=prog, args=args, default=default)
     if show:
         values = {f.name: getattr(config, f.name) for f in fields(config)}  # type: ignore[arg-type]
         print(yaml.safe_dump(values, sort_keys=False), end="")
@@ -85,7 +115,9 @@ def parse(config_type: type[Config], argv: Sequence[str], prog: str) -> Config:
     return config
 
 
-def run(prog: str, body: Callable[[list[str]], None], argv: Sequence[str] | None) -> int:
+def run(
+    prog: str, body: Callable[[list[str]], None], argv: Sequence[str] | None
+) -> int:
     """Run a command's body; turn its errors into one line and an exit code."""
     logging.basicConfig(
         stream=sys.stderr, level=logging.WARNING, format=f"{prog}: %(message)s"

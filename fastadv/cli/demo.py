@@ -61,7 +61,11 @@ def run_demo(command: DemoCommand) -> Path:
     accuracy = {
         name: evaluate_checkpoint(
             EvalCommand(
-                checkpoint=str(run), data=SOURCE_DATA, norm="l2", eps=EPS, num_images=480
+                checkpoint=str(run),
+                data=SOURCE_DATA,
+                norm="l2",
+                eps=EPS,
+                num_images=480,
             )
         )
         for name, run in sources.items()
@@ -155,7 +159,10 @@ def _report(
     about = {"made": datetime.now().astimezone().isoformat(timespec="seconds")}
     about |= {k: v for k, v in provenance().items() if v is not None}
     return write_report(
-        out / "report.html", "fastadv demo: robust pretraining and transfer", sections, about
+        out / "report.html",
+        "fastadv demo: robust pretraining and transfer",
+        sections,
+        about,
     )
 
 
@@ -190,7 +197,9 @@ def _attack_section(
         [
             name,
             *(
-                format_percent_ci(100 * found[f"{kind}_acc"], *_percent(found[f"{kind}_ci"]))
+                format_percent_ci(
+                    100 * found[f"{kind}_acc"], *_percent(found[f"{kind}_ci"])
+                )
                 for kind in ("clean", "robust")
             ),
         ]
@@ -208,7 +217,10 @@ def _attack_section(
                 accuracy_under_attack(accuracy, attack="PGD-20"),
                 "Accuracy on clean images and under attack, with 95 % intervals.",
             ),
-            (examples, "Clean images, adversarial ones, and the difference, amplified."),
+            (
+                examples,
+                "Clean images, adversarial ones, and the difference, amplified.",
+            ),
             (gradients, "Gradient of the loss with respect to the pixels."),
         ],
         [

@@ -62,6 +62,14 @@ class EvalCommand:
     json: bool = False
     """Print one JSON object instead of lines."""
 
+    def __post_init__(self) -> None:
+        names = ("resolution", "num_steps", "num_restarts", "num_images", "batch_size")
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                flag = name.replace("_", "-")
+                raise ConfigError(f"--{flag} {value} must be at least 1")
+
 
 def evaluate_checkpoint(command: EvalCommand) -> dict[str, Any]:
     """Run the evaluation; plain values, accuracies as shares in [0, 1]."""
@@ -102,7 +110,9 @@ def evaluate_checkpoint(command: EvalCommand) -> dict[str, Any]:
         attack = PGD(
             threat,
             command.num_steps,
-            command.step_size or 2.5 * threat.eps / command.num_steps,
+            2.5 * threat.eps / command.num_steps
+            if command.step_size is None
+            else command.step_size,
             random_start=True,
             num_restarts=command.num_restarts,
             objective=command.objective,

@@ -21,7 +21,9 @@ PROG = "fastadv-train"
 class TrainCommand(TrainConfig):
     __doc__ = TrainConfig.__doc__
 
-    dry_run: Annotated[bool, arg(help="Open the data, build the model, and stop.")] = False
+    dry_run: Annotated[bool, arg(help="Open the data, build the model, and stop.")] = (
+        False
+    )
     json: Annotated[bool, arg(help="Print the result as one JSON object.")] = False
 
 
@@ -48,7 +50,8 @@ def _body(argv: list[str]) -> None:
 def _resumed(argv: list[str]) -> list[str]:
     """With --resume and --out, the run's own config comes under the flags."""
     out = common.flag_value(argv, "--out", "--out-dir")
-    if "--resume" not in argv or out is None or "--config" in argv:
+    given = common.flag_value(argv, "--config") is not None
+    if "--resume" not in argv or out is None or given:
         return argv
     saved = Path(out) / "config.yaml"
     return ["--config", str(saved), *argv] if saved.exists() else argv

@@ -20,7 +20,9 @@ PROG = "fastadv-transfer"
 class TransferCommand(TransferConfig):
     __doc__ = TransferConfig.__doc__
 
-    json: Annotated[bool, arg(help="Print the new rows as JSON lines, no table.")] = False
+    json: Annotated[bool, arg(help="Print the new rows as JSON lines, no table.")] = (
+        False
+    )
 
 
 def print_rows(rows: list[dict[str, Any]]) -> None:

@@ -1,10 +1,10 @@
 """The attack view of a model: what an attack differentiates instead of the model.
 
-An attack needs the gradient with respect to the input, of a network whose weights do not
-change while it runs. So the view freezes the parameters (no weight gradients are computed),
-folds evaluation-mode BatchNorm into the convolution before it, and never touches the model:
-its mode, statistics and `.grad` stay as they were. `refresh()` brings the folded weights up
-to date after an optimiser step.
+An attack needs the gradient with respect to the input, of a network whose weights do
+not change while it runs. So the view freezes the parameters (no weight gradients are
+computed), folds evaluation-mode BatchNorm into the convolution before it, and never
+touches the model: its mode, statistics and `.grad` stay as they were. `refresh()`
+brings the folded weights up to date after an optimiser step.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fastadv.models.normalized import NormalizedModel
+from fastadv.models.stem import FrozenStem
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ def _foldable(graph: fx.Graph, modules: dict[str, nn.Module]) -> dict[fx.Node, _
         if not isinstance(before, fx.Node) or before.op != "call_module":
             continue
         norm, conv = modules[str(node.target)], modules[str(before.target)]
-        # Exact types: a subclass or a parametrised layer (weight_norm) has its own rule.
+        # Exact types: a subclass or parametrised layer (weight_norm) has its own rule.
         if (
             type(norm) is nn.BatchNorm2d
             and norm.track_running_stats
@@ -66,6 +67,15 @@ def _foldable(graph: fx.Graph, modules: dict[str, nn.Module]) -> dict[fx.Node, _
         ):
             folds[node] = _Fold(str(before.target), str(node.target))
     return folds
+
+
+def _replace_stem(graph: fx.GraphModule, modules: dict[str, nn.Module]) -> None:
+    """Give the first convolution its quicker input gradient, where it has one."""
+    (image,) = (node for node in graph.graph.nodes if node.op == "placeholder")
+    for node in image.users:
+        conv = modules.get(str(node.target)) if node.op == "call_module" else None
+        if isinstance(conv, nn.Conv2d) and FrozenStem.fits(conv):
+            graph.add_submodule(str(node.target), FrozenStem.like(conv))
 
 
 class AttackView(nn.Module):
@@ -139,6 +149,7 @@ class AttackView(nn.Module):
         for node in folds:
             node.replace_all_uses_with(node.args[0])
             graph.graph.erase_node(node)
+        _replace_stem(graph, modules)
         graph.delete_all_unused_submodules()
         graph.recompile()
         self._folds = list(folds.values())
@@ -165,15 +176,21 @@ class AttackView(nn.Module):
                 continue
             if name in norms:
                 self._fold_weights(module, source, live[norms[name]])
-                continue
-            for key, value in source._parameters.items():
-                if value is not None:
-                    frozen = nn.Parameter(self._cast(value.detach()), False)
-                    module._parameters[key] = frozen
-            for key, buffer in source._buffers.items():
-                if buffer is not None:
-                    shared = buffer if self.mode == "eval" else buffer.clone()
-                    module._buffers[key] = self._cast(shared)
+            else:
+                self._share_tensors(module, source)
+            if isinstance(module, FrozenStem):
+                module.pack()
+
+    def _share_tensors(self, module: nn.Module, source: nn.Module) -> None:
+        for key, value in source._parameters.items():
+            frozen = None
+            if value is not None:
+                frozen = nn.Parameter(self._cast(value.detach()), False)
+            module._parameters[key] = frozen
+        for key, buffer in source._buffers.items():
+            if buffer is not None:
+                shared = buffer if self.mode == "eval" else buffer.clone()
+                module._buffers[key] = self._cast(shared)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -23,6 +23,7 @@ from fastadv.reporting.palette import (
     house_style,
     new_figure,
 )
+from fastadv.statistics import wilson
 
 Row = Mapping[str, Any]
 
@@ -199,8 +200,9 @@ def accuracy_under_attack(
                     f"{kind}_acc of {source!r} is {share}; expected a fraction from 0 "
                     "to 1"
                 )
-            low, high = values.get(f"{kind}_ci") or wilson(share, values.get("n"))
-            low, high = (None if end is None else 100 * end for end in (low, high))
+            n = values.get("n")
+            ends = values.get(f"{kind}_ci") or (wilson(share * n, n) if n else None)
+            low, high = (100 * end for end in ends) if ends else (None, None)
             groups.setdefault(label, {})[source] = Bar(100 * share, low, high, 1)
     palette = completed(colors, summary)
     with house_style():
@@ -210,17 +212,6 @@ def accuracy_under_attack(
         ax.set_ylabel("accuracy (%)")
         _finish(figure, [ax], palette, _whisker_note(groups.values()))
     return figure
-
-
-def wilson(share: float, n: float | None) -> tuple[float, float] | tuple[None, None]:
-    """Wilson's 95 % interval of a share counted on `n` images; none without `n`."""
-    if not n:
-        return None, None
-    z = 1.959964
-    center = (share + z * z / (2 * n)) / (1 + z * z / n)
-    spread = share * (1 - share) / n + z * z / (4 * n * n)
-    half = z / (1 + z * z / n) * math.sqrt(spread)
-    return center - half, center + half
 
 
 # ---- parts ----

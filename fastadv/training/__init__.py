@@ -1,5 +1,6 @@
 """Robust and standard pretraining: config, step, loop, run directory. Names resolve on
-first use, so that a command's `--help` imports no torch."""
+first use, so that a command's `--help` imports no torch.
+"""
 
 from __future__ import annotations
 

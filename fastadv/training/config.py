@@ -122,8 +122,12 @@ class TrainConfig:
             _require(name, value, value is None or value >= 1, "at least 1")
         _require("lr", self.lr, math.isfinite(self.lr) and self.lr > 0, "above 0")
         _require("momentum", self.momentum, 0 <= self.momentum < 1, "in [0, 1)")
-        _require("weight_decay", self.weight_decay, self.weight_decay >= 0, "at least 0")
-        _require("save_minutes", self.save_minutes, self.save_minutes >= 0, "at least 0")
+        _require(
+            "weight_decay", self.weight_decay, self.weight_decay >= 0, "at least 0"
+        )
+        _require(
+            "save_minutes", self.save_minutes, self.save_minutes >= 0, "at least 0"
+        )
         try:
             object.__setattr__(self, "norm", parse_norm(self.norm))
             if self.eps is None:
@@ -198,5 +202,7 @@ def learning_rate(config: TrainConfig, step: int, total_steps: int) -> float:
     if config.schedule == "cosine":
         return config.lr * 0.5 * (1 + math.cos(math.pi * done))
     if config.schedule == "onecycle":
-        return config.lr * min(max(done, 1 / max(total_steps, 1)) / 0.3, (1 - done) / 0.7)
+        return config.lr * min(
+            max(done, 1 / max(total_steps, 1)) / 0.3, (1 - done) / 0.7
+        )
     return config.lr

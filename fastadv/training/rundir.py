@@ -79,7 +79,9 @@ class RunDirectory:
         if last.exists():
             self._check_same(config)
             state = self._read_state(last / "state.pt")
-        text = yaml.safe_dump(config.to_dict(), sort_keys=False)
+        # Without `resume`, which is about one process: the file begins the run anew.
+        values = config.to_dict() | {"resume": False}
+        text = yaml.safe_dump(values, sort_keys=False)
         write_atomic(self.path / "config.yaml", text.encode())
         return state
 
@@ -103,8 +105,9 @@ class RunDirectory:
                 path, map_location="cpu", weights_only=True
             )
         except Exception as error:  # torch raises many types for a damaged file
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise CheckpointError(
-                f"{path} cannot be resumed from ({error}); delete its checkpoint folder "
+                f"{path} cannot be resumed from ({reason}); delete its checkpoint folder "
                 "and point checkpoints/last at an older one"
             ) from error
         return state
@@ -113,8 +116,12 @@ class RunDirectory:
         """Append one event to log.jsonl."""
         line = json.dumps({"event": event, "time": round(time.time(), 3), **values})
         try:
-            with open(self.log_file, "a") as file:
-                file.write(line + "\n")
+            with open(self.log_file, "a+b") as file:
+                if file.tell():
+                    file.seek(-1, os.SEEK_END)
+                    if file.read(1) != b"\n":  # torn by a crash or a full disk
+                        line = "\n" + line
+                file.write(line.encode() + b"\n")
         except OSError as error:
             raise CheckpointError(
                 f"could not write {self.log_file}: {error.strerror or error}"
@@ -152,9 +159,11 @@ class RunDirectory:
                 os.fsync(file.fileno())
             sync_folder(temporary)
             os.rename(temporary, final)
-            self._point("last", final)
+            # `best` first: killed in between, the run goes on from the checkpoint before,
+            # finds the same score again and points both here.
             if best:
                 self._point("best", final)
+            self._point("last", final)
         except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError
             raise CheckpointError(
                 f"could not save {final}: {error}; the checkpoint before it is "

@@ -31,7 +31,7 @@ from fastadv.environment import provenance, resolve_device
 from fastadv.errors import ConfigError, Preempted, TrainingDiverged
 from fastadv.evaluation import Evaluation, evaluate
 from fastadv.kernels import use_backend
-from fastadv.models import NormalizedModel, create_model
+from fastadv.models import create_model
 from fastadv.models.view import AttackView
 from fastadv.training.config import TrainConfig, learning_rate
 from fastadv.training.preemption import StopRequest, stop_on_signal
@@ -138,8 +138,11 @@ class Trainer:
             weight_decay=config.weight_decay,
         )
         self.attack = self._attack(config.num_steps) if config.adversarial else None
-        self.view = AttackView(self.model) if self.attack else None
+        self.view = (
+            AttackView(self.model, dtype=self.attack.dtype) if self.attack else None
+        )
         self.step, self.best_score = 0, -1.0
+        self._validated = True  # what the last epoch left
         self._trained_images, self._trained_seconds = 0, 0.0
         self.progress = Progress(self.total_steps)
         state = None if dry_run else self.run.prepare(config)
@@ -211,10 +214,13 @@ class Trainer:
             "epoch": epoch,
             "step": self.step,
             "best": self.best_score,
+            "validated": self._validated,
             "optimizer": self.optimizer.state_dict(),
             "loader": self.loader.state_dict(),
             "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "cuda_rng": torch.cuda.get_rng_state_all()
+            if torch.cuda.is_available()
+            else [],
             "weights": self.model.state_dict(),
         }
 
@@ -223,12 +229,18 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.loader.load_state_dict(state["loader"])
         self.step, self.best_score = state["step"], state["best"]
+        self._validated = state["validated"]
         torch.set_rng_state(state["rng"])
         if torch.cuda.is_available() and state["cuda_rng"]:
             torch.cuda.set_rng_state_all(state["cuda_rng"])
 
     def _save(self, *, best: bool = False) -> None:
-        self.run.save(self.model, self._state(self.loader.epoch), step=self.step, best=best)
+        values = (v for v in self.model.state_dict().values() if v.is_floating_point())
+        if not all(value.isfinite().all() for value in values):
+            raise TrainingDiverged(f"weights after step {self.step - 1} are not finite")
+        self.run.save(
+            self.model, self._state(self.loader.epoch), step=self.step, best=best
+        )
         self._saved_at = time.monotonic()
 
     # ---- the loop ----
@@ -238,7 +250,7 @@ class Trainer:
 
         Raises:
             Preempted: a signal asked for a stop; the state is saved.
-            TrainingDiverged: a loss is not finite; nothing was saved since.
+            TrainingDiverged: a loss or a weight is not finite; nothing was saved since.
             CheckpointError: a checkpoint cannot be written.
         """
         config = self.config
@@ -247,19 +259,21 @@ class Trainer:
         self._log_start()
         self._saved_at = time.monotonic()
         with use_backend(config.backend), stop_on_signal() as stop:
-            while self.loader.epoch < config.epochs:
-                try:
-                    self._epoch(stop)
-                except TrainingDiverged as error:
-                    raise self._diverged(error) from None
-                self._finish_epoch()
-                self._stop_if(stop)
-            return self._finish()
+            try:
+                while self.loader.epoch < config.epochs or not self._validated:
+                    if self._validated:
+                        self._epoch(stop)
+                    self._finish_epoch(stop)
+                return self._finish(stop)
+            except TrainingDiverged as error:
+                raise self._diverged(error) from None
 
     def describe(self) -> None:
         """Say what is about to be trained on what."""
         config, note = self.config, self.progress.note
-        what = f"{config.threat}, {config.num_steps} steps" if self.attack else "standard"
+        what = (
+            f"{config.threat}, {config.num_steps} steps" if self.attack else "standard"
+        )
         if config.data == "shapetex":
             note(
                 "--data is shapetex, the built-in procedural set, drawn at "
@@ -291,7 +305,7 @@ class Trainer:
         config, epoch = self.config, self.loader.epoch
         self.model.train()
         interval = _Interval()
-        for batch, waited in _timed(self.loader):
+        for batch, waited in _timed(self._batches(self.loader, stop)):
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate(config, self.step, self.total_steps)
             result = train_step(
@@ -311,9 +325,8 @@ class Trainer:
                 interval = self._report(interval, epoch)
             else:
                 self._show(epoch)
-            if (stop or overdue) and self.step % len(self.loader):
+            if overdue and self.step % len(self.loader):
                 self._save()
-                self._stop_if(stop)
         if interval.losses:
             self._report(interval, epoch)
 
@@ -338,40 +351,65 @@ class Trainer:
             )
         self.progress.update(self.step, text)
 
-    def _finish_epoch(self) -> None:
+    def _finish_epoch(self, stop: StopRequest) -> None:
         epoch = self.loader.epoch  # of the next one: the loader has moved on
         best = False
         if epoch % self.config.eval_every == 0 or epoch == self.config.epochs:
-            found = self._evaluate(self.val_set)
+            self._validated = False
+            found = self._evaluate(self.val_set, stop)
+            self._validated = True
             score = found.robust.top1 if found.robust else found.clean.top1
             best, self.best_score = score > self.best_score, max(score, self.best_score)
             self.run.log("val", epoch=epoch, step=self.step, **_numbers(found))
             self.progress.note(f"epoch {epoch} validation: {_words(found)}")
         self._save(best=best)
+        self._stop_if(stop)
 
-    def _evaluate(self, images: ImageSet) -> Evaluation:
+    def _evaluate(self, images: ImageSet, stop: StopRequest) -> Evaluation:
         """Clean accuracy on all of `images`, robust accuracy on `eval_images` of them."""
+
+        def batches(images: ImageSet) -> Iterator[Batch]:
+            return self._batches(self._loader(images, train=False), stop)
+
         if self.attack is None:
-            return evaluate(self.model, self._loader(images, train=False))
+            return evaluate(self.model, batches(images))
         judge = self._attack(self.config.eval_steps, judge=True)
         most = max(self.config.eval_images, len(images.classes))
         if len(images) <= most:
-            return evaluate(self.model, self._loader(images, train=False), judge)
+            return evaluate(self.model, batches(images), judge)
         attacked = subset(images, most, self.config.seed)
-        clean = evaluate(self.model, self._loader(images, train=False)).clean
-        robust = evaluate(self.model, self._loader(attacked, train=False), judge).robust
+        clean = evaluate(self.model, batches(images)).clean
+        robust = evaluate(self.model, batches(attacked), judge).robust
         return Evaluation(clean, robust)
 
-    def _finish(self) -> TrainSummary:
-        found = self._evaluate(self.test_set)
+    def _batches(self, loader: Loader, stop: StopRequest) -> Iterator[Batch]:
+        """Batches of `loader`, until a stop is asked for: then the state is saved."""
+        batches = iter(loader)
+        while not stop:
+            try:
+                batch = next(batches, None)
+            except RuntimeError:
+                if not stop:
+                    raise
+                break  # the signal went to the decoding processes, too, and ended them
+            if batch is None:
+                return
+            yield batch
+        self._save()
+        self._stop_if(stop)
+
+    def _finish(self, stop: StopRequest) -> TrainSummary:
+        found = self._evaluate(self.test_set, stop)
         rate = self._trained_images / max(self._trained_seconds, 1e-9)
-        self.run.log("test", step=self.step, images_per_s=round(rate, 2), **_numbers(found))
+        self.run.log(
+            "test", step=self.step, images_per_s=round(rate, 2), **_numbers(found)
+        )
         self.progress.note(f"test (last weights): {_words(found)}")
         robust = found.robust.top1 if found.robust else None
         return TrainSummary(self.run.path, found.clean.top1, robust, rate)
 
     def _stop_if(self, stop: StopRequest) -> None:
-        if stop and self.loader.epoch < self.config.epochs:
+        if stop:
             self.run.log("preempted", step=self.step, signal=stop.signal)
             raise Preempted(
                 f"{stop.signal}: saved step {self.step}; continue with "
@@ -381,17 +419,18 @@ class Trainer:
     def _diverged(self, error: TrainingDiverged) -> TrainingDiverged:
         self.run.log("diverged", step=self.step, reason=str(error))
         last = self.run.checkpoints / "last"
-        kept = f"the last good checkpoint is {last.resolve()}" if last.exists() else (
-            "no checkpoint had been saved yet"
+        kept = (
+            f"the last good checkpoint is {last.resolve()}"
+            if last.exists()
+            else "no checkpoint had been saved yet"
         )
         return TrainingDiverged(
             f"{error}; {kept}. Lower --lr (now {self.config.lr:g}) or try --precision fp32"
         )
 
 
-def _timed(loader: Loader) -> Iterator[tuple[Batch, float]]:
+def _timed(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
     """Each batch with the seconds spent waiting for it."""
-    batches = iter(loader)
     while True:
         began = time.monotonic()
         batch = next(batches, None)

@@ -1,5 +1,6 @@
 """Transfer: what a pretrained model is worth on another data set. Names resolve on first
-use, so that a command's `--help` imports no torch."""
+use, so that a command's `--help` imports no torch.
+"""
 
 from __future__ import annotations
 

@@ -67,10 +67,11 @@ class TransferConfig:
     """skip: count, name and replace by one of its class; fail: stop."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
+        for name in ("epochs", "batch_size", "resolution", "num_train"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
                 flag = name.replace("_", "-")
-                raise ConfigError(f"--{flag} {getattr(self, name)} must be at least 1")
+                raise ConfigError(f"--{flag} {value} must be at least 1")
         if not 0 < self.val_fraction < 1:
             raise ConfigError(f"--val-fraction {self.val_fraction} must be in (0, 1)")
         if not self.seeds or not self.lrs:

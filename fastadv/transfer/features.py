@@ -104,7 +104,7 @@ def fit_head(
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", ConvergenceWarning)
             head.fit(train.values, train.labels)
-        if caught:
+        if any(issubclass(each.category, ConvergenceWarning) for each in caught):
             log.warning("logistic regression with C=%g did not converge", strength)
         value = head_accuracy(head, val, classes).value(metric)
         if best is None or value > best[2]:

@@ -93,7 +93,7 @@ def instances(name: str) -> Instances:
 
 
 def broken(
-    name: str, factor: float, objective: str, norm: str = "linf", **options: int
+    name: str, factor: float, objective: str, **options: int
 ) -> tuple[Instances, Tensor]:
     """The instances of a network, and which of them fall at `factor` times eps."""
     model, data = vnncomp_model(name), instances(name)
@@ -102,7 +102,7 @@ def broken(
         rows = data.eps == eps
         radius = factor * float(eps)
         attack = PGD(
-            ThreatModel(norm, radius),  # type: ignore[arg-type]
+            ThreatModel("linf", radius),
             step_size=radius / 10,
             random_start=True,
             objective=objective,
@@ -126,21 +126,19 @@ def test_at_twice_the_radius_every_kw_instance_falls() -> None:
     assert success.all()
 
 
-def test_resnet_instances_fall_as_the_radius_grows() -> None:
-    """Of 41 proved ones 5 fall at twice and 23 at four times the radius."""
-    fallen = []
-    for factor in (2, 4):
-        options = {"num_steps": 100, "num_restarts": 5}
-        data, success = broken("resnet_2b", factor, "margin", **options)
-        fallen.append(int(success[data.proved].sum()))
-    print(fallen)
-    assert fallen[0] >= 5
-    assert fallen[1] >= 23
+@pytest.mark.parametrize(
+    ("factor", "fallen"), [(2, 5), pytest.param(4, 23, marks=pytest.mark.slow)]
+)
+def test_resnet_instances_fall_as_the_radius_grows(factor: int, fallen: int) -> None:
+    """At least as many of the 41 proved ones as the oracle's own attack broke."""
+    options = {"num_steps": 100, "num_restarts": 5}
+    data, success = broken("resnet_2b", factor, "margin", **options)
+    assert int(success[data.proved].sum()) >= fallen
 
 
 # ---- Wong and Kolter 2018, MNIST, certified at linf 0.1 ----
 
-CERTIFIED_ERROR = 0.058  # published bound over the whole test set, at eps 0.1
+EVERY = 20  # the smaller checks use every 20th image: 500 of them
 
 
 class Masked(nn.Module):
@@ -163,3 +161,103 @@ def mnist() -> tuple[NormalizedModel, Tensor, Tensor]:
         x, y = torch.from_numpy(file["x"]), torch.from_numpy(file["y"])
     model = NormalizedModel(net, [0.0], [1.0], "kw18-mnist", 10).eval()
     return model, x[:, None], y.long()
+
+
+Mnist = tuple[NormalizedModel, Tensor, Tensor]
+
+
+@torch.no_grad()
+def wrong(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    return model(x if x.is_floating_point() else x.float() / 255).argmax(1) != y
+
+
+def pgd(eps: float, **options: object) -> PGD:
+    """40 steps of eps/10."""
+    options = {"objective": "margin", **options}
+    return PGD(ThreatModel("linf", eps), 40, eps / 10, **options)  # type: ignore[arg-type]
+
+
+def test_mnist_errors_are_the_published_ones(mnist: Mnist) -> None:
+    """Clean 1.80 %, PGD 4.07 %, certified at most 5.8 %, over all 10,000 images.
+
+    Effort goes where it can matter: the 2,000 smallest clean margins get ten steps (the
+    last success is number 1,193), the 400 closest survivors get 40 steps x 2 restarts.
+    """
+    model, x, y = mnist
+    clean = PGD(ThreatModel("linf", 0), 1, objective="margin")(model, x, y)
+    assert torch.equal(clean.success, wrong(model, x, y))
+    assert int(clean.success.sum()) == 180
+
+    hard = clean.loss.argsort(descending=True)[:2000]
+    screen = PGD(ThreatModel("linf", 0.1), 10, 0.02, objective="margin", keep="best")
+    first = screen(model, x[hard], y[hard])
+    distance = first.loss.masked_fill(first.success, float("-inf"))
+    near = hard[distance.argsort(descending=True)[:400]]
+    second = pgd(0.1, random_start=True, num_restarts=2)(model, x[near], y[near])
+    error = (int(first.success.sum()) + int(second.success.sum())) / len(y)
+    assert abs(error - 0.0407) <= 0.003
+    assert error <= 0.058
+
+
+@pytest.mark.parametrize(
+    ("eps", "robust", "objective"),
+    [
+        (0.1, 0.948, "margin"),
+        (0.2, 0.157, "margin"),
+        (0.2, 0.157, "cross_entropy"),
+        (0.3, 0.0, "cross_entropy"),
+    ],
+)
+def test_mnist_robust_accuracy(
+    mnist: Mnist, eps: float, robust: float, objective: str
+) -> None:
+    model, x, y = mnist
+    x, y = x[::EVERY], y[::EVERY]
+    attack = pgd(eps, objective=objective, random_start=True, num_restarts=2)
+    result = attack(model, x, y)
+    assert torch.equal(result.success, wrong(model, result.x_adv, y))
+    got = 1 - result.success.double().mean().item()
+    # Other images than the oracle's: three standard errors of a share of 500.
+    assert abs(got - robust) <= 3 * (robust * (1 - robust) / len(y)) ** 0.5
+
+
+def test_masked_gradients_fool_cross_entropy_but_not_the_margin(mnist: Mnist) -> None:
+    """Truth at eps 0.3 is 0 %; CE-PGD reports 96.6 % because it gets no gradient."""
+    plain, x, y = mnist
+    x, y = x[::EVERY], y[::EVERY]
+    model = Masked(plain).eval()
+    pixels = (x.float() / 255).requires_grad_()
+    loss = nn.functional.cross_entropy(model(pixels), y, reduction="sum")
+    (grad,) = torch.autograd.grad(loss, pixels)
+    zero = grad.flatten(1).abs().amax(1) == 0
+    fooled = pgd(0.3, objective="cross_entropy")(model, x, y)
+    assert torch.equal(~fooled.success, zero)
+    assert abs(zero.double().mean().item() - 0.966) < 3 * (0.966 * 0.034 / 500) ** 0.5
+    unmoved = fooled.x_adv[zero] == x[zero].float() / 255
+    assert unmoved.all()
+    assert pgd(0.3)(model, x, y).success.all()
+
+
+class Quantised(nn.Module):
+    """Sees eight grey levels, so that no pixel has a gradient."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model((x * 7).round() / 7)
+
+
+def test_transfer_breaks_what_quantisation_hides(mnist: Mnist) -> None:
+    plain, x, y = mnist
+    x, y = x[::EVERY], y[::EVERY]
+    model = Quantised(plain).eval()
+    clean = wrong(model, x, y)
+    for objective in ("cross_entropy", "margin"):
+        blind = PGD(ThreatModel("linf", 0.3), 5, objective=objective)
+        result = blind(model, x, y)
+        assert torch.equal(result.success, clean)
+        assert torch.equal(result.x_adv, x.float() / 255)
+    moved = pgd(0.3)(plain, x, y).x_adv
+    assert wrong(model, moved, y).double().mean() > 0.99

@@ -41,12 +41,8 @@ def by_hand(name: str, row: list[float], clean: list[float], label: int) -> floa
         "targeted": log_q[label],
         "margin": max(others) - row[label],
         "dlr": (max(others) - row[label]) / (first - third),
-        "kl": sum(
-            math.exp(p) * (p - q) for p, q in zip(log_p, log_q, strict=True)
-        ),
-        "feature_distance": sum(
-            (a - b) ** 2 for a, b in zip(row, clean, strict=True)
-        )
+        "kl": sum(math.exp(p) * (p - q) for p, q in zip(log_p, log_q, strict=True)),
+        "feature_distance": sum((a - b) ** 2 for a, b in zip(row, clean, strict=True))
         / len(row),
     }[name]
 
@@ -91,9 +87,7 @@ def test_samples_do_not_mix(name: str) -> None:
 
 
 @settings(derandomize=True, max_examples=60, deadline=None)
-@given(
-    scale=st.floats(0.01, 1000), shift=st.floats(-50, 50), seed=st.integers(0, 1000)
-)
+@given(scale=st.floats(0.01, 1000), shift=st.floats(-50, 50), seed=st.integers(0, 1000))
 def test_dlr_ignores_scale_and_shift(scale: float, shift: float, seed: int) -> None:
     outputs, _, labels = sample(seed=seed)
     dlr = OBJECTIVES["dlr"].per_sample

@@ -1,11 +1,11 @@
 """The same attack in three other libraries, on the same network and batch.
 
-Without a random start the mathematics is the same, so iterates agree to rounding. How the
-peers differ, none of which may show here:
+Without a random start the mathematics is the same, so iterates agree to rounding. How
+the peers differ, none of which may show here:
 
 * They differentiate with respect to the image, we with respect to the normalised image
   in a network with BatchNorm folded away; the chain rule joins the two.
-* torchattacks and robustness average the loss over the batch, foolbox sums it, so do we;
+* torchattacks and robustness average the loss over the batch, foolbox and we sum it;
   the direction of a sample's gradient is the same.
 * Against a zero gradient norm torchattacks and robustness add 1e-10, foolbox takes the
   maximum with 1e-12, we add 1e-30.
@@ -26,12 +26,12 @@ from torch import Tensor, nn
 from fastadv.attacks import PGD, ThreatModel
 from fastadv.threat import Norm
 
-# Pixels in [0, 1] carry 6e-8 of rounding; up to ten steps, folded or not: measured 4.2e-7.
+# Pixels in [0, 1] carry 6e-8 of rounding; after up to ten steps 4.2e-7 was measured.
 TOLERANCE = 1e-6
 # sign() turns a rounding difference around zero into 2 * step_size. In a smooth network
 # gradients that small are rare: measured none in 6 * 768 pixels, allowed four.
 LINF_SHARE = 0.999
-# The loss that was reached, of size 2 to 6 (measured 1.4e-6; a flipped pixel adds 1e-5).
+# The loss that was reached, of size 2 to 6: measured 1.4e-6; a flipped pixel adds 1e-5.
 LOSS_TOLERANCE = 5e-5
 
 Peer = Callable[[nn.Module, Tensor, Tensor, Norm, float, float, int], Tensor]
@@ -100,7 +100,9 @@ def losses(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(("norm", "eps", "step", "n"), SETTINGS)
 @pytest.mark.parametrize("peer", PEERS)
-def test_iterates_agree(peer: Peer, norm: Norm, eps: float, step: float, n: int) -> None:
+def test_iterates_agree(
+    peer: Peer, norm: Norm, eps: float, step: float, n: int
+) -> None:
     model, images = small_model(), batch()[0]
     x, y = images.float() / 255, predicted(model, images)
     theirs = peer(model, x, y, norm, eps, step, n)

@@ -188,7 +188,9 @@ def worst(results: list[AttackResult]) -> AttackResult:
 
 @pytest.mark.parametrize("threat", THREATS)
 @pytest.mark.parametrize("objective", ["cross_entropy", "kl"])
-def test_restarts_keep_the_worst_per_sample(threat: ThreatModel, objective: str) -> None:
+def test_restarts_keep_the_worst_per_sample(
+    threat: ThreatModel, objective: str
+) -> None:
     # A radius at which some samples give way and others hold, from start to start.
     small = ThreatModel(threat.norm, threat.eps * 0.6)
     options = {"num_steps": 1, "random_start": True, "objective": objective}
@@ -301,7 +303,7 @@ def test_a_step_of_two_thirds_is_the_default_and_few_steps_cross_the_ball() -> N
 
 
 def test_plain_modules_take_images_as_they_are() -> None:
-    """A module that is no NormalizedModel gets [0, 1] images; the attack is the same."""
+    """A module that is no NormalizedModel gets [0, 1] images: the same attack."""
     plain = torch.nn.Sequential(MODEL).eval()
     attack = PGD(ThreatModel("l2", 1.0), 3)
     ours, theirs = attack(MODEL, IMAGES, LABELS), attack(plain, IMAGES, LABELS)
@@ -362,14 +364,18 @@ def test_refusals_name_the_value_and_the_way_out() -> None:
         PGD(ThreatModel(), num_steps=0)
     with pytest.raises(ValueError, match="num_restarts=0 must be at least 1"):
         PGD(ThreatModel(), num_restarts=0)
-    with pytest.raises(ValueError, match="keep='first' is unknown; accepted: last, best"):
+    with pytest.raises(
+        ValueError, match="keep='first' is unknown; accepted: last, best"
+    ):
         PGD(ThreatModel(), keep="first")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="perhaps you meant: cross_entropy"):
         PGD(ThreatModel(), objective="cross_entropi")
-    with pytest.raises(ValueError, match="unknown objective 'zzz'; known: cross_entropy"):
+    with pytest.raises(
+        ValueError, match="unknown objective 'zzz'; known: cross_entropy"
+    ):
         PGD(ThreatModel(), objective="zzz")
     for step in (-0.1, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match="step_size=.* must be a finite number"):
+        with pytest.raises(ValueError, match=r"step_size=.* must be a finite number"):
             PGD(ThreatModel(), step_size=step)
     with pytest.raises(ValueError, match="mode='frozen' is unknown"):
         PGD(ThreatModel(), bn_mode="frozen")(MODEL, IMAGES, LABELS)  # type: ignore[arg-type]
@@ -384,7 +390,7 @@ def test_images_outside_the_box_are_refused_with_the_remedy() -> None:
         attack(MODEL, IMAGES.float(), LABELS)
     broken = IMAGES.float() / 255
     broken[0, 0, 0, 0] = float("nan")
-    with pytest.raises(ValueError, match="values in .*nan"):
+    with pytest.raises(ValueError, match=r"values in .*nan"):
         attack(MODEL, broken, LABELS)
 
 

@@ -233,7 +233,9 @@ def test_the_trace_sees_weight_gradients_and_waits() -> None:
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("backend", ["cpp", "numba", "reference"])
-def test_the_backend_that_was_asked_for_runs_every_step(backend: str, norm: Any) -> None:
+def test_the_backend_that_was_asked_for_runs_every_step(
+    backend: str, norm: Any
+) -> None:
     missing = BACKENDS[backend].unavailable_reason()
     if missing:
         pytest.skip(missing)

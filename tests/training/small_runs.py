@@ -1,0 +1,125 @@
+"""Tiny training runs that several test folders share, and ways to run the commands.
+
+Importable as `small_runs`: the conftest of each folder that wants it adds this one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastadv.cli import train
+from fastadv.kernels._cpp import unavailable_reason
+from fastadv.models import load_model, state_hash
+from fastadv.training import TrainConfig
+
+# 190 training images in batches of 16: 12 updates an epoch, 24 in all, below a second.
+TINY: dict[str, Any] = {
+    "arch": "resnet8_cifar",
+    "data": "digits",
+    "resolution": 16,
+    "num_train": 200,
+    "batch_size": 16,
+    "epochs": 2,
+    "eps": 0.25,
+    "num_steps": 2,
+    "schedule": "onecycle",
+    "eval_images": 20,
+    "eval_steps": 2,
+    "device": "cpu",
+}
+STEPS_PER_EPOCH, STEPS = 12, 24
+DEFAULT_BACKEND = "numba" if unavailable_reason() else "cpp"
+
+
+def tiny(out: Path, **changes: Any) -> TrainConfig:
+    return TrainConfig(**(TINY | {"out": str(out)} | changes))
+
+
+def flags(out: Path, **changes: Any) -> list[str]:
+    """The same choices as words of a command line; values of True are bare flags."""
+    words = []
+    for name, value in (TINY | {"out": str(out)} | changes).items():
+        flag = "--" + name.replace("_", "-")
+        words += [flag] if value is True else [flag, str(value)]
+    return words
+
+
+def environment() -> dict[str, str]:
+    """One thread, no forced backend, wide enough that tyro wraps no message."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("FASTADV_BACK")}
+    return kept | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+
+
+def script(name: str) -> str:
+    path = Path(sys.executable).with_name(name)
+    if not path.exists():
+        pytest.skip(f"{name} is not installed beside {sys.executable}")
+    return str(path)
+
+
+def execute(name: str, *words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run an installed command as a user would."""
+    return subprocess.run(
+        [script(name), *words],
+        cwd=cwd,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def events(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def last_step(run: Path) -> int:
+    """The step of the newest checkpoint; 0 before there is one."""
+    try:
+        return int(os.readlink(run / "checkpoints" / "last").split("-")[1])
+    except FileNotFoundError:
+        return 0
+
+
+def weights(run: Path, which: str = "last") -> str:
+    """Hash of a checkpoint's weights and buffers: equal means bit-identical."""
+    return state_hash(load_model(run / "checkpoints" / which / "model.safetensors"))
+
+
+def resume(run: Path) -> int:
+    """Continue a run in this process, as `fastadv-train --resume --out RUN` does."""
+    return train.main(["--resume", "--out", str(run)])
+
+
+def interrupt(
+    words: list[str], run: Path, number: signal.Signals, step: int, delay: float = 0.0
+) -> tuple[int, str]:
+    """Start fastadv-train, signal it once `step` is saved; exit code and stderr."""
+    process = subprocess.Popen(
+        [script("fastadv-train"), *words],
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while process.poll() is None and last_step(run) < step:
+            assert time.monotonic() < deadline, "no checkpoint within a minute"
+            time.sleep(0.0005)
+        time.sleep(delay)
+        process.send_signal(number)
+        _, stderr = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    return process.returncode, stderr

@@ -1,0 +1,280 @@
+"""Whatever stops a run, the resumed one ends in the same bits."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_runs import (
+    STEPS,
+    STEPS_PER_EPOCH,
+    events,
+    execute,
+    flags,
+    interrupt,
+    last_step,
+    resume,
+    tiny,
+    weights,
+)
+
+from fastadv.data.sources import ArraySet
+from fastadv.errors import CheckpointError, ConfigError, Preempted
+from fastadv.training import RunDirectory, Trainer, train, trainer
+
+NOT_DONE = STEPS - 4  # kills come no later, so that they meet a living process
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run: what every interrupted one must equal."""
+    torch.set_num_threads(1)
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    train(tiny(out, random_start=True))
+    return out
+
+
+def _same(run: Path, whole: Path) -> None:
+    assert last_step(run) == STEPS
+    assert weights(run) == weights(whole)
+    assert weights(run, "best") == weights(whole, "best")
+    validations = [
+        {k: v for k, v in e.items() if k != "time"}
+        for e in events(run)
+        if e["event"] == "val"
+    ]
+    assert validations[-1].items() >= {"epoch": 2, "step": STEPS}.items()
+    known = {e["step"]: e["robust_acc"] for e in events(whole) if e["event"] == "val"}
+    assert all(v["robust_acc"] == known[v["step"]] for v in validations)
+
+
+def _moments(seed: int) -> tuple[int, float]:
+    """A step to wait for, and seconds into what follows (a step and its save)."""
+    draw = random.Random(seed)
+    return draw.randrange(1, NOT_DONE), draw.uniform(0, 0.02)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_killed_at_a_random_moment(seed: int, whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    step, delay = _moments(seed)
+    words = flags(run, random_start=True, save_minutes=0)
+    code, _ = interrupt(words, run, signal.SIGKILL, step, delay)
+    assert code == -signal.SIGKILL
+    assert step <= last_step(run) < STEPS
+    assert resume(run) == 0
+    _same(run, whole)
+    assert [e["event"] for e in events(run)].count("resume") == 1
+
+
+def test_killed_again_and_again(whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    words = flags(run, random_start=True, save_minutes=0.001)
+    reached = []
+    for step in (2, NOT_DONE - 1):
+        code, _ = interrupt(words, run, signal.SIGKILL, step, 0.003)
+        assert code == -signal.SIGKILL
+        reached.append(last_step(run))
+        words = ["--resume", "--out", str(run)]
+    assert reached == sorted(reached)
+    assert reached[-1] < STEPS
+    assert resume(run) == 0
+    assert resume(run) == 0  # of a finished run: only its test is done again
+    _same(run, whole)
+    resumed_at = [e["step"] for e in events(run) if e["event"] == "resume"]
+    assert resumed_at == [*reached, STEPS]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_exits_75(
+    number: signal.Signals, whole: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    # One checkpoint in the first epoch's first seconds, then none by the clock.
+    code, stderr = interrupt(
+        flags(run, random_start=True, save_minutes=0), run, number, 5
+    )
+    assert code == 75
+    saved = last_step(run)
+    hint = f"--resume --out {run}"
+    assert f"{number.name}: saved step {saved}; continue with {hint}" in stderr
+    assert events(run)[-1].items() >= {"event": "preempted", "step": saved}.items()
+    assert "Traceback" not in stderr
+    if number == signal.SIGTERM:  # exactly what the message says to type
+        done = execute("fastadv-train", *hint.split(), cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    else:
+        assert resume(run) == 0
+    _same(run, whole)
+
+
+def _signal_at_step(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Send SIGTERM to this process in the middle of training step `step` (from 1)."""
+    real, calls = trainer.train_step, []
+
+    def stepping(*args: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(*args, **options)
+
+    monkeypatch.setattr(trainer, "train_step", stepping)
+
+
+@pytest.mark.parametrize("step", [3, STEPS_PER_EPOCH, STEPS_PER_EPOCH + 1, STEPS])
+def test_stops_within_the_step(
+    step: int, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    before = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        _signal_at_step(patch, step)
+        with pytest.raises(Preempted, match=f"SIGTERM: saved step {step};"):
+            train(tiny(run, random_start=True))
+    assert last_step(run) == step  # not one more, and no validation first
+    assert [e for e in events(run) if e["event"] == "val" and e["step"] == step] == []
+    assert signal.getsignal(signal.SIGTERM) is before
+    train(tiny(run, random_start=True, resume=True))
+    _same(run, whole)
+
+
+@pytest.mark.parametrize("which", [1, 2, 3])
+def test_stops_during_evaluation(
+    which: int, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of epoch 1, of epoch 2, and the final test: each is done over, once."""
+    run = tmp_path / "run"
+    real, calls = trainer.evaluate, []
+
+    def evaluating(model: Any, batches: Any, attack: Any = None) -> Any:
+        calls.append(1)
+        # The final test is two evaluations: 500 clean images and 20 attacked ones.
+        if len(calls) == which:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(model, batches, attack)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "evaluate", evaluating)
+        with pytest.raises(Preempted, match="SIGINT"):
+            train(tiny(run, random_start=True))
+    assert last_step(run) == min(which, 2) * STEPS_PER_EPOCH
+    train(tiny(run, random_start=True, resume=True))
+    _same(run, whole)
+    finished = [e["epoch"] for e in events(run) if e["event"] == "val"]
+    assert finished == [1, 2]
+    assert [e["event"] for e in events(run)].count("test") == 1
+
+
+def test_stops_although_its_decoding_processes_were_signalled_too(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Schedulers and terminals signal the whole process group, workers included."""
+    load = ArraySet.load
+    waiting = threading.Event()
+
+    def slowly(images: ArraySet, index: int) -> Any:
+        waiting.wait(0.02)  # the loop is waiting for data when the signal comes
+        return load(images, index)
+
+    monkeypatch.setattr(ArraySet, "load", slowly)
+    config = tiny(tmp_path / "run", loader="torchvision", workers=1, num_train=60)
+    training = Trainer(config)
+
+    def signal_all() -> None:
+        workers = training.loader._loader._iterator._workers  # type: ignore[attr-defined]
+        for pid in [*(worker.pid for worker in workers), os.getpid()]:
+            os.kill(pid, signal.SIGTERM)
+
+    threading.Timer(1.5, signal_all).start()
+    with pytest.raises(Preempted, match="SIGTERM: saved step"):
+        training.fit()
+    assert last_step(training.run.path) == training.step > 0
+
+
+# ---- the run directory by itself ----
+
+
+def test_changed_choices_are_refused_by_name(whole: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Trainer(tiny(whole, random_start=True, resume=True, epochs=3, lr=0.2))
+    assert "epochs: 2 -> 3, lr: 0.1 -> 0.2" in str(caught.value)
+    with pytest.raises(ConfigError, match="already holds a run; add --resume"):
+        Trainer(tiny(whole, random_start=True))
+    before = weights(whole)
+    # What changes no result may change: here the clock and the kernels' backend.
+    again = Trainer(
+        tiny(whole, random_start=True, resume=True, save_minutes=1, backend="reference")
+    )
+    assert again.resumed
+    assert again.step == STEPS
+    assert weights(whole) == before
+
+
+def test_a_resumed_config_begins_a_new_run_elsewhere(
+    whole: Path, tmp_path: Path
+) -> None:
+    Trainer(tiny(whole, random_start=True, resume=True))
+    text = (whole / "config.yaml").read_text()
+    assert "resume: false" in text
+
+
+def test_killed_between_the_two_links(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`best` must not be lost: the resumed run believes its score was the best."""
+    run = tmp_path / "run"
+    point: Callable[..., None] = RunDirectory._point
+    links = []
+
+    def pointing(directory: RunDirectory, link: str, target: Path) -> None:
+        links.append(link)
+        if len(links) == 2:
+            raise KeyboardInterrupt  # nothing catches it, like a kill
+        point(directory, link, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunDirectory, "_point", pointing)
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny(run, random_start=True))
+    assert set(links) == {"last", "best"}
+    train(tiny(run, random_start=True, resume=True))
+    _same(run, whole)
+
+
+def test_a_torn_log_line_costs_only_itself(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    run.log("start", step=0)
+    with open(run.log_file, "a") as file:
+        file.write('{"event": "tra')
+    run.log("resume", step=3)
+    run.log("train", step=4)
+    assert [(e["event"], e["step"]) for e in run.events()] == [
+        ("start", 0),
+        ("resume", 3),
+        ("train", 4),
+    ]
+
+
+@pytest.mark.parametrize("damage", [b"", b"x" * 3000, None])
+def test_a_damaged_state_is_one_clear_line(
+    damage: bytes | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    train(tiny(run, num_train=40, epochs=1))
+    state = run / "checkpoints" / "last" / "state.pt"
+    state.write_bytes(state.read_bytes()[:5000] if damage is None else damage)
+    capsys.readouterr()
+    assert resume(run) == 1
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert message.startswith(f"fastadv-train: {run / 'checkpoints/last/state.pt'}")
+    assert "point checkpoints/last at an older one" in message
+    with pytest.raises(CheckpointError):
+        RunDirectory._read_state(state)
