@@ -10,8 +10,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 NATIVE := CMakeLists.txt setup.py $(wildcard csrc/*/*)
 # What attacks are compared with, in tests and benchmarks. Without dependencies: their pins
-# conflict with each other and with current torch, and what we call needs none of them.
-PEERS := torchattacks foolbox eagerpy robustness adversarial-robustness-toolbox
+# conflict with each other and with current torch. The second line is for `import foolbox`.
+PEERS := torchattacks foolbox eagerpy robustness adversarial-robustness-toolbox \
+         GitPython gitdb smmap requests charset_normalizer urllib3 certifi
 
 .PHONY: demo test lint bench clean
 

@@ -202,7 +202,6 @@ def learning_rate(config: TrainConfig, step: int, total_steps: int) -> float:
     if config.schedule == "cosine":
         return config.lr * 0.5 * (1 + math.cos(math.pi * done))
     if config.schedule == "onecycle":
-        return config.lr * min(
-            max(done, 1 / max(total_steps, 1)) / 0.3, (1 - done) / 0.7
-        )
+        rising = max(done, 1 / max(total_steps, 1)) / 0.3
+        return config.lr * min(rising, (1 - done) / 0.7, 1.0)
     return config.lr

@@ -13,6 +13,7 @@ replaced. Whatever happens in between, `last` is whole.
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import shutil
@@ -153,8 +154,10 @@ class RunDirectory:
             temporary.mkdir(parents=True)
             metadata = {key: state[key] for key in METADATA}
             save_model(model, temporary / "model.safetensors", metadata)
+            buffer = io.BytesIO()  # torch hides why a write to a file failed
+            torch.save(state, buffer)
             with open(temporary / "state.pt", "wb") as file:
-                torch.save(state, file)
+                file.write(buffer.getbuffer())
                 file.flush()
                 os.fsync(file.fileno())
             sync_folder(temporary)

@@ -237,7 +237,9 @@ class Trainer:
     def _save(self, *, best: bool = False) -> None:
         values = (v for v in self.model.state_dict().values() if v.is_floating_point())
         if not all(value.isfinite().all() for value in values):
-            raise TrainingDiverged(f"weights after step {self.step - 1} are not finite")
+            raise TrainingDiverged(
+                f"the weights after step {self.step - 1} are not finite"
+            )
         self.run.save(
             self.model, self._state(self.loader.epoch), step=self.step, best=best
         )
