@@ -26,7 +26,16 @@ PRETRAIN = [
     *("--epochs", "12", "--schedule", "onecycle", "--augment", "crop_flip"),
     *("--val-size", "400", "--eval-every", "3", "--eval-images", "400"),
 ]
-FULL = ["--mode", "full_network", "--num-train", "2000", "--epochs", "12", "--lrs", "0.01"]
+FULL = [
+    "--mode",
+    "full_network",
+    "--num-train",
+    "2000",
+    "--epochs",
+    "12",
+    "--lrs",
+    "0.01",
+]
 
 INTRO = """# Real images: pretraining, attack, transfer
 
@@ -56,7 +65,10 @@ class Session:
         began = time.monotonic()
         with open(self.out / "progress.log", "a") as log:
             done = subprocess.run(
-                [str(program), *arguments], stdout=subprocess.PIPE, stderr=log, text=True
+                [str(program), *arguments],
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
             )
         seconds = time.monotonic() - began
         if done.returncode:
@@ -94,12 +106,23 @@ def main() -> None:
     parts.append("## Pretraining\n")
     for name, eps in (("standard", "0"), ("robust", EPS)):
         run = str(session.out / name)
-        session.run("fastadv-train", "--data", pretrain, "--eps", eps, *PRETRAIN, "--out", run)
+        session.run(
+            "fastadv-train", "--data", pretrain, "--eps", eps, *PRETRAIN, "--out", run
+        )
         parts.append(session.training_table(name))
     parts.append("## Under attack\n")
     for name in ("standard", "robust"):
         run = str(session.out / name)
-        attack = ["--norm", "l2", "--eps", EPS, "--num-steps", "20", "--num-images", "400"]
+        attack = [
+            "--norm",
+            "l2",
+            "--eps",
+            EPS,
+            "--num-steps",
+            "20",
+            "--num-images",
+            "400",
+        ]
         session.run("fastadv-eval", "--checkpoint", run, "--data", pretrain, *attack)
     parts.append("## Transfer\n")
     for archive in ("cifar10-jpeg-12k.zip", "trashnet6-128px.zip"):
@@ -111,7 +134,9 @@ def main() -> None:
             full = FULL if archive.startswith("cifar") else [*FULL[:2], *FULL[4:]]
             session.run("fastadv-transfer", *source, *full, "--seeds", "0", "1")
     about = provenance() | {"load": os.getloadavg()[0]}
-    facts = ", ".join(f"{key} {value}" for key, value in about.items() if value is not None)
+    facts = ", ".join(
+        f"{key} {value}" for key, value in about.items() if value is not None
+    )
     # Each command prints the whole table so far; the last one is the result.
     PAGE.write_text(INTRO + f"Made with {facts}.\n\n" + "\n".join(parts))
     print(f"wrote {PAGE}")

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
+from fastadv.errors import ConfigError
+
 Norm = Literal["linf", "l2"]
 
 _NORM_ALIASES = {"linf": "linf", "inf": "linf", "l2": "l2", "2": "l2"}
@@ -75,6 +77,21 @@ class ThreatModel:
                 f'eps={self.eps:g} with norm="linf" is outside [0, 1]: eps is in pixel '
                 f"units, so {self.eps:g} of 255 is {self.eps:g}/255 "
                 f"({self.eps / 255:.4f}). For l2 use --norm l2."
+            )
+
+    def check_side(self, side: int) -> None:
+        """Refuse an `l2` radius that no image of `side` x `side` pixels has room for.
+
+        Raises:
+            ConfigError: it is longer than the diagonal of the image box, which is nearly
+                always a radius in 0..255 units.
+        """
+        diagonal = math.sqrt(3 * side**2)
+        if self.norm == "l2" and self.eps > diagonal:
+            raise ConfigError(
+                f"--eps {self.eps:g} with --norm l2 is longer than the diagonal of the "
+                f"image box, sqrt(3 * {side}^2) = {diagonal:.1f}: eps is in [0, 1] pixel "
+                f"units, so {self.eps:g} of 255 is {self.eps / 255:.3g}"
             )
 
     def __str__(self) -> str:

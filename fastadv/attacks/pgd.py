@@ -204,7 +204,8 @@ class PGD:
     @staticmethod
     def _normalized(view: AttackView, x: Tensor) -> Tensor:
         mean, std = view.statistics(x.shape[1])
-        return normalize(x, mean=mean, std=std, dtype=view.dtype)
+        z: Tensor = normalize(x, mean=mean, std=std, dtype=view.dtype)
+        return z
 
     def _start(self, x_nat: Tensor, seed: int, restart: int, offset: int) -> Tensor:
         eps = self.threat.eps
@@ -216,7 +217,10 @@ class PGD:
             eps *= _NUDGE
         # Golden-ratio increments: restarts of one seed are far apart in the key space.
         key = (seed + restart * 0x9E3779B97F4A7C15) & _MASK64
-        return ball_init(x_nat, norm=self.threat.norm, eps=eps, seed=key, offset=offset)
+        start: Tensor = ball_init(
+            x_nat, norm=self.threat.norm, eps=eps, seed=key, offset=offset
+        )
+        return start
 
     def _gradient(
         self, view: AttackView, z: Tensor, context: Context

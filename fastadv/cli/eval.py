@@ -86,7 +86,7 @@ def evaluate_checkpoint(command: EvalCommand) -> dict[str, Any]:
     device = resolve_device(command.device)
     resolution = command.resolution or source.resolution
     splits = open_dataset(command.data, resolution=resolution)
-    model = source.load().to(device, memory_format=torch.channels_last)
+    model = source.load().to(device).to(memory_format=torch.channels_last)
     classes = splits.test.classes
     if model.num_classes != len(classes):
         raise ConfigError(
@@ -95,6 +95,7 @@ def evaluate_checkpoint(command: EvalCommand) -> dict[str, Any]:
             "fastadv-transfer"
         )
     threat = _threat(command, source.norm, source.eps)
+    threat.check_side(resolution)
     images = subset(splits.test, command.num_images, command.seed)
     loader = make_loader(
         images,

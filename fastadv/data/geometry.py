@@ -154,7 +154,7 @@ def resized_crop_boxes(
 
 def _resize(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
     import torch
-    from torchvision.transforms.v2 import functional  # type: ignore[import-untyped]
+    from torchvision.transforms.v2 import functional
 
     if image.shape[:2] == (height, width):
         return image

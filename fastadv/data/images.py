@@ -70,7 +70,7 @@ def decode_rgb(
         Traceback (most recent call last):
         fastadv.data.images.BadImage: cannot decode image x.gif: ...
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     if name is None:
         name = "<bytes>" if isinstance(data, bytes) else os.fspath(data)
@@ -90,6 +90,8 @@ def decode_rgb(
     # Decoders of damaged files raise anything from SyntaxError to struct.error.
     except Exception as err:
         reason = str(err) or type(err).__name__
+        if isinstance(err, UnidentifiedImageError):  # it would show an address
+            reason = "not an image of a known format" if data else "the file is empty"
         if isinstance(err, OSError) and err.errno is not None:
             reason = err.strerror or reason
         raise BadImage(name, reason) from err

@@ -150,7 +150,7 @@ def _open_shapetex(label: str) -> Callable[..., DatasetSplits]:
 
 
 def _open_digits(resolution: int) -> DatasetSplits:
-    from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+    from sklearn.datasets import load_digits
 
     gray, labels = load_digits(return_X_y=True)
     scaled = np.floor(gray.reshape(-1, 8, 8, 1) * (255 / 16) + 0.5).astype(np.uint8)
@@ -182,7 +182,7 @@ def _open_cifar(
     def opener(
         resolution: int, *, root: str | os.PathLike[str] = "data"
     ) -> DatasetSplits:
-        import torchvision  # type: ignore[import-untyped]
+        import torchvision
 
         dataset = getattr(torchvision.datasets, class_name)
 

@@ -53,7 +53,7 @@ def input_gradient(g: Tensor, packed: Tensor, padding: int, shape: torch.Size) -
     begin = first - (m - 1 - q)
     cells = F.conv2d(g, packed, None, 1, q)
     cells = cells[:, :, begin : begin + h // 2, begin : begin + w // 2]
-    rows = cells.permute(0, 2, 3, 1).unflatten(3, (2, 2 * channels))
+    rows = cells.permute(0, 2, 3, 1).reshape(n, h // 2, w // 2, 2, 2 * channels)
     image = rows.permute(0, 1, 3, 2, 4).reshape(n, h, w, channels)
     return image.permute(0, 3, 1, 2)
 
@@ -122,7 +122,7 @@ class FrozenStem(nn.Conv2d):
         even = x.shape[2] % 2 == 0 and x.shape[3] % 2 == 0
         if self.packed is None or not even or not x.requires_grad:
             return super().forward(x)
-        out: Tensor = _Stem.apply(  # type: ignore[no-untyped-call]
+        out: Tensor = _Stem.apply(
             x, self.weight, self.bias, self.packed, int(self.padding[0])
         )
         return out

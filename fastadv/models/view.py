@@ -147,7 +147,7 @@ class AttackView(nn.Module):
         modules = dict(graph.named_modules())
         folds = _foldable(graph.graph, modules)
         for node in folds:
-            node.replace_all_uses_with(node.args[0])
+            node.replace_all_uses_with(cast(fx.Node, node.args[0]))
             graph.graph.erase_node(node)
         _replace_stem(graph, modules)
         graph.delete_all_unused_submodules()

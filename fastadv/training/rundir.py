@@ -108,8 +108,8 @@ class RunDirectory:
         except Exception as error:  # torch raises many types for a damaged file
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise CheckpointError(
-                f"{path} cannot be resumed from ({reason}); delete its checkpoint folder "
-                "and point checkpoints/last at an older one"
+                f"{path} cannot be resumed from ({reason}); delete its checkpoint "
+                "folder and point checkpoints/last at an older one"
             ) from error
         return state
 
@@ -162,8 +162,8 @@ class RunDirectory:
                 os.fsync(file.fileno())
             sync_folder(temporary)
             os.rename(temporary, final)
-            # `best` first: killed in between, the run goes on from the checkpoint before,
-            # finds the same score again and points both here.
+            # `best` first: killed in between, the run goes on from the checkpoint
+            # before, finds the same score again and points both links.
             if best:
                 self._point("best", final)
             self._point("last", final)

@@ -65,7 +65,7 @@ def train_step(
     with _autocast(images.device.type, precision):
         logits = model.forward_normalized(z)
         loss = F.cross_entropy(logits.float(), labels)
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     correct = (logits.detach().argmax(1) == labels).sum()
     return StepResult(loss.detach(), correct)

@@ -120,7 +120,7 @@ class Trainer:
         self.resolution = config.resolution or default_resolution(
             config.arch, config.data
         )
-        self._check_radius()
+        config.threat.check_side(self.resolution)
         splits = open_dataset(config.data, resolution=self.resolution)
         pool = subset(splits.train, config.num_train, config.seed)
         self.train_set, self.val_set = self._hold_out(pool)
@@ -130,7 +130,7 @@ class Trainer:
         self.total_steps = config.epochs * len(self.loader)
         classes = len(splits.train.classes)
         self.model = create_model(config.arch, classes, seed=config.seed)
-        self.model.to(self.device, memory_format=torch.channels_last)
+        self.model.to(self.device).to(memory_format=torch.channels_last)
         self.optimizer = torch.optim.SGD(
             self.model.parameters(),
             lr=config.lr,
@@ -143,6 +143,7 @@ class Trainer:
         )
         self.step, self.best_score = 0, -1.0
         self._validated = True  # what the last epoch left
+        self.bad_images: set[str] = set()
         self._trained_images, self._trained_seconds = 0, 0.0
         self.progress = Progress(self.total_steps)
         state = None if dry_run else self.run.prepare(config)
@@ -151,16 +152,6 @@ class Trainer:
             self._load_state(state)
 
     # ---- parts ----
-
-    def _check_radius(self) -> None:
-        threat = self.config.threat
-        diagonal = math.sqrt(3 * self.resolution**2)
-        if threat.norm == "l2" and threat.eps > diagonal:
-            raise ConfigError(
-                f"--eps {threat.eps:g} with --norm l2 is longer than the diagonal of the "
-                f"image box, sqrt(3 * {self.resolution}^2) = {diagonal:.1f}: eps is in "
-                f"[0, 1] pixel units, so {threat.eps:g} of 255 is {threat.eps / 255:.3g}"
-            )
 
     def _hold_out(self, pool: ImageSet) -> tuple[ImageSet, ImageSet]:
         wanted = self.config.val_size
@@ -395,6 +386,7 @@ class Trainer:
                     raise
                 break  # the signal went to the decoding processes, too, and ended them
             if batch is None:
+                self.bad_images |= {name for name, _ in loader.bad_images}
                 return
             yield batch
         self._save()
@@ -402,6 +394,12 @@ class Trainer:
 
     def _finish(self, stop: StopRequest) -> TrainSummary:
         found = self._evaluate(self.test_set, stop)
+        if self.bad_images:
+            names = sorted(self.bad_images)
+            self.run.log("bad_images", count=len(names), images=names)
+            self.progress.note(
+                f"{len(names)} unreadable image(s) were replaced by others of their class"
+            )
         rate = self._trained_images / max(self._trained_seconds, 1e-9)
         self.run.log(
             "test", step=self.step, images_per_s=round(rate, 2), **_numbers(found)

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from fastadv.data import ImageSet, Loader
+from fastadv.data.subsets import Subset
 from fastadv.evaluation import Accuracy
 from fastadv.kernels import normalize
 from fastadv.models import NormalizedModel
@@ -52,7 +53,7 @@ class Features:
 def _chain(part: ImageSet) -> list[NDArray[np.int64]]:
     """Index arrays from the outermost set inwards."""
     steps = []
-    while hasattr(part, "indices"):
+    while isinstance(part, Subset):
         steps.append(part.indices)
         part = part.base
     return steps[::-1]

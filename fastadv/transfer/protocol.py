@@ -114,7 +114,7 @@ class TransferRun:
 
     def _model(self) -> NormalizedModel:
         model = self.source.load()
-        return model.to(self.device, memory_format=torch.channels_last)
+        return model.to(self.device).to(memory_format=torch.channels_last)
 
     # ---- fixed feature ----
 

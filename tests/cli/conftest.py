@@ -10,7 +10,9 @@ import pytest
 import torch
 
 _TESTS = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(_TESTS), str(_TESTS / "training")]
+sys.path[:0] = [str(_TESTS), str(_TESTS / "training"), str(_TESTS / "cli")]
+
+from command_line import Caller  # noqa: E402 - found through the line above
 
 
 @pytest.fixture(autouse=True)
@@ -19,3 +21,8 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Caller:
+    return Caller(capsys)

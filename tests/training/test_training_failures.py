@@ -109,8 +109,8 @@ class _Disk:
         return self.real(*args, **options)
 
 
-# torch.save: once a checkpoint. fsync: the config's file and folder; then a checkpoint's
-# weights, their folder, the state, its folder, and the folder of links once or twice.
+# Per checkpoint: one torch.save and rename; fsync of two files and up to five times of
+# folders (whose failure is no failure); replace of the weights and one or two links.
 @pytest.mark.parametrize(
     ("module", "name", "uses"),
     [(torch, "save", 1), (os, "fsync", 8), (os, "rename", 1), (os, "replace", 4)],

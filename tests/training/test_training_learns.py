@@ -36,13 +36,12 @@ CHANCE = 1 / 12  # shapetex
 @pytest.mark.slow
 @pytest.mark.parametrize("eps", ["0", "0.1"])
 def test_the_command_learns_shapes(eps: str, tmp_path: Path) -> None:
-    done = execute(
-        "fastadv-train",
-        *"--arch resnet8_cifar --num-train 1100 --batch-size 16 --epochs 3".split(),
-        *"--schedule onecycle --num-steps 1 --eval-images 60 --eval-steps 3".split(),
-        *f"--eps {eps} --device cpu --json --out run".split(),
-        cwd=tmp_path,
+    words = (
+        "--arch resnet8_cifar --num-train 1100 --batch-size 16 --epochs 3 --device cpu "
+        "--schedule onecycle --num-steps 1 --eval-images 60 --eval-steps 3 --json "
+        f"--eps {eps} --out run"
     )
+    done = execute("fastadv-train", *words.split(), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "--data is shapetex, the built-in procedural set, drawn at 32" in done.stderr
     result = json.loads(done.stdout)
@@ -106,7 +105,7 @@ def test_one_step_attacks_then_updates_on_what_it_made(steps: int) -> None:
     assert launch_counts()[DEFAULT_BACKEND, "pgd_step"] == steps
 
     x_adv = attack(AttackView(plain), images, labels).x_adv
-    assert 0.5 < (x_adv - images / 255).flatten(1).norm(dim=1).min() <= 1.0 + 1e-5
+    assert 0.4 < (x_adv - images / 255).flatten(1).norm(dim=1).min() <= 1.0 + 1e-5
     loss = torch.nn.functional.cross_entropy(plain(x_adv), labels)
     optimizer = torch.optim.SGD(plain.parameters(), lr=0.1)
     loss.backward()
@@ -156,7 +155,7 @@ def test_config_yaml_runs_again(tmp_path: Path) -> None:
 def _curve(backend: str, out: Path) -> list[float]:
     """Losses of the first updates; every one is logged, because every one saves."""
     reset_launch_counts()
-    train(tiny(out, backend=backend, epochs=1, num_train=140, save_minutes=0, lr=0.02))
+    train(tiny(out, backend=backend, epochs=1, num_train=106, save_minutes=0, lr=0.02))
     assert {name for name, _ in launch_counts()} == {backend}
     return [e["loss"] for e in events(out) if e["event"] == "train"]
 
@@ -168,10 +167,10 @@ def test_every_backend_gives_the_same_curve(backend: str, tmp_path: Path) -> Non
     if backend == "numba" and importlib.util.find_spec("numba") is None:
         pytest.skip("numba is not installed")
     expected = _curve("reference", tmp_path / "reference")
-    assert len(expected) == 9
+    assert len(expected) == 6
     assert max(expected) - min(expected) > 0.1  # a curve, not a line
-    # Rounding differences of 1e-7 grow with every update; nine leave them below this.
-    assert _curve(backend, tmp_path / backend) == pytest.approx(expected, abs=2e-3)
+    # Differences of 1e-7 grow several times with every update: after six, up to this.
+    assert _curve(backend, tmp_path / backend) == pytest.approx(expected, abs=5e-4)
 
 
 def test_bf16_trains_with_float32_weights(tmp_path: Path) -> None:

@@ -1,0 +1,143 @@
+"""Accuracy, intervals, and robust accuracy of a network whose margins are known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fastadv.attacks import PGD
+from fastadv.data import Batch
+from fastadv.evaluation import Accuracy, evaluate, wilson
+from fastadv.models import NormalizedModel, create_model
+from fastadv.threat import ThreatModel
+
+SIDE = 4
+PIXELS = 3 * SIDE * SIDE
+
+
+class _Brightness(nn.Module):
+    """Two logits: +-100 (mean of the image - 0.5)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(PIXELS, 2)
+        self.linear.weight.data[0], self.linear.weight.data[1] = -1.0, 1.0
+        self.linear.weight.data *= 100 / PIXELS
+        self.linear.bias.data = torch.tensor([50.0, -50.0])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x.flatten(1))
+
+
+# Grey values and labels; dark is class 0. The last two are labelled wrongly.
+GREYS = [0, 89, 115, 127, 140, 166, 255, 20, 240]
+LABELS = [0, 0, 0, 0, 1, 1, 1, 1, 0]
+
+
+def _brightness() -> NormalizedModel:
+    return NormalizedModel(_Brightness(), (0.0,) * 3, (1.0,) * 3, "brightness", 2)
+
+
+def _batches(size: int) -> Iterator[Batch]:
+    images = torch.tensor(GREYS, dtype=torch.uint8).view(-1, 1, 1, 1)
+    images = images.repeat(1, 3, SIDE, SIDE)
+    labels, indices = torch.tensor(LABELS), torch.arange(len(LABELS))
+    for i in range(0, len(labels), size):
+        rows = slice(i, i + size)
+        yield Batch(images[rows], labels[rows], indices[rows])
+
+
+@pytest.mark.parametrize("size", [1, 4, 9])
+@pytest.mark.parametrize(("norm", "scale"), [("linf", 1.0), ("l2", math.sqrt(PIXELS))])
+@pytest.mark.parametrize("radius", [0.01, 0.1, 0.2, 0.6])
+def test_robust_accuracy_is_the_known_margin(
+    size: int, norm: str, scale: float, radius: float
+) -> None:
+    """A uniform shift is the worst case: an image falls iff |grey - 0.5| < radius."""
+    attack = PGD(
+        ThreatModel(norm, radius * scale),  # type: ignore[arg-type]
+        num_steps=10,
+        random_start=True,
+        keep="best",
+    )
+    found = evaluate(_brightness(), _batches(size), attack)
+    assert found.clean.total.tolist() == [5, 4]
+    assert found.clean.correct.tolist() == [4, 3]
+    held = [
+        (grey > 127.5) == label and abs(grey / 255 - 0.5) > radius
+        for grey, label in zip(GREYS, LABELS, strict=True)
+    ]
+    expected = [
+        sum(h for h, y in zip(held, LABELS, strict=True) if y == k) for k in (0, 1)
+    ]
+    assert found.robust is not None
+    assert found.robust.correct.tolist() == expected
+    assert found.robust.total.tolist() == [5, 4]
+
+
+def test_evaluation_equals_a_plain_loop_and_changes_nothing() -> None:
+    model = create_model("resnet8_cifar", 5, seed=2).train()
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (23, 3, 16, 16), generator=generator).to(torch.uint8)
+    labels = torch.arange(23) % 4  # class 4 has no image
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    batches = [
+        Batch(images[i : i + 7], labels[i : i + 7], labels) for i in range(0, 23, 7)
+    ]
+    found = evaluate(model, batches).clean
+    assert model.training
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+    predicted = model.eval()(images / 255).argmax(1)
+    right = predicted == labels
+    assert found.correct.tolist() == labels[right].bincount(minlength=5).tolist()
+    assert found.total.tolist() == [6, 6, 6, 5, 0]
+    assert (found.n, found.top1) == (23, int(right.sum()) / 23)
+
+
+def test_accuracy_in_numbers() -> None:
+    accuracy = Accuracy(torch.tensor([9, 1, 0, 0]), torch.tensor([10, 2, 4, 0]))
+    assert accuracy.n == 16
+    assert accuracy.value("top1") == accuracy.top1 == 10 / 16
+    # Classes without images do not count.
+    assert accuracy.value("mean_per_class") == pytest.approx((0.9 + 0.5 + 0.0) / 3)
+    assert accuracy.interval("top1") == wilson(10, 16)
+    low, high = accuracy.interval("mean_per_class")
+    assert 0 <= low < accuracy.mean_per_class < high <= 1
+    perfect = Accuracy(torch.tensor([5, 5]), torch.tensor([5, 5]))
+    low, high = perfect.interval("mean_per_class")
+    assert low < 0.95  # ten right ones are no certainty
+    assert high == 1
+
+
+@pytest.mark.parametrize(
+    ("successes", "trials", "low", "high"),
+    [
+        # Newcombe 1998, table I (method 3), and R: prop.test(8, 10, correct = FALSE)
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+        (8, 10, 0.4902, 0.9433),
+        (20, 20, 0.8389, 1.0),
+        (0, 0, 0.0, 1.0),
+    ],
+)
+def test_wilson_interval(successes: int, trials: int, low: float, high: float) -> None:
+    assert wilson(successes, trials) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_the_interval_of_mean_per_class_covers() -> None:
+    """Drawn again and again, about 95 % of the intervals hold the true value."""
+    generator = torch.Generator().manual_seed(0)
+    truth, total = torch.tensor([0.9, 0.6, 0.3]), torch.tensor([40, 60, 30])
+    hits = 0
+    for _ in range(1000):
+        drawn = torch.binomial(total.float(), truth, generator=generator).long()
+        low, high = Accuracy(drawn, total).interval("mean_per_class")
+        hits += low <= truth.mean().item() <= high
+    assert 930 <= hits <= 975
