@@ -41,6 +41,7 @@ lint: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-dev
 	$(BIN)/python bench/bench_pgd_step.py
 	$(BIN)/python bench/bench_attack.py
+	$(BIN)/python bench/tables.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info kernels/*.so

@@ -40,6 +40,11 @@ class CMakeBuild(build_ext):
                 file=sys.stderr,
             )
 
+    def copy_extensions_to_source(self):
+        # Editable installs: the library of an earlier build must not outlive a failure.
+        (ROOT / "kernels" / "fastadv_cpu.so").unlink(missing_ok=True)
+        super().copy_extensions_to_source()
+
 
 class AnyPythonWheel(bdist_wheel):
     """The library speaks plain C, so one wheel per platform serves every Python 3."""

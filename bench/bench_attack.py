@@ -5,7 +5,9 @@
 All run in one process, in turn, on the same network in eval mode and the same batch,
 without random start. torchattacks, foolbox and ART are called as their users call them;
 of `robustness` its own attack steps run in the loop of its Attacker, whose hard-coded
-`.cuda()` calls keep the class itself from running here. `train` is a clean training step.
+`.cuda()` calls keep the class itself from running here. foolbox and ART also classify what
+they found, one forward pass more; `fastadv, judged` does so too. `train` is a clean training
+step.
 """
 
 from __future__ import annotations
@@ -122,8 +124,13 @@ def main() -> None:
         view.refresh()  # part of every training step, so part of the price
         return attack.perturb(view, images, labels)[0]
 
+    def judged() -> Tensor:
+        view.refresh()
+        return attack(view, images, labels).x_adv
+
     cases: dict[str, Callable[[], object]] = {
         "fastadv": ours,
+        "fastadv, judged": judged,
         "train": lambda: train_step(trained, images, labels, optimizer),
     }
     found = {"fastadv": ours()}

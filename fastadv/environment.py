@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import platform
 import subprocess
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 
 from fastadv import __version__
 from fastadv.errors import ConfigError
+from fastadv.machine import usable_cores
 
 PACKAGES = ("torch", "torchvision", "triton", "numba", "numpy", "nvidia-dali-cuda130")
 
@@ -68,7 +68,7 @@ def provenance() -> dict[str, Any]:
         "python": platform.python_version(),
         **{name: package_version(name) for name in PACKAGES},
         "cpu": cpu_name(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": usable_cores(),
         "threads": torch.get_num_threads(),
     }
     if torch.cuda.is_available():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from fastadv.kernels import normalize
 from fastadv.models import NormalizedModel
 from fastadv.models.view import AttackView
 from fastadv.statistics import wilson
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -91,10 +94,14 @@ def evaluate(
         attack: judged per image; random starts are numbered through the whole set.
     """
     view = AttackView(model)
+    attacked: AttackView = view
+    if attack is not None and (attack.bn_mode, attack.dtype) != ("eval", None):
+        attacked = AttackView(model, mode=attack.bn_mode, dtype=attack.dtype)
     classes = model.num_classes
     device = model.mean.device
     total = torch.zeros(classes, dtype=torch.int64, device=device)
     clean, robust = torch.zeros_like(total), torch.zeros_like(total)
+    nonfinite = torch.zeros(1, dtype=torch.int64, device=device)
     seen = 0
     for batch in batches:
         with torch.no_grad():
@@ -103,10 +110,17 @@ def evaluate(
         total += batch.labels.bincount(minlength=classes)
         clean += batch.labels[right].bincount(minlength=classes)
         if attack is not None:
-            found = attack(view, batch.images, batch.labels, offset=seen)
+            found = attack(attacked, batch.images, batch.labels, offset=seen)
+            nonfinite += found.nonfinite
             held = right & ~found.success
             robust += batch.labels[held].bincount(minlength=classes)
         seen += len(batch.labels)
+    if nonfinite.item():
+        log.warning(
+            "%d gradient elements were not finite and moved nothing: the attack is "
+            "weaker than it looks",
+            nonfinite.item(),
+        )
     total, clean, robust = total.cpu(), clean.cpu(), robust.cpu()
     return Evaluation(
         Accuracy(clean, total), Accuracy(robust, total) if attack is not None else None

@@ -94,6 +94,19 @@ class ThreatModel:
                 f"units, so {self.eps:g} of 255 is {self.eps / 255:.3g}"
             )
 
+    def doubt(self, side: int) -> str | None:
+        """A remark on a radius so large that it may be meant in 0..255 units, or None."""
+        if self.norm == "linf":
+            large = self.eps > 0.25
+        else:
+            large = self.eps > math.sqrt(3 * side**2) / 4
+        if not large:
+            return None
+        return (
+            f"eps={self.eps:g} ({self.norm}) reaches across much of the image box; if it "
+            f"was meant in 0..255 units, write {self.eps:g}/255"
+        )
+
     def __str__(self) -> str:
         if self.norm == "linf":
             return f"linf {self.eps * 255:g}/255"

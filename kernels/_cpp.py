@@ -69,6 +69,8 @@ def _load() -> ctypes.CDLL | str:
     except OSError as error:
         return f"{LIBRARY.name} does not load: {error}; reinstall fastadv"
     library.fa_isa.restype = ctypes.c_char_p
+    if not library.fa_has_f16():  # a compiler without _Float16
+        _CODES.pop(torch.float16, None)
     return library
 
 
@@ -98,11 +100,12 @@ def not_supported_reasons(operands: Operands) -> list[str]:
         accepted = _ACCEPTED["x0" if operands.op == "normalize" else name]
         if tensor.device.type != "cpu":
             return ["needs CPU tensors"]
-        if tensor.dtype not in accepted:
-            names = " or ".join(str(d).removeprefix("torch.") for d in accepted)
+        built = [d for d in accepted if d in _CODES]
+        if tensor.dtype not in built:
+            names = " or ".join(str(d).removeprefix("torch.") for d in built)
             got = str(tensor.dtype).removeprefix("torch.")
             reasons.append(f"needs {name} as {names}, got {got}")
-    if operands.out_dtype not in (None, *_FLOATS):
+    if operands.out_dtype not in (None, *(d for d in _FLOATS if d in _CODES)):
         got = str(operands.out_dtype).removeprefix("torch.")
         reasons.append(f"writes float32, bfloat16 or float16, not {got}")
     return reasons

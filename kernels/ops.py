@@ -228,6 +228,16 @@ def pgd_step_(
     if z is not None:
         _check_image("z", z, _GRAD)
         _check_like("z", z, x)
+    if nonfinite is not None:
+        if nonfinite.dtype != torch.int64 or nonfinite.shape != (1,):
+            raise TypeError(
+                f"nonfinite is {nonfinite.dtype} {list(nonfinite.shape)}; expected "
+                "int64 [1]"
+            )
+        if nonfinite.device != x.device:
+            raise ValueError(
+                f"nonfinite is on {nonfinite.device}, x on {x.device}; move one of them"
+            )
     torch.ops.fastadv.pgd_step_(
         x, x0, grad, step, radius, mean, std, parse_norm(norm), z, nonfinite
     )

@@ -102,14 +102,16 @@ def use_backend(name: str | None) -> Iterator[None]:
     """Force one backend for all calls inside the block (process-wide).
 
     Args:
-        name: a key of `BACKENDS`; None or "auto" lifts any force.
+        name: a key of `BACKENDS`; "auto" leaves the choice to FASTADV_BACKEND or the
+            order of preference, None lifts any force.
 
     Raises:
         BackendError: no backend is called so.
     """
     global _forced
     previous = _forced
-    _forced = "auto" if name in (None, "auto") else check_backend_name(str(name))
+    if name != "auto":
+        _forced = "auto" if name is None else check_backend_name(name)
     try:
         yield
     finally:

@@ -53,5 +53,12 @@ extern "C" {
 int32_t fa_pgd_step(const FaStep *args) { return kernels().pgd_step(*args); }
 int32_t fa_ball_init(const FaInit *args) { return kernels().ball_init(*args); }
 int32_t fa_normalize(const FaNormalize *args) { return kernels().normalize(*args); }
+int32_t fa_has_f16() {
+#if defined(__FLT16_MAX__)
+  return 1;
+#else
+  return 0;
+#endif
+}
 const char *fa_isa() { return kernels().name; }
 }

@@ -24,13 +24,12 @@ constexpr double kTiny = 1e-30;   // as TINY in kernels/reference.py
 // Per-channel constants repeated to a whole number of vectors.
 struct Pattern {
   int64_t period;
-  std::vector<float> mean, std, inv_std;
+  std::vector<float> mean, inv_std;
 
   Pattern(const float *m, const float *s, int64_t channels) {
     period = std::lcm(channels, kLanes);
     for (int64_t i = 0; i < period; ++i) {
       mean.push_back(m[i % channels]);
-      std.push_back(s[i % channels]);
       inv_std.push_back(1.0f / s[i % channels]);
     }
   }

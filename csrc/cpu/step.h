@@ -47,5 +47,6 @@ struct FaNormalize {
 int32_t fa_pgd_step(const FaStep *args);       // 0, or 1 for an unknown dtype
 int32_t fa_ball_init(const FaInit *args);
 int32_t fa_normalize(const FaNormalize *args);
+int32_t fa_has_f16();                          // 1 if FA_F16 was built
 const char *fa_isa();                          // "avx512", "avx2" or "baseline"
 }

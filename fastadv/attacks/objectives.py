@@ -80,6 +80,10 @@ def dlr(logits: Tensor, context: Context) -> Tensor:
 
     Source: Croce and Hein 2020, equation 6; needs at least three classes.
     """
+    if logits.shape[1] < 3:
+        raise ValueError(
+            f"dlr needs at least 3 classes, got {logits.shape[1]}; use margin"
+        )
     true, other = _true_and_best_other(logits, context.labels)
     top = logits.float().topk(3, dim=1).values
     return (other - true) / (top[:, 0] - top[:, 2] + 1e-12)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -36,11 +36,15 @@ class AttackResult:
         x_adv: float32 [N, C, H, W] in [0, 1], within eps of the clean images.
         success: bool [N]; for a targeted objective, the target is predicted.
         loss: float32 [N], the objective at `x_adv`.
+        nonfinite: int64 [1], gradient elements that were not finite and moved nothing,
+            over all steps and restarts. Where it is not zero the attack is weaker than
+            it looks.
     """
 
     x_adv: Tensor
     success: Tensor
     loss: Tensor
+    nonfinite: Tensor
 
 
 class PGD:
@@ -134,14 +138,16 @@ class PGD:
         layout = memory_order(x) or torch.contiguous_format
         x_nat = x.detach().contiguous(memory_format=torch.channels_last)
         context = self._context(view, x_nat, y)
+        nonfinite = torch.zeros(1, dtype=torch.int64, device=x.device)
         best: AttackResult | None = None
         for restart in range(self.num_restarts):
-            for found in self._run(view, x_nat, context, restart, offset):
+            start = self._start(x_nat, self.seed, restart, offset)
+            for found in self._run(view, x_nat, start, context, nonfinite):
                 best = found if best is None else _worse_of(best, found)
         if best is None:
             raise AssertionError("an attack of at least one step yields an iterate")
         x_adv = best.x_adv.contiguous(memory_format=layout)
-        return AttackResult(x_adv, best.success, best.loss)
+        return replace(best, x_adv=x_adv)
 
     def perturb(
         self,
@@ -173,6 +179,13 @@ class PGD:
 
     def _view(self, model: nn.Module) -> AttackView:
         if isinstance(model, AttackView):
+            wanted = self.dtype or model.dtype
+            if (model.mode, model.dtype) != (self.bn_mode, wanted):
+                raise ValueError(
+                    f"the view has mode {model.mode!r} and {model.dtype}, the attack "
+                    f"wants {self.bn_mode!r} and {wanted}; give the view the same mode "
+                    "and dtype, or give the attack the model"
+                )
             return model
         return AttackView(model, mode=self.bn_mode, dtype=self.dtype)
 
@@ -234,7 +247,13 @@ class PGD:
         return grad, loss.detach(), outputs.detach()
 
     def _step(
-        self, view: AttackView, x_nat: Tensor, x: Tensor, z: Tensor, grad: Tensor
+        self,
+        view: AttackView,
+        x_nat: Tensor,
+        x: Tensor,
+        z: Tensor,
+        grad: Tensor,
+        nonfinite: Tensor | None = None,
     ) -> None:
         """Overwrite the iterate `x` and its normalised image `z`, in one kernel."""
         mean, std = view.statistics(x.shape[1])
@@ -249,25 +268,25 @@ class PGD:
                 mean=mean,
                 std=std,
                 z=z,
+                nonfinite=nonfinite,
             )
 
     def _run(
         self,
         view: AttackView,
         x_nat: Tensor,
+        x: Tensor,
         context: Context,
-        restart: int,
-        offset: int,
+        nonfinite: Tensor,
     ) -> Iterator[AttackResult]:
-        """Yield the judged iterates that `keep` lets compete: the last, or all."""
-        x = self._start(x_nat, self.seed, restart, offset)
+        """Yield the judged iterates from `x` that `keep` lets compete: the last, or all."""
         z = self._normalized(view, x)
         for _ in range(self.num_steps):
             grad, loss, outputs = self._gradient(view, z, context)
             if self.keep == "best":
-                yield self._judge(view, x.clone(), z, context, outputs, loss)
-            self._step(view, x_nat, x, z, grad)
-        yield self._judge(view, x, z, context)
+                yield self._judge(view, x.clone(), z, context, nonfinite, outputs, loss)
+            self._step(view, x_nat, x, z, grad, nonfinite)
+        yield self._judge(view, x, z, context, nonfinite)
 
     @torch.no_grad()
     def _judge(
@@ -276,6 +295,7 @@ class PGD:
         x: Tensor,
         z: Tensor,
         context: Context,
+        nonfinite: Tensor,
         outputs: Tensor | None = None,
         loss: Tensor | None = None,
     ) -> AttackResult:
@@ -284,7 +304,8 @@ class PGD:
         if loss is None:
             loss = self.objective.per_sample(outputs, context)
         logits = view(z) if self.objective.outputs == "features" else outputs
-        return AttackResult(x, succeeded(logits, context, self.objective), loss.float())
+        success = succeeded(logits, context, self.objective)
+        return AttackResult(x, success, loss.float(), nonfinite)
 
 
 def _worse_of(a: AttackResult, b: AttackResult) -> AttackResult:
@@ -295,4 +316,5 @@ def _worse_of(a: AttackResult, b: AttackResult) -> AttackResult:
         x_adv,
         torch.where(take, b.success, a.success),
         torch.where(take, b.loss, a.loss),
+        b.nonfinite,
     )

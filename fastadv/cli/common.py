@@ -107,7 +107,9 @@ def parse(config_type: type[Config], argv: Sequence[str], prog: str) -> Config:
     show = "--print-config" in args
     args = [word for word in args if word != "--print-config"]
     # Both --flag and --no-flag exist, so that flags can say either over a file.
-    config = tyro.cli(config_type, prog=prog, args=args, default=default)
+    config: Config = tyro.cli(  # type: ignore[assignment]
+        config_type, prog=prog, args=args, default=default
+    )
     if show:
         values = {f.name: getattr(config, f.name) for f in fields(config)}  # type: ignore[arg-type]
         print(yaml.safe_dump(values, sort_keys=False), end="")

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 PROG = "fastadv-demo"
 SOURCE_DATA, TARGET_DATA = "shapetex", "digits"
-EPS = 0.5  # L2, pixel units: visible as a faint texture at 32 px
+EPS = 1.0  # L2, pixel units: visible as a faint texture at 32 px
+LRS = (0.05, 0.01)
 _MARKER = "demo.json"
 
 
@@ -40,7 +41,7 @@ class DemoCommand:
     """Architecture of both networks."""
     epochs: int = 15
     """Training epochs of each."""
-    transfer_epochs: int = 10
+    transfer_epochs: int = 15
     """Epochs of full-network fine-tuning."""
     num_transfer: int = 400
     """Digits to transfer with."""
@@ -50,8 +51,8 @@ class DemoCommand:
     """Of the pretraining."""
 
 
-def run_demo(command: DemoCommand) -> Path:
-    """Run every part; returns the path of the report."""
+def run_demo(command: DemoCommand) -> tuple[Path, str]:
+    """Run every part; returns the path of the report and the table of what came out."""
     out = _fresh(Path(command.out).expanduser())
     sources = {"standard": out / "standard", "robust": out / "robust"}
     for name, run in sources.items():
@@ -81,7 +82,39 @@ def run_demo(command: DemoCommand) -> Path:
             _heading(f"transfer to {TARGET_DATA}: {name}, {mode}")
             rows += _transfer(command, run, name, mode, out / "results")
     _heading("report")
-    return _report(command, out, sources, accuracy, rows)
+    return _report(command, out, sources, accuracy, rows), _summary(accuracy, rows)
+
+
+def _summary(accuracy: dict[str, dict[str, Any]], rows: list[dict[str, Any]]) -> str:
+    """One line per source: accuracy, accuracy under attack, transfer."""
+    from fastadv.reporting import format_percent_ci, text_table
+
+    modes = list(dict.fromkeys(row["mode"] for row in rows))
+    lines = []
+    for name, found in accuracy.items():
+        line = [name, *_shares(found)]
+        for mode in modes:
+            values = [
+                r["value"] for r in rows if (r["source"], r["mode"]) == (name, mode)
+            ]
+            mean = sum(values) / len(values)
+            line.append(format_percent_ci(mean, min(values), max(values)))
+        lines.append(line)
+    columns = ["source", "clean", f"PGD-20 l2 {EPS:g}"]
+    table = text_table(columns + [f"{TARGET_DATA}, {mode}" for mode in modes], lines)
+    return (
+        f"{table}\nin brackets: 95 % intervals; for transfer, lowest and highest seed"
+    )
+
+
+def _shares(found: dict[str, Any]) -> list[str]:
+    """Clean and robust accuracy of an evaluation, with their intervals."""
+    from fastadv.reporting import format_percent_ci
+
+    return [
+        format_percent_ci(100 * found[f"{kind}_acc"], *_percent(found[f"{kind}_ci"]))
+        for kind in ("clean", "robust")
+    ]
 
 
 def _fresh(out: Path) -> Path:
@@ -135,7 +168,7 @@ def _transfer(
             num_train=command.num_transfer,
             seeds=command.seeds,
             epochs=command.transfer_epochs,
-            lrs=(0.01,),
+            lrs=LRS,
             results=str(results),
         )
     )
@@ -153,7 +186,7 @@ def _report(
 
     sections = [
         _attack_section(accuracy, sources),
-        _transfer_section(rows),
+        _transfer_section(rows, command, sources),
         _training_section(sources, command),
     ]
     about = {"made": datetime.now().astimezone().isoformat(timespec="seconds")}
@@ -177,7 +210,6 @@ def _attack_section(
         Table,
         accuracy_under_attack,
         adversarial_examples,
-        format_percent_ci,
         loss_gradients,
     )
 
@@ -193,18 +225,7 @@ def _attack_section(
         models, batch.images, batch.labels, test.classes, attack
     )
     gradients = loss_gradients(models, batch.images, batch.labels)
-    cells = [
-        [
-            name,
-            *(
-                format_percent_ci(
-                    100 * found[f"{kind}_acc"], *_percent(found[f"{kind}_ci"])
-                )
-                for kind in ("clean", "robust")
-            ),
-        ]
-        for name, found in accuracy.items()
-    ]
+    cells = [[name, *_shares(found)] for name, found in accuracy.items()]
     return Section(
         "Under attack",
         [
@@ -242,7 +263,9 @@ def _percent(interval: Sequence[float]) -> list[float]:
     return [100 * bound for bound in interval]
 
 
-def _transfer_section(rows: list[dict[str, Any]]) -> Section:
+def _transfer_section(
+    rows: list[dict[str, Any]], command: DemoCommand, sources: dict[str, Path]
+) -> Section:
     from fastadv.reporting import Section, Table, format_percent_ci, transfer_bars
 
     cells = [
@@ -255,6 +278,17 @@ def _transfer_section(rows: list[dict[str, Any]]) -> Section:
         ]
         for row in rows
     ]
+    seeds = " ".join(map(str, command.seeds))
+    common_flags = (
+        f"--dataset {TARGET_DATA} --num-train {command.num_transfer} --seeds {seeds}"
+    )
+    tuning = f"--epochs {command.transfer_epochs} --lrs {' '.join(map(str, LRS))}"
+    commands = "".join(
+        f"fastadv-transfer --source {run} --name {name} {common_flags} --mode {mode} "
+        f"--results {run.parent / 'results'}\n"
+        for mode in ("fixed_feature", f"full_network {tuning}")
+        for name, run in sources.items()
+    )
     return Section(
         f"Transfer to {TARGET_DATA}",
         [
@@ -270,6 +304,7 @@ def _transfer_section(rows: list[dict[str, Any]]) -> Section:
                 f"Every run, on {rows[0]['num_test']} test images; 95 % intervals.",
             )
         ],
+        commands,
     )
 
 
@@ -280,7 +315,7 @@ def _training_section(sources: dict[str, Path], command: DemoCommand) -> Section
     events = {name: RunDirectory(run).events() for name, run in sources.items()}
     commands = "".join(
         f"fastadv-train --arch {command.arch} --eps {eps:g} --epochs {command.epochs} "
-        f"--schedule onecycle --seed {command.seed} --out {run}\n"
+        f"--schedule onecycle --eval-images 200 --seed {command.seed} --out {run}\n"
         for run, eps in zip(sources.values(), (0.0, EPS), strict=True)
     )
     return Section(
@@ -297,12 +332,8 @@ def _training_section(sources: dict[str, Path], command: DemoCommand) -> Section
 def _body(argv: list[str]) -> None:
     command = common.parse(DemoCommand, argv, PROG)
     began = time.monotonic()
-    report = run_demo(command)
-
-    from fastadv.cli.transfer import print_rows
-    from fastadv.transfer.table import ResultsTable
-
-    print_rows(ResultsTable(Path(command.out) / "results").rows())
+    report, table = run_demo(command)
+    print(table)
     print(f"report: {report.resolve()}")
     _say(f"done in {time.monotonic() - began:.0f} s")
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastadv.cli import common
+from fastadv.errors import BackendError
 
 PROG = "fastadv-doctor"
 
@@ -37,7 +38,10 @@ def examine() -> dict[str, Any]:
     for device in devices:
         x = torch.zeros(1, 3, 8, 8, device=device)
         operands = Operands("pgd_step", {"x": x, "x0": x, "grad": x})
-        chosen[device], _ = select(operands)
+        try:
+            chosen[device], _ = select(operands)
+        except BackendError as error:
+            chosen[device] = f"nothing: {error}"
     report = {
         "environment": provenance(),
         "devices": devices,

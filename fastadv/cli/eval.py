@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -94,14 +95,27 @@ def evaluate_checkpoint(command: EvalCommand) -> dict[str, Any]:
             f"{len(classes)}; evaluate on the data it was trained for, or use "
             "fastadv-transfer"
         )
+    if source.classes and source.classes != classes:
+        ours, theirs = next(
+            (a, b) for a, b in zip(source.classes, classes, strict=True) if a != b
+        )
+        raise ConfigError(
+            f"{source.file} was trained on other classes than {splits.name} has: class "
+            f"{ours!r} stands where the data has {theirs!r}; evaluate on the data it was "
+            "trained for, or use fastadv-transfer"
+        )
     threat = _threat(command, source.norm, source.eps)
     threat.check_side(resolution)
+    doubt = threat.doubt(resolution)
+    if doubt:
+        logging.getLogger(__name__).warning(doubt)
     images = subset(splits.test, command.num_images, command.seed)
     loader = make_loader(
         images,
         batch_size=command.batch_size,
         resolution=resolution,
         train=False,
+        augment=source.augment,
         device=device,
         workers=command.workers,
         on_bad_image=command.on_bad_image,
@@ -170,6 +184,8 @@ def _body(argv: list[str]) -> None:
             f"{result['objective']}"
         )
         _print_share(what, result["robust_acc"], result["robust_ci"], result["n"])
+    else:
+        print("  no attack: the checkpoint states no radius; give --eps for one")
     if result["bad_images"]:
         print(f"{result['bad_images']} unreadable image(s) were replaced by others")
 

@@ -12,13 +12,14 @@ from typing import Annotated
 from tyro.conf import arg
 
 from fastadv.cli import common
+from fastadv.errors import ConfigError
 from fastadv.training.config import TrainConfig
 
 PROG = "fastadv-train"
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainCommand(TrainConfig):
+class TrainCommand(TrainConfig):  # noqa: D101, it shows the help of TrainConfig
     __doc__ = TrainConfig.__doc__
 
     dry_run: Annotated[bool, arg(help="Open the data, build the model, and stop.")] = (
@@ -28,6 +29,12 @@ class TrainCommand(TrainConfig):
 
 
 def _body(argv: list[str]) -> None:
+    norm = common.flag_value(argv, "--norm", "--constraint")
+    if norm and "--config" in argv and common.flag_value(argv, "--eps") is None:
+        raise ConfigError(
+            f"--norm {norm} over a --config file needs --eps as well: the file's radius is "
+            "for the file's norm"
+        )
     command = common.parse(TrainCommand, _resumed(argv), PROG)
     values = dataclasses.asdict(command)
     dry_run, as_json = values.pop("dry_run"), values.pop("json")

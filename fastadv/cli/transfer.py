@@ -17,7 +17,7 @@ PROG = "fastadv-transfer"
 
 
 @dataclass(frozen=True, kw_only=True)
-class TransferCommand(TransferConfig):
+class TransferCommand(TransferConfig):  # noqa: D101, it shows the help of its base
     __doc__ = TransferConfig.__doc__
 
     json: Annotated[bool, arg(help="Print the new rows as JSON lines, no table.")] = (

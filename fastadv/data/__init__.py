@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from fastadv.data.cache import fastadv_cache_dir
     from fastadv.data.images import BadImage, decode_rgb
     from fastadv.data.loaders import Batch, Loader, LoaderOptions, make_loader
-    from fastadv.data.registry import dataset_names, open_dataset
+    from fastadv.data.registry import dataset_names, native_resolution, open_dataset
     from fastadv.data.shapetex import ShapeTex
     from fastadv.data.sources import ArraySet, DatasetSplits, ImageSet
     from fastadv.data.subsets import Subset, subset, train_val_split
@@ -40,6 +40,7 @@ _HOME = {
     "decode_rgb": "images",
     "fastadv_cache_dir": "cache",
     "make_loader": "loaders",
+    "native_resolution": "registry",
     "open_dataset": "registry",
     "subset": "subsets",
     "train_val_split": "subsets",
@@ -59,6 +60,7 @@ __all__ = [
     "decode_rgb",
     "fastadv_cache_dir",
     "make_loader",
+    "native_resolution",
     "open_dataset",
     "subset",
     "train_val_split",

@@ -25,6 +25,7 @@ from fastadv.data.geometry import DRAWS, plain_geometry
 from fastadv.data.images import BadImage
 from fastadv.data.sources import Augment, ImageSet
 from fastadv.errors import ConfigError, DataError, unknown_name
+from fastadv.machine import available_memory, usable_cores
 
 _log = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ MEMORY_SHARE = 0.25  # of what is available: the model and its attack need the r
 # Stored images are this much larger than random resized crops of them, so that
 # a full-size crop is still shrunk slightly, never enlarged.
 RRC_STORAGE = 1.15
+_PEEKED = 64  # images looked at to learn whether a set is square
 
 
 @dataclass
@@ -112,7 +114,7 @@ class LoaderOptions:
         """`workers`, or its default on this machine."""
         if self.workers is not None:
             return self.workers
-        return min(8, len(os.sched_getaffinity(0)))
+        return min(8, usable_cores())
 
 
 class Loader(ABC):
@@ -132,7 +134,10 @@ class Loader(ABC):
         augment: The augmentation `options.augment` stands for.
         epoch: The epoch of the current or next iteration.
         bad_images: (name, reason) of every undecodable image met so far.
+        backend: `"memory"` or `"torchvision"`.
     """
+
+    backend: Backend
 
     def __init__(self, imageset: ImageSet, options: LoaderOptions) -> None:
         if not len(imageset):
@@ -171,12 +176,9 @@ class Loader(ABC):
         batches = self._batches(start)
         self._position = start
         device = torch.device(self.options.device)
-        step = self.options.batch_size * self.options.world_size
-        for done, (indices, images) in enumerate(
-            zip(batches, self._images(batches), strict=True), start=1
-        ):
+        for indices, images in zip(batches, self._images(batches), strict=True):
             # Before the yield: whoever holds a batch has consumed it.
-            self._position = start + done * step
+            self._position += len(indices) * self.options.world_size
             labels = torch.from_numpy(self.imageset.labels[indices])
             yield Batch(
                 images.permute(0, 3, 1, 2),
@@ -244,6 +246,9 @@ class Loader(ABC):
         ]
         if o.drop_last and batches and len(batches[-1]) < o.batch_size:
             batches.pop()
+        if o.train and len(batches) > 1 and len(batches[-1]) == 1:
+            # BatchNorm cannot train on one image at 1x1 resolution.
+            batches[-2:] = [np.concatenate(batches[-2:])]
         return batches
 
     def _draws(self, indices: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -268,8 +273,7 @@ def make_loader(
     Args:
         imageset: Where images come from.
         backend: memory: decode once and keep; torchvision: decode in worker
-            processes, every epoch; auto: memory if it takes at most a quarter
-            of the memory available.
+            processes, every epoch; auto: see `choose_backend`.
         **options: The fields of `LoaderOptions`; `batch_size`, `resolution`
             and `train` are required.
 
@@ -291,9 +295,25 @@ def make_loader(
     if backend not in get_args(Backend):
         raise ConfigError(unknown_name("loader backend", backend, get_args(Backend)))
     chosen = LoaderOptions(**options)
-    if backend == "memory" or (backend == "auto" and _fits(imageset, chosen)):
-        return MemoryLoader(imageset, chosen)
-    return TorchvisionLoader(imageset, chosen)
+    if backend == "auto":
+        backend = choose_backend(imageset, chosen)
+    loader = MemoryLoader if backend == "memory" else TorchvisionLoader
+    return loader(imageset, chosen)
+
+
+def choose_backend(imageset: ImageSet, options: LoaderOptions) -> Backend:
+    """What `auto` stands for: `"memory"` or `"torchvision"`.
+
+    Memory if the set takes at most a quarter of what is available, and if keeping
+    square images loses nothing: random resized crops of images that are not square
+    reach their borders only when decoded anew.
+    """
+    augment = imageset.augment_default if options.augment == "auto" else options.augment
+    if not _fits(imageset, options, augment):
+        return "torchvision"
+    if not (options.train and augment == "rrc") or _looks_square(imageset):
+        return "memory"
+    return "torchvision"
 
 
 def augmentation_draws(
@@ -355,22 +375,20 @@ def storage_side(augment: Augment, options: LoaderOptions) -> int:
     return plain_geometry(augment, options.resolution)[1]
 
 
-def _fits(imageset: ImageSet, options: LoaderOptions) -> bool:
-    augment = imageset.augment_default if options.augment == "auto" else options.augment
+def _looks_square(imageset: ImageSet) -> bool:
+    """Whether images spread over the set all have equal sides."""
+    for index in range(0, len(imageset), max(1, len(imageset) // _PEEKED)):
+        try:
+            height, width = imageset.load(index).shape[:2]
+        except BadImage:
+            continue  # the loader will name it
+        if height != width:
+            return False
+    return True
+
+
+def _fits(imageset: ImageSet, options: LoaderOptions, augment: Augment) -> bool:
     size = len(imageset) * storage_side(augment, options) ** 2 * 3
     # Every rank on this machine keeps its own copy.
     size *= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return size <= MEMORY_SHARE * available_memory()
-
-
-def available_memory() -> int:
-    """Return the bytes of memory that can be had without swapping."""
-    try:
-        with open("/proc/meminfo") as lines:
-            for line in lines:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    # Counts the page cache as taken, so it errs on the side of streaming.
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

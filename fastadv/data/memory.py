@@ -28,6 +28,7 @@ from fastadv.data.geometry import (
 from fastadv.data.images import BadImage
 from fastadv.data.loaders import (
     MEMORY_SHARE,
+    Backend,
     Loader,
     LoaderOptions,
     no_readable_image,
@@ -47,6 +48,8 @@ class MemoryLoader(Loader):
         BadImage: With `on_bad_image="fail"`, the first bad image.
         DataError: The set, or one class of it, has no readable image.
     """
+
+    backend: Backend = "memory"
 
     def __init__(self, imageset: ImageSet, options: LoaderOptions) -> None:
         super().__init__(imageset, options)

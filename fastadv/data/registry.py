@@ -6,6 +6,7 @@ Nothing is ever downloaded. Adding a data set is adding one opener below.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import inspect
 import os
@@ -15,11 +16,13 @@ from typing import Any, get_args
 
 import numpy as np
 
-from fastadv.data.shapetex import ShapeTex
+from fastadv.data.images import BadImage
+from fastadv.data.shapetex import RESOLUTIONS, ShapeTex
 from fastadv.data.sources import ArraySet, DatasetSplits, ImageSet, Metric
 from fastadv.data.subsets import allocate, stratified_pick
 from fastadv.errors import ConfigError, DataError, unknown_name
 
+_PEEKED = 8  # images looked at to learn a data set's size
 DIGITS_TRAIN = 1297  # leaves 500 of the 1,797 to test on
 
 # What the transfer literature reports; everything else is top-1.
@@ -66,6 +69,24 @@ def open_dataset(
         return _open_path(path, **options)
     _check_options(name, opener, options)
     return opener(resolution, **options)
+
+
+def native_resolution(name_or_path: str | os.PathLike[str]) -> int | None:
+    """Side in pixels of a data set's images, at most 224; None for the drawn ones.
+
+    The median of the shorter sides of a few images spread over the training split.
+    """
+    name = os.fspath(name_or_path)
+    if name.startswith("shapetex"):
+        return None
+    if name == "digits":
+        return 32  # stored at 8 px, which no architecture takes
+    images = open_dataset(name).train
+    sides = []
+    for index in range(0, len(images), max(1, len(images) // _PEEKED)):
+        with contextlib.suppress(BadImage):  # the loader will name it
+            sides.append(min(images.load(index).shape[:2]))
+    return min(224, sorted(sides)[len(sides) // 2]) if sides else 224
 
 
 def _check_options(
@@ -136,9 +157,10 @@ def _open_shapetex(label: str) -> Callable[..., DatasetSplits]:
         test_correlation: float = 0.0,
         cache: bool = True,
     ) -> DatasetSplits:
+        low, high = RESOLUTIONS  # the loader resizes to what lies outside
         common: dict[str, Any] = {
             "seed": seed,
-            "resolution": resolution,
+            "resolution": min(max(resolution, low), high),
             "label": label,
             "cache": cache,
         }

@@ -7,6 +7,7 @@ stay alive between epochs and hold no random state. Not for small sets, where
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from fastadv.data.geometry import (
     resized_crop_boxes,
 )
 from fastadv.data.loaders import (
+    Backend,
     Loader,
     LoaderOptions,
     augmentation_draws,
@@ -43,6 +45,8 @@ class _Prepared(NamedTuple):
 class TorchvisionLoader(Loader):
     """Batches decoded on the fly; see `Loader`."""
 
+    backend: Backend = "torchvision"
+
     def __init__(self, imageset: ImageSet, options: LoaderOptions) -> None:
         super().__init__(imageset, options)
         imageset.prepare()
@@ -53,6 +57,7 @@ class TorchvisionLoader(Loader):
             batch_sampler=self._requests,
             num_workers=workers,
             collate_fn=_unchanged,
+            worker_init_fn=_ignore_stop_signals,
             persistent_workers=workers > 0,
             pin_memory=torch.device(options.device).type == "cuda",
             # Its own: otherwise every epoch draws from the global generator.
@@ -66,6 +71,14 @@ class TorchvisionLoader(Loader):
                 raise prepared
             self._note_bad(prepared.bad)
             yield prepared.images.to(self.options.device, non_blocking=True)
+
+
+def _ignore_stop_signals(worker: int) -> None:
+    """A stop is the trainer's to handle: a worker that died of it would take the step
+    under way with it. Workers end with the process that made them.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _Requests(Sampler[list[Request]]):

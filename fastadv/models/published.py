@@ -25,7 +25,9 @@ _NORMALIZERS = (
 )
 _ATTACKER = "attacker."
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")
-_PUBLISHED_NAME = re.compile(r"(?P<arch>\w+?)_(?:l2|linf)_eps[0-9.]+$")
+_PUBLISHED_NAME = re.compile(
+    r"(?P<arch>\w+?)_(?P<norm>l2|linf)_eps(?P<eps>\d+(\.\d+)?)$"
+)
 _TORCHVISION_NAME = re.compile(r"(?P<arch>\w+)-[0-9a-f]{8}$")
 
 
@@ -45,6 +47,15 @@ def arch_from_filename(path: Path) -> str | None:
         if match:
             return match["arch"]
     return None
+
+
+def threat_from_filename(path: Path) -> tuple[str, float] | None:
+    """Norm and radius (pixel units) of `{arch}_l2_eps3.ckpt`; linf names count in 255ths."""
+    match = _PUBLISHED_NAME.match(path.stem)
+    if match is None:
+        return None
+    scale = 255 if match["norm"] == "linf" else 1
+    return match["norm"], float(match["eps"]) / scale
 
 
 def find_state_dict(content: object, path: Path) -> dict[str, Tensor]:

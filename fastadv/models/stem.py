@@ -43,11 +43,15 @@ def pack_weight(weight: Tensor, padding: int) -> Tensor:
     return cells.contiguous(memory_format=torch.channels_last)
 
 
-def input_gradient(g: Tensor, packed: Tensor, padding: int, shape: torch.Size) -> Tensor:
+def input_gradient(
+    g: Tensor, packed: Tensor, padding: int, shape: torch.Size
+) -> Tensor:
     """Input gradient [N, C, H, W] (H, W even), channels_last, from `pack_weight`'s cells."""
     n, channels, h, w = shape
     m = packed.shape[2]
-    first = (padding + padding % 2) // 2  # cell of the padded image where the real begins
+    first = (
+        padding + padding % 2
+    ) // 2  # cell of the padded image where the real begins
     # Enough padding for the first and the last cell; the rest is cut off.
     q = max(m - 1 - first, first + max(h // 2 - g.shape[2], w // 2 - g.shape[3]), 0)
     begin = first - (m - 1 - q)
@@ -88,7 +92,7 @@ class FrozenStem(nn.Conv2d):
     def fits(conv: nn.Module) -> bool:
         """Whether `conv` is a stem of the kind this is for."""
         return (
-            isinstance(conv, nn.Conv2d)
+            type(conv) is nn.Conv2d  # a parametrised one computes its weight
             and conv.in_channels <= 4
             and conv.stride == (2, 2)
             and conv.groups == 1

@@ -45,8 +45,9 @@ DEFAULT_EPS = {"l2": 3.0, "linf": 4 / 255}
 class TrainConfig:
     """Pretrain a classifier, adversarially unless --eps is 0.
 
-    Defaults are the recipe of Salman et al. 2020: SGD, lr 0.1, momentum 0.9, weight
-    decay 1e-4, 90 epochs, lr x 0.1 every third of the run, three attack steps of 2/3 eps.
+    Defaults are the recipe of Salman et al. 2020 but for its colour jitter: SGD, lr 0.1,
+    momentum 0.9, weight decay 1e-4, 90 epochs, lr x 0.1 every third of the run, three
+    attack steps of 2/3 eps.
     """
 
     arch: str = "resnet18"
@@ -54,8 +55,8 @@ class TrainConfig:
     data: str = "shapetex"
     """A data set name, an ImageFolder (train/, val/) or a .zip of one."""
     resolution: int | None = None
-    """Side of the training images in pixels; default 64 for the built-in sets and small
-    images, 224 for *_cifar-less architectures on folders of larger ones."""
+    """Side of the training images in pixels; default that of the images, at most 224.
+    Procedural images are drawn at 64 px, for *_cifar architectures at 32."""
     num_train: int | None = None
     """Train on a stratified, seeded subset of so many images."""
     augment: Literal["auto", "none", "crop_flip", "rrc"] = "auto"
@@ -68,7 +69,8 @@ class TrainConfig:
     num_steps: Annotated[int, arg(aliases=["--attack-steps"])] = 3
     """Attack steps per training step."""
     step_size: Annotated[Pixels | None, arg(aliases=["--attack-lr"])] = None
-    """Length of an attack step in pixel units; default 2/3 of eps."""
+    """Length of an attack step in pixel units; default 2/3 of eps, or as much as fewer
+    than three steps need to cross the ball."""
     random_start: bool = False
     """Begin the attack at a random point of the ball."""
     epochs: int = 90
@@ -115,9 +117,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.arch not in ARCHITECTURES and not self.arch.startswith("timm/"):
             raise ConfigError(unknown_name("architecture", self.arch, ARCHITECTURES))
-        for name in ("epochs", "num_steps", "eval_every", "eval_steps"):
+        for name in ("epochs", "num_steps", "eval_every", "eval_steps", "eval_images"):
             _require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
-        for name in ("batch_size", "resolution", "num_train"):
+        for name in ("batch_size", "resolution", "num_train", "val_size"):
             value = getattr(self, name)
             _require(name, value, value is None or value >= 1, "at least 1")
         _require("lr", self.lr, math.isfinite(self.lr) and self.lr > 0, "above 0")
@@ -190,18 +192,22 @@ def _require(name: str, value: object, holds: bool, accepted: str) -> None:
 
 
 def learning_rate(config: TrainConfig, step: int, total_steps: int) -> float:
-    """Learning rate of update `step` (from 0) of `total_steps`: a pure function, so a
-    resumed run needs no scheduler state.
+    """Learning rate of update `step` (from 0) of `total_steps`."""
+    return scheduled(config.lr, config.schedule, step, total_steps)
+
+
+def scheduled(lr: float, schedule: str, step: int, total: int) -> float:
+    """Learning rate at `step` (from 0) of `total`: a pure function, so a resumed run needs
+    no scheduler state.
 
     `step` falls by ten at each third (Salman et al. 2020: every 30 of 90 epochs);
     `onecycle` rises linearly over the first 30 % and falls linearly to zero.
     """
-    done = step / max(total_steps, 1)
-    if config.schedule == "step":
-        return config.lr * 0.1 ** min(int(done * 3), 2)
-    if config.schedule == "cosine":
-        return config.lr * 0.5 * (1 + math.cos(math.pi * done))
-    if config.schedule == "onecycle":
-        rising = max(done, 1 / max(total_steps, 1)) / 0.3
-        return config.lr * min(rising, (1 - done) / 0.7, 1.0)
-    return config.lr
+    total = max(total, 1)
+    if schedule == "step":
+        return lr * 0.1 ** min(3 * step // total, 2)
+    if schedule == "cosine":
+        return lr * 0.5 * (1 + math.cos(math.pi * step / total))
+    if schedule == "onecycle":
+        return lr * min(max(step, 1) / total / 0.3, (1 - step / total) / 0.7, 1.0)
+    return lr

@@ -38,7 +38,6 @@ _MAY_CHANGE = {
     "workers",
     "save_minutes",
     "backend",
-    "loader",
     "data",
 }
 

@@ -2,54 +2,52 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fastadv.attacks import PGD
 from fastadv.data import (
-    BadImage,
     Batch,
     ImageSet,
     Loader,
-    dataset_names,
     make_loader,
+    native_resolution,
     open_dataset,
     subset,
     train_val_split,
 )
 from fastadv.data.counter import derive_key
+from fastadv.data.loaders import Backend
 from fastadv.environment import provenance, resolve_device
 from fastadv.errors import ConfigError, Preempted, TrainingDiverged
 from fastadv.evaluation import Evaluation, evaluate
 from fastadv.kernels import use_backend
-from fastadv.models import create_model
+from fastadv.kernels.registry import check_backend_name
+from fastadv.models import NormalizedModel, create_model, load_model
 from fastadv.models.view import AttackView
 from fastadv.training.config import TrainConfig, learning_rate
+from fastadv.training.interval import Interval
 from fastadv.training.preemption import StopRequest, stop_on_signal
 from fastadv.training.progress import Progress
 from fastadv.training.rundir import RunDirectory
-from fastadv.training.step import StepResult, train_step
+from fastadv.training.step import train_step
 
 log = logging.getLogger(__name__)
 
 _VAL_SHARE, _VAL_MOST = 0.05, 10_000
 _LOG_SECONDS = 10.0  # between "train" events; reading the losses waits for the device
 _EVAL_BATCH = 128
-_PEEK = 8  # images looked at to learn a data set's size
 
 
 @dataclass(frozen=True)
 class TrainSummary:
-    """What a finished run reached, on the evaluation split, with its last weights.
+    """What a finished run reached, on the evaluation split, with its best weights.
 
     Attributes:
         run: the run directory.
@@ -62,42 +60,6 @@ class TrainSummary:
     clean_acc: float
     robust_acc: float | None
     images_per_s: float
-
-
-@dataclass
-class _Interval:
-    """Steps since the last "train" event; their losses are read together."""
-
-    losses: list[Tensor] = field(default_factory=list)
-    correct: list[Tensor] = field(default_factory=list)
-    images: int = 0
-    waited: float = 0.0
-    began: float = field(default_factory=time.monotonic)
-
-    def add(self, result: StepResult, images: int, waited: float) -> None:
-        self.losses.append(result.loss)
-        self.correct.append(result.correct)
-        self.images += images
-        self.waited += waited
-
-    def read(self, last_step: int) -> dict[str, float]:
-        """The interval in numbers.
-
-        Raises:
-            TrainingDiverged: a loss is not finite; the message names the step.
-        """
-        losses = torch.stack(self.losses).tolist()
-        for back, loss in enumerate(losses):
-            if not math.isfinite(loss):
-                step = last_step - len(losses) + 1 + back
-                raise TrainingDiverged(f"the loss of step {step} is {loss}")
-        seconds = time.monotonic() - self.began
-        return {
-            "loss": sum(losses) / len(losses),
-            "acc": torch.stack(self.correct).sum().item() / self.images,
-            "images_per_s": self.images / seconds,
-            "data_wait": self.waited / seconds,
-        }
 
 
 class Trainer:
@@ -115,11 +77,14 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, *, dry_run: bool = False) -> None:
         self.config = config
+        if config.backend != "auto":
+            check_backend_name(config.backend)
         self.device = resolve_device(config.device)
         self.run = RunDirectory(config.out_path)
-        self.resolution = config.resolution or default_resolution(
-            config.arch, config.data
-        )
+        drawn = (
+            32 if config.arch.endswith("_cifar") else 64
+        )  # where images have no size
+        self.resolution = config.resolution or native_resolution(config.data) or drawn
         config.threat.check_side(self.resolution)
         splits = open_dataset(config.data, resolution=self.resolution)
         pool = subset(splits.train, config.num_train, config.seed)
@@ -165,11 +130,13 @@ class Trainer:
             )
         return train_val_split(pool, wanted / len(pool), self.config.seed)
 
-    def _loader(self, images: ImageSet, *, train: bool) -> Loader:
+    def _loader(
+        self, images: ImageSet, *, train: bool, backend: Backend | None = None
+    ) -> Loader:
         config = self.config
         return make_loader(
             images,
-            backend=config.loader,
+            backend=backend or config.loader,
             batch_size=self.batch_size if train else _EVAL_BATCH,
             resolution=self.resolution,
             train=train,
@@ -208,6 +175,7 @@ class Trainer:
             "validated": self._validated,
             "optimizer": self.optimizer.state_dict(),
             "loader": self.loader.state_dict(),
+            "loader_backend": self.loader.backend,
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state_all()
             if torch.cuda.is_available()
@@ -218,6 +186,10 @@ class Trainer:
     def _load_state(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["weights"])
         self.optimizer.load_state_dict(state["optimizer"])
+        backend = state["loader_backend"]
+        if backend != self.loader.backend:
+            # `auto` looks at the memory that is free now; the run goes on as it began.
+            self.loader = self._loader(self.train_set, train=True, backend=backend)
         self.loader.load_state_dict(state["loader"])
         self.step, self.best_score = state["step"], state["best"]
         self._validated = state["validated"]
@@ -264,6 +236,9 @@ class Trainer:
     def describe(self) -> None:
         """Say what is about to be trained on what."""
         config, note = self.config, self.progress.note
+        doubt = config.threat.doubt(self.resolution)
+        if doubt:
+            log.warning(doubt)
         what = (
             f"{config.threat}, {config.num_steps} steps" if self.attack else "standard"
         )
@@ -297,7 +272,7 @@ class Trainer:
     def _epoch(self, stop: StopRequest) -> None:
         config, epoch = self.config, self.loader.epoch
         self.model.train()
-        interval = _Interval()
+        interval = Interval()
         for batch, waited in _timed(self._batches(self.loader, stop)):
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate(config, self.step, self.total_steps)
@@ -323,7 +298,7 @@ class Trainer:
         if interval.losses:
             self._report(interval, epoch)
 
-    def _report(self, interval: _Interval, epoch: int) -> _Interval:
+    def _report(self, interval: Interval, epoch: int) -> Interval:
         self._last = numbers = interval.read(self.step - 1)
         self._trained_images += interval.images
         self._trained_seconds += time.monotonic() - interval.began
@@ -331,7 +306,7 @@ class Trainer:
         rounded = {key: round(value, 5) for key, value in numbers.items()}
         self.run.log("train", epoch=epoch, step=self.step, lr=lr, **rounded)
         self._show(epoch)
-        return _Interval()
+        return Interval()
 
     def _show(self, epoch: int) -> None:
         text = f"epoch {epoch + 1}/{self.config.epochs}"
@@ -349,7 +324,7 @@ class Trainer:
         best = False
         if epoch % self.config.eval_every == 0 or epoch == self.config.epochs:
             self._validated = False
-            found = self._evaluate(self.val_set, stop)
+            found = self._evaluate(self.model, self.val_set, stop)
             self._validated = True
             score = found.robust.top1 if found.robust else found.clean.top1
             best, self.best_score = score > self.best_score, max(score, self.best_score)
@@ -358,33 +333,30 @@ class Trainer:
         self._save(best=best)
         self._stop_if(stop)
 
-    def _evaluate(self, images: ImageSet, stop: StopRequest) -> Evaluation:
+    def _evaluate(
+        self, model: NormalizedModel, images: ImageSet, stop: StopRequest
+    ) -> Evaluation:
         """Clean accuracy on all of `images`, robust accuracy on `eval_images` of them."""
 
         def batches(images: ImageSet) -> Iterator[Batch]:
             return self._batches(self._loader(images, train=False), stop)
 
         if self.attack is None:
-            return evaluate(self.model, batches(images))
+            return evaluate(model, batches(images))
         judge = self._attack(self.config.eval_steps, judge=True)
         most = max(self.config.eval_images, len(images.classes))
         if len(images) <= most:
-            return evaluate(self.model, batches(images), judge)
+            return evaluate(model, batches(images), judge)
         attacked = subset(images, most, self.config.seed)
-        clean = evaluate(self.model, batches(images)).clean
-        robust = evaluate(self.model, batches(attacked), judge).robust
+        clean = evaluate(model, batches(images)).clean
+        robust = evaluate(model, batches(attacked), judge).robust
         return Evaluation(clean, robust)
 
     def _batches(self, loader: Loader, stop: StopRequest) -> Iterator[Batch]:
         """Batches of `loader`, until a stop is asked for: then the state is saved."""
         batches = iter(loader)
         while not stop:
-            try:
-                batch = next(batches, None)
-            except RuntimeError:
-                if not stop:
-                    raise
-                break  # the signal went to the decoding processes, too, and ended them
+            batch = next(batches, None)
             if batch is None:
                 self.bad_images |= {name for name, _ in loader.bad_images}
                 return
@@ -393,7 +365,9 @@ class Trainer:
         self._stop_if(stop)
 
     def _finish(self, stop: StopRequest) -> TrainSummary:
-        found = self._evaluate(self.test_set, stop)
+        # What every other command loads from this run: the best weights, not the last.
+        model = load_model(self.run.path).to(self.device)
+        found = self._evaluate(model, self.test_set, stop)
         if self.bad_images:
             names = sorted(self.bad_images)
             self.run.log("bad_images", count=len(names), images=names)
@@ -404,7 +378,7 @@ class Trainer:
         self.run.log(
             "test", step=self.step, images_per_s=round(rate, 2), **_numbers(found)
         )
-        self.progress.note(f"test (last weights): {_words(found)}")
+        self.progress.note(f"test (best weights): {_words(found)}")
         robust = found.robust.top1 if found.robust else None
         return TrainSummary(self.run.path, found.clean.top1, robust, rate)
 
@@ -451,23 +425,6 @@ def _words(found: Evaluation) -> str:
     if found.robust:
         text += f", robust {100 * found.robust.top1:.1f} % of {found.robust.n}"
     return text
-
-
-def default_resolution(arch: str, data: str) -> int:
-    """Side in pixels for a data set: that of its images, but at most 224.
-
-    Procedural sets have none of their own; they are drawn at 64 px, or at 32 for the
-    small-image architectures.
-    """
-    if data in dataset_names():
-        return 32 if arch.endswith("_cifar") or data == "digits" else 64
-    images = open_dataset(data).train
-    peeked = range(0, len(images), max(1, len(images) // _PEEK))
-    sides = []
-    for index in peeked:
-        with contextlib.suppress(BadImage):  # the loader will name it
-            sides.append(min(images.load(index).shape[:2]))
-    return min(224, sorted(sides)[len(sides) // 2]) if sides else 224
 
 
 def train(config: TrainConfig) -> TrainSummary:

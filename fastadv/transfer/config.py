@@ -54,7 +54,8 @@ class TransferConfig:
     weight_decay: float = 5e-4
     """Of full_network."""
     augment: Literal["auto", "none", "crop_flip", "rrc"] = "auto"
-    """Augmentation of full_network; auto is what suits the data set."""
+    """Augmentation of full_network; auto is what suits the data set. In both modes it also
+    decides how images are cropped for evaluation."""
     results: str = "results"
     """Results table: a directory of Parquet files, appended to."""
     device: str = "auto"
@@ -72,6 +73,10 @@ class TransferConfig:
             if value is not None and value < 1:
                 flag = name.replace("_", "-")
                 raise ConfigError(f"--{flag} {value} must be at least 1")
+        if not 0 <= self.momentum < 1:
+            raise ConfigError(f"--momentum {self.momentum} must be in [0, 1)")
+        if not self.weight_decay >= 0:
+            raise ConfigError(f"--weight-decay {self.weight_decay} must be at least 0")
         if not 0 < self.val_fraction < 1:
             raise ConfigError(f"--val-fraction {self.val_fraction} must be in (0, 1)")
         if not self.seeds or not self.lrs:

@@ -22,10 +22,11 @@ from fastadv.data import (
     train_val_split,
 )
 from fastadv.environment import provenance, resolve_device
-from fastadv.errors import TrainingDiverged
+from fastadv.errors import FastadvError, TrainingDiverged
 from fastadv.evaluation import Accuracy, evaluate
 from fastadv.kernels import use_backend
 from fastadv.models import NormalizedModel
+from fastadv.training.config import scheduled
 from fastadv.training.progress import Progress
 from fastadv.training.step import train_step
 from fastadv.transfer.config import TransferConfig
@@ -72,6 +73,7 @@ class TransferRun:
             config.dataset, resolution=self.resolution
         )
         self.table = ResultsTable(config.results)
+        self.table.prepare()
         self.bad_images: set[str] = set()
         self._features: dict[str, Features] = {}
 
@@ -85,18 +87,22 @@ class TransferRun:
                     outcome = self._fixed_feature(seed, train_set, val_set)
                 else:
                     outcome = self._full_network(seed, train_set, val_set)
-                sizes = len(train_set), len(val_set)
+                held_out = val_set is not self.splits.test
+                sizes = len(train_set), len(val_set) if held_out else 0
                 row = self._row(seed, sizes, outcome, time.monotonic() - began)
-                self.table.append([row])
+                try:
+                    self.table.append([row])
+                except FastadvError:
+                    # The number must not be lost with the disk that was to hold it.
+                    log.error("the row was: %s", json.dumps(row, default=str))
+                    raise
                 yield row
 
     def _split(self, seed: int) -> tuple[ImageSet, ImageSet]:
         pool = subset(self.splits.train, self.config.num_train, seed)
+        if self.config.select_on == "test":
+            return pool, self.splits.test  # nothing of the training images is held out
         return train_val_split(pool, self.config.val_fraction, seed)
-
-    def _judged(self, val_set: ImageSet) -> ImageSet:
-        """The images that hyper-parameters are chosen on."""
-        return self.splits.test if self.config.select_on == "test" else val_set
 
     def _loader(self, images: ImageSet, *, train: bool, seed: int = 0) -> Loader:
         config = self.config
@@ -122,10 +128,10 @@ class TransferRun:
         self, seed: int, train_set: ImageSet, val_set: ImageSet
     ) -> Outcome:
         train = self._embed(self.splits.train).of(train_set)
-        judged = self._judged(val_set)
-        is_test = judged is self.splits.test
         test = self._embed(self.splits.test)
-        val = test if is_test else self._embed(self.splits.train).of(val_set)
+        val = test
+        if val_set is not self.splits.test:
+            val = self._embed(self.splits.train).of(val_set)
         metric = self.splits.metric
         head, strength, val_value = fit_head(train, val, metric, seed)
         accuracy = head_accuracy(head, test, len(self.splits.train.classes))
@@ -147,17 +153,18 @@ class TransferRun:
     def _full_network(
         self, seed: int, train_set: ImageSet, val_set: ImageSet
     ) -> Outcome:
-        judged = self._judged(val_set)
         metric = self.splits.metric
+        judge = self._loader(val_set, train=False)
         best: tuple[float, float, NormalizedModel] | None = None
         for lr in self.config.lrs:
             model = self._fine_tune(lr, seed, train_set)
-            found = evaluate(model, self._loader(judged, train=False))
+            found = evaluate(model, judge)
             value = found.clean.value(metric)
             if best is None or value > best[0]:
                 best = (value, lr, model)
         if best is None:
             raise AssertionError("TransferConfig guarantees at least one learning rate")
+        self._note_bad(judge)
         value, lr, model = best
         loader = self._loader(self.splits.test, train=False)
         test = evaluate(model, loader).clean
@@ -165,6 +172,7 @@ class TransferRun:
         config = self.config
         chosen = {
             "lr": lr,
+            "lrs": list(config.lrs),
             "epochs": config.epochs,
             "batch_size": config.batch_size,
             "momentum": config.momentum,
@@ -190,7 +198,7 @@ class TransferRun:
         step, images_seen = 0, 0
         for epoch in range(config.epochs):
             for group in optimizer.param_groups:
-                group["lr"] = lr * 0.1 ** min(3 * epoch // config.epochs, 2)
+                group["lr"] = scheduled(lr, "step", epoch, config.epochs)
             for batch in loader:
                 result = train_step(model, batch.images, batch.labels, optimizer)
                 step += 1
@@ -238,7 +246,13 @@ class TransferRun:
             "num_test": len(splits.test),
             "num_classes": len(splits.train.classes),
             "seed": seed,
-            "hyperparameters": json.dumps(outcome.chosen),
+            "hyperparameters": json.dumps(
+                outcome.chosen
+                | {
+                    "augment": self.config.augment,
+                    "val_fraction": self.config.val_fraction,
+                }
+            ),
             "metric": splits.metric,
             "value": 100 * outcome.test.value(splits.metric),
             "ci_low": 100 * low,

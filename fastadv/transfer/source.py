@@ -15,6 +15,7 @@ from fastadv.models import (
     read_metadata,
     resolve_checkpoint,
 )
+from fastadv.models.published import threat_from_filename
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class Source:
         arch: of the network.
         norm, eps: of its training (pixel units; eps 0 is standard), None if unknown.
         resolution: side of the images it was trained on, pixels.
+        augment: of its training, which also decides how evaluation crops.
+        classes: names of what it was trained to tell apart; empty if unknown.
     """
 
     name: str
@@ -37,6 +40,8 @@ class Source:
     norm: str | None
     eps: float | None
     resolution: int
+    augment: str
+    classes: tuple[str, ...]
 
     def load(self) -> NormalizedModel:
         """A fresh copy of the model."""
@@ -56,14 +61,17 @@ def open_source(path: str, name: str | None = None, arch: str | None = None) -> 
     except CheckpointError:
         trained = {}
     config = trained.get("config", {})
-    eps = config.get("eps")
+    named = threat_from_filename(file) or (None, None)
+    eps = config.get("eps", named[1])
     given = Path(path)
     return Source(
         name=name or (given.name if given.is_dir() else given.stem),
         file=file,
         digest=file_sha256(file),
         arch=model.arch,
-        norm=config.get("norm") if eps else None,
+        norm=config.get("norm", named[0]) if eps else None,
         eps=eps,
         resolution=trained.get("resolution") or get_spec(model.arch).image_size,
+        augment=config.get("augment", "auto"),
+        classes=tuple(trained.get("classes", ())),
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import secrets
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,22 @@ class ResultsTable:
             raise DataError(
                 f"{self.path} is a file; a results table is a directory of .parquet files"
             )
+
+    def prepare(self) -> None:
+        """Make the directory and see that it can be written, before hours of work.
+
+        Raises:
+            DataError: it cannot.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.path):
+                pass
+        except OSError as error:
+            raise DataError(
+                f"results cannot be written to {self.path}: {error.strerror or error}; "
+                "choose another --results"
+            ) from None
 
     def append(self, rows: list[dict[str, Any]]) -> Path:
         """Add rows; keys of `SCHEMA` that a row lacks are stored as missing.

@@ -15,7 +15,6 @@ from small_runs import (
     STEPS,
     STEPS_PER_EPOCH,
     events,
-    execute,
     flags,
     last_step,
     resume,
@@ -204,11 +203,3 @@ def test_a_log_that_cannot_be_written_is_reported(
     training.run.log_file.mkdir()
     with pytest.raises(CheckpointError, match=r"could not write .*log\.jsonl"):
         training.fit()
-
-
-def test_the_exit_code_reaches_the_shell(tmp_path: Path) -> None:
-    words = flags(tmp_path / "run", lr="1e30", num_train=60)
-    done = execute("fastadv-train", *words, cwd=tmp_path)
-    assert done.returncode == 1
-    assert done.stdout == ""
-    assert done.stderr.splitlines()[-1].startswith("fastadv-train: the loss of step 1 ")

@@ -129,9 +129,9 @@ def test_features_are_computed_once_and_the_trunk_stays(
     monkeypatch.setattr(AttackView, "features", embedding)
     file = source / "checkpoints" / "best" / "model.safetensors"
     digest, weights = file_sha256(file), state_hash(load_model(source))
-    rows = transfer(_config(source, tmp_path / "results", seeds=(0, 1, 2)))
-    assert len(rows) == 3
-    assert sum(sizes) == 1297 + 500  # every image once, for all three seeds
+    rows = transfer(_config(source, tmp_path / "results", seeds=(0, 1)))
+    assert len(rows) == 2
+    assert sum(sizes) == 1297 + 500  # every image once, for both seeds
     assert len(loaded) >= 1
     assert {state_hash(model) for model in loaded} == {weights}
     assert file_sha256(file) == digest
@@ -306,16 +306,16 @@ def test_the_command_prints_the_whole_table(
 
 @pytest.mark.slow
 def test_real_photographs(tmp_path: Path) -> None:
-    """Two commands' worth: pretrain on a few, transfer to CIFAR-10 as JPEG files."""
+    """Pretrain on a few, transfer to CIFAR-10 as JPEG files, small."""
     archive = shared("cifar10-jpeg-12k.zip")
-    words: dict[str, Any] = {"data": str(archive), "resolution": 32, "epochs": 2}
-    train(tiny(tmp_path / "run", num_train=800, eps=0.1, num_steps=1, **words))
+    words: dict[str, Any] = {"data": str(archive), "resolution": 16, "epochs": 1}
+    train(tiny(tmp_path / "run", num_train=300, eps=0.1, num_steps=1, **words))
     config = _config(tmp_path / "run", tmp_path / "r", dataset=str(archive))
     rows = transfer(TransferConfig(**(vars(config) | {"num_train": 1000})))
     [row] = rows
     sizes = row["num_train"], row["num_val"], row["num_test"], row["num_classes"]
     assert sizes == (900, 100, 2000, 10)
-    assert (row["dataset"], row["resolution"]) == (archive.stem, 32)
+    assert (row["dataset"], row["resolution"]) == (archive.stem, 16)
     assert row["per_class_total"] == [200] * 10
     # Ten classes: 10 % is chance, and its 99.9 % bound with 2,000 images is 12.1 %.
     assert row["value"] > 15

@@ -1,0 +1,131 @@
+"""Writes the tables of README.md and docs/performance.md from bench/results/*.jsonl.
+
+    python bench/tables.py
+
+Each table stands between `<!-- table NAME -->` and `<!-- end -->`; the rest of a page is
+left alone.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from harness import RESULTS
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "docs" / "performance.md"]
+_SLOT = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def read(name: str) -> list[dict[str, Any]]:
+    """Rows of one benchmark."""
+    return [json.loads(line) for line in (RESULTS / f"{name}.jsonl").open()]
+
+
+def markdown(columns: list[str], rows: list[list[str]]) -> str:
+    """A table in Markdown, numbers to the right."""
+    align = ["---" if i == 0 else "---:" for i in range(len(columns))]
+    lines = [columns, align, *rows]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def spread(row: dict[str, Any], key: str) -> str:
+    """A ratio with its range over the paired repeats."""
+    low, high = row[f"{key}_range"]
+    return f"{row[key]:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def steps() -> str:
+    """Every case of bench_pgd_step."""
+    rows = [
+        [
+            f"{r['norm']} {r['job']}",
+            r["layout"],
+            str(r["batch"]),
+            f"{r['ms']['fastadv']:.2f}",
+            f"{r['gb_per_s']:.1f}",
+            f"{100 * r['share_of_copy']:.0f} %",
+            spread(r, "faster_than_eager"),
+            spread(r, "faster_than_compile"),
+        ]
+        for r in read("pgd_step")
+    ]
+    columns = [
+        "job",
+        "layout",
+        "batch",
+        "ms",
+        "GB/s",
+        "of copy",
+        "x eager",
+        "x compile",
+    ]
+    return markdown(columns, rows)
+
+
+def attacks() -> str:
+    """Every case of bench_attack."""
+    rows = [
+        [
+            r["what"] if r["what"] != "train" else "one clean training step",
+            f"{r['seconds']:.3f}",
+            f"{r['images_per_s']:.2f}",
+            spread(r, "fastadv_is_faster") if r["what"] != "train" else "",
+        ]
+        for r in read("attack")
+    ]
+    return markdown(
+        ["resnet18, batch 16", "seconds", "images/s", "fastadv is faster"], rows
+    )
+
+
+def summary() -> str:
+    """The README's table: what is measured and the command that measures it."""
+    cells = [r for r in read("pgd_step") if r["job"] == "step" and r["norm"] == "l2"]
+    peers = {r["what"]: r for r in read("attack")}
+    large = [r["faster_than_eager"] for r in cells if r["batch"] == 64]
+    compiled = [r["faster_than_compile"] for r in cells]
+    share = [r["share_of_copy"] for r in cells]
+    step = "`python bench/bench_pgd_step.py`"
+    attack = "`python bench/bench_attack.py`"
+    rows = [
+        [
+            "fused L2 step, batch 64, against eager PyTorch",
+            f"{min(large):.1f} to {max(large):.1f} x",
+            step,
+        ],
+        [
+            "the same, batch 8, 16 and 64, against torch.compile",
+            f"{min(compiled):.1f} to {max(compiled):.1f} x",
+            step,
+        ],
+        [
+            "its speed against a copy of as many bytes",
+            f"{100 * min(share):.0f} to {100 * max(share):.0f} %",
+            step,
+        ],
+    ]
+    for peer in ("torchattacks", "robustness", "foolbox", "art"):
+        rows.append(
+            [
+                f"PGD-3 on resnet18, 224 px, batch 16, against {peer}",
+                f"{spread(peers[peer], 'fastadv_is_faster')} x",
+                attack,
+            ]
+        )
+    return markdown(["what", "result", "command"], rows)
+
+
+def main() -> None:
+    makers = {"steps": steps, "attacks": attacks, "summary": summary}
+    for page in PAGES:
+        text = page.read_text()
+        made = _SLOT.sub(lambda m: m[1] + makers[m[2]]() + m[3], text)
+        page.write_text(made)
+
+
+if __name__ == "__main__":
+    main()
