@@ -12,6 +12,7 @@ import hashlib
 import logging
 import os
 import struct
+import threading
 import zipfile
 import zlib
 from abc import abstractmethod
@@ -47,6 +48,9 @@ def _bytewise(name: str) -> bytes:
 
 def _skipped(part: str) -> bool:
     return part.startswith(".") or part == "__MACOSX"
+
+
+_opening = threading.Lock()
 
 
 class FileSet(ImageSet):
@@ -163,7 +167,10 @@ class ZipSet(FileSet):
 
     def _pread(self, size: int, offset: int) -> bytes:
         if self._file is None:
-            self._file = FileIO(self.path)
+            # Two threads that both opened it would leave one with a closed file.
+            with _opening:
+                if self._file is None:
+                    self._file = FileIO(self.path)
         data = os.pread(self._file.fileno(), size, offset)
         if len(data) != size:
             raise OSError(f"{self.path.name} ends inside the member")

@@ -7,7 +7,9 @@ stay alive between epochs and hold no random state. Not for small sets, where
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -57,7 +59,7 @@ class TorchvisionLoader(Loader):
             batch_sampler=self._requests,
             num_workers=workers,
             collate_fn=_unchanged,
-            worker_init_fn=_ignore_stop_signals,
+            worker_init_fn=_outlive_stop_signals,
             persistent_workers=workers > 0,
             pin_memory=torch.device(options.device).type == "cuda",
             # Its own: otherwise every epoch draws from the global generator.
@@ -73,12 +75,24 @@ class TorchvisionLoader(Loader):
             yield prepared.images.to(self.options.device, non_blocking=True)
 
 
-def _ignore_stop_signals(worker: int) -> None:
-    """A stop is the trainer's to handle: a worker that died of it would take the step
-    under way with it. Workers end with the process that made them.
+def _outlive_stop_signals(worker: int) -> None:
+    """Leave stops to the trainer: a worker that died of one, as when a scheduler signals
+    every process of a job, would tear the training step under way.
+
+    SIGTERM from the process that made the worker still ends it; that is how Python ends
+    its children when it exits.
     """
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+    for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 class _Requests(Sampler[list[Request]]):

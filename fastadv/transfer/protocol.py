@@ -73,16 +73,18 @@ class TransferRun:
             config.dataset, resolution=self.resolution
         )
         self.table = ResultsTable(config.results)
-        self.table.prepare()
         self.bad_images: set[str] = set()
         self._features: dict[str, Features] = {}
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Run every seed; each row is in the table before it is yielded."""
+        splits = [self._split(seed) for seed in self.config.seeds]
+        self.table.prepare()
         with use_backend(self.config.backend):
-            for seed in self.config.seeds:
+            for seed, (train_set, val_set) in zip(
+                self.config.seeds, splits, strict=True
+            ):
                 began = time.monotonic()
-                train_set, val_set = self._split(seed)
                 if self.config.mode == "fixed_feature":
                     outcome = self._fixed_feature(seed, train_set, val_set)
                 else:

@@ -113,8 +113,7 @@ class ResultsTable:
         rows: list[dict[str, Any]] = []
         for path in sorted(self.path.glob("*.parquet")):
             try:
-                # Not what a folder called seed=1 would add to the columns.
-                table = pq.read_table(path, partitioning=None)
+                table = pq.read_table(path)
             except (pa.ArrowException, OSError) as error:
                 raise DataError(
                     f"{path} cannot be read ({error}); move it away to use the rest"

@@ -183,6 +183,7 @@ def worst(results: list[AttackResult]) -> AttackResult:
         torch.stack([r.x_adv[n] for r, n in rows]),
         torch.stack([r.success[n] for r, n in rows]),
         torch.stack([r.loss[n] for r, n in rows]),
+        results[0].nonfinite,
     )
 
 

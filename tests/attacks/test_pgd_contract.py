@@ -184,7 +184,8 @@ def test_perturb_costs_one_forward_and_input_gradient_a_step(
     labels = labels_of(model)
     view = AttackView(model, mode=bn_mode)
     with Trace() as trace:
-        PGD(THREAT, num_steps, random_start=True).perturb(view, IMAGES, labels)
+        attack = PGD(THREAT, num_steps, random_start=True, bn_mode=bn_mode)
+        attack.perturb(view, IMAGES, labels)
     assert trace.forwards == num_steps
     assert trace.masks == [[True, False, False]] * (num_steps * CONVOLUTIONS)
     assert trace.calls["fastadv::pgd_step_"] == num_steps

@@ -66,8 +66,12 @@ def test_the_environment_forces_and_use_backend_overrides(monkeypatch):
     monkeypatch.setenv("FASTADV_BACKEND", "reference")
     step().run()
     assert ran() == ["reference"]
-    with kernels.use_backend("auto"):
+    with kernels.use_backend("auto"):  # what a command's default flag says
+        assert kernels.forced_backend() == "reference"
+    with kernels.use_backend(None):
         assert kernels.forced_backend() is None
+    with kernels.use_backend("numba"):
+        assert kernels.forced_backend() == "numba"
     monkeypatch.setenv("FASTADV_BACKEND", "auto")
     assert kernels.forced_backend() is None
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -77,6 +79,20 @@ def test_robust_accuracy_is_the_known_margin(
     assert found.robust is not None
     assert found.robust.correct.tolist() == expected
     assert found.robust.total.tolist() == [5, 4]
+
+
+def test_only_what_was_right_can_be_robust() -> None:
+    """An attack that finds nothing leaves the clean accuracy, not all images."""
+
+    class Harmless(PGD):
+        def __call__(self, model: nn.Module, x: Tensor, y: Tensor, **_: Any) -> Any:
+            found = super().__call__(model, x, y)
+            return replace(found, success=torch.zeros_like(found.success))
+
+    attack = Harmless(ThreatModel("l2", 0.1), num_steps=1)
+    found = evaluate(_brightness(), _batches(4), attack)
+    assert found.robust is not None
+    assert found.robust.correct.tolist() == found.clean.correct.tolist() == [4, 3]
 
 
 def test_evaluation_equals_a_plain_loop_and_changes_nothing() -> None:

@@ -30,14 +30,13 @@ from fastadv.models.view import AttackView
 from fastadv.threat import ThreatModel
 from fastadv.training import TrainConfig, Trainer, learning_rate, train, train_step
 
-CHANCE = 1 / 12  # shapetex
-
 
 @pytest.mark.slow
 @pytest.mark.parametrize("eps", ["0", "0.1"])
 def test_the_command_learns_shapes(eps: str, tmp_path: Path) -> None:
     words = (
-        "--arch resnet8_cifar --num-train 900 --batch-size 16 --epochs 3 --device cpu "
+        "--arch resnet8_cifar --num-train 1100 --lr 0.05 --batch-size 16 --epochs 3 "
+        "--device cpu "
         "--schedule onecycle --num-steps 1 --eval-images 60 --eval-steps 3 --json "
         f"--eps {eps} --out run"
     )
@@ -48,8 +47,9 @@ def test_the_command_learns_shapes(eps: str, tmp_path: Path) -> None:
     log = events(tmp_path / "run")
     losses = [e["loss"] for e in log if e["event"] == "train"]
     assert losses[-1] < losses[0] - 0.2
-    # 1,000 test images: chance is 8 %, its 99.9 % bound 11 %.
-    assert result["clean_acc"] > 2 * CHANCE
+    # 1,000 test images: chance is 8.3 %, its 99.9 % bound 11 %. Three seeds of either
+    # run reached 20 to 29 %.
+    assert result["clean_acc"] > 0.15
     test = log[-1]
     assert test["event"] == "test"
     assert (test["n"], test["clean_acc"]) == (1000, result["clean_acc"])
@@ -93,6 +93,12 @@ def test_one_step_attacks_then_updates_on_what_it_made(steps: int) -> None:
     images, labels = _batch()
     model, plain = (create_model("resnet8_cifar", 6, seed=1).train() for _ in range(2))
     attack = PGD(ThreatModel("l2", 1.0), steps, 0.5)
+    view = AttackView(model)
+    with torch.no_grad():  # the step before: the view must follow
+        for each in (model, plain):
+            generator = torch.Generator().manual_seed(3)
+            for weight in each.parameters():
+                weight += 0.1 * torch.randn(weight.shape, generator=generator)
     reset_launch_counts()
     result = train_step(
         model,
@@ -100,7 +106,7 @@ def test_one_step_attacks_then_updates_on_what_it_made(steps: int) -> None:
         labels,
         torch.optim.SGD(model.parameters(), lr=0.1),
         attack=attack,
-        view=AttackView(model),
+        view=view,
     )
     assert launch_counts()[DEFAULT_BACKEND, "pgd_step"] == steps
 

@@ -44,7 +44,7 @@ def test_columns_that_do_not_exist_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_folder_name_is_no_column(tmp_path: Path) -> None:
-    """Arrow reads `seed=7/` as a column seed of value 7, unless told not to."""
+    """Arrow can read `seed=7/` as a column seed of value 7."""
     for name in ("seed=7", "eps=3"):
         table = ResultsTable(tmp_path / name / "results")
         table.append([_row(seed=1)])
