@@ -5,7 +5,10 @@
 # Each creates .venv first if it is not there.
 
 VENV := .venv
-PYTHON ?= $(shell command -v python3.13 || command -v python3.12 || command -v python3.11 || command -v python3)
+# The first that runs and is new enough: a name on PATH may be a shim without a Python.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+  $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; \
+  done)
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 NATIVE := CMakeLists.txt setup.py $(wildcard csrc/*/*)
@@ -18,8 +21,8 @@ PEERS := torchattacks foolbox eagerpy robustness adversarial-robustness-toolbox 
 
 $(VENV)/.installed: pyproject.toml constraints.txt $(NATIVE)
 	@echo "installing fastadv into $(VENV); torch and its libraries take about two minutes"
-	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "fastadv needs Python >= 3.11; set PYTHON=/path/to/python3.11"; exit 1; }
+	@test -n "$(PYTHON)" || \
+	  { echo "no Python >= 3.11 found; set PYTHON=/path/to/python3.11"; exit 1; }
 	@test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
 	@$(PIP) -e .
 	@touch $@

@@ -17,18 +17,28 @@ from small_runs import (
     STEPS_PER_EPOCH,
     events,
     execute,
+    last_step,
     tiny,
     weights,
 )
 
 from fastadv.attacks import PGD
 from fastadv.cli import train as command
+from fastadv.data import make_loader, open_dataset
+from fastadv.evaluation import Accuracy, Evaluation
 from fastadv.kernels import launch_counts, reset_launch_counts
 from fastadv.kernels._cpp import LIBRARY
 from fastadv.models import create_model, load_model, read_metadata
 from fastadv.models.view import AttackView
 from fastadv.threat import ThreatModel
-from fastadv.training import TrainConfig, Trainer, learning_rate, train, train_step
+from fastadv.training import (
+    TrainConfig,
+    Trainer,
+    learning_rate,
+    train,
+    train_step,
+    trainer,
+)
 
 
 @pytest.mark.slow
@@ -181,12 +191,12 @@ def test_every_backend_gives_the_same_curve(backend: str, tmp_path: Path) -> Non
 
 def test_bf16_trains_with_float32_weights(tmp_path: Path) -> None:
     config = tiny(tmp_path / "run", precision="bf16", epochs=3, num_train=300)
-    trainer = Trainer(config)
-    assert trainer.view is not None
-    assert trainer.view.dtype == torch.bfloat16  # the attack, too, not only the update
-    summary = trainer.fit()
+    training = Trainer(config)
+    assert training.view is not None
+    assert training.view.dtype == torch.bfloat16  # the attack, too, not only the update
+    summary = training.fit()
     assert summary.clean_acc > 0.3  # chance is 0.1
-    assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}
+    assert {p.dtype for p in training.model.parameters()} == {torch.float32}
     full = train(tiny(tmp_path / "full", epochs=3, num_train=300))
     assert weights(tmp_path / "full") != weights(tmp_path / "run")
     assert summary.clean_acc > full.clean_acc - 0.2
@@ -222,6 +232,36 @@ def test_the_log_is_complete(tmp_path: Path) -> None:
     assert (about["step"], about["resolution"]) == (STEPS, 16)
     assert about["config"]["eps"] == 0.25
     assert about["classes"] == [str(d) for d in range(10)]
+
+
+def test_the_best_weights_are_tested(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every other command loads the best: the run's own last line is about them, too."""
+    real, calls = trainer.evaluate, []
+
+    def evaluating(*args: Any) -> Evaluation:
+        calls.append(1)
+        found = real(*args)
+        if len(calls) > 1 + 1:  # epoch 1, epoch 2: as if none was right; then the test
+            return found
+        correct = found.clean.total if len(calls) == 1 else 0 * found.clean.total
+        return Evaluation(Accuracy(correct, found.clean.total))
+
+    monkeypatch.setattr(trainer, "evaluate", evaluating)
+    run = tmp_path / "run"
+    summary = train(tiny(run, eps=0))
+    assert last_step(run) == STEPS
+    best = run / "checkpoints" / "best"
+    assert best.resolve().name == f"step-{STEPS_PER_EPOCH:08d}"
+    test = open_dataset("digits").test
+    options: dict[str, Any] = {"batch_size": 500, "resolution": 16, "train": False}
+    accuracy = [
+        real(load_model(best.with_name(which) / "model.safetensors"), batches).clean
+        for which in ("best", "last")
+        for batches in [make_loader(test, **options)]
+    ]
+    assert summary.clean_acc == accuracy[0].top1 != accuracy[1].top1
 
 
 # ---- schedules ----

@@ -24,6 +24,7 @@ from small_runs import (
     weights,
 )
 
+from fastadv.data import loaders
 from fastadv.data.sources import ArraySet
 from fastadv.errors import CheckpointError, ConfigError, Preempted
 from fastadv.training import RunDirectory, Trainer, train, trainer
@@ -217,6 +218,26 @@ def test_a_resumed_config_begins_a_new_run_elsewhere(
     Trainer(tiny(whole, random_start=True, resume=True))
     text = (whole / "config.yaml").read_text()
     assert "resume: false" in text
+
+
+@pytest.mark.parametrize("began", ["memory", "torchvision"])
+def test_a_resumed_run_keeps_its_loader(
+    began: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`auto` goes by the memory that is free; the two differ in rounding."""
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    options: dict[str, Any] = {"num_train": 60, "workers": 1}
+    train(tiny(whole, loader=began, **options))
+    monkeypatch.setattr(loaders, "_fits", lambda *_: began == "memory")
+    with monkeypatch.context() as patch:
+        _signal_at_step(patch, 3)
+        with pytest.raises(Preempted):
+            train(tiny(run, **options))
+    monkeypatch.setattr(loaders, "_fits", lambda *_: began != "memory")
+    again = Trainer(tiny(run, resume=True, **options))
+    assert again.loader.backend == began
+    again.fit()
+    assert weights(run) == weights(whole)
 
 
 @pytest.mark.parametrize("which", [2, 4])

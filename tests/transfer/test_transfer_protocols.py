@@ -17,7 +17,7 @@ from small_runs import tiny
 
 from fastadv.cli import transfer as command
 from fastadv.data import make_loader, open_dataset, subset, train_val_split
-from fastadv.errors import ConfigError, DataError, TrainingDiverged
+from fastadv.errors import CheckpointError, ConfigError, DataError, TrainingDiverged
 from fastadv.evaluation import wilson
 from fastadv.models import (
     NormalizedModel,
@@ -256,9 +256,27 @@ def test_choosing_on_the_test_set_is_labelled(source: Path, tmp_path: Path) -> N
     [row] = transfer(_config(source, tmp_path / "r", select_on="test"))
     assert row["select_on"] == "test"
     assert row["val_value"] == row["value"]  # so chosen, the two are one
+    assert (row["num_train"], row["num_val"]) == (200, 0)  # so nothing is held out
     [honest] = transfer(_config(source, tmp_path / "r"))
     assert honest["select_on"] == "val"
-    assert honest["value"] <= row["value"]
+
+
+def test_a_row_that_cannot_be_stored_is_printed(
+    source: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def full(table: ResultsTable, rows: Any) -> None:
+        raise CheckpointError("no space left")
+
+    monkeypatch.setattr(ResultsTable, "append", full)
+    with pytest.raises(CheckpointError, match="no space left"):
+        transfer(_config(source, tmp_path / "r"))
+    [message] = [r.getMessage() for r in caplog.records if r.levelname == "ERROR"]
+    row = json.loads(message.removeprefix("the row was: "))
+    assert row["value"] > 50
+    assert set(row) == set(SCHEMA.names)
 
 
 def test_subsets_are_stratified_and_seeded(source: Path, tmp_path: Path) -> None:
