@@ -3,7 +3,7 @@
     python bench/real_images.py DATA_FOLDER [--out runs/real-images]
 
 DATA_FOLDER holds tiny-imagenet-40.zip, cifar10-jpeg-12k.zip and trashnet6-128px.zip, each
-with split/class/file inside. About half an hour on two cores, nothing else running. The page
+with split/class/file inside. About a quarter of an hour on two cores, nothing else running. The page
 has the commands, what they printed and how long they took; none of it is typed.
 """
 
@@ -22,17 +22,17 @@ from fastadv.environment import provenance
 PAGE = Path(__file__).parents[1] / "docs" / "real-images.md"
 EPS = "1"
 PRETRAIN = [
-    *("--arch", "resnet18", "--resolution", "64", "--num-train", "4000"),
+    *("--arch", "resnet18", "--resolution", "64", "--num-train", "2400"),
     *("--epochs", "12", "--schedule", "onecycle", "--augment", "crop_flip"),
-    *("--val-size", "400", "--eval-every", "3", "--eval-images", "400"),
+    *("--val-size", "400", "--eval-every", "4", "--eval-images", "400"),
 ]
 FULL = [
     "--mode",
     "full_network",
     "--num-train",
-    "1000",
+    "600",
     "--epochs",
-    "12",
+    "10",
     "--lrs",
     "0.01",
 ]
@@ -40,7 +40,7 @@ FULL = [
 INTRO = """# Real images: pretraining, attack, transfer
 
 Written by `python bench/real_images.py DATA_FOLDER` in one run; every number below is what a
-command printed. ResNet-18 at 64 px on 4,000 images of a 40-class Tiny ImageNet archive, once
+command printed. ResNet-18 at 64 px on 2,400 images of a 40-class Tiny ImageNet archive, once
 standard and once adversarially (L2, eps 1, 3 steps), same budget and seed; then both
 transferred to CIFAR-10 (JPEG re-encoding: not comparable with official CIFAR-10 numbers) and
 TrashNet. A budget of two CPU cores: these show that the whole path works on real images and

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -183,11 +185,14 @@ def test_stops_although_its_decoding_processes_were_signalled_too(
     training = Trainer(config)
 
     def signal_all() -> None:
+        while training.step < 2:
+            time.sleep(0.01)
         workers = training.loader._loader._iterator._workers  # type: ignore[attr-defined]
-        for pid in [*(worker.pid for worker in workers), os.getpid()]:
-            os.kill(pid, signal.SIGTERM)
+        pids = [str(worker.pid) for worker in workers] + [str(os.getpid())]
+        # From another process: SIGTERM of their own parent does end the workers.
+        subprocess.run(["kill", "-TERM", *pids], check=True)
 
-    threading.Timer(1.5, signal_all).start()
+    threading.Thread(target=signal_all, daemon=True).start()
     with pytest.raises(Preempted, match="SIGTERM: saved step"):
         training.fit()
     assert last_step(training.run.path) == training.step > 0
