@@ -22,9 +22,9 @@ from fastadv.environment import provenance
 PAGE = Path(__file__).parents[1] / "docs" / "real-images.md"
 EPS = "1"
 PRETRAIN = [
-    *("--arch", "resnet18", "--resolution", "64", "--num-train", "2400"),
-    *("--epochs", "12", "--schedule", "onecycle", "--augment", "crop_flip"),
-    *("--val-size", "400", "--eval-every", "4", "--eval-images", "400"),
+    *("--arch", "resnet18", "--resolution", "64", "--num-train", "2000"),
+    *("--epochs", "10", "--schedule", "onecycle", "--augment", "crop_flip"),
+    *("--val-size", "400", "--eval-every", "5", "--eval-images", "200"),
 ]
 FULL = [
     "--mode",
@@ -40,7 +40,7 @@ FULL = [
 INTRO = """# Real images: pretraining, attack, transfer
 
 Written by `python bench/real_images.py DATA_FOLDER` in one run; every number below is what a
-command printed. ResNet-18 at 64 px on 2,400 images of a 40-class Tiny ImageNet archive, once
+command printed. ResNet-18 at 64 px on 2,000 images of a 40-class Tiny ImageNet archive, once
 standard and once adversarially (L2, eps 1, 3 steps), same budget and seed; then both
 transferred to CIFAR-10 (JPEG re-encoding: not comparable with official CIFAR-10 numbers) and
 TrashNet. A budget of two CPU cores: these show that the whole path works on real images and

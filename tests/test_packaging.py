@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -21,7 +22,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("fastadv", "kernels", "csrc", "CMakeLists.txt", "setup.py", "pyproject.toml")
-MORE = ("README.md", "LICENSE")
+MORE = ("README.md", "LICENSE", "MANIFEST.in")
 
 # Drops the finder of the editable install that runs these tests; then one operator, on
 # the backend that is chosen and on the reference.
@@ -238,6 +239,22 @@ def test_an_editable_install_takes_the_library_over(
     assert Path(found["kernels"]).parent == checkout / "kernels"
     assert found["ran"] == ["cpp"]
     assert found["error"] < 1e-6
+
+
+def test_the_source_archive_can_be_built_from(tmp_path: Path) -> None:
+    checkout = _copy(tmp_path / "checkout")
+    _run([sys.executable, "setup.py", "-q", "sdist"], checkout)
+    [archive] = (checkout / "dist").glob("*.tar.gz")
+    with tarfile.open(archive) as packed:
+        found = {name.partition("/")[2] for name in packed.getnames()}
+    sources = [
+        path.relative_to(checkout).as_posix()
+        for part in PARTS
+        for path in (checkout / part, *(checkout / part).rglob("*"))
+        if path.is_file()
+    ]
+    assert "csrc/cpu/step.cpp" in sources
+    assert set(sources) - found == set()
 
 
 def test_this_environment_was_left_alone() -> None:
