@@ -1,6 +1,6 @@
 """Whole attacks against other libraries: PGD-3 within L2 3 at 224 px, images per second.
 
-    python bench/bench_attack.py [--arch resnet18] [--batch 16] [--repeats 7]
+    python bench/bench_attack.py [--arch resnet18] [--batch 16] [--repeats 5]
 
 All run in one process, in turn, on the same network in eval mode and the same batch,
 without random start. torchattacks, foolbox and ART are called as their users call them;
@@ -102,7 +102,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--arch", default="resnet18")
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--name", default="attack")
     options = parser.parse_args()
     generator = torch.Generator().manual_seed(0)
@@ -147,7 +147,7 @@ def main() -> None:
     for name, x_adv in found.items():
         worst = (x_adv - found["fastadv"]).abs().max().item()
         print(f"{name}: differs from fastadv by at most {worst:.1e}")
-    times = interleaved(cases, repeats=options.repeats, warmup=2)
+    times = interleaved(cases, repeats=options.repeats, warmup=1)
     results = Results(options.name)
     mine = times["fastadv"]
     for name, timing in times.items():

@@ -1,6 +1,6 @@
 """The fused step against eager PyTorch, torch.compile and a copy of the same bytes.
 
-    python bench/bench_pgd_step.py [--batches 8 16 64] [--device cpu] [--repeats 15]
+    python bench/bench_pgd_step.py [--batches 8 16 64] [--device cpu] [--repeats 9]
 
 Two jobs: `step` updates float32 images from a float32 gradient; `step+normalize` also
 undoes the normalisation in the gradient and writes the next normalised input, which is
@@ -144,7 +144,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batches", type=int, nargs="+", default=[8, 16, 64])
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--name", default="pgd_step")
     options = parser.parse_args()
     results = Results(options.name)
