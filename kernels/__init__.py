@@ -4,7 +4,7 @@ Imported as `fastadv.kernels`. `ops.py` defines and checks, `registry.py` choose
 `reference.py` is the definition; the other modules implement.
 """
 
-from fastadv.kernels.ops import ball_init, normalize, pgd_step_
+from fastadv.kernels.ops import apgd_step_, ball_init, normalize, pgd_step_
 from fastadv.kernels.registry import (
     BACKENDS,
     forced_backend,
@@ -15,6 +15,7 @@ from fastadv.kernels.registry import (
 
 __all__ = [
     "BACKENDS",
+    "apgd_step_",
     "ball_init",
     "forced_backend",
     "launch_counts",

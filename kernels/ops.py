@@ -7,6 +7,10 @@ so that an implementation walks flat memory; anything else is copied on the way 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from itertools import combinations
+
 import torch
 from torch import Tensor
 
@@ -20,15 +24,23 @@ _library.define(
     ") -> ()"
 )
 _library.define(
+    "apgd_step_(Tensor(a!) x, Tensor(b!) x_prev, Tensor x0, Tensor grad, "
+    "Tensor step_size, Tensor eps, float momentum, Tensor mean, Tensor std, str norm, "
+    "Tensor(c!)? z=None, Tensor(d!)? nonfinite=None) -> ()"
+)
+_library.define(
     "ball_init(Tensor x0, Tensor eps, str norm, int seed, int offset) -> Tensor"
 )
 _library.define(
     "normalize(Tensor x, Tensor mean, Tensor std, ScalarType dtype) -> Tensor"
 )
 
-_STATE = (torch.float32, torch.float64)
+_STATE = (torch.float32, torch.float16, torch.float64)
+_ITERATE = (torch.float32, torch.float64)
 _CLEAN = (torch.uint8, torch.float32, torch.float64)
 _GRAD = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+# Operands a step writes. They may share memory with nothing else that it touches.
+_WRITTEN = ("x", "x_prev", "z")
 
 
 def _check_image(name: str, t: Tensor, dtypes: tuple[torch.dtype, ...]) -> None:
@@ -70,6 +82,67 @@ def memory_order(t: Tensor) -> torch.memory_format | None:
     return None
 
 
+def _extent(t: Tensor) -> tuple[int, int]:
+    """First byte of `t` and the one after its last."""
+    last = sum((n - 1) * stride for n, stride in zip(t.shape, t.stride(), strict=True))
+    first = t.data_ptr()
+    return first, first + (last + 1) * t.element_size()
+
+
+def _overlap(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors surely share memory; what PyTorch asks of its own operators.
+
+    Extents that cross say so for dense tensors. Others may interleave (two slices of
+    one buffer), and then only those that begin at the same byte are known to overlap.
+    """
+    (first_a, end_a), (first_b, end_b) = _extent(a), _extent(b)
+    if first_a >= end_b or first_b >= end_a:
+        return False
+    return first_a == first_b or bool(memory_order(a) and memory_order(b))
+
+
+def _repeats(t: Tensor) -> bool:
+    """Whether two indices of `t` may name one address, as after `expand`."""
+    reach = 0
+    for stride, size in sorted(zip(t.stride(), t.shape, strict=True)):
+        if size > 1 and stride <= reach:
+            return True
+        reach += (size - 1) * stride
+    return False
+
+
+def _check_memory(images: Mapping[str, Tensor]) -> None:
+    for name in filter(images.__contains__, _WRITTEN):
+        if _repeats(images[name]):
+            raise ValueError(
+                f"{name} is written in place, but with strides "
+                f"{list(images[name].stride())} for shape {list(images[name].shape)} "
+                "its elements share memory; pass a .contiguous() copy"
+            )
+    for a, b in combinations(images, 2):
+        if (a in _WRITTEN or b in _WRITTEN) and _overlap(images[a], images[b]):
+            raise ValueError(
+                f"{a} and {b} share memory, and {a if a in _WRITTEN else b} is written "
+                "in place; pass a .clone() of one of them"
+            )
+
+
+def _run_step(op: str, images: dict[str, Tensor | None], **options: object) -> None:
+    """Check the memory of a step's images, make them dense, run, copy back."""
+    present = {name: t for name, t in images.items() if t is not None}
+    _, backend = select(Operands(op, present))
+    x = present["x"]
+    if x.numel() == 0:
+        return
+    _check_memory(present)
+    order = memory_order(x) or torch.contiguous_format
+    dense = {name: t.contiguous(memory_format=order) for name, t in present.items()}
+    getattr(backend, op)(**{**images, **dense}, **options)
+    for name in filter(present.__contains__, _WRITTEN):
+        if dense[name] is not present[name]:
+            present[name].copy_(dense[name])
+
+
 def _pgd_step(
     x: Tensor,
     x0: Tensor,
@@ -82,31 +155,43 @@ def _pgd_step(
     z: Tensor | None = None,
     nonfinite: Tensor | None = None,
 ) -> None:
-    tensors = {"x": x, "x0": x0, "grad": grad}
-    if z is not None:
-        tensors["z"] = z
-    _, backend = select(Operands("pgd_step", tensors))
-    if x.numel() == 0:
-        return
-    order = memory_order(x) or torch.contiguous_format
-    dense_x = x.contiguous(memory_format=order)
-    dense_z = z.contiguous(memory_format=order) if z is not None else None
-    backend.pgd_step(
-        dense_x,
-        x0.contiguous(memory_format=order),
-        grad.contiguous(memory_format=order),
-        step_size,
-        eps,
-        mean,
-        std,
-        norm,
-        dense_z,
-        nonfinite,
+    _run_step(
+        "pgd_step",
+        {"x": x, "x0": x0, "grad": grad, "z": z},
+        step_size=step_size,
+        eps=eps,
+        mean=mean,
+        std=std,
+        norm=norm,
+        nonfinite=nonfinite,
     )
-    if dense_x is not x:
-        x.copy_(dense_x)
-    if z is not None and dense_z is not None and dense_z is not z:
-        z.copy_(dense_z)
+
+
+def _apgd_step(
+    x: Tensor,
+    x_prev: Tensor,
+    x0: Tensor,
+    grad: Tensor,
+    step_size: Tensor,
+    eps: Tensor,
+    momentum: float,
+    mean: Tensor,
+    std: Tensor,
+    norm: str,
+    z: Tensor | None = None,
+    nonfinite: Tensor | None = None,
+) -> None:
+    _run_step(
+        "apgd_step",
+        {"x": x, "x_prev": x_prev, "x0": x0, "grad": grad, "z": z},
+        step_size=step_size,
+        eps=eps,
+        momentum=momentum,
+        mean=mean,
+        std=std,
+        norm=norm,
+        nonfinite=nonfinite,
+    )
 
 
 def _ball_init(x0: Tensor, eps: Tensor, norm: str, seed: int, offset: int) -> Tensor:
@@ -131,6 +216,7 @@ def _normalize(x: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype) -> Tens
 
 for _name, _function in (
     ("pgd_step_", _pgd_step),
+    ("apgd_step_", _apgd_step),
     ("ball_init", _ball_init),
     ("normalize", _normalize),
 ):
@@ -138,7 +224,8 @@ for _name, _function in (
 
 
 @torch.library.register_fake("fastadv::pgd_step_", lib=_library)
-def _pgd_step_fake(*args: object, **kwargs: object) -> None:
+@torch.library.register_fake("fastadv::apgd_step_", lib=_library)
+def _step_fake(*args: object, **kwargs: object) -> None:
     return None
 
 
@@ -156,14 +243,53 @@ def _normalize_fake(x: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype) ->
     return torch.empty_like(x, dtype=dtype, memory_format=order)
 
 
-def per_sample(value: float | Tensor, like: Tensor) -> Tensor:
-    """A float, 0-d tensor or [N] tensor as float32 [N] on the device of `like`."""
-    if isinstance(value, Tensor) and value.dim() == 1:
-        return value
-    if isinstance(value, Tensor):
-        return value.to(like.device).expand(like.shape[0]).contiguous()
-    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-    return torch.full((like.shape[0],), float(value), device=like.device, dtype=dtype)
+def per_sample(name: str, value: float | Tensor, like: Tensor) -> Tensor:
+    """A number, 0-d tensor or [N] tensor as one value per sample of `like`.
+
+    Numbers are checked; tensors are not read, which on a GPU would wait for it.
+
+    Raises:
+        ValueError: the number is negative or not finite, or the shape is not [N].
+        TypeError: a tensor of integers.
+    """
+    n = like.shape[0]
+    if not isinstance(value, Tensor):
+        if not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"{name}={value} must be a finite number >= 0")
+        dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+        return torch.full((n,), float(value), device=like.device, dtype=dtype)
+    if value.dim() == 0:
+        value = value.to(like.device).expand(n).contiguous()
+    _check_vector(name, value, n, like)
+    return value
+
+
+def _check_step(
+    images: Mapping[str, Tensor],
+    state: tuple[torch.dtype, ...],
+    mean: Tensor,
+    std: Tensor,
+    z: Tensor | None,
+    nonfinite: Tensor | None,
+) -> None:
+    """Check everything a step takes but its two per-sample numbers."""
+    x = images["x"]
+    dtypes = {"x": state, "x_prev": state, "x0": _CLEAN, "grad": _GRAD, "z": _GRAD}
+    for name, image in {**images, **({} if z is None else {"z": z})}.items():
+        _check_image(name, image, dtypes[name])
+        _check_like(name, image, x)
+    for name, vector in (("mean", mean), ("std", std)):
+        _check_vector(name, vector, x.shape[1], x)
+    if nonfinite is not None:
+        if nonfinite.dtype != torch.int64 or nonfinite.shape != (1,):
+            raise TypeError(
+                f"nonfinite is {nonfinite.dtype} {list(nonfinite.shape)}; expected "
+                "int64 [1]"
+            )
+        if nonfinite.device != x.device:
+            raise ValueError(
+                f"nonfinite is on {nonfinite.device}, x on {x.device}; move one of them"
+            )
 
 
 def pgd_step_(
@@ -189,15 +315,22 @@ def pgd_step_(
 
     An element whose `gx` is not finite moves nothing; a zero gradient moves nothing.
 
+    A float16 state holds the perturbation instead, since float16 is coarse near 1: `x`
+    is `delta` in [-1, 1], the image is `x0 + delta`, and
+
+        delta = clip(d, -x0, 1 - x0)             rounded toward zero: stays in the ball
+        z     = (clip(x0 + delta, 0, 1) - mean) / std
+
     Args:
-        x: the iterate, float32 (float64: reference only) [N, C, H, W] in [0, 1];
-            overwritten. Any memory layout; channels_last and NCHW need no copies.
+        x: the state, [N, C, H, W]; overwritten. float32 (float64: reference only): the
+            iterate in [0, 1]. float16: the perturbation. Any memory layout;
+            channels_last and NCHW need no copies.
         x0: the clean images, uint8 in 0..255 or float in [0, 1], [N, C, H, W].
         grad: gradient of the objective with respect to the *normalised* input
             `(x - mean) / std`; float32, bfloat16 or float16 [N, C, H, W].
         norm: `"linf"` or `"l2"`; the L2 norm is over a whole sample.
-        step_size: `a`, pixel units, a number or one per sample [N].
-        eps: radius `e`, pixel units, a number or one per sample [N].
+        step_size: `a`, pixel units, a number or one per sample [N], finite and >= 0.
+        eps: radius `e`, pixel units, a number or one per sample [N], finite and >= 0.
         mean: per channel [C], pixel units.
         std: per channel [C], pixel units, > 0.
         z: where to write the next normalised input (float32, bfloat16 or float16
@@ -208,38 +341,109 @@ def pgd_step_(
         `x`.
 
     Raises:
-        ValueError: shapes or devices disagree.
+        ValueError: shapes or devices disagree, `step_size` or `eps` is a negative or
+            non-finite number (tensors are not read), or `x` or `z` shares memory with
+            another operand or with itself.
         TypeError: a dtype outside those named above.
         BackendError: no backend accepts the call; the message lists why.
 
     Source:
         Madry et al. 2018 (PGD); Salman et al. 2020, `robustness` steps for L2.
     """
-    _check_image("x", x, _STATE)
-    _check_image("x0", x0, _CLEAN)
-    _check_image("grad", grad, _GRAD)
-    step, radius = per_sample(step_size, x), per_sample(eps, x)
-    for name, tensor in (("x0", x0), ("grad", grad)):
-        _check_like(name, tensor, x)
-    for name, vector in (("step_size", step), ("eps", radius)):
-        _check_vector(name, vector, x.shape[0], x)
-    for name, vector in (("mean", mean), ("std", std)):
-        _check_vector(name, vector, x.shape[1], x)
-    if z is not None:
-        _check_image("z", z, _GRAD)
-        _check_like("z", z, x)
-    if nonfinite is not None:
-        if nonfinite.dtype != torch.int64 or nonfinite.shape != (1,):
-            raise TypeError(
-                f"nonfinite is {nonfinite.dtype} {list(nonfinite.shape)}; expected "
-                "int64 [1]"
-            )
-        if nonfinite.device != x.device:
-            raise ValueError(
-                f"nonfinite is on {nonfinite.device}, x on {x.device}; move one of them"
-            )
+    _check_step({"x": x, "x0": x0, "grad": grad}, _STATE, mean, std, z, nonfinite)
     torch.ops.fastadv.pgd_step_(
-        x, x0, grad, step, radius, mean, std, parse_norm(norm), z, nonfinite
+        x,
+        x0,
+        grad,
+        per_sample("step_size", step_size, x),
+        per_sample("eps", eps, x),
+        mean,
+        std,
+        parse_norm(norm),
+        z,
+        nonfinite,
+    )
+    return x
+
+
+def apgd_step_(
+    x: Tensor,
+    x_prev: Tensor,
+    x0: Tensor,
+    grad: Tensor,
+    *,
+    norm: Norm,
+    step_size: float | Tensor,
+    eps: float | Tensor,
+    momentum: float,
+    mean: Tensor,
+    std: Tensor,
+    z: Tensor | None = None,
+    nonfinite: Tensor | None = None,
+) -> Tensor:
+    """One step of Auto-PGD, in place: a projected ascent step with momentum.
+
+        gx    = grad / std
+        P(d)  = clip(d, -e, e) for linf;  d * min(1, e / |d|) for l2
+        s     = sign(gx) for linf;  gx / |gx| for l2
+        u     = clip(x0 + P(x + a * s - x0), 0, 1)
+        w     = x + momentum * (u - x) + (1 - momentum) * (x - x_prev)
+        x_prev, x = x, clip(x0 + P(w - x0), 0, 1)
+        z     = (x - mean) / std
+
+    An element whose `gx` is not finite takes part in the momentum only.
+
+    Args:
+        x: the iterate, float32 (float64: reference only) [N, C, H, W] in [0, 1];
+            overwritten.
+        x_prev: the iterate before it, same shape and dtype, finite; overwritten with
+            the old `x`. Anything will do in the first step, where `momentum` is 1.
+        x0: the clean images, uint8 in 0..255 or float in [0, 1], [N, C, H, W].
+        grad: gradient of the objective with respect to the *normalised* input
+            `(x - mean) / std`; float32, bfloat16 or float16 [N, C, H, W].
+        norm: `"linf"` or `"l2"`; the L2 norm is over a whole sample.
+        step_size: `a`, pixel units, a number or one per sample [N], finite and >= 0.
+        eps: radius `e`, pixel units, a number or one per sample [N], finite and >= 0.
+        momentum: weight of the new step in [0, 1]: 1 in the first step, 0.75 after.
+        mean: per channel [C], pixel units.
+        std: per channel [C], pixel units, > 0.
+        z: where to write the next normalised input (float32, bfloat16 or float16
+            [N, C, H, W]); None writes nothing.
+        nonfinite: int64 [1] counter the number of ignored elements is added to.
+
+    Returns:
+        `x`.
+
+    Raises:
+        ValueError: shapes or devices disagree, a number is out of its range (tensors
+            are not read), or `x`, `x_prev` or `z` shares memory with another operand
+            or with itself.
+        TypeError: a dtype outside those named above.
+        BackendError: no backend accepts the call; the message lists why.
+
+    Source:
+        Croce and Hein 2020, "Reliable evaluation of adversarial robustness with an
+        ensemble of diverse parameter-free attacks", equation 3.
+    """
+    if not 0 <= momentum <= 1:
+        raise ValueError(f"momentum={momentum} must be a number in [0, 1]")
+    images = {"x": x, "x_prev": x_prev, "x0": x0, "grad": grad}
+    _check_step(images, _ITERATE, mean, std, z, nonfinite)
+    if x_prev.dtype != x.dtype:
+        raise TypeError(f"x_prev is {x_prev.dtype}, x is {x.dtype}: they must agree")
+    torch.ops.fastadv.apgd_step_(
+        x,
+        x_prev,
+        x0,
+        grad,
+        per_sample("step_size", step_size, x),
+        per_sample("eps", eps, x),
+        float(momentum),
+        mean,
+        std,
+        parse_norm(norm),
+        z,
+        nonfinite,
     )
     return x
 
@@ -262,8 +466,7 @@ def ball_init(
         numbers (see `philox.py`); values agree to float32 rounding.
     """
     _check_image("x0", x0, _CLEAN)
-    radius = per_sample(eps, x0)
-    _check_vector("eps", radius, x0.shape[0], x0)
+    radius = per_sample("eps", eps, x0)
     signed_seed = (int(seed) + 2**63) % 2**64 - 2**63  # the schema's int is signed
     out: Tensor = torch.ops.fastadv.ball_init(
         x0, radius, parse_norm(norm), signed_seed, int(offset)

@@ -1,6 +1,7 @@
 """The definition of every operator in plain PyTorch, and the oracle of the tests.
 
-Works in the dtype of the iterate (float64 gives the oracle), reduces in float64.
+Works in the dtype of the iterate (float64 gives the oracle; float16, a perturbation,
+works in float32) and reduces in float64.
 Tensors arrive checked and in one memory order; see `ops.py` for the contract.
 """
 
@@ -46,6 +47,41 @@ def _row_norm(rows: Tensor) -> Tensor:
     return rows.double().square().sum(dim=(1, 2, 3), keepdim=True).sqrt()
 
 
+def _finite_gradient(
+    grad: Tensor, std: Tensor, dtype: torch.dtype, nonfinite: Tensor | None
+) -> Tensor:
+    """The gradient by the pixels; elements that are not finite are zero, counted."""
+    gx = grad.to(dtype) / _per_channel(std, dtype)
+    finite = gx.isfinite()
+    if nonfinite is not None:
+        nonfinite += (~finite).sum()
+    return torch.where(finite, gx, torch.zeros_like(gx))
+
+
+def _ascent(gx: Tensor, step: Tensor, norm: str) -> Tensor:
+    """The move of length `step` that raises the objective most."""
+    if norm == "linf":
+        return step * gx.sign()
+    return (step.double() / (_row_norm(gx) + TINY)).to(gx.dtype) * gx
+
+
+def _project(d: Tensor, radius: Tensor, norm: str) -> Tensor:
+    """The point of the ball nearest to `d`."""
+    if norm == "linf":
+        return torch.minimum(torch.maximum(d, -radius), radius)
+    length = _row_norm(d)
+    shrink = torch.where(length > radius, radius / length, torch.ones_like(length))
+    return d * shrink.to(d.dtype)
+
+
+def toward_zero(d: Tensor) -> Tensor:
+    """float16 of the largest magnitude that `d` is not exceeded by."""
+    half = d.to(torch.float16)
+    too_long = half.to(d.dtype).abs() > d.abs()
+    # One less in the bits is one unit less in magnitude, whatever the sign.
+    return (half.view(torch.int16) - too_long.to(torch.int16)).view(torch.float16)
+
+
 def pgd_step(
     x: Tensor,
     x0: Tensor,
@@ -59,25 +95,47 @@ def pgd_step(
     nonfinite: Tensor | None,
 ) -> None:
     """One projected ascent step, in place on `x`; see `fastadv.kernels.pgd_step_`."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    holds_delta = x.dtype == torch.float16
+    clean = to_pixels(x0, dtype)
+    step, radius = _per_sample(step_size, dtype), _per_sample(eps, dtype)
+    gx = _finite_gradient(grad, std, dtype, nonfinite)
+    delta = x.to(dtype) if holds_delta else x - clean
+    delta = _project(delta + _ascent(gx, step, norm), radius, norm)
+    if holds_delta:
+        x.copy_(toward_zero(torch.minimum(torch.maximum(delta, -clean), 1 - clean)))
+        image = (clean + x.to(dtype)).clamp_(0, 1)
+    else:
+        image = x.copy_((clean + delta).clamp_(0, 1))
+    if z is not None:
+        z.copy_((image - _per_channel(mean, dtype)) / _per_channel(std, dtype))
+
+
+def apgd_step(
+    x: Tensor,
+    x_prev: Tensor,
+    x0: Tensor,
+    grad: Tensor,
+    step_size: Tensor,
+    eps: Tensor,
+    momentum: float,
+    mean: Tensor,
+    std: Tensor,
+    norm: str,
+    z: Tensor | None,
+    nonfinite: Tensor | None,
+) -> None:
+    """One APGD step, in place on `x`, `x_prev`; see `fastadv.kernels.apgd_step_`."""
     dtype = x.dtype
     clean = to_pixels(x0, dtype)
-    gx = grad.to(dtype) / _per_channel(std, dtype)
-    finite = gx.isfinite()
-    if nonfinite is not None:
-        nonfinite += (~finite).sum()
-    gx = torch.where(finite, gx, torch.zeros_like(gx))
-    step = _per_sample(step_size, dtype)
-    radius = _per_sample(eps, dtype)
-    if norm == "linf":
-        delta = x + step * gx.sign() - clean
-        delta = torch.minimum(torch.maximum(delta, -radius), radius)
-    else:
-        scale = step.double() / (_row_norm(gx) + TINY)
-        delta = x - clean + scale.to(dtype) * gx
-        length = _row_norm(delta)
-        shrink = torch.where(length > radius, radius / length, torch.ones_like(length))
-        delta = delta * shrink.to(dtype)
-    x.copy_((clean + delta).clamp_(0, 1))
+    step, radius = _per_sample(step_size, dtype), _per_sample(eps, dtype)
+    gx = _finite_gradient(grad, std, dtype, nonfinite)
+    d, previous = x - clean, x_prev - clean
+    ahead = _project(d + _ascent(gx, step, norm), radius, norm)
+    ahead = (clean + ahead).clamp_(0, 1) - clean
+    d = d + momentum * (ahead - d) + (1 - momentum) * (d - previous)
+    x_prev.copy_(x)
+    x.copy_((clean + _project(d, radius, norm)).clamp_(0, 1))
     if z is not None:
         z.copy_((x - _per_channel(mean, dtype)) / _per_channel(std, dtype))
 

@@ -8,7 +8,7 @@ import contextlib
 import importlib
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -42,6 +42,40 @@ class Operands:
         return f"{self.op}({', '.join(shown)}){made} on {device}"
 
 
+def _names(dtypes: tuple[torch.dtype, ...]) -> str:
+    shown = [str(d).removeprefix("torch.") for d in dtypes]
+    return " or ".join(filter(None, (", ".join(shown[:-1]), shown[-1])))
+
+
+def operand_reasons(
+    operands: Operands,
+    device: str,
+    accepted: Mapping[str, tuple[torch.dtype, ...]],
+    made: tuple[torch.dtype, ...],
+) -> list[str]:
+    """Why a backend that takes these devices and dtypes declines a call: [] if it runs.
+
+    Args:
+        operands: of the call.
+        device: the device type its tensors must be on: `"cpu"` or `"cuda"`.
+        accepted: dtypes of every operand by its schema name. `normalize` reads clean
+            images, so its `x` is judged as `x0`.
+        made: dtypes that a freshly made result may have.
+    """
+    if any(t.device.type != device for t in operands.tensors.values()):
+        return [f"needs {device} tensors"]
+    reasons = []
+    for name, tensor in operands.tensors.items():
+        allowed = accepted["x0" if operands.op == "normalize" else name]
+        if tensor.dtype not in allowed:
+            got = _names((tensor.dtype,))
+            reasons.append(f"needs {name} as {_names(allowed)}, got {got}")
+    out = operands.out_dtype
+    if out is not None and out not in made:
+        reasons.append(f"writes {_names(made)}, not {_names((out,))}")
+    return reasons
+
+
 @dataclass(frozen=True)
 class BackendInfo:
     """One entry of the registry. Order in `BACKENDS` is order of preference.
@@ -50,7 +84,9 @@ class BackendInfo:
 
         unavailable_reason() -> str | None          # this machine cannot run it
         not_supported_reasons(operands) -> list[str]  # it cannot run this call
-        pgd_step(...), ball_init(...), normalize(...)  # see `reference.py`
+        pgd_step(...), apgd_step(...), ball_init(...), normalize(...)
+
+    with the arguments that `reference.py` documents.
     """
 
     name: str
@@ -131,13 +167,18 @@ def select(operands: Operands) -> tuple[str, ModuleType]:
         missing = module.unavailable_reason()
         reasons = [missing] if missing else module.not_supported_reasons(operands)
         if not reasons:
-            _launches[info.name, operands.op] += 1
+            count_launch(info.name, operands.op)
             return info.name, module
         declined.append(f"{info.name}: {'; '.join(reasons)}")
     hint = f" {ENV_VAR} or use_backend() forces {forced}." if forced else ""
     raise BackendError(
         f"no backend can run {operands}:{hint}\n  " + "\n  ".join(declined)
     )
+
+
+def count_launch(backend: str, op: str) -> None:
+    """Note that `backend` ran `op` once."""
+    _launches[backend, op] += 1
 
 
 def launch_counts() -> dict[tuple[str, str], int]:

@@ -1,8 +1,14 @@
-// Number formats and Philox4x32-10, shared by every instruction-set build.
+// Number formats and Philox4x32-10, shared by every instruction-set build and the CUDA kernels.
 #pragma once
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+
+#if defined(__CUDACC__)
+#define FA_HD __host__ __device__
+#else
+#define FA_HD
+#endif
 
 namespace FA_ISA {
 
@@ -10,7 +16,7 @@ struct bf16 {
   uint16_t bits;
 };
 
-#if defined(__FLT16_MAX__)
+#if defined(__FLT16_MAX__) && !defined(__CUDACC__)
 using f16 = _Float16;
 inline float to_float(f16 v) { return static_cast<float>(v); }
 #define FA_HAS_F16 1
@@ -35,7 +41,7 @@ struct Words {
 };
 
 // Salmon et al., SC 2011. The counter layout is documented in kernels/philox.py.
-inline Words philox(uint32_t c0, uint32_t c1, uint64_t sample, uint64_t seed) {
+FA_HD inline Words philox(uint32_t c0, uint32_t c1, uint64_t sample, uint64_t seed) {
   uint32_t c2 = static_cast<uint32_t>(sample), c3 = static_cast<uint32_t>(sample >> 32);
   uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
   for (int round = 0; round < 10; ++round) {
@@ -49,6 +55,6 @@ inline Words philox(uint32_t c0, uint32_t c1, uint64_t sample, uint64_t seed) {
 }
 
 constexpr float kUnit = 1.0f / 16777216.0f;  // 2^-24
-inline float uniform(uint32_t word) { return static_cast<float>(word >> 8) * kUnit; }
+FA_HD inline float uniform(uint32_t word) { return static_cast<float>(word >> 8) * kUnit; }
 
 }  // namespace FA_ISA

@@ -8,10 +8,11 @@ extern "C" {
 
 enum FaDtype : int32_t { FA_NONE = 0, FA_F32 = 1, FA_BF16 = 2, FA_F16 = 3, FA_U8 = 4 };
 
-// One projected ascent step; see the docstring of fastadv.kernels.pgd_step_.
+// One step; see the docstrings of fastadv.kernels.pgd_step_ and apgd_step_.
 // Every image tensor is dense, [n, c, hw] or, with channels_last, [n, hw, c].
 struct FaStep {
-  float *x;             // iterate, overwritten
+  void *x;              // the state, overwritten: FA_F32 iterate, or FA_F16 perturbation
+  float *x_prev;        // apgd: the iterate before, overwritten; otherwise null
   const void *x0;       // clean images, FA_U8 or FA_F32
   const void *grad;     // FA_F32, FA_BF16 or FA_F16
   void *z;              // next normalised input, or null
@@ -21,7 +22,8 @@ struct FaStep {
   const float *std;     // [c]
   int64_t *nonfinite;   // [1], added to, or null
   int64_t n, c, hw;
-  int32_t x0_dtype, grad_dtype, z_dtype;
+  float momentum;       // apgd
+  int32_t x_dtype, x0_dtype, grad_dtype, z_dtype;
   int32_t channels_last, l2, threads;
 };
 
@@ -44,9 +46,22 @@ struct FaNormalize {
   int32_t x_dtype, z_dtype, channels_last, threads;
 };
 
+// For benchmarks only: the memory traffic of a step without its arithmetic. Reads x, a and b,
+// writes x and, unless null, z. All float, `size` elements.
+struct FaTriad {
+  float *x, *z;
+  const float *a, *b;
+  int64_t size;
+  int32_t stream;       // write z past the caches
+  int32_t threads;
+};
+
 int32_t fa_pgd_step(const FaStep *args);       // 0, or 1 for an unknown dtype
+int32_t fa_apgd_step(const FaStep *args);
 int32_t fa_ball_init(const FaInit *args);
 int32_t fa_normalize(const FaNormalize *args);
+int32_t fa_triad(const FaTriad *args);
+int64_t fa_last_level_cache();                 // bytes
 int32_t fa_has_f16();                          // 1 if FA_F16 was built
 const char *fa_isa();                          // "avx512", "avx2" or "baseline"
 }

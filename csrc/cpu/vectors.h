@@ -6,6 +6,10 @@
 #include <cstdint>
 #include <cstring>
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 #include "numbers.h"
 
 namespace FA_ISA {
@@ -24,15 +28,27 @@ typedef uint32_t vu __attribute__((vector_size(4 * kLanes)));
 typedef uint16_t vh __attribute__((vector_size(2 * kLanes)));
 typedef uint8_t vb __attribute__((vector_size(kLanes)));
 
-inline vf splat(float v) { return vf{} + v; }
+// Spelled out: the compiler must really add in vf{} + v (-0 and NaN), and fails on a loop.
+inline vf splat(float v) {
+#if defined(__AVX512F__)
+  return vf{v, v, v, v, v, v, v, v, v, v, v, v, v, v, v, v};
+#elif defined(__AVX2__)
+  return vf{v, v, v, v, v, v, v, v};
+#else
+  return vf{v, v, v, v};
+#endif
+}
 inline vf clamp(vf v, vf low, vf high) {
   v = v < low ? low : v;
   return v > high ? high : v;
 }
-// All ones where |v| is a finite number.
-inline vi finite(vf v) {
-  const vf magnitude = reinterpret_cast<vf>(reinterpret_cast<vu>(v) & 0x7FFFFFFFu);
-  return magnitude <= splat(FLT_MAX);
+inline vu magnitude(vf v) { return reinterpret_cast<vu>(v) & 0x7FFFFFFFu; }
+constexpr uint32_t kInfinity = 0x7F800000u;  // bits
+inline vf finite_or_zero(vf v) { return magnitude(v) < kInfinity ? v : vf{}; }
+// size * sign(v), and zero where v is zero or not finite.
+inline vf with_sign(vf size, vf v) {
+  const vu bits = reinterpret_cast<vu>(size) | (reinterpret_cast<vu>(v) & 0x80000000u);
+  return magnitude(v) - 1u < kInfinity - 1u ? reinterpret_cast<vf>(bits) : vf{};
 }
 
 inline double sum(vf v) {
@@ -40,12 +56,6 @@ inline double sum(vf v) {
   for (int64_t l = 0; l < kLanes; ++l) total += v[l];
   return total;
 }
-inline int64_t sum(vi v) {
-  int64_t total = 0;
-  for (int64_t l = 0; l < kLanes; ++l) total += v[l];
-  return total;
-}
-
 // Loads and stores of n <= kLanes elements, the missing ones zero. A constant n costs nothing.
 template <typename V, typename T, typename N> inline V raw(const T *p, N n) {
   V v{};
@@ -57,10 +67,18 @@ template <typename N> inline vf load(const bf16 *p, N n) {
   return reinterpret_cast<vf>(__builtin_convertvector(raw<vh>(p, n), vu) << 16);
 }
 #if FA_HAS_F16
+// Spelled out for F16C: a loop over lanes becomes one conversion per element. (The forms
+// without a mask make GCC 12 warn of an uninitialised value in its own header.)
 template <typename N> inline vf load(const f16 *p, N n) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<vf>(_mm512_maskz_cvtph_ps(0xFFFF, raw<__m256i>(p, n)));
+#elif defined(__F16C__)
+  return reinterpret_cast<vf>(_mm256_cvtph_ps(raw<__m128i>(p, n)));
+#else
   vf v{};
   for (int64_t l = 0; l < n; ++l) v[l] = to_float(p[l]);
   return v;
+#endif
 }
 #endif
 template <typename N> inline vf load_pixels(const float *p, N n) { return raw<vf>(p, n); }
@@ -69,18 +87,66 @@ template <typename N> inline vf load_pixels(const uint8_t *p, N n) {
   return __builtin_convertvector(whole, vf) / 255.0f;
 }
 
-template <typename N> inline void store(float *p, vf v, N n) {
-  std::memcpy(p, &v, static_cast<size_t>(n) * 4);
-}
-template <typename N> inline void store(bf16 *p, vf v, N n) {  // nearest even; v is finite
+// Vectors as they lie in memory, one overload per number format.
+inline vf packed(const float *, vf v) { return v; }
+inline vh packed(const bf16 *, vf v) {  // nearest even; v is finite
   const vu bits = reinterpret_cast<vu>(v);
-  const vh half = __builtin_convertvector((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16, vh);
-  std::memcpy(p, &half, static_cast<size_t>(n) * 2);
+  return __builtin_convertvector((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16, vh);
 }
 #if FA_HAS_F16
-template <typename N> inline void store(f16 *p, vf v, N n) {
-  for (int64_t l = 0; l < n; ++l) p[l] = static_cast<f16>(v[l]);
+inline vh packed(const f16 *, vf v) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<vh>(
+      _mm512_maskz_cvtps_ph(0xFFFF, reinterpret_cast<__m512>(v), _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__F16C__)
+  return reinterpret_cast<vh>(
+      _mm256_cvtps_ph(reinterpret_cast<__m256>(v), _MM_FROUND_TO_NEAREST_INT));
+#else
+  vh out{};
+  for (int64_t l = 0; l < kLanes; ++l) {
+    const f16 half = static_cast<f16>(v[l]);
+    std::memcpy(reinterpret_cast<char *>(&out) + 2 * l, &half, 2);
+  }
+  return out;
+#endif
+}
+
+// The float16 vector nearest to v that is nowhere larger in magnitude.
+inline vh toward_zero(vf v) {
+  const vh half = packed(static_cast<const f16 *>(nullptr), v);
+  f16 lanes[kLanes];
+  std::memcpy(lanes, &half, sizeof half);
+  const vf back = load(lanes, kLanes);
+  const vi too_long = (back > 0.0f ? back : -back) > (v > 0.0f ? v : -v);
+  // One less in the bits is one unit less in magnitude, whatever the sign.
+  return half + __builtin_convertvector(too_long, vh);
 }
 #endif
+
+template <typename T, typename N> inline void store(T *p, vf v, N n) {
+  const auto bits = packed(p, v);
+  std::memcpy(p, &bits, static_cast<size_t>(n) * sizeof(T));
+}
+
+// Asks for the cache line of p[i] to come to the second-level cache. i counts whole vectors, of
+// which only the first in each line asks.
+template <typename T> inline void prefetch(const T *p, int64_t i) {
+  if (kLanes * sizeof(T) >= 64 || i * sizeof(T) % 64 == 0) __builtin_prefetch(p + i, 0, 2);
+}
+
+// Stores past the caches a whole vector whose address is a multiple of its size.
+template <typename T> inline void stream(T *p, vf v) {
+  const auto bits = packed(p, v);
+#if defined(__AVX512F__)
+  if constexpr (sizeof bits == 64) return _mm512_stream_si512(reinterpret_cast<__m512i *>(p), reinterpret_cast<__m512i>(bits));
+#endif
+#if defined(__AVX__)
+  if constexpr (sizeof bits == 32) return _mm256_stream_si256(reinterpret_cast<__m256i *>(p), reinterpret_cast<__m256i>(bits));
+#endif
+#if defined(__x86_64__)
+  if constexpr (sizeof bits == 16) return _mm_stream_si128(reinterpret_cast<__m128i *>(p), reinterpret_cast<__m128i>(bits));
+#endif
+  std::memcpy(p, &bits, sizeof bits);
+}
 
 }  // namespace FA_ISA

@@ -10,7 +10,7 @@ know of the other layout.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -83,7 +83,27 @@ class _Stem(torch.autograd.Function):
         return gradient, None, None, None, None
 
 
-class FrozenStem(nn.Conv2d):
+class Frozen(nn.Conv2d):
+    """A convolution of the attack view: its weights are set from outside, then packed."""
+
+    @classmethod
+    def like(cls, conv: nn.Conv2d) -> Self:
+        """The same shape as `conv`, without weights."""
+        return cls(
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size,  # type: ignore[arg-type]
+            conv.stride,  # type: ignore[arg-type]
+            conv.padding,  # type: ignore[arg-type]
+            device="meta",
+        )
+
+    def pack(self) -> None:
+        """Follow the weights."""
+        raise NotImplementedError
+
+
+class FrozenStem(Frozen):
     """A convolution whose weights need no gradient and whose input gradient is quick."""
 
     packed: Tensor | None = None
@@ -101,18 +121,6 @@ class FrozenStem(nn.Conv2d):
             and not isinstance(conv.padding, str)
             and conv.padding[0] == conv.padding[1]
             and conv.kernel_size[0] == conv.kernel_size[1]
-        )
-
-    @classmethod
-    def like(cls, conv: nn.Conv2d) -> FrozenStem:
-        """The same convolution; weights are to be set, then `pack()` called."""
-        return cls(
-            conv.in_channels,
-            conv.out_channels,
-            conv.kernel_size,  # type: ignore[arg-type]
-            conv.stride,  # type: ignore[arg-type]
-            conv.padding,  # type: ignore[arg-type]
-            device="meta",
         )
 
     def pack(self) -> None:

@@ -7,6 +7,9 @@ such a network is not one module.
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -92,3 +95,34 @@ def statistics(net: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]] | 
     if "mean" not in config or "std" not in config:
         return None
     return tuple(config["mean"]), tuple(config["std"])
+
+
+@dataclass(frozen=True)
+class Layers:
+    """What a tracer of networks must know of timm's own layers.
+
+    Attributes:
+        convs: compute a convolution of their `weight` and `bias`, whatever the padding.
+        norms: BatchNorm2d followed by a module `act` (and before it by a `drop`, which
+            does nothing in evaluation mode).
+        leaves: not to be looked into: their control flow depends on shapes.
+        functions: the same of functions.
+    """
+
+    convs: tuple[type[nn.Module], ...] = ()
+    norms: tuple[type[nn.Module], ...] = ()
+    leaves: tuple[type[nn.Module], ...] = ()
+    functions: tuple[Callable[..., Any], ...] = ()
+
+
+def layers_in_use() -> Layers:
+    """Layers of timm, or none while timm is not imported: then no network has any."""
+    timm: Any = sys.modules.get("timm")
+    if timm is None:
+        return Layers()
+    return Layers(
+        convs=(timm.layers.Conv2dSame,),
+        norms=(timm.layers.BatchNormAct2d,),
+        leaves=tuple(timm.models.get_notrace_modules()),
+        functions=tuple(timm.models.get_notrace_functions()),
+    )

@@ -12,24 +12,24 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Literal, cast
 
 import torch
 from torch import Tensor, fx, nn
 
+from fastadv.models.folding import (
+    Fold,
+    FrozenNorm,
+    fold_norms,
+    fold_weights,
+    own_tensor,
+    trace,
+)
+from fastadv.models.frozen import rewrite_convs
 from fastadv.models.normalized import NormalizedModel
-from fastadv.models.stem import FrozenStem
+from fastadv.models.stem import Frozen
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class _Fold:
-    """A convolution and the BatchNorm that follows it, by their names in the net."""
-
-    conv: str
-    norm: str
 
 
 def _share(net: nn.Module) -> nn.Module:
@@ -46,38 +46,6 @@ def _has_hooks(net: nn.Module) -> bool:
     )
 
 
-def _foldable(graph: fx.Graph, modules: dict[str, nn.Module]) -> dict[fx.Node, _Fold]:
-    """BatchNorm nodes whose input is a convolution that nothing else reads."""
-    calls = [str(n.target) for n in graph.nodes if n.op == "call_module"]
-    folds = {}
-    for node in graph.nodes:
-        if node.op != "call_module" or not node.args:
-            continue
-        before = node.args[0]
-        if not isinstance(before, fx.Node) or before.op != "call_module":
-            continue
-        norm, conv = modules[str(node.target)], modules[str(before.target)]
-        # Exact types: a subclass or parametrised layer (weight_norm) has its own rule.
-        if (
-            type(norm) is nn.BatchNorm2d
-            and norm.track_running_stats
-            and type(conv) is nn.Conv2d
-            and len(before.users) == 1
-            and calls.count(str(node.target)) == calls.count(str(before.target)) == 1
-        ):
-            folds[node] = _Fold(str(before.target), str(node.target))
-    return folds
-
-
-def _replace_stem(graph: fx.GraphModule, modules: dict[str, nn.Module]) -> None:
-    """Give the first convolution its quicker input gradient, where it has one."""
-    (image,) = (node for node in graph.graph.nodes if node.op == "placeholder")
-    for node in image.users:
-        conv = modules.get(str(node.target)) if node.op == "call_module" else None
-        if isinstance(conv, nn.Conv2d) and FrozenStem.fits(conv):
-            graph.add_submodule(str(node.target), FrozenStem.like(conv))
-
-
 class AttackView(nn.Module):
     """A frozen, folded, evaluation-mode image of `model` that follows its weights.
 
@@ -92,6 +60,7 @@ class AttackView(nn.Module):
 
     Attributes:
         folded: number of BatchNorm layers folded away.
+        unfolded: why each other BatchNorm of the graph was not, by its name.
         unfolded_reason: why the graph could not be folded, or None.
     """
 
@@ -111,7 +80,8 @@ class AttackView(nn.Module):
         self._model = (model,)
         self.mode = mode
         self._dtype = dtype
-        self._folds: list[_Fold] = []
+        self._folds: list[Fold] = []
+        self.unfolded: dict[str, str] = {}
         self.unfolded_reason: str | None = None
         self._embedding: Callable[[Tensor], Tensor] | None = None
         self.net = _share(self.live)
@@ -139,20 +109,15 @@ class AttackView(nn.Module):
             self.unfolded_reason = "the network has hooks"
             return
         try:
-            graph = fx.symbolic_trace(self.net)
+            graph = trace(self.net)
         except Exception as error:  # fx raises whatever the traced code raises
             self.unfolded_reason = f"torch.fx cannot trace it: {error}"
             log.info("attack view not folded: %s", self.unfolded_reason)
             return
-        modules = dict(graph.named_modules())
-        folds = _foldable(graph.graph, modules)
-        for node in folds:
-            node.replace_all_uses_with(cast(fx.Node, node.args[0]))
-            graph.graph.erase_node(node)
-        _replace_stem(graph, modules)
+        self._folds, self.unfolded = fold_norms(graph)
+        rewrite_convs(graph)
         graph.delete_all_unused_submodules()
         graph.recompile()
-        self._folds = list(folds.values())
         self.net = graph
 
     @torch.no_grad()
@@ -175,27 +140,47 @@ class AttackView(nn.Module):
             if source is None:
                 continue
             if name in norms:
-                self._fold_weights(module, source, live[norms[name]])
+                norm = cast(nn.BatchNorm2d, live[norms[name]])
+                fold_weights(module, cast(nn.Conv2d, source), norm, self.dtype)
+            elif isinstance(module, FrozenNorm):
+                module.follow(cast(nn.BatchNorm2d, source), self.dtype)
             else:
                 self._share_tensors(module, source)
-            if isinstance(module, FrozenStem):
+            if isinstance(module, Frozen):
                 module.pack()
 
     def _share_tensors(self, module: nn.Module, source: nn.Module) -> None:
         for key, value in source._parameters.items():
             frozen = None
             if value is not None:
-                frozen = nn.Parameter(self._cast(value.detach()), False)
+                mine = self._followed(module._parameters.get(key), value.detach())
+                frozen = nn.Parameter(mine, False)
             module._parameters[key] = frozen
         for key, buffer in source._buffers.items():
             if buffer is not None:
-                shared = buffer if self.mode == "eval" else buffer.clone()
-                module._buffers[key] = self._cast(shared)
+                copied = self.mode == "train"  # BatchNorm would write to it
+                mine = self._followed(module._buffers[key], buffer, copied)
+                module._buffers[key] = mine
+
+    def _followed(
+        self, held: Tensor | None, live: Tensor, copied: bool = False
+    ) -> Tensor:
+        """`live` itself, or where the view needs another dtype, a copy of its own."""
+        dtype = self._dtype if live.is_floating_point() and self._dtype else live.dtype
+        if dtype == live.dtype and not copied:
+            return live
+        return own_tensor(held, live, dtype, live=live).copy_(live)
 
     @property
     def dtype(self) -> torch.dtype:
         """What the network computes in."""
         return self._dtype or next(self.live.parameters(), torch.zeros(())).dtype
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of logits, where the model states it."""
+        model = self._model[0]
+        return model.num_classes if isinstance(model, NormalizedModel) else None
 
     def statistics(self, channels: int) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the input, float32 [channels], pixel units."""
@@ -204,27 +189,6 @@ class AttackView(nn.Module):
             return model.mean, model.std
         like = next(self.live.parameters(), torch.zeros(()))
         return like.new_zeros(channels).float(), like.new_ones(channels).float()
-
-    def _cast(self, value: Tensor) -> Tensor:
-        if self._dtype is None or not value.is_floating_point():
-            return value
-        return value.to(self._dtype)
-
-    def _fold_weights(self, view: nn.Module, conv: nn.Module, norm: nn.Module) -> None:
-        norm = cast(nn.BatchNorm2d, norm)
-        conv = cast(nn.Conv2d, conv)
-        mean, var = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
-        scale = (var + norm.eps).rsqrt()
-        if norm.affine:
-            scale = scale * norm.weight
-        shift = -mean if conv.bias is None else conv.bias - mean
-        bias = shift * scale
-        if norm.affine:
-            bias = bias + norm.bias
-        weight = conv.weight * scale.view(-1, 1, 1, 1)
-        weight = weight.contiguous(memory_format=torch.channels_last)
-        for key, value in (("weight", weight), ("bias", bias)):
-            view._parameters[key] = nn.Parameter(self._cast(value.detach()), False)
 
     def forward(self, z: Tensor) -> Tensor:
         """Logits [N, K] of normalised images `z` [N, C, H, W]."""
@@ -261,4 +225,6 @@ class AttackView(nn.Module):
                 graph.output(copied[node.args[0]])
                 break
             copied[node] = graph.node_copy(node, copied.__getitem__)
+        else:
+            raise TypeError(f"{type(self.live).__name__} never calls its head {head!r}")
         return fx.GraphModule(self.net, graph)

@@ -84,3 +84,17 @@ def backend(
     finally:
         patch.undo()
         _cpp._load.cache_clear()
+
+
+@pytest.fixture(params=["avx2", "avx512"], scope="module")
+def vector_isa(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
+    """Each instruction set with wide vectors that this processor has."""
+    patch = pytest.MonkeyPatch()
+    try:
+        use_isa(request.param, tmp_path_factory.mktemp("isa"), patch)
+        yield
+    finally:
+        patch.undo()
+        _cpp._load.cache_clear()

@@ -1,0 +1,215 @@
+"""Which BatchNorm layers an attack view can do without, found in the traced graph.
+
+In evaluation mode BatchNorm is one affine map per channel. After a convolution that
+nothing else reads, it becomes part of the convolution's weights. Elsewhere (DenseNet and
+pre-activation networks put it first, others after a sum or a concatenation) it stays, as
+`FrozenNorm`: the same map without the work of a BatchNorm backward.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx, nn
+
+from fastadv.models import timm_models
+
+_ALONE = "no convolution directly before it"
+_LAYERS = (nn.Conv2d, nn.Linear, nn.modules.batchnorm._BatchNorm)
+
+
+@dataclass(frozen=True)
+class Fold:
+    """A convolution and the BatchNorm that follows it, by their names in the net."""
+
+    conv: str
+    norm: str
+
+
+class _Tracer(fx.Tracer):
+    """Sees layers, also subclasses of them, as one node each."""
+
+    def __init__(self) -> None:
+        self.timm = timm_models.layers_in_use()
+        super().__init__(autowrap_functions=self.timm.functions)
+
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        leaf = isinstance(module, (*_LAYERS, *self.timm.leaves))
+        return leaf or super().is_leaf_module(module, name)
+
+
+def trace(net: nn.Module) -> fx.GraphModule:
+    """The graph of `net` as a function of its first argument, on the same modules.
+
+    Other arguments take their defaults (a ViT's attention mask: none).
+
+    Raises:
+        Exception: whatever the traced code raises, where it cannot be traced.
+        TypeError: the result depends on other arguments, which have no defaults.
+    """
+    _, *others = inspect.signature(net.forward).parameters.values()
+    defaults = {p.name: p.default for p in others if p.default is not p.empty}
+    tracer = _Tracer()
+    graph = tracer.trace(net, defaults)
+    _, *placeholders = (node for node in graph.nodes if node.op == "placeholder")
+    unused = dict.fromkeys(placeholders)
+    for node in graph.nodes:  # what hangs on them only checks that they are defaults
+        if any(source in unused for source in node.all_input_nodes):
+            unused[node] = None
+    for node in reversed(unused):
+        if node.op == "output":
+            raise TypeError("its result depends on more than one argument")
+        graph.erase_node(node)
+    return fx.GraphModule(tracer.root, graph, type(net).__name__)
+
+
+def fold_norms(graph: fx.GraphModule) -> tuple[list[Fold], dict[str, str]]:
+    """Take every BatchNorm out of `graph` that can be; weights are set later.
+
+    Returns:
+        The folds, and for each other BatchNorm by name why it is none. Of these, plain
+        ones with running statistics are now `FrozenNorm`.
+    """
+    modules = dict(graph.named_modules())
+    calls = Counter(str(n.target) for n in graph.graph.nodes if n.op == "call_module")
+    folds: list[Fold] = []
+    unfolded: dict[str, str] = {}
+    for node in [*graph.graph.nodes]:
+        name = str(node.target)
+        norm = modules.get(name) if node.op == "call_module" else None
+        if not isinstance(norm, nn.modules.batchnorm._BatchNorm):
+            continue
+        plain = type(norm) in _plain_norms() and norm.running_mean is not None
+        activation = getattr(norm, "act", None)  # timm fuses it into the layer
+        obstacle = _obstacle(node, modules, calls) if plain else _peculiarity(norm)
+        if obstacle is not None:
+            unfolded[name] = obstacle
+            if plain:
+                graph.add_submodule(name, FrozenNorm(activation))
+            continue
+        folds.append(Fold(str(node.all_input_nodes[0].target), name))
+        if activation is not None:
+            node.target = f"{name}.act"
+        else:
+            node.replace_all_uses_with(node.args[0])
+            graph.graph.erase_node(node)
+    return folds, unfolded
+
+
+def _plain_norms() -> tuple[type[nn.Module], ...]:
+    """The types that compute an affine map (and an activation), nothing else."""
+    # Exact types: a subclass or parametrised layer (weight_norm) has its own rule.
+    return (nn.BatchNorm2d, *timm_models.layers_in_use().norms)
+
+
+def _peculiarity(norm: nn.modules.batchnorm._BatchNorm) -> str:
+    if norm.running_mean is None:
+        return "it keeps no running statistics"
+    return f"a {type(norm).__name__} may compute more than a BatchNorm2d"
+
+
+def _obstacle(
+    node: fx.Node, modules: dict[str, nn.Module], calls: Counter[str]
+) -> str | None:
+    """Why a plain BatchNorm cannot become part of the layer before it, or None."""
+    before = node.args[0] if node.args else None
+    if not isinstance(before, fx.Node) or before.op != "call_module":
+        return _ALONE
+    conv = modules[str(before.target)]
+    if not isinstance(conv, nn.Conv2d):
+        return _ALONE
+    if type(conv) not in (nn.Conv2d, *timm_models.layers_in_use().convs):
+        return f"a {type(conv).__name__} may compute more than a Conv2d"
+    if len(before.users) > 1:
+        return "the convolution before it has other readers"
+    if calls[str(node.target)] > 1 or calls[str(before.target)] > 1:
+        return "it or the convolution before it runs more than once"
+    return None
+
+
+def affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Scale and shift, both [C], of an evaluation-mode BatchNorm."""
+    if norm.running_mean is None or norm.running_var is None:
+        raise ValueError("a BatchNorm without running statistics is no affine map")
+    scale = (norm.running_var + norm.eps).rsqrt()
+    if norm.affine:
+        scale = scale * norm.weight
+    shift = -norm.running_mean * scale
+    return scale, shift + norm.bias if norm.affine else shift
+
+
+def own_tensor(
+    held: Tensor | None, like: Tensor, dtype: torch.dtype, *, live: Tensor | None
+) -> Tensor:
+    """A tensor to write a layer's weights to: `held`, if it fits and is not the model's.
+
+    Written in place, weights keep their addresses (which a CUDA graph has recorded) and
+    cost no allocation.
+
+    Args:
+        held: what the layer of the view has now.
+        like: gives shape and device; four dimensions are laid out channels_last.
+        dtype: of the result.
+        live: the model's own tensor, which must not be written to.
+    """
+    if (
+        held is not None
+        and (held.shape, held.dtype, held.device) == (like.shape, dtype, like.device)
+        and (live is None or not _same_storage(held, live))
+    ):
+        return held.detach()
+    order = torch.channels_last if like.dim() == 4 else torch.contiguous_format
+    return torch.empty_like(like, dtype=dtype, memory_format=order)
+
+
+def _same_storage(a: Tensor, b: Tensor) -> bool:
+    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
+
+
+def fold_weights(
+    into: nn.Module, conv: nn.Conv2d, norm: nn.BatchNorm2d, dtype: torch.dtype
+) -> None:
+    """Give `into` the weight [O, I/groups, k, k] and bias [O] of both layers in one."""
+    scale, shift = affine(norm)
+    held = into._parameters
+    weight = own_tensor(held.get("weight"), conv.weight, dtype, live=conv.weight)
+    torch.mul(conv.weight, scale.view(-1, 1, 1, 1), out=weight)
+    bias = own_tensor(held.get("bias"), shift, dtype, live=conv.bias)
+    bias.copy_(shift if conv.bias is None else conv.bias * scale + shift)
+    for name, value in (("weight", weight), ("bias", bias)):
+        held[name] = nn.Parameter(value, False)
+
+
+class FrozenNorm(nn.Module):
+    """Evaluation-mode BatchNorm as `x * scale + shift`.
+
+    Measured on densenet121 (62 of 121 are left; batch 8, 224 px, 2 cores): the attack
+    step takes 0.79 s, with BatchNorm 0.92 s.
+
+    Args:
+        activation: applied to the result; of layers that fuse one.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, activation: nn.Module | None = None) -> None:
+        super().__init__()
+        self.act = activation
+        for name in ("scale", "shift"):
+            self.register_buffer(name, None, persistent=False)
+
+    def follow(self, norm: nn.BatchNorm2d, dtype: torch.dtype) -> None:
+        """Take over the present weights and statistics."""
+        for name, value in zip(("scale", "shift"), affine(norm), strict=True):
+            value = value.view(1, -1, 1, 1)
+            mine = own_tensor(self._buffers[name], value, dtype, live=None)
+            self._buffers[name] = mine.copy_(value)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [N, C, H, W]."""
+        out = torch.addcmul(self.shift, x, self.scale)
+        return out if self.act is None else self.act(out)

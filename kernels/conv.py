@@ -1,0 +1,185 @@
+"""A 3x3 convolution by Winograd's F(4x4, 3x3), for networks whose weights are frozen.
+
+CPU only, in the C++ library: on a GPU cuDNN has its own, and elsewhere the caller keeps
+`torch.nn.functional.conv2d`, which `unsupported_reason` tells it to.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import c_int32, c_int64, c_void_p
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastadv.kernels import _cpp
+from fastadv.kernels.registry import count_launch, forced_backend
+
+_library = torch.library.Library("fastadv", "FRAGMENT")
+_library.define(
+    "conv3x3(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, Tensor? mask, "
+    "bool relu, bool transposed) -> Tensor"
+)
+# Vectors run over channels, 16 of them with AVX-512.
+CHANNELS = 16
+
+
+class _Conv(ctypes.Structure):
+    _fields_ = [
+        *((name, c_void_p) for name in ("out", "x", "mask")),
+        *((name, c_void_p) for name in ("weight", "bias", "residual")),
+        *((name, c_int64) for name in ("n", "h", "w")),
+        *((name, c_int64) for name in ("in_channels", "out_channels")),
+        *((name, c_int32) for name in ("transposed", "relu", "threads")),
+    ]
+
+
+def unsupported_reason(x: Tensor, weight: Tensor) -> str | None:
+    """Why `conv3x3` cannot convolve `x` [N, I, H, W] with `weight` [O, I, 3, 3], or None."""
+    forced = forced_backend()
+    if forced not in (None, "cpp"):
+        return f"the {forced} backend is forced"
+    if x.device.type != "cpu" or x.dtype != torch.float32:
+        return "needs float32 on the CPU"
+    if (
+        weight.shape[2:] != (3, 3)
+        or weight.shape[0] % CHANNELS
+        or x.shape[1] % CHANNELS
+    ):
+        return f"needs 3x3 and multiples of {CHANNELS} channels"
+    missing = _cpp.unavailable_reason()
+    if missing is None and _cpp.isa() == "baseline":
+        return "needs AVX2: with SSE it was no faster than a direct convolution"
+    return missing
+
+
+def _out_shape(x: Tensor, weight: Tensor, transposed: bool) -> tuple[int, ...]:
+    return (x.shape[0], weight.shape[1 if transposed else 0], *x.shape[2:])
+
+
+def _dense(t: Tensor | None) -> Tensor | None:
+    return None if t is None else t.contiguous(memory_format=torch.channels_last)
+
+
+def _conv3x3(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    mask: Tensor | None,
+    relu: bool,
+    transposed: bool,
+) -> Tensor:
+    shape = _out_shape(x, weight, transposed)
+    for name, t, wanted in (("residual", residual, shape), ("mask", mask, x.shape)):
+        if t is not None and t.shape != wanted:
+            raise ValueError(
+                f"{name} has shape {list(t.shape)}; expected {list(wanted)}"
+            )
+    out = torch.empty(shape, memory_format=torch.channels_last)
+    if out.numel() == 0:
+        return out
+    # Kept by name until the call returns: they may be copies.
+    tensors = {"x": x, "mask": mask, "weight": weight, "residual": residual}
+    dense = {name: _dense(t) for name, t in tensors.items()}
+    n, channels, h, w = x.shape
+    _cpp.run(
+        "fa_conv3x3",
+        _Conv(
+            out=out.data_ptr(),
+            bias=_cpp.pointer(bias),
+            **{name: _cpp.pointer(t) for name, t in dense.items()},
+            n=n,
+            h=h,
+            w=w,
+            in_channels=channels,
+            out_channels=shape[1],
+            transposed=transposed,
+            relu=relu,
+            threads=torch.get_num_threads(),
+        ),
+    )
+    count_launch("cpp", "conv3x3")
+    return out
+
+
+_library.impl("conv3x3", _conv3x3, "CPU")
+
+
+@torch.library.register_fake("fastadv::conv3x3", lib=_library)
+def _conv3x3_fake(
+    x: Tensor, weight: Tensor, *args: object, transposed: bool = False
+) -> Tensor:
+    transposed = bool(args[-1]) if args else transposed
+    return x.new_empty(_out_shape(x, weight, transposed)).contiguous(
+        memory_format=torch.channels_last
+    )
+
+
+class _FrozenConv(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        relu: bool,
+    ) -> Tensor:
+        out: Tensor = torch.ops.fastadv.conv3x3(
+            x, weight, bias, residual, None, relu, False
+        )
+        ctx.save_for_backward(weight, out if relu else None)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
+        weight, out = ctx.saved_tensors
+        to_x, _, _, to_residual, _ = ctx.needs_input_grad
+        if out is not None and to_residual:
+            # The masked gradient is wanted itself; otherwise the kernel masks as it reads.
+            grad = torch.ops.aten.threshold_backward(grad, out, 0)
+            out = None
+        into_x = None
+        if to_x:
+            into_x = torch.ops.fastadv.conv3x3(
+                grad, weight, None, None, out, False, True
+            )
+        return into_x, None, None, grad if to_residual else None, None
+
+
+def frozen_conv3x3(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    *,
+    relu: bool = False,
+) -> Tensor:
+    """`act(conv2d(x, weight, bias, padding=1) + residual)`, differentiable in the images.
+
+    The product of transformed tiles needs a quarter of the multiplications. Rounding is
+    that of float32 sums: two to four times the error of a direct convolution
+    (docs/numerics.md).
+
+    Args:
+        x: float32 [N, I, H, W] on the CPU; channels_last is not copied.
+        weight: float32 [O, I, 3, 3], channels_last is not copied; no gradient.
+        bias: float32 [O], or None; no gradient.
+        residual: float32 [N, O, H, W], or None.
+        relu: clip at zero from below.
+
+    Returns:
+        float32 [N, O, H, W], channels_last.
+
+    Raises:
+        ValueError: shapes disagree.
+        RuntimeError: `unsupported_reason` is not None.
+
+    Source:
+        Winograd 1980; Lavin and Gray 2016, "Fast algorithms for convolutional networks".
+    """
+    out: Tensor = _FrozenConv.apply(x, weight, bias, residual, relu)
+    return out
