@@ -1,18 +1,21 @@
 """Whole attacks against other libraries: PGD-3 within L2 3 at 224 px, images per second.
 
-    python bench/bench_attack.py [--arch resnet18] [--batch 16] [--repeats 5]
+    python bench/bench_attack.py [--arch resnet18 resnet50] [--batch 16] [--repeats 5]
 
 All run in one process, in turn, on the same network in eval mode and the same batch,
 without random start. torchattacks, foolbox and ART are called as their users call them;
 of `robustness` its own attack steps run in the loop of its Attacker, whose hard-coded
 `.cuda()` calls keep the class itself from running here. foolbox and ART also classify what
 they found, one forward pass more; `fastadv, judged` does so too. `train` is a clean training
-step.
+step, `train, PGD-3` one on the adversarial images, `refresh` what following the weights
+costs. Which peer computes weight gradients is not taken from its source but counted in the
+operators it calls.
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
 import sys
 import warnings
 from collections.abc import Callable
@@ -21,11 +24,13 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 sys.path.insert(0, str(Path(__file__).parent))
 from harness import Results, interleaved, ratio
 
 from fastadv import PGD, AttackView, NormalizedModel, ThreatModel, create_model
+from fastadv.machine import keep_freed_memory
 from fastadv.training import train_step
 
 EPS, STEPS = 3.0, 3
@@ -98,13 +103,27 @@ PEERS = {
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--arch", default="resnet18")
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--name", default="attack")
-    options = parser.parse_args()
+class WeightGradients(TorchDispatchMode):
+    """Counts convolution backwards that computed a weight gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.convolution_backward.default:
+            self.count += bool(args[-1][1])
+        return func(*args, **(kwargs or {}))
+
+
+def computes_weight_gradients(call: Callable[[], object]) -> bool:
+    with WeightGradients() as counted:
+        call()
+    return counted.count > 0
+
+
+def bench(arch: str, options: argparse.Namespace, results: Results) -> None:
+    """Time every library on one architecture."""
     generator = torch.Generator().manual_seed(0)
     shape = (options.batch, 224, 224, 3)
     images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
@@ -112,12 +131,12 @@ def main() -> None:
     pixels = images.float().contiguous() / 255  # NCHW, as peers' users have them
     labels = torch.randint(0, 1000, (options.batch,), generator=generator)
 
-    model = create_model(options.arch, 1000, seed=0).eval()
+    model = create_model(arch, 1000, seed=0).eval()
     view = AttackView(model.to(memory_format=torch.channels_last))
     attack = PGD(ThreatModel("l2", EPS), STEPS, STEP_SIZE)
-    plain = create_model(options.arch, 1000, seed=0).eval()
-    trained = create_model(options.arch, 1000, seed=0).train()
-    trained.to(memory_format=torch.channels_last)
+    plain = create_model(arch, 1000, seed=0).eval()
+    trained = create_model(arch, 1000, seed=0).train()
+    trained_view = AttackView(trained.to(memory_format=torch.channels_last))
     optimizer = torch.optim.SGD(trained.parameters(), lr=0.0)
 
     def ours() -> Tensor:
@@ -131,7 +150,11 @@ def main() -> None:
     cases: dict[str, Callable[[], object]] = {
         "fastadv": ours,
         "fastadv, judged": judged,
+        "refresh": view.refresh,
         "train": lambda: train_step(trained, images, labels, optimizer),
+        "train, PGD-3": lambda: train_step(
+            trained, images, labels, optimizer, attack=attack, view=trained_view
+        ),
     }
     found = {"fastadv": ours()}
     for name, build in PEERS.items():
@@ -147,28 +170,51 @@ def main() -> None:
     for name, x_adv in found.items():
         worst = (x_adv - found["fastadv"]).abs().max().item()
         print(f"{name}: differs from fastadv by at most {worst:.1e}")
+    weights = {name: computes_weight_gradients(call) for name, call in cases.items()}
     times = interleaved(cases, repeats=options.repeats, warmup=1)
-    results = Results(options.name)
-    mine = times["fastadv"]
     for name, timing in times.items():
+        # What a training step is compared with is a clean one.
+        mine = times["train" if name.startswith("train") else "fastadv"]
         faster, low, high = ratio(timing, mine)
         results.add(
-            arch=options.arch,
+            arch=arch,
             batch=options.batch,
             steps=STEPS,
             what=name,
+            weight_gradients=weights[name],
+            keep_freed_memory=options.keep_freed_memory,
             seconds=timing.median,
             seconds_range=[round(timing.low, 4), round(timing.high, 4)],
+            cpu_seconds=statistics.median(timing.cpu),
             images_per_s=options.batch / timing.median,
-            fastadv_is_faster=faster,
-            fastadv_is_faster_range=[round(low, 3), round(high, 3)],
+            times_ours=faster,
+            times_ours_range=[round(low, 3), round(high, 3)],
             repeats=options.repeats,
         )
         print(
-            f"{name:13}{timing.median:8.3f} s [{timing.low:.3f}, {timing.high:.3f}]"
-            f"{options.batch / timing.median:8.2f} images/s   fastadv is {faster:.2f} x "
-            f"[{low:.2f}, {high:.2f}]"
+            f"{arch} {name:16}{timing.median:8.3f} s [{timing.low:.3f}, "
+            f"{timing.high:.3f}]{options.batch / timing.median:8.2f} images/s   "
+            f"{faster:.2f} x [{low:.2f}, {high:.2f}]"
         )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--arch", nargs="+", default=["resnet18", "resnet50"])
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--name", default="attack")
+    parser.add_argument(
+        "--keep-freed-memory",
+        action="store_true",
+        help="for the whole process, peers too, as the commands do for themselves",
+    )
+    options = parser.parse_args()
+    if options.keep_freed_memory and not keep_freed_memory():
+        parser.error("--keep-freed-memory needs glibc")
+    results = Results(options.name)
+    for arch in options.arch:
+        bench(arch, options, results)
     results.write()
 
 

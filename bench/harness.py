@@ -1,7 +1,8 @@
 """How every benchmark here measures: interleaved repeats, medians with their spread, one
 JSON line per row with what it was measured on. Nothing else may run meanwhile.
 
-On the CPU a repeat is wall time; on a GPU, time between two events on the stream.
+On the CPU a repeat is wall time, with the process's CPU time beside it; on a GPU, time
+between two events on the stream.
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ RESULTS = Path(__file__).parent / "results"
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one call over the repeats."""
+    """Seconds of one call over the repeats; `cpu` of all threads, empty on a GPU."""
 
     seconds: tuple[float, ...]
+    cpu: tuple[float, ...] = ()
 
     @property
     def median(self) -> float:
@@ -41,17 +43,17 @@ class Timing:
         return max(self.seconds)
 
 
-def _once(call: Callable[[], object], device: torch.device) -> float:
+def _once(call: Callable[[], object], device: torch.device) -> tuple[float, ...]:
     if device.type == "cuda":
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
         call()
         end.record()
         end.synchronize()
-        return start.elapsed_time(end) / 1e3
-    began = time.perf_counter()
+        return (start.elapsed_time(end) / 1e3,)
+    began, worked = time.perf_counter(), time.process_time()
     call()
-    return time.perf_counter() - began
+    return time.perf_counter() - began, time.process_time() - worked
 
 
 def interleaved(
@@ -68,11 +70,13 @@ def interleaved(
             call()
     if device.type == "cuda":
         torch.cuda.synchronize()
-    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    repeated: dict[str, list[tuple[float, ...]]] = {name: [] for name in cases}
     for _ in range(repeats):
         for name, call in cases.items():
-            seconds[name].append(_once(call, device))
-    return {name: Timing(tuple(values)) for name, values in seconds.items()}
+            repeated[name].append(_once(call, device))
+    return {
+        name: Timing(*zip(*values, strict=True)) for name, values in repeated.items()
+    }
 
 
 def ratio(other: Timing, ours: Timing) -> tuple[float, float, float]:

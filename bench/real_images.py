@@ -3,8 +3,8 @@
     python bench/real_images.py DATA_FOLDER [--out runs/real-images]
 
 DATA_FOLDER holds tiny-imagenet-40.zip, cifar10-jpeg-12k.zip and trashnet6-128px.zip, each
-with split/class/file inside. About a quarter of an hour on two cores, nothing else running. The page
-has the commands, what they printed and how long they took; none of it is typed.
+with split/class/file inside. About a quarter of an hour on two cores, nothing else running.
+The page has the commands, what they printed and how long they took; none of it is typed.
 """
 
 from __future__ import annotations

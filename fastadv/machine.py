@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import platform
 
 
 def usable_cores() -> int:
@@ -26,3 +28,21 @@ def available_memory() -> int:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     except (ValueError, OSError):
         return 4 << 30
+
+
+def keep_freed_memory() -> bool:
+    """Have malloc keep large blocks instead of giving each back to the system.
+
+    glibc maps every block above 32 MiB afresh, and the kernel clears its pages one by one:
+    activations of that size cost more to allocate than to write. Kept in the heap, PGD-3 on
+    a ResNet-18 takes 12 % less time, on a ResNet-50 8 % (docs/performance.md). It is for
+    the whole process, so only commands do it, not the library.
+
+    Returns:
+        Whether it took effect: only glibc has it.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    libc = ctypes.CDLL(None)
+    max_mmaps, trim_threshold = -4, -1  # M_MMAP_MAX, M_TRIM_THRESHOLD of malloc.h
+    return bool(libc.mallopt(max_mmaps, 0) and libc.mallopt(trim_threshold, 2**31 - 1))

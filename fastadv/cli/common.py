@@ -14,6 +14,7 @@ import tyro
 import yaml
 
 from fastadv.errors import EXIT_OK, EXIT_USAGE, ConfigError, FastadvError, unknown_name
+from fastadv.machine import keep_freed_memory
 from fastadv.threat import parse_pixels
 
 Config = TypeVar("Config")
@@ -124,6 +125,8 @@ def run(
     logging.basicConfig(
         stream=sys.stderr, level=logging.WARNING, format=f"{prog}: %(message)s"
     )
+    if argv is None:  # the process is this command's own
+        keep_freed_memory()
     try:
         body(list(sys.argv[1:] if argv is None else argv))
     except FastadvError as error:
