@@ -1,9 +1,13 @@
 """Builds the native kernels with CMake; everything else is in pyproject.toml.
 
 A machine without a compiler still gets a working install: the failure is printed, the
-library is left out, and `fastadv-doctor` says which backend runs instead and why.
+library is left out, and `fastadv-doctor` says which backend runs instead and why. The
+environment variable FASTADV_CUDA=OFF leaves the CUDA kernels out, which otherwise are
+built where nvcc is; CMAKE_ARGS goes to CMake.
 """
 
+import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,6 +19,35 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
+# Library -> what runs in its place, and what it takes to build it.
+LIBRARIES = {
+    "fastadv_cpu": (
+        "the native CPU kernels were not built ({}); the Numba backend will be used "
+        "instead. Install a C++ compiler and CMake >= 3.18 and reinstall to get them."
+    ),
+    "fastadv_cuda": (
+        "the CUDA kernels were not built ({}); the Triton backend will serve NVIDIA "
+        "GPUs instead. Install the CUDA toolkit and CMake >= 3.18 and reinstall to get "
+        "them."
+    ),
+}
+
+
+def find_nvcc():
+    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
+    named = os.environ.get("CUDACXX") or shutil.which("nvcc")
+    return named or shutil.which("nvcc", path=f"{home}/bin")
+
+
+def configuration(library):
+    """What CMake is told for one library, so that neither's failure is the other's."""
+    if library == "fastadv_cpu":
+        cuda = ["-DFASTADV_CUDA=OFF"]
+    elif nvcc := find_nvcc():
+        cuda = ["-DFASTADV_CUDA=ON", f"-DCMAKE_CUDA_COMPILER={nvcc}"]
+    else:
+        raise FileNotFoundError("no nvcc")
+    return [*shlex.split(os.environ.get("CMAKE_ARGS", "")), *cuda]
 
 
 class CMakeBuild(build_ext):
@@ -26,23 +59,24 @@ class CMakeBuild(build_ext):
     def build_extension(self, ext):
         target = Path(self.get_ext_fullpath(ext.name))
         target.unlink(missing_ok=True)
+        library = target.stem
+        if library == "fastadv_cuda" and os.environ.get("FASTADV_CUDA") == "OFF":
+            return
         try:
             with tempfile.TemporaryDirectory() as folder:
-                subprocess.run(["cmake", "-S", ROOT, "-B", folder], check=True)
-                subprocess.run(["cmake", "--build", folder, "-j2"], check=True)
+                configure = ["cmake", "-S", ROOT, "-B", folder]
+                subprocess.run([*configure, *configuration(library)], check=True)
+                build = ["cmake", "--build", folder, "--target", library, "-j2"]
+                subprocess.run(build, check=True)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(Path(folder) / target.name, target)
         except (OSError, subprocess.CalledProcessError) as error:
-            print(
-                f"fastadv: the native CPU kernels were not built ({error}); the Numba "
-                "backend will be used instead. Install a C++ compiler and CMake >= 3.18 "
-                "and reinstall to get them.",
-                file=sys.stderr,
-            )
+            print("fastadv:", LIBRARIES[library].format(error), file=sys.stderr)
 
     def copy_extensions_to_source(self):
         # Editable installs: the library of an earlier build must not outlive a failure.
-        (ROOT / "kernels" / "fastadv_cpu.so").unlink(missing_ok=True)
+        for library in LIBRARIES:
+            (ROOT / "kernels" / f"{library}.so").unlink(missing_ok=True)
         super().copy_extensions_to_source()
 
 
@@ -55,7 +89,10 @@ class AnyPythonWheel(bdist_wheel):
 
 
 setup(
-    # Optional: an install without the library is complete, only slower.
-    ext_modules=[Extension("fastadv.kernels.fastadv_cpu", sources=[], optional=True)],
+    # Optional: an install without the libraries is complete, only slower.
+    ext_modules=[
+        Extension(f"fastadv.kernels.{library}", sources=[], optional=True)
+        for library in LIBRARIES
+    ],
     cmdclass={"build_ext": CMakeBuild, "bdist_wheel": AnyPythonWheel},
 )

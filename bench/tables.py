@@ -1,4 +1,4 @@
-"""Writes the tables of README.md and docs/performance.md from bench/results/*.jsonl.
+"""Writes the tables of README.md and docs/*.md from bench/results/*.jsonl.
 
     python bench/tables.py
 
@@ -16,7 +16,11 @@ from typing import Any
 from harness import RESULTS
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "docs" / "performance.md"]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "docs" / "performance.md",
+    ROOT / "docs" / "robust-accuracy.md",
+]
 _SLOT = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -48,6 +52,7 @@ def steps() -> str:
             f"{r['ms']['fastadv']:.2f}",
             f"{r['gb_per_s']:.1f}",
             f"{100 * r['share_of_copy']:.0f} %",
+            f"{100 * r['share_of_triad']:.0f} %" if "share_of_triad" in r else "",
             spread(r, "faster_than_eager"),
             spread(r, "faster_than_compile"),
         ]
@@ -60,6 +65,7 @@ def steps() -> str:
         "ms",
         "GB/s",
         "of copy",
+        "of triad",
         "x eager",
         "x compile",
     ]
@@ -91,6 +97,24 @@ ATTACK_NAMES = {
     "train, PGD-3": "a PGD-3 training step",
     "refresh": "refresh of the view",
 }
+
+
+def autoattack() -> str:
+    """Every case and attack of bench_autoattack."""
+    rows = [
+        [
+            f"{r['case']}, {r['images']} images",
+            r["attack"],
+            f"{100 * r['robust_acc']:.1f} %",
+            f"{100 * r['robust_acc_package']:.1f} %",
+            f"{r['seconds']:.1f}",
+            f"{r['seconds_package']:.1f}",
+            f"{r['faster_than_package']:.2f} x",
+        ]
+        for r in read("autoattack")
+    ]
+    columns = ["case", "after", "ours", "package", "s", "package, s", "faster"]
+    return markdown(columns, rows)
 
 
 def summary() -> str:
@@ -139,7 +163,12 @@ def summary() -> str:
 
 
 def main() -> None:
-    makers = {"steps": steps, "attacks": attacks, "summary": summary}
+    makers = {
+        "steps": steps,
+        "attacks": attacks,
+        "autoattack": autoattack,
+        "summary": summary,
+    }
     for page in PAGES:
         text = page.read_text()
         made = _SLOT.sub(lambda m: m[1] + makers[m[2]]() + m[3], text)

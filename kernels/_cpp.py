@@ -80,8 +80,6 @@ def _load() -> ctypes.CDLL | str:
         return f"{LIBRARY.name} does not load: {error}; reinstall fastadv"
     library.fa_isa.restype = ctypes.c_char_p
     library.fa_last_level_cache.restype = c_int64
-    if not library.fa_has_f16():  # a compiler without _Float16
-        _CODES.pop(torch.float16, None)
     return library
 
 
@@ -106,8 +104,15 @@ def unavailable_reason() -> str | None:
 
 def not_supported_reasons(operands: Operands) -> list[str]:
     """Runs CPU tensors; float32 state, half-precision gradients and outputs."""
-    built = {n: tuple(d for d in ds if d in _CODES) for n, ds in _ACCEPTED.items()}
+    built = _built()
     return operand_reasons(operands, "cpu", built, built["z"])
+
+
+@functools.cache
+def _built() -> dict[str, tuple[torch.dtype, ...]]:
+    """The accepted dtypes that the compiler of the library knew."""
+    codes = _CODES if _library().fa_has_f16() else _CODES.keys() - {torch.float16}
+    return {name: tuple(d for d in ds if d in codes) for name, ds in _ACCEPTED.items()}
 
 
 def pointer(t: Tensor | None) -> int | None:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastadv.kernels.registry import Operands
+from fastadv.kernels.registry import Operands, operand_reasons
 
 # Elements. x, x0, the gradient and two tables of one tile are about 100 KiB: they stay
 # in a core's second-level cache between the passes over a tile.
@@ -24,6 +24,7 @@ TILE = 6144
 
 _ACCEPTED = {
     "x": (torch.float32,),
+    "x_prev": (torch.float32,),
     "x0": (torch.uint8, torch.float32),
     "grad": (torch.float32,),
     "z": (torch.float32,),
@@ -42,19 +43,7 @@ def unavailable_reason() -> str | None:
 
 def not_supported_reasons(operands: Operands) -> list[str]:
     """Runs float32 CPU tensors; clean images may be uint8."""
-    reasons = []
-    for name, tensor in operands.tensors.items():
-        if tensor.device.type != "cpu":
-            return ["needs CPU tensors"]
-        accepted = _ACCEPTED["x0" if operands.op == "normalize" else name]
-        if tensor.dtype not in accepted:
-            names = " or ".join(str(d).removeprefix("torch.") for d in accepted)
-            got = str(tensor.dtype).removeprefix("torch.")
-            reasons.append(f"needs {name} as {names}, got {got}")
-    if operands.out_dtype not in (None, torch.float32):
-        got = str(operands.out_dtype).removeprefix("torch.")
-        reasons.append(f"writes float32, not {got}")
-    return reasons
+    return operand_reasons(operands, "cpu", _ACCEPTED, (torch.float32,))
 
 
 @functools.cache
@@ -138,6 +127,41 @@ def pgd_step(
         z is not None,
         _vector(step_size),
         _vector(eps),
+        *_tables(mean, std, x),
+    )
+    if nonfinite is not None:
+        nonfinite += bad
+
+
+def apgd_step(
+    x: Tensor,
+    x_prev: Tensor,
+    x0: Tensor,
+    grad: Tensor,
+    step_size: Tensor,
+    eps: Tensor,
+    momentum: float,
+    mean: Tensor,
+    std: Tensor,
+    norm: str,
+    z: Tensor | None,
+    nonfinite: Tensor | None,
+) -> None:
+    """As `reference.apgd_step`, single pass for linf, three passes for l2."""
+    import numpy as np
+
+    bad = _call(
+        f"apgd_{norm}",
+        _rows(x),
+        _rows(x_prev),
+        _rows(x0),
+        _unit(x0),
+        _rows(grad),
+        _rows(x if z is None else z),
+        z is not None,
+        _vector(step_size),
+        _vector(eps),
+        np.float32(momentum),
         *_tables(mean, std, x),
     )
     if nonfinite is not None:

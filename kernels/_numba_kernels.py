@@ -55,17 +55,44 @@ def _clip(value, low, high):
 
 
 @_inline
+def _ascend(gx, step):
+    """`step * sign(gx)`, nothing for an element that is not finite."""
+    move = step if gx > _ZERO else _ZERO
+    move = -step if gx < _ZERO else move
+    return move if abs(gx) <= _LARGEST else _ZERO
+
+
+@_inline
 def _linf_tile(x, x0, unit, grad, step, eps, inv):
     bad = 0
     for j in range(x.size):
         gx = grad[j] * inv[j]
-        finite = abs(gx) <= _LARGEST
-        bad += not finite
-        move = step if gx > _ZERO else _ZERO
-        move = -step if gx < _ZERO else move
-        move = move if finite else _ZERO
+        bad += not abs(gx) <= _LARGEST
         clean = np.float32(x0[j]) / unit
-        x[j] = _clip(clean + _clip(x[j] + move - clean, -eps, eps), _ZERO, _ONE)
+        d = _clip((x[j] - clean) + _ascend(gx, step), -eps, eps)
+        x[j] = _clip(clean + d, _ZERO, _ONE)
+    return bad
+
+
+@_inline
+def _blend(x, x_prev, clean, ahead, momentum):
+    """The point less `clean` that momentum makes of the plain step to `clean + ahead`."""
+    d = x - clean
+    u = _clip(clean + ahead, _ZERO, _ONE) - clean
+    return d + momentum * (u - d) + (_ONE - momentum) * (d - (x_prev - clean))
+
+
+@_inline
+def _apgd_linf_tile(x, x_prev, x0, unit, grad, step, eps, momentum, inv):
+    bad = 0
+    for j in range(x.size):
+        gx = grad[j] * inv[j]
+        bad += not abs(gx) <= _LARGEST
+        clean, old = np.float32(x0[j]) / unit, x[j]
+        ahead = _clip((old - clean) + _ascend(gx, step), -eps, eps)
+        w = _blend(old, x_prev[j], clean, ahead, momentum)
+        x_prev[j] = old
+        x[j] = _clip(clean + _clip(w, -eps, eps), _ZERO, _ONE)
     return bad
 
 
@@ -93,6 +120,29 @@ def _move_tile(x, x0, unit, grad, scale, shrink, inv):
         gx = gx if abs(gx) <= _LARGEST else _ZERO
         clean = np.float32(x0[j]) / unit
         x[j] = _clip(clean + ((x[j] - clean) + scale * gx) * shrink, _ZERO, _ONE)
+
+
+@_summing
+def _blend_tile(x, x_prev, x0, unit, grad, scale, shrink, momentum, inv):
+    """Leave `clean + w` in x and the old x in x_prev; return |w|^2."""
+    ww = 0.0
+    for j in range(x.size):
+        gx = grad[j] * inv[j]
+        gx = gx if abs(gx) <= _LARGEST else _ZERO
+        clean, old = np.float32(x0[j]) / unit, x[j]
+        ahead = ((old - clean) + scale * gx) * shrink
+        w = _blend(old, x_prev[j], clean, ahead, momentum)
+        x_prev[j] = old
+        x[j] = clean + w
+        ww += np.float64(w) * np.float64(w)
+    return ww
+
+
+@_inline
+def _shrink_tile(x, x0, unit, shrink):
+    for j in range(x.size):
+        clean = np.float32(x0[j]) / unit
+        x[j] = _clip(clean + (x[j] - clean) * shrink, _ZERO, _ONE)
 
 
 @_inline
@@ -125,9 +175,14 @@ def step_linf(x, x0, unit, grad, z, write_z, step, eps, mean, inv):
     return bad
 
 
+@_inline
+def _shrink_to(eps, length):
+    return eps / length if length > eps else 1.0
+
+
 @_parallel
-def step_l2(x, x0, unit, grad, z, write_z, step, eps, mean, inv):
-    """One L2 step in place; returns the number of non-finite gradient elements."""
+def _plan_moves(x, x0, unit, grad, step, eps, inv, scale, shrink):
+    """Write each sample's move, d <- shrink * (d + scale * g); return the bad elements."""
     planes, width = inv.shape
     tiles = (x.shape[1] + width - 1) // width
     parts = np.empty((x.shape[0] * tiles, 3))
@@ -137,21 +192,76 @@ def step_l2(x, x0, unit, grad, z, write_z, step, eps, mean, inv):
         bad += _sum_tile(
             x[r, a:b], x0[r, a:b], unit, grad[r, a:b], inv[r % planes], parts[k]
         )
-    scale, shrink = np.empty_like(step), np.empty_like(step)
     for n in range(step.size):
         gg, dg, dd = 0.0, 0.0, 0.0
         for k in range(n * planes * tiles, (n + 1) * planes * tiles):
             gg, dg, dd = gg + parts[k, 0], dg + parts[k, 1], dd + parts[k, 2]
         s = step[n] / (np.sqrt(gg) + TINY)
-        length = np.sqrt(max(0.0, dd + 2 * s * dg + s * s * gg))
         scale[n] = s
-        shrink[n] = eps[n] / length if length > eps[n] else 1.0
+        shrink[n] = _shrink_to(eps[n], np.sqrt(max(0.0, dd + 2 * s * dg + s * s * gg)))
+    return bad
+
+
+@_parallel
+def step_l2(x, x0, unit, grad, z, write_z, step, eps, mean, inv):
+    """One L2 step in place; returns the number of non-finite gradient elements."""
+    planes, width = inv.shape
+    tiles = (x.shape[1] + width - 1) // width
+    scale, shrink = np.empty_like(step), np.empty_like(step)
+    bad = _plan_moves(x, x0, unit, grad, step, eps, inv, scale, shrink)
     for k in prange(x.shape[0] * tiles):
         r, a, b = _tile(k, tiles, x.shape, width)
         n, p = r // planes, r % planes
         _move_tile(
             x[r, a:b], x0[r, a:b], unit, grad[r, a:b], scale[n], shrink[n], inv[p]
         )
+        if write_z:
+            _normalize_tile(x[r, a:b], _ONE, mean[p], inv[p], z[r, a:b])
+    return bad
+
+
+@_parallel
+def apgd_linf(x, x_prev, x0, unit, grad, z, write_z, step, eps, momentum, mean, inv):
+    """One linf APGD step in place; returns the number of non-finite elements."""
+    planes, width = inv.shape
+    tiles = (x.shape[1] + width - 1) // width
+    bad = 0
+    for k in prange(x.shape[0] * tiles):
+        r, a, b = _tile(k, tiles, x.shape, width)
+        n, p = r // planes, r % planes
+        bad += _apgd_linf_tile(
+            x[r, a:b], x_prev[r, a:b], x0[r, a:b], unit, grad[r, a:b],
+            step[n], eps[n], momentum, inv[p],
+        )  # fmt: skip
+        if write_z:
+            _normalize_tile(x[r, a:b], _ONE, mean[p], inv[p], z[r, a:b])
+    return bad
+
+
+@_parallel
+def apgd_l2(x, x_prev, x0, unit, grad, z, write_z, step, eps, momentum, mean, inv):
+    """One L2 APGD step in place; returns the number of non-finite elements."""
+    planes, width = inv.shape
+    tiles = (x.shape[1] + width - 1) // width
+    scale, shrink = np.empty_like(step), np.empty_like(step)
+    bad = _plan_moves(x, x0, unit, grad, step, eps, inv, scale, shrink)
+    parts = np.empty(x.shape[0] * tiles)
+    for k in prange(x.shape[0] * tiles):
+        r, a, b = _tile(k, tiles, x.shape, width)
+        n, p = r // planes, r % planes
+        parts[k] = _blend_tile(
+            x[r, a:b], x_prev[r, a:b], x0[r, a:b], unit, grad[r, a:b],
+            scale[n], shrink[n], momentum, inv[p],
+        )  # fmt: skip
+    for n in range(step.size):
+        ww = 0.0
+        for k in range(n * planes * tiles, (n + 1) * planes * tiles):
+            ww += parts[k]
+        shrink[n] = _shrink_to(eps[n], np.sqrt(ww))
+    for k in prange(x.shape[0] * tiles):
+        r, a, b = _tile(k, tiles, x.shape, width)
+        n, p = r // planes, r % planes
+        _shrink_tile(x[r, a:b], x0[r, a:b], unit, shrink[n])
         if write_z:
             _normalize_tile(x[r, a:b], _ONE, mean[p], inv[p], z[r, a:b])
     return bad

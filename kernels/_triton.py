@@ -1,8 +1,9 @@
-"""The Triton backend: any CUDA or ROCm GPU, float32 state, half-precision gradients.
+"""The Triton backend: any CUDA or ROCm GPU, half-precision gradients and states.
 
-Decides when it runs and how kernels are launched; `_triton_kernels.py` holds them and
-is imported at the first call. With TRITON_INTERPRET=1 (tests) it also runs CPU tensors,
-slowly, but only when forced: otherwise it would take every call from the C++ backend.
+Decides when it runs and how kernels are launched; `_triton_kernels.py` and
+`_triton_start_kernels.py` hold them and are imported at the first call. With
+TRITON_INTERPRET=1 (tests) it also runs CPU tensors, slowly, but only when forced:
+otherwise it would take every call from the C++ backend.
 """
 
 from __future__ import annotations
@@ -11,61 +12,33 @@ import contextlib
 import functools
 import importlib
 import importlib.util
+import logging
+import math
 import os
-from dataclasses import dataclass
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastadv.kernels.registry import Operands, forced_backend
+from fastadv.kernels import _tuning
+from fastadv.kernels._tuning import LaunchConfig, Platform, Task, power_of_two
+from fastadv.kernels.registry import Operands, forced_backend, operand_reasons
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 _ACCEPTED = {
-    "x": (torch.float32,),
+    "x": (torch.float32, torch.float16),
+    "x_prev": (torch.float32,),
     "x0": (torch.uint8, torch.float32),
     "grad": _FLOATS,
     "z": _FLOATS,
 }
+_LONGEST = 2**31 - 1  # offsets in a sample are 32-bit
 
-
-@dataclass(frozen=True)
-class LaunchConfig:
-    """How much work one program does. Not tuned on a device yet: reasoned, see below.
-
-    Attributes:
-        block: elements of an elementwise program: 4 per thread, so that a float32 load
-            is 16 bytes per thread, a bfloat16 load 8 and a uint8 load 4, all of them
-            coalesced (8 per thread would split the float32 loads in two).
-        num_warps: with about 48 registers a thread an SM holds 5 programs of 8 warps.
-            Their 28 bytes per thread in flight (x, x0, bfloat16 gradient) make 36 KB;
-            3.35 TB/s x 600 ns asks for 15 KB of each of an H100's 132 SMs.
-        sum_width: elements of one partial sum. 224 px makes 37 programs per sample, so
-            a batch of 8 already fills 132 SMs twice.
-        max_parts: partial sums per sample. Each program of the second pass reads all of
-            its sample's (24 bytes each), so wider tiles take over on huge images.
-    """
-
-    block: int = 1024
-    num_warps: int = 8
-    sum_width: int = 4096
-    max_parts: int = 512
-
-    def width(self, row: int) -> int:
-        """Elements per partial sum for samples of `row` elements: a power of two."""
-        return max(self.sum_width, _power_of_two(_ceil_div(row, self.max_parts)))
-
-
-CONFIG = LaunchConfig()
-
-
-def _ceil_div(a: int, b: int) -> int:
-    return -(-a // b)
-
-
-def _power_of_two(n: int) -> int:
-    return 1 << max(0, n - 1).bit_length()
+_log = logging.getLogger(__name__)
 
 
 def _interpreting() -> bool:
@@ -93,40 +66,42 @@ def unavailable_reason() -> str | None:
 
 def not_supported_reasons(operands: Operands) -> list[str]:
     """Runs GPU tensors (CPU ones when interpreting) of fewer than 2^31 per sample."""
-    reasons = []
     device = "cpu" if _interpreting() else "cuda"
+    reasons = operand_reasons(operands, device, _ACCEPTED, _FLOATS)
     for name, tensor in operands.tensors.items():
-        accepted = _ACCEPTED["x0" if operands.op == "normalize" else name]
-        if tensor.device.type != device:
-            return [f"needs {device} tensors"]
-        if tensor.dtype not in accepted:
-            names = " or ".join(str(d).removeprefix("torch.") for d in accepted)
-            got = str(tensor.dtype).removeprefix("torch.")
-            reasons.append(f"needs {name} as {names}, got {got}")
-        if tensor.shape[1:].numel() > 2**31 - CONFIG.block:
-            reasons.append(f"{name} has more than 2^31 elements in a sample")
-    if operands.out_dtype not in (None, *_FLOATS):
-        got = str(operands.out_dtype).removeprefix("torch.")
-        reasons.append(f"writes float32, bfloat16 or float16, not {got}")
+        if tensor.shape[1:].numel() > _LONGEST:
+            reasons.append(f"{name} has more than {_LONGEST} elements in a sample")
     return reasons
 
 
 @functools.cache
-def _kernels() -> ModuleType:
-    return importlib.import_module("fastadv.kernels._triton_kernels")
+def _load(name: str) -> ModuleType:
+    return importlib.import_module(f"fastadv.kernels.{name}")
+
+
+@functools.cache
+def _platform(index: int | None) -> Platform:
+    """The GPU of this index; None stands for the interpreter."""
+    version = importlib.import_module("triton").__version__
+    if index is None:
+        return Platform(version, "interpreter", "none", 1 << 20)
+    found = torch.cuda.get_device_properties(index)
+    capability = (
+        found.gcnArchName if torch.version.hip else f"{found.major}.{found.minor}"
+    )
+    return Platform(version, found.name, capability, found.L2_cache_size)
 
 
 def _launch(
-    name: str, like: Tensor, programs: int, *args: Any, **constants: Any
+    kernel: Any, like: Tensor, programs: int, warps: int, *args: Any, **constants: Any
 ) -> None:
     # Triton launches on the current device, which need not be the tensor's.
     on_device = (
         torch.cuda.device(like.device) if like.is_cuda else contextlib.nullcontext()
     )
     with on_device:
-        kernel = getattr(_kernels(), name)
         # Fusion is stated because Triton's default for it changes in 3.10.
-        options = {"num_warps": CONFIG.num_warps, "enable_fp_fusion": True}
+        options = {"num_warps": warps, "enable_fp_fusion": True}
         kernel[(programs,)](*args, **constants, **options)
 
 
@@ -147,7 +122,175 @@ class _Grid:
 
     def tiles(self, width: int) -> int:
         """Tiles per row."""
-        return _ceil_div(self.plane, width)
+        return math.ceil(self.plane / width)
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """One kernel over some samples; `programs` is the number of programs for each."""
+
+    kernel: Any
+    programs: int
+    arguments: tuple[Any, ...]
+    constants: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A `pgd_step`, or with an `x_prev` an `apgd_step`, whatever it is launched with."""
+
+    norm: str
+    x: Tensor
+    x_prev: Tensor | None
+    x0: Tensor
+    grad: Tensor
+    z: Tensor | None
+    step_size: Tensor
+    eps: Tensor
+    mean: Tensor
+    std: Tensor
+    momentum: float
+    nonfinite: Tensor | None
+
+    def task(self) -> Task:
+        """What its tuned choice is kept by."""
+        tensors = (self.x, self.x0, self.grad, self.z)
+        return Task(
+            "pgd_step" if self.x_prev is None else "apgd_step",
+            self.norm,
+            "nchw" if self.x.is_contiguous() else "channels_last",
+            "-".join(
+                "none" if t is None else str(t.dtype).removeprefix("torch.")
+                for t in tensors
+            ),
+            power_of_two(self.x.shape[0]),
+            power_of_two(self.x[0].numel()),
+        )
+
+    def sample_bytes(self) -> int:
+        """Bytes of one sample that every pass of an L2 step reads."""
+        read = (self.x, self.x_prev, self.x0, self.grad)
+        size = sum(t.element_size() for t in read if t is not None)
+        return size * self.x[0].numel()
+
+    def scratch(self) -> _Step:
+        """The same step on copies."""
+        tensors = {k: v for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return replace(self, **{name: t.clone() for name, t in tensors.items()})
+
+    def passes(self, config: LaunchConfig) -> list[_Pass]:
+        """One for linf, two for L2, three for L2 with momentum."""
+        kernels = _load("_triton_kernels")
+        x, n = self.x, self.x.shape[0]
+        step, eps, mean, std = (
+            t.contiguous() for t in (self.step_size, self.eps, self.mean, self.std)
+        )
+        images = (x, self.x_prev, self.x0, self.grad)
+        grid = _Grid.of(x)
+        rows, tiles = grid.rows // n, grid.tiles(config.block)
+        block = {**grid.constants, "BLOCK": config.block}
+        written = (*images, self.z, step, eps, mean, std)
+        if self.norm == "linf":
+            rest = (self.nonfinite, self.momentum, grid.plane, tiles)
+            return [_Pass(kernels.step_linf, rows * tiles, (*written, *rest), block)]
+        width = config.width(x[0].numel())
+        sum_tiles = grid.tiles(width)
+        count = rows * sum_tiles
+        kinds = 3 if self.x_prev is None else 4
+        parts = torch.empty((kinds, n * count), dtype=torch.float64, device=x.device)
+        wide = {**block, "WIDTH": width}
+        block["PARTS"] = power_of_two(count)
+        sums = (x, self.x0, self.grad, std, self.nonfinite, parts)
+        sums += (grid.plane, sum_tiles, n * count)
+        passes = [_Pass(kernels.sums_l2, count, sums, wide)]
+        if self.x_prev is not None:
+            lengths = (*images, step, eps, std, self.momentum, parts, count)
+            lengths += (grid.plane, sum_tiles, n * count)
+            wide = {**wide, "PARTS": block["PARTS"]}
+            passes.append(_Pass(kernels.lengths_l2, count, lengths, wide))
+        move = (*written, self.momentum, parts, count, grid.plane, tiles, n * count)
+        passes.append(_Pass(kernels.move_l2, rows * tiles, move, block))
+        return passes
+
+    def run(self, config: LaunchConfig) -> None:
+        """Launch all passes, group of samples by group."""
+        x, n = self.x, self.x.shape[0]
+        passes = self.passes(config)
+        group = config.group(
+            n, self.sample_bytes(), _platform(x.device.index).cache_bytes
+        )
+        for first in range(0, n, group):
+            samples = min(group, n - first)
+            for each in passes:
+                _launch(
+                    each.kernel,
+                    x,
+                    samples * each.programs,
+                    config.num_warps,
+                    *each.arguments,
+                    first * each.programs,
+                    **each.constants,
+                )
+
+    def run_as_chosen(self) -> None:
+        """Launch with the tuned choice if there is one, else as reasoned."""
+        platform = _platform(self.x.device.index)
+        may_measure = _tuning.wanted() and not _capturing(self.x)
+        measure = (lambda: self.times(platform)) if may_measure else None
+        self.run(_tuning.choose(self.task(), platform, measure))
+
+    def times(self, platform: Platform) -> dict[LaunchConfig, float]:
+        """Milliseconds of the candidates that run, measured on copies of all tensors.
+
+        Empty when the device has no memory left for the copies.
+        """
+        errors = importlib.import_module("triton.errors")
+        tried = _tuning.candidates(
+            self.norm, self.x.shape[0], self.sample_bytes(), platform.cache_bytes
+        )
+        times = {}
+        try:
+            scratch = self.scratch()
+            for config in tried:
+                try:
+                    times[config] = _milliseconds(
+                        functools.partial(scratch.run, config), self.x
+                    )
+                except errors.TritonError as error:  # too many registers, ...
+                    _log.info("%s does not run here: %s", config, error)
+        except torch.OutOfMemoryError:
+            _log.warning("no memory left to tune %s; using the default", self.task())
+        return times
+
+
+def _milliseconds(run: Callable[[], None], like: Tensor) -> float:
+    """Median time, with a cold L2 cache: a network ran since these images were used."""
+    if not like.is_cuda:  # interpreted
+        start = time.perf_counter()
+        run()
+        return 1e3 * (time.perf_counter() - start)
+    testing = importlib.import_module("triton.testing")
+    with torch.cuda.device(like.device):
+        median: float = testing.do_bench(run, warmup=5, rep=20, return_mode="median")
+    return median
+
+
+def _capturing(like: Tensor) -> bool:
+    """Whether a CUDA graph is being captured, in which nothing can be measured."""
+    if not (like.is_cuda and torch.cuda.is_current_stream_capturing()):
+        return False
+    _warn_of_capture()
+    return True
+
+
+@functools.cache
+def _warn_of_capture() -> None:
+    _log.warning(
+        "%s=1: nothing is measured while a CUDA graph is captured; a step without a "
+        "choice on disk is captured as the default launches it. Run one before the "
+        "capture",
+        _tuning.ENV_VAR,
+    )
 
 
 def pgd_step(
@@ -163,54 +306,64 @@ def pgd_step(
     nonfinite: Tensor | None,
 ) -> None:
     """As `reference.pgd_step`, single pass for linf, two passes for l2."""
-    step, radius, mean, std = (t.contiguous() for t in (step_size, eps, mean, std))
-    grid = _Grid.of(x)
-    tiles = grid.tiles(CONFIG.block)
-    programs = grid.rows * tiles
-    constants = {**grid.constants, "BLOCK": CONFIG.block}
-    images = (x, x0, grad, z, step, radius, mean, std)
-    if norm == "linf":
-        _launch(
-            "step_linf", x, programs, *images, nonfinite, grid.plane, tiles, **constants
-        )
-        return
-    width = CONFIG.width(x[0].numel())
-    sum_tiles = grid.tiles(width)
-    total = grid.rows * sum_tiles
-    count = total // x.shape[0]
-    parts = torch.empty((3, total), dtype=torch.float64, device=x.device)
-    sums = (x, x0, grad, std, nonfinite, parts, grid.plane, sum_tiles, total)
-    _launch("sums_l2", x, total, *sums, **constants, WIDTH=width)
-    move = (*images, parts, count, grid.plane, tiles, total)
-    _launch("move_l2", x, programs, *move, **constants, PARTS=_power_of_two(count))
+    _Step(
+        norm, x, None, x0, grad, z, step_size, eps, mean, std, 1.0, nonfinite
+    ).run_as_chosen()
+
+
+def apgd_step(
+    x: Tensor,
+    x_prev: Tensor,
+    x0: Tensor,
+    grad: Tensor,
+    step_size: Tensor,
+    eps: Tensor,
+    momentum: float,
+    mean: Tensor,
+    std: Tensor,
+    norm: str,
+    z: Tensor | None,
+    nonfinite: Tensor | None,
+) -> None:
+    """As `reference.apgd_step`, single pass for linf, three passes for l2."""
+    _Step(
+        norm, x, x_prev, x0, grad, z, step_size, eps, mean, std, momentum, nonfinite
+    ).run_as_chosen()
 
 
 def ball_init(x0: Tensor, eps: Tensor, norm: str, seed: int, offset: int) -> Tensor:
     """As `reference.ball_init`, one pass for linf, two for l2."""
+    kernels, config = _load("_triton_start_kernels"), _tuning.DEFAULT
     n, c, h, w = x0.shape
     out = torch.empty_like(x0, dtype=torch.float32)
     radius = eps.contiguous()
     l2 = norm == "l2"
-    tiles = _ceil_div(h * w, CONFIG.block)
+    tiles = math.ceil(h * w / config.block)
     parts = torch.empty(n * tiles, dtype=torch.float64, device=x0.device)
     start = (out, x0, radius, parts, seed, offset, h * w, tiles)
-    constants = {**_Grid.of(x0).constants, "L2": l2, "BLOCK": CONFIG.block}
-    _launch("random_start", x0, n * tiles, *start, **constants)
+    constants = {**_Grid.of(x0).constants, "L2": l2, "BLOCK": config.block}
+    programs = n * tiles
+    _launch(kernels.random_start, x0, programs, config.num_warps, *start, **constants)
     if l2:
         row = c * h * w
-        blocks = _ceil_div(row, CONFIG.block)
+        blocks = math.ceil(row / config.block)
         scale = (out, x0, radius, parts, tiles, seed, offset, row, blocks)
-        constants = {"PARTS": _power_of_two(tiles), "BLOCK": CONFIG.block}
-        _launch("scale_start", x0, n * blocks, *scale, **constants)
+        constants = {"PARTS": power_of_two(tiles), "BLOCK": config.block}
+        programs = n * blocks
+        _launch(
+            kernels.scale_start, x0, programs, config.num_warps, *scale, **constants
+        )
     return out
 
 
 def normalize(x: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype) -> Tensor:
     """As `reference.normalize`."""
+    kernels, config = _load("_triton_kernels"), _tuning.DEFAULT
     z = torch.empty_like(x, dtype=dtype)
     grid = _Grid.of(x)
-    tiles = grid.tiles(CONFIG.block)
+    tiles = grid.tiles(config.block)
     args = (x, z, mean.contiguous(), std.contiguous(), grid.plane, tiles)
-    constants = {**grid.constants, "BLOCK": CONFIG.block}
-    _launch("normalize", x, grid.rows * tiles, *args, **constants)
+    constants = {**grid.constants, "BLOCK": config.block}
+    programs = grid.rows * tiles
+    _launch(kernels.normalize, x, programs, config.num_warps, *args, **constants)
     return z

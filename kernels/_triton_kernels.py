@@ -1,12 +1,16 @@
-"""The Triton kernels. Pointers and sizes only: no torch, no policy (see `_triton.py`).
+"""The Triton kernels of the steps. Pointers and sizes only: no torch, no policy.
 
-Importing this imports Triton, which fixes at that moment whether kernels are compiled
-or interpreted (TRITON_INTERPRET=1), so it happens at the first call.
+`_triton.py` launches them. Importing this imports Triton, which fixes at that moment
+whether kernels are compiled or interpreted (TRITON_INTERPRET=1), so it happens at the
+first call.
 
 Memory is walked in physical order. An image tensor is [rows, plane]: one row per
 (sample, channel) for NCHW, where a program has one channel, and one row per sample for
 channels_last, where the channel is the offset modulo C. Row bases are 64-bit, offsets
 in a row 32-bit. Sums are float64, tile by tile and then over tiles, in a fixed order.
+
+A launch may cover some samples of the batch only: `begin` is the number its first
+program has when the whole batch is launched at once.
 """
 # Triton infers the types of kernels from their arguments.
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
@@ -19,17 +23,28 @@ TINY = tl.constexpr(1e-30)  # as in reference.py
 LARGEST = tl.constexpr(3.4028234663852886e38)
 HIGH_255TH = tl.constexpr(2.0**-8 + 2.0**-16)
 LOW_255TH = tl.constexpr(1 / 255 - (2.0**-8 + 2.0**-16))
-UNIT = tl.constexpr(2.0**-24)
-TURN = tl.constexpr(6.283185307179586)
 
 
 @triton.jit
-def _locate(plane, tiles, C: tl.constexpr, LAST: tl.constexpr, WIDTH: tl.constexpr):
-    """This program's (sample, row, row base, first offset in the row)."""
-    tile = tl.program_id(0)
-    row = tile // tiles
+def _program(begin, BACKWARD: tl.constexpr):
+    """This program's number in the whole batch.
+
+    Backward, a pass begins where the pass before it ended: what that one read last is
+    in the cache still, while a forward pass over a batch larger than the cache would
+    find each tile just evicted.
+    """
+    n = tl.program_id(0)
+    return begin + (tl.num_programs(0) - 1 - n if BACKWARD else n)
+
+
+@triton.jit
+def _locate(
+    program, plane, tiles, C: tl.constexpr, LAST: tl.constexpr, WIDTH: tl.constexpr
+):
+    """A program's (sample, row, row base, first offset in the row)."""
+    row = program // tiles
     sample = row if LAST else row // C
-    return sample, row, row.to(tl.int64) * plane, (tile % tiles) * WIDTH
+    return sample, row, row.to(tl.int64) * plane, (program % tiles) * WIDTH
 
 
 @triton.jit
@@ -78,76 +93,130 @@ def _clip(value, low, high):
 
 
 @triton.jit
+def _load_images(x, x0, grad, at, mask):
+    """The state, the perturbation it is or has reached, clean image and gradient."""
+    state = tl.load(x + at, mask, other=0.0)
+    clean = _pixels(tl.load(x0 + at, mask, other=0))
+    raw = tl.load(grad + at, mask, other=0.0)
+    if state.dtype == tl.float16:
+        return state, state.to(tl.float32), clean, raw
+    else:
+        return state, state - clean, clean, raw
+
+
+@triton.jit
 def _ascent(grad, inv):
-    """The gradient in pixel units, non-finite elements zeroed, and their number."""
+    """The gradient in pixel units, non-finite elements zeroed, and where they are."""
     gx = grad.to(tl.float32) * inv
     finite = tl.abs(gx) <= LARGEST
-    return tl.where(finite, gx, 0.0), tl.sum(tl.where(finite, 0, 1))
+    return tl.where(finite, gx, 0.0), tl.where(finite, 0, 1)
 
 
 @triton.jit
 def _count(counter, bad):
+    """Add the number of non-finite elements to the caller's counter, if there is one."""
     if counter is not None:
-        tl.atomic_add(counter, bad.to(tl.int64), mask=bad > 0)
+        number = tl.sum(bad)
+        tl.atomic_add(counter, number.to(tl.int64), mask=number > 0)
+
+
+@triton.jit
+def _momentum(d, ahead, since, clean, share):
+    """Where momentum leads: to `ahead` (clipped to [0, 1]) and on along `since`.
+
+    `d` and `ahead` are perturbations, `since` is the last move, and `share` the weight
+    of the new direction.
+    """
+    ahead = _clip(clean + ahead, 0.0, 1.0) - clean
+    return d + share * (ahead - d) + (1.0 - share) * since
+
+
+@triton.jit
+def _toward_zero(d):
+    """float16 of the largest magnitude that `d` is not exceeded by.
+
+    Rounded to nearest and then stepped back where that was outward: one less in the
+    bits is one unit less in magnitude, whatever the sign.
+    """
+    half = d.to(tl.float16)
+    outward = tl.abs(half.to(tl.float32)) > tl.abs(d)
+    bits = half.to(tl.int16, bitcast=True) - outward.to(tl.int16)
+    return bits.to(tl.float16, bitcast=True)
+
+
+@triton.jit
+def _store_state(x, at, d, clean, mask):
+    """Write `d` the way state `x` holds it; return the image of what was written."""
+    if x.dtype.element_ty == tl.float16:
+        kept = _toward_zero(_clip(d, -clean, 1.0 - clean))
+        tl.store(x + at, kept, mask)
+        return _clip(clean + kept.to(tl.float32), 0.0, 1.0)
+    else:
+        image = _clip(clean + d, 0.0, 1.0)
+        tl.store(x + at, image, mask)
+        return image
 
 
 @triton.jit
 def _store_z(
-    z, at, x, mask, mean, inv, channel, C: tl.constexpr, LAST: tl.constexpr
+    z, at, image, mask, mean, inv, channel, C: tl.constexpr, LAST: tl.constexpr
 ):  # fmt: skip
     if z is not None:
-        scaled = (x - _per_channel(mean, channel, C, LAST, False)) * inv
+        scaled = (image - _per_channel(mean, channel, C, LAST, False)) * inv
         tl.store(z + at, scaled.to(z.dtype.element_ty), mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["begin"])
 def step_linf(
-    x, x0, grad, z, step, eps, mean, std, counter, plane, tiles,
+    x, x_prev, x0, grad, z, step, eps, mean, std, counter, share, plane, tiles, begin,
     C: tl.constexpr, LAST: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One linf step in place: one pass."""
-    sample, row, base, first = _locate(plane, tiles, C, LAST, BLOCK)
+    """One linf step in place, with momentum if there is an `x_prev`: one pass."""
+    program = _program(begin, False)
+    sample, row, base, first = _locate(program, plane, tiles, C, LAST, BLOCK)
     offsets = first + tl.arange(0, BLOCK)
     mask = offsets < plane
     at = base + offsets
-    old = tl.load(x + at, mask, other=0.0)
-    clean = _pixels(tl.load(x0 + at, mask, other=0))
-    raw = tl.load(grad + at, mask, other=0.0)
+    old, d, clean, raw = _load_images(x, x0, grad, at, mask)
     a = tl.load(step + sample).to(tl.float32)
     e = tl.load(eps + sample).to(tl.float32)
     channel = _channel(row, offsets, C, LAST)
     inv = _per_channel(std, channel, C, LAST, True)
     gx, bad = _ascent(raw, inv)
     move = tl.where(gx > 0, a, tl.where(gx < 0, -a, 0.0))
-    new = _clip(clean + _clip(old + move - clean, -e, e), 0.0, 1.0)
-    tl.store(x + at, new, mask)
-    _store_z(z, at, new, mask, mean, inv, channel, C, LAST)
+    moved = _clip(d + move, -e, e)
+    if x_prev is not None:
+        since = old - tl.load(x_prev + at, mask, other=0.0)
+        tl.store(x_prev + at, old, mask)
+        moved = _clip(_momentum(d, moved, since, clean, share), -e, e)
+    image = _store_state(x, at, moved, clean, mask)
+    _store_z(z, at, image, mask, mean, inv, channel, C, LAST)
     _count(counter, bad)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["begin"])
 def sums_l2(
-    x, x0, grad, std, counter, parts, plane, tiles, total,
+    x, x0, grad, std, counter, parts, plane, tiles, total, begin,
     C: tl.constexpr, LAST: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """First pass of L2: parts[3, total] gets |gx|^2, <d, gx>, |d|^2 of each tile."""
-    _, row, base, first = _locate(plane, tiles, C, LAST, WIDTH)
+    """First pass of L2: parts[:3, total] gets |gx|^2, <d, gx>, |d|^2 of each tile."""
+    program = _program(begin, False)
+    _sample, row, base, first = _locate(program, plane, tiles, C, LAST, WIDTH)
     gg = tl.zeros((BLOCK,), tl.float64)
     dg = tl.zeros((BLOCK,), tl.float64)
     dd = tl.zeros((BLOCK,), tl.float64)
-    bad = tl.program_id(0) * 0
-    for begin in range(0, WIDTH, BLOCK):
-        offsets = first + begin + tl.arange(0, BLOCK)
+    bad = tl.zeros((BLOCK,), tl.int32)
+    # Unrolled, a thread has the loads of four tiles in flight: 112 bytes at half
+    # precision instead of 28, for 80 registers, so three programs an SM and not four.
+    for tile in tl.range(0, WIDTH, BLOCK, loop_unroll_factor=4):
+        offsets = first + tile + tl.arange(0, BLOCK)
         mask = offsets < plane
-        at = base + offsets
-        old = tl.load(x + at, mask, other=0.0)
-        clean = _pixels(tl.load(x0 + at, mask, other=0))
-        raw = tl.load(grad + at, mask, other=0.0)
+        _old, delta, _clean, raw = _load_images(x, x0, grad, base + offsets, mask)
         inv = _per_channel(std, _channel(row, offsets, C, LAST), C, LAST, True)
         gx, more = _ascent(raw, inv)
-        g, d = gx.to(tl.float64), (old - clean).to(tl.float64)
+        g, d = gx.to(tl.float64), delta.to(tl.float64)
         gg, dg, dd, bad = gg + g * g, dg + d * g, dd + d * d, bad + more
-    part = parts + tl.program_id(0)
+    part = parts + program
     tl.store(part, tl.sum(gg))
     tl.store(part + total, tl.sum(dg))
     tl.store(part + 2 * total, tl.sum(dd))
@@ -161,34 +230,79 @@ def _sample_sum(parts, sample, count, PARTS: tl.constexpr):
 
 
 @triton.jit
-def move_l2(
-    x, x0, grad, z, step, eps, mean, std, parts, count, plane, tiles, total,
-    C: tl.constexpr, LAST: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Second pass of L2: add up the sample's `count` parts, then move."""
-    sample, row, base, first = _locate(plane, tiles, C, LAST, BLOCK)
-    offsets = first + tl.arange(0, BLOCK)
-    mask = offsets < plane
-    at = base + offsets
-    # The image loads come first: the sums below hide behind them.
-    old = tl.load(x + at, mask, other=0.0)
-    clean = _pixels(tl.load(x0 + at, mask, other=0))
-    raw = tl.load(grad + at, mask, other=0.0)
+def _shrink(length, e):
+    return tl.where(length > e, e / length, 1.0).to(tl.float32)
+
+
+@triton.jit
+def _scales(parts, total, sample, count, step, e, PARTS: tl.constexpr):
+    """What the gradient is multiplied by, and then the perturbation, to step in L2."""
     a = tl.load(step + sample).to(tl.float64)
-    e = tl.load(eps + sample).to(tl.float64)
     gg = _sample_sum(parts, sample, count, PARTS)
     dg = _sample_sum(parts + total, sample, count, PARTS)
     dd = _sample_sum(parts + 2 * total, sample, count, PARTS)
     scale = a / (tl.sqrt(gg) + TINY)
     length = tl.sqrt(tl.maximum(dd + 2 * scale * dg + scale * scale * gg, 0.0))
-    shrink = tl.where(length > e, e / length, 1.0).to(tl.float32)
+    return scale.to(tl.float32), _shrink(length, e)
+
+
+@triton.jit(do_not_specialize=["begin"])
+def lengths_l2(
+    x, x_prev, x0, grad, step, eps, std, share, parts, count, plane, tiles, total,
+    begin,
+    C: tl.constexpr, LAST: tl.constexpr, PARTS: tl.constexpr, WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Second pass of L2 with momentum: parts[3] gets each tile of |d|^2 before its
+    projection, which no sum of the first pass gives: the new direction was clipped.
+    """
+    program = _program(begin, True)
+    sample, row, base, first = _locate(program, plane, tiles, C, LAST, WIDTH)
+    e = tl.load(eps + sample).to(tl.float64)
+    scale, shrink = _scales(parts, total, sample, count, step, e, PARTS)
+    squares = tl.zeros((BLOCK,), tl.float64)
+    for tile in tl.range(0, WIDTH, BLOCK, loop_unroll_factor=4):
+        offsets = first + tile + tl.arange(0, BLOCK)
+        mask = offsets < plane
+        at = base + offsets
+        old, d, clean, raw = _load_images(x, x0, grad, at, mask)
+        since = old - tl.load(x_prev + at, mask, other=0.0)
+        inv = _per_channel(std, _channel(row, offsets, C, LAST), C, LAST, True)
+        gx, _ = _ascent(raw, inv)
+        moved = _momentum(d, (d + scale * gx) * shrink, since, clean, share)
+        wide = moved.to(tl.float64)
+        squares += wide * wide
+    tl.store(parts + 3 * total + program, tl.sum(squares))
+
+
+@triton.jit(do_not_specialize=["begin"])
+def move_l2(
+    x, x_prev, x0, grad, z, step, eps, mean, std, share, parts, count, plane, tiles,
+    total, begin,
+    C: tl.constexpr, LAST: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Last pass of L2: add up the sample's `count` parts, then move."""
+    program = _program(begin, x_prev is None)
+    sample, row, base, first = _locate(program, plane, tiles, C, LAST, BLOCK)
+    offsets = first + tl.arange(0, BLOCK)
+    mask = offsets < plane
+    at = base + offsets
+    # The image loads come first: the sums below hide behind them.
+    old, d, clean, raw = _load_images(x, x0, grad, at, mask)
+    e = tl.load(eps + sample).to(tl.float64)
+    scale, shrink = _scales(parts, total, sample, count, step, e, PARTS)
     channel = _channel(row, offsets, C, LAST)
     inv = _per_channel(std, channel, C, LAST, True)
     gx, _ = _ascent(raw, inv)
-    moved = ((old - clean) + scale.to(tl.float32) * gx) * shrink
-    new = _clip(clean + moved, 0.0, 1.0)
-    tl.store(x + at, new, mask)
-    _store_z(z, at, new, mask, mean, inv, channel, C, LAST)
+    moved = (d + scale * gx) * shrink
+    if x_prev is not None:
+        since = old - tl.load(x_prev + at, mask, other=0.0)
+        tl.store(x_prev + at, old, mask)
+        squared = _sample_sum(parts + 3 * total, sample, count, PARTS)
+        moved = _momentum(d, moved, since, clean, share)
+        moved *= _shrink(tl.sqrt(squared), e)
+    image = _store_state(x, at, moved, clean, mask)
+    _store_z(z, at, image, mask, mean, inv, channel, C, LAST)
 
 
 @triton.jit
@@ -197,109 +311,11 @@ def normalize(
     C: tl.constexpr, LAST: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """`(x - mean) / std`."""
-    _, row, base, first = _locate(plane, tiles, C, LAST, BLOCK)
+    program = tl.program_id(0)
+    _, row, base, first = _locate(program, plane, tiles, C, LAST, BLOCK)
     offsets = first + tl.arange(0, BLOCK)
     mask = offsets < plane
     values = _pixels(tl.load(x + base + offsets, mask, other=0))
     channel = _channel(row, offsets, C, LAST)
     inv = _per_channel(std, channel, C, LAST, True)
     _store_z(z, base + offsets, values, mask, mean, inv, channel, C, LAST)
-
-
-@triton.jit
-def _uniform(word):
-    return (word >> 8).to(tl.float32) * UNIT
-
-
-@triton.jit
-def _pair(w0, w1, L2: tl.constexpr):
-    """Two numbers from two words: uniform in [-1, 1), or normal (Box-Muller)."""
-    if L2:
-        radius = tl.sqrt_rn(-2.0 * tl.log(_uniform(w0) + UNIT))
-        angle = TURN * _uniform(w1)
-        return radius * tl.cos(angle), radius * tl.sin(angle)
-    else:
-        return 2.0 * _uniform(w0) - 1.0, 2.0 * _uniform(w1) - 1.0
-
-
-@triton.jit
-def _place(
-    out, x0, base, pixel, pixels, value, radius,
-    CHANNEL: tl.constexpr, C: tl.constexpr, LAST: tl.constexpr, L2: tl.constexpr,
-):  # fmt: skip
-    """Write one channel: the linf start, or the normal number, to be scaled later.
-
-    Returns its squares.
-    """
-    inside = (pixel < pixels) & (CHANNEL < C)
-    at = base + (pixel * C + CHANNEL if LAST else CHANNEL * pixels + pixel)
-    if L2:
-        tl.store(out + at, value, inside)
-    else:
-        clean = _pixels(tl.load(x0 + at, inside, other=0))
-        tl.store(out + at, _clip(clean + radius * value, 0.0, 1.0), inside)
-    kept = tl.where(inside, value, 0.0).to(tl.float64)
-    return kept * kept
-
-
-@triton.jit(do_not_specialize=["seed", "first_sample"])
-def random_start(
-    out, x0, eps, parts, seed, first_sample, pixels, tiles,
-    C: tl.constexpr, LAST: tl.constexpr, L2: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """One Philox call per (pixel, four channels); counters as in philox.py.
-
-    Writes the linf start, or for L2 normal numbers and each program's sum of squares.
-    """
-    sample = tl.program_id(0) // tiles
-    pixel = (tl.program_id(0) % tiles) * BLOCK + tl.arange(0, BLOCK)
-    number = first_sample.to(tl.uint64) + sample.to(tl.uint64)
-    zero = pixel * 0
-    low = (zero + (number & 0xFFFFFFFF).to(tl.uint32)).to(tl.uint32)
-    high = (zero + (number >> 32).to(tl.uint32)).to(tl.uint32)
-    radius = tl.load(eps + sample).to(tl.float32)
-    base = sample.to(tl.int64) * pixels * C
-    squares = tl.zeros((BLOCK,), tl.float64)
-    for group in tl.static_range((C + 3) // 4):
-        quad = (zero + group).to(tl.uint32)
-        w0, w1, w2, w3 = tl.philox(seed, pixel.to(tl.uint32), quad, low, high)
-        v0, v1 = _pair(w0, w1, L2)
-        v2, v3 = _pair(w2, w3, L2)
-        squares += _place(
-            out, x0, base, pixel, pixels, v0, radius, group * 4 + 0, C, LAST, L2
-        )
-        squares += _place(
-            out, x0, base, pixel, pixels, v1, radius, group * 4 + 1, C, LAST, L2
-        )
-        squares += _place(
-            out, x0, base, pixel, pixels, v2, radius, group * 4 + 2, C, LAST, L2
-        )
-        squares += _place(
-            out, x0, base, pixel, pixels, v3, radius, group * 4 + 3, C, LAST, L2
-        )
-    if L2:
-        tl.store(parts + tl.program_id(0), tl.sum(squares))
-
-
-@triton.jit(do_not_specialize=["seed", "first_sample"])
-def scale_start(
-    out, x0, eps, parts, count, seed, first_sample, row, tiles,
-    PARTS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Turn a sample of normal numbers into a uniform point of its L2 ball."""
-    sample = tl.program_id(0) // tiles
-    offsets = (tl.program_id(0) % tiles) * BLOCK + tl.arange(0, BLOCK)
-    mask = offsets < row
-    at = sample.to(tl.int64) * row + offsets
-    normal = tl.load(out + at, mask, other=0.0)
-    clean = _pixels(tl.load(x0 + at, mask, other=0))
-    squared = _sample_sum(parts, sample, count, PARTS)
-    number = first_sample.to(tl.uint64) + sample.to(tl.uint64)
-    low, high = (number & 0xFFFFFFFF).to(tl.uint32), (number >> 32).to(tl.uint32)
-    zero = low & 0
-    word, _, _, _ = tl.philox(seed, ~zero, zero, low, high)
-    # u^(1/d): float32 is enough, the exponent divides its error by d.
-    share = tl.exp(tl.div_rn(tl.log(_uniform(word) + UNIT), row * 1.0))
-    radius = tl.load(eps + sample).to(tl.float64) * share.to(tl.float64)
-    scale = (radius / tl.maximum(tl.sqrt(squared), TINY)).to(tl.float32)
-    tl.store(out + at, _clip(clean + scale * normal, 0.0, 1.0), mask)

@@ -1,4 +1,4 @@
-"""Operator schemas, argument checks, memory order, dispatch. No arithmetic.
+"""Operator schemas, memory order, dispatch. No arithmetic; checks are in arguments.py.
 
 Schemas are defined once, here; a backend only fills in values. Backends see tensors
 that are checked, on one device, and dense in one memory order (NCHW or channels_last),
@@ -7,13 +7,21 @@ so that an implementation walks flat memory; anything else is copied on the way 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from itertools import combinations
-
 import torch
 from torch import Tensor
 
+from fastadv.kernels.arguments import (
+    CLEAN,
+    ITERATE,
+    STATE,
+    WRITTEN,
+    check_image,
+    check_memory,
+    check_step,
+    check_vector,
+    memory_order,
+    per_sample,
+)
 from fastadv.kernels.registry import Operands, select
 from fastadv.threat import Norm, parse_norm
 
@@ -35,97 +43,6 @@ _library.define(
     "normalize(Tensor x, Tensor mean, Tensor std, ScalarType dtype) -> Tensor"
 )
 
-_STATE = (torch.float32, torch.float16, torch.float64)
-_ITERATE = (torch.float32, torch.float64)
-_CLEAN = (torch.uint8, torch.float32, torch.float64)
-_GRAD = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-# Operands a step writes. They may share memory with nothing else that it touches.
-_WRITTEN = ("x", "x_prev", "z")
-
-
-def _check_image(name: str, t: Tensor, dtypes: tuple[torch.dtype, ...]) -> None:
-    if t.dim() != 4:
-        raise ValueError(f"{name} has shape {list(t.shape)}; expected [N, C, H, W]")
-    if t.dtype not in dtypes:
-        accepted = ", ".join(str(d).removeprefix("torch.") for d in dtypes)
-        raise TypeError(f"{name} is {t.dtype}; accepted: {accepted}")
-
-
-def _check_like(name: str, t: Tensor, like: Tensor) -> None:
-    if t.shape != like.shape:
-        raise ValueError(
-            f"{name} has shape {list(t.shape)}; x has {list(like.shape)}: "
-            "they must agree"
-        )
-    if t.device != like.device:
-        raise ValueError(
-            f"{name} is on {t.device}, x on {like.device}; move one of them"
-        )
-
-
-def _check_vector(name: str, t: Tensor, length: int, like: Tensor) -> None:
-    if t.shape != (length,):
-        raise ValueError(f"{name} has shape {list(t.shape)}; expected [{length}]")
-    if not t.is_floating_point():
-        raise TypeError(f"{name} is {t.dtype}; expected a floating-point tensor")
-    if t.device != like.device:
-        raise ValueError(
-            f"{name} is on {t.device}, x on {like.device}; move one of them"
-        )
-
-
-def memory_order(t: Tensor) -> torch.memory_format | None:
-    """`contiguous_format` or `channels_last` if `t` is dense in it, else None."""
-    for order in (torch.contiguous_format, torch.channels_last):
-        if t.is_contiguous(memory_format=order):
-            return order
-    return None
-
-
-def _extent(t: Tensor) -> tuple[int, int]:
-    """First byte of `t` and the one after its last."""
-    last = sum((n - 1) * stride for n, stride in zip(t.shape, t.stride(), strict=True))
-    first = t.data_ptr()
-    return first, first + (last + 1) * t.element_size()
-
-
-def _overlap(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors surely share memory; what PyTorch asks of its own operators.
-
-    Extents that cross say so for dense tensors. Others may interleave (two slices of
-    one buffer), and then only those that begin at the same byte are known to overlap.
-    """
-    (first_a, end_a), (first_b, end_b) = _extent(a), _extent(b)
-    if first_a >= end_b or first_b >= end_a:
-        return False
-    return first_a == first_b or bool(memory_order(a) and memory_order(b))
-
-
-def _repeats(t: Tensor) -> bool:
-    """Whether two indices of `t` may name one address, as after `expand`."""
-    reach = 0
-    for stride, size in sorted(zip(t.stride(), t.shape, strict=True)):
-        if size > 1 and stride <= reach:
-            return True
-        reach += (size - 1) * stride
-    return False
-
-
-def _check_memory(images: Mapping[str, Tensor]) -> None:
-    for name in filter(images.__contains__, _WRITTEN):
-        if _repeats(images[name]):
-            raise ValueError(
-                f"{name} is written in place, but with strides "
-                f"{list(images[name].stride())} for shape {list(images[name].shape)} "
-                "its elements share memory; pass a .contiguous() copy"
-            )
-    for a, b in combinations(images, 2):
-        if (a in _WRITTEN or b in _WRITTEN) and _overlap(images[a], images[b]):
-            raise ValueError(
-                f"{a} and {b} share memory, and {a if a in _WRITTEN else b} is written "
-                "in place; pass a .clone() of one of them"
-            )
-
 
 def _run_step(op: str, images: dict[str, Tensor | None], **options: object) -> None:
     """Check the memory of a step's images, make them dense, run, copy back."""
@@ -134,11 +51,11 @@ def _run_step(op: str, images: dict[str, Tensor | None], **options: object) -> N
     x = present["x"]
     if x.numel() == 0:
         return
-    _check_memory(present)
+    check_memory(present)
     order = memory_order(x) or torch.contiguous_format
     dense = {name: t.contiguous(memory_format=order) for name, t in present.items()}
     getattr(backend, op)(**{**images, **dense}, **options)
-    for name in filter(present.__contains__, _WRITTEN):
+    for name in filter(present.__contains__, WRITTEN):
         if dense[name] is not present[name]:
             present[name].copy_(dense[name])
 
@@ -243,55 +160,6 @@ def _normalize_fake(x: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype) ->
     return torch.empty_like(x, dtype=dtype, memory_format=order)
 
 
-def per_sample(name: str, value: float | Tensor, like: Tensor) -> Tensor:
-    """A number, 0-d tensor or [N] tensor as one value per sample of `like`.
-
-    Numbers are checked; tensors are not read, which on a GPU would wait for it.
-
-    Raises:
-        ValueError: the number is negative or not finite, or the shape is not [N].
-        TypeError: a tensor of integers.
-    """
-    n = like.shape[0]
-    if not isinstance(value, Tensor):
-        if not (math.isfinite(value) and value >= 0):
-            raise ValueError(f"{name}={value} must be a finite number >= 0")
-        dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-        return torch.full((n,), float(value), device=like.device, dtype=dtype)
-    if value.dim() == 0:
-        value = value.to(like.device).expand(n).contiguous()
-    _check_vector(name, value, n, like)
-    return value
-
-
-def _check_step(
-    images: Mapping[str, Tensor],
-    state: tuple[torch.dtype, ...],
-    mean: Tensor,
-    std: Tensor,
-    z: Tensor | None,
-    nonfinite: Tensor | None,
-) -> None:
-    """Check everything a step takes but its two per-sample numbers."""
-    x = images["x"]
-    dtypes = {"x": state, "x_prev": state, "x0": _CLEAN, "grad": _GRAD, "z": _GRAD}
-    for name, image in {**images, **({} if z is None else {"z": z})}.items():
-        _check_image(name, image, dtypes[name])
-        _check_like(name, image, x)
-    for name, vector in (("mean", mean), ("std", std)):
-        _check_vector(name, vector, x.shape[1], x)
-    if nonfinite is not None:
-        if nonfinite.dtype != torch.int64 or nonfinite.shape != (1,):
-            raise TypeError(
-                f"nonfinite is {nonfinite.dtype} {list(nonfinite.shape)}; expected "
-                "int64 [1]"
-            )
-        if nonfinite.device != x.device:
-            raise ValueError(
-                f"nonfinite is on {nonfinite.device}, x on {x.device}; move one of them"
-            )
-
-
 def pgd_step_(
     x: Tensor,
     x0: Tensor,
@@ -350,7 +218,7 @@ def pgd_step_(
     Source:
         Madry et al. 2018 (PGD); Salman et al. 2020, `robustness` steps for L2.
     """
-    _check_step({"x": x, "x0": x0, "grad": grad}, _STATE, mean, std, z, nonfinite)
+    check_step({"x": x, "x0": x0, "grad": grad}, STATE, mean, std, z, nonfinite)
     torch.ops.fastadv.pgd_step_(
         x,
         x0,
@@ -428,7 +296,7 @@ def apgd_step_(
     if not 0 <= momentum <= 1:
         raise ValueError(f"momentum={momentum} must be a number in [0, 1]")
     images = {"x": x, "x_prev": x_prev, "x0": x0, "grad": grad}
-    _check_step(images, _ITERATE, mean, std, z, nonfinite)
+    check_step(images, ITERATE, mean, std, z, nonfinite)
     if x_prev.dtype != x.dtype:
         raise TypeError(f"x_prev is {x_prev.dtype}, x is {x.dtype}: they must agree")
     torch.ops.fastadv.apgd_step_(
@@ -465,7 +333,7 @@ def ball_init(
         float32 [N, C, H, W] in the memory layout of `x0`. Every backend draws the same
         numbers (see `philox.py`); values agree to float32 rounding.
     """
-    _check_image("x0", x0, _CLEAN)
+    check_image("x0", x0, CLEAN)
     radius = per_sample("eps", eps, x0)
     signed_seed = (int(seed) + 2**63) % 2**64 - 2**63  # the schema's int is signed
     out: Tensor = torch.ops.fastadv.ball_init(
@@ -488,8 +356,8 @@ def normalize(
     Returns:
         [N, C, H, W] in the memory layout of `x`.
     """
-    _check_image("x", x, _CLEAN)
+    check_image("x", x, CLEAN)
     for name, vector in (("mean", mean), ("std", std)):
-        _check_vector(name, vector, x.shape[1], x)
+        check_vector(name, vector, x.shape[1], x)
     out: Tensor = torch.ops.fastadv.normalize(x, mean, std, dtype)
     return out

@@ -21,7 +21,7 @@ Sums linf_tile(const Tile<float, C, G> t, float step, float eps, float momentum)
   const vf e = splat(eps);
   vf check{};  // 0 * NaN and 0 * infinity are NaN
   for_tile(t.size, t.period, [&](int64_t i, int64_t j, auto n) {
-    t.ask(i + kAhead), prefetch(t.x_prev, i + kAhead);
+    t.ask_ahead(i), prefetch(t.x_prev, i + kAhead);
     const vf inv = t.inv_std(j), gx = load(t.g + i, n) * inv;
     check += 0.0f * gx;
     const vf clean = load_pixels(t.x0 + i, n), d = load_delta(t.x + i, clean, n);
@@ -49,9 +49,8 @@ Sums blend_tile(const Tile<float, C, G> t, Move m, float momentum) {
 }
 
 template <typename C, typename G>
-Sums shrink_tile(const Tile<float, C, G> t, float shrink, int64_t ahead) {
+Sums shrink_tile(const Tile<float, C, G> t, float shrink) {
   for_tile(t.size, t.period, [&](int64_t i, int64_t j, auto n) {
-    t.ask(i + ahead);
     const vf clean = load_pixels(t.x0 + i, n), d = load_delta(t.x + i, clean, n);
     const vf v = store_delta(t.x + i, d * shrink, clean, n);
     t.z.put(i, v, t.mean(j), t.inv_std(j), n);
@@ -66,20 +65,18 @@ template <typename C, typename G> struct Step {
 
   explicit Step(const FaStep &a) : batch(a), passes(a.l2 ? 3 : 1), moves(a.n) {}
 
-  Sums run(int pass, int64_t n, int64_t k, int64_t ahead) const {
+  Sums run(int pass, int64_t n, int64_t k) const {
     const FaStep &a = batch.a;
     const Tile<float, C, G> tile = batch.tile(n, k);
     if (passes == 1) return linf_tile(tile, a.step[n], a.eps[n], a.momentum);
-    if (pass == 0) return sum_tile(tile, ahead);
+    if (pass == 0) return sum_tile(tile);
     return pass == 1 ? blend_tile(tile, moves[n], a.momentum)
-                     : shrink_tile(tile, moves[n].shrink, ahead);
+                     : shrink_tile(tile, moves[n].shrink);
   }
-  int64_t plan(int pass, int64_t n, const Sums &sums) {
+  void plan(int pass, int64_t n, const Sums &s) {
     const FaStep &a = batch.a;
-    if (pass == 1) return moves[n].shrink = shrink_to(a.eps[n], std::sqrt(sums.dd)), 0;
-    const Sums s = batch.checked(n, sums);
-    moves[n] = plan_move(s, a.step[n], a.eps[n]);
-    return s.bad;
+    if (pass == 0) moves[n] = plan_move(batch.checked(n, s), a.step[n], a.eps[n]);
+    else moves[n].shrink = shrink_to(a.eps[n], std::sqrt(s.dd));
   }
 };
 

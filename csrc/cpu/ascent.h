@@ -14,8 +14,8 @@ namespace {
 
 constexpr double kTiny = 1e-30;  // as TINY in kernels/reference.py
 
-// Elements from a load to the line it asks for in advance. A core that only loads reached 40
-// GB/s on two Zen 4 cores; asking 512 elements ahead made it 50, 256 or 1024 ahead 43.
+// Elements from a load to the line it asks for in advance. Two Zen 4 cores that only load reached
+// 40 GB/s; asking 512 elements ahead made it 50, 256 or 1024 ahead 43.
 constexpr int64_t kAhead = 512;
 
 inline vf to_box(vf v) { return clamp(v, splat(0.0f), splat(1.0f)); }
@@ -79,7 +79,9 @@ template <typename S, typename C, typename G> struct Tile {
 
   vf mean(int64_t j) const { return load(means + j, kLanes); }
   vf inv_std(int64_t j) const { return load(inv_stds + j, kLanes); }
-  void ask(int64_t i) const { prefetch(x, i), prefetch(x0, i), prefetch(g, i); }
+  void ask_ahead(int64_t i) const {
+    prefetch(x, i + kAhead), prefetch(x0, i + kAhead), prefetch(g, i + kAhead);
+  }
   double gradient(int64_t i) const { return to_float(g[i]) * inv_stds[i % period]; }
 
   int64_t count_bad() const {
@@ -89,22 +91,29 @@ template <typename S, typename C, typename G> struct Tile {
   }
 };
 
-// Elements that are not finite show in gg and are left to sum_tile_exactly.
-template <typename S, typename C, typename G>
-Sums sum_tile(const Tile<S, C, G> t, int64_t ahead) {
+template <typename Masked, typename S, typename C, typename G>
+Sums sum_tile_once(const Tile<S, C, G> t) {
   vf gg{}, dg{}, dd{};
   for_tile(t.size, t.period, [&](int64_t i, int64_t j, auto n) {
-    t.ask(i + ahead);
-    const vf gx = load(t.g + i, n) * t.inv_std(j);
+    t.ask_ahead(i);
+    vf gx = load(t.g + i, n) * t.inv_std(j);
+    if (Masked::value) gx = finite_or_zero(gx);
     const vf d = load_delta(t.x + i, load_pixels(t.x0 + i, n), n);
     gg += gx * gx;
     dg += d * gx;
     dd += d * d;
   });
-  return {sum(gg), sum(dg), sum(dd), 0};
+  return {sum(gg), sum(dg), sum(dd), Masked::value ? t.count_bad() : 0};
 }
 
-// As sum_tile, in double and one element at a time, and without the elements that are not finite.
+// An element that is not finite makes gg so: then the tile is summed again without it.
+template <typename S, typename C, typename G> Sums sum_tile(const Tile<S, C, G> t) {
+  const Sums s = sum_tile_once<std::false_type>(t);
+  return std::isfinite(s.gg) ? s : sum_tile_once<std::true_type>(t);
+}
+
+// As sum_tile, in double and one element at a time: for gradients whose squares leave the range of
+// float, which ordinary ones never do.
 template <typename S, typename C, typename G> Sums sum_tile_exactly(const Tile<S, C, G> t) {
   Sums s;
   for (int64_t i = 0; i < t.size; ++i) {
@@ -112,7 +121,6 @@ template <typename S, typename C, typename G> Sums sum_tile_exactly(const Tile<S
     const double d = delta_of(t.x[i], to_pixel(t.x0[i]));
     s.gg += a * a, s.dg += d * a, s.dd += d * d;
   }
-  s.bad = t.count_bad();
   return s;
 }
 
@@ -139,8 +147,7 @@ template <typename S, typename C, typename G> struct Batch {
             p.period, p.mean.data(), p.inv_std.data(), Output(a.z, a.z_dtype, i, past_caches)};
   }
 
-  // The sums of a sample, taken again where floats overflowed, lost digits or met an element
-  // that is not finite.
+  // The sums of a sample, taken again where floats overflowed or lost digits.
   Sums checked(int64_t n, const Sums &s) const {
     if (s.gg > 1e-24 * static_cast<double>(t.row) && s.gg < 1e30) return s;
     Sums again;
@@ -150,28 +157,27 @@ template <typename S, typename C, typename G> struct Batch {
 };
 
 // Threads over samples: a pass finds the sample in cache, and walks it in the other direction than
-// the one before, so that it begins with what that touched last. Meanwhile memory would be idle,
-// so the last pass asks for half of the next sample (batch 8: 38 to 44 GB/s; all of it: no more).
+// the one before, so that it begins with what that touched last. Measured on Zen 4 and not better:
+// the later pass asking for the next sample, or running in step with its sums; two cores sharing
+// a sample so that each half fits a second-level cache.
 template <typename Op> int64_t by_samples(Op &op) {
   const FaStep &a = op.batch.a;
   const Tiling &t = op.batch.t;
   int64_t bad = 0;
 #pragma omp parallel num_threads(a.threads) reduction(+ : bad)
   {
-    const int64_t me = omp_get_thread_num(), all = omp_get_num_threads();
-    const int64_t end = a.n * (me + 1) / all;
     std::vector<Sums> parts(t.tiles);
-    for (int64_t n = a.n * me / all; n < end; ++n) {
+#pragma omp for schedule(static)
+    for (int64_t n = 0; n < a.n; ++n) {
       for (int pass = 0; pass < op.passes; ++pass) {
-        const bool last = pass + 1 == op.passes;
         for (int64_t i = 0; i < t.tiles; ++i) {
           const int64_t k = pass % 2 ? t.tiles - 1 - i : i;
-          const bool next = last && pass > 0 && n + 1 < end && 2 * k < t.tiles;
-          parts[k] = op.run(pass, n, k, next ? t.row : kAhead);
+          parts[k] = op.run(pass, n, k);
         }
         Sums s;
         for (const Sums &part : parts) s += part;
-        bad += last ? s.bad : op.plan(pass, n, s);
+        bad += s.bad;
+        if (pass + 1 < op.passes) op.plan(pass, n, s);
       }
     }
   }
@@ -188,20 +194,20 @@ template <typename Op> int64_t by_tiles(Op &op) {
   for (int pass = 0; pass < op.passes; ++pass) {
 #pragma omp for schedule(static)
     for (int64_t k = 0; k < a.n * t.tiles; ++k)
-      parts[k] = op.run(pass, k / t.tiles, k % t.tiles, kAhead);
+      parts[k] = op.run(pass, k / t.tiles, k % t.tiles);
 #pragma omp single
     for (int64_t n = 0; n < a.n; ++n) {
       Sums s;
       for (int64_t k = 0; k < t.tiles; ++k) s += parts[n * t.tiles + k];
-      bad += pass + 1 == op.passes ? s.bad : op.plan(pass, n, s);
+      bad += s.bad;
+      if (pass + 1 < op.passes) op.plan(pass, n, s);
     }
   }
   return bad;
 }
 
-// Runs the passes of a step and counts its non-finite gradient elements. Op has `batch`,
-// `passes`, run(pass, sample, tile, ahead) -> Sums and, called between passes,
-// plan(pass, sample, sums) -> the elements that it found not finite.
+// Runs the passes of a step and counts its non-finite gradient elements. Op has `batch`, `passes`,
+// run(pass, sample, tile) -> Sums and, called between passes, plan(pass, sample, sums).
 template <typename Op> void run_passes(Op op) {
   const FaStep &a = op.batch.a;
   const bool whole = op.passes > 1 && (a.n % a.threads == 0 || a.n >= 4 * a.threads);

@@ -17,7 +17,7 @@
   int32_t ball_init(const FaInit &);            \
   int32_t normalize(const FaNormalize &);       \
   int32_t triad(const FaTriad &);               \
-  int32_t conv3x3(const FaConv3x3 &);           \
+  int32_t conv3x3(const FaConv3x3 &);              \
   }
 FA_DECLARE(fa_baseline)
 #if FA_X86

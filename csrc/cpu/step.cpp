@@ -6,10 +6,10 @@ namespace FA_ISA {
 namespace {
 
 template <typename S, typename C, typename G>
-Sums linf_tile(const Tile<S, C, G> t, float step, float eps, int64_t ahead) {
+Sums linf_tile(const Tile<S, C, G> t, float step, float eps) {
   vf check{};  // 0 * NaN and 0 * infinity are NaN
   for_tile(t.size, t.period, [&](int64_t i, int64_t j, auto n) {
-    t.ask(i + ahead);
+    t.ask_ahead(i);
     const vf inv = t.inv_std(j), gx = load(t.g + i, n) * inv;
     check += 0.0f * gx;
     const vf clean = load_pixels(t.x0 + i, n), d = load_delta(t.x + i, clean, n);
@@ -20,9 +20,8 @@ Sums linf_tile(const Tile<S, C, G> t, float step, float eps, int64_t ahead) {
 }
 
 template <typename S, typename C, typename G>
-Sums move_tile(const Tile<S, C, G> t, Move m, int64_t ahead) {
+Sums move_tile(const Tile<S, C, G> t, Move m) {
   for_tile(t.size, t.period, [&](int64_t i, int64_t j, auto n) {
-    t.ask(i + ahead);
     const vf inv = t.inv_std(j), gx = finite_or_zero(load(t.g + i, n) * inv);
     const vf clean = load_pixels(t.x0 + i, n), d = load_delta(t.x + i, clean, n);
     const vf v = store_delta(t.x + i, (d + m.scale * gx) * m.shrink, clean, n);
@@ -38,15 +37,13 @@ template <typename S, typename C, typename G> struct Step {
 
   explicit Step(const FaStep &a) : batch(a), passes(a.l2 ? 2 : 1), moves(a.n) {}
 
-  Sums run(int pass, int64_t n, int64_t k, int64_t ahead) const {
+  Sums run(int pass, int64_t n, int64_t k) const {
     const Tile<S, C, G> tile = batch.tile(n, k);
-    if (passes == 1) return linf_tile(tile, batch.a.step[n], batch.a.eps[n], ahead);
-    return pass == 0 ? sum_tile(tile, ahead) : move_tile(tile, moves[n], ahead);
+    if (passes == 1) return linf_tile(tile, batch.a.step[n], batch.a.eps[n]);
+    return pass == 0 ? sum_tile(tile) : move_tile(tile, moves[n]);
   }
-  int64_t plan(int, int64_t n, const Sums &sums) {
-    const Sums s = batch.checked(n, sums);
-    moves[n] = plan_move(s, batch.a.step[n], batch.a.eps[n]);
-    return s.bad;
+  void plan(int, int64_t n, const Sums &s) {
+    moves[n] = plan_move(batch.checked(n, s), batch.a.step[n], batch.a.eps[n]);
   }
 };
 

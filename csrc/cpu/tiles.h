@@ -3,8 +3,6 @@
 // Per-channel constants are laid out as a pattern whose period is a multiple of kLanes, so NCHW
 // and channels_last share one loop.
 #pragma once
-#include <omp.h>
-
 #include <algorithm>
 #include <numeric>
 #include <type_traits>

@@ -38,9 +38,20 @@ inline vf splat(float v) {
   return vf{v, v, v, v};
 #endif
 }
+// Two instructions; GCC 12 makes four of the comparisons if a bound is a constant.
 inline vf clamp(vf v, vf low, vf high) {
-  v = v < low ? low : v;
-  return v > high ? high : v;
+#if defined(__AVX512F__)
+  return reinterpret_cast<vf>(_mm512_maskz_min_ps(
+      0xFFFF, reinterpret_cast<__m512>(high),
+      _mm512_maskz_max_ps(0xFFFF, reinterpret_cast<__m512>(low), reinterpret_cast<__m512>(v))));
+#elif defined(__AVX2__)
+  return reinterpret_cast<vf>(
+      _mm256_min_ps(reinterpret_cast<__m256>(high),
+                    _mm256_max_ps(reinterpret_cast<__m256>(low), reinterpret_cast<__m256>(v))));
+#else
+  v = low > v ? low : v;
+  return high < v ? high : v;
+#endif
 }
 inline vu magnitude(vf v) { return reinterpret_cast<vu>(v) & 0x7FFFFFFFu; }
 constexpr uint32_t kInfinity = 0x7F800000u;  // bits
@@ -134,17 +145,21 @@ template <typename T> inline void prefetch(const T *p, int64_t i) {
   if (kLanes * sizeof(T) >= 64 || i * sizeof(T) % 64 == 0) __builtin_prefetch(p + i, 0, 2);
 }
 
-// Stores past the caches a whole vector whose address is a multiple of its size.
+// Stores past the caches a whole vector whose address is a multiple of its size. The barrier that
+// ends a parallel loop has a locked instruction, which orders such stores for other threads.
 template <typename T> inline void stream(T *p, vf v) {
   const auto bits = packed(p, v);
 #if defined(__AVX512F__)
-  if constexpr (sizeof bits == 64) return _mm512_stream_si512(reinterpret_cast<__m512i *>(p), reinterpret_cast<__m512i>(bits));
+  if constexpr (sizeof bits == 64)
+    return _mm512_stream_ps(reinterpret_cast<float *>(p), reinterpret_cast<__m512>(bits));
 #endif
 #if defined(__AVX__)
-  if constexpr (sizeof bits == 32) return _mm256_stream_si256(reinterpret_cast<__m256i *>(p), reinterpret_cast<__m256i>(bits));
+  if constexpr (sizeof bits == 32)
+    return _mm256_stream_ps(reinterpret_cast<float *>(p), reinterpret_cast<__m256>(bits));
 #endif
 #if defined(__x86_64__)
-  if constexpr (sizeof bits == 16) return _mm_stream_si128(reinterpret_cast<__m128i *>(p), reinterpret_cast<__m128i>(bits));
+  if constexpr (sizeof bits == 16)
+    return _mm_stream_ps(reinterpret_cast<float *>(p), reinterpret_cast<__m128>(bits));
 #endif
   std::memcpy(p, &bits, sizeof bits);
 }

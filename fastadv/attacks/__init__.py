@@ -1,7 +1,23 @@
-"""Attacks: what is maximised (`objectives`) and how (`pgd`)."""
+"""Attacks: what is maximised (`objectives`), how (`pgd`, `apgd`), and who judges."""
 
+from fastadv.attacks.apgd import APGD
+from fastadv.attacks.autoattack import Cascade, make_attack
+from fastadv.attacks.engine import AttackResult
 from fastadv.attacks.objectives import OBJECTIVES, Context, Objective
-from fastadv.attacks.pgd import PGD, AttackResult
+from fastadv.attacks.package import Budget, PackageAttack
+from fastadv.attacks.pgd import PGD
 from fastadv.threat import ThreatModel
 
-__all__ = ["OBJECTIVES", "PGD", "AttackResult", "Context", "Objective", "ThreatModel"]
+__all__ = [
+    "APGD",
+    "OBJECTIVES",
+    "PGD",
+    "AttackResult",
+    "Budget",
+    "Cascade",
+    "Context",
+    "Objective",
+    "PackageAttack",
+    "ThreatModel",
+    "make_attack",
+]

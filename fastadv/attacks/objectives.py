@@ -24,10 +24,13 @@ class Context:
         labels: int64 [N], the true classes (or the targets of a targeted attack).
         clean: outputs (logits [N, K] or embedding [N, D]) of the clean images, without
             gradient; present when the objective asks for it.
+        targets: int64 [N], the wrong class an untargeted attack heads for at present;
+            present when the objective asks for it.
     """
 
     labels: Tensor
     clean: Tensor | None = None
+    targets: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,8 @@ class Objective:
         per_sample: (outputs, context) -> loss [N] to be maximised.
         outputs: whether `outputs` are the logits or the penultimate embedding.
         needs_clean: whether `context.clean` must be filled; computed once per attack.
+        needs_targets: whether `context.targets` must be filled; only APGD does, with one
+            wrong class after another.
         flips_success: a targeted attack succeeds when the label *is* predicted.
         zero_at_clean: the gradient vanishes at the clean image (the distance to the
             clean output is minimal there), so the attack must start elsewhere.
@@ -48,6 +53,7 @@ class Objective:
     per_sample: Callable[[Tensor, Context], Tensor]
     outputs: Literal["logits", "features"] = "logits"
     needs_clean: bool = False
+    needs_targets: bool = False
     flips_success: bool = False
     zero_at_clean: bool = False
 
@@ -89,6 +95,26 @@ def dlr(logits: Tensor, context: Context) -> Tensor:
     return (other - true) / (top[:, 0] - top[:, 2] + 1e-12)
 
 
+def dlr_targeted(logits: Tensor, context: Context) -> Tensor:
+    """DLR towards one wrong class [N]; positive where it outranks the true class.
+
+    Source: Croce and Hein 2020, equation 7; needs at least four classes.
+    """
+    if context.targets is None:
+        raise ValueError("dlr_targeted heads for one wrong class: fill `targets`")
+    if logits.shape[1] < 4:
+        raise ValueError(
+            f"dlr_targeted needs at least 4 classes, got {logits.shape[1]}; use dlr "
+            "(from 3) or margin"
+        )
+    logits = logits.float()
+    true = logits.gather(1, context.labels[:, None]).squeeze(1)
+    target = logits.gather(1, context.targets[:, None]).squeeze(1)
+    top = logits.topk(4, dim=1).values
+    scale = top[:, 0] - (top[:, 2] + top[:, 3]) / 2
+    return (target - true) / (scale + 1e-12)
+
+
 def kl_to_clean(logits: Tensor, context: Context) -> Tensor:
     """KL divergence [N] from the clean prediction (TRADES). Source: Zhang 2019."""
     clean = _clean(context).float().softmax(1)
@@ -127,6 +153,10 @@ OBJECTIVES = {
         ),
     )
 }
+
+
+# Not among the names: only an attack that chooses targets can use it.
+DLR_TARGETED = Objective("dlr_targeted", dlr_targeted, needs_targets=True)
 
 
 def get_objective(objective: str | Objective) -> Objective:

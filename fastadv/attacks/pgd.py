@@ -1,53 +1,35 @@
 """Projected gradient descent on the fused kernels: how an objective is maximised.
 
-One attack step is the network's input gradient and one fused kernel. The gradient is
-taken at the normalised input, in the frozen and folded `AttackView`, so no weight
-gradient is ever computed and nothing of the model changes. The loop never waits for the
-device.
+One attack step is the network's input gradient (see `engine.py`) and one fused kernel.
+The loop never waits for the device.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from fastadv.attacks.objectives import Context, Objective, get_objective, succeeded
-from fastadv.kernels import ball_init, normalize, pgd_step_
-from fastadv.kernels.ops import memory_order
+from fastadv.attacks.compiled import CompileMode, CompileReport, Runner
+from fastadv.attacks.engine import (
+    AttackResult,
+    GradientAttack,
+    check_counts,
+    worse_of,
+)
+from fastadv.attacks.objectives import Context, Objective
+from fastadv.kernels import normalize, pgd_step_
+from fastadv.kernels.arguments import memory_order, per_sample
+from fastadv.kernels.registry import forced_backend
 from fastadv.models.view import AttackView
 from fastadv.threat import ThreatModel
 
-_MASK64 = 2**64 - 1
-# Where a random start is needed although none was asked for (see `zero_at_clean`), this
-# share of eps is used: far enough for a gradient, too near to change the result.
-_NUDGE = 0.01
 
-
-@dataclass(frozen=True)
-class AttackResult:
-    """What an attack found.
-
-    Attributes:
-        x_adv: float32 [N, C, H, W] in [0, 1], within eps of the clean images.
-        success: bool [N]; for a targeted objective, the target is predicted.
-        loss: float32 [N], the objective at `x_adv`.
-        nonfinite: int64 [1], gradient elements that were not finite and moved nothing,
-            over all steps and restarts. Where it is not zero the attack is weaker than
-            it looks.
-    """
-
-    x_adv: Tensor
-    success: Tensor
-    loss: Tensor
-    nonfinite: Tensor
-
-
-class PGD:
+class PGD(GradientAttack):
     """Projected gradient ascent within a threat model.
 
     Args:
@@ -65,6 +47,12 @@ class PGD:
         seed: of the random starts; the same seed gives the same result.
         bn_mode: BatchNorm in `"eval"` (default) or `"train"` mode while attacking.
         dtype: compute dtype of the network; None keeps the model's.
+        compile: how the steps are run, for an `AttackView` that is attacked again and
+            again: `"off"`, one by one; `"inductor"`, with the network compiled by
+            `torch.compile`; `"graph"`, recorded as one CUDA graph (which keeps the
+            memory of a batch); `"full"`, both; `"auto"`, a graph on CUDA, else off.
+            Where that cannot be had, steps run one by one and the reason is logged
+            once; see `compile_report`.
 
     Raises:
         ValueError: a number out of range, or restarts without a random start.
@@ -91,10 +79,9 @@ class PGD:
         seed: int = 0,
         bn_mode: Literal["eval", "train"] = "eval",
         dtype: torch.dtype | None = None,
+        compile: CompileMode = "auto",
     ) -> None:
-        for name, value in (("num_steps", num_steps), ("num_restarts", num_restarts)):
-            if value < 1:
-                raise ValueError(f"{name}={value} must be at least 1")
+        check_counts(num_steps=num_steps, num_restarts=num_restarts)
         if num_restarts > 1 and not random_start:
             raise ValueError(
                 f"num_restarts={num_restarts} without random_start would repeat the "
@@ -106,16 +93,19 @@ class PGD:
             step_size = threat.eps * 2 / min(num_steps, 3)
         if not (math.isfinite(step_size) and step_size >= 0):
             raise ValueError(f"step_size={step_size} must be a finite number >= 0")
-        self.threat = threat
+        super().__init__(
+            threat,
+            objective,
+            num_restarts=num_restarts,
+            random_start=random_start,
+            seed=seed,
+            bn_mode=bn_mode,
+            dtype=dtype,
+        )
         self.num_steps = num_steps
         self.step_size = float(step_size)
-        self.random_start = random_start
-        self.num_restarts = num_restarts
-        self.objective = get_objective(objective)
         self.keep = keep
-        self.seed = seed
-        self.bn_mode: Literal["eval", "train"] = bn_mode
-        self.dtype = dtype
+        self._runner = Runner(compile)
 
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, *, offset: int = 0
@@ -133,8 +123,8 @@ class PGD:
         Raises:
             ValueError: images outside [0, 1], or shapes that do not fit.
         """
-        view = self._view(model)
-        self._check(x, y)
+        view = self.prepare(model)
+        self._check(view, x, y)
         layout = memory_order(x) or torch.contiguous_format
         x_nat = x.detach().contiguous(memory_format=torch.channels_last)
         context = self._context(view, x_nat, y)
@@ -142,10 +132,12 @@ class PGD:
         best: AttackResult | None = None
         for restart in range(self.num_restarts):
             start = self._start(x_nat, self.seed, restart, offset)
-            for found in self._run(view, x_nat, start, context, nonfinite):
-                best = found if best is None else _worse_of(best, found)
+            found = AttackResult(
+                *self._run(model, view, x_nat, start, context, nonfinite)
+            )
+            best = found if best is None else worse_of(best, found)
         if best is None:
-            raise AssertionError("an attack of at least one step yields an iterate")
+            raise AssertionError("an attack has at least one restart")
         x_adv = best.x_adv.contiguous(memory_format=layout)
         return replace(best, x_adv=x_adv)
 
@@ -165,156 +157,105 @@ class PGD:
         Returns:
             (x_adv float32 [N, C, H, W] in [0, 1], z float32, both channels_last).
         """
-        view = self._view(model)
+        view = self.prepare(model)
+        self._check(view, x, y, values=False)
         x_nat = x.detach().contiguous(memory_format=torch.channels_last)
         context = self._context(view, x_nat, y)
         start = self._start(x_nat, self.seed if seed is None else seed, 0, offset)
-        z = self._normalized(view, start)
-        for _ in range(self.num_steps):
-            grad, _, _ = self._gradient(view, z, context)
-            self._step(view, x_nat, start, z, grad)
-        return start, z
+        x_adv, z = self._run(model, view, x_nat, start, context, None)
+        return x_adv, z
+
+    def compile_report(self) -> CompileReport:
+        """How the batches so far were run, and how often that was compiled for."""
+        return self._runner.report()
 
     # ---- parts ----
 
-    def _view(self, model: nn.Module) -> AttackView:
-        if isinstance(model, AttackView):
-            wanted = self.dtype or model.dtype
-            if (model.mode, model.dtype) != (self.bn_mode, wanted):
-                raise ValueError(
-                    f"the view has mode {model.mode!r} and {model.dtype}, the attack "
-                    f"wants {self.bn_mode!r} and {wanted}; give the view the same mode "
-                    "and dtype, or give the attack the model"
-                )
-            return model
-        return AttackView(model, mode=self.bn_mode, dtype=self.dtype)
-
-    @staticmethod
-    def _check(x: Tensor, y: Tensor) -> None:
-        if x.dim() != 4 or y.shape != (x.shape[0],):
-            raise ValueError(
-                f"x has shape {list(x.shape)} and y {list(y.shape)}; expected "
-                "[N, C, H, W] and [N]"
-            )
-        if x.is_floating_point() and x.numel():
-            low, high = (v.item() for v in torch.aminmax(x))
-            if not (low >= 0 and high <= 1):
-                raise ValueError(
-                    f"x has values in [{low:.3g}, {high:.3g}]; attacks need images in "
-                    "[0, 1]. Remove Normalize from the transform and give mean/std to "
-                    "NormalizedModel."
-                )
-
-    def _outputs(self, view: AttackView, z: Tensor) -> Tensor:
-        return view.features(z) if self.objective.outputs == "features" else view(z)
-
-    @torch.no_grad()
-    def _context(self, view: AttackView, x_nat: Tensor, y: Tensor) -> Context:
-        if not self.objective.needs_clean:
-            return Context(y)
-        return Context(y, self._outputs(view, self._normalized(view, x_nat)))
-
-    @staticmethod
-    def _normalized(view: AttackView, x: Tensor) -> Tensor:
-        mean, std = view.statistics(x.shape[1])
-        z: Tensor = normalize(x, mean=mean, std=std, dtype=view.dtype)
-        return z
-
-    def _start(self, x_nat: Tensor, seed: int, restart: int, offset: int) -> Tensor:
-        eps = self.threat.eps
-        if not self.random_start:
-            if not self.objective.zero_at_clean:
-                if x_nat.dtype == torch.uint8:
-                    return x_nat.to(torch.float32).div_(255)
-                return x_nat.to(torch.float32, copy=True)
-            eps *= _NUDGE
-        # Golden-ratio increments: restarts of one seed are far apart in the key space.
-        key = (seed + restart * 0x9E3779B97F4A7C15) & _MASK64
-        start: Tensor = ball_init(
-            x_nat, norm=self.threat.norm, eps=eps, seed=key, offset=offset
-        )
-        return start
-
-    def _gradient(
-        self, view: AttackView, z: Tensor, context: Context
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Input gradient [N, C, H, W] at `z`, per-sample loss [N], and the outputs."""
-        with torch.enable_grad():
-            outputs = self._outputs(view, z.requires_grad_())
-            loss = self.objective.per_sample(outputs, context)
-            (grad,) = torch.autograd.grad(loss.sum(), z)
-        z.requires_grad_(False)
-        return grad, loss.detach(), outputs.detach()
-
-    def _step(
-        self,
-        view: AttackView,
-        x_nat: Tensor,
-        x: Tensor,
-        z: Tensor,
-        grad: Tensor,
-        nonfinite: Tensor | None = None,
-    ) -> None:
-        """Overwrite the iterate `x` and its normalised image `z`, in one kernel."""
-        mean, std = view.statistics(x.shape[1])
-        with torch.no_grad():
-            pgd_step_(
-                x,
-                x_nat,
-                grad,
-                norm=self.threat.norm,
-                step_size=self.step_size,
-                eps=self.threat.eps,
-                mean=mean,
-                std=std,
-                z=z,
-                nonfinite=nonfinite,
-            )
-
     def _run(
         self,
+        model: nn.Module,
+        view: AttackView,
+        x_nat: Tensor,
+        start: Tensor,
+        context: Context,
+        nonfinite: Tensor | None,
+    ) -> tuple[Tensor, ...]:
+        """What `_steps` finds, run as `compile` says."""
+        mean, std = view.statistics(start.shape[1])
+
+        def steps(
+            x_nat: Tensor,
+            x: Tensor,
+            labels: Tensor,
+            clean: Tensor | None,
+            mean: Tensor,
+            std: Tensor,
+            nonfinite: Tensor | None,
+        ) -> tuple[Tensor, ...]:
+            context = Context(labels, clean)
+            return self._steps(view, x_nat, x, context, mean, std, nonfinite)
+
+        return self._runner.run(
+            view,
+            steps,
+            (x_nat, start, context.labels, context.clean, mean, std, nonfinite),
+            reused=view is model,
+            constants=(
+                self.threat,
+                self.num_steps,
+                self.step_size,
+                self.objective,
+                self.keep,
+                forced_backend(),
+            ),
+        )
+
+    def _steps(
+        self,
         view: AttackView,
         x_nat: Tensor,
         x: Tensor,
         context: Context,
-        nonfinite: Tensor,
-    ) -> Iterator[AttackResult]:
-        """Yield the judged iterates from `x` that `keep` lets compete: the last, or all."""
-        z = self._normalized(view, x)
+        mean: Tensor,
+        std: Tensor,
+        nonfinite: Tensor | None,
+    ) -> tuple[Tensor, ...]:
+        """All steps from the iterate `x`, overwritten: a function of tensors, to record.
+
+        Returns:
+            With a counter `nonfinite`, the fields of the `AttackResult` of the iterate
+            that `keep` chooses; without, the last iterate and its normalised image.
+        """
+        z = normalize(x, mean=mean, std=std, dtype=view.dtype)
+        step = partial(
+            pgd_step_,
+            x,
+            x_nat,
+            norm=self.threat.norm,
+            step_size=per_sample("step_size", self.step_size, x),
+            eps=per_sample("eps", self.threat.eps, x),
+            mean=mean,
+            std=std,
+            z=z,
+            nonfinite=nonfinite,
+        )
+        best: AttackResult | None = None
         for _ in range(self.num_steps):
             grad, loss, outputs = self._gradient(view, z, context)
-            if self.keep == "best":
-                yield self._judge(view, x.clone(), z, context, nonfinite, outputs, loss)
-            self._step(view, x_nat, x, z, grad, nonfinite)
-        yield self._judge(view, x, z, context, nonfinite)
+            if nonfinite is not None and self.keep == "best":
+                found = self._judge(
+                    view, x.clone(), z, context, nonfinite, outputs, loss
+                )
+                best = found if best is None else worse_of(best, found)
+            step(grad)
+        if nonfinite is None:
+            return x, z
+        last = self._judge(view, x, z, context, nonfinite)
+        best = last if best is None else worse_of(best, last)
+        return best.x_adv, best.success, best.loss, best.nonfinite
 
-    @torch.no_grad()
-    def _judge(
-        self,
-        view: AttackView,
-        x: Tensor,
-        z: Tensor,
-        context: Context,
-        nonfinite: Tensor,
-        outputs: Tensor | None = None,
-        loss: Tensor | None = None,
-    ) -> AttackResult:
-        if outputs is None:
-            outputs = self._outputs(view, z)
-        if loss is None:
-            loss = self.objective.per_sample(outputs, context)
-        logits = view(z) if self.objective.outputs == "features" else outputs
-        success = succeeded(logits, context, self.objective)
-        return AttackResult(x, success, loss.float(), nonfinite)
-
-
-def _worse_of(a: AttackResult, b: AttackResult) -> AttackResult:
-    """Per sample, the one that succeeded; if both or neither did, the higher loss."""
-    take = (b.success & ~a.success) | ((b.success == a.success) & (b.loss > a.loss))
-    x_adv = torch.where(take.view(-1, 1, 1, 1), b.x_adv, a.x_adv)
-    return AttackResult(
-        x_adv,
-        torch.where(take, b.success, a.success),
-        torch.where(take, b.loss, a.loss),
-        b.nonfinite,
-    )
+    def _forward(
+        self, view: AttackView, z: Tensor, context: Context
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        eager = partial(super()._forward, view)
+        return self._runner.forward(view, eager, z, context)

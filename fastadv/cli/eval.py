@@ -1,29 +1,39 @@
-"""fastadv-eval: clean accuracy, and accuracy under PGD, of a checkpoint on a data set."""
+"""fastadv-eval: clean accuracy, and accuracy under attack, of a checkpoint on a data set."""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import arg
 
 from fastadv.cli import common
-from fastadv.errors import ConfigError
+from fastadv.errors import ConfigError, unknown_name
 from fastadv.threat import ThreatModel
-from fastadv.training.config import NormName, Pixels
+from fastadv.training.config import CompileName, NormName, Pixels
+
+if TYPE_CHECKING:
+    from fastadv.data import Batch, DatasetSplits, Loader
+    from fastadv.evaluation import Attack, Evaluation
+    from fastadv.transfer.source import Source
 
 PROG = "fastadv-eval"
+# Of `fastadv.attacks.autoattack`, which would import torch for --help; a test compares.
+ATTACKS = ("pgd", "autoattack", "apgd-ce", "apgd-dlr", "apgd-t", "fab", "square")
+_PGD_STEPS, _APGD_STEPS = 20, 100
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalCommand:
     """Measure clean and robust accuracy, with 95 % confidence intervals.
 
-    The attack is PGD with random starts; an image counts as robust when it is classified
-    correctly and no iterate of any restart changes that.
+    An image counts as robust when it is classified correctly and no attack changes that.
+    --attack pgd is quick; --attack autoattack is the field's standard: APGD-CE, APGD-T,
+    FAB-T and Square in turn, each on the images that survived those before it.
     """
 
     checkpoint: Annotated[str, arg(aliases=["--source", "--model-path"])]
@@ -38,48 +48,86 @@ class EvalCommand:
     """Norm of the attack; default that of the checkpoint's training, else l2."""
     eps: Pixels | None = None
     """Radius in pixel units; default that of the checkpoint's training; 0: no attack."""
-    num_steps: Annotated[int, arg(aliases=["--attack-steps"])] = 20
-    """PGD steps per restart."""
+    attack: Annotated[str, arg(metavar="{" + ",".join(ATTACKS) + "}")] = "pgd"
+    """Which attack; fab and square need the package pyautoattack."""
+    judge: Literal["fastadv", "package"] = "fastadv"
+    """Whose APGD: ours on the fused kernels, or all of it pyautoattack's."""
+    num_steps: Annotated[int | None, arg(aliases=["--attack-steps"])] = None
+    """Gradient steps per run; default 20 for pgd, 100 for the others."""
     step_size: Annotated[Pixels | None, arg(aliases=["--attack-lr"])] = None
-    """Length of a step in pixel units; default 2.5 eps / num_steps."""
+    """Length of a PGD step in pixel units; default 2.5 eps / num_steps."""
     num_restarts: int = 1
     """Random restarts; the worst counts."""
+    num_targets: int = 9
+    """Wrong classes that apgd-t and fab head for, the likeliest first."""
+    num_queries: int = 5000
+    """Forward passes of square."""
     objective: Literal["cross_entropy", "margin", "dlr"] = "cross_entropy"
-    """What the attack maximises."""
+    """What PGD maximises."""
     num_images: int | None = None
     """Evaluate a stratified, seeded subset of so many images."""
     batch_size: int = 64
-    """Images per batch; does not change the result."""
+    """Images per batch; changes the result of what pyautoattack runs alone."""
     seed: int = 0
     """Of the subset and the random starts."""
     device: str = "auto"
     """cpu, cuda, cuda:1, ...; auto takes a GPU when there is one."""
+    compile: CompileName = "auto"
+    """How the steps of pgd run; see fastadv-train."""
     backend: str = "auto"
     """Kernel backend (see fastadv-doctor)."""
     workers: int | None = None
     """Decoding threads or processes; default one per core, at most 8."""
     on_bad_image: Literal["skip", "fail"] = "skip"
     """skip: count, name and replace by one of its class; fail: stop."""
+    out: Annotated[str | None, arg(aliases=["--out-dir"])] = None
+    """Folder for the verdicts on finished batches, from which --resume goes on."""
+    resume: bool = False
+    """Continue the evaluation in --out."""
     json: bool = False
     """Print one JSON object instead of lines."""
 
     def __post_init__(self) -> None:
-        names = ("resolution", "num_steps", "num_restarts", "num_images", "batch_size")
-        for name in names:
+        if self.attack not in ATTACKS:
+            raise ConfigError(unknown_name("--attack", self.attack, ATTACKS))
+        if self.attack == "pgd" and self.judge == "package":
+            raise ConfigError(
+                "--judge package has no pgd; use --attack autoattack or apgd-ce with it"
+            )
+        own = self.step_size is not None or self.objective != "cross_entropy"
+        if self.attack != "pgd" and own:
+            raise ConfigError(
+                f"--step-size and --objective are pgd's, {self.attack} chooses its own; "
+                "leave them out, or use --attack pgd"
+            )
+        if self.resume and self.out is None:
+            raise ConfigError("--resume needs --out, the folder of what to continue")
+        names = ("resolution", "num_steps", "num_restarts", "num_targets")
+        for name in (*names, "num_queries", "num_images", "batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 flag = name.replace("_", "-")
                 raise ConfigError(f"--{flag} {value} must be at least 1")
+
+    @property
+    def steps(self) -> int:
+        """`num_steps`, or the default of the attack."""
+        return self.num_steps or (_PGD_STEPS if self.attack == "pgd" else _APGD_STEPS)
+
+    def pgd_step_size(self, eps: float) -> float:
+        """`step_size`, or its default."""
+        return 2.5 * eps / self.steps if self.step_size is None else self.step_size
 
 
 def evaluate_checkpoint(command: EvalCommand) -> dict[str, Any]:
     """Run the evaluation; plain values, accuracies as shares in [0, 1]."""
     import torch
 
-    from fastadv.attacks import PGD
+    from fastadv import __version__
     from fastadv.data import make_loader, open_dataset, subset
     from fastadv.environment import resolve_device
     from fastadv.evaluation import evaluate
+    from fastadv.journal import Journal
     from fastadv.kernels import use_backend
     from fastadv.transfer.source import open_source
 
@@ -88,10 +136,59 @@ def evaluate_checkpoint(command: EvalCommand) -> dict[str, Any]:
     resolution = command.resolution or source.resolution
     splits = open_dataset(command.data, resolution=resolution)
     model = source.load().to(device).to(memory_format=torch.channels_last)
+    _check_same_classes(source, model.num_classes, splits)
+    threat = _threat(command, source.norm, source.eps)
+    threat.check_side(resolution)
+    doubt = threat.doubt(resolution)
+    if doubt:
+        logging.getLogger(__name__).warning(doubt)
+    attack = _attack(command, threat, model.num_classes)
+    images = subset(splits.test, command.num_images, command.seed)
+    loader = make_loader(
+        images,
+        batch_size=command.batch_size,
+        resolution=resolution,
+        train=False,
+        augment=source.augment,
+        device=device,
+        workers=command.workers,
+        on_bad_image=command.on_bad_image,
+    )
+    about: dict[str, Any] = {
+        "checkpoint_sha256": source.digest,
+        "arch": source.arch,
+        "data": splits.name,
+        "resolution": resolution,
+        "seed": command.seed,
+    } | _settings(command, threat)
+    journal = None
+    if command.out is not None:
+        depends = {
+            "data_fingerprint": images.fingerprint,
+            "augment": source.augment,
+            "batch_size": command.batch_size,
+            "fastadv": __version__,
+        }
+        folder = Path(command.out).expanduser()
+        journal = Journal(folder, about | depends, resume=command.resume)
+    with use_backend(command.backend):
+        found = evaluate(
+            model, _shown(loader), attack, checks=attack is not None, journal=journal
+        )
+    result = {"checkpoint": str(source.file)} | about | _numbers(found)
+    result["bad_images"] = len(loader.bad_images)
+    if journal is not None:
+        journal.finish(result)
+    return result
+
+
+def _check_same_classes(
+    source: Source, num_classes: int, splits: DatasetSplits
+) -> None:
     classes = splits.test.classes
-    if model.num_classes != len(classes):
+    if num_classes != len(classes):
         raise ConfigError(
-            f"{source.file} has {model.num_classes} classes, {splits.name} has "
+            f"{source.file} has {num_classes} classes, {splits.name} has "
             f"{len(classes)}; evaluate on the data it was trained for, or use "
             "fastadv-transfer"
         )
@@ -104,62 +201,101 @@ def evaluate_checkpoint(command: EvalCommand) -> dict[str, Any]:
             f"{ours!r} stands where the data has {theirs!r}; evaluate on the data it was "
             "trained for, or use fastadv-transfer"
         )
-    threat = _threat(command, source.norm, source.eps)
-    threat.check_side(resolution)
-    doubt = threat.doubt(resolution)
-    if doubt:
-        logging.getLogger(__name__).warning(doubt)
-    images = subset(splits.test, command.num_images, command.seed)
-    loader = make_loader(
-        images,
-        batch_size=command.batch_size,
-        resolution=resolution,
-        train=False,
-        augment=source.augment,
-        device=device,
-        workers=command.workers,
-        on_bad_image=command.on_bad_image,
-    )
-    attack = None
-    if threat.eps > 0:
-        attack = PGD(
+
+
+def _attack(
+    command: EvalCommand, threat: ThreatModel, num_classes: int
+) -> Attack | None:
+    from fastadv.attacks import PGD
+    from fastadv.attacks.autoattack import make_attack
+    from fastadv.attacks.package import Budget, check_classes
+
+    if threat.eps == 0:
+        return None
+    if command.attack == "pgd":
+        return PGD(
             threat,
-            command.num_steps,
-            2.5 * threat.eps / command.num_steps
-            if command.step_size is None
-            else command.step_size,
+            command.steps,
+            command.pgd_step_size(threat.eps),
             random_start=True,
             num_restarts=command.num_restarts,
             objective=command.objective,
             keep="best",
             seed=command.seed,
+            compile=command.compile,
         )
-    with use_backend(command.backend):
-        found = evaluate(model, loader, attack)
-    result: dict[str, Any] = {
-        "checkpoint": str(source.file),
-        "checkpoint_sha256": source.digest,
-        "arch": source.arch,
-        "data": splits.name,
-        "resolution": resolution,
+    budget = Budget(
+        command.steps, command.num_restarts, command.num_targets, command.num_queries
+    )
+    attack = make_attack(
+        command.attack, threat, budget, judge=command.judge, seed=command.seed
+    )
+    check_classes(attack.names, num_classes)
+    return attack
+
+
+def _settings(command: EvalCommand, threat: ThreatModel) -> dict[str, Any]:
+    """What the attack is, in plain values; nothing where there is none."""
+    if threat.eps == 0:
+        return {}
+    settings: dict[str, Any] = {
+        "norm": threat.norm,
+        "eps": threat.eps,
+        "attack": command.attack,
+        "num_steps": command.steps,
+        "num_restarts": command.num_restarts,
+    }
+    if command.attack == "pgd":
+        step_size = command.pgd_step_size(threat.eps)
+        return settings | {"step_size": step_size, "objective": command.objective}
+    return settings | {
+        "judge": command.judge,
+        "num_targets": command.num_targets,
+        "num_queries": command.num_queries,
+    }
+
+
+def _shown(loader: Loader) -> Iterator[Batch]:
+    """The batches, with a line on stderr now and then."""
+    from fastadv.training.progress import Progress
+
+    progress = Progress(len(loader))
+    for number, batch in enumerate(loader):
+        yield batch
+        progress.update(number + 1, "batches")
+
+
+def _numbers(found: Evaluation) -> dict[str, Any]:
+    """An evaluation in plain values."""
+    numbers: dict[str, Any] = {
         "n": found.clean.n,
-        "bad_images": len(loader.bad_images),
         "clean_acc": found.clean.top1,
         "clean_ci": found.clean.interval("top1"),
     }
-    if attack is not None and found.robust is not None:
-        result |= {
-            "robust_acc": found.robust.top1,
-            "robust_ci": found.robust.interval("top1"),
-            "norm": threat.norm,
-            "eps": threat.eps,
-            "num_steps": attack.num_steps,
-            "step_size": attack.step_size,
-            "num_restarts": attack.num_restarts,
-            "objective": attack.objective.name,
-            "seed": command.seed,
-        }
-    return result
+    if found.robust is None or found.checks is None:
+        return numbers
+    return numbers | {
+        "robust_acc": found.robust.top1,
+        "robust_ci": found.robust.interval("top1"),
+        "stages": [
+            {
+                "name": stage.name,
+                "attacked": stage.attacked,
+                "robust_acc": stage.robust.top1,
+                "robust_ci": stage.robust.interval("top1"),
+                "seconds": round(stage.seconds, 3),
+            }
+            for stage in found.stages
+        ],
+        "checks": {
+            "probabilities": found.checks.probabilities,
+            "randomised": found.checks.randomised,
+            "train_mode": found.checks.train_mode,
+            "zero_gradient_share": found.checks.zero_gradient_share,
+            "black_box_gain": found.black_box_gain,
+        },
+        "warnings": found.warnings(),
+    }
 
 
 def _threat(command: EvalCommand, norm: str | None, eps: float | None) -> ThreatModel:
@@ -178,16 +314,28 @@ def _body(argv: list[str]) -> None:
     print(f"{result['checkpoint']} ({result['arch']}) on {result['data']}")
     _print_share("clean", result["clean_acc"], result["clean_ci"], result["n"])
     if "robust_acc" in result:
-        threat = ThreatModel(result["norm"], result["eps"])
-        what = (
-            f"PGD-{result['num_steps']} {threat}, {result['num_restarts']} restart(s), "
-            f"{result['objective']}"
-        )
-        _print_share(what, result["robust_acc"], result["robust_ci"], result["n"])
+        _print_robust(result)
     else:
         print("  no attack: the checkpoint states no radius; give --eps for one")
     if result["bad_images"]:
         print(f"{result['bad_images']} unreadable image(s) were replaced by others")
+
+
+def _print_robust(result: dict[str, Any]) -> None:
+    threat = ThreatModel(result["norm"], result["eps"])
+    what = f"{result['attack']} {threat}"
+    if result["attack"] == "pgd":
+        what = (
+            f"PGD-{result['num_steps']} {threat}, {result['num_restarts']} restart(s), "
+            f"{result['objective']}"
+        )
+    if len(result["stages"]) > 1:
+        for stage in result["stages"]:
+            name = f"after {stage['name']} ({stage['seconds']:.1f} s)"
+            _print_share(name, stage["robust_acc"], stage["robust_ci"], result["n"])
+    _print_share(what, result["robust_acc"], result["robust_ci"], result["n"])
+    for warning in result["warnings"]:
+        print(f"  warning: {warning}")
 
 
 def _print_share(what: str, value: float, ci: Sequence[float], n: int) -> None:

@@ -18,7 +18,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastadv.data.cache import fastadv_cache_dir
     from fastadv.data.images import BadImage, decode_rgb
     from fastadv.data.loaders import Batch, Loader, LoaderOptions, make_loader
     from fastadv.data.registry import dataset_names, native_resolution, open_dataset
@@ -38,7 +37,6 @@ _HOME = {
     "Subset": "subsets",
     "dataset_names": "registry",
     "decode_rgb": "images",
-    "fastadv_cache_dir": "cache",
     "make_loader": "loaders",
     "native_resolution": "registry",
     "open_dataset": "registry",
@@ -58,7 +56,6 @@ __all__ = [
     "Subset",
     "dataset_names",
     "decode_rgb",
-    "fastadv_cache_dir",
     "make_loader",
     "native_resolution",
     "open_dataset",

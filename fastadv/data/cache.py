@@ -1,4 +1,4 @@
-"""Where generated data is kept between runs, and how it gets there whole.
+"""Generated data kept between runs, and checked when it is read again.
 
 One array per file: the `.npy` bytes followed by their BLAKE2b digest, written
 to a temporary name and renamed. A file that is cut short or altered is
@@ -11,8 +11,6 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
-import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,21 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastadv.files import replace_file
+
 _log = logging.getLogger(__name__)
 _DIGEST_BYTES = 32
-
-
-def fastadv_cache_dir() -> Path:
-    """Return the cache folder; it need not exist yet.
-
-    `FASTADV_CACHE` if set, else `$XDG_CACHE_HOME/fastadv`, else
-    `~/.cache/fastadv`.
-    """
-    explicit = os.environ.get("FASTADV_CACHE")
-    if explicit:
-        return Path(explicit).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "fastadv"
 
 
 def cached_array(path: Path, make: Callable[[], NDArray[Any]]) -> NDArray[Any]:
@@ -83,15 +70,4 @@ def _write(path: Path, array: NDArray[Any]) -> None:
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     payload = buffer.getbuffer()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    try:
-        with os.fdopen(fd, "wb") as stream:
-            stream.write(payload)
-            stream.write(_digest(payload))
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    replace_file(path, payload, _digest(payload))

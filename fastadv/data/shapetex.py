@@ -16,12 +16,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fastadv.data.cache import cached_array, fastadv_cache_dir
+from fastadv.data.cache import cached_array
 from fastadv.data.counter import derive_key, uniforms
 from fastadv.data.shapetex_fields import SHAPES, TEXTURES
 from fastadv.data.shapetex_render import BACKGROUNDS, COLORS, DRAWS, hue_ids, render
 from fastadv.data.sources import ImageSet, checked_index
 from fastadv.errors import ConfigError
+from fastadv.files import fastadv_cache_dir
 
 GENERATOR_VERSION = 1  # raise it when any pixel changes; old cache files then rest
 RESOLUTIONS = (32, 96)

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from fastadv.kernels.conv import CHANNELS, frozen_conv3x3, unsupported_reason
+from fastadv.models.folding import own_tensor
 from fastadv.models.stem import Frozen, FrozenStem
 
 _ADDITIONS = {operator.add, operator.iadd, torch.add}
@@ -26,6 +27,7 @@ class FrozenConv3x3(Frozen):
     """A 3x3 convolution without weight gradient, with what follows it: addition, ReLU."""
 
     relu = False
+    _dense: Tensor | None = None
 
     @staticmethod
     def fits(conv: nn.Module) -> bool:
@@ -43,8 +45,11 @@ class FrozenConv3x3(Frozen):
 
     def pack(self) -> None:
         """Follow the weights."""
-        dense = self.weight.detach().contiguous(memory_format=torch.channels_last)
-        self.weight = nn.Parameter(dense, False)
+        weight = self.weight.detach()
+        if not weight.is_contiguous(memory_format=torch.channels_last):
+            mine = own_tensor(self._dense, weight, weight.dtype, live=None)
+            self._dense = mine.copy_(weight)
+            self.weight = nn.Parameter(self._dense, False)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """Convolve [N, C, H, W], add `residual`, apply ReLU if there was one."""

@@ -24,6 +24,8 @@ Pixels = Annotated[
         str_from_instance=lambda value: [f"{value:g}"],
     ),
 ]
+# Of `fastadv.attacks.compiled`, which would import torch for --help; a test compares.
+CompileName = Literal["auto", "off", "inductor", "graph", "full"]
 NormName = Annotated[
     str,
     tyro.constructors.PrimitiveConstructorSpec(
@@ -105,6 +107,10 @@ class TrainConfig:
     """cpu, cuda, cuda:1, ...; auto takes a GPU when there is one."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Compute type of network passes; weights stay float32."""
+    compile: CompileName = "auto"
+    """How the steps of an attack run; inductor: the network by torch.compile; graph: all of
+    them as a CUDA graph, which keeps the memory of a batch; full: both; off: one by one;
+    auto: graph on CUDA, else off."""
     backend: str = "auto"
     """Kernel backend (see fastadv-doctor); auto takes the first that can run."""
     loader: Literal["auto", "memory", "torchvision"] = "auto"

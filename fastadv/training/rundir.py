@@ -12,12 +12,9 @@ replaced. Whatever happens in between, `last` is whole.
 
 from __future__ import annotations
 
-import contextlib
 import io
-import json
 import os
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +22,10 @@ import torch
 import yaml
 
 from fastadv.errors import CheckpointError, ConfigError
+from fastadv.eventlog import EventLog
+from fastadv.files import sync_folder
 from fastadv.models import NormalizedModel, save_model
-from fastadv.models.files import sync_folder, write_atomic
+from fastadv.models.files import write_atomic
 from fastadv.training.config import TrainConfig
 from fastadv.training.configfile import load_config_file
 
@@ -57,6 +56,7 @@ class RunDirectory:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.log_file = path / "log.jsonl"
+        self._log = EventLog(self.log_file)
 
     def prepare(self, config: TrainConfig) -> dict[str, Any] | None:
         """Create the directory, or open it to resume.
@@ -114,28 +114,11 @@ class RunDirectory:
 
     def log(self, event: str, **values: Any) -> None:
         """Append one event to log.jsonl."""
-        line = json.dumps({"event": event, "time": round(time.time(), 3), **values})
-        try:
-            with open(self.log_file, "a+b") as file:
-                if file.tell():
-                    file.seek(-1, os.SEEK_END)
-                    if file.read(1) != b"\n":  # torn by a crash or a full disk
-                        line = "\n" + line
-                file.write(line.encode() + b"\n")
-        except OSError as error:
-            raise CheckpointError(
-                f"could not write {self.log_file}: {error.strerror or error}"
-            ) from error
+        self._log.append(event, **values)
 
     def events(self) -> list[dict[str, Any]]:
         """All events logged so far; a line torn by a crash is left out."""
-        if not self.log_file.exists():
-            return []
-        events = []
-        for line in self.log_file.read_text().splitlines():
-            with contextlib.suppress(json.JSONDecodeError):
-                events.append(json.loads(line))
-        return events
+        return self._log.read()
 
     def save(
         self, model: NormalizedModel, state: dict[str, Any], *, step: int, best: bool

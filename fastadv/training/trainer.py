@@ -149,9 +149,10 @@ class Trainer:
 
     def _attack(self, num_steps: int, *, judge: bool = False) -> PGD:
         config = self.config
-        step_size = config.step_size
+        step_size, how = config.step_size, config.compile
         if judge:  # 2.5 eps / K crosses the ball from anywhere (Madry et al. 2018)
             step_size = 2.5 * config.threat.eps / num_steps
+            how = "off" if how == "off" else "auto"  # too few batches to compile for
         return PGD(
             config.threat,
             num_steps,
@@ -160,6 +161,7 @@ class Trainer:
             keep="best" if judge else "last",
             seed=config.seed,
             dtype=torch.bfloat16 if config.precision == "bf16" and not judge else None,
+            compile=how,
         )
 
     # ---- state ----
@@ -374,6 +376,9 @@ class Trainer:
             self.progress.note(
                 f"{len(names)} unreadable image(s) were replaced by others of their class"
             )
+        if self.attack is not None:
+            report = self.attack.compile_report().to_dict()
+            self.run.log("compile", step=self.step, **report)
         rate = self._trained_images / max(self._trained_seconds, 1e-9)
         self.run.log(
             "test", step=self.step, images_per_s=round(rate, 2), **_numbers(found)

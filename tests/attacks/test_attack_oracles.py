@@ -5,6 +5,7 @@ The images and weights lie outside the project (see `tests/shared_data.py`).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,8 +16,14 @@ from safetensors.torch import load_file
 from shared_data import shared
 from torch import Tensor, nn
 
-from fastadv.attacks import PGD, ThreatModel
+from fastadv.attacks import PGD, AttackResult, Budget, ThreatModel, make_attack
+from fastadv.attacks.checks import check_model
+from fastadv.data import Batch
+from fastadv.evaluation import evaluate
 from fastadv.models import NormalizedModel
+from fastadv.models.view import AttackView
+
+Maker = Callable[[ThreatModel], Callable[..., AttackResult]]
 
 # ---- VNN-COMP 2021: per image, whether a verifier proved the label within eps ----
 
@@ -92,37 +99,62 @@ def instances(name: str) -> Instances:
     return Instances(x, y, eps, proved)
 
 
-def broken(
-    name: str, factor: float, objective: str, **options: int
-) -> tuple[Instances, Tensor]:
+def pgd_kind(objective: str, num_steps: int = 50, num_restarts: int = 2) -> Maker:
+    def make(threat: ThreatModel) -> PGD:
+        step_size = threat.eps / 10
+        return PGD(
+            threat, num_steps, step_size, True, num_restarts, objective, keep="best"
+        )
+
+    return make
+
+
+def named(name: str, **budget: int) -> Maker:
+    return lambda threat: make_attack(name, threat, Budget(**budget))
+
+
+SMALL = {"num_steps": 30, "num_targets": 3, "num_queries": 200}
+SOUND = {
+    f"pgd-{objective}": pgd_kind(objective)
+    for objective in ("margin", "cross_entropy", "dlr", "kl")
+} | {
+    "apgd-ce": named("apgd-ce", num_steps=50),
+    "apgd-dlr": named("apgd-dlr", num_steps=50),
+    "apgd-t": named("apgd-t", **SMALL),
+    "fab": named("fab", **SMALL | {"num_steps": 10}),
+    "square": named("square", **SMALL),
+}
+
+
+def broken(name: str, factor: float, make: Maker) -> tuple[Instances, Tensor]:
     """The instances of a network, and which of them fall at `factor` times eps."""
     model, data = vnncomp_model(name), instances(name)
     success = torch.zeros(len(data.y), dtype=torch.bool)
     for eps in data.eps.unique():
         rows = data.eps == eps
-        radius = factor * float(eps)
-        attack = PGD(
-            ThreatModel("linf", radius),
-            step_size=radius / 10,
-            random_start=True,
-            objective=objective,
-            keep="best",
-            **options,  # type: ignore[arg-type]
-        )
-        success[rows] = attack(model, data.x[rows], data.y[rows]).success
+        threat = ThreatModel("linf", factor * float(eps))
+        success[rows] = make(threat)(model, data.x[rows], data.y[rows]).success
     return data, success
 
 
-@pytest.mark.parametrize("objective", ["margin", "cross_entropy", "dlr", "kl"])
+@pytest.mark.parametrize("attack", SOUND)
 @pytest.mark.parametrize(("name", "count"), [("resnet_2b", 41), ("cifar_base_kw", 8)])
-def test_proved_instances_hold(name: str, count: int, objective: str) -> None:
-    data, success = broken(name, 1, objective, num_steps=50, num_restarts=2)
+def test_proved_instances_hold(name: str, count: int, attack: str) -> None:
+    data, success = broken(name, 1, SOUND[attack])
     assert int(data.proved.sum()) == count
     assert not success[data.proved].any()
 
 
-def test_at_twice_the_radius_every_kw_instance_falls() -> None:
-    _, success = broken("cifar_base_kw", 2, "margin", num_steps=100, num_restarts=5)
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(pgd_kind("margin", 100, 5), id="pgd-margin"),
+        pytest.param(named("apgd-ce"), id="apgd-ce"),
+        pytest.param(named("apgd-t", num_targets=5), id="apgd-t"),
+    ],
+)
+def test_at_twice_the_radius_every_kw_instance_falls(make: Maker) -> None:
+    _, success = broken("cifar_base_kw", 2, make)
     assert success.all()
 
 
@@ -131,9 +163,13 @@ def test_at_twice_the_radius_every_kw_instance_falls() -> None:
 )
 def test_resnet_instances_fall_as_the_radius_grows(factor: int, fallen: int) -> None:
     """At least as many of the 41 proved ones as the oracle's own attack broke."""
-    options = {"num_steps": 100, "num_restarts": 5}
-    data, success = broken("resnet_2b", factor, "margin", **options)
+    data, success = broken("resnet_2b", factor, pgd_kind("margin", 100, 5))
     assert int(success[data.proved].sum()) >= fallen
+
+
+def test_targeted_apgd_is_as_strong_with_a_fifth_of_the_steps() -> None:
+    data, success = broken("resnet_2b", 2, named("apgd-t", num_steps=50, num_targets=2))
+    assert int(success[data.proved].sum()) >= 5
 
 
 # ---- Wong and Kolter 2018, MNIST, certified at linf 0.1 ----
@@ -199,22 +235,31 @@ def test_mnist_errors_are_the_published_ones(mnist: Mnist) -> None:
     assert error <= 0.058
 
 
+def pgd_40(objective: str) -> Maker:
+    return lambda threat: pgd(
+        threat.eps, objective=objective, random_start=True, num_restarts=2
+    )
+
+
 @pytest.mark.parametrize(
-    ("eps", "robust", "objective"),
+    ("eps", "robust", "make"),
     [
-        (0.1, 0.948, "margin"),
-        (0.2, 0.157, "margin"),
-        (0.2, 0.157, "cross_entropy"),
-        (0.3, 0.0, "cross_entropy"),
+        pytest.param(0.1, 0.948, pgd_40("margin"), id="0.1-pgd-margin"),
+        pytest.param(0.2, 0.157, pgd_40("margin"), id="0.2-pgd-margin"),
+        pytest.param(0.2, 0.157, pgd_40("cross_entropy"), id="0.2-pgd-ce"),
+        pytest.param(0.3, 0.0, pgd_40("cross_entropy"), id="0.3-pgd-ce"),
+        pytest.param(0.1, 0.948, named("apgd-ce", num_steps=50), id="0.1-apgd-ce"),
+        pytest.param(0.1, 0.948, named("apgd-t", **SMALL), id="0.1-apgd-t"),
+        pytest.param(0.3, 0.0, named("apgd-ce", num_steps=50), id="0.3-apgd-ce"),
+        pytest.param(0.3, 0.0, named("apgd-t", num_steps=30), id="0.3-apgd-t"),
     ],
 )
 def test_mnist_robust_accuracy(
-    mnist: Mnist, eps: float, robust: float, objective: str
+    mnist: Mnist, eps: float, robust: float, make: Maker
 ) -> None:
     model, x, y = mnist
     x, y = x[::EVERY], y[::EVERY]
-    attack = pgd(eps, objective=objective, random_start=True, num_restarts=2)
-    result = attack(model, x, y)
+    result = make(ThreatModel("linf", eps))(model, x, y)
     assert torch.equal(result.success, wrong(model, result.x_adv, y))
     got = 1 - result.success.double().mean().item()
     # Other images than the oracle's: three standard errors of a share of 500.
@@ -230,6 +275,7 @@ def test_masked_gradients_fool_cross_entropy_but_not_the_margin(mnist: Mnist) ->
     loss = nn.functional.cross_entropy(model(pixels), y, reduction="sum")
     (grad,) = torch.autograd.grad(loss, pixels)
     zero = grad.flatten(1).abs().amax(1) == 0
+    assert check_model(model, AttackView(model), x, y).zero_gradients == zero.sum()
     fooled = pgd(0.3, objective="cross_entropy")(model, x, y)
     assert torch.equal(~fooled.success, zero)
     assert abs(zero.double().mean().item() - 0.966) < 3 * (0.966 * 0.034 / 500) ** 0.5
@@ -261,3 +307,50 @@ def test_transfer_breaks_what_quantisation_hides(mnist: Mnist) -> None:
         assert torch.equal(result.x_adv, x.float() / 255)
     moved = pgd(0.3)(plain, x, y).x_adv
     assert wrong(model, moved, y).double().mean() > 0.99
+
+
+# ---- the same panel through an evaluation: what its warnings say ----
+
+
+def hidden(mnist: Mnist, how: str) -> tuple[NormalizedModel, list[Batch]]:
+    """The network behind a mask, and every 100th image."""
+    plain, x, y = mnist
+    masks = {"scaled": Masked, "quantised": Quantised, "plain": nn.Sequential}
+    x, y = x[::100], y[::100]
+    net = masks[how](plain.net)
+    model = NormalizedModel(net, [0.0], [1.0], how, 10).eval()
+    return model, [Batch(x, y, torch.arange(len(y)))]
+
+
+@pytest.mark.parametrize(
+    ("how", "after_ce", "after_t", "zero", "masked"),
+    [
+        ("plain", 0.0, 0.0, 0.0, False),
+        ("scaled", 0.966, 0.0, 0.966, False),
+        ("quantised", 0.971, 0.971, 1.0, True),
+    ],
+)
+def test_the_panel_is_seen_through(
+    mnist: Mnist,
+    how: str,
+    after_ce: float,
+    after_t: float,
+    zero: float,
+    masked: bool,
+) -> None:
+    """Truth is 0 % at eps 0.3; white-box attacks alone would report 97 % of the last."""
+    pytest.importorskip("pyautoattack")
+    model, batches = hidden(mnist, how)
+    budget = Budget(num_steps=30, num_targets=2, num_queries=300)
+    cascade = make_attack("autoattack", ThreatModel("linf", 0.3), budget)
+    found = evaluate(model, batches, cascade, checks=True)
+    assert found.checks is not None
+    assert found.checks.zero_gradient_share == pytest.approx(zero, abs=0.06)
+    shares = {stage.name: stage.robust.top1 for stage in found.stages}
+    assert shares["apgd-ce"] == pytest.approx(after_ce, abs=0.06)
+    assert shares["apgd-t"] == pytest.approx(after_t, abs=0.06)
+    said = " ".join(found.warnings())
+    assert ("zero cross-entropy gradient" in said) == (zero > 0)
+    assert ("gradients are masked" in said) == masked
+    assert found.black_box_gain is not None
+    assert (found.black_box_gain > 0.5) == masked

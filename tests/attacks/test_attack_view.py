@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision
 from attack_nets import (
     MEAN,
     STD,
@@ -20,33 +21,44 @@ from attack_nets import (
 from torch import Tensor, nn
 
 from fastadv.attacks import PGD, ThreatModel
-from fastadv.models import NormalizedModel, create_model
+from fastadv.models import ARCHITECTURES, NormalizedModel, create_model
+from fastadv.models.folding import FrozenNorm
 from fastadv.models.view import AttackView
 
 # Relative to the largest value. Float64 leaves 1e-15 to 5e-15 (measured); anything
 # folded wrongly shows in the first digits.
 EXACT = 1e-10
 
-# Side in pixels, and how many BatchNorm layers directly follow a convolution: all but
+# How many BatchNorm layers do not directly follow a convolution that only they read:
 # the pre-activation ones of DenseNet and WRN-28, after a sum or a concatenation.
-ARCHITECTURES = {
-    "resnet18": (64, 20),
-    "resnet18_cifar": (32, 20),
-    "resnet20_cifar": (32, 19),
-    "wide_resnet28_4_cifar": (32, 13),
-    "vgg16_bn": (32, 13),
-    "mobilenet_v2": (64, 52),
-    "mnasnet1_0": (64, 52),
-    "shufflenet_v2_x1_0": (64, 56),
-    "densenet121": (64, 59),
-    "resnext50_32x4d": (64, 53),
-    "efficientnet_b0": (64, 49),
-    "squeezenet1_1": (64, 0),
-    "convnext_tiny": (64, 0),
-    "wide_resnet50_4": (32, 53),
+LEFT = {
+    "densenet121": 62,
+    "densenet161": 82,
+    "wide_resnet28_4_cifar": 12,
+    "wide_resnet28_10_cifar": 12,
+    "timm/densenet121": 62,
+    "timm/mobilevit_xxs": 9,  # in blocks that no tracer may look into
 }
-ALL_FOLDED = {"wide_resnet28_4_cifar", "densenet121"} ^ ARCHITECTURES.keys()
+WIDE = {"wide_resnet50_2", "wide_resnet101_2", "resnet101", "vgg13_bn", "vgg19_bn"}
 SLOW = {"wide_resnet50_4"}
+# What is particular: a head that is a subclass of nn.Linear and BatchNorm fused with its
+# activation (mobilenetv3, densenet); padding that depends on the shape (tf_); an argument
+# with a default (vit).
+TIMM = (
+    "timm/resnet10t",
+    "timm/mobilenetv3_small_050",
+    "timm/tf_mobilenetv3_small_minimal_100",
+    "timm/densenet121",
+    "timm/mobilevit_xxs",
+    "timm/vit_tiny_patch16_224",
+)
+
+
+def side(arch: str) -> int:
+    """Pixels: as few as show the borders of a convolution in every stage."""
+    if arch.endswith("_cifar"):
+        return 16
+    return 224 if "vit_" in arch else 32 if arch in WIDE | SLOW else 64
 
 
 def relative(a: Tensor, b: Tensor) -> float:
@@ -68,24 +80,38 @@ def assert_same(
     view: AttackView, model: NormalizedModel, z: Tensor, tolerance: float = EXACT
 ) -> None:
     """Logits, embedding and both input gradients of the view against the eval model."""
-    modes = [m.training for m in model.modules()]
     for seen, plain in (
         (view, model.forward_normalized),
         (view.features, model.features_normalized),
     ):
-        got = output_and_gradient(seen, z)
-        model.eval()
-        expected = output_and_gradient(plain, z)
-        for module, mode in zip(model.modules(), modes, strict=True):
-            module.training = mode
-        for a, b in zip(got, expected, strict=True):
-            assert relative(a, b) < tolerance
+        assert_same_function(seen, plain, model, z, tolerance)
+
+
+def assert_same_function(
+    seen: Callable[[Tensor], Tensor],
+    plain: Callable[[Tensor], Tensor],
+    model: nn.Module,
+    z: Tensor,
+    tolerance: float = EXACT,
+) -> None:
+    modes = [m.training for m in model.modules()]
+    got = output_and_gradient(seen, z)
+    model.eval()
+    expected = output_and_gradient(plain, z)
+    for module, mode in zip(model.modules(), modes, strict=True):
+        module.training = mode
+    for a, b in zip(got, expected, strict=True):
+        assert relative(a, b) < tolerance
 
 
 def writes(model: nn.Module) -> dict[str, tuple[int, int]]:
     """Where every tensor lies and how often it was written to (cheaper than copies)."""
     state = model.state_dict(keep_vars=True)
     return {k: (t.data_ptr(), t._version) for k, t in state.items()}
+
+
+def state_of(view: AttackView) -> dict[str, Tensor]:
+    return {**dict(view.named_parameters()), **dict(view.named_buffers())}
 
 
 def small_input(dtype: torch.dtype = torch.float64) -> Tensor:
@@ -95,26 +121,60 @@ def small_input(dtype: torch.dtype = torch.float64) -> Tensor:
 
 @pytest.mark.parametrize(
     "arch",
-    [pytest.param(a, marks=[pytest.mark.slow] * (a in SLOW)) for a in ARCHITECTURES],
+    [
+        pytest.param(a, marks=[pytest.mark.slow] * (a in SLOW))
+        for a in (*ARCHITECTURES, *TIMM)
+    ],
 )
 def test_view_is_the_eval_model(arch: str) -> None:
-    size, folded = ARCHITECTURES[arch]
+    if arch.startswith("timm/"):
+        pytest.importorskip("timm")
     model = create_model(arch, 10, seed=0)
     randomise_bn(model)
     model.double().train()
     before = writes(model)
     view = AttackView(model)
     draw = torch.Generator().manual_seed(1)
-    x = torch.rand(2, 3, size, size, generator=draw, dtype=torch.float64)
+    shape = (2, 3, side(arch), side(arch))
+    x = torch.rand(shape, generator=draw, dtype=torch.float64)
     assert_same(view, model, model.normalize(x))
     assert writes(model) == before
     assert view.unfolded_reason is None
-    assert view.folded == folded
     norms = sum(isinstance(m, nn.BatchNorm2d) for m in model.modules())
-    assert (folded == norms) == (arch in ALL_FOLDED)
-    left = sum(isinstance(m, nn.BatchNorm2d) for m in view.net.modules())
-    assert left == norms - folded
+    assert norms - view.folded == LEFT.get(arch, 0)
     assert not any(p.requires_grad for p in view.parameters())
+    called = {str(n.target) for n in view.net.graph.nodes if n.op == "call_module"}
+    modules = dict(view.net.named_modules())
+    assert not any(isinstance(modules[name], nn.BatchNorm2d) for name in called)
+    for name, reason in view.unfolded.items():
+        assert isinstance(modules[name], FrozenNorm)
+        assert reason == "no convolution directly before it"
+
+
+@pytest.mark.parametrize(
+    ("arch", "options"),
+    [
+        ("googlenet", {"aux_logits": True, "init_weights": False}),
+        ("inception_v3", {"aux_logits": True, "init_weights": False}),
+        ("regnet_y_400mf", {}),
+    ],
+)
+def test_view_is_the_eval_model_of_other_libraries(
+    arch: str, options: dict[str, bool]
+) -> None:
+    """Concatenated branches; heads that only train mode has; squeeze-and-excitation."""
+    torch.manual_seed(0)
+    net = torchvision.models.get_model(arch, weights=None, num_classes=10, **options)
+    randomise_bn(net)
+    net.double().train()
+    view = AttackView(net)
+    z = torch.randn(2, 3, 96, 96, dtype=torch.float64)
+    assert_same_function(view, net, net, z)
+    assert view.unfolded == {}
+    assert view.folded == sum(
+        isinstance(m, nn.BatchNorm2d) and "aux" not in name.lower()
+        for name, m in net.named_modules()
+    )
 
 
 # ---- the view follows the model ----
@@ -178,6 +238,29 @@ def test_cast_view_follows_the_optimiser(arch: str) -> None:
     exact.load_state_dict(model.state_dict())
     # The folded product is rounded once to float32 before the cast.
     assert_same(view, exact.double(), z, tolerance=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("mode", "dtype"),
+    [("eval", None), ("train", None), ("eval", torch.bfloat16)],
+    ids=["eval", "train", "bfloat16"],
+)
+@pytest.mark.parametrize("arch", ["small", "wide_resnet28_4_cifar"])
+def test_refresh_writes_in_place(arch: str, mode: Any, dtype: Any) -> None:
+    """What has recorded addresses, as a CUDA graph has, reads the new weights there."""
+    model = small_model() if arch == "small" else create_model(arch, 10, seed=0)
+    view = AttackView(model, mode=mode, dtype=dtype)
+    before = {name: (t.data_ptr(), t.clone()) for name, t in state_of(view).items()}
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor += 1
+    mine = writes(model)
+    view.refresh()
+    after = state_of(view)
+    assert after.keys() == before.keys()
+    assert all(after[name].data_ptr() == before[name][0] for name in after)
+    assert not any(torch.equal(after[name], before[name][1]) for name in after)
+    assert writes(model) == mine  # not even what is shared was written to
 
 
 def test_view_shares_what_it_need_not_change() -> None:
@@ -306,28 +389,45 @@ def _shared_norm(net: SmallNet) -> None:
     )
 
 
+def _norm_first(net: SmallNet) -> None:
+    """Pre-activation: padding is of the normalised image, so nothing can be folded."""
+    net.conv1 = nn.Sequential(  # type: ignore[assignment]
+        nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 12, 3, padding=1), nn.ReLU()
+    )
+
+
 def _grouped_padded(net: SmallNet) -> None:
     net.conv2 = nn.Conv2d(
         12, 16, 3, 2, padding=2, dilation=2, groups=4, padding_mode="reflect"
     )
 
 
+LONE = "no convolution directly before it"
+
+
 @pytest.mark.parametrize(
-    ("change", "folded"),
+    ("change", "unfolded"),
     [
-        (_weight_norm, 1),
-        (_spectral_norm, 1),
-        (_own_conv, 1),
-        (_own_norm, 0),
-        (_no_statistics, 1),
-        (_not_affine, 2),
-        (_conv_read_twice, 1),
-        (_shared_norm, 1),
-        (_grouped_padded, 2),
+        (_weight_norm, {"bn1": "a ParametrizedConv2d may compute more than a Conv2d"}),
+        (
+            _spectral_norm,
+            {"bn2": "a ParametrizedConv2d may compute more than a Conv2d"},
+        ),
+        (_own_conv, {"bn1": "a ScaledConv may compute more than a Conv2d"}),
+        (_own_norm, {"bn1": "a SquaringNorm may compute more than a BatchNorm2d"}),
+        (_no_statistics, {"bn1": "it keeps no running statistics"}),
+        (_not_affine, {}),
+        (_conv_read_twice, {"bn1.norm": "the convolution before it has other readers"}),
+        (
+            _shared_norm,
+            {"conv1.1": "it or the convolution before it runs more than once"},
+        ),
+        (_grouped_padded, {}),
+        (_norm_first, {"conv1.0": LONE, "bn1": LONE}),
     ],
 )
 def test_only_what_is_safe_is_folded(
-    change: Callable[[Any], None], folded: int
+    change: Callable[[Any], None], unfolded: dict[str, str]
 ) -> None:
     torch.manual_seed(0)
     net = SmallNet()
@@ -335,12 +435,55 @@ def test_only_what_is_safe_is_folded(
     model = small_model(net=net).double()
     view, z = AttackView(model), small_input()
     assert_same(view, model, z)
-    assert view.folded == folded
+    assert view.unfolded == unfolded
+    assert view.folded == 2 - len(
+        unfolded.keys() & {"bn1", "bn2", "conv1.1", "bn1.norm"}
+    )
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(0.9)
     view.refresh()
     assert_same(view, model, z)
+
+
+class Masked(SmallNet):
+    """Arguments beside the image, as transformers have them."""
+
+    def forward(
+        self, z: Tensor, mask: Tensor | None = None, *, scale: float = 2.0
+    ) -> Tensor:
+        if mask is not None:
+            z = z * mask
+        return scale * super().forward(z)
+
+
+def test_other_arguments_take_their_defaults() -> None:
+    model = small_model(net=Masked()).double()
+    view = AttackView(model)
+    assert_same_function(view, model.forward_normalized, model, small_input())
+    assert view.folded == 2
+
+
+class Pair(SmallNet):
+    def forward(self, z: Tensor, other: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(z + other)
+
+
+def test_two_images_at_once_are_not_traced() -> None:
+    view = AttackView(small_model(net=Pair()))
+    assert "depends on more than one argument" in (view.unfolded_reason or "")
+
+
+class FunctionalHead(SmallNet):
+    def forward(self, z: Tensor) -> Tensor:
+        return nn.functional.linear(self.embed(z), self.head.weight, self.head.bias)
+
+
+def test_features_need_a_head_that_is_called() -> None:
+    """Not found in the graph, it must not pass for the end of the network."""
+    view = AttackView(small_model(net=FunctionalHead()))
+    with pytest.raises(TypeError, match="never calls its head 'head'"):
+        view.features(small_input(torch.float32))
 
 
 def test_train_mode_view_uses_the_batch_and_spares_the_statistics() -> None:

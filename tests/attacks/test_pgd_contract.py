@@ -26,7 +26,7 @@ from fastadv.kernels import (
     reset_launch_counts,
     use_backend,
 )
-from fastadv.models import NormalizedModel
+from fastadv.models import NormalizedModel, create_model
 from fastadv.models.view import AttackView
 
 CONVOLUTIONS = 2  # of SmallNet
@@ -48,12 +48,14 @@ class Trace(TorchDispatchMode):
         super().__init__()
         self.calls: Counter[str] = Counter()
         self.masks: list[list[bool]] = []
+        self.kernels = 0  # calls that are not mere views of their argument
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         name = func.name()
         self.calls[name] += 1
+        self.kernels += not func.is_view
         if name == "aten::convolution_backward":
             self.masks.append(list(args[-1]))
         return func(*args, **(kwargs or {}))
@@ -219,6 +221,27 @@ def test_attack_costs_one_more_forward(options: dict[str, Any], forwards: int) -
     assert trace.calls["aten::_local_scalar_dense"] == 0
 
 
+@pytest.mark.parametrize("arch", ["small", "resnet18", "densenet121"])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_a_step_adds_two_kernels_at_most_to_the_network(arch: str, norm: Any) -> None:
+    model = small_model() if arch == "small" else create_model(arch, 10, seed=0)
+    view, labels = AttackView(model), torch.zeros(6, dtype=torch.int64)
+    images = batch(6, 16 if arch == "small" else 64)[0]
+    kernels = {}
+    for num_steps in (2, 3):
+        with Trace() as trace:
+            PGD(ThreatModel(norm, 0.1), num_steps).perturb(view, images, labels)
+        kernels[num_steps] = trace.kernels
+        assert trace.calls["aten::_local_scalar_dense"] == 0
+        assert all(mask == [True, False, False] for mask in trace.masks)
+    z = model.normalize(images.float() / 255)
+    z = z.contiguous(memory_format=torch.channels_last).requires_grad_()
+    with Trace() as network:
+        loss = nn.functional.cross_entropy(view(z), labels, reduction="sum")
+        torch.autograd.grad(loss, z)
+    assert kernels[3] - kernels[2] <= network.kernels + 2
+
+
 def test_the_trace_sees_weight_gradients_and_waits() -> None:
     """The instrument itself: a plain `.backward()` and `.item()` do show up."""
     model = small_model().train()
@@ -230,6 +253,9 @@ def test_the_trace_sees_weight_gradients_and_waits() -> None:
     assert trace.masks == [[True, True, True], [True, True, False]]
     assert trace.calls["aten::_local_scalar_dense"] == 1
     assert trace.calls["aten::native_batch_norm"] > 0
+    with Trace() as trace:
+        x.detach().view(-1).relu_()
+    assert trace.kernels == 1
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])

@@ -7,11 +7,12 @@ import pickle
 import numpy as np
 import pytest
 
-from fastadv.data import ShapeTex, fastadv_cache_dir, open_dataset
+from fastadv.data import ShapeTex, open_dataset
 from fastadv.data.counter import uniforms
 from fastadv.data.shapetex_fields import SHAPES, TEXTURES
 from fastadv.data.shapetex_render import BACKGROUNDS, COLORS, DRAWS, render
 from fastadv.errors import ConfigError
+from fastadv.files import fastadv_cache_dir
 
 PAIRS = len(SHAPES) * len(TEXTURES)
 

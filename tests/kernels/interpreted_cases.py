@@ -7,26 +7,34 @@ of the kernels is checked there too, and the two together on a GPU by the other 
 
 from __future__ import annotations
 
+import functools
+import json
+
 import pytest
 import torch
 from kernel_cases import (
     ALL_DTYPES,
     BF16,
+    DELTA_DTYPES,
     F16,
     F32,
     NORMS,
     TOLERANCES,
+    ApgdStep,
     Dtypes,
     check_ball_init,
     check_exact_pixels,
     check_normalize,
     check_philox_words,
     check_step,
+    make_apgd,
     make_step,
     step_cases,
 )
 
 from fastadv import kernels
+from fastadv.kernels import _triton, _tuning
+from fastadv.kernels._tuning import LaunchConfig
 
 # The interpreter cuts bfloat16 off where hardware rounds: a whole unit in the last
 # place instead of half. That the compiled kernels round is read from their PTX.
@@ -46,8 +54,17 @@ def forced():
 @pytest.mark.parametrize("norm", NORMS)
 def test_step(norm, layout):
     # Each combination in one layout: loading and indexing do not know of each other.
-    dtypes = ALL_DTYPES[:3] if layout == "channels_last" else ALL_DTYPES[3:]
+    mixed = (*ALL_DTYPES, *DELTA_DTYPES[:2])
+    dtypes = mixed[::2] if layout == "channels_last" else mixed[1::2]
     for step, name in step_cases(norm, layout, dtypes, "cpu"):
+        check_step(step, name)
+
+
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+@pytest.mark.parametrize("norm", NORMS)
+def test_apgd_step(norm, layout):
+    dtypes = ALL_DTYPES[2:3] if layout == "channels_last" else ALL_DTYPES[3:4]
+    for step, name in step_cases(norm, layout, dtypes, "cpu", make_apgd):
         check_step(step, name)
 
 
@@ -94,13 +111,65 @@ def test_many_channels():
     check_step(step, "eight channels")
 
 
-def test_huge_images_get_wider_parts():
-    """A sample has at most max_parts partial sums."""
-    from fastadv.kernels._triton import CONFIG
+@pytest.fixture
+def tuning(tmp_path, monkeypatch):
+    """Measuring is on; the choices go to the folder this gives."""
+    monkeypatch.setenv("FASTADV_CACHE", str(tmp_path))
+    monkeypatch.setenv("FASTADV_TUNE", "1")
+    _tuning._chosen.clear()
+    yield tmp_path
+    _tuning._chosen.clear()
 
-    for row in (1, 3072, 150528, 50_000_000, 2**31 - 1024):
-        width = CONFIG.width(row)
-        assert width >= CONFIG.sum_width
-        assert width % CONFIG.block == 0
-        assert -(-row // width) <= CONFIG.max_parts
-    check_step(make_step("linf", (1, 1, 2, 2)), "forced")
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_tuning_leaves_the_callers_tensors_alone(norm, tuning, monkeypatch):
+    """Timing runs the step many times; the caller sees it once."""
+    check_step(make_step(norm, (3, 3, 20, 20)), "measured")
+    (path,) = tuning.rglob("*.json")
+    text = path.read_text()
+    found = json.loads(text)
+    assert 0 < found["milliseconds"] <= found["default_milliseconds"]
+    # From now on it is used without the variable too.
+    monkeypatch.delenv("FASTADV_TUNE")
+    _tuning._chosen.clear()
+    check_step(make_step(norm, (4, 3, 20, 20)), "read")
+    (chosen,) = _tuning._chosen.values()
+    assert chosen == LaunchConfig(**found["config"])
+    assert path.read_text() == text
+
+
+def written(step):
+    """One step, and everything it wrote."""
+    step.run()
+    return [getattr(step, name) for name in ("x", "z", "nonfinite")] + (
+        [step.x_prev] if isinstance(step, ApgdStep) else []
+    )
+
+
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+@pytest.mark.parametrize(
+    ("make", "passes", "groups"), [(make_step, 2, 2), (make_apgd, 3, 3)]
+)
+def test_groups_of_samples_change_no_bit(
+    make, passes, groups, layout, tuning, monkeypatch
+):
+    """Five samples of 2.1 or 3.3 KB, and 0.7 % of 1 MB: groups of three or two."""
+    case = functools.partial(make, "l2", (5, 3, 10, 10), ALL_DTYPES[2], layout)
+    grouped = LaunchConfig(l2_share=0.007)
+    monkeypatch.setattr(_tuning, "candidates", lambda *_: iter([grouped]))
+    written(case())  # measures
+    launches = []
+    launch = _triton._launch
+    monkeypatch.setattr(
+        _triton, "_launch", lambda *a, **k: (launches.append(k), launch(*a, **k))
+    )
+    got = written(case())
+    assert len(launches) == passes * groups
+    monkeypatch.delenv("FASTADV_TUNE")
+    monkeypatch.setenv("FASTADV_CACHE", str(tuning / "empty"))
+    _tuning._chosen.clear()
+    launches.clear()
+    want = written(case())
+    assert len(launches) == passes
+    for a, b in zip(got, want, strict=True):
+        assert torch.equal(a, b)

@@ -8,8 +8,9 @@ Triton's interpreter.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,10 +20,12 @@ from fastadv.kernels import reference
 
 U8, F32, F16, BF16 = torch.uint8, torch.float32, torch.float16, torch.bfloat16
 
-# dtype -> (relative, absolute). Pixels are at most 1: x goes through 4 float32
-# roundings of 2^-24 each, plus 1e-7 of a float32 sum. z multiplies that by 1/std <= 5.
-# Half precisions add the final rounding: half of their epsilon (2^-7 and 2^-10).
+# dtype -> (relative, absolute); docs/numerics.md derives them. Pixels are at most 1: x goes
+# through 4 float32 roundings of 2^-24 each, plus 1e-7 of a float32 sum. z multiplies that
+# by 1/std <= 5. Half precisions add the final rounding: half of their epsilon (2^-7 and
+# 2^-10). A float16 state is rounded toward zero: a whole unit.
 PIXEL_TOLERANCE = 5e-7
+DELTA_TOLERANCE = (2**-10 * 1.001, PIXEL_TOLERANCE + 2**-24)
 TOLERANCES = {
     F32: (5e-7, 3e-6),
     BF16: (2**-8 * 1.001, 3e-6),
@@ -51,10 +54,11 @@ class Dtypes:
     x0: torch.dtype
     grad: torch.dtype
     z: torch.dtype | None
+    state: torch.dtype = F32
 
     def __str__(self) -> str:
-        names = (str(d).removeprefix("torch.") for d in (self.x0, self.grad, self.z))
-        return "-".join(names)
+        dtypes = (self.x0, self.grad, self.z, self.state)
+        return "-".join(str(d).removeprefix("torch.") for d in dtypes)
 
 
 FLOAT_DTYPES = tuple(itertools.starmap(Dtypes, ((U8, F32, F32), (F32, F32, None))))
@@ -63,6 +67,13 @@ ALL_DTYPES = (
     *itertools.starmap(
         Dtypes, ((U8, BF16, BF16), (F32, F16, F16), (U8, F16, F32), (F32, BF16, F16))
     ),
+)
+# float16 perturbations instead of float32 iterates.
+DELTA_DTYPES = tuple(
+    itertools.starmap(
+        Dtypes,
+        ((U8, BF16, BF16, F16), (F32, F32, F32, F16), (U8, F16, None, F16)),
+    )
 )
 
 
@@ -84,7 +95,7 @@ def as_layout(t: Tensor, layout: str) -> Tensor:
 class Step:
     """Arguments of one step, ready for any backend."""
 
-    x: Tensor  # [N, C, H, W] float
+    x: Tensor  # [N, C, H, W] float32 iterate or float16 perturbation
     x0: Tensor
     grad: Tensor
     norm: str
@@ -95,39 +106,59 @@ class Step:
     z: Tensor | None
     nonfinite: Tensor
 
+    operator: ClassVar[Callable[..., Tensor]] = staticmethod(kernels.pgd_step_)
+    definition: ClassVar[Callable[..., None]] = staticmethod(reference.pgd_step)
+
     def run(self) -> Step:
         """Run in place with whatever backend is chosen."""
-        kernels.pgd_step_(
-            self.x,
-            self.x0,
-            self.grad,
-            norm=self.norm,  # type: ignore[arg-type]
-            step_size=self.step_size,
-            eps=self.eps,
-            mean=self.mean,
-            std=self.std,
-            z=self.z,
-            nonfinite=self.nonfinite,
-        )
+        self.operator(**vars(self))
         return self
 
+    def image(self) -> Tensor:
+        """The iterate in float64, whatever the state holds."""
+        if self.x.dtype == F16:
+            return (self.pixels() + self.x.double()).clamp(0, 1)
+        return self.x.double()
+
+    def pixels(self) -> Tensor:
+        """The clean images in float64."""
+        clean = self.x0 / 255 if self.x0.dtype == U8 else self.x0
+        return clean.double()
+
     def oracle(self) -> Step:
-        """The reference's answer in float64, on copies."""
-        wide = Step(
-            self.x.double(),
-            self.x0 if self.x0.dtype == U8 else self.x0.double(),
-            self.grad.double(),
-            self.norm,
-            self.step_size.double(),
-            self.eps.double(),
-            self.mean.double(),
-            self.std.double(),
-            None if self.z is None else self.z.double(),
-            torch.zeros_like(self.nonfinite),
-        )
-        if wide.x.numel():
-            reference.pgd_step(**vars(wide))
-        return wide
+        """The reference's answer in float64, on copies; its `x` is always an image."""
+        wide: dict[str, Any] = {
+            name: value.double()
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor) and value.is_floating_point()
+        }
+        wide["x"] = self.image().clone()
+        step = replace(self, **wide, nonfinite=torch.zeros_like(self.nonfinite))
+        if step.x.numel():
+            step.definition(**vars(step))
+        return step
+
+
+@dataclass
+class ApgdStep(Step):
+    """Arguments of one APGD step."""
+
+    x_prev: Tensor
+    momentum: float
+
+    operator: ClassVar[Callable[..., Tensor]] = staticmethod(kernels.apgd_step_)
+    definition: ClassVar[Callable[..., None]] = staticmethod(reference.apgd_step)
+
+
+def feasible(
+    clean: Tensor, norm: str, eps: Tensor, random: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """A point of box and ball around `clean` [N, C, H, W] float: (image, perturbation)."""
+    d = 2 * torch.rand(clean.shape, generator=random) - 1
+    if norm == "l2":
+        d = d / d.flatten(1).norm(dim=1).clamp_min(1e-9).view(-1, 1, 1, 1)
+    image = (clean + d * eps.view(-1, 1, 1, 1)).clamp(0, 1)
+    return image, image - clean
 
 
 def make_step(
@@ -146,10 +177,8 @@ def make_step(
     clean = torch.randint(0, 256, shape, generator=random, dtype=U8)
     x0 = clean if dtypes.x0 == U8 else torch.rand(shape, generator=random)
     pixels = clean / 255 if dtypes.x0 == U8 else x0
-    d = 2 * torch.rand(shape, generator=random) - 1
-    if norm == "l2":
-        d = d / d.flatten(1).norm(dim=1).clamp_min(1e-9).view(-1, 1, 1, 1)
-    x = (pixels + d * eps.view(-1, 1, 1, 1)).clamp(0, 1)
+    image, delta = feasible(pixels, norm, eps, random)
+    x = image if dtypes.state == F32 else reference.toward_zero(delta)
     grad = torch.randn(shape, generator=random).to(dtypes.grad)
     if grad.numel() > 40:
         flat = grad.view(-1)
@@ -181,23 +210,57 @@ def close(got: Tensor, want: Tensor, tolerance: tuple[float, float], what: str) 
     )  # fmt: skip
 
 
+def make_apgd(
+    norm: str,
+    shape: tuple[int, ...],
+    dtypes: Dtypes = FLOAT_DTYPES[0],
+    layout: str = "nchw",
+    device: str = "cpu",
+    seed: int = 0,
+    momentum: float = 0.75,
+) -> ApgdStep:
+    """As `make_step`, with another point of the ball for the iterate before."""
+    step = make_step(norm, shape, dtypes, layout, device, seed)
+    random = torch.Generator().manual_seed(seed + 1)
+    clean = step.pixels().float().cpu().contiguous()
+    before, _ = feasible(clean, norm, step.eps.cpu(), random)
+    x_prev = as_layout(before.to(device), layout)
+    return ApgdStep(**vars(step), x_prev=x_prev, momentum=momentum)
+
+
 def check_step(step: Step, what: str) -> None:
     """Run it and compare everything it writes with the float64 reference."""
     want = step.oracle()
+    before = step.x.clone()
     step.run()
-    close(step.x, want.x, (0, PIXEL_TOLERANCE), f"{what}: x")
+    if step.x.dtype == F16:
+        delta = step.x.double()
+        close(delta, want.x - step.pixels(), DELTA_TOLERANCE, f"{what}: delta")
+        if step.norm == "linf":
+            assert (delta.abs() <= step.eps.double().view(-1, 1, 1, 1)).all(), what
+    else:
+        close(step.x, want.x, (0, PIXEL_TOLERANCE), f"{what}: x")
     assert step.nonfinite.item() == want.nonfinite.item(), what
-    if step.z is not None and want.z is not None:
-        close(step.z, want.z, TOLERANCES[step.z.dtype], f"{what}: z")
+    if step.z is not None:
+        # Of a float16 state: z belongs to what was stored, not to what was rounded.
+        image = step.image() if step.x.dtype == F16 else want.x
+        mean, std = (v.double().view(1, -1, 1, 1) for v in (step.mean, step.std))
+        close(step.z, (image - mean) / std, TOLERANCES[step.z.dtype], f"{what}: z")
+    if isinstance(step, ApgdStep):
+        assert torch.equal(step.x_prev, before), what
 
 
 def step_cases(
-    norm: str, layout: str, dtypes: tuple[Dtypes, ...], device: str
+    norm: str,
+    layout: str,
+    dtypes: tuple[Dtypes, ...],
+    device: str,
+    make: Callable[..., Step] = make_step,
 ) -> Iterator[tuple[Step, str]]:
     """Every shape and dtype combination, with a name for the message."""
     for shape, combination in itertools.product(SHAPES, dtypes):
-        name = f"{norm} {layout} {list(shape)} {combination}"
-        yield make_step(norm, shape, combination, layout, device), name
+        name = f"{make.__name__} {norm} {layout} {list(shape)} {combination}"
+        yield make(norm, shape, combination, layout, device), name
 
 
 def check_ball_init(

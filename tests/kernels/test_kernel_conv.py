@@ -126,11 +126,13 @@ def test_shapes_that_disagree_are_refused(argument):
 
 
 def test_says_what_it_cannot_convolve():
-    x, weight = images(1, 16, 4, 4, 1), weights(16, 16)
+    x, weight = images(4, 32, 16, 16, 1), weights(32, 32)
     assert unsupported_reason(x, weight) is None
     assert "float32" in unsupported_reason(x.double(), weight)
-    assert "multiples of 16" in unsupported_reason(x, weights(24, 16))
+    assert "multiples of 16" in unsupported_reason(x, weights(40, 32))
     assert "3x3" in unsupported_reason(x, weight[:, :, :1, :1])
+    assert "too small" in unsupported_reason(x[:, :, :2, :2], weight)
+    assert "too small" in unsupported_reason(x[:, :16], weights(32, 16))
     with use_backend("reference"):
         assert "reference" in unsupported_reason(x, weight)
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from kernel_cases import BF16, F32, Dtypes, make_step
+from kernel_cases import BF16, F16, F32, Dtypes, make_step
 
 from fastadv import kernels
 from fastadv.errors import BackendError
@@ -96,7 +96,8 @@ def test_a_forced_backend_that_cannot_run_says_why():
     text = str(caught.value)
     assert "x[1, 3, 4, 4] float32" in text
     assert "forces cuda" in text
-    assert "cuda: not part of this version" in text
+    reason = kernels.BACKENDS["cuda"].unavailable_reason() or "needs cuda tensors"
+    assert f"cuda: {reason}" in text
     assert ran() == []
 
 
@@ -114,9 +115,18 @@ def test_float64_is_declined_by_cpp_and_runs_on_the_reference():
     assert ran() == ["reference"]
     with (
         kernels.use_backend("cpp"),
-        pytest.raises(BackendError, match="needs x as float32, got float64"),
+        pytest.raises(BackendError, match="needs x as float32 or float16, got float64"),
     ):
         wide.run()
+
+
+@needs_numba
+def test_numba_declines_float16_perturbations():
+    with (
+        kernels.use_backend("numba"),
+        pytest.raises(BackendError, match="needs x as float32, got float16"),
+    ):
+        step(Dtypes(F32, F32, None, F16)).run()
 
 
 def test_normalising_to_float64_runs_on_the_reference():

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from kernel_backends import CPU, GPU, Backend, params
 from kernel_cases import (
     ALL_DTYPES,
     BF16,
+    DELTA_DTYPES,
     F16,
     F32,
     FLOAT_DTYPES,
@@ -18,20 +20,42 @@ from kernel_cases import (
     check_normalize,
     check_philox_words,
     check_step,
+    make_apgd,
     make_step,
     step_cases,
 )
 
 from fastadv import kernels
 
+# Backends whose work is cut into tiles and shared by threads of our own.
+THREADED = [b for b in CPU if b.name != "reference"]
+TILED = [b for b in THREADED if b.isa != "baseline"]
+TILED += [b for b in GPU if b.name != "reference"] if torch.cuda.is_available() else []
+
+
+def only(backends: list[Backend]) -> pytest.MarkDecorator:
+    """Run a test with these backends instead of all."""
+    return pytest.mark.parametrize(
+        "backend", params(backends), indirect=True, scope="module"
+    )
+
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("norm", NORMS)
 def test_step(backend, norm, layout):
-    dtypes = ALL_DTYPES if backend.half else FLOAT_DTYPES
+    dtypes = (*ALL_DTYPES, *DELTA_DTYPES) if backend.half else FLOAT_DTYPES
     for step, name in step_cases(norm, layout, dtypes, backend.device):
         check_step(step, name)
     assert kernels.launch_counts()[backend.name, "pgd_step"] > 0
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("norm", NORMS)
+def test_apgd_step(backend, norm, layout):
+    dtypes = ALL_DTYPES if backend.half else FLOAT_DTYPES
+    for step, name in step_cases(norm, layout, dtypes, backend.device, make_apgd):
+        check_step(step, name)
+    assert kernels.launch_counts()[backend.name, "apgd_step"] > 0
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -55,14 +79,15 @@ def test_radius_zero_is_the_clean_image_to_the_bit(backend, norm):
     check_exact_pixels(norm, backend.device)
 
 
+@only(TILED)
+@pytest.mark.parametrize("make", [make_step, make_apgd])
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 @pytest.mark.parametrize("norm", NORMS)
-def test_step_at_image_size(backend, norm, layout):
-    if backend.name == "reference" or backend.isa == "baseline":
-        pytest.skip("many tiles only concern the tiled backends")
+def test_step_at_image_size(backend, norm, layout, make):
     # Three samples on two threads: both ways of the C++ backend to share out work.
-    dtypes = Dtypes(torch.uint8, F32, F32)
-    check_step(make_step(norm, (3, 3, 224, 224), dtypes, layout, backend.device), norm)
+    check_step(
+        make(norm, (3, 3, 224, 224), FLOAT_DTYPES[0], layout, backend.device), norm
+    )
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -70,6 +95,17 @@ def test_z_is_the_normalised_iterate(backend, norm):
     step = make_step(norm, (3, 3, 5, 7), device=backend.device).run()
     again = kernels.normalize(step.x, mean=step.mean, std=step.std)
     assert torch.equal(step.z, again)
+
+
+@pytest.mark.parametrize("make", [make_step, make_apgd])
+@pytest.mark.parametrize("norm", NORMS)
+def test_memory_order_changes_sums_only(backend, norm, make):
+    steps = [
+        make(norm, (3, 3, 41, 41), layout=layout, device=backend.device).run()
+        for layout in ("nchw", "channels_last")
+    ]
+    x, other = (step.x for step in steps)
+    torch.testing.assert_close(x, other, rtol=0, atol=0 if norm == "linf" else 1e-7)
 
 
 @pytest.mark.parametrize("scale", [1e-25, 1e-19, 1e19, 1e25])
@@ -103,21 +139,21 @@ def test_linf_takes_the_sign_of_denormal_gradients(backend):
     check_step(step, "denormal gradient")
 
 
+@only(THREADED)
 @pytest.mark.parametrize("threads", [2, 3])
 @pytest.mark.parametrize("shape", [(1, 3, 224, 224), (3, 3, 64, 65), (8, 3, 32, 32)])
 @pytest.mark.parametrize("norm", NORMS)
 def test_threads_do_not_change_a_bit(backend, norm, shape, threads):
     """Covers both parallel strategies of C++: by samples (1 thread) and by tiles."""
-    if backend.name == "reference" or backend.device == "cuda":
-        pytest.skip("torch's own threading is not ours")
     results = []
     before = torch.get_num_threads()
     try:
         for count in (1, threads):
             torch.set_num_threads(count)
-            step = make_step(norm, shape).run()
+            step, apgd = make_step(norm, shape).run(), make_apgd(norm, shape).run()
             start = kernels.ball_init(step.x0, norm=norm, eps=step.eps, seed=9)
-            results.append((step.x, step.z, step.nonfinite, start))
+            written = [(s.x, s.z, s.nonfinite) for s in (step, apgd)]
+            results.append((*written[0], *written[1], apgd.x_prev, start))
             assert torch.get_num_threads() == count
     finally:
         torch.set_num_threads(before)

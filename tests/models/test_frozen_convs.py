@@ -20,19 +20,19 @@ class Joined(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.stem = nn.Conv2d(3, 16, 3, padding=1)  # too few channels
-        self.plain = nn.Conv2d(16, 16, 3, padding=1)  # read twice
-        self.active = nn.Conv2d(16, 32, 3, padding="same")
-        self.added = nn.Conv2d(32, 32, 3, padding=1, bias=False)
-        self.doubled = nn.Conv2d(32, 32, 3, padding=1)
-        self.shared = nn.Conv2d(32, 32, 3, padding=1)
-        self.strided = nn.Conv2d(32, 32, 3, stride=2, padding=1)
-        self.wide = nn.Conv2d(32, 32, 3, padding=2)
-        self.head = nn.Linear(32, 4)
+        self.stem = nn.Conv2d(3, 32, 3, padding=1)  # too few channels
+        self.plain = nn.Conv2d(32, 32, 3, padding=1)  # read twice
+        self.active = nn.Conv2d(32, 64, 3, padding="same")
+        self.added = nn.Conv2d(64, 64, 3, padding=1, bias=False)
+        self.doubled = nn.Conv2d(64, 64, 3, padding=1)
+        self.shared = nn.Conv2d(64, 64, 3, padding=1)
+        self.strided = nn.Conv2d(64, 64, 3, stride=2, padding=1)
+        self.wide = nn.Conv2d(64, 64, 3, padding=2)
+        self.head = nn.Linear(64, 4)
 
     def forward(self, x):
         x = self.plain(self.stem(x))
-        x = torch.cat([x, x * 2], 1)[:, 8:24]
+        x = torch.cat([x, x * 2], 1)[:, 16:48]
         x = torch.relu(self.active(x))
         x = x + self.added(x)
         x = (self.doubled(x) + x.flip(1)).relu()
@@ -62,9 +62,10 @@ def assert_same_without(view, z, y):
     assert launch_counts().get(("cpp", "conv3x3"), 0) == ran
     logits, grads = zip(got, wanted, strict=True)
     assert off_by(*logits) < 1e-5
-    # A unit within rounding of zero may switch, and its gradient with it: of the 100,000
-    # units of a vgg11_bn one did, and moved the gradient by 1e-3. A wrong term moves it by 1.
-    assert off_by(*grads) < 5e-3
+    # Units within rounding of zero switch, and their gradients with them: one in a vgg11_bn
+    # moved it by 1e-3, a few in a resnet50 by 6e-3. A wrong term moves it by 1; to rounding,
+    # with the same units on, test_kernel_conv.py compares.
+    assert off_by(*grads) < 3e-2
     return ran
 
 
@@ -82,7 +83,7 @@ def test_takes_in_what_follows_and_leaves_the_rest():
     arguments = {n.target: len(n.args) for n in view.net.graph.nodes}
     assert [arguments[n] for n in frozen] == [1, 1, 2, 2]
     assert not [n for n in view.net.graph.nodes if n.target in ("relu", torch.relu)]
-    z, y = torch.randn(2, 3, 12, 10), torch.tensor([1, 3])
+    z, y = torch.randn(2, 3, 14, 12), torch.tensor([1, 3])
     assert assert_same_without(view, z, y) == 8
     logits = model(z)
     assert torch.allclose(view(z), logits, atol=1e-5)
@@ -90,13 +91,14 @@ def test_takes_in_what_follows_and_leaves_the_rest():
 
 @pytest.mark.parametrize(
     ("arch", "size", "count"),
-    [("resnet18", 64, 13), ("resnet50", 64, 13), ("vgg11_bn", 64, 7)],
+    [("resnet18", 112, 10), ("resnet50", 112, 11), ("vgg11_bn", 64, 5)],
 )
 def test_networks_of_the_registry(arch, size, count):
+    """All 3x3 layers of stride 1 but those too small at four images."""
     torch.manual_seed(0)
     model = create_model(arch, num_classes=10).eval()
     view = AttackView(model)
-    z, y = torch.randn(2, 3, size, size), torch.tensor([1, 3])
+    z, y = torch.randn(4, 3, size, size), torch.arange(4)
     assert assert_same_without(view, z, y) == 2 * count
 
 
@@ -104,7 +106,7 @@ def test_follows_the_weights():
     torch.manual_seed(0)
     model = create_model("resnet18_cifar", num_classes=10).eval()
     view = AttackView(model)
-    z = torch.randn(2, 3, 16, 16)
+    z = torch.randn(4, 3, 32, 32)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.05 * torch.randn_like(parameter) * parameter.abs().mean()
@@ -119,14 +121,14 @@ def test_a_residual_that_is_broadcast_is_left_to_torch():
     class Broadcast(nn.Module):
         def __init__(self):
             super().__init__()
-            self.conv = nn.Conv2d(16, 16, 3, padding=1)
+            self.conv = nn.Conv2d(32, 32, 3, padding=1)
 
         def forward(self, x):
             return self.conv(x) + x.mean((2, 3), keepdim=True)
 
     torch.manual_seed(0)
     model = Broadcast().eval()
-    x = torch.randn(2, 16, 6, 6)
+    x = torch.randn(2, 32, 16, 16)
     reset_launch_counts()
     assert torch.allclose(AttackView(model)(x), model(x), atol=1e-5)
     assert ("cpp", "conv3x3") not in launch_counts()
@@ -138,5 +140,5 @@ def test_other_dtypes_are_left_to_torch(dtype):
     model = Joined().eval()
     view = AttackView(model, dtype=dtype)
     reset_launch_counts()
-    assert view(torch.randn(1, 3, 8, 8, dtype=dtype)).dtype == dtype
+    assert view(torch.randn(2, 3, 16, 16, dtype=dtype)).dtype == dtype
     assert ("cpp", "conv3x3") not in launch_counts()

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from fastadv.attacks import PGD
+from fastadv.attacks import PGD, AttackResult, Cascade
+from fastadv.attacks.checks import Checks
 from fastadv.data import Batch
+from fastadv.errors import CheckpointError, ConfigError
 from fastadv.evaluation import Accuracy, evaluate, wilson
+from fastadv.eventlog import EventLog
+from fastadv.journal import Journal
 from fastadv.models import NormalizedModel, create_model
 from fastadv.threat import ThreatModel
 
@@ -93,6 +99,121 @@ def test_only_what_was_right_can_be_robust() -> None:
     found = evaluate(_brightness(), _batches(4), attack)
     assert found.robust is not None
     assert found.robust.correct.tolist() == found.clean.correct.tolist() == [4, 3]
+
+
+class _Shift:
+    """Fools what a uniform shift of `radius` fools: the known answer of each stage."""
+
+    def __init__(self, radius: float) -> None:
+        self.radius = radius
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        return model
+
+    def __call__(
+        self, model: nn.Module, x: Tensor, y: Tensor, *, offset: int, active: Tensor
+    ) -> AttackResult:
+        moved = x / 255 + (0.5 - y.view(-1, 1, 1, 1)).sign() * self.radius
+        success = (model(moved.clamp(0, 1)).argmax(1) != y) & active
+        return AttackResult(moved, success, torch.zeros(len(y)), torch.zeros(1).long())
+
+
+def _stages() -> Cascade:
+    return Cascade(
+        [("near", _Shift(0.05)), ("far", _Shift(0.2)), ("square", _Shift(1))]
+    )
+
+
+@pytest.mark.parametrize("size", [2, 9])
+def test_each_attack_of_a_cascade_is_reported(size: int) -> None:
+    model = _brightness().eval()
+    found = evaluate(model, _batches(size), _stages(), checks=True)
+    near, far, square = found.stages
+    # |grey - 127.5| of the seven right ones: 127.5, 38.5, 12.5, 0.5, 12.5, 38.5, 127.5
+    assert [s.attacked for s in found.stages] == [7, 4, 2]
+    assert [s.robust.correct.tolist() for s in found.stages] == [[2, 2], [1, 1], [0, 0]]
+    assert found.robust is square.robust
+    assert (near.name, far.name, square.name) == ("near", "far", "square")
+    assert all(s.seconds > 0 for s in found.stages)
+    assert found.black_box_gain == pytest.approx(2 / 9)
+    assert found.checks == Checks(9, probabilities=False)
+    assert [w[:20] for w in found.warnings()] == ["the black-box attack"]
+
+
+def test_a_black_box_attack_alone_says_nothing_of_masking() -> None:
+    for stages in ([("square", _Shift(0.2))], [("apgd-ce", _Shift(0.2))]):
+        found = evaluate(_brightness(), _batches(9), Cascade(stages))
+        assert found.black_box_gain is None
+        assert found.warnings() == []
+        assert found.checks is None
+
+
+# ---- the journal ----
+
+
+def test_a_journal_gives_back_what_was_found(tmp_path: Path) -> None:
+    settings = {"weights": "abc", "ci": (1, 2)}
+    whole = evaluate(_brightness(), _batches(2), _stages(), checks=True)
+    journal = Journal(tmp_path / "run", settings)
+    for batch in range(3):  # the run dies in the fourth of five batches
+        cut = itertools.islice(_batches(2), batch + 1)
+        evaluate(_brightness(), cut, _stages(), checks=True, journal=journal)
+    attacked = []
+
+    class Counted(Cascade):
+        def __call__(self, model: nn.Module, x: Tensor, *rest: Any, **more: Any) -> Any:
+            attacked.append(more["offset"])
+            return super().__call__(model, x, *rest, **more)
+
+    again = Journal(tmp_path / "run", settings, resume=True)
+    assert again.verdicts == journal.verdicts
+    stages = _stages()
+    counted = Counted(list(zip(stages.names, stages.stages, strict=True)))
+    resumed = evaluate(_brightness(), _batches(2), counted, checks=True, journal=again)
+    assert attacked == [6, 8]
+    for a, b in zip(resumed.stages, whole.stages, strict=True):
+        assert (a.name, a.attacked) == (b.name, b.attacked)
+        assert torch.equal(a.robust.correct, b.robust.correct)
+    assert resumed.checks == whole.checks
+    assert resumed.warnings() == whole.warnings()
+
+
+def test_a_torn_line_is_done_again(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, {"a": 1})
+    evaluate(_brightness(), _batches(3), _stages(), journal=journal)
+    path = tmp_path / "log.jsonl"
+    text = path.read_bytes()
+    path.write_bytes(text[:-30])  # as kill -9 leaves it
+    again = Journal(tmp_path, {"a": 1}, resume=True)
+    assert sorted(again.verdicts) == [0, 1]
+    evaluate(_brightness(), _batches(3), _stages(), journal=again)
+    third = Journal(tmp_path, {"a": 1}, resume=True)
+    assert sorted(third.verdicts) == [0, 1, 2]
+    assert third.verdicts[2].fell_to == journal.verdicts[2].fell_to
+
+
+def test_a_journal_of_something_else_is_refused(tmp_path: Path) -> None:
+    Journal(tmp_path, {"eps": 0.1, "seed": 0, "old": True})
+    with pytest.raises(ConfigError, match="add --resume to continue it, or choose"):
+        Journal(tmp_path, {"eps": 0.1, "seed": 0, "old": True})
+    with pytest.raises(ConfigError, match=r"eps: 0\.1 -> 0\.2, old: True -> None\)"):
+        Journal(tmp_path, {"eps": 0.2, "seed": 0}, resume=True)
+    Journal(tmp_path, {"eps": 0.1, "seed": 0, "old": True}, resume=True)
+
+
+def test_the_log_of_a_training_run_is_no_journal(tmp_path: Path) -> None:
+    EventLog(tmp_path / "log.jsonl").append("train", loss=1.0)
+    for resume in (False, True):
+        with pytest.raises(ConfigError, match="holds something else than an eval"):
+            Journal(tmp_path, {"a": 1}, resume=resume)
+
+
+def test_a_journal_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file" / "run", tmp_path):
+        (tmp_path / "log.jsonl").mkdir(exist_ok=True)
+        with pytest.raises(CheckpointError, match=r"could not read .*log\.jsonl"):
+            Journal(folder, {})
 
 
 def test_evaluation_equals_a_plain_loop_and_changes_nothing() -> None:

@@ -90,12 +90,13 @@ def test_the_fused_step_runs_num_steps_times_per_update(tmp_path: Path) -> None:
         (DEFAULT_BACKEND, "ball_init"): 3,
     }
     counts = launch_counts()
-    assert {k: v for k, v in counts.items() if k[1] != "normalize"} == expected
+    counted = {k: v for k, v in counts.items() if k[1] in ("pgd_step", "ball_init")}
+    assert counted == expected
     assert {name for name, _ in counts} == {DEFAULT_BACKEND}
 
     reset_launch_counts()
     train(tiny(tmp_path / "standard", eps=0))
-    assert {op for _, op in launch_counts()} == {"normalize"}
+    assert {op for _, op in launch_counts()} - {"conv3x3"} == {"normalize"}
 
 
 def _batch() -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,0 +1,286 @@
+"""What every attack along the input gradient shares: set-up, start, gradient, verdict.
+
+The gradient is taken at the normalised input, in the frozen and folded `AttackView`, so
+no weight gradient is ever computed and nothing of the model changes. Nothing here waits
+for the device but the look at the range of float images.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Literal
+from weakref import WeakSet
+
+import torch
+from torch import Tensor, nn
+
+from fastadv.attacks.objectives import Context, Objective, get_objective, succeeded
+from fastadv.kernels import ball_init, normalize
+from fastadv.models.view import AttackView
+from fastadv.threat import ThreatModel
+
+_MASK64 = 2**64 - 1
+# Where a random start is needed although none was asked for (see `zero_at_clean`), this
+# share of eps is used: far enough for a gradient, too near to change the result.
+_NUDGE = 0.01
+_ONE = 1e-4  # rounding of a sum of a thousand float32 probabilities, with room
+PROBABILITIES = (
+    "the model returns probabilities, not logits: softmax flattens the loss that attacks "
+    "climb. Remove the softmax from the model"
+)
+
+log = logging.getLogger(__name__)
+_looked_at: WeakSet[nn.Module] = WeakSet()
+
+
+@dataclass(frozen=True)
+class AttackResult:
+    """What an attack found.
+
+    Attributes:
+        x_adv: float32 [N, C, H, W] in [0, 1], within eps of the clean images.
+        success: bool [N]; for a targeted objective, the target is predicted.
+        loss: float32 [N], the objective at `x_adv`.
+        nonfinite: int64 [1], gradient elements that were not finite and moved nothing,
+            over all steps and restarts. Where it is not zero the attack is weaker than
+            it looks.
+    """
+
+    x_adv: Tensor
+    success: Tensor
+    loss: Tensor
+    nonfinite: Tensor
+
+
+class GradientAttack:
+    """Base of the attacks that follow the gradient of an objective.
+
+    Args:
+        threat: norm and radius, pixel units.
+        objective: a name in `OBJECTIVES`, or an `Objective`.
+        num_restarts: independent runs.
+        random_start: begin at a random point of the ball instead of the clean image.
+        seed: of the random starts.
+        bn_mode: BatchNorm in `"eval"` or `"train"` mode while attacking.
+        dtype: compute dtype of the network; None keeps the model's.
+    """
+
+    def __init__(
+        self,
+        threat: ThreatModel,
+        objective: str | Objective,
+        *,
+        num_restarts: int,
+        random_start: bool,
+        seed: int,
+        bn_mode: Literal["eval", "train"],
+        dtype: torch.dtype | None,
+    ) -> None:
+        if dtype is not None and not dtype.is_floating_point:
+            raise ValueError(
+                f"dtype={dtype} has no gradients; accepted: torch.float32, bfloat16, "
+                "float16, float64, or None for the model's own"
+            )
+        self.threat = threat
+        self.objective = get_objective(objective)
+        self.num_restarts = num_restarts
+        self.random_start = random_start
+        self.seed = seed
+        self.bn_mode: Literal["eval", "train"] = bn_mode
+        self.dtype = dtype
+
+    def prepare(self, model: nn.Module) -> AttackView:
+        """The view of `model` that this attack works on; calls accept it in its place.
+
+        Raises:
+            ValueError: `model` is a view already, of another mode or dtype.
+        """
+        if isinstance(model, AttackView):
+            wanted = self.dtype or model.dtype
+            if (model.mode, model.dtype) != (self.bn_mode, wanted):
+                raise ValueError(
+                    f"the view has mode {model.mode!r} and {model.dtype}, the attack "
+                    f"wants {self.bn_mode!r} and {wanted}; give the view the same mode "
+                    "and dtype, or give the attack the model"
+                )
+            return model
+        return AttackView(model, mode=self.bn_mode, dtype=self.dtype)
+
+    @staticmethod
+    def _check(view: AttackView, x: Tensor, y: Tensor, *, values: bool = True) -> None:
+        """Raise unless `view` can be attacked on this batch.
+
+        Args:
+            view: what is attacked.
+            x: images.
+            y: labels.
+            values: also look at pixels and labels where that waits for the device.
+        """
+        if x.dim() != 4 or y.shape != (x.shape[0],):
+            raise ValueError(
+                f"x has shape {list(x.shape)} and y {list(y.shape)}; expected "
+                "[N, C, H, W] and [N]"
+            )
+        if y.dtype != torch.int64:
+            raise TypeError(f"y is {y.dtype}; expected class ids, int64 [N]")
+        weights = next(view.parameters(), x)
+        if not x.device == y.device == weights.device:
+            raise ValueError(
+                f"x is on {x.device}, y on {y.device}, the model on {weights.device}; "
+                "move them to one device"
+            )
+        if values or y.device.type == "cpu":
+            check_labels(y, view.num_classes)
+        if values and x.is_floating_point() and x.numel():
+            low, high = torch.stack(torch.aminmax(x)).tolist()
+            if not (low >= 0 and high <= 1):
+                raise ValueError(
+                    f"x has values in [{low:.3g}, {high:.3g}]; attacks need images in "
+                    "[0, 1]. Remove Normalize from the transform and give mean/std to "
+                    "NormalizedModel."
+                )
+
+    def _outputs(self, view: AttackView, z: Tensor) -> Tensor:
+        if self.objective.outputs == "features":
+            return view.features(z)
+        return checked_logits(view(z))
+
+    @torch.no_grad()
+    def _context(self, view: AttackView, x_nat: Tensor, y: Tensor) -> Context:
+        if not self.objective.needs_clean:
+            return Context(y)
+        return Context(y, self._outputs(view, self._normalized(view, x_nat)))
+
+    @staticmethod
+    def _normalized(view: AttackView, x: Tensor) -> Tensor:
+        mean, std = view.statistics(x.shape[1])
+        z: Tensor = normalize(x, mean=mean, std=std, dtype=view.dtype)
+        return z
+
+    def _start(self, x_nat: Tensor, seed: int, restart: int, offset: int) -> Tensor:
+        """The first iterate, float32 [N, C, H, W] in memory of its own."""
+        eps = self.threat.eps
+        if not self.random_start:
+            if not self.objective.zero_at_clean:
+                if x_nat.dtype == torch.uint8:
+                    return x_nat.to(torch.float32).div_(255)
+                return x_nat.to(torch.float32, copy=True)
+            eps *= _NUDGE
+        # Golden-ratio increments: restarts of one seed are far apart in the key space.
+        key = (seed + restart * 0x9E3779B97F4A7C15) & _MASK64
+        start: Tensor = ball_init(
+            x_nat, norm=self.threat.norm, eps=eps, seed=key, offset=offset
+        )
+        return start
+
+    def _forward(
+        self, view: AttackView, z: Tensor, context: Context
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Summed loss with its graph; without it loss per sample [N] and outputs."""
+        outputs = self._outputs(view, z)
+        try:
+            loss = self.objective.per_sample(outputs, context)
+        except (IndexError, RuntimeError):
+            if context.labels.device.type == "cpu":
+                check_labels(context.labels, outputs.shape[-1])
+            raise
+        return loss.sum(), loss.detach(), outputs.detach()
+
+    def _gradient(
+        self, view: AttackView, z: Tensor, context: Context
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Input gradient [N, C, H, W] at `z`, per-sample loss [N], and the outputs."""
+        with torch.enable_grad():
+            total, loss, outputs = self._forward(view, z.requires_grad_(), context)
+            (grad,) = torch.autograd.grad(total, z)
+        z.requires_grad_(False)
+        return grad, loss, outputs
+
+    @torch.no_grad()
+    def _judge(
+        self,
+        view: AttackView,
+        x: Tensor,
+        z: Tensor,
+        context: Context,
+        nonfinite: Tensor,
+        outputs: Tensor | None = None,
+        loss: Tensor | None = None,
+    ) -> AttackResult:
+        """The verdict on the iterate `x`; a forward pass where `outputs` are not given."""
+        if outputs is None:
+            outputs = self._outputs(view, z)
+        if loss is None:
+            loss = self.objective.per_sample(outputs, context)
+        logits = view(z) if self.objective.outputs == "features" else outputs
+        warn_of_probabilities(view, logits)
+        success = succeeded(logits, context, self.objective)
+        return AttackResult(x, success, loss.float(), nonfinite)
+
+
+def check_counts(**numbers: int) -> None:
+    """Raise ValueError unless all are integers of at least one."""
+    for name, value in numbers.items():
+        if not isinstance(value, int):
+            raise ValueError(f"{name}={value!r} must be an integer")
+        if value < 1:
+            raise ValueError(f"{name}={value} must be at least 1")
+
+
+def checked_logits(outputs: object) -> Tensor:
+    """`outputs` if they are logits [N, K]; a TypeError that says what they are if not."""
+    if isinstance(outputs, Tensor) and outputs.dim() == 2:
+        return outputs
+    if isinstance(outputs, Tensor):
+        what = f"a tensor of shape {list(outputs.shape)}"
+    elif isinstance(outputs, (tuple, list)):
+        what = f"a {type(outputs).__name__} of {len(outputs)}"
+    else:
+        what = f"a {type(outputs).__name__}"
+    raise TypeError(
+        f"the model returned {what}; attacks need one tensor of logits [N, K]. Wrap the "
+        "model in a module that returns its logits alone"
+    )
+
+
+def are_probabilities(outputs: Tensor) -> bool:
+    """Whether every row [K] of `outputs` is >= 0 and sums to one. Waits for the device."""
+    outputs = outputs.detach().double()
+    far = (outputs.sum(1) - 1).abs().amax()
+    return bool((outputs.amin() >= 0).logical_and(far < _ONE).tolist())
+
+
+def warn_of_probabilities(view: AttackView, logits: Tensor) -> None:
+    """Log, once for each network, that it ends in a softmax if it seems to.
+
+    Waits for the device the first time it sees the network, not again.
+    """
+    if view.live in _looked_at or not logits.numel():
+        return
+    _looked_at.add(view.live)
+    if are_probabilities(logits):
+        log.warning(PROBABILITIES)
+
+
+def check_labels(labels: Tensor, num_classes: int | None = None) -> None:
+    """Raise ValueError unless all labels (int64 [N], N may be 0) are class ids."""
+    low, high = (min(ids), max(ids)) if (ids := labels.tolist()) else (0, 0)
+    if low < 0 or (num_classes is not None and high >= num_classes):
+        accepted = ">= 0" if num_classes is None else f"in 0..{num_classes - 1}"
+        raise ValueError(
+            f"y has labels from {low} to {high}; expected class ids {accepted}. Check "
+            "that the labels are those of the classes the model was trained on"
+        )
+
+
+def worse_of(a: AttackResult, b: AttackResult) -> AttackResult:
+    """Per sample, the one that succeeded; if both or neither did, the higher loss."""
+    take = (b.success & ~a.success) | ((b.success == a.success) & (b.loss > a.loss))
+    x_adv = torch.where(take.view(-1, 1, 1, 1), b.x_adv, a.x_adv)
+    return AttackResult(
+        x_adv,
+        torch.where(take, b.success, a.success),
+        torch.where(take, b.loss, a.loss),
+        b.nonfinite,
+    )
