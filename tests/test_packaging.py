@@ -118,8 +118,13 @@ def native(tmp_path_factory: pytest.TempPathFactory) -> Built:
         pytest.skip("building needs setuptools >= 77 in this environment")
     if not (shutil.which("cmake") and (shutil.which("c++") or os.environ.get("CXX"))):
         pytest.skip("no CMake or no C++ compiler here")
-    # Unoptimised: what is tested is the way of the library, and that takes 20 s less.
-    return _built(tmp_path_factory.mktemp("native"), CMAKE_BUILD_TYPE="Debug")
+    # Unoptimised and for one GPU: what is tested is the way of the libraries, and that
+    # takes 20 s less without CUDA and a minute less with it.
+    return _built(
+        tmp_path_factory.mktemp("native"),
+        CMAKE_BUILD_TYPE="Debug",
+        CMAKE_ARGS="-DFASTADV_CUDA_ARCHITECTURES=90",
+    )
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +147,8 @@ def test_the_wheel_holds_everything(native: Built) -> None:
     ]
     wanted = {p.replace("kernels/", "fastadv/kernels/", 1) for p in sources}
     wanted |= {"fastadv/kernels/fastadv_cpu.so"}
+    if shutil.which("nvcc", path=f"{os.environ['PATH']}:/usr/local/cuda/bin"):
+        wanted |= {"fastadv/kernels/fastadv_cuda.so"}
     assert {"fastadv/py.typed", "fastadv/reporting/report.html"} <= wanted
     assert wanted - packed == set()
     extra = {p for p in packed - wanted if ".dist-info/" not in p}

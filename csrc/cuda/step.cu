@@ -1,5 +1,7 @@
 // One projected ascent step: linf in one pass, l2 in two (sums, then the move). Where a sample
 // fits into the shared memory of a cluster, cluster.cu does l2 in one.
+#include <type_traits>
+
 #include "step.cuh"
 
 namespace FA_ISA {
@@ -118,7 +120,9 @@ Error launch_sums(const FcStep &a) {
     return with_clean(a.x0_dtype, [&](auto clean) {
       return with_float(a.grad_dtype, [&](auto grad) {
         using S = type_of<decltype(state)>;
-        using C = type_of<decltype(clean)>;
+        // A perturbation is the state itself: the clean images are not read then, and must
+        // not narrow the chunks.
+        using C = std::conditional_t<sizeof(S) == 2, uint8_t, type_of<decltype(clean)>>;
         using G = type_of<decltype(grad)>;
         constexpr int V = chunk_of<S, C, G>();
         StepArgs args = step_args(a);

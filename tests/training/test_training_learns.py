@@ -215,10 +215,10 @@ def test_the_log_is_complete(tmp_path: Path) -> None:
     summary = train(tiny(run))
     log = events(run)
     assert [e["event"] for e in log] == [
-        "start", "train", "val", "train", "val", "test"
+        "start", "train", "val", "train", "val", "compile", "test"
     ]  # fmt: skip
-    assert [e["step"] for e in log] == [0, 12, 12, STEPS, STEPS, STEPS]
-    start, first, val, second, _, test = log
+    assert [e["step"] for e in log] == [0, 12, 12, STEPS, STEPS, STEPS, STEPS]
+    start, first, val, second, _, _, test = log
     assert start["total_steps"] == STEPS == 2 * STEPS_PER_EPOCH
     assert start["config"] == tiny(run).to_dict()
     assert {"torch", "cpu", "commit", "threads"} <= start["environment"].keys()
