@@ -1,6 +1,7 @@
 """Whole attacks against other libraries: PGD-3 within L2 3 at 224 px, images per second.
 
     python bench/bench_attack.py [--arch resnet18 resnet50] [--batch 16] [--repeats 5]
+        [--device cuda --precision bf16]
 
 All run in one process, in turn, on the same network in eval mode and the same batch,
 without random start. torchattacks, foolbox and ART are called as their users call them;
@@ -37,6 +38,35 @@ EPS, STEPS = 3.0, 3
 STEP_SIZE = 2 * EPS / 3
 
 
+class Autocast(nn.Module):
+    """A network whose passes run in bfloat16, as its users would have them."""
+
+    def __init__(self, model: NormalizedModel) -> None:
+        super().__init__()
+        self.model, self.num_classes = model, model.num_classes
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, torch.bfloat16):
+            return self.model(x).float()
+
+
+def with_loop(model: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
+    def attack(x0: Tensor, y: Tensor) -> Tensor:
+        x = x0
+        for _ in range(STEPS):
+            x = x.detach().requires_grad_(True)
+            (grad,) = torch.autograd.grad(F.cross_entropy(model(x), y), x)
+            with torch.no_grad():
+                length = grad.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+                delta = x + STEP_SIZE * grad / (length + 1e-10) - x0
+                size = delta.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+                delta = delta * (EPS / size.clamp_min(1e-12)).clamp(max=1)
+                x = (x0 + delta).clamp(0, 1)
+        return x
+
+    return attack
+
+
 def with_torchattacks(model: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
     import torchattacks
 
@@ -48,7 +78,8 @@ def with_torchattacks(model: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
 def with_foolbox(model: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
     import foolbox
 
-    wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
+    device = next(model.parameters()).device
+    wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device=device)
     attack = foolbox.attacks.L2ProjectedGradientDescentAttack(
         abs_stepsize=STEP_SIZE, steps=STEPS, random_start=False
     )
@@ -71,7 +102,7 @@ def with_robustness(model: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
     return attack
 
 
-def with_art(model: NormalizedModel) -> Callable[[Tensor, Tensor], Tensor]:
+def with_art(model: NormalizedModel | Autocast) -> Callable[[Tensor, Tensor], Tensor]:
     from art.attacks.evasion import ProjectedGradientDescentPyTorch
     from art.estimators.classification import PyTorchClassifier
 
@@ -81,7 +112,7 @@ def with_art(model: NormalizedModel) -> Callable[[Tensor, Tensor], Tensor]:
         input_shape=(3, 224, 224),
         nb_classes=model.num_classes,
         clip_values=(0.0, 1.0),
-        device_type="cpu",
+        device_type="gpu" if next(model.parameters()).is_cuda else "cpu",
     )
     attack = ProjectedGradientDescentPyTorch(
         classifier,
@@ -92,10 +123,13 @@ def with_art(model: NormalizedModel) -> Callable[[Tensor, Tensor], Tensor]:
         batch_size=1024,
         verbose=False,
     )
-    return lambda x, y: torch.from_numpy(attack.generate(x.numpy(), y.numpy()))
+    return lambda x, y: torch.from_numpy(
+        attack.generate(x.cpu().numpy(), y.cpu().numpy())
+    ).to(x.device)
 
 
 PEERS = {
+    "loop": with_loop,
     "torchattacks": with_torchattacks,
     "foolbox": with_foolbox,
     "robustness": with_robustness,
@@ -127,17 +161,23 @@ def bench(arch: str, options: argparse.Namespace, results: Results) -> None:
     generator = torch.Generator().manual_seed(0)
     shape = (options.batch, 224, 224, 3)
     images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
-    images = images.permute(0, 3, 1, 2)
+    device, half = torch.device(options.device), options.precision == "bf16"
+    images = images.permute(0, 3, 1, 2).to(device)
     pixels = images.float().contiguous() / 255  # NCHW, as peers' users have them
-    labels = torch.randint(0, 1000, (options.batch,), generator=generator)
+    labels = torch.randint(0, 1000, (options.batch,), generator=generator).to(device)
 
-    model = create_model(arch, 1000, seed=0).eval()
-    view = AttackView(model.to(memory_format=torch.channels_last))
-    attack = PGD(ThreatModel("l2", EPS), STEPS, STEP_SIZE)
-    plain = create_model(arch, 1000, seed=0).eval()
-    trained = create_model(arch, 1000, seed=0).train()
-    trained_view = AttackView(trained.to(memory_format=torch.channels_last))
+    def network() -> NormalizedModel:
+        return create_model(arch, 1000, seed=0).to(device)
+
+    dtype = torch.bfloat16 if half else None
+    model = network().eval().to(memory_format=torch.channels_last)
+    view = AttackView(model, dtype=dtype)
+    attack = PGD(ThreatModel("l2", EPS), STEPS, STEP_SIZE, dtype=dtype)
+    plain = (Autocast(network()) if half else network()).eval()
+    trained = network().train().to(memory_format=torch.channels_last)
+    trained_view = AttackView(trained, dtype=dtype)
     optimizer = torch.optim.SGD(trained.parameters(), lr=0.0)
+    training = {"optimizer": optimizer, "precision": options.precision}
 
     def ours() -> Tensor:
         view.refresh()  # part of every training step, so part of the price
@@ -151,9 +191,9 @@ def bench(arch: str, options: argparse.Namespace, results: Results) -> None:
         "fastadv": ours,
         "fastadv, judged": judged,
         "refresh": view.refresh,
-        "train": lambda: train_step(trained, images, labels, optimizer),
+        "train": lambda: train_step(trained, images, labels, **training),
         "train, PGD-3": lambda: train_step(
-            trained, images, labels, optimizer, attack=attack, view=trained_view
+            trained, images, labels, attack=attack, view=trained_view, **training
         ),
     }
     found = {"fastadv": ours()}
@@ -171,13 +211,17 @@ def bench(arch: str, options: argparse.Namespace, results: Results) -> None:
         worst = (x_adv - found["fastadv"]).abs().max().item()
         print(f"{name}: differs from fastadv by at most {worst:.1e}")
     weights = {name: computes_weight_gradients(call) for name, call in cases.items()}
-    times = interleaved(cases, repeats=options.repeats, warmup=1)
+    # On CUDA the second batch of a shape is recorded: what counts is from the third on.
+    warmup = 3 if device.type == "cuda" else 1
+    times = interleaved(cases, repeats=options.repeats, warmup=warmup, device=device)
     for name, timing in times.items():
         # What a training step is compared with is a clean one.
         mine = times["train" if name.startswith("train") else "fastadv"]
         faster, low, high = ratio(timing, mine)
         results.add(
             arch=arch,
+            device=str(device),
+            precision=options.precision,
             batch=options.batch,
             steps=STEPS,
             what=name,
@@ -185,7 +229,7 @@ def bench(arch: str, options: argparse.Namespace, results: Results) -> None:
             keep_freed_memory=options.keep_freed_memory,
             seconds=timing.median,
             seconds_range=[round(timing.low, 4), round(timing.high, 4)],
-            cpu_seconds=statistics.median(timing.cpu),
+            cpu_seconds=statistics.median(timing.cpu) if timing.cpu else None,
             images_per_s=options.batch / timing.median,
             times_ours=faster,
             times_ours_range=[round(low, 3), round(high, 3)],
@@ -203,6 +247,8 @@ def main() -> None:
     parser.add_argument("--arch", nargs="+", default=["resnet18", "resnet50"])
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--name", default="attack")
     parser.add_argument(
         "--keep-freed-memory",
