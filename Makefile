@@ -15,7 +15,8 @@ NATIVE := CMakeLists.txt setup.py $(wildcard csrc/*/*)
 # What attacks are compared with, in tests and benchmarks. Without dependencies: their pins
 # conflict with each other and with current torch. The second line is for `import foolbox`.
 PEERS := torchattacks foolbox eagerpy robustness adversarial-robustness-toolbox \
-         GitPython gitdb smmap requests charset_normalizer urllib3 certifi
+         GitPython gitdb smmap requests charset_normalizer urllib3 certifi \
+         cox dill pandas tensorboardX protobuf
 
 .PHONY: demo test lint bench clean
 

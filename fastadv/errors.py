@@ -44,6 +44,10 @@ class TrainingDiverged(FastadvError):
     """The loss stopped being a finite number."""
 
 
+class CatastrophicOverfitting(FastadvError):
+    """Training with a single-step attack made the network blind to every other."""
+
+
 class Preempted(FastadvError):
     """The run was told to stop, saved its state, and can be resumed."""
 

@@ -148,6 +148,7 @@ def evaluate(
     *,
     checks: bool = False,
     journal: Journal | None = None,
+    offset: int = 0,
 ) -> Evaluation:
     """Classify every batch in eval mode, and attack it when `attack` is given.
 
@@ -159,11 +160,12 @@ def evaluate(
         attack: judged per image; random starts are numbered through the whole set.
         checks: also look for what makes robust accuracies misleading.
         journal: verdicts of finished batches are taken from it, new ones added to it.
+        offset: number of the first image in that numbering, for a part of a set.
     """
     view = AttackView(model)
     target = view if attack is None else attack.prepare(model)
     done = {} if journal is None else dict(journal.verdicts)
-    seen = 0
+    seen = offset
     for number, batch in enumerate(batches):
         if number not in done:
             verdict = _judge(model, view, batch, attack, target, checks, seen)

@@ -30,6 +30,25 @@ def available_memory() -> int:
         return 4 << 30
 
 
+def resident_memory(peak: bool = False) -> int:
+    """Bytes of memory this process holds; with `peak`, the most it ever held.
+
+    Elsewhere than on Linux always the peak: nothing simple tells more.
+    """
+    key = "VmHWM:" if peak else "VmRSS:"
+    try:
+        with open("/proc/self/status") as lines:
+            for line in lines:
+                if line.startswith(key):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    import resource  # not on Windows, where nothing here has run
+
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if platform.system() == "Darwin" else most * 1024
+
+
 def keep_freed_memory() -> bool:
     """Have malloc keep large blocks instead of giving each back to the system.
 

@@ -44,7 +44,7 @@ def test_every_error_has_a_documented_exit_code() -> None:
         for v in vars(errors).values()
         if isinstance(v, type) and issubclass(v, FastadvError)
     ]
-    assert len(kinds) == 7
+    assert len(kinds) == 8
     assert {k.exit_code for k in kinds} <= {
         errors.EXIT_FAILED,
         errors.EXIT_USAGE,

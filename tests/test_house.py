@@ -18,7 +18,7 @@ SOURCES = sorted([*ROOT.glob("fastadv/**/*.py"), *ROOT.glob("kernels/*.py")])
 # Lowest first; a part imports parts of lower layers, and of its own layer those that do
 # not import it back. A new package needs a place here.
 LAYERS = (
-    {"errors", "eventlog", "files", "machine", "statistics", "threat"},
+    {"errors", "eventlog", "files", "machine", "phases", "statistics", "threat"},
     {"kernels"},
     {"attacks", "data", "models"},
     {"environment", "evaluation", "journal", "training", "transfer", "reporting"},
@@ -113,7 +113,9 @@ def _forbidden(path: Path) -> Iterator[str]:
         last = name.rsplit(".", 1)[-1]
         if name in ("eval", "exec", "compile", "__import__", "os.system"):
             yield here
-        if name.split(".")[0] in ("pickle", "dill", "joblib", "marshal", "shelve"):
+        writes = name in ("pickle.dump", "pickle.dumps")  # which runs nothing
+        pickles = ("pickle", "dill", "joblib", "marshal", "shelve")
+        if name.split(".")[0] in pickles and not writes:
             yield here
         if last == "cuda" and isinstance(call.func, ast.Attribute):
             yield f"{here}: use .to(device)"

@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "conv.h"
+#include "crops.h"
 #include "step.h"
 
 #define FA_DECLARE(isa)                         \
@@ -17,7 +18,8 @@
   int32_t ball_init(const FaInit &);            \
   int32_t normalize(const FaNormalize &);       \
   int32_t triad(const FaTriad &);               \
-  int32_t conv3x3(const FaConv3x3 &);              \
+  int32_t conv3x3(const FaConv3x3 &);           \
+  int32_t crops(const FaCrops &);               \
   }
 FA_DECLARE(fa_baseline)
 #if FA_X86
@@ -35,10 +37,12 @@ struct Kernels {
   int32_t (*normalize)(const FaNormalize &);
   int32_t (*triad)(const FaTriad &);
   int32_t (*conv3x3)(const FaConv3x3 &);
+  int32_t (*crops)(const FaCrops &);
 };
 
 #define FA_ENTRY(label, isa) \
-  { label, isa::pgd_step, isa::apgd_step, isa::ball_init, isa::normalize, isa::triad, isa::conv3x3 }
+  { label, isa::pgd_step, isa::apgd_step, isa::ball_init, isa::normalize, isa::triad, isa::conv3x3, \
+    isa::crops }
 
 Kernels choose() {
 #if FA_X86
@@ -86,6 +90,7 @@ int32_t fa_apgd_step(const FaStep *args) { return kernels().apgd_step(*args); }
 int32_t fa_ball_init(const FaInit *args) { return kernels().ball_init(*args); }
 int32_t fa_normalize(const FaNormalize *args) { return kernels().normalize(*args); }
 int32_t fa_conv3x3(const FaConv3x3 *args) { return kernels().conv3x3(*args); }
+int32_t fa_crops(const FaCrops *args) { return kernels().crops(*args); }
 int32_t fa_triad(const FaTriad *args) { return kernels().triad(*args); }
 int64_t fa_last_level_cache() {
   static const int64_t bytes = detect_last_level_cache();

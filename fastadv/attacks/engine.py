@@ -18,12 +18,14 @@ from torch import Tensor, nn
 from fastadv.attacks.objectives import Context, Objective, get_objective, succeeded
 from fastadv.kernels import ball_init, normalize
 from fastadv.models.view import AttackView
+from fastadv.phases import phase
 from fastadv.threat import ThreatModel
 
 _MASK64 = 2**64 - 1
 # Where a random start is needed although none was asked for (see `zero_at_clean`), this
 # share of eps is used: far enough for a gradient, too near to change the result.
 _NUDGE = 0.01
+_HALF_SCALE = 256.0  # of the loss in float16; its largest number is 65504
 _ONE = 1e-4  # rounding of a sum of a thousand float32 probabilities, with room
 PROBABILITIES = (
     "the model returns probabilities, not logits: softmax flattens the loss that attacks "
@@ -61,6 +63,7 @@ class GradientAttack:
         objective: a name in `OBJECTIVES`, or an `Objective`.
         num_restarts: independent runs.
         random_start: begin at a random point of the ball instead of the clean image.
+        start_eps: radius of that random point; None means that of the threat.
         seed: of the random starts.
         bn_mode: BatchNorm in `"eval"` or `"train"` mode while attacking.
         dtype: compute dtype of the network; None keeps the model's.
@@ -76,6 +79,7 @@ class GradientAttack:
         seed: int,
         bn_mode: Literal["eval", "train"],
         dtype: torch.dtype | None,
+        start_eps: float | None = None,
     ) -> None:
         if dtype is not None and not dtype.is_floating_point:
             raise ValueError(
@@ -86,6 +90,7 @@ class GradientAttack:
         self.objective = get_objective(objective)
         self.num_restarts = num_restarts
         self.random_start = random_start
+        self.start_eps = threat.eps if start_eps is None else start_eps
         self.seed = seed
         self.bn_mode: Literal["eval", "train"] = bn_mode
         self.dtype = dtype
@@ -108,7 +113,14 @@ class GradientAttack:
         return AttackView(model, mode=self.bn_mode, dtype=self.dtype)
 
     @staticmethod
-    def _check(view: AttackView, x: Tensor, y: Tensor, *, values: bool = True) -> None:
+    def _check(
+        view: AttackView,
+        x: Tensor,
+        y: Tensor,
+        *,
+        values: bool = True,
+        soft: bool = False,
+    ) -> None:
         """Raise unless `view` can be attacked on this batch.
 
         Args:
@@ -116,13 +128,15 @@ class GradientAttack:
             x: images.
             y: labels.
             values: also look at pixels and labels where that waits for the device.
+            soft: labels may be class probabilities [N, K], too.
         """
-        if x.dim() != 4 or y.shape != (x.shape[0],):
+        soft = soft and y.dim() == 2 and y.is_floating_point()
+        if x.dim() != 4 or y.shape[:1] != x.shape[:1] or (y.dim() != 1 and not soft):
             raise ValueError(
                 f"x has shape {list(x.shape)} and y {list(y.shape)}; expected "
                 "[N, C, H, W] and [N]"
             )
-        if y.dtype != torch.int64:
+        if y.dtype != torch.int64 and not soft:
             raise TypeError(f"y is {y.dtype}; expected class ids, int64 [N]")
         weights = next(view.parameters(), x)
         if not x.device == y.device == weights.device:
@@ -130,7 +144,7 @@ class GradientAttack:
                 f"x is on {x.device}, y on {y.device}, the model on {weights.device}; "
                 "move them to one device"
             )
-        if values or y.device.type == "cpu":
+        if not soft and (values or y.device.type == "cpu"):
             check_labels(y, view.num_classes)
         if values and x.is_floating_point() and x.numel():
             low, high = torch.stack(torch.aminmax(x)).tolist()
@@ -160,7 +174,7 @@ class GradientAttack:
 
     def _start(self, x_nat: Tensor, seed: int, restart: int, offset: int) -> Tensor:
         """The first iterate, float32 [N, C, H, W] in memory of its own."""
-        eps = self.threat.eps
+        eps = self.start_eps
         if not self.random_start:
             if not self.objective.zero_at_clean:
                 if x_nat.dtype == torch.uint8:
@@ -182,7 +196,7 @@ class GradientAttack:
         try:
             loss = self.objective.per_sample(outputs, context)
         except (IndexError, RuntimeError):
-            if context.labels.device.type == "cpu":
+            if context.labels.device.type == "cpu" and context.labels.dim() == 1:
                 check_labels(context.labels, outputs.shape[-1])
             raise
         return loss.sum(), loss.detach(), outputs.detach()
@@ -192,8 +206,13 @@ class GradientAttack:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Input gradient [N, C, H, W] at `z`, per-sample loss [N], and the outputs."""
         with torch.enable_grad():
-            total, loss, outputs = self._forward(view, z.requires_grad_(), context)
-            (grad,) = torch.autograd.grad(total, z)
+            with phase("attack forward"):
+                total, loss, outputs = self._forward(view, z.requires_grad_(), context)
+            with phase("attack backward"):
+                # Of a loss near zero, half precision would keep nothing. The length of
+                # the gradient does not matter: the step takes its sign or direction.
+                half = z.dtype == torch.float16
+                (grad,) = torch.autograd.grad(total * _HALF_SCALE if half else total, z)
         z.requires_grad_(False)
         return grad, loss, outputs
 

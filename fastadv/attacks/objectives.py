@@ -21,7 +21,8 @@ class Context:
     """What an objective may look at besides the outputs.
 
     Attributes:
-        labels: int64 [N], the true classes (or the targets of a targeted attack).
+        labels: int64 [N], the true classes (or the targets of a targeted attack); for
+            cross-entropy also class probabilities, float32 [N, K].
         clean: outputs (logits [N, K] or embedding [N, D]) of the clean images, without
             gradient; present when the objective asks for it.
         targets: int64 [N], the wrong class an untargeted attack heads for at present;

@@ -26,6 +26,7 @@ from fastadv.kernels import normalize, pgd_step_
 from fastadv.kernels.arguments import memory_order, per_sample
 from fastadv.kernels.registry import forced_backend
 from fastadv.models.view import AttackView
+from fastadv.phases import phase
 from fastadv.threat import ThreatModel
 
 
@@ -39,6 +40,7 @@ class PGD(GradientAttack):
             al. 2020 with three steps), but never so short that the steps together
             could not cross the ball: 2 eps for one step, eps for two.
         random_start: begin at a random point of the ball instead of the clean image.
+        start_eps: radius of that random point, pixel units; None means that of `threat`.
         num_restarts: independent runs, the worst kept per sample; more than one needs
             `random_start`.
         objective: a name in `OBJECTIVES`, or an `Objective`.
@@ -80,6 +82,7 @@ class PGD(GradientAttack):
         bn_mode: Literal["eval", "train"] = "eval",
         dtype: torch.dtype | None = None,
         compile: CompileMode = "auto",
+        start_eps: float | None = None,
     ) -> None:
         check_counts(num_steps=num_steps, num_restarts=num_restarts)
         if num_restarts > 1 and not random_start:
@@ -93,6 +96,10 @@ class PGD(GradientAttack):
             step_size = threat.eps * 2 / min(num_steps, 3)
         if not (math.isfinite(step_size) and step_size >= 0):
             raise ValueError(f"step_size={step_size} must be a finite number >= 0")
+        if start_eps is not None and not 0 <= start_eps <= threat.eps:
+            raise ValueError(
+                f"start_eps={start_eps} must lie within the ball, in [0, {threat.eps}]"
+            )
         super().__init__(
             threat,
             objective,
@@ -101,6 +108,7 @@ class PGD(GradientAttack):
             seed=seed,
             bn_mode=bn_mode,
             dtype=dtype,
+            start_eps=start_eps,
         )
         self.num_steps = num_steps
         self.step_size = float(step_size)
@@ -152,13 +160,15 @@ class PGD(GradientAttack):
     ) -> tuple[Tensor, Tensor]:
         """The last iterate, and the same normalised for the network; nothing is judged.
 
-        What training wants: `num_steps` input gradients and not one forward more.
+        What training wants: `num_steps` input gradients and not one forward more. Here,
+        for an objective that takes them, `y` may also be class probabilities, float32
+        [N, K]: of mixed images, or smoothed.
 
         Returns:
             (x_adv float32 [N, C, H, W] in [0, 1], z float32, both channels_last).
         """
         view = self.prepare(model)
-        self._check(view, x, y, values=False)
+        self._check(view, x, y, values=False, soft=True)
         x_nat = x.detach().contiguous(memory_format=torch.channels_last)
         context = self._context(view, x_nat, y)
         start = self._start(x_nat, self.seed if seed is None else seed, 0, offset)
@@ -168,6 +178,25 @@ class PGD(GradientAttack):
     def compile_report(self) -> CompileReport:
         """How the batches so far were run, and how often that was compiled for."""
         return self._runner.report()
+
+    def scaled(self, factor: float) -> PGD:
+        """The same attack with radius, step and random start times `factor`."""
+        if factor == 1:
+            return self
+        return PGD(
+            ThreatModel(self.threat.norm, self.threat.eps * factor),
+            self.num_steps,
+            self.step_size * factor,
+            self.random_start,
+            self.num_restarts,
+            self.objective,
+            self.keep,
+            seed=self.seed,
+            bn_mode=self.bn_mode,
+            dtype=self.dtype,
+            compile=self._runner.mode,
+            start_eps=self.start_eps * factor,
+        )
 
     # ---- parts ----
 
@@ -247,7 +276,8 @@ class PGD(GradientAttack):
                     view, x.clone(), z, context, nonfinite, outputs, loss
                 )
                 best = found if best is None else worse_of(best, found)
-            step(grad)
+            with phase("fused step"):
+                step(grad)
         if nonfinite is None:
             return x, z
         last = self._judge(view, x, z, context, nonfinite)

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import field, fields, make_dataclass
 from pathlib import Path
-from types import NoneType
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import tyro
 import yaml
 
 from fastadv.errors import EXIT_OK, EXIT_USAGE, ConfigError, FastadvError, unknown_name
 from fastadv.machine import keep_freed_memory
-from fastadv.threat import parse_pixels
 
 Config = TypeVar("Config")
 
@@ -52,52 +50,26 @@ def read_yaml_config(path: Path, config_type: type[Any]) -> dict[str, Any]:
         ConfigError: unreadable, not a mapping, a key that is no flag, or a value that
             is not of its type.
     """
-    from fastadv.training.configfile import load_config_file
+    from fastadv.training.configfile import load_config_file, typed
 
     values = load_config_file(path)
-    kinds = get_type_hints(config_type)
+    hints = get_type_hints(config_type)
+    kinds = {each.name: hints[each.name] for each in fields(config_type)}
     for key, value in values.items():
         if key not in kinds:
             raise ConfigError(f"{path}: {unknown_name('key', str(key), kinds)}")
         try:
-            values[key] = _typed(kinds[key], value)
+            values[key] = typed(kinds[key], value)
         except ValueError as error:
             raise ConfigError(f"{path}: {key}: {error}") from None
     return values
 
 
-def _typed(kind: Any, value: Any) -> Any:
-    """A value as YAML gives it, as the type of its field; ValueError if it is none."""
-    choices, origin = get_args(kind), get_origin(kind)
-    if origin is Literal and value in choices:
-        return value
-    if origin is tuple and isinstance(value, list):
-        return tuple(_typed(choices[0], each) for each in value)
-    if NoneType in choices:
-        others = (choice for choice in choices if choice is not NoneType)
-        return None if value is None else _typed(next(others), value)
-    if type(value) is kind:
-        return value
-    if kind is float and type(value) is int:
-        return float(value)
-    if kind is float and type(value) is str:  # 8/255; and YAML 1.1 reads 1e-3 as text
-        return parse_pixels(value)
-    if kind is str and type(value) is int:  # norm: 2
-        return str(value)
-    accepted = (
-        f"one of {', '.join(map(str, choices))}"
-        if origin is Literal
-        else f"a list of {choices[0].__name__}"
-        if origin is tuple
-        else f"a value of type {kind.__name__}"
-    )
-    raise ValueError(f"{value!r} is not {accepted}")
-
-
 def parse(config_type: type[Config], argv: Sequence[str], prog: str) -> Config:
     """Flags over `--config FILE` over defaults.
 
-    `--print-config` prints what results, as YAML that `--config` reads, and exits.
+    `--print-config` prints what results, as YAML that `--config` reads, and exits;
+    `--help-all` shows the flags that the type calls `RARE`, too.
     """
     args = list(argv)
     default = None
@@ -107,6 +79,10 @@ def parse(config_type: type[Config], argv: Sequence[str], prog: str) -> Config:
         args = without_flag(args, "--config")
     show = "--print-config" in args
     args = [word for word in args if word != "--print-config"]
+    if "--help-all" in args:
+        args = ["--help"]
+    elif {"-h", "--help"} & set(args):
+        config_type = _common_flags(config_type)
     # Both --flag and --no-flag exist, so that flags can say either over a file.
     config: Config = tyro.cli(  # type: ignore[assignment]
         config_type, prog=prog, args=args, default=default
@@ -116,6 +92,65 @@ def parse(config_type: type[Config], argv: Sequence[str], prog: str) -> Config:
         print(yaml.safe_dump(values, sort_keys=False), end="")
         raise SystemExit(EXIT_OK)
     return config
+
+
+def _common_flags(config_type: type[Config]) -> type[Config]:
+    """The command without the flags it calls rare, for a help text that can be read."""
+    rare: tuple[str, ...] = getattr(config_type, "RARE", ())
+    if not rare:
+        return config_type
+    hints = get_type_hints(config_type, include_extras=True)
+    hidden = {
+        each.name: (Annotated[hints[each.name], tyro.conf.Suppress], each.default)
+        for each in fields(config_type)  # type: ignore[arg-type]
+        if each.name in rare
+    }
+    shown: type[Config] = make_dataclass(
+        config_type.__name__,
+        [
+            (name, kind, field(default=default))
+            for name, (kind, default) in hidden.items()
+        ],
+        bases=(config_type,),
+        frozen=True,
+        kw_only=True,
+    )
+    shown.__doc__ = config_type.__doc__
+    return shown
+
+
+def run_commands(
+    prog: str,
+    about: str,
+    commands: Mapping[str, tuple[type[Any], Callable[[Any], int]]],
+    argv: Sequence[str] | None,
+) -> int:
+    """Run `prog COMMAND ...`.
+
+    Args:
+        prog: the program.
+        about: what it is for, shown above the list of commands.
+        commands: for each name the dataclass of its flags, and what it does with them,
+            which returns the exit code.
+        argv: the words after `prog`; None takes the process's.
+    """
+    code = EXIT_OK
+
+    def body(words: list[str]) -> None:
+        nonlocal code
+        if not words or words[0] in ("-h", "--help"):
+            lines = [f"usage: {prog} COMMAND [-h] [OPTIONS]", "", about.strip(), ""]
+            for name, (kind, _) in commands.items():
+                first = (kind.__doc__ or "").strip().splitlines()[0]
+                lines.append(f"  {name:8} {first}")
+            print("\n".join(lines))
+            raise SystemExit(EXIT_OK if words else EXIT_USAGE)
+        if words[0] not in commands:
+            raise ConfigError(unknown_name("command", words[0], commands))
+        kind, act = commands[words[0]]
+        code = act(parse(kind, words[1:], f"{prog} {words[0]}"))
+
+    return run(prog, body, argv) or code
 
 
 def run(

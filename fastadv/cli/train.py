@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import tyro
 from tyro.conf import arg
 
 from fastadv.cli import common
@@ -16,6 +17,44 @@ from fastadv.errors import ConfigError
 from fastadv.training.config import TrainConfig
 
 PROG = "fastadv-train"
+PLAN_DEVICES, PROFILE_STEPS = (1, 8), 20  # of the bare flags
+
+Devices = Annotated[
+    tuple[int, ...],
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="[N ...]",
+        instance_from_str=lambda words: _counts("--plan", words) or PLAN_DEVICES,
+        is_instance=lambda value: isinstance(value, tuple),
+        str_from_instance=lambda value: [str(each) for each in value],
+    ),
+]
+Steps = Annotated[
+    int,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="[STEPS]",
+        instance_from_str=lambda words: _steps(words),
+        is_instance=lambda value: isinstance(value, int),
+        str_from_instance=lambda value: [str(value)],
+    ),
+]
+
+
+def _counts(flag: str, words: list[str]) -> tuple[int, ...]:
+    if not all(word.isdecimal() and int(word) > 0 for word in words):
+        raise ConfigError(
+            f"{flag} {' '.join(words)} cannot work; it takes numbers above 0"
+        )
+    return tuple(map(int, words))
+
+
+def _steps(words: list[str]) -> int:
+    if len(words) > 1:
+        raise ConfigError(
+            f"--profile {' '.join(words)} cannot work; it takes one number"
+        )
+    return (*_counts("--profile", words), PROFILE_STEPS)[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +64,30 @@ class TrainCommand(TrainConfig):  # noqa: D101, it shows the help of TrainConfig
     dry_run: Annotated[bool, arg(help="Open the data, build the model, and stop.")] = (
         False
     )
+    plan: Annotated[
+        Devices | None,
+        arg(
+            help="Measure 20 steps, print memory, time and device-hours of the whole run "
+            "on these numbers of devices, and stop."
+        ),
+    ] = None
+    profile: Annotated[
+        Steps | None,
+        arg(
+            help="Write down where so many steps go, and a trace, in the run directory."
+        ),
+    ] = None
+    nproc: Annotated[
+        int | None,
+        arg(help="Start so many processes here, one for each GPU (or on the CPU)."),
+    ] = None
+    slurm: Annotated[
+        str | None,
+        arg(
+            help="Submit to Slurm instead: nodes=2,gpus_per_node=8,time=1440,... (what "
+            "submitit takes; time in minutes). --dry-run prints the script."
+        ),
+    ] = None
     json: Annotated[bool, arg(help="Print the result as one JSON object.")] = False
 
 
@@ -35,23 +98,59 @@ def _body(argv: list[str]) -> None:
             f"--norm {norm} over a --config file needs --eps as well: the file's radius is "
             "for the file's norm"
         )
-    command = common.parse(TrainCommand, _resumed(argv), PROG)
+    command = common.parse(TrainCommand, _resumed(_plain_resume(argv)), PROG)
     values = dataclasses.asdict(command)
     dry_run, as_json = values.pop("dry_run"), values.pop("json")
+    nproc, slurm = values.pop("nproc"), values.pop("slurm")
+    devices, profile = values.pop("plan"), values.pop("profile")
     config = TrainConfig(**values)
+    if devices is not None:
+        from fastadv.training.plan import make_plan
 
+        found = make_plan(config, devices)
+        print(json.dumps(found.to_dict()) if as_json else found.text())
+        return
+    if slurm is not None:
+        from fastadv.cli.slurm import submit
+
+        print(submit(slurm, _here(argv), config.out_path, dry_run=dry_run))
+        return
+    if nproc is not None:
+        from fastadv.training.launch import launch
+
+        raise SystemExit(launch(nproc, _here(argv)))
+
+    from fastadv.training.distributed import joined
     from fastadv.training.trainer import Trainer
 
-    trainer = Trainer(config, dry_run=dry_run)
-    if dry_run:
-        trainer.describe()
+    with joined(config.device) as world:
+        trainer = Trainer(config, dry_run=dry_run, world=world, profile=profile)
+        if dry_run:
+            trainer.describe()
+            return
+        summary = trainer.fit()
+    if not world.leads:
         return
-    summary = trainer.fit()
     if as_json:
         result = dataclasses.asdict(summary) | {"run": str(summary.run)}
         print(json.dumps(result))
         return
     print(f"run: {summary.run}")
+
+
+def _here(argv: list[str]) -> list[str]:
+    """`argv` less what says where the run is started: the words of each rank."""
+    return common.without_flag(common.without_flag(argv, "--nproc"), "--slurm")
+
+
+def _plain_resume(argv: list[str]) -> list[str]:
+    """`--resume auto` as `--resume`, which starts a run that is not there."""
+    words: list[str] = []
+    for word in argv:
+        if word == "auto" and words[-1:] == ["--resume"]:
+            continue
+        words.append("--resume" if word == "--resume=auto" else word)
+    return words
 
 
 def _resumed(argv: list[str]) -> list[str]:

@@ -18,8 +18,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fastadv.data.choice import make_loader
     from fastadv.data.images import BadImage, decode_rgb
-    from fastadv.data.loaders import Batch, Loader, LoaderOptions, make_loader
+    from fastadv.data.loaders import Batch, Loader
+    from fastadv.data.options import LoaderOptions
     from fastadv.data.registry import dataset_names, native_resolution, open_dataset
     from fastadv.data.shapetex import ShapeTex
     from fastadv.data.sources import ArraySet, DatasetSplits, ImageSet
@@ -32,12 +34,12 @@ _HOME = {
     "DatasetSplits": "sources",
     "ImageSet": "sources",
     "Loader": "loaders",
-    "LoaderOptions": "loaders",
+    "LoaderOptions": "options",
     "ShapeTex": "shapetex",
     "Subset": "subsets",
     "dataset_names": "registry",
     "decode_rgb": "images",
-    "make_loader": "loaders",
+    "make_loader": "choice",
     "native_resolution": "registry",
     "open_dataset": "registry",
     "subset": "subsets",

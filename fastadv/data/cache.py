@@ -11,9 +11,10 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ from fastadv.files import replace_file
 
 _log = logging.getLogger(__name__)
 _DIGEST_BYTES = 32
+_CHUNK = 1 << 20
 
 
 def cached_array(path: Path, make: Callable[[], NDArray[Any]]) -> NDArray[Any]:
@@ -34,12 +36,12 @@ def cached_array(path: Path, make: Callable[[], NDArray[Any]]) -> NDArray[Any]:
     Returns:
         The array. A cache that cannot be written costs a warning, no more.
     """
-    stored = _read(path)
+    stored = read_array(path)
     if stored is not None:
         return stored
     array = make()
     try:
-        _write(path, array)
+        write_array(path, array)
     except OSError as err:
         _log.warning(
             "cannot cache to %s (%s); set FASTADV_CACHE to a writable folder",
@@ -49,25 +51,47 @@ def cached_array(path: Path, make: Callable[[], NDArray[Any]]) -> NDArray[Any]:
     return array
 
 
-def _digest(payload: bytes | memoryview) -> bytes:
-    return hashlib.blake2b(payload, digest_size=_DIGEST_BYTES).digest()
+def read_array(path: Path, *, mapped: bool = False) -> NDArray[Any] | None:
+    """Return the array stored at `path`, or None where there is none that is whole.
 
-
-def _read(path: Path) -> NDArray[Any] | None:
+    Args:
+        path: File written by `write_array`.
+        mapped: Map the file read-only instead of reading it to memory; it is read once
+            all the same, for its digest.
+    """
     try:
-        blob = path.read_bytes()
+        with open(path, "rb") as file:
+            size = file.seek(0, os.SEEK_END) - _DIGEST_BYTES
+            file.seek(0)
+            whole = size > 0 and _digest_of(file, size) == file.read()
     except OSError:
         return None
-    payload = memoryview(blob)[:-_DIGEST_BYTES]
-    if _digest(payload) != blob[-_DIGEST_BYTES:]:
+    if not whole:
         _log.warning("cache file %s is damaged; making it again", path)
         return None
-    array: NDArray[Any] = np.load(io.BytesIO(payload), allow_pickle=False)
+    # By name again: what was renamed over it meanwhile is whole, too.
+    array: NDArray[Any] = np.load(
+        path, mmap_mode="r" if mapped else None, allow_pickle=False
+    )
     return array
 
 
-def _write(path: Path, array: NDArray[Any]) -> None:
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    payload = buffer.getbuffer()
-    replace_file(path, payload, _digest(payload))
+def write_array(path: Path, array: NDArray[Any]) -> None:
+    """Store `array` at `path`, whole or not at all; see `replace_file`."""
+    head = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        head, np.lib.format.header_data_from_array_1_0(array)
+    )
+    body = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+    digest = hashlib.blake2b(head.getbuffer(), digest_size=_DIGEST_BYTES)
+    digest.update(body)
+    replace_file(path, head.getbuffer(), body, digest.digest())
+
+
+def _digest_of(file: BinaryIO, size: int) -> bytes:
+    """Digest of the next `size` bytes of `file`."""
+    digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+    while size and (chunk := file.read(min(size, _CHUNK))):
+        digest.update(chunk)
+        size -= len(chunk)
+    return digest.digest()

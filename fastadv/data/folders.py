@@ -8,26 +8,20 @@ Nothing is unpacked or written. Not here: decoding (`images`).
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import struct
-import threading
 import zipfile
 import zlib
-from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from io import FileIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastadv.data.images import BadImage, decode_rgb
-from fastadv.data.sources import ImageSet, checked_index
+from fastadv.data.images import BadImage
+from fastadv.data.sources import FileSet, SharedFile
 from fastadv.errors import DataError
 
 _log = logging.getLogger(__name__)
@@ -38,8 +32,8 @@ IMAGE_SUFFIXES = frozenset(
 EVAL_FOLDERS = ("val", "test", "valid", "validation")
 _EXPECTED = "expected train/<class>/<image> and val/<class>/<image> (or test/, valid/)"
 
-# split -> class -> image paths below the root, '/'-separated
-Layout = dict[str, dict[str, list[str]]]
+Members = dict[str, list[str]]  # class -> image paths below the root, '/'-separated
+Layout = dict[str, Members]  # by split
 
 
 def _bytewise(name: str) -> bytes:
@@ -50,72 +44,38 @@ def _skipped(part: str) -> bool:
     return part.startswith(".") or part == "__MACOSX"
 
 
-_opening = threading.Lock()
-
-
-class FileSet(ImageSet):
-    """One split whose images are encoded files.
-
-    Args:
-        name: The data set.
-        split: The folder of the split.
-        classes: All class names, in id order.
-        members: Image paths per class, '/'-separated, below the root.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        split: str,
-        classes: Sequence[str],
-        members: dict[str, list[str]],
-    ) -> None:
-        self.name = name
-        self.split = split
-        self.classes = tuple(classes)
-        self.members = [
-            path for c in classes for path in sorted(members.get(c, ()), key=_bytewise)
-        ]
-        counts = [len(members.get(c, ())) for c in classes]
-        self.labels = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
-
-    def load(self, index: int) -> NDArray[np.uint8]:
-        """Decode image `index` to uint8 [H, W, 3] RGB in 0..255."""
-        data = self.read(checked_index(index, len(self)))
-        return decode_rgb(data, self.describe(index))
-
-    def describe(self, index: int) -> str:
-        """Return the path of the image, below the root of the data set."""
-        return f"{self.name}:{self.members[index]}"
-
-    @abstractmethod
-    def read(self, index: int) -> bytes:
-        """Return the encoded bytes of image `index`; BadImage on failure."""
-
-    @abstractmethod
-    def sizes(self) -> list[int]:
-        """Return the size of every encoded image in bytes."""
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Key of paths and sizes, hex; pixels are not read."""
-        digest = hashlib.sha256(self.split.encode())
-        for path, size in zip(self.members, self.sizes(), strict=True):
-            digest.update(_bytewise(path) + b"\0%d\n" % size)
-        return digest.hexdigest()[:32]
+def in_id_order(
+    classes: Sequence[str], members: Members
+) -> tuple[list[str], NDArray[np.int64]]:
+    """Return all image paths, by class and then bytewise, and their labels."""
+    paths = [p for c in classes for p in sorted(members.get(c, ()), key=_bytewise)]
+    counts = [len(members.get(c, ())) for c in classes]
+    return paths, np.repeat(np.arange(len(counts), dtype=np.int64), counts)
 
 
 class FolderSet(FileSet):
-    """One split of a folder on disk; `root` is the folder holding the splits."""
+    """One split of a folder on disk.
+
+    Args:
+        root: The folder that image paths start from.
+        split: The split.
+        classes: All class names, in id order.
+        members: Image paths per class, '/'-separated, below the root.
+        name: The data set; by default the name of the folder.
+    """
 
     def __init__(
         self,
         root: Path,
         split: str,
         classes: Sequence[str],
-        members: dict[str, list[str]],
+        members: Members,
+        *,
+        name: str = "",
     ) -> None:
-        super().__init__(root.name, split, classes, members)
+        super().__init__(
+            name or root.name, split, classes, *in_id_order(classes, members)
+        )
         self.root = root
 
     def read(self, index: int) -> bytes:
@@ -144,9 +104,8 @@ class ZipEntry:
 class ZipSet(FileSet):
     """One split of a zip archive, read in place.
 
-    Members are read with `pread` at offsets taken from the directory once, so
-    threads and forked workers share nothing that moves, and no worker parses
-    the directory of a large archive again. A pickled copy opens its own file.
+    Offsets are taken from the directory once, so no worker parses the directory of a
+    large archive again.
     """
 
     def __init__(
@@ -154,38 +113,23 @@ class ZipSet(FileSet):
         path: Path,
         split: str,
         classes: Sequence[str],
-        members: dict[str, list[str]],
+        members: Members,
         entries: dict[str, ZipEntry],
     ) -> None:
-        super().__init__(path.stem, split, classes, members)
-        self.path = path.absolute()
+        super().__init__(path.stem, split, classes, *in_id_order(classes, members))
         self.entries = [entries[m] for m in self.members]
-        self._file: FileIO | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_file": None}
-
-    def _pread(self, size: int, offset: int) -> bytes:
-        if self._file is None:
-            # Two threads that both opened it would leave one with a closed file.
-            with _opening:
-                if self._file is None:
-                    self._file = FileIO(self.path)
-        data = os.pread(self._file.fileno(), size, offset)
-        if len(data) != size:
-            raise OSError(f"{self.path.name} ends inside the member")
-        return data
+        self._archive = SharedFile(path)
 
     def read(self, index: int) -> bytes:
         """Return the bytes of image `index`, checked against the stored CRC."""
         entry = self.entries[index]
         try:
-            header = self._pread(30, entry.offset)
+            header = self._archive.read(30, entry.offset)
             if header[:4] != b"PK\3\4":
                 raise OSError("no member where the directory of the archive says")
             name_length, extra_length = struct.unpack("<HH", header[26:30])
             start = entry.offset + 30 + name_length + extra_length
-            data = self._pread(entry.packed, start)
+            data = self._archive.read(entry.packed, start)
             if entry.deflated:
                 # Never more than the declared size: a bomb stops here.
                 data = zlib.decompressobj(-15).decompress(data, entry.size + 1)
@@ -295,7 +239,7 @@ def _images_below(folder: Path) -> Iterator[Path]:
 
 def _judge(layout: Layout, top: Sequence[str], where: str) -> tuple[list[str], str]:
     """Return (classes in id order, evaluation split) or say what is wrong."""
-    found = f"found {_some(top)}" if top else "found no folders"
+    found = f"found {some(top)}" if top else "found no folders"
     if "train" not in layout:
         raise DataError(f"{where} has no train/ folder: {_EXPECTED}; {found}")
     if not layout["train"]:
@@ -312,26 +256,52 @@ def _judge(layout: Layout, top: Sequence[str], where: str) -> tuple[list[str], s
             "%s: evaluating on %s/; %s ignored", where, evaluation, candidates[1:]
         )
     train, held = layout["train"], layout[evaluation]
+    return agreed_classes(train, held, where, evaluation), evaluation
+
+
+def agreed_classes(
+    train: Members, held: Members, where: str, evaluation: str, *, strict: bool = False
+) -> list[str]:
+    """Return the classes of both splits in id order, which is bytewise.
+
+    Args:
+        train: Training images per class.
+        held: Evaluation images per class.
+        where: The data set in messages.
+        evaluation: The evaluation split in messages.
+        strict: Refuse classes without evaluation images instead of warning.
+
+    Raises:
+        DataError: A class has no training images, or the splits' classes differ.
+    """
     if empty := [c for c in train if not train[c]]:
         raise DataError(
-            f"{where}: no images in the training class folder(s) {_some(empty)}; add "
+            f"{where}: no images in the training class folder(s) {some(empty)}; add "
             f"images ({' '.join(sorted(IMAGE_SUFFIXES))}) or remove the folder"
         )
     if unknown := [c for c in held if c not in train]:
         raise DataError(
-            f"{where}: class folder(s) {_some(unknown)} are in {evaluation}/ but "
-            "not in train/; class ids come from train/, so add or remove them"
+            f"{where}: class folder(s) {some(unknown)} are in {evaluation}/ but "
+            f"not in train/ ({len(held)} classes against {len(train)}); class ids come "
+            "from train/, so add or remove them"
         )
     if not any(held.values()):
         raise DataError(f"{where}: {evaluation}/ has no images; {_EXPECTED}")
     if missing := [c for c in train if not held.get(c)]:
+        if strict:
+            raise DataError(
+                f"{where}: {len(train)} classes in train, {len(train) - len(missing)} in "
+                f"{evaluation}: no images of {some(missing)} in {evaluation}; restore "
+                "the missing files"
+            )
         _log.warning(
-            "%s: class(es) without images in %s/: %s", where, evaluation, _some(missing)
+            "%s: class(es) without images in %s/: %s", where, evaluation, some(missing)
         )
-    return sorted(train, key=_bytewise), evaluation
+    return sorted(train, key=_bytewise)
 
 
-def _some(names: Sequence[str], limit: int = 8) -> str:
+def some(names: Sequence[str], limit: int = 8) -> str:
+    """Return the first names, quoted, and how many more there are."""
     names = sorted(names, key=_bytewise)
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(map(repr, names[:limit])) + more

@@ -1,19 +1,22 @@
 """Resizing and cropping of 8-bit images, and the random boxes of augmentation.
 
 The draws are given, never made here, so every loader backend takes the same
-crop of the same image in the same epoch. Not here: colour changes, and
-anything batched on a GPU (see `memory`).
+crop of the same image in the same epoch. Not here: colour changes (`colour`), and
+whole batches of crops (`fastadv.kernels.crops`).
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastadv.data.sources import Augment
+
+if TYPE_CHECKING:
+    import torch
 
 RRC_SCALE = (0.08, 1.0)  # torchvision's defaults, which the published runs used
 RRC_RATIO = (3 / 4, 4 / 3)
@@ -27,7 +30,10 @@ DRAWS = 3 + 2 * _ATTEMPTS
 
 
 class Boxes(NamedTuple):
-    """Crops of n images, int64 [n] each, in pixels; `flip` is bool [n]."""
+    """Crops of n images, int64 [n] each, in pixels; `flip` is bool [n].
+
+    They may reach beyond the image, which is then reflected there.
+    """
 
     top: NDArray[np.int64]
     left: NDArray[np.int64]
@@ -60,19 +66,25 @@ def resize_center_crop(
     Returns:
         uint8 [crop, crop, 3]; `image` itself where nothing is to do.
     """
-    height, width = image.shape[:2]
-    if min(height, width) != shorter:
-        scale = shorter / min(height, width)
-        # int() as torchvision's Resize, so crops land on the same pixels.
-        tall, wide = (
-            (int(height * scale), shorter)
-            if width <= height
-            else (shorter, int(width * scale))
-        )
-        image = _resize(image, max(tall, crop), max(wide, crop))
-    height, width = image.shape[:2]
-    top, left = round((height - crop) / 2), round((width - crop) / 2)
+    image = _resize(image, *scaled_size(image.shape[0], image.shape[1], shorter, crop))
+    top, left = central(image.shape[0], crop), central(image.shape[1], crop)
     return image[top : top + crop, left : left + crop]
+
+
+def central(size: int, crop: int) -> int:
+    """Return where a central crop of a side begins."""
+    return round((size - crop) / 2)
+
+
+def scaled_size(height: int, width: int, shorter: int, crop: int) -> tuple[int, int]:
+    """Return the size of an image whose shorter side becomes `shorter`, in pixels."""
+    if min(height, width) == shorter:
+        return height, width
+    scale = shorter / min(height, width)
+    # int() as torchvision's Resize, so crops land on the same pixels.
+    if width <= height:
+        return max(int(height * scale), crop), shorter
+    return shorter, max(int(width * scale), crop)
 
 
 def resized_crop(
@@ -90,13 +102,11 @@ def resized_crop(
     return cut[:, ::-1] if boxes.flip[0] else cut
 
 
-def padded_crop(image: NDArray[np.uint8], boxes: Boxes) -> NDArray[np.uint8]:
-    """Reflect-pad a square image and cut the first of `boxes` out of it."""
-    pad = crop_padding(len(image))
-    padded = np.pad(image, ((pad, pad), (pad, pad), (0, 0)), mode="reflect")
-    top, left, height, width = (int(v[0]) for v in boxes[:4])
-    cut = padded[top : top + height, left : left + width]
-    return cut[:, ::-1] if boxes.flip[0] else cut
+def box_table(boxes: Boxes) -> torch.Tensor:
+    """Return boxes as `kernels.crops` takes them, int32 [n, 5]."""
+    import torch
+
+    return torch.from_numpy(np.stack(boxes, axis=1).astype(np.int32))
 
 
 def crop_padding(resolution: int) -> int:
@@ -105,11 +115,11 @@ def crop_padding(resolution: int) -> int:
 
 
 def crop_flip_boxes(draws: NDArray[np.float64], resolution: int) -> Boxes:
-    """Return random crops of the padded image, of its unpadded size."""
-    span = 2 * crop_padding(resolution) + 1
+    """Return random crops of the reflect-padded image, of its unpadded size."""
+    pad = crop_padding(resolution)
     side = np.full(len(draws), resolution, dtype=np.int64)
-    top = (draws[:, _TOP] * span).astype(np.int64)
-    left = (draws[:, _LEFT] * span).astype(np.int64)
+    top = (draws[:, _TOP] * (2 * pad + 1)).astype(np.int64) - pad
+    left = (draws[:, _LEFT] * (2 * pad + 1)).astype(np.int64) - pad
     return Boxes(top, left, side, side, draws[:, _FLIP] < 0.5)
 
 

@@ -1,41 +1,50 @@
-"""How batches arrive: the loader contract, its options, and `make_loader`.
+"""How batches arrive: the loader contract.
 
 The order of an epoch, sharding by rank, exact resumption and the accounting
-of bad images are here, once; `memory` and `streaming` only turn index arrays
-into pixels. Every random choice is a function of (seed, epoch, image index),
-so nothing depends on workers, on batches already taken, or on global random
-state. Not here: normalisation, casting, adversarial anything.
+of bad images are here, once; `memory`, `streaming` and `dali` only turn index
+arrays into pixels, and `choice` chooses among them. Every random choice is a
+function of (seed, epoch, image index), so nothing depends on workers, on batches
+already taken, or on global random state. Not here: normalisation, casting,
+adversarial anything.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fastadv.data.colour import (
+    COLOUR_DRAWS,
+    PUBLISHED_JITTER,
+    PUBLISHED_LIGHTING,
+    colour_changes,
+)
 from fastadv.data.counter import derive_key, permutation, uniforms
-from fastadv.data.geometry import DRAWS, plain_geometry
+from fastadv.data.geometry import (
+    DRAWS,
+    Boxes,
+    box_table,
+    crop_flip_boxes,
+    plain_geometry,
+)
 from fastadv.data.images import BadImage
+from fastadv.data.options import Backend, LoaderOptions, OnBadImage
 from fastadv.data.sources import Augment, ImageSet
-from fastadv.errors import ConfigError, DataError, unknown_name
-from fastadv.machine import available_memory, usable_cores
+from fastadv.errors import ConfigError, DataError
+from fastadv.kernels.crops import resized_crops
 
 _log = logging.getLogger(__name__)
 
-Backend = Literal["auto", "memory", "torchvision"]
-OnBadImage = Literal["skip", "fail"]
-MEMORY_SHARE = 0.25  # of what is available: the model and its attack need the rest
 # Stored images are this much larger than random resized crops of them, so that
 # a full-size crop is still shrunk slightly, never enlarged.
 RRC_STORAGE = 1.15
-_PEEKED = 64  # images looked at to learn whether a set is square
 
 
 @dataclass
@@ -55,68 +64,6 @@ class Batch:
     indices: torch.Tensor
 
 
-@dataclass(frozen=True, kw_only=True)
-class LoaderOptions:
-    """How to make batches of an image set; the keywords of `make_loader`.
-
-    Raises:
-        ConfigError: A value that cannot work.
-    """
-
-    batch_size: int
-    """Images per batch and rank."""
-    resolution: int
-    """Side of the images delivered, pixels."""
-    train: bool
-    """Shuffle and augment; otherwise the set's order and a centre crop."""
-    seed: int = 0
-    """Chooses order, crops and flips."""
-    augment: Literal["auto", "none", "crop_flip", "rrc"] = "auto"
-    """rrc: random resized crop and flip; crop_flip: reflect-padded crop and
-    flip; auto: what suits the set. Evaluation zooms by 256/224 with rrc."""
-    device: str | torch.device = "cpu"
-    """Where batches are put."""
-    rank: int = 0
-    """This process among `world_size`."""
-    world_size: int = 1
-    """Number of processes sharing one epoch."""
-    drop_last: bool = False
-    """Leave out a last batch that is not full."""
-    on_bad_image: OnBadImage = "skip"
-    """skip: count, name and replace by an image of the same class; fail."""
-    workers: int | None = None
-    """Decoding threads (memory) or processes (torchvision; 0: none); by
-    default one per core this process may use, at most 8."""
-
-    def __post_init__(self) -> None:
-        for name, least in (("batch_size", 1), ("resolution", 1), ("world_size", 1)):
-            if getattr(self, name) < least:
-                raise ConfigError(
-                    f"{name}={getattr(self, name)}; use {name} >= {least}"
-                )
-        if not 0 <= self.rank < self.world_size:
-            raise ConfigError(
-                f"rank={self.rank} is outside [0, {self.world_size}) for "
-                f"world_size={self.world_size}"
-            )
-        if self.workers is not None and self.workers < 0:
-            raise ConfigError(f"workers={self.workers}; use workers >= 0")
-        augments = ("auto", *get_args(Augment))
-        if self.augment not in augments:
-            raise ConfigError(unknown_name("augment", self.augment, augments))
-        if self.on_bad_image not in get_args(OnBadImage):
-            raise ConfigError(
-                unknown_name("on_bad_image", self.on_bad_image, get_args(OnBadImage))
-            )
-
-    @property
-    def worker_count(self) -> int:
-        """`workers`, or its default on this machine."""
-        if self.workers is not None:
-            return self.workers
-        return min(8, usable_cores())
-
-
 class Loader(ABC):
     """Batches of one image set, one epoch per iteration.
 
@@ -124,17 +71,21 @@ class Loader(ABC):
     early and starting another begins the same epoch again; only
     `load_state_dict` makes the next iteration start inside an epoch.
 
-    Ranks take every world_size-th position of one global order. In training
-    it is padded by wrapping around, so that ranks do equally many steps; in
-    evaluation every image is delivered exactly once.
+    In training, ranks take consecutive parts of each batch of all of them, cut
+    from one global order; it is padded by wrapping around, so that ranks do
+    equally many steps. In evaluation they take every world_size-th position,
+    and every image is delivered exactly once.
 
     Attributes:
         imageset: Where images come from.
         options: How batches are made.
         augment: The augmentation `options.augment` stands for.
+        resolution: Side of the images delivered; see `set_resolution`.
+        color_jitter: What `options.color_jitter` stands for.
+        lighting: What `options.lighting` stands for.
         epoch: The epoch of the current or next iteration.
         bad_images: (name, reason) of every undecodable image met so far.
-        backend: `"memory"` or `"torchvision"`.
+        backend: `"dali"`, `"memory"` or `"torchvision"`.
     """
 
     backend: Backend
@@ -150,6 +101,10 @@ class Loader(ABC):
         self.augment: Augment = (
             imageset.augment_default if options.augment == "auto" else options.augment
         )
+        cropped = options.train and self.augment == "rrc"
+        self.color_jitter = _implied(options.color_jitter, PUBLISHED_JITTER, cropped)
+        self.lighting = _implied(options.lighting, PUBLISHED_LIGHTING, cropped)
+        self.resolution = options.resolution
         self.epoch = 0
         self.bad_images: list[tuple[str, str]] = []
         self._logged = 0
@@ -189,11 +144,40 @@ class Loader(ABC):
         self.epoch += 1
         self._position = 0
 
+    @property
+    def held_bytes(self) -> int:
+        """Memory that images are kept in, on the host or the device."""
+        return 0
+
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next iteration; its start unless resumed in it."""
         if epoch != self.epoch:
             self.epoch = epoch
             self._position = self._resume = 0
+
+    def set_resolution(self, side: int) -> None:
+        """Deliver training images of another side from the next epoch on.
+
+        The same crops are taken; they are resized to `side`.
+
+        Args:
+            side: Pixels, at most `options.resolution`, the largest of the run.
+
+        Raises:
+            ConfigError: A larger side, or a loader of evaluation: make another.
+        """
+        largest = self.options.resolution
+        if not self.options.train and side != largest:
+            raise ConfigError(
+                f"resolution {side} asked of an evaluation loader made for {largest}; "
+                "make another loader"
+            )
+        if not 1 <= side <= largest:
+            raise ConfigError(
+                f"resolution {side} is outside [1, {largest}]; make the loader with the "
+                "largest resolution of the run"
+            )
+        self.resolution = side
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position after the last batch yielded, JSON-able.
@@ -204,6 +188,7 @@ class Loader(ABC):
         return {
             "epoch": self.epoch,
             "position": self._position,
+            "resolution": self.resolution,
             "seed": self.options.seed,
             "train": self.options.train,
             "fingerprint": self.imageset.fingerprint,
@@ -228,6 +213,7 @@ class Loader(ABC):
                 "was saved (names, sizes or parameters differ); restore it, or start "
                 "afresh"
             )
+        self.set_resolution(int(state.get("resolution", self.options.resolution)))
         self.epoch = int(state["epoch"])
         self._position = self._resume = int(state["position"])
 
@@ -236,14 +222,20 @@ class Loader(ABC):
         o = self.options
         order = np.arange(len(self.imageset))
         if o.train:
-            key = derive_key(o.seed, "order", self.epoch)
-            order = permutation(key, len(order))
-            # Wrap-around: np.resize repeats from the beginning.
-            order = np.resize(order, -(-len(order) // o.world_size) * o.world_size)
-        mine = order[start:][o.rank :: o.world_size]
-        batches = [
-            mine[i : i + o.batch_size] for i in range(0, len(mine), o.batch_size)
-        ]
+            order = permutation(derive_key(o.seed, "order", self.epoch), len(order))
+            rest = order[start:]
+            # Wrap-around: np.resize repeats from the beginning. The rest is padded, not
+            # the whole, since another number of ranks may have come this far.
+            padding = np.resize(order, -len(rest) % o.world_size)
+            rest = np.concatenate([rest, padding])
+            whole = o.batch_size * o.world_size
+            together = [rest[i : i + whole] for i in range(0, len(rest), whole)]
+            batches = [np.split(part, o.world_size)[o.rank] for part in together]
+        else:
+            mine = order[start:][o.rank :: o.world_size]
+            batches = [
+                mine[i : i + o.batch_size] for i in range(0, len(mine), o.batch_size)
+            ]
         if o.drop_last and batches and len(batches[-1]) < o.batch_size:
             batches.pop()
         if o.train and len(batches) > 1 and len(batches[-1]) == 1:
@@ -253,6 +245,40 @@ class Loader(ABC):
 
     def _draws(self, indices: NDArray[np.int64]) -> NDArray[np.float64]:
         return augmentation_draws(self.options.seed, self.epoch, indices)
+
+    def _colours(self, indices: NDArray[np.int64]) -> torch.Tensor | None:
+        """Return the colour changes of images, float32 [n, 6]; None: none."""
+        o = self.options
+        if not o.train or not (self.color_jitter or self.lighting):
+            return None
+        key = derive_key(o.seed, "colour", self.epoch)
+        draws = uniforms(key, indices, COLOUR_DRAWS)
+        return torch.from_numpy(colour_changes(draws, self.color_jitter, self.lighting))
+
+    def _finished(
+        self, images: torch.Tensor, indices: NDArray[np.int64], side: int
+    ) -> torch.Tensor:
+        """Do on the device what is left after decoding: shifts, flips and colours.
+
+        Args:
+            images: uint8 [n, S, S, 3]: random resized crops of `side`, or else whole
+                images of the size that `crop_flip` shifts.
+            indices: int64 [n], which they are.
+            side: Of the images returned.
+        """
+        colours = self._colours(indices)
+        shifted = self.options.train and self.augment == "crop_flip"
+        if not shifted and colours is None and images.shape[1] == side:
+            return images
+        n, size = len(indices), images.shape[1]
+        if shifted:
+            boxes = crop_flip_boxes(self._draws(indices), size)
+        else:
+            whole, zero = np.full(n, size), np.zeros(n, dtype=np.int64)
+            boxes = Boxes(zero, zero, whole, whole, zero > 0)
+        table = box_table(boxes)
+        cut: torch.Tensor = resized_crops(images, torch.arange(n), table, side, colours)
+        return cut
 
     def _note_bad(self, bad: list[tuple[str, str]]) -> None:
         self.bad_images.extend(b for b in bad if b not in self.bad_images)
@@ -265,55 +291,10 @@ class Loader(ABC):
         self._logged = len(self.bad_images)
 
 
-def make_loader(
-    imageset: ImageSet, *, backend: Backend = "auto", **options: Any
-) -> Loader:
-    """Make the loader of an image set.
-
-    Args:
-        imageset: Where images come from.
-        backend: memory: decode once and keep; torchvision: decode in worker
-            processes, every epoch; auto: see `choose_backend`.
-        **options: The fields of `LoaderOptions`; `batch_size`, `resolution`
-            and `train` are required.
-
-    Raises:
-        ConfigError: An option that cannot work.
-        DataError: The set has no images.
-        BadImage: With `on_bad_image="fail"` in memory, the first bad image.
-
-    Example:
-        >>> from fastadv.data import ShapeTex, make_loader
-        >>> images = ShapeTex(64, resolution=32, cache=False)
-        >>> loader = make_loader(images, batch_size=16, resolution=32, train=True)
-        >>> len(loader), next(iter(loader)).images.dtype
-        (4, torch.uint8)
-    """
-    from fastadv.data.memory import MemoryLoader
-    from fastadv.data.streaming import TorchvisionLoader
-
-    if backend not in get_args(Backend):
-        raise ConfigError(unknown_name("loader backend", backend, get_args(Backend)))
-    chosen = LoaderOptions(**options)
-    if backend == "auto":
-        backend = choose_backend(imageset, chosen)
-    loader = MemoryLoader if backend == "memory" else TorchvisionLoader
-    return loader(imageset, chosen)
-
-
-def choose_backend(imageset: ImageSet, options: LoaderOptions) -> Backend:
-    """What `auto` stands for: `"memory"` or `"torchvision"`.
-
-    Memory if the set takes at most a quarter of what is available, and if keeping
-    square images loses nothing: random resized crops of images that are not square
-    reach their borders only when decoded anew.
-    """
-    augment = imageset.augment_default if options.augment == "auto" else options.augment
-    if not _fits(imageset, options, augment):
-        return "torchvision"
-    if not (options.train and augment == "rrc") or _looks_square(imageset):
-        return "memory"
-    return "torchvision"
+def _implied(value: float | None, published: float, cropped: bool) -> float:
+    if value is None:
+        return published if cropped else 0.0
+    return value
 
 
 def augmentation_draws(
@@ -373,22 +354,3 @@ def storage_side(augment: Augment, options: LoaderOptions) -> int:
     if options.train and augment == "rrc":
         return round(RRC_STORAGE * options.resolution)
     return plain_geometry(augment, options.resolution)[1]
-
-
-def _looks_square(imageset: ImageSet) -> bool:
-    """Whether images spread over the set all have equal sides."""
-    for index in range(0, len(imageset), max(1, len(imageset) // _PEEKED)):
-        try:
-            height, width = imageset.load(index).shape[:2]
-        except BadImage:
-            continue  # the loader will name it
-        if height != width:
-            return False
-    return True
-
-
-def _fits(imageset: ImageSet, options: LoaderOptions, augment: Augment) -> bool:
-    size = len(imageset) * storage_side(augment, options) ** 2 * 3
-    # Every rank on this machine keeps its own copy.
-    size *= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return size <= MEMORY_SHARE * available_memory()

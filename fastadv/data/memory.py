@@ -1,4 +1,4 @@
-"""The in-memory loader: decode once, then index and augment whole batches.
+"""The in-memory loader: decode once, then augment whole batches in one operator.
 
 Images are kept as one uint8 array, on the device when there is room, so an
 epoch costs neither decoding nor transfer. Images that are not square lose
@@ -15,30 +15,23 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn import functional
 
+from fastadv.data.choice import MEMORY_SHARE
 from fastadv.data.geometry import (
     Boxes,
+    box_table,
     crop_flip_boxes,
-    crop_padding,
     plain_geometry,
     resize_center_crop,
     resized_crop_boxes,
 )
 from fastadv.data.images import BadImage
-from fastadv.data.loaders import (
-    MEMORY_SHARE,
-    Backend,
-    Loader,
-    LoaderOptions,
-    no_readable_image,
-    replacements,
-    storage_side,
-)
+from fastadv.data.loaders import Loader, no_readable_image, replacements, storage_side
+from fastadv.data.options import Backend, LoaderOptions
 from fastadv.data.sources import ImageSet
+from fastadv.kernels.crops import resized_crops
 
 _DECODE_CHUNK = 64  # images per task: small ones cost less than scheduling them
-_SAMPLE_CHUNK = 128  # images per grid_sample: bounds its float32 copies
 
 
 class MemoryLoader(Loader):
@@ -109,67 +102,35 @@ class MemoryLoader(Loader):
             store[i] = store[other]
         return store
 
+    @property
+    def held_bytes(self) -> int:
+        """Memory that images are kept in."""
+        return self._store.numel()
+
     def _images(self, batches: list[NDArray[np.int64]]) -> Iterator[torch.Tensor]:
         device = torch.device(self.options.device)
         for indices in batches:
-            taken = torch.from_numpy(indices).to(self._store.device)
-            if not self.options.train or self.augment == "none":
-                images = self._store[taken]
-            elif self.augment == "crop_flip":
-                boxes = crop_flip_boxes(self._draws(indices), self.options.resolution)
-                images = _padded_crops(self._store, taken, boxes)
-            else:
-                side = np.full(len(indices), self._store.shape[1], dtype=np.int64)
-                boxes = resized_crop_boxes(self._draws(indices), side, side)
-                images = _resized_crops(
-                    self._store, taken, boxes, self.options.resolution
+            taken = torch.from_numpy(indices)
+            if self.options.train:
+                images = resized_crops(
+                    self._store,
+                    taken,
+                    self._boxes(indices),
+                    self.resolution,
+                    self._colours(indices),
                 )
+            else:
+                images = self._store[taken.to(self._store.device)]
             yield images.to(device, non_blocking=True)
 
-
-def _padded_crops(
-    store: torch.Tensor, indices: torch.Tensor, boxes: Boxes
-) -> torch.Tensor:
-    """Crop and flip by index arithmetic; nothing is padded in memory."""
-    side = store.shape[1]
-    pad = crop_padding(side)
-    along = np.arange(side)[None, :]
-    columns = np.where(boxes.flip[:, None], along[:, ::-1], along)
-    rows = torch.from_numpy(_reflected(boxes.top[:, None] + along - pad, side))
-    cols = torch.from_numpy(_reflected(boxes.left[:, None] + columns - pad, side))
-    rows, cols = rows.to(store.device), cols.to(store.device)
-    return store[indices[:, None, None], rows[:, :, None], cols[:, None, :]]
-
-
-def _reflected(position: NDArray[np.int64], side: int) -> NDArray[np.int64]:
-    out: NDArray[np.int64] = side - 1 - np.abs(side - 1 - np.abs(position))
-    return out
-
-
-def _resized_crops(
-    store: torch.Tensor, indices: torch.Tensor, boxes: Boxes, resolution: int
-) -> torch.Tensor:
-    """Cut boxes out and resize them bilinearly; uint8 [N, R, R, 3]."""
-    side = store.shape[1]
-    theta = np.zeros((len(indices), 2, 3), dtype=np.float32)
-    theta[:, 0, 0] = np.where(boxes.flip, -boxes.width, boxes.width) / side
-    theta[:, 1, 1] = boxes.height / side
-    theta[:, 0, 2] = (2 * boxes.left + boxes.width) / side - 1
-    theta[:, 1, 2] = (2 * boxes.top + boxes.height) / side - 1
-    maps = torch.from_numpy(theta).to(store.device)
-    out = torch.empty(
-        (len(indices), resolution, resolution, 3),
-        dtype=torch.uint8,
-        device=store.device,
-    )
-    for part in range(0, len(indices), _SAMPLE_CHUNK):
-        rows = slice(part, part + _SAMPLE_CHUNK)
-        images = store[indices[rows]].permute(0, 3, 1, 2).float()
-        grid = functional.affine_grid(
-            maps[rows], [len(images), 3, resolution, resolution], align_corners=False
-        )
-        cut = functional.grid_sample(
-            images, grid, padding_mode="border", align_corners=False
-        )
-        out[rows] = cut.round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
-    return out
+    def _boxes(self, indices: NDArray[np.int64]) -> torch.Tensor:
+        """Return the crops of stored images, int32 [n, 5], as `resized_crops` takes them."""
+        side = np.full(len(indices), self._store.shape[1], dtype=np.int64)
+        if self.augment == "none":
+            zero = np.zeros_like(side)
+            boxes = Boxes(zero, zero, side, side, zero > 0)
+        elif self.augment == "crop_flip":
+            boxes = crop_flip_boxes(self._draws(indices), int(side[0]))
+        else:
+            boxes = resized_crop_boxes(self._draws(indices), side, side)
+        return box_table(boxes)

@@ -1,53 +1,53 @@
-"""From a name or a path to a data set: `open_dataset`.
+"""From a name or a path to a data set: `open_dataset`, the one door.
 
-Names are looked up first; `./digits` is the folder, `digits` the data set.
-Nothing is ever downloaded. Adding a data set is adding one opener below.
+Names are looked up first; `./digits` is the folder, `digits` the data set. Nothing is
+downloaded unless asked. A new data set is an entry of `catalog.CATALOG`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import difflib
 import inspect
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-import numpy as np
-
+from fastadv.data import arrays
+from fastadv.data.catalog import CATALOG, default_root, open_entry
 from fastadv.data.images import BadImage
+from fastadv.data.paths import looks_like_a_path, open_path
 from fastadv.data.shapetex import RESOLUTIONS, ShapeTex
-from fastadv.data.sources import ArraySet, DatasetSplits, ImageSet, Metric
-from fastadv.data.subsets import allocate, stratified_pick
+from fastadv.data.sources import DatasetSplits
 from fastadv.errors import ConfigError, DataError, unknown_name
 
 _PEEKED = 8  # images looked at to learn a data set's size
-DIGITS_TRAIN = 1297  # leaves 500 of the 1,797 to test on
-
-# What the transfer literature reports; everything else is top-1.
-_MEAN_PER_CLASS = ("aircraft", "caltech", "flowers", "oxford_pets", "pets")
+_HUB = "hf:"
 
 
 def dataset_names() -> tuple[str, ...]:
     """Return the names `open_dataset` knows; any path works besides."""
-    return tuple(sorted(_OPENERS))
+    return tuple(sorted({*MADE, *CATALOG}))
 
 
 def open_dataset(
     name_or_path: str | os.PathLike[str], *, resolution: int = 64, **options: Any
 ) -> DatasetSplits:
-    """Open a data set by name, or a folder or zip archive by path.
+    """Open a data set by name, by path, or from the Hugging Face hub.
 
     Args:
-        name_or_path: One of `dataset_names()`, or a folder or `.zip` with
-            `train/<class>/<image>` and one of `val/`, `test/`, `valid/` or
-            `validation/`.
+        name_or_path: One of `dataset_names()`; `hf:NAME`; or a path: a folder or
+            `.zip` with `train/<class>/<image>` and one of `val/`, `test/`, `valid/` or
+            `validation/`; WebDataset shards, TFRecord, RecordIO, Parquet or Arrow files
+            (a folder, a file, or a pattern like `train-{000000..000012}.tar`); `.npz`.
         resolution: Side in pixels at which procedural sets are drawn; stored
             images keep theirs until a loader resizes them.
         **options: Per data set. shapetex: `n_train`, `n_test`, `seed`,
-            `correlation`, `test_correlation`, `cache`. cifar10, cifar100:
-            `root`. Paths: `metric`.
+            `correlation`, `test_correlation`, `cache`. Sets on disk: `root`, the
+            folder above theirs (default `$FASTADV_DATA`, else ./data); caltech101 and
+            caltech256: `split_seed`; dtd and sun397: `partition`. Paths: `metric`,
+            `test`, `holdout`, `image_column`, `label_column`. hf: `config`,
+            `image_column`, `label_column`, `download`.
 
     Returns:
         The training split, the evaluation split and the metric to report.
@@ -62,13 +62,27 @@ def open_dataset(
         (1297, 500)
     """
     name = os.fspath(name_or_path)
-    opener = _OPENERS.get(name)
-    if opener is None:
-        path = _existing_path(name)
-        _check_options(name, _open_path, options)
-        return _open_path(path, **options)
-    _check_options(name, opener, options)
-    return opener(resolution, **options)
+    if name in MADE:
+        _check_options(name, options, _keywords(MADE[name]))
+        return MADE[name](resolution, **options)
+    if name in CATALOG:
+        listers = [layout.lister or layout.read for layout in CATALOG[name].layouts]
+        accepted = [o for lister in listers for o in _keywords(lister)]
+        _check_options(name, options, ["root", *accepted])
+        root = options.pop("root", None)
+        return open_entry(
+            name, default_root() if root is None else Path(root), **options
+        )
+    if name.startswith(_HUB):
+        _check_options(name, options, _keywords(_open_hub))
+        return _open_hub(name.removeprefix(_HUB), **options)
+    if not looks_like_a_path(name) and not Path(name).expanduser().exists():
+        raise DataError(
+            f"{unknown_name('data set', name, dataset_names())}; nor is there a folder or "
+            f"zip archive of that name in {Path.cwd()}"
+        )
+    _check_options(name, options, _keywords(open_path))
+    return open_path(name, **options)
 
 
 def native_resolution(name_or_path: str | os.PathLike[str]) -> int | None:
@@ -81,6 +95,8 @@ def native_resolution(name_or_path: str | os.PathLike[str]) -> int | None:
         return None
     if name == "digits":
         return 32  # stored at 8 px, which no architecture takes
+    if name in CATALOG and CATALOG[name].resolution is not None:
+        return CATALOG[name].resolution
     images = open_dataset(name).train
     sides = []
     for index in range(0, len(images), max(1, len(images) // _PEEKED)):
@@ -89,14 +105,12 @@ def native_resolution(name_or_path: str | os.PathLike[str]) -> int | None:
     return min(224, sorted(sides)[len(sides) // 2]) if sides else 224
 
 
-def _check_options(
-    name: str, opener: Callable[..., DatasetSplits], options: dict[str, Any]
-) -> None:
-    accepted = [
-        p.name
-        for p in inspect.signature(opener).parameters.values()
-        if p.kind is inspect.Parameter.KEYWORD_ONLY
-    ]
+def _keywords(opener: Callable[..., Any]) -> list[str]:
+    parameters = inspect.signature(opener).parameters.values()
+    return [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
+
+
+def _check_options(name: str, options: dict[str, Any], accepted: list[str]) -> None:
     for option in options:
         if option not in accepted:
             raise ConfigError(
@@ -106,44 +120,26 @@ def _check_options(
             )
 
 
-def _existing_path(name: str) -> Path:
-    path = Path(name).expanduser()
-    if path.exists():
-        return path
-    if path.name == name and path.suffix != ".zip":
-        raise DataError(
-            f"{unknown_name('data set', name, _OPENERS)}; nor is there a folder or zip "
-            f"archive of that name in {Path.cwd()}"
-        )
-    message = f"no data set at {path.absolute()}: no such folder or zip archive"
-    if path.parent.is_dir():
-        near = difflib.get_close_matches(path.name, os.listdir(path.parent))
-        if near:
-            message += f"; perhaps you meant: {', '.join(near)}"
-    raise DataError(message)
+def _open_hub(
+    name: str,
+    *,
+    config: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    download: bool = False,
+    holdout: float = 0.1,
+) -> DatasetSplits:
+    from fastadv.data.columns import open_hub
+    from fastadv.data.paths import pair_splits
 
-
-def _open_path(path: Path, *, metric: Metric | None = None) -> DatasetSplits:
-    from fastadv.data.folders import open_folder, open_zip
-
-    if metric is not None and metric not in get_args(Metric):
-        raise ConfigError(unknown_name("metric", str(metric), get_args(Metric)))
-    train: ImageSet
-    test: ImageSet
-    if path.is_dir():
-        path = path.resolve()  # "." has no name
-        name, (train, test) = path.name, open_folder(path)
-    elif path.suffix.lower() == ".zip":
-        name, (train, test) = path.stem, open_zip(path)
-    else:
-        raise DataError(
-            f"{path} is neither a folder nor a .zip archive; expected either, with "
-            "train/<class>/<image> and val/<class>/<image> in it"
-        )
-    reported: Metric = (
-        "mean_per_class" if name.lower().startswith(_MEAN_PER_CLASS) else "top1"
+    sets = open_hub(
+        name,
+        config=config,
+        image_column=image_column,
+        label_column=label_column,
+        download=download,
     )
-    return DatasetSplits(name, train, test, metric or reported)
+    return DatasetSplits(name, *pair_splits(name, sets, holdout))
 
 
 def _open_shapetex(label: str) -> Callable[..., DatasetSplits]:
@@ -172,63 +168,11 @@ def _open_shapetex(label: str) -> Callable[..., DatasetSplits]:
 
 
 def _open_digits(resolution: int) -> DatasetSplits:
-    from sklearn.datasets import load_digits
-
-    gray, labels = load_digits(return_X_y=True)
-    scaled = np.floor(gray.reshape(-1, 8, 8, 1) * (255 / 16) + 0.5).astype(np.uint8)
-    images = np.repeat(scaled, 3, axis=3)
-    labels = labels.astype(np.int64)
-    counts = np.bincount(labels)
-    take = allocate(counts, DIGITS_TRAIN, np.ones_like(counts), counts)
-    # The split is part of the data set's definition: its seed is not an option.
-    train = stratified_pick(labels, take, seed=0)
-    test = np.setdiff1d(np.arange(len(labels)), train)
-    classes = [str(d) for d in range(10)]
-
-    def part(indices: Any, split: str) -> ArraySet:
-        return ArraySet(
-            images[indices],
-            labels[indices],
-            classes,
-            name="digits",
-            split=split,
-            augment_default="none",
-        )
-
-    return DatasetSplits("digits", part(train, "train"), part(test, "test"))
+    return DatasetSplits("digits", *arrays.open_digits())
 
 
-def _open_cifar(
-    name: str, class_name: str, folder: str
-) -> Callable[..., DatasetSplits]:
-    def opener(
-        resolution: int, *, root: str | os.PathLike[str] = "data"
-    ) -> DatasetSplits:
-        import torchvision
-
-        dataset = getattr(torchvision.datasets, class_name)
-
-        def part(split: str) -> ArraySet:
-            try:
-                files = dataset(str(root), train=split == "train", download=False)
-            except (RuntimeError, OSError) as err:
-                raise DataError(
-                    f"{name} is not in {Path(root).absolute()}: expected the folder "
-                    f"{folder}/ there, as unpacked from the official python archive. "
-                    "Give the folder above it with root="
-                ) from err
-            return ArraySet(
-                files.data, files.targets, files.classes, name=name, split=split
-            )
-
-        return DatasetSplits(name, part("train"), part("test"))
-
-    return opener
-
-
-_OPENERS: dict[str, Callable[..., DatasetSplits]] = {
-    "cifar10": _open_cifar("cifar10", "CIFAR10", "cifar-10-batches-py"),
-    "cifar100": _open_cifar("cifar100", "CIFAR100", "cifar-100-python"),
+# Sets that need no files.
+MADE: dict[str, Callable[..., DatasetSplits]] = {
     "digits": _open_digits,
     "shapetex": _open_shapetex("shape"),
     "shapetex_texture": _open_shapetex("texture"),

@@ -1,26 +1,33 @@
 """What a data set is: labelled images by index, in named splits.
 
-The contract (`ImageSet`, `DatasetSplits`) and its simplest form, an array in
-memory. Files are in `folders`, the procedural set in `shapetex`, names in
-`registry`, batches in `loaders`.
+The contract (`ImageSet`, `DatasetSplits`) and its two forms: an array in memory,
+and encoded images that are read one by one (`FileSet`). Where those come from is in
+`folders`, `published`, `shards`, `tfrecord`, `recordio` and `columns`; the procedural
+set in `shapetex`, names in `registry`, batches in `loaders`.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from io import FileIO
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fastadv.data.images import decode_rgb
 from fastadv.errors import DataError
 
 Augment = Literal["none", "crop_flip", "rrc"]
 Metric = Literal["top1", "mean_per_class"]
+_opening = threading.Lock()
 
 
 class ImageSet(ABC):
@@ -123,6 +130,102 @@ class ArraySet(ImageSet):
         digest.update(np.ascontiguousarray(self.images).data)
         digest.update(self.labels.tobytes())
         return digest.hexdigest()[:32]
+
+
+class FileSet(ImageSet):
+    """One split whose images are encoded files: `read` gives the bytes of one.
+
+    Args:
+        name: The data set.
+        split: The split.
+        classes: Class names; position is the class id.
+        members: What to call each image: a path below the root, '/'-separated.
+        labels: Integers [n], class ids.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        split: str,
+        classes: Sequence[str],
+        members: Sequence[str],
+        labels: Sequence[int] | NDArray[np.int64],
+    ) -> None:
+        self.name = name
+        self.split = split
+        self.classes = tuple(classes)
+        self.members = list(members)
+        self.labels = checked_labels(
+            labels, len(self.members), self.classes, f"{name}/{split}"
+        )
+
+    def load(self, index: int) -> NDArray[np.uint8]:
+        """Decode image `index` to uint8 [H, W, 3] RGB in 0..255."""
+        data = self.read(checked_index(index, len(self)))
+        return decode_rgb(data, self.describe(index))
+
+    def describe(self, index: int) -> str:
+        """Return the path of the image, below the root of the data set."""
+        return f"{self.name}:{self.members[index]}"
+
+    @abstractmethod
+    def read(self, index: int) -> bytes:
+        """Return the encoded bytes of image `index`; BadImage on failure."""
+
+    @abstractmethod
+    def sizes(self) -> Sequence[int]:
+        """Return the size of every encoded image in bytes."""
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Key of paths, sizes and labels, hex; pixels are not read."""
+        digest = hashlib.sha256(repr((self.split, self.classes)).encode())
+        for path, size in zip(self.members, self.sizes(), strict=True):
+            digest.update(os.fsencode(path) + b"\0%d\n" % size)
+        digest.update(self.labels.tobytes())
+        return digest.hexdigest()[:32]
+
+
+class SharedFile:
+    """A file read at offsets by threads, forked workers and pickled copies.
+
+    `pread` moves no position, so nothing that moves is shared; a pickled copy opens
+    its own file.
+
+    Args:
+        path: The file.
+        keep_open: Keep it open after the first read; otherwise open it every time.
+    """
+
+    def __init__(self, path: Path, *, keep_open: bool = True) -> None:
+        self.path = path.absolute()
+        self.keep_open = keep_open
+        self._file: FileIO | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_file": None}
+
+    def read(self, size: int, offset: int) -> bytes:
+        """Return exactly `size` bytes at `offset`.
+
+        Raises:
+            OSError: The file cannot be read, or ends before.
+        """
+        if not self.keep_open:
+            with FileIO(self.path) as file:
+                return self._read(file, size, offset)
+        if self._file is None:
+            # Two threads that both opened it would leave one with a closed file.
+            with _opening:
+                if self._file is None:
+                    self._file = FileIO(self.path)
+        return self._read(self._file, size, offset)
+
+    def _read(self, file: FileIO, size: int, offset: int) -> bytes:
+        data = os.pread(file.fileno(), size, offset)
+        if len(data) != size:
+            raise OSError(f"{self.path.name} ends inside the member")
+        return data
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -19,27 +20,22 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from fastadv.data.geometry import (
-    crop_flip_boxes,
-    padded_crop,
     plain_geometry,
     resize_center_crop,
     resized_crop,
     resized_crop_boxes,
 )
-from fastadv.data.loaders import (
-    Backend,
-    Loader,
-    LoaderOptions,
-    augmentation_draws,
-    load_or_replace,
-)
+from fastadv.data.loaders import Loader, augmentation_draws, load_or_replace
+from fastadv.data.options import Backend, LoaderOptions
 from fastadv.data.sources import Augment, ImageSet
 from fastadv.errors import DataError
 
-Request = tuple[int, int]  # (epoch, index)
+Request = tuple[int, int, int]  # (epoch, side, index)
 
 
-class _Prepared(NamedTuple):
+class Prepared(NamedTuple):
+    """A batch as a worker sends it: pixels, and (name, reason) of bad images."""
+
     images: torch.Tensor  # uint8 [N, R, R, 3]
     bad: list[tuple[str, str]]
 
@@ -48,14 +44,15 @@ class TorchvisionLoader(Loader):
     """Batches decoded on the fly; see `Loader`."""
 
     backend: Backend = "torchvision"
+    decoder: type[Decoder]  # set below: a published augmentation has its own
 
     def __init__(self, imageset: ImageSet, options: LoaderOptions) -> None:
         super().__init__(imageset, options)
         imageset.prepare()
         self._requests = _Requests()
         workers = options.worker_count
-        self._loader: DataLoader[_Prepared | DataError] = DataLoader(
-            _Decoder(imageset, options, self.augment),
+        self._loader: DataLoader[Prepared | DataError] = DataLoader(
+            self.decoder(imageset, options, self.augment),
             batch_sampler=self._requests,
             num_workers=workers,
             collate_fn=_unchanged,
@@ -67,12 +64,77 @@ class TorchvisionLoader(Loader):
         )
 
     def _images(self, batches: list[NDArray[np.int64]]) -> Iterator[torch.Tensor]:
-        self._requests.batches = [[(self.epoch, int(i)) for i in b] for b in batches]
-        for prepared in self._loader:
+        side = self.resolution
+        self._requests.batches = [
+            [(self.epoch, side, int(i)) for i in b] for b in batches
+        ]
+        prepared = on_device(self._prepared(), self.options.device)
+        for indices, images in zip(batches, prepared, strict=True):
+            yield self._finished(images, indices, side)
+
+    def _prepared(self) -> Iterator[torch.Tensor]:
+        batches = iter(self._loader)
+        while True:
+            try:
+                prepared = next(batches, None)
+            # What it left in its pipe is one of many errors; torch's own names it.
+            except (RuntimeError, OSError, EOFError) as err:
+                lost = self._lost_worker()
+                if lost is None:
+                    raise
+                raise DataError(
+                    f"decoding process {lost}: those that are killed mostly ran out of "
+                    "memory; use fewer workers or a smaller batch_size, and resume"
+                ) from err
+            if prepared is None:
+                return
             if isinstance(prepared, DataError):
                 raise prepared
             self._note_bad(prepared.bad)
-            yield prepared.images.to(self.options.device, non_blocking=True)
+            yield prepared.images
+
+    def _lost_worker(self) -> str | None:
+        """Return which worker process died and of what, or None."""
+        iterator: Any = self._loader._iterator
+        workers = iterator._workers if self.options.worker_count else []
+        until = time.monotonic() + 1  # its pipe may close before its death is known
+        while workers and time.monotonic() < until:
+            try:
+                for worker in workers:
+                    worker.join(timeout=0.01)
+                    if worker.exitcode:
+                        return f"{worker.pid} died with exit code {worker.exitcode}"
+            # torch's handler of SIGCHLD raises wherever the process happens to be.
+            except RuntimeError:
+                continue
+        return None
+
+
+def on_device(
+    batches: Iterator[torch.Tensor], device: str | torch.device
+) -> Iterator[torch.Tensor]:
+    """Yield batches on `device`; to CUDA one is copied while the last is worked on."""
+    device = torch.device(device)
+    if device.type != "cuda":
+        yield from (images.to(device) for images in batches)
+        return
+    stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    ahead: tuple[torch.Tensor, torch.cuda.Event] | None = None
+    for images in batches:
+        with torch.cuda.stream(stream):
+            copying = images.to(device, non_blocking=True), stream.record_event()
+        if ahead is not None:
+            yield _arrived(*ahead)
+        ahead = copying
+    if ahead is not None:
+        yield _arrived(*ahead)
+
+
+def _arrived(images: torch.Tensor, copied: torch.cuda.Event) -> torch.Tensor:
+    current = torch.cuda.current_stream(images.device)
+    current.wait_event(copied)
+    images.record_stream(current)  # its memory is not the copying stream's to reuse yet
+    return images
 
 
 def _outlive_stop_signals(worker: int) -> None:
@@ -108,7 +170,7 @@ class _Requests(Sampler[list[Request]]):
         return len(self.batches)
 
 
-class _Decoder(Dataset[_Prepared | DataError]):
+class Decoder(Dataset[Prepared | DataError]):
     """Turns a batch of requests into pixels, in a worker."""
 
     def __init__(
@@ -118,40 +180,40 @@ class _Decoder(Dataset[_Prepared | DataError]):
         self.options = options
         self.augment = augment
 
-    def __getitems__(self, requests: list[Request]) -> _Prepared | DataError:
+    def __getitems__(self, requests: list[Request]) -> Prepared | DataError:
         # Returned, not raised: the DataLoader would rebuild the exception from
         # its message alone and lose the type.
         try:
-            return self._prepared(requests)
+            return self.prepared(requests)
         except DataError as err:
             return err
 
-    def _prepared(self, requests: list[Request]) -> _Prepared:
-        side = self.options.resolution
-        images = np.empty((len(requests), side, side, 3), dtype=np.uint8)
+    def prepared(self, requests: list[Request]) -> Prepared:
+        """Decode and cut out the images asked for, all of one side."""
+        images: list[NDArray[np.uint8]] = []
         bad: list[tuple[str, str]] = []
-        for out, (epoch, index) in zip(images, requests, strict=True):
+        for epoch, side, index in requests:
             image, failed = load_or_replace(
                 self.imageset, index, self.options.seed, self.options.on_bad_image
             )
             bad += failed
-            out[...] = self._augmented(image, epoch, index)
-        return _Prepared(torch.from_numpy(images), bad)
+            images.append(self._cut(image, epoch, side, index))
+        return Prepared(torch.from_numpy(np.stack(images)), bad)
 
-    def _augmented(
-        self, image: NDArray[np.uint8], epoch: int, index: int
+    def _cut(
+        self, image: NDArray[np.uint8], epoch: int, side: int, index: int
     ) -> NDArray[np.uint8]:
-        side = self.options.resolution
+        full = self.options.resolution
         if not self.options.train:
-            return resize_center_crop(image, *plain_geometry(self.augment, side))
-        if self.augment == "none":
-            return resize_center_crop(image, side, side)
+            return resize_center_crop(image, *plain_geometry(self.augment, full))
+        if self.augment != "rrc":
+            return resize_center_crop(image, full, full)
         draws = augmentation_draws(self.options.seed, epoch, np.array([index]))
-        if self.augment == "crop_flip":
-            square = resize_center_crop(image, side, side)
-            return padded_crop(square, crop_flip_boxes(draws, side))
         height, width = (np.array([size]) for size in image.shape[:2])
         return resized_crop(image, resized_crop_boxes(draws, height, width), side)
+
+
+TorchvisionLoader.decoder = Decoder
 
 
 def _unchanged(prepared: Any) -> Any:

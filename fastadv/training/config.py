@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 from tyro.conf import arg
@@ -13,6 +13,13 @@ from tyro.conf import arg
 from fastadv.errors import ConfigError, unknown_name
 from fastadv.models.names import ARCHITECTURES
 from fastadv.threat import ThreatModel, parse_norm, parse_pixels
+from fastadv.training.methodnames import (
+    METHODS,
+    MethodName,
+    OptimizerName,
+    default_lr,
+    resolve_method,
+)
 
 Pixels = Annotated[
     float,
@@ -47,10 +54,19 @@ DEFAULT_EPS = {"l2": 3.0, "linf": 4 / 255}
 class TrainConfig:
     """Pretrain a classifier, adversarially unless --eps is 0.
 
-    Defaults are the recipe of Salman et al. 2020 but for its colour jitter: SGD, lr 0.1,
+    Defaults are the recipe of Salman et al. 2020, colours included: SGD, lr 0.1,
     momentum 0.9, weight decay 1e-4, 90 epochs, lr x 0.1 every third of the run, three
-    attack steps of 2/3 eps.
+    attack steps of 2/3 eps. --help-all shows the rarer flags, too: augmentation, methods'
+    own parameters, validation, ranks.
     """
+
+    # Flags that only --help-all shows.
+    RARE: ClassVar[tuple[str, ...]] = (
+        "color_jitter", "lighting", "noise", "replays", "eps_warmup", "accumulate",
+        "clip_grad", "label_smoothing", "mixup", "cutmix", "progressive", "on_overfit",
+        "val_size", "eval_every", "eval_steps", "eval_images", "pictures_every",
+        "keep_every", "sync_bn", "parallel",
+    )  # fmt: skip
 
     arch: str = "resnet18"
     """Architecture: a torchvision name, a *_cifar variant or timm/NAME."""
@@ -63,28 +79,72 @@ class TrainConfig:
     """Train on a stratified, seeded subset of so many images."""
     augment: Literal["auto", "none", "crop_flip", "rrc"] = "auto"
     """Random crops and flips; auto is what suits the data set."""
+    color_jitter: float | None = None
+    """Share by which brightness, contrast and saturation vary; default 0.1 with random
+    resized crops (rrc), as published, and else 0."""
+    lighting: float | None = None
+    """Deviation of the noise along ImageNet's colour components; default 0.05 with random
+    resized crops (rrc), as published, and else 0."""
+    method: MethodName = "pgd_at"
+    """What is descended on (recipes/*.yaml): pgd_at and standard, trades, mart, and with a
+    single attack step free, rs_fgsm, n_fgsm, gradalign; discrepancy for fine-tuning."""
+    beta: float | None = None
+    """Weight of the second term; default 6 for trades, 5 for mart, 0.2 for gradalign, 500
+    for discrepancy."""
+    replays: int | None = None
+    """Updates on each batch of free; default 4. Epochs count passes over the data."""
+    noise: float | None = None
+    """Radius of the random start of n_fgsm, in units of eps; default 2."""
+    init_from: str | None = None
+    """Begin with these weights: a run, a checkpoint, or torchvision or timm for theirs; a
+    head of another number of classes is replaced."""
     norm: Annotated[NormName, arg(aliases=["--constraint"])] = "l2"
     """Norm of the perturbation."""
     eps: Pixels | None = None
     """Radius in pixel units, e.g. 3 (l2) or 4/255 (linf); 0 trains without attack.
     Default: 3 for l2, 4/255 for linf."""
-    num_steps: Annotated[int, arg(aliases=["--attack-steps"])] = 3
-    """Attack steps per training step."""
+    eps_warmup: int = 0
+    """Epochs over which the radius grows to eps, a little with each."""
+    num_steps: Annotated[int | None, arg(aliases=["--attack-steps"])] = None
+    """Attack steps per training step; default 3, for trades, mart and discrepancy 10."""
     step_size: Annotated[Pixels | None, arg(aliases=["--attack-lr"])] = None
     """Length of an attack step in pixel units; default 2/3 of eps, or as much as fewer
-    than three steps need to cross the ball."""
+    than three steps need to cross the ball. Other methods have defaults of their own."""
     random_start: bool = False
     """Begin the attack at a random point of the ball."""
     epochs: int = 90
     """Passes over the training set."""
     batch_size: int | None = None
-    """Images per update; default 512, or 128 for sets under 50,000 images."""
-    lr: float = 0.1
-    """Initial (for onecycle: highest) learning rate."""
+    """Images per update, those of all ranks together (and a multiple of their number);
+    default 512, or 128 for sets under 50,000 images."""
+    optimizer: OptimizerName = "sgd"
+    """lars and lamb are for large batches; apex_* need NVIDIA apex."""
+    lr: float | None = None
+    """Initial (for onecycle: highest) learning rate; default 0.1, for adamw and lamb
+    0.001."""
     momentum: float = 0.9
-    """Of SGD."""
+    """Of SGD; beta1 of adamw and lamb."""
     weight_decay: float = 1e-4
-    """Of SGD."""
+    """Of all weights; lars and lamb leave out biases and normalisation."""
+    accumulate: int = 1
+    """Parts that a batch passes the network in, to save memory; one update for all."""
+    clip_grad: float | None = None
+    """Greatest length of the gradient of all weights; longer ones are scaled down."""
+    ema: float | None = None
+    """Average the weights with this decay, e.g. 0.999; the average is what is validated,
+    tested and published."""
+    label_smoothing: float = 0.0
+    """Share of each label spread over all classes; the attack sees it, too."""
+    mixup: float = 0.0
+    """Alpha of mixup; 0 is off. The attack maximises the mixed loss."""
+    cutmix: float = 0.0
+    """Alpha of CutMix; 0 is off. With mixup, a coin decides for each batch."""
+    progressive: int | None = None
+    """Side of the images in the first quarter of the epochs; it grows to --resolution in
+    the last. An l2 radius shrinks with the side."""
+    on_overfit: Literal["fallback", "stop", "warn"] = "fallback"
+    """When a one-step method overfits catastrophically: go back to the weights before and
+    on with PGD; stop; or say so and go on."""
     schedule: Literal["step", "cosine", "onecycle", "constant"] = "step"
     """Learning rate over the run; step: x 0.1 at each third."""
     val_size: int | None = None
@@ -100,21 +160,37 @@ class TrainConfig:
     out: Annotated[str | None, arg(aliases=["--out-dir"])] = None
     """Run directory; default runs/ARCH_NORM_EPS_DATA_sSEED."""
     resume: bool = False
-    """Continue the run in --out from its last checkpoint, bit for bit."""
+    """Continue the run in --out from its last checkpoint, bit for bit; start it where
+    there is none. `--resume auto` is the same."""
+    pictures_every: int | None = None
+    """Epochs between pictures of adversarial examples and gradients, in RUN/pictures."""
+    tensorboard: bool = False
+    """Write curves and pictures for TensorBoard, too, to RUN/tensorboard."""
+    wandb: str | None = None
+    """Send them to this project of Weights & Biases, too; WANDB_MODE is respected."""
     save_minutes: float = 10.0
     """Minutes between checkpoints within an epoch; each epoch's end saves too."""
+    keep_every: int | None = None
+    """Keep the checkpoint of every so manieth epoch, besides the best and the last two."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """With several ranks (torchrun, --nproc); fsdp spreads gradients and the optimiser's
+    state over them."""
+    sync_bn: bool = False
+    """BatchNorm over the batch of all ranks, not of each."""
     device: str = "auto"
     """cpu, cuda, cuda:1, ...; auto takes a GPU when there is one."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Compute type of network passes; weights stay float32."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Compute type of network passes; weights stay float32. auto: bf16 on CUDA devices that
+    have it, else fp32. fp16 scales the loss."""
     compile: CompileName = "auto"
     """How the steps of an attack run; inductor: the network by torch.compile; graph: all of
     them as a CUDA graph, which keeps the memory of a batch; full: both; off: one by one;
     auto: graph on CUDA, else off."""
     backend: str = "auto"
     """Kernel backend (see fastadv-doctor); auto takes the first that can run."""
-    loader: Literal["auto", "memory", "torchvision"] = "auto"
-    """How batches arrive; auto keeps sets that fit in memory there."""
+    loader: Literal["auto", "dali", "memory", "torchvision"] = "auto"
+    """How batches arrive; auto keeps sets that fit in memory there, and otherwise takes
+    dali on CUDA where it runs."""
     workers: int | None = None
     """Decoding threads or processes; default one per core, at most 8."""
     on_bad_image: Literal["skip", "fail"] = "skip"
@@ -123,12 +199,34 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.arch not in ARCHITECTURES and not self.arch.startswith("timm/"):
             raise ConfigError(unknown_name("architecture", self.arch, ARCHITECTURES))
-        for name in ("epochs", "num_steps", "eval_every", "eval_steps", "eval_images"):
+        for name in ("epochs", "eval_every", "eval_steps", "eval_images", "accumulate"):
             _require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
-        for name in ("batch_size", "resolution", "num_train", "val_size"):
+        optional = ("batch_size", "resolution", "num_train", "val_size", "num_steps")
+        for name in (
+            *optional,
+            "replays",
+            "progressive",
+            "keep_every",
+            "pictures_every",
+        ):
             value = getattr(self, name)
             _require(name, value, value is None or value >= 1, "at least 1")
-        _require("lr", self.lr, math.isfinite(self.lr) and self.lr > 0, "above 0")
+        if self.lr is None:
+            object.__setattr__(self, "lr", default_lr(self.optimizer))
+        for name in ("color_jitter", "lighting"):
+            value = getattr(self, name)
+            _require(name, value, value is None or 0 <= value <= 1, "in [0, 1]")
+        for name in ("lr", "clip_grad"):
+            value = getattr(self, name)
+            holds = value is None or (math.isfinite(value) and value > 0)
+            _require(name, value, holds, "above 0")
+        for name in ("mixup", "cutmix", "eps_warmup"):
+            value = getattr(self, name)
+            holds = math.isfinite(value) and value >= 0
+            _require(name, value, holds, "at least 0")
+        smoothing = self.label_smoothing
+        _require("label_smoothing", smoothing, 0 <= smoothing < 1, "in [0, 1)")
+        _require("ema", self.ema, self.ema is None or 0 < self.ema < 1, "in (0, 1)")
         _require("momentum", self.momentum, 0 <= self.momentum < 1, "in [0, 1)")
         _require(
             "weight_decay", self.weight_decay, self.weight_decay >= 0, "at least 0"
@@ -139,12 +237,40 @@ class TrainConfig:
         try:
             object.__setattr__(self, "norm", parse_norm(self.norm))
             if self.eps is None:
-                object.__setattr__(self, "eps", DEFAULT_EPS[self.norm])
+                eps = DEFAULT_EPS[self.norm] if METHODS[self.method].attacks else 0.0
+                object.__setattr__(self, "eps", eps)
             object.__setattr__(self, "eps", self.threat.eps)
             if self.step_size is not None:
                 object.__setattr__(self, "step_size", parse_pixels(self.step_size))
         except ValueError as error:
             raise ConfigError(str(error)) from None
+        resolved = resolve_method(
+            self.method,
+            eps=self.threat.eps,
+            num_steps=self.num_steps,
+            random_start=self.random_start,
+            mixes_labels=bool(self.label_smoothing or self.mixup or self.cutmix),
+            beta=self.beta,
+            replays=self.replays,
+            noise=self.noise,
+        )
+        for name, value in resolved.items():
+            object.__setattr__(self, name, value)
+        if self.precision == "fp16" and self.method == "gradalign":
+            raise ConfigError(
+                "--precision fp16 cannot hold the second derivatives of --method "
+                "gradalign; use bf16 or fp32"
+            )
+
+    @property
+    def attack_steps(self) -> int:
+        """Steps of the training attack."""
+        return self.num_steps or METHODS[self.method].num_steps
+
+    @property
+    def parameters(self) -> dict[str, float]:
+        """What the method takes besides the attack, by name."""
+        return {name: getattr(self, name) for name in METHODS[self.method].parameters}
 
     @property
     def threat(self) -> ThreatModel:
@@ -164,7 +290,8 @@ class TrainConfig:
         data = Path(self.data).stem
         threat = str(self.threat).replace(" ", "").replace("/", "-")
         threat = threat if self.adversarial else "standard"
-        name = f"{self.arch.replace('/', '-')}_{threat}_{data}_s{self.seed}"
+        method = f"_{self.method}" if self.method not in ("pgd_at", "standard") else ""
+        name = f"{self.arch.replace('/', '-')}_{threat}{method}_{data}_s{self.seed}"
         return Path("runs") / name
 
     def resolve_batch_size(self, num_images: int) -> int:
@@ -199,7 +326,8 @@ def _require(name: str, value: object, holds: bool, accepted: str) -> None:
 
 def learning_rate(config: TrainConfig, step: int, total_steps: int) -> float:
     """Learning rate of update `step` (from 0) of `total_steps`."""
-    return scheduled(config.lr, config.schedule, step, total_steps)
+    lr = config.lr or default_lr(config.optimizer)
+    return scheduled(lr, config.schedule, step, total_steps)
 
 
 def scheduled(lr: float, schedule: str, step: int, total: int) -> float:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
 
 from fastadv.errors import ConfigError
+from fastadv.threat import parse_pixels
 
 
 def load_config_file(path: Path) -> dict[str, Any]:
@@ -25,3 +27,35 @@ def load_config_file(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold `key: value` lines, one per flag")
     return values
+
+
+def typed(kind: Any, value: Any) -> Any:
+    """A value as YAML gives it, as the type of its field.
+
+    Raises:
+        ValueError: it is none of that type.
+    """
+    choices, origin = get_args(kind), get_origin(kind)
+    if origin is Literal and value in choices:
+        return value
+    if origin is tuple and isinstance(value, list):
+        return tuple(typed(choices[0], each) for each in value)
+    if NoneType in choices:
+        others = (choice for choice in choices if choice is not NoneType)
+        return None if value is None else typed(next(others), value)
+    if type(value) is kind:
+        return value
+    if kind is float and type(value) is int:
+        return float(value)
+    if kind is float and type(value) is str:  # 8/255; and YAML 1.1 reads 1e-3 as text
+        return parse_pixels(value)
+    if kind is str and type(value) is int:  # norm: 2
+        return str(value)
+    accepted = (
+        f"one of {', '.join(map(str, choices))}"
+        if origin is Literal
+        else f"a list of {choices[0].__name__}"
+        if origin is tuple
+        else f"a value of type {kind.__name__}"
+    )
+    raise ValueError(f"{value!r} is not {accepted}")

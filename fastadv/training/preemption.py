@@ -4,26 +4,35 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+# A launcher passes on what its scheduler may have sent to every process already: signals
+# that follow within so many seconds are the same request, not a second one.
+_ECHO_SECONDS = 2.0
 
 
 class StopRequest:
-    """Truthy once a signal asked for a stop; `signal` names it."""
+    """Truthy once a signal asked for a stop; `number` is the signal's, else 0."""
 
     def __init__(self) -> None:
-        self.signal: str | None = None
+        self.number = 0
 
     def __bool__(self) -> bool:
-        return self.signal is not None
+        return self.number != 0
+
+    @property
+    def signal(self) -> str | None:
+        """Name of the signal."""
+        return signal.Signals(self.number).name if self.number else None
 
 
 @contextmanager
 def stop_on_signal() -> Iterator[StopRequest]:
-    """Catch stop signals inside the block; a second one acts as it always did.
+    """Catch stop signals inside the block; a later second one acts as it always did.
 
     Only the main thread can catch signals; elsewhere the request is never set.
     """
@@ -33,10 +42,16 @@ def stop_on_signal() -> Iterator[StopRequest]:
         return
     before = {number: signal.getsignal(number) for number in _SIGNALS}
 
+    first = 0.0
+
     def handle(number: int, frame: FrameType | None) -> None:
-        request.signal = signal.Signals(number).name
-        for each, handler in before.items():
-            signal.signal(each, handler)
+        nonlocal first
+        if not request:
+            request.number, first = number, time.monotonic()
+        elif first and time.monotonic() - first > _ECHO_SECONDS:
+            for each, handler in before.items():
+                signal.signal(each, handler)
+            signal.raise_signal(number)
 
     for number in _SIGNALS:
         signal.signal(number, handle)

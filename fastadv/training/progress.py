@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from typing import TextIO
+
+_BAR = 20  # characters
 
 
 def clock(seconds: float) -> str:
@@ -51,14 +54,18 @@ class Progress:
     def _share(self) -> str:
         elapsed = time.monotonic() - self.started
         fresh = self.done - self.first
+        filled = round(_BAR * self.done / max(self.total, 1))
+        bar = f"[{'#' * filled}{'.' * (_BAR - filled)}] " if self.live else ""
         left = elapsed / fresh * (self.total - self.done) if fresh else 0.0
         eta = f"ETA {clock(left)}" if fresh else "ETA ?"
-        return f"{self.done}/{self.total} {eta}"
+        return f"{bar}{self.done}/{self.total} {eta}"
 
     def _write(self, line: str) -> None:
         if not self.live:
             print(line, file=self.stream, flush=True)
             return
+        # A line that wraps could not be rewritten.
+        line = line[: shutil.get_terminal_size().columns - 1]
         padding = " " * max(0, self._width - len(line))
         self._width = len(line)
         print(f"\r{line}{padding}", end="", file=self.stream, flush=True)

@@ -2,17 +2,22 @@
 
     config.yaml            re-runnable: fastadv-train --config RUN/config.yaml
     log.jsonl              one JSON object per event
-    checkpoints/step-N/    model.safetensors (weights), state.pt (all a resume needs)
+    checkpoints/step-N/    model.safetensors (weights), state.pt (all a resume needs),
+                           SHA256SUMS of both, as `sha256sum -c` reads it
     checkpoints/last       link to the newest step-N
+    checkpoints/previous   link to the one before it, for when `last` is damaged
     checkpoints/best       link to the one with the best validation score
+    checkpoints/epoch-N    link to the one of epoch N, with --keep-every
+    .lock                  held by the process that writes here
 
-A checkpoint is written under a temporary name, synced and renamed; then the link is
+A checkpoint is written under a temporary name, synced and renamed; then the links are
 replaced. Whatever happens in between, `last` is whole.
 """
 
 from __future__ import annotations
 
 import io
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -23,11 +28,12 @@ import yaml
 
 from fastadv.errors import CheckpointError, ConfigError
 from fastadv.eventlog import EventLog
-from fastadv.files import sync_folder
+from fastadv.files import FolderLock, replace_file, sync_folder
 from fastadv.models import NormalizedModel, save_model
-from fastadv.models.files import write_atomic
+from fastadv.models.files import file_sha256, write_atomic
 from fastadv.training.config import TrainConfig
 from fastadv.training.configfile import load_config_file
+from fastadv.training.loggers import Listeners
 
 # May differ when a run is resumed: none of them changes what is computed.
 _MAY_CHANGE = {
@@ -38,8 +44,15 @@ _MAY_CHANGE = {
     "save_minutes",
     "backend",
     "data",
+    "keep_every",
+    "pictures_every",
+    "tensorboard",
+    "wandb",
+    "parallel",
 }
+SUMS = "SHA256SUMS"
 
+log = logging.getLogger(__name__)
 
 # What of the state travels with the weights.
 METADATA = ("config", "resolution", "classes", "epoch", "step", "best")
@@ -50,13 +63,17 @@ class RunDirectory:
 
     Args:
         path: the directory.
+        writes: False for ranks but the first: they neither log nor save.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, writes: bool = True) -> None:
         self.path = path
+        self.writes = writes
         self.checkpoints = path / "checkpoints"
         self.log_file = path / "log.jsonl"
         self._log = EventLog(self.log_file)
+        self.listeners = Listeners()
+        self._lock: FolderLock | None = None
 
     def prepare(self, config: TrainConfig) -> dict[str, Any] | None:
         """Create the directory, or open it to resume.
@@ -66,24 +83,47 @@ class RunDirectory:
 
         Raises:
             ConfigError: the directory holds another run, or `resume` with choices
-                that differ from those it was started with.
+                that differ from those it was started with, or another process writes
+                there.
             CheckpointError: it cannot be written, or its state cannot be read.
         """
-        last = self.checkpoints / "last"
-        if last.exists() and not config.resume:
+        began = os.path.lexists(self.checkpoints / "last")
+        if began and not config.resume:
             raise ConfigError(
                 f"{self.path} already holds a run; add --resume to continue it, or "
                 "choose another --out"
             )
-        state = None
-        if last.exists():
+        if began:
             self._check_same(config)
-            state = self._read_state(last / "state.pt")
-        # Without `resume`, which is about one process: the file begins the run anew.
-        values = config.to_dict() | {"resume": False}
-        text = yaml.safe_dump(values, sort_keys=False)
-        write_atomic(self.path / "config.yaml", text.encode())
+        self._take_lock()
+        try:
+            state = self._newest_state() if began else None
+            # Without `resume`, which is about one process: the file begins the run anew.
+            values = config.to_dict() | {"resume": False}
+            text = yaml.safe_dump(values, sort_keys=False)
+            write_atomic(self.path / "config.yaml", text.encode())
+        except BaseException:
+            self.release()
+            raise
         return state
+
+    def _take_lock(self) -> None:
+        try:
+            self._lock = FolderLock(self.path)
+        except BlockingIOError as error:
+            raise ConfigError(
+                f"{self.path} is being written by {error.strerror}; wait until it ends, "
+                "stop it, or choose another --out"
+            ) from None
+        except OSError as error:
+            # A folder that cannot be written fails below, with a better message.
+            log.info("no lock on %s: %s", self.path, error.strerror)
+
+    def release(self) -> None:
+        """Let other processes write here."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     def _check_same(self, config: TrainConfig) -> None:
         saved = load_config_file(self.path / "config.yaml")
@@ -98,32 +138,96 @@ class RunDirectory:
                 " resume with the same choices, or start another --out"
             )
 
+    def _newest_state(self) -> dict[str, Any]:
+        """The state in `last`, or where that is damaged, in the checkpoint before it."""
+        self._check_best()
+        damage: list[str] = []
+        for name in ("last", "previous"):
+            link = self.checkpoints / name
+            if not os.path.lexists(link):
+                continue
+            try:
+                state = self._read_state(link)
+            except CheckpointError as error:
+                damage.append(str(error))
+                continue
+            if damage:
+                used = link.resolve()
+                log.warning("%s; going on from %s, the one before", damage[0], used)
+                self.log("damaged_checkpoint", reason=damage[0], used=used.name)
+                self._point("last", used)
+            return state
+        raise CheckpointError(
+            f"{'; '.join(damage)}; no other checkpoint is left, so the run cannot be "
+            "resumed. Start it again with another --out"
+        )
+
+    def _check_best(self) -> None:
+        best = self.checkpoints / "best"
+        try:
+            if os.path.lexists(best):
+                self._check_sums(best)
+        except CheckpointError as error:
+            log.warning("%s; the best epoch is chosen again from those to come", error)
+            self.log("damaged_checkpoint", reason=str(error), used=None)
+            best.unlink(missing_ok=True)
+
     @staticmethod
-    def _read_state(path: Path) -> dict[str, Any]:
+    def _check_sums(folder: Path) -> None:
+        """Raise CheckpointError unless the files have the checksums they were saved with."""
+        sums = folder / SUMS
+        if not folder.exists():
+            raise CheckpointError(f"{folder} points at a checkpoint that is gone")
+        if not sums.exists():  # of a version that wrote none
+            return
+        for line in sums.read_text(errors="replace").splitlines():
+            digest, _, name = line.partition("  ")
+            if file_sha256(folder / name) != digest:
+                raise CheckpointError(f"{folder / name} is damaged (checksum differs)")
+
+    def _read_state(self, folder: Path) -> dict[str, Any]:
+        self._check_sums(folder)
+        path = folder / "state.pt"
         try:
             state: dict[str, Any] = torch.load(
                 path, map_location="cpu", weights_only=True
             )
         except Exception as error:  # torch raises many types for a damaged file
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise CheckpointError(
-                f"{path} cannot be resumed from ({reason}); delete its checkpoint "
-                "folder and point checkpoints/last at an older one"
-            ) from error
+            raise CheckpointError(f"{path} cannot be read ({reason})") from error
+        if not os.path.lexists(self.checkpoints / "best"):
+            state["best"] = -1.0
         return state
 
     def log(self, event: str, **values: Any) -> None:
-        """Append one event to log.jsonl."""
-        self._log.append(event, **values)
+        """Append one event to log.jsonl, and tell the listeners."""
+        if self.writes:
+            self._log.append(event, **values)
+            self.listeners.event(event, values)
 
     def events(self) -> list[dict[str, Any]]:
         """All events logged so far; a line torn by a crash is left out."""
         return self._log.read()
 
     def save(
-        self, model: NormalizedModel, state: dict[str, Any], *, step: int, best: bool
+        self,
+        model: NormalizedModel,
+        state: dict[str, Any],
+        *,
+        step: int,
+        best: bool,
+        keep: str | None = None,
     ) -> Path:
         """Write checkpoint `step-N`, point `last` (and `best`) at it, drop older ones.
+
+        What `last` was becomes `previous`; what no link points at is dropped.
+
+        Args:
+            model: whose weights are written for other commands to load.
+            state: all that a resume needs, plain values and tensors.
+            step: names the checkpoint.
+            best: whether its validation score is the best so far.
+            keep: name of another link, which keeps it for good.
 
         Raises:
             CheckpointError: it cannot be written (full disk, ...); the checkpoints
@@ -142,12 +246,18 @@ class RunDirectory:
                 file.write(buffer.getbuffer())
                 file.flush()
                 os.fsync(file.fileno())
+            self._write_sums(temporary)
             sync_folder(temporary)
             os.rename(temporary, final)
             # `best` first: killed in between, the run goes on from the checkpoint
             # before, finds the same score again and points both links.
             if best:
                 self._point("best", final)
+            if keep:
+                self._point(keep, final)
+            last = self.checkpoints / "last"
+            if last.exists():
+                self._point("previous", last.resolve())
             self._point("last", final)
         except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError
             raise CheckpointError(
@@ -158,6 +268,12 @@ class RunDirectory:
             shutil.rmtree(temporary, ignore_errors=True)
         self._drop_unlinked()
         return final
+
+    @staticmethod
+    def _write_sums(folder: Path) -> None:
+        files = sorted(folder.iterdir())
+        text = "".join(f"{file_sha256(path)}  {path.name}\n" for path in files)
+        replace_file(folder / SUMS, text.encode())
 
     def _free_name(self, name: str) -> Path:
         """`name`, or `name-2`, ... : a folder a link points at is never rewritten."""
@@ -175,8 +291,8 @@ class RunDirectory:
         sync_folder(self.checkpoints)
 
     def _drop_unlinked(self) -> None:
-        links = [self.checkpoints / name for name in ("last", "best")]
-        kept = {link.resolve() for link in links if link.exists()}
+        links = [path for path in self.checkpoints.iterdir() if path.is_symlink()]
+        kept = {link.resolve() for link in links}
         for folder in self.checkpoints.glob("step-*"):
             if folder.resolve() not in kept:
                 shutil.rmtree(folder, ignore_errors=True)

@@ -1,18 +1,20 @@
-"""One training step: attack the batch, then update on what the attack made of it."""
+"""One training step: what a method makes of a batch, then the update. No schedules."""
 
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fastadv.attacks import PGD
-from fastadv.kernels import normalize
 from fastadv.models import NormalizedModel
 from fastadv.models.view import AttackView
+from fastadv.phases import phase
+from fastadv.training.methods import Method, Net, Part, PGDTraining
+from fastadv.training.mixing import Mixing
 
 
 @dataclass(frozen=True)
@@ -20,12 +22,34 @@ class StepResult:
     """What a step measured; tensors stay on the device, unread.
 
     Attributes:
-        loss: mean cross-entropy, float32 scalar.
-        correct: number of images of the batch classified correctly, int64 scalar.
+        loss: what was descended on (for several replays, the last), float32 scalar.
+        correct: number of images of the batch classified correctly, as the method
+            trained on them (attacked, if it attacks), int64 scalar.
     """
 
     loss: Tensor
     correct: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Update:
+    """What is done around the loss; nothing, by default.
+
+    Attributes:
+        mixing: of images and labels, before the attack.
+        accumulate: parts a batch passes in, one update for all of them: the memory of
+            a part, and but for BatchNorm the result of the batch.
+        clip_grad: greatest length of the gradient of all weights together.
+        scaler: of the loss, for float16.
+    """
+
+    mixing: Mixing = field(default_factory=Mixing)
+    accumulate: int = 1
+    clip_grad: float | None = None
+    scaler: torch.amp.GradScaler | None = None
+
+
+_PLAIN = Update()
 
 
 def train_step(
@@ -37,7 +61,10 @@ def train_step(
     attack: PGD | None = None,
     view: AttackView | None = None,
     seed: int = 0,
+    offset: int = 0,
     precision: str = "fp32",
+    method: Method | None = None,
+    update: Update = _PLAIN,
 ) -> StepResult:
     """Update `model` on one batch; with `attack`, on adversarial images only.
 
@@ -49,29 +76,91 @@ def train_step(
         attack: None trains on the images as they are.
         view: the attack view of `model`; refreshed here. Required with `attack`.
         seed: of this step's random starts.
-        precision: `"fp32"`, or `"bf16"` for autocast.
+        offset: number of the first image among those of all ranks.
+        precision: `"fp32"`, or `"bf16"` or `"fp16"` for autocast.
+        method: what is descended on; replaces `attack`, `view` and `precision`, which
+            stand for `PGDTraining` or plain cross-entropy.
+        update: what is done around it.
 
     Raises:
         ValueError: `attack` without `view`.
     """
-    if attack is None:
-        z = normalize(images, mean=model.mean, std=model.std)
-    elif view is None:
-        raise ValueError("an attack needs the view of the model: AttackView(model)")
+    if method is None:
+        kind = Method if attack is None else PGDTraining
+        method = kind(Net(model, precision), attack, view)
+    with phase("attack"):
+        method.refresh()
+    images, targets = update.mixing(images, labels, model.num_classes, seed)
+    parts = _parts(images, labels, targets, seed, update.accumulate, offset)
+    passes = [method.losses(part) for part in parts]
+    loss, correct = torch.zeros(()), torch.zeros(())
+    while True:
+        optimizer.zero_grad(set_to_none=True)
+        found = []
+        for i, (part, losses) in enumerate(zip(parts, passes, strict=True)):
+            with phase("train"), _reduced(method.net, last=i == len(parts) - 1):
+                made = next(losses, None)
+                if made is None:  # of every part, what comes after the last update
+                    for rest in passes[1:]:
+                        next(rest, None)
+                    return StepResult(loss, correct)
+                part_loss, logits = made
+                if len(parts) > 1:
+                    part_loss = part_loss * (len(part.labels) / len(labels))
+                total = part_loss
+                if update.scaler is not None:
+                    total = update.scaler.scale(part_loss)
+                total.backward()  # type: ignore[no-untyped-call]
+            right = (logits.detach().argmax(1) == part.labels).sum()
+            found.append((part_loss.detach(), right))
+        with phase("optimiser"):
+            _apply(optimizer, update)
+        loss = _sum([part_loss for part_loss, _ in found])
+        correct = _sum([right for _, right in found])
+
+
+def _parts(
+    images: Tensor,
+    labels: Tensor,
+    targets: Tensor,
+    seed: int,
+    count: int,
+    offset: int,
+) -> list[Part]:
+    """The batch in `count` parts, fewer if it has fewer images."""
+    n, size = len(labels), -(-len(labels) // count)
+    return [
+        Part(
+            images[i : i + size],
+            labels[i : i + size],
+            targets[i : i + size],
+            seed=seed,
+            offset=offset + i,
+            batch=n,
+        )
+        for i in range(0, n, size)
+    ]
+
+
+def _reduced(net: Net, *, last: bool) -> AbstractContextManager[object]:
+    """Gradients are averaged over ranks once for each update: in its last part."""
+    no_sync = getattr(net.forward, "no_sync", None)
+    return contextlib.nullcontext() if last or no_sync is None else no_sync()
+
+
+def _apply(optimizer: torch.optim.Optimizer, update: Update) -> None:
+    scaler = update.scaler
+    if update.clip_grad is not None:
+        if scaler is not None:
+            scaler.unscale_(optimizer)
+        weights = (p for group in optimizer.param_groups for p in group["params"])
+        torch.nn.utils.clip_grad_norm_(weights, update.clip_grad)
+    if scaler is None:
+        optimizer.step()
     else:
-        view.refresh()
-        _, z = attack.perturb(view, images, labels, seed=seed)
-    optimizer.zero_grad(set_to_none=True)
-    with _autocast(images.device.type, precision):
-        logits = model.forward_normalized(z)
-        loss = F.cross_entropy(logits.float(), labels)
-    loss.backward()  # type: ignore[no-untyped-call]
-    optimizer.step()
-    correct = (logits.detach().argmax(1) == labels).sum()
-    return StepResult(loss.detach(), correct)
+        scaler.step(optimizer)
+        scaler.update()
 
 
-def _autocast(device: str, precision: str) -> contextlib.AbstractContextManager[object]:
-    if precision == "bf16":
-        return torch.autocast(device, dtype=torch.bfloat16)
-    return contextlib.nullcontext()
+def _sum(values: list[Tensor]) -> Tensor:
+    return values[0] if len(values) == 1 else torch.stack(values).sum()

@@ -2,47 +2,63 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
 from fastadv.attacks import PGD
-from fastadv.data import (
-    Batch,
-    ImageSet,
-    Loader,
-    make_loader,
-    native_resolution,
-    open_dataset,
-    subset,
-    train_val_split,
-)
+from fastadv.data import Batch, ImageSet, Loader
 from fastadv.data.counter import derive_key
-from fastadv.data.loaders import Backend
-from fastadv.environment import provenance, resolve_device
-from fastadv.errors import ConfigError, Preempted, TrainingDiverged
-from fastadv.evaluation import Evaluation, evaluate
+from fastadv.environment import provenance
+from fastadv.errors import (
+    CatastrophicOverfitting,
+    FastadvError,
+    Preempted,
+    TrainingDiverged,
+)
+from fastadv.evaluation import Evaluation
 from fastadv.kernels import use_backend
 from fastadv.kernels.registry import check_backend_name
 from fastadv.models import NormalizedModel, create_model, load_model
 from fastadv.models.view import AttackView
+from fastadv.phases import phase
 from fastadv.training.config import TrainConfig, learning_rate
-from fastadv.training.interval import Interval
+from fastadv.training.distributed import (
+    World,
+    joined,
+    random_state,
+    set_random_state,
+)
+from fastadv.training.images import RunImages
+from fastadv.training.interval import Interval, in_words
+from fastadv.training.learner import Learner, judging_attack
+from fastadv.training.loggers import PICTURE, check_loggers, loggers
+from fastadv.training.overfit import (
+    ACTIONS,
+    Look,
+    OverfitWatch,
+    held_out,
+    updates_between,
+)
 from fastadv.training.preemption import StopRequest, stop_on_signal
+from fastadv.training.profile import StepProfile
 from fastadv.training.progress import Progress
 from fastadv.training.rundir import RunDirectory
-from fastadv.training.step import train_step
+from fastadv.training.snapshots import draw, shown
+from fastadv.training.stages import radius_at, side_at
+from fastadv.training.step import StepResult, train_step
+from fastadv.training.validation import Interrupted, Validation, numbers, words
 
 log = logging.getLogger(__name__)
 
-_VAL_SHARE, _VAL_MOST = 0.05, 10_000
 _LOG_SECONDS = 10.0  # between "train" events; reading the losses waits for the device
-_EVAL_BATCH = 128
 
 
 @dataclass(frozen=True)
@@ -68,6 +84,8 @@ class Trainer:
     Args:
         config: the run's choices.
         dry_run: build everything, but neither create nor open the run directory.
+        world: the ranks this process is one of; see `distributed.joined`.
+        profile: find out where so many steps go, see `StepProfile`; None for not.
 
     Raises:
         ConfigError: choices that do not go together.
@@ -75,94 +93,96 @@ class Trainer:
         CheckpointError: the state to resume from cannot be read.
     """
 
-    def __init__(self, config: TrainConfig, *, dry_run: bool = False) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        *,
+        dry_run: bool = False,
+        world: World | None = None,
+        profile: int | None = None,
+    ) -> None:
         self.config = config
+        check_loggers(config)
+        self.world = world or World()
         if config.backend != "auto":
             check_backend_name(config.backend)
-        self.device = resolve_device(config.device)
-        self.run = RunDirectory(config.out_path)
-        drawn = (
-            32 if config.arch.endswith("_cifar") else 64
-        )  # where images have no size
-        self.resolution = config.resolution or native_resolution(config.data) or drawn
-        config.threat.check_side(self.resolution)
-        splits = open_dataset(config.data, resolution=self.resolution)
-        pool = subset(splits.train, config.num_train, config.seed)
-        self.train_set, self.val_set = self._hold_out(pool)
-        self.test_set = splits.test
-        self.batch_size = config.resolve_batch_size(len(self.train_set))
-        self.loader = self._loader(self.train_set, train=True)
+        self.device = self.world.device(config.device)
+        self.run = RunDirectory(config.out_path, writes=self.world.leads)
+        self.images = RunImages(config, self.device, self.world)
+        self.resolution, self.batch_size = (
+            self.images.resolution,
+            self.images.batch_size,
+        )
+        self.train_set, self.val_set = self.images.train, self.images.val
+        self.test_set = self.images.test
+        self.loader = self.images.train_loader()
         self.total_steps = config.epochs * len(self.loader)
-        classes = len(splits.train.classes)
-        self.model = create_model(config.arch, classes, seed=config.seed)
+        classes = len(self.train_set.classes)
+        self.model = create_model(
+            config.arch, classes, weights=config.init_from, seed=config.seed
+        )
         self.model.to(self.device).to(memory_format=torch.channels_last)
-        self.optimizer = torch.optim.SGD(
-            self.model.parameters(),
-            lr=config.lr,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-        )
-        self.attack = self._attack(config.num_steps) if config.adversarial else None
-        self.view = (
-            AttackView(self.model, dtype=self.attack.dtype) if self.attack else None
-        )
+        self.learner = Learner(config, self.model, self.resolution, self.world)
+        self.parallel, self.optimizer = self.learner.parallel, self.learner.optimizer
+        if self.learner.watched and not dry_run:
+            self.learner.watch = self._watch()
         self.step, self.best_score = 0, -1.0
         self._validated = True  # what the last epoch left
         self.bad_images: set[str] = set()
         self._trained_images, self._trained_seconds = 0, 0.0
-        self.progress = Progress(self.total_steps)
-        state = None if dry_run else self.run.prepare(config)
+        self.progress = self._progress()
+        self.profile = StepProfile(
+            self.run.path if self.world.leads else None,
+            profile,
+            self.device,
+            self.batch_size,
+            lambda text: self.progress.note(text),
+        )
+        prepares = self.world.leads and not dry_run
+        state = self.world.share(self.run.prepare(config) if prepares else None)
         self.resumed = state is not None
         if state is not None:
             self._load_state(state)
 
     # ---- parts ----
 
-    def _hold_out(self, pool: ImageSet) -> tuple[ImageSet, ImageSet]:
-        wanted = self.config.val_size
-        if wanted is None:
-            wanted = min(round(_VAL_SHARE * len(pool)), _VAL_MOST)
-        wanted = max(wanted, len(pool.classes))
-        if wanted >= len(pool):
-            raise ConfigError(
-                f"{len(pool)} training images cannot give {wanted} for validation; "
-                "use more images or a smaller --val-size"
-            )
-        return train_val_split(pool, wanted / len(pool), self.config.seed)
+    def eval_loader(self, images: ImageSet) -> Loader:
+        """Batches as validation takes them."""
+        return self.images.eval_loader(images)
 
-    def _loader(
-        self, images: ImageSet, *, train: bool, backend: Backend | None = None
-    ) -> Loader:
-        config = self.config
-        return make_loader(
-            images,
-            backend=backend or config.loader,
-            batch_size=self.batch_size if train else _EVAL_BATCH,
-            resolution=self.resolution,
-            train=train,
-            seed=config.seed,
-            augment=config.augment,  # decides how evaluation crops, too
-            device=self.device,
-            workers=config.workers,
-            on_bad_image=config.on_bad_image,
-        )
+    def _progress(self, done: int = 0) -> Progress:
+        stream = None if self.world.leads else io.StringIO()
+        return Progress(self.total_steps, done, stream)
 
-    def _attack(self, num_steps: int, *, judge: bool = False) -> PGD:
-        config = self.config
-        step_size, how = config.step_size, config.compile
-        if judge:  # 2.5 eps / K crosses the ball from anywhere (Madry et al. 2018)
-            step_size = 2.5 * config.threat.eps / num_steps
-            how = "off" if how == "off" else "auto"  # too few batches to compile for
-        return PGD(
+    @property
+    def attack(self) -> PGD | None:
+        """The attack of training at its full radius."""
+        return self.learner.attack
+
+    @property
+    def view(self) -> AttackView | None:
+        """What it attacks."""
+        return self.learner.view
+
+    def _watch(self) -> OverfitWatch:
+        config, view = self.config, self.view
+        held = held_out(self.val_set, config.seed)
+        batches = list(self.eval_loader(held))
+        return OverfitWatch(
+            torch.cat([batch.images for batch in batches]),
+            torch.cat([batch.labels for batch in batches]),
             config.threat,
-            num_steps,
-            step_size,
-            random_start=judge or config.random_start,
-            keep="best" if judge else "last",
+            every=updates_between(len(self.loader), len(held), self.batch_size),
             seed=config.seed,
-            dtype=torch.bfloat16 if config.precision == "bf16" and not judge else None,
-            compile=how,
+            dtype=view.dtype if view is not None else None,
         )
+
+    def _stage(self, epoch: int) -> None:
+        """Resolution and radius of `epoch`."""
+        side = side_at(self.config, self.resolution, epoch)
+        self.loader.set_resolution(side)
+        scale = radius_at(self.config, side, self.resolution, epoch)
+        self.learner.begin_epoch(scale)
 
     # ---- state ----
 
@@ -175,39 +195,31 @@ class Trainer:
             "step": self.step,
             "best": self.best_score,
             "validated": self._validated,
-            "optimizer": self.optimizer.state_dict(),
             "loader": self.loader.state_dict(),
             "loader_backend": self.loader.backend,
-            "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state_all()
-            if torch.cuda.is_available()
-            else [],
-            "weights": self.model.state_dict(),
-        }
+            "rng": self.world.gather(random_state()),
+        } | self.learner.state_dict()
 
     def _load_state(self, state: dict[str, Any]) -> None:
-        self.model.load_state_dict(state["weights"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.learner.load_state_dict(state)
         backend = state["loader_backend"]
         if backend != self.loader.backend:
             # `auto` looks at the memory that is free now; the run goes on as it began.
-            self.loader = self._loader(self.train_set, train=True, backend=backend)
+            self.loader = self.images.train_loader(backend=backend)
         self.loader.load_state_dict(state["loader"])
         self.step, self.best_score = state["step"], state["best"]
         self._validated = state["validated"]
-        torch.set_rng_state(state["rng"])
-        if torch.cuda.is_available() and state["cuda_rng"]:
-            torch.cuda.set_rng_state_all(state["cuda_rng"])
+        set_random_state(state["rng"], self.world.rank, self.config.seed)
 
-    def _save(self, *, best: bool = False) -> None:
-        values = (v for v in self.model.state_dict().values() if v.is_floating_point())
+    def _save(self, *, best: bool = False, keep: str | None = None) -> None:
+        model, state = self.learner.published(), self._state(self.loader.epoch)
+        values = (v for v in state["weights"].values() if v.is_floating_point())
         if not all(value.isfinite().all() for value in values):
             raise TrainingDiverged(
                 f"the weights after step {self.step - 1} are not finite"
             )
-        self.run.save(
-            self.model, self._state(self.loader.epoch), step=self.step, best=best
-        )
+        if self.world.leads:
+            self.run.save(model, state, step=self.step, best=best, keep=keep)
         self._saved_at = time.monotonic()
 
     # ---- the loop ----
@@ -221,12 +233,17 @@ class Trainer:
             CheckpointError: a checkpoint cannot be written.
         """
         config = self.config
-        self.progress = Progress(self.total_steps, self.step)
+        self.progress = self._progress(self.step)
         self.describe()
-        self._log_start()
         self._saved_at = time.monotonic()
-        with use_backend(config.backend), stop_on_signal() as stop:
+        with (
+            use_backend(config.backend),
+            loggers(config, self.run, self.step),
+            contextlib.closing(self.profile),
+            stop_on_signal() as stop,
+        ):
             try:
+                self._log_start()
                 while self.loader.epoch < config.epochs or not self._validated:
                     if self._validated:
                         self._epoch(stop)
@@ -234,15 +251,21 @@ class Trainer:
                 return self._finish(stop)
             except TrainingDiverged as error:
                 raise self._diverged(error) from None
+            except Interrupted:
+                self._stop(stop)
+            finally:
+                self.run.release()
 
     def describe(self) -> None:
         """Say what is about to be trained on what."""
-        config, note = self.config, self.progress.note
+        config, note, ranks = self.config, self.progress.note, self.world.size
         doubt = config.threat.doubt(self.resolution)
         if doubt:
             log.warning(doubt)
         what = (
-            f"{config.threat}, {config.num_steps} steps" if self.attack else "standard"
+            f"{config.threat}, {config.attack_steps} steps"
+            if self.attack
+            else "standard"
         )
         if config.data == "shapetex":
             note(
@@ -251,10 +274,9 @@ class Trainer:
             )
         note(
             f"{config.arch} on {self.train_set.name} at {self.resolution} px, {what}: "
-            f"{len(self.train_set)} training, {len(self.val_set)} validation, "
-            f"{len(self.test_set)} test images, {len(self.test_set.classes)} classes; "
+            f"{self.images.describe()}; "
             f"batch {self.batch_size}, {config.epochs} epochs, {self.total_steps} steps, "
-            f"{self.device}"
+            f"{self.device}" + (f", {ranks} ranks" if ranks > 1 else "")
         )
 
     def _log_start(self) -> None:
@@ -274,38 +296,94 @@ class Trainer:
     def _epoch(self, stop: StopRequest) -> None:
         config, epoch = self.config, self.loader.epoch
         self.model.train()
+        self._stage(epoch)
         interval = Interval()
-        for batch, waited in _timed(self._batches(self.loader, stop)):
-            for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate(config, self.step, self.total_steps)
-            result = train_step(
-                self.model,
-                batch.images,
-                batch.labels,
-                self.optimizer,
-                attack=self.attack,
-                view=self.view,
-                seed=derive_key(config.seed, "start", self.step),
-                precision=config.precision,
-            )
-            self.step += 1
+        batches, stopping = iter(self.loader), 0  # signal number
+        self.profile.begin_epoch()
+        while not stopping:
+            began = time.monotonic()
+            with phase("data"):
+                batch = self._next(batches)
+            if batch is None:
+                self.bad_images |= {name for name, _ in self.loader.bad_images}
+                break
+            waited = time.monotonic() - began
+            result = self.update(batch)
             interval.add(result, len(batch.labels), waited)
-            overdue = time.monotonic() - self._saved_at > 60 * config.save_minutes
-            if time.monotonic() - interval.began > _LOG_SECONDS or stop or overdue:
+            look = self.learner.look(self.step)
+            if look is not None:
+                self._looked(look)
+            now = time.monotonic()
+            stopping, overdue, report = self.world.agree_to_stop(
+                stop,
+                now - self._saved_at > 60 * config.save_minutes,
+                now - interval.began > _LOG_SECONDS,
+            )
+            if stopping or overdue or report:
                 interval = self._report(interval, epoch)
             else:
                 self._show(epoch)
-            if overdue and self.step % len(self.loader):
+            self.profile.end_step()
+            if overdue and not stopping and self.step % len(self.loader):
                 self._save()
+                self.profile.begin_epoch()
         if interval.losses:
             self._report(interval, epoch)
+        if stopping:
+            self._stop(stop)
+
+    def update(self, batch: Batch) -> StepResult:
+        """One training step: the model must be in the mode it trains in."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.config, self.step, self.total_steps)
+        self.parallel.gather_weights()
+        result = train_step(
+            self.model,
+            batch.images,
+            batch.labels,
+            self.optimizer,
+            method=self.learner.method,
+            update=self.learner.update,
+            seed=derive_key(self.config.seed, "start", self.step),
+            # Ranks hold consecutive parts of one batch, numbered through.
+            offset=self.world.rank * len(batch.labels),
+        )
+        self.learner.after_step()
+        self.step += 1
+        return result
+
+    def _looked(self, look: Look) -> None:
+        """Log what the watch for catastrophic overfitting saw, and act on it."""
+        shares = {"single_acc": look.single_acc, "pgd_acc": look.pgd_acc}
+        self.run.log("watch", step=self.step, **shares)
+        if look.collapsed:
+            action = self.config.on_overfit
+            self.run.log("overfit", step=self.step, action=action, **shares)
+            words = look.words(self.step)
+            self.progress.note(f"{words}: {ACTIONS[action]}")
+            if action == "stop":
+                raise CatastrophicOverfitting(
+                    f"{words}; checkpoints are as they were. Choose a smaller --eps, "
+                    "--method n_fgsm, gradalign or pgd_at, or --on-overfit fallback"
+                )
+
+    def _next(self, batches: Iterator[Batch]) -> Batch | None:
+        """The next batch; where it cannot be had, what was reached is saved."""
+        try:
+            return next(batches, None)
+        except Exception:
+            # Alone: other ranks could not take part. They stop, and go on from `last`.
+            if self.world.size == 1 and self.step:
+                with contextlib.suppress(FastadvError):
+                    self._save()
+            raise
 
     def _report(self, interval: Interval, epoch: int) -> Interval:
-        self._last = numbers = interval.read(self.step - 1)
+        self._last = measured = interval.read(self.step - 1, self.world.gather)
         self._trained_images += interval.images
         self._trained_seconds += time.monotonic() - interval.began
         lr = self.optimizer.param_groups[0]["lr"]
-        rounded = {key: round(value, 5) for key, value in numbers.items()}
+        rounded = {key: round(value, 5) for key, value in measured.items()}
         self.run.log("train", epoch=epoch, step=self.step, lr=lr, **rounded)
         self._show(epoch)
         return Interval()
@@ -314,11 +392,7 @@ class Trainer:
         text = f"epoch {epoch + 1}/{self.config.epochs}"
         last = getattr(self, "_last", None)
         if last:
-            text += (
-                f"  loss {last['loss']:.3f}  acc {100 * last['acc']:.1f} %"
-                f"  {last['images_per_s']:.1f} images/s"
-                f"  data wait {100 * last['data_wait']:.0f} %"
-            )
+            text += f"  {in_words(last, attacked=bool(self.attack))}"
         self.progress.update(self.step, text)
 
     def _finish_epoch(self, stop: StopRequest) -> None:
@@ -326,52 +400,61 @@ class Trainer:
         best = False
         if epoch % self.config.eval_every == 0 or epoch == self.config.epochs:
             self._validated = False
-            found = self._evaluate(self.model, self.val_set, stop)
+            found = self._evaluate(self.learner.published(), self.val_set, stop)
             self._validated = True
             score = found.robust.top1 if found.robust else found.clean.top1
             best, self.best_score = score > self.best_score, max(score, self.best_score)
-            self.run.log("val", epoch=epoch, step=self.step, **_numbers(found))
-            self.progress.note(f"epoch {epoch} validation: {_words(found)}")
-        self._save(best=best)
-        self._stop_if(stop)
+            self.run.log("val", epoch=epoch, step=self.step, **numbers(found))
+            self.progress.note(f"epoch {epoch} validation: {words(found)}")
+        self._draw(epoch)
+        every = self.config.keep_every
+        keep = f"epoch-{epoch:04d}" if every and epoch % every == 0 else None
+        self._save(best=best, keep=keep)
+        number, *_ = self.world.agree_to_stop(stop)
+        if number:
+            self._preempted(stop)
+
+    def _draw(self, epoch: int) -> None:
+        every = self.config.pictures_every
+        if not every or epoch % every:
+            return
+        model = self.parallel.plain()  # of all ranks, so before the next line
+        if not self.world.leads:
+            return
+        batch = next(iter(self.eval_loader(shown(self.val_set))))
+        judge = judging_attack(self.config, self.config.eval_steps)
+        attack = judge if self.attack else None
+        names = self.test_set.classes
+        file = draw(self.run.path, epoch, model, batch, names, attack)
+        if file:
+            self.run.log(PICTURE, epoch=epoch, step=self.step, file=file)
 
     def _evaluate(
         self, model: NormalizedModel, images: ImageSet, stop: StopRequest
     ) -> Evaluation:
-        """Clean accuracy on all of `images`, robust accuracy on `eval_images` of them."""
-
-        def batches(images: ImageSet) -> Iterator[Batch]:
-            return self._batches(self._loader(images, train=False), stop)
-
-        if self.attack is None:
-            return evaluate(model, batches(images))
-        judge = self._attack(self.config.eval_steps, judge=True)
-        most = max(self.config.eval_images, len(images.classes))
-        if len(images) <= most:
-            return evaluate(model, batches(images), judge)
-        attacked = subset(images, most, self.config.seed)
-        clean = evaluate(model, batches(images)).clean
-        robust = evaluate(model, batches(attacked), judge).robust
-        return Evaluation(clean, robust)
-
-    def _batches(self, loader: Loader, stop: StopRequest) -> Iterator[Batch]:
-        """Batches of `loader`, until a stop is asked for: then the state is saved."""
-        batches = iter(loader)
-        while not stop:
-            batch = next(batches, None)
-            if batch is None:
-                self.bad_images |= {name for name, _ in loader.bad_images}
-                return
-            yield batch
-        self._save()
-        self._stop_if(stop)
+        judge = judging_attack(self.config, self.config.eval_steps)
+        measure = Validation(
+            self.eval_loader,
+            judge if self.attack else None,
+            self.config.eval_images,
+            self.config.seed,
+            self.world,
+        )
+        found = measure(model, images, stop)
+        self.bad_images |= measure.bad_images
+        return found
 
     def _finish(self, stop: StopRequest) -> TrainSummary:
         # What every other command loads from this run: the best weights, not the last.
-        model = load_model(self.run.path).to(self.device)
+        if self.world.size == 1:
+            model = load_model(self.run.path).to(self.device)
+        else:
+            leads = self.world.leads
+            best = load_model(self.run.path).state_dict() if leads else {}
+            model = self.parallel.replica(self.world.share(best))
         found = self._evaluate(model, self.test_set, stop)
-        if self.bad_images:
-            names = sorted(self.bad_images)
+        names = sorted(set().union(*self.world.gather(self.bad_images)))
+        if names:
             self.run.log("bad_images", count=len(names), images=names)
             self.progress.note(
                 f"{len(names)} unreadable image(s) were replaced by others of their class"
@@ -381,19 +464,24 @@ class Trainer:
             self.run.log("compile", step=self.step, **report)
         rate = self._trained_images / max(self._trained_seconds, 1e-9)
         self.run.log(
-            "test", step=self.step, images_per_s=round(rate, 2), **_numbers(found)
+            "test", step=self.step, images_per_s=round(rate, 2), **numbers(found)
         )
-        self.progress.note(f"test (best weights): {_words(found)}")
+        self.progress.note(f"test (best weights): {words(found)}")
         robust = found.robust.top1 if found.robust else None
         return TrainSummary(self.run.path, found.clean.top1, robust, rate)
 
-    def _stop_if(self, stop: StopRequest) -> None:
-        if stop:
-            self.run.log("preempted", step=self.step, signal=stop.signal)
-            raise Preempted(
-                f"{stop.signal}: saved step {self.step}; continue with "
-                f"--resume --out {self.run.path}"
-            )
+    def _stop(self, stop: StopRequest) -> NoReturn:
+        """Save and end, as some rank was asked to."""
+        self.world.agree_to_stop(stop)
+        self._save()
+        self._preempted(stop)
+
+    def _preempted(self, stop: StopRequest) -> NoReturn:
+        self.run.log("preempted", step=self.step, signal=stop.signal)
+        raise Preempted(
+            f"{stop.signal}: saved step {self.step}; continue with "
+            f"--resume --out {self.run.path}"
+        )
 
     def _diverged(self, error: TrainingDiverged) -> TrainingDiverged:
         self.run.log("diverged", step=self.step, reason=str(error))
@@ -408,30 +496,7 @@ class Trainer:
         )
 
 
-def _timed(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
-    """Each batch with the seconds spent waiting for it."""
-    while True:
-        began = time.monotonic()
-        batch = next(batches, None)
-        if batch is None:
-            return
-        yield batch, time.monotonic() - began
-
-
-def _numbers(found: Evaluation) -> dict[str, Any]:
-    numbers: dict[str, Any] = {"clean_acc": found.clean.top1, "n": found.clean.n}
-    if found.robust:
-        numbers |= {"robust_acc": found.robust.top1, "robust_n": found.robust.n}
-    return numbers
-
-
-def _words(found: Evaluation) -> str:
-    text = f"clean {100 * found.clean.top1:.1f} % of {found.clean.n}"
-    if found.robust:
-        text += f", robust {100 * found.robust.top1:.1f} % of {found.robust.n}"
-    return text
-
-
 def train(config: TrainConfig) -> TrainSummary:
-    """Build a `Trainer` and fit it."""
-    return Trainer(config).fit()
+    """Build a `Trainer` and fit it, as one of the ranks the environment describes."""
+    with joined(config.device) as world:
+        return Trainer(config, world=world).fit()

@@ -190,9 +190,9 @@ def test_unknown_names_and_paths(tmp_path):
     (tmp_path / "caltech101").mkdir()
     with pytest.raises(DataError, match="perhaps you meant: caltech101"):
         open_dataset(tmp_path / "caltech10")
-    (tmp_path / "a.tar").write_bytes(b"")
+    (tmp_path / "a.rar").write_bytes(b"")
     with pytest.raises(DataError, match="neither a folder nor"):
-        open_dataset(tmp_path / "a.tar")
+        open_dataset(tmp_path / "a.rar")
     with pytest.raises(ConfigError, match="n_train"):
         open_dataset("shapetex", n_trian=10)
     with pytest.raises(ConfigError, match="no options"):

@@ -108,11 +108,11 @@ class _Disk:
         return self.real(*args, **options)
 
 
-# Per checkpoint: one torch.save; fsync of two files and up to five times of
-# folders (whose failure is no failure); replace of the weights and one or two links.
+# Per checkpoint: one torch.save; fsync of three files and up to seven times of
+# folders (whose failure is no failure); replace of weights, sums and two or three links.
 @pytest.mark.parametrize(
     ("module", "name", "uses"),
-    [(torch, "save", 1), (os, "fsync", 8), (os, "replace", 4)],
+    [(torch, "save", 1), (os, "fsync", 11), (os, "replace", 5)],
     ids=["torch.save", "fsync", "replace"],
 )
 def test_a_full_disk_leaves_the_old_checkpoint(

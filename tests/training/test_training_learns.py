@@ -37,7 +37,7 @@ from fastadv.training import (
     learning_rate,
     train,
     train_step,
-    trainer,
+    validation,
 )
 
 
@@ -96,7 +96,7 @@ def test_the_fused_step_runs_num_steps_times_per_update(tmp_path: Path) -> None:
 
     reset_launch_counts()
     train(tiny(tmp_path / "standard", eps=0))
-    assert {op for _, op in launch_counts()} - {"conv3x3"} == {"normalize"}
+    assert {op for _, op in launch_counts()} - {"conv3x3", "crops"} == {"normalize"}
 
 
 def _batch() -> tuple[torch.Tensor, torch.Tensor]:
@@ -246,17 +246,17 @@ def test_the_best_weights_are_tested(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every other command loads the best: the run's own last line is about them, too."""
-    real, calls = trainer.evaluate, []
+    real, calls = validation.evaluate, []
 
-    def evaluating(*args: Any) -> Evaluation:
+    def evaluating(*args: Any, **options: Any) -> Evaluation:
         calls.append(1)
-        found = real(*args)
+        found = real(*args, **options)
         if len(calls) > 1 + 1:  # epoch 1, epoch 2: as if none was right; then the test
             return found
         correct = found.clean.total if len(calls) == 1 else 0 * found.clean.total
         return Evaluation(Accuracy(correct, found.clean.total))
 
-    monkeypatch.setattr(trainer, "evaluate", evaluating)
+    monkeypatch.setattr(validation, "evaluate", evaluating)
     run = tmp_path / "run"
     summary = train(tiny(run, eps=0))
     assert last_step(run) == STEPS

@@ -1,0 +1,64 @@
+"""An exponential moving average of the weights, kept where the weights are."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastadv.models import NormalizedModel
+
+
+class EMA:
+    """The averaged twin of a model: what is validated, tested and published.
+
+    BatchNorm statistics are averaged like weights. The decay of update t is
+    min(decay, (1 + t) / (10 + t)), so that a short run is not an average of its start.
+
+    Args:
+        model: whose weights are averaged.
+        decay: share of the average that an update keeps, in (0, 1).
+
+    Attributes:
+        model: the twin, in evaluation mode.
+
+    Source:
+        Polyak and Juditsky 1992; the warm-up is TensorFlow's ExponentialMovingAverage.
+    """
+
+    def __init__(self, model: NormalizedModel, decay: float) -> None:
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.decay = decay
+        self.updates = 0
+
+    @torch.no_grad()
+    def update(self, model: NormalizedModel) -> None:
+        """Take in the present weights of `model`; nothing is read from the device."""
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        self.updates += 1
+        mine, theirs = self.model.state_dict(), model.state_dict()
+        averaged: list[tuple[Tensor, Tensor]] = []
+        for name, value in mine.items():
+            if value.is_floating_point():
+                averaged.append((value, theirs[name]))
+            else:
+                value.copy_(theirs[name])
+        torch._foreach_lerp_(
+            [value for value, _ in averaged], [new for _, new in averaged], 1 - decay
+        )
+
+    def reset(self, model: NormalizedModel) -> None:
+        """Begin anew from the present weights of `model`."""
+        self.model.load_state_dict(model.state_dict())
+        self.updates = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The average and how many updates are in it."""
+        return {"weights": self.model.state_dict(), "updates": self.updates}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        self.model.load_state_dict(state["weights"])
+        self.updates = state["updates"]

@@ -1,0 +1,127 @@
+"""The images of a run: its splits, and the loaders that deliver them to a rank."""
+
+from __future__ import annotations
+
+import torch
+
+from fastadv.data import (
+    ImageSet,
+    Loader,
+    make_loader,
+    native_resolution,
+    open_dataset,
+    subset,
+    train_val_split,
+)
+from fastadv.data.options import Backend
+from fastadv.errors import ConfigError
+from fastadv.training.config import TrainConfig
+from fastadv.training.distributed import World
+
+EVAL_BATCH = 128
+_VAL_SHARE, _VAL_MOST = 0.05, 10_000
+_DRAWN, _DRAWN_SMALL = 64, 32  # pixels, where images have no size of their own
+
+
+class RunImages:
+    """What a run trains, validates and is tested on.
+
+    Args:
+        config: the run's choices.
+        device: where batches go.
+        world: the ranks that share them.
+
+    Attributes:
+        resolution: side of the images, pixels.
+        train: what is trained on.
+        val: held out of the training images, to choose the best epoch.
+        test: the evaluation split.
+        batch_size: images per update, of all ranks.
+
+    Raises:
+        ConfigError: choices that do not go together.
+        DataError: the data set cannot be used.
+    """
+
+    def __init__(self, config: TrainConfig, device: torch.device, world: World) -> None:
+        self.config, self.device, self.world = config, device, world
+        drawn = _DRAWN_SMALL if config.arch.endswith("_cifar") else _DRAWN
+        self.resolution = config.resolution or native_resolution(config.data) or drawn
+        config.threat.check_side(self.resolution)
+        splits = open_dataset(config.data, resolution=self.resolution)
+        pool = subset(splits.train, config.num_train, config.seed)
+        self.train, self.val = self._hold_out(pool)
+        self.test = splits.test
+        self.batch_size = config.resolve_batch_size(len(self.train))
+
+    def _hold_out(self, pool: ImageSet) -> tuple[ImageSet, ImageSet]:
+        wanted = self.config.val_size
+        if wanted is None:
+            wanted = min(round(_VAL_SHARE * len(pool)), _VAL_MOST)
+        wanted = max(wanted, len(pool.classes))
+        if wanted >= len(pool):
+            raise ConfigError(
+                f"{len(pool)} training images cannot give {wanted} for validation; "
+                "use more images or a smaller --val-size"
+            )
+        return train_val_split(pool, wanted / len(pool), self.config.seed)
+
+    def eval_loader(self, images: ImageSet) -> Loader:
+        """All of `images`, as validation takes them: it shares them out itself."""
+        return self._loader(images, train=False, batch_size=EVAL_BATCH)
+
+    def train_loader(self, *, backend: Backend | None = None) -> Loader:
+        """This rank's part of the training images. Every rank must call it.
+
+        Args:
+            backend: instead of the configured one.
+        """
+        world = self.world
+
+        def made(backend: Backend | None) -> Loader:
+            return self._loader(
+                self.train,
+                train=True,
+                batch_size=world.per_rank(self.batch_size),
+                backend=backend,
+                world=world,
+            )
+
+        loader = made(backend)
+        # `auto` looks at the memory that is free, which ranks may see differently.
+        common = world.share(loader.backend)
+        return loader if common == loader.backend else made(common)
+
+    def _loader(
+        self,
+        images: ImageSet,
+        *,
+        train: bool,
+        batch_size: int,
+        backend: Backend | None = None,
+        world: World | None = None,
+    ) -> Loader:
+        config, world = self.config, world or World()
+        return make_loader(
+            images,
+            backend=backend or config.loader,
+            batch_size=batch_size,
+            rank=world.rank,
+            world_size=world.size,
+            resolution=self.resolution,
+            train=train,
+            seed=config.seed,
+            augment=config.augment,  # decides how evaluation crops, too
+            color_jitter=config.color_jitter,
+            lighting=config.lighting,
+            device=self.device,
+            workers=config.workers,
+            on_bad_image=config.on_bad_image,
+        )
+
+    def describe(self) -> str:
+        """How many images of what."""
+        return (
+            f"{len(self.train)} training, {len(self.val)} validation, "
+            f"{len(self.test)} test images, {len(self.test.classes)} classes"
+        )

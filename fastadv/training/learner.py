@@ -1,0 +1,275 @@
+"""What learns: the model with its optimiser, method, precision and average.
+
+Everything that changes with an update and must be in a checkpoint is here; the loop around
+it (data, validation, saving) is `trainer.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from fastadv.attacks import PGD
+from fastadv.errors import ConfigError
+from fastadv.models import NormalizedModel
+from fastadv.models.view import AttackView
+from fastadv.threat import ThreatModel
+from fastadv.training.config import TrainConfig
+from fastadv.training.distributed import World
+from fastadv.training.ema import EMA
+from fastadv.training.methodnames import METHODS, default_lr
+from fastadv.training.methods import CLASSES, DTYPES, Net, PGDTraining
+from fastadv.training.mixing import Mixing
+from fastadv.training.optimizers import make_optimizer
+from fastadv.training.overfit import Look, OverfitWatch
+from fastadv.training.parallel import Parallel
+from fastadv.training.step import Update
+
+_FALLBACK_STEPS = 3
+# Trades, MART and discrepancy mitigating begin at x + 0.001 N(0, I); ours is uniform with
+# the same deviation, from the generator that every random start comes from.
+_SMALL_START = 0.001
+
+
+def resolve_precision(wanted: str, device: torch.device) -> str:
+    """What `"auto"` stands for on `device`: bf16 where its arithmetic is native."""
+    if wanted != "auto":
+        return wanted
+    if device.type != "cuda":
+        return "fp32"
+    major, _ = torch.cuda.get_device_capability(device)
+    return "bf16" if major >= 8 else "fp32"
+
+
+def training_attack(
+    config: TrainConfig, side: int, dtype: torch.dtype | None
+) -> PGD | None:
+    """The attack of `config.method` on images of `side` pixels; None if it has none."""
+    if not config.adversarial:
+        return None
+    entry, threat, name = METHODS[config.method], config.threat, config.method
+    step_size, random_start = config.step_size, config.random_start
+    if step_size is None and entry.step_share is not None:
+        step_size = entry.step_share * threat.eps / config.attack_steps
+    objective, start_eps = "cross_entropy", None
+    if name in ("trades", "mart", "discrepancy"):
+        objective = {"trades": "kl", "discrepancy": "feature_distance"}.get(
+            name, objective
+        )
+        if not random_start:
+            dimensions = 3 * (side**2 if threat.norm == "l2" else 1)
+            start_eps = min(threat.eps, _SMALL_START * math.sqrt(dimensions))
+            random_start = True
+    elif name == "rs_fgsm":
+        random_start = True
+    elif name == "n_fgsm":
+        # From x + eta a step without projection: a ball that it cannot leave.
+        start_eps = config.parameters["noise"] * threat.eps
+        threat = ThreatModel(threat.norm, start_eps + (step_size or 0.0))
+        random_start = True
+    return PGD(
+        threat,
+        config.attack_steps,
+        step_size,
+        random_start,
+        objective=objective,
+        seed=config.seed,
+        dtype=dtype,
+        compile=config.compile,
+        start_eps=start_eps,
+    )
+
+
+def judging_attack(config: TrainConfig, num_steps: int) -> PGD:
+    """What validations attack with, in full precision."""
+    return PGD(
+        config.threat,
+        num_steps,
+        # 2.5 eps / K crosses the ball from anywhere (Madry et al. 2018).
+        2.5 * config.threat.eps / num_steps,
+        random_start=True,
+        keep="best",
+        seed=config.seed,
+        # Too few batches to compile for.
+        compile="off" if config.compile == "off" else "auto",
+    )
+
+
+class Learner:
+    """See the module.
+
+    Args:
+        config: the run's choices.
+        model: on the device it trains on, the same on every rank.
+        side: of the images at full resolution, pixels.
+        world: the ranks that train it.
+
+    Attributes:
+        model: the weights that are updated.
+        parallel: what makes the copies on all ranks one.
+        optimizer: of its parameters.
+        method: what is descended on.
+        update: what is done around it.
+        precision: `"fp32"`, `"bf16"` or `"fp16"`.
+        attack: of the method at full radius, or None.
+        view: what it attacks, or None.
+        watch: set by whoever has held-out images, where `watched`.
+        fell_back: a one-step method overfitted, and PGD has taken over.
+
+    Raises:
+        ConfigError: choices that do not go together.
+    """
+
+    def __init__(
+        self, config: TrainConfig, model: NormalizedModel, side: int, world: World
+    ) -> None:
+        if config.ema is not None and config.parallel == "fsdp" and world.size > 1:
+            raise ConfigError(
+                "--ema averages whole weights, --parallel fsdp spreads them over the "
+                "ranks; leave one out"
+            )
+        self.config, self.model, self.side, self.world = config, model, side, world
+        self._device = model.mean.device
+        # Both before `Parallel`, which may change the model in place.
+        self.ema = EMA(model, config.ema) if config.ema is not None else None
+        self._choose(resolve_precision(config.precision, self._device))
+        self.parallel = Parallel(
+            model, world, kind=config.parallel, sync_bn=config.sync_bn
+        )
+        self._assemble()
+        self.optimizer = make_optimizer(
+            config.optimizer,
+            model,
+            lr=config.lr or default_lr(config.optimizer),
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+        )
+        self.watch: OverfitWatch | None = None
+        self.fell_back = False
+
+    def _choose(self, precision: str) -> None:
+        self.precision, dtype = precision, DTYPES.get(precision)
+        self.attack = training_attack(self.config, self.side, dtype)
+        self.view = AttackView(self.model, dtype=dtype) if self.attack else None
+
+    def _assemble(self) -> None:
+        config = self.config
+        # pgd_at with eps 0 is standard training.
+        kind = CLASSES[config.method if self.attack else "standard"]
+        net = Net(self.model, self.precision, self.parallel.network)
+        self.method = kind(net, self.attack, self.view, **config.parameters)
+        half = self.precision == "fp16"
+        self.update = Update(
+            mixing=Mixing(config.label_smoothing, config.mixup, config.cutmix),
+            accumulate=config.accumulate,
+            clip_grad=config.clip_grad,
+            scaler=torch.amp.GradScaler(self._device.type) if half else None,
+        )
+
+    def published(self) -> NormalizedModel:
+        """What is validated, tested and written as the model: the average, if there is one.
+
+        Every rank must call it.
+        """
+        return self.ema.model if self.ema is not None else self.parallel.plain()
+
+    def begin_epoch(self, scale: float) -> None:
+        """Attack within `scale` times the radius in the epoch that begins."""
+        self.method.scale(scale)
+        if self.watch is not None:
+            self.watch.scale(scale)
+
+    def after_step(self) -> None:
+        """Statistics of all ranks, and the average: what follows an update."""
+        self.parallel.average_statistics()
+        if self.ema is not None:
+            self.ema.update(self.model)
+
+    # ---- catastrophic overfitting ----
+
+    @property
+    def watched(self) -> bool:
+        """Whether training attacks in one step, which may overfit catastrophically."""
+        return self.attack is not None and self.attack.num_steps == 1
+
+    def look(self, step: int) -> Look | None:
+        """How the single-step attack and PGD do after update `step`, if it is time to.
+
+        Where the one has become blind to the other and the config asks for it, the
+        weights of the last look that was well are put back and PGD takes over. Every
+        rank must call it.
+        """
+        watch, attack, view = self.watch, self.method.attack, self.view
+        if watch is None or attack is None or view is None or not watch.due(step):
+            return None
+        self.parallel.gather_weights()
+        look = self.world.share(watch.look(view, attack, step))
+        if not look.collapsed:
+            watch.remember(self.parallel.state())
+        elif self.config.on_overfit == "fallback":
+            if watch.weights is not None:
+                self.parallel.load_state(watch.weights)
+            self.optimizer.state.clear()  # momentum of the steps that are undone
+            if self.ema is not None:
+                self.ema.reset(self.model)
+            self._fall_back()
+        return look
+
+    def _fall_back(self) -> None:
+        self.fell_back, self.watch = True, None
+        self.attack = PGD(
+            self.config.threat,
+            _FALLBACK_STEPS,
+            random_start=True,
+            seed=self.config.seed,
+            dtype=DTYPES.get(self.precision),
+            compile=self.config.compile,
+        )
+        self.method = PGDTraining(self.method.net, self.attack, self.view)
+
+    # ---- state ----
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of it, for a checkpoint. Every rank must call it."""
+        scaler = self.update.scaler
+        return {
+            "weights": self.parallel.state(),
+            "optimizer": self.parallel.optimizer_state(self.optimizer),
+            "precision": self.precision,
+            "method": self.world.gather(self.method.state_dict()),
+            "fell_back": self.fell_back,
+            "watch": self.watch.weights if self.watch is not None else None,
+            "ema": self.ema.state_dict() if self.ema is not None else None,
+            "scaler": scaler.state_dict() if scaler is not None else None,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` gave, to the bit.
+
+        Raises:
+            ConfigError: the run computed in a precision that cannot be gone back to.
+        """
+        if state["precision"] != self.precision:
+            # `auto` looked at another device; the run goes on as it began.
+            if self.parallel.altered:
+                raise ConfigError(
+                    f"the run computed in {state['precision']}, which --precision auto "
+                    f"is not on this device ({self.precision}); resume on one like the "
+                    "first"
+                )
+            self._choose(state["precision"])
+            self._assemble()
+        self.parallel.load_state(state["weights"])
+        self.parallel.load_optimizer_state(self.optimizer, state["optimizer"])
+        if state["fell_back"]:
+            self._fall_back()
+        if self.world.size == len(state["method"]):
+            self.method.load_state_dict(state["method"][self.world.rank])
+        if self.watch is not None and state["watch"] is not None:
+            self.watch.remember(state["watch"])
+        if self.ema is not None:
+            self.ema.load_state_dict(state["ema"])
+        if self.update.scaler is not None:
+            self.update.scaler.load_state_dict(state["scaler"])

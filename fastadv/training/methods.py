@@ -1,0 +1,374 @@
+"""Training methods: what is descended on, and on which images.
+
+A method is an objective and an attack, and yields the losses of a batch, one for each
+update; `step.py` does the updates, the schedules are `schedule.py`. What a method takes and
+where it comes from is the table in `methodnames.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastadv.attacks import PGD, Context
+from fastadv.attacks.objectives import feature_distance, kl_to_clean
+from fastadv.kernels import ball_init, normalize, pgd_step_
+from fastadv.models import NormalizedModel
+from fastadv.models.view import AttackView
+from fastadv.phases import phase
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_TINY = 1e-30
+
+
+class Net:
+    """The network that trains, as the methods call it: normalised images to logits.
+
+    Args:
+        model: the bare model.
+        precision: `"fp32"`, or `"bf16"` or `"fp16"` for autocast.
+        forward: what maps normalised images to logits, where that is not the bare model
+            (its `DistributedDataParallel` wrapper, for one).
+    """
+
+    def __init__(
+        self,
+        model: NormalizedModel,
+        precision: str = "fp32",
+        forward: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self.model = model
+        self.dtype = DTYPES.get(precision)
+        self.forward = forward or model.forward_normalized
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """Logits, float32 [N, K], of normalised images `z` [N, C, H, W]."""
+        if self.dtype is None:
+            return self.forward(z).float()
+        with torch.autocast(z.device.type, dtype=self.dtype):
+            return self.forward(z).float()
+
+    def with_features(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits, and the embedding [N, D] the head turned into them, in one pass."""
+        caught: list[Tensor] = []
+
+        def catch(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            caught.append(inputs[0])
+
+        # Not `features_normalized`: under a wrapper, gradients must come from its call.
+        handle = self.model.head.register_forward_pre_hook(catch)
+        try:
+            logits = self(z)
+        finally:
+            handle.remove()
+        features = caught[-1].float()
+        return logits, features.mean((2, 3)) if features.dim() == 4 else features
+
+    def normalized(self, images: Tensor) -> Tensor:
+        """`images` (uint8, or float in [0, 1]) as the network takes them, float32."""
+        z: Tensor = normalize(images, mean=self.model.mean, std=self.model.std)
+        return z
+
+
+@dataclass(frozen=True)
+class Part:
+    """Images that pass through the network together: a batch, or a part of one.
+
+    Attributes:
+        images: uint8 in 0..255 or float32 in [0, 1], [N, 3, H, W].
+        labels: int64 [N].
+        targets: `labels`, or class probabilities, float32 [N, K].
+        seed: of the random starts of this update.
+        offset: number of the first image within the batch.
+        batch: images of the whole batch.
+    """
+
+    images: Tensor
+    labels: Tensor
+    targets: Tensor
+    seed: int
+    offset: int = 0
+    batch: int = 0
+
+
+class Method:
+    """Base of the methods: standard training.
+
+    Args:
+        net: the network that trains.
+        attack: how its images are attacked, if they are.
+        view: the attack view of the model; required with `attack`.
+        parameters: what the method takes besides, by name.
+
+    Raises:
+        ValueError: an attack without a view.
+    """
+
+    def __init__(
+        self,
+        net: Net,
+        attack: PGD | None = None,
+        view: AttackView | None = None,
+        **parameters: float,
+    ) -> None:
+        if attack is not None and view is None:
+            raise ValueError("an attack needs the view of the model: AttackView(model)")
+        self.net, self.view, self.parameters = net, view, parameters
+        self._full = self.attack = attack
+
+    def scale(self, factor: float) -> None:
+        """Attack within `factor` times the radius from now on."""
+        if self._full is not None:
+            self.attack = self._full.scaled(factor)
+
+    def replace_attack(self, attack: PGD) -> None:
+        """Attack by `attack` from now on."""
+        self._full = self.attack = attack
+
+    def refresh(self) -> None:
+        """Take over the weights that the last update left."""
+        if self.view is not None:
+            self.view.refresh()
+
+    def attacked(self, part: Part, labels: Tensor) -> Tensor:
+        """Adversarial images, normalised: float32 [N, 3, H, W]."""
+        if self.attack is None or self.view is None:
+            return self.net.normalized(part.images)
+        with phase("attack"):
+            _, z = self.attack.perturb(
+                self.view, part.images, labels, seed=part.seed, offset=part.offset
+            )
+        return z
+
+    def losses(self, part: Part) -> Iterator[tuple[Tensor, Tensor]]:
+        """(loss to descend on, logits that training accuracy is counted on).
+
+        Whoever iterates has gone backward through a loss and made its update before
+        asking for the next.
+        """
+        logits = self.net(self.net.normalized(part.images))
+        yield F.cross_entropy(logits, part.targets), logits
+
+    def state_dict(self) -> dict[str, Any]:
+        """What must outlive the process besides weights; nothing for most methods."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+
+
+class PGDTraining(Method):
+    """Cross-entropy of attacked images: min_w E max_d CE(f(x + d), y).
+
+    With one step from a random point this is RS-FGSM, with one from a point outside of
+    the ball and no projection N-FGSM: the attack makes the difference (see `make_attack`).
+
+    Source:
+        Madry et al. 2018, equation 2.1; Wong et al. 2020, algorithm 3; de Jorge et al.
+        2022, equation 4.
+    """
+
+    def losses(self, part: Part) -> Iterator[tuple[Tensor, Tensor]]:
+        """See `Method.losses`."""
+        logits = self.net(self.attacked(part, part.targets))
+        yield F.cross_entropy(logits, part.targets), logits
+
+
+class Trades(Method):
+    """CE(f(x), y) + beta KL(f(x) || f(x')), x' maximising that divergence.
+
+    Source:
+        Zhang et al. 2019, equation 5 (beta is 1 / lambda).
+    """
+
+    def losses(self, part: Part) -> Iterator[tuple[Tensor, Tensor]]:
+        """See `Method.losses`."""
+        z_adv = self.attacked(part, part.labels)
+        clean, adv = self.net(self.net.normalized(part.images)), self.net(z_adv)
+        divergence = kl_to_clean(adv, Context(part.labels, clean)).mean()
+        loss = (
+            F.cross_entropy(clean, part.targets) + self.parameters["beta"] * divergence
+        )
+        yield loss, adv
+
+
+class Mart(Method):
+    """Boosted cross-entropy of x', and KL weighted by how unsure f is of the clean x.
+
+    CE(f(x'), y) - log(1 - max_k!=y p_k(x')) + beta KL(p(x) || p(x')) (1 - p_y(x))
+
+    Source:
+        Wang et al. 2020, equation 11; 1.0001 in the logarithm as in the authors' code.
+    """
+
+    def losses(self, part: Part) -> Iterator[tuple[Tensor, Tensor]]:
+        """See `Method.losses`."""
+        z_adv = self.attacked(part, part.labels)
+        clean, adv = self.net(self.net.normalized(part.images)), self.net(z_adv)
+        true = part.labels[:, None]
+        wrong = adv.softmax(1).scatter(1, true, 0.0).amax(1)
+        boosted = F.cross_entropy(adv, part.labels) - (1.0001 - wrong).log().mean()
+        unsure = 1 - clean.softmax(1).gather(1, true).squeeze(1)
+        divergence = kl_to_clean(adv, Context(part.labels, clean))
+        loss = boosted + self.parameters["beta"] * (divergence * unsure).mean()
+        yield loss, adv
+
+
+class GradAlign(PGDTraining):
+    """FGSM, and beta (1 - cos) of the loss gradients at x and at a random x + eta.
+
+    The gradient at x is held constant, as in the authors' code; the one at x + eta is
+    differentiated once more, in the network itself, not in its view.
+
+    Source:
+        Andriushchenko and Flammarion 2020, equation 7; beta 0.2 for 8/255 on CIFAR-10.
+    """
+
+    def losses(self, part: Part) -> Iterator[tuple[Tensor, Tensor]]:
+        """See `Method.losses`."""
+        if self.attack is None:
+            raise ValueError("gradalign needs an attack, of one step")
+        threat = self.attack.threat
+        (adversarial, logits), *_ = super().losses(part)
+        eta = ball_init(
+            part.images,
+            norm=threat.norm,
+            eps=threat.eps,
+            seed=part.seed + 1,
+            offset=part.offset,
+        )
+        here = self._gradient(part.images, part.targets, create_graph=False)
+        there = self._gradient(eta, part.targets, create_graph=True)
+        lengths = here.norm(dim=1) * there.norm(dim=1)
+        cosine = (here * there).sum(1) / lengths.clamp_min(_TINY)
+        # Images without a gradient do not count (no boolean index: it would wait).
+        known = lengths > _TINY
+        mean = torch.where(known, cosine, 0.0).sum() / known.sum().clamp_min(1)
+        yield adversarial + self.parameters["beta"] * (1 - mean), logits
+
+    def _gradient(self, images: Tensor, targets: Tensor, create_graph: bool) -> Tensor:
+        """Of the summed cross-entropy with respect to pixels, [N, C * H * W]."""
+        z = self.net.normalized(images).requires_grad_()
+        loss = F.cross_entropy(self.net(z), targets, reduction="sum")
+        (grad,) = torch.autograd.grad(loss, z, create_graph=create_graph)
+        return (grad / self.net.model.std.view(-1, 1, 1)).flatten(1)
+
+
+class Discrepancy(Method):
+    """CE(f(x), y) + (beta / B) mean (h(x~) - h(x))^2 from a robust source.
+
+    h is the embedding, x~ maximises its distance within the ball, B is the batch size.
+
+    Source:
+        Zhang et al. 2023 (2106.10989), discrepancy mitigating; beta 500, Linf 0.5/255, ten
+        steps of 1.25 eps / 10.
+    """
+
+    def losses(self, part: Part) -> Iterator[tuple[Tensor, Tensor]]:
+        """See `Method.losses`."""
+        z_far = self.attacked(part, part.labels)
+        logits, near = self.net.with_features(self.net.normalized(part.images))
+        adv, far = self.net.with_features(z_far)
+        distance = feature_distance(far, Context(part.labels, near)).mean()
+        weight = self.parameters["beta"] / (part.batch or len(part.images))
+        yield F.cross_entropy(logits, part.targets) + weight * distance, adv
+
+
+class Free(Method):
+    """Each batch `replays` times; one backward pass updates weights and perturbation.
+
+    The perturbation is carried from batch to batch: d <- clip(d + eps sign grad_x). An
+    epoch updates `replays` times per batch, so it takes that many times fewer epochs.
+
+    Source:
+        Shafahi et al. 2019, algorithm 1.
+    """
+
+    def __init__(
+        self,
+        net: Net,
+        attack: PGD | None = None,
+        view: AttackView | None = None,
+        **parameters: float,
+    ) -> None:
+        super().__init__(net, attack, view, **parameters)
+        self._deltas: dict[int, Tensor] = {}  # float32 [N, C, H, W] by `Part.offset`
+
+    def refresh(self) -> None:
+        """Nothing: the network itself is differentiated, not its view."""
+
+    def losses(self, part: Part) -> Iterator[tuple[Tensor, Tensor]]:
+        """See `Method.losses`."""
+        if self.attack is None:
+            raise ValueError("free needs an attack: its radius and step size")
+        attack, model = self.attack, self.net.model
+        images = part.images.contiguous(memory_format=torch.channels_last)
+        pixels = images / 255 if images.dtype == torch.uint8 else images.float()
+        carried = self._carried(part.offset, pixels)
+        eps = attack.threat.eps  # smaller than the last one's while that warms up
+        if attack.threat.norm == "linf":
+            carried = carried.clamp(-eps, eps)
+        else:
+            length = carried.flatten(1).norm(dim=1).clamp_min(_TINY)
+            carried = carried * (eps / length).clamp_max(1).view(-1, 1, 1, 1)
+        x = (pixels + carried).clamp_(0, 1)
+        z = self.net.normalized(x)
+        for _ in range(int(self.parameters["replays"])):
+            z.requires_grad_()
+            logits = self.net(z)
+            yield F.cross_entropy(logits, part.targets), logits
+            grad, z = z.grad, z.detach()
+            if grad is None:
+                raise ValueError("free goes on only after a backward pass")
+            pgd_step_(
+                x,
+                images,
+                grad,
+                norm=attack.threat.norm,
+                step_size=attack.step_size,
+                eps=eps,
+                mean=model.mean,
+                std=model.std,
+                z=z,
+            )
+        self._keep(part.offset, x - pixels)
+
+    def _carried(self, offset: int, like: Tensor) -> Tensor:
+        """The perturbation of the batch before; zero for images it did not have."""
+        held = self._deltas.get(offset)
+        if held is None or held.shape[1:] != like.shape[1:]:  # another resolution
+            return torch.zeros_like(like)
+        held, more = held[: len(like)].to(like.device), len(like) - len(held)
+        return F.pad(held, (0, 0, 0, 0, 0, 0, 0, more)) if more > 0 else held
+
+    def _keep(self, offset: int, delta: Tensor) -> None:
+        held = self._deltas.get(offset)
+        if held is not None and held.shape[1:] == delta.shape[1:]:
+            delta = torch.cat([delta, held[len(delta) :].to(delta.device)])
+        self._deltas[offset] = delta
+
+    def state_dict(self) -> dict[str, Any]:
+        """The perturbation carried over."""
+        return {"deltas": dict(self._deltas)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        self._deltas = dict(state["deltas"])
+
+
+CLASSES: dict[str, type[Method]] = {
+    "pgd_at": PGDTraining,
+    "standard": Method,
+    "trades": Trades,
+    "mart": Mart,
+    "free": Free,
+    "rs_fgsm": PGDTraining,
+    "n_fgsm": PGDTraining,
+    "gradalign": GradAlign,
+    "discrepancy": Discrepancy,
+}

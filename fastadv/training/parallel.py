@@ -1,0 +1,245 @@
+"""One model on several ranks: DDP or FSDP2, BatchNorm over the whole batch, whole states.
+
+The attack never goes through what is here. It works on the `AttackView` of the bare
+model, so an attack step sends nothing; a training step sends the gradients of its one
+backward pass, and the running statistics of BatchNorm, which the next attack uses.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, Literal, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
+
+from fastadv.models import NormalizedModel, create_model
+from fastadv.training.distributed import World
+
+Parallelism = Literal["ddp", "fsdp"]
+# torch 2.15 renamed it.
+_BUFFERS = next(
+    name
+    for name in ("forward_sync_buffers", "broadcast_buffers")
+    if name in inspect.signature(DistributedDataParallel).parameters
+)
+
+
+class Parallel:
+    """What makes the copies of a model on all ranks one.
+
+    Args:
+        model: the same on every rank, on its device. SyncBN and FSDP2 change it in place,
+            so its attack view has to be made before.
+        world: the ranks.
+        kind: ddp: every rank keeps all weights; fsdp: gradients and the optimiser's
+            state are spread over the ranks, and weights outside of a step.
+        sync_bn: BatchNorm normalises by the batch of all ranks.
+    """
+
+    def __init__(
+        self,
+        model: NormalizedModel,
+        world: World,
+        *,
+        kind: Parallelism = "ddp",
+        sync_bn: bool = False,
+    ) -> None:
+        self.model, self.world = model, world
+        self.network: Callable[[Tensor], Tensor] = model.forward_normalized
+        self.altered = False
+        if world.size == 1:
+            return
+        norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
+        self.altered = (sync_bn and bool(norms)) or kind == "fsdp"
+        # With SyncBN they are equal anyhow.
+        self.averaged = [] if sync_bn else [m for m in norms if m.track_running_stats]
+        if sync_bn:
+            _synchronize_norms(model)
+        if kind == "fsdp":
+            model.net.to(memory_format=torch.contiguous_format)  # FSDP2 takes no other
+            # As one group: the attack needs all weights before the first layer runs.
+            fully_shard(model.net, reshard_after_forward=False)
+        else:
+            device = next(model.parameters()).device
+            options: dict[str, Any] = {_BUFFERS: False}  # see `average_statistics`
+            if device.type == "cuda":
+                options["device_ids"] = [device.index]
+            self.network = DistributedDataParallel(
+                _Network(model), gradient_as_bucket_view=True, **options
+            )
+
+    def gather_weights(self) -> None:
+        """Before a step: the whole weights on every rank, for the attack view."""
+        if isinstance(self.model.net, FSDPModule):
+            self.model.net.unshard()
+
+    @torch.no_grad()
+    def average_statistics(self) -> None:
+        """After a step: the running statistics of BatchNorm, as of the whole batch.
+
+        All ranks then attack the same network, and a checkpoint is the state of all.
+        """
+        if self.world.size == 1 or not self.averaged:
+            return
+        held = [
+            cast(Tensor, b)
+            for norm in self.averaged
+            for b in (norm.running_mean, norm.running_var)
+        ]
+        flat = torch.cat([b.reshape(-1) for b in held])
+        dist.all_reduce(flat)
+        flat /= self.world.size
+        means = torch.split(flat, [b.numel() for b in held])
+        for b, mean in zip(held, means, strict=True):
+            b.copy_(mean.view_as(b))
+
+    # ---- whole states, the same whatever the parallelism ----
+
+    def state(self) -> dict[str, Any]:
+        """The model's state dict in whole tensors. Every rank must call it."""
+        return cast(dict[str, Any], _map(self.model.state_dict(), _whole))
+
+    def plain(self) -> NormalizedModel:
+        """The model as one process has it, to evaluate and save. Every rank must call."""
+        if not self.altered:
+            return self.model
+        return self.replica(self.state())
+
+    def replica(self, state: dict[str, Any]) -> NormalizedModel:
+        """A model like this one with the weights of `state`."""
+        model = self.model
+        if model.num_classes is None:
+            raise TypeError("the model does not state its number of classes")
+        copy = create_model(model.arch, model.num_classes, seed=0)
+        copy.load_state_dict(state)
+        copy.train(model.training)
+        return copy.to(model.mean.device).to(memory_format=torch.channels_last)
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take over the whole tensors of `state`."""
+        mine = self.model.state_dict()
+        self.model.load_state_dict({k: _like(mine[k], v) for k, v in state.items()})
+
+    def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """The optimiser's state dict in whole tensors. Every rank must call it."""
+        return cast(dict[str, Any], _map(optimizer.state_dict(), _whole))
+
+    def load_optimizer_state(
+        self, optimizer: torch.optim.Optimizer, state: dict[str, Any]
+    ) -> None:
+        """Take over the whole tensors of `state`."""
+        params = [p for group in optimizer.param_groups for p in group["params"]]
+        shared = {
+            number: {
+                key: _like(params[number], value)
+                if isinstance(value, Tensor) and value.shape == params[number].shape
+                else value
+                for key, value in values.items()
+            }
+            for number, values in state["state"].items()
+        }
+        optimizer.load_state_dict(state | {"state": shared})
+
+
+class _Network(nn.Module):
+    """What DDP calls: the model from the normalised image on."""
+
+    def __init__(self, model: NormalizedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.model.forward_normalized(z)
+
+
+def _whole(value: Any) -> Any:
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def _map(value: Any, function: Callable[[Any], Any]) -> Any:
+    if isinstance(value, dict):
+        return {key: _map(each, function) for key, each in value.items()}
+    return function(value)
+
+
+def _like(mine: Any, whole: Tensor) -> Tensor:
+    if not isinstance(mine, DTensor):
+        return whole
+    whole = whole.to(mine.device)
+    return distribute_tensor(whole, mine.device_mesh, mine.placements)
+
+
+# ---- BatchNorm over all ranks ----
+
+
+def _synchronize_norms(model: NormalizedModel) -> None:
+    if next(model.parameters()).device.type == "cuda":
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+        return
+    for module in model.modules():
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = SyncedBatchNorm
+
+
+class _Sum(torch.autograd.Function):
+    """Sum over ranks, which the gradient is, too: each rank's loss depends on it."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        total = value.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        total = grad.clone()
+        dist.all_reduce(total)
+        return total
+
+
+def _summed(value: Tensor) -> Tensor:
+    total: Tensor = _Sum.apply(value)
+    return total
+
+
+class SyncedBatchNorm(nn.BatchNorm2d):
+    """BatchNorm over the batches of all ranks where torch's SyncBatchNorm cannot run.
+
+    That one needs a GPU. Ranks must have equally many images, as in training they do.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise `x` [N, C, H, W]."""
+        if not self.training:
+            return super().forward(x)
+        ranks = dist.get_world_size()
+        count = x.numel() // x.shape[1] * ranks
+        axes = (0, 2, 3)
+        mean = _summed(x.sum(axes)) / count
+        centred = x - mean.view(-1, 1, 1)
+        var = _summed(centred.square().sum(axes)) / count
+        self._follow(mean.detach(), var.detach() * (count / max(count - 1, 1)))
+        scale = (var + self.eps).rsqrt()
+        if self.weight is not None:
+            scale = scale * self.weight
+        out = centred * scale.view(-1, 1, 1)
+        return out if self.bias is None else out + self.bias.view(-1, 1, 1)
+
+    @torch.no_grad()
+    def _follow(self, mean: Tensor, var: Tensor) -> None:
+        if self.running_mean is None or self.running_var is None:
+            return
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked += 1
+        share = self.momentum
+        if share is None:
+            share = 1 / float(cast(Tensor, self.num_batches_tracked))
+        self.running_mean.lerp_(mean, share)
+        self.running_var.lerp_(var, share)

@@ -1,0 +1,174 @@
+"""Ranks that notice when another fails, whatever it died of.
+
+A rank that raises writes its reason to the store all ranks share; a rank that is killed
+stops counting its heartbeat. Every rank has a thread that looks once a second, since its
+main thread may be inside a collective that will never end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import threading
+from datetime import timedelta
+
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+from fastadv.errors import EXIT_FAILED, FastadvError
+
+_TICK = 1.0  # seconds between looks
+# Ticks are counted, not the clock read: a job that was suspended as a whole goes on.
+_SILENT = 20  # ticks without a heartbeat: the rank is dead
+_GRACE = 10  # ticks for the main thread to notice by itself, and to say it better
+_FAILED = "fastadv/failed"
+
+
+class PeerFailed(FastadvError):
+    """Another rank failed; the message has its reason."""
+
+
+class Peers:
+    """Tells the other ranks of this one's end, and this one of theirs.
+
+    Args:
+        rank: of this process.
+        size: number of ranks.
+        quiet: say nothing on stderr.
+    """
+
+    def __init__(self, rank: int, size: int, *, quiet: bool = False) -> None:
+        self.rank, self.size, self.quiet = rank, size, quiet
+        self.next = (rank + 1) % size  # the rank whose heartbeat this one listens to
+        # A connection of its own: torch's is blocked while a collective sets up.
+        self._store = TCPStore(
+            os.environ["MASTER_ADDR"],
+            int(os.environ["MASTER_PORT"]),
+            is_master=False,
+            wait_for_workers=False,
+            timeout=timedelta(seconds=15),
+        )
+        self._lock = threading.Lock()
+        self._left = threading.Event()
+        self._parent = os.getppid()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def leave(self) -> None:
+        """Stop watching; the others take the silence for an end in order."""
+        self._left.set()
+        self._thread.join(5)
+        with contextlib.suppress(RuntimeError):  # the store may be gone already
+            self._beat("left")
+
+    def explain(self, error: BaseException) -> BaseException:
+        """What to raise on this rank for `error`: itself, or that another rank failed.
+
+        Args:
+            error: raised on this rank. An error of torch's may be the consequence of a
+                peer's end, which is waited for a moment.
+        """
+        lost = isinstance(error, RuntimeError) and not isinstance(error, FastadvError)
+        try:
+            if lost and self._failure() is None:
+                self._await_reason()
+            code = getattr(error, "exit_code", EXIT_FAILED)
+            rank, reason, code = self._tell(_words(error), code)
+        except RuntimeError:
+            if not lost:
+                return error
+            rank, reason, code = 0, "it cannot be reached any more", EXIT_FAILED
+        if rank == self.rank:
+            error.own = True  # type: ignore[attr-defined]
+            return error
+        if reason == _words(error):  # all ranks found the same
+            return error
+        failed = PeerFailed(f"rank {rank} failed: {reason}")
+        failed.exit_code = code
+        return failed
+
+    # ---- the store ----
+
+    def _beat(self, value: str) -> None:
+        with self._lock:
+            self._store.set(f"fastadv/beat/{self.rank}", value)
+
+    def _heard(self, rank: int) -> str:
+        key = f"fastadv/beat/{rank}"
+        with self._lock:
+            return self._store.get(key).decode() if self._store.check([key]) else ""
+
+    def _failure(self) -> tuple[int, str, int] | None:
+        with self._lock:
+            if not self._store.check([_FAILED]):
+                return None
+            rank, reason, code = json.loads(self._store.get(_FAILED))
+        return rank, reason, code
+
+    def _tell(
+        self, reason: str, code: int, rank: int | None = None
+    ) -> tuple[int, str, int]:
+        """Say that `rank` (this one) failed; what is known then, which may be older."""
+        said = json.dumps([self.rank if rank is None else rank, reason, code])
+        with self._lock:
+            known = self._store.compare_set(_FAILED, "", said)
+        rank, reason, code = json.loads(known)
+        return rank, reason, code
+
+    def _await_reason(self) -> None:
+        """Give a dying peer the time to say why, or to be missed."""
+        silent = dict.fromkeys((r for r in range(self.size) if r != self.rank), 0)
+        heard = {rank: self._heard(rank) for rank in silent}
+        for _ in range(5):
+            self._left.wait(_TICK)
+            if self._failure() is not None:
+                return
+            for rank, before in heard.items():
+                heard[rank] = self._heard(rank)
+                silent[rank] = silent[rank] + 1 if heard[rank] == before else 0
+        dead = [rank for rank, ticks in silent.items() if ticks >= 3]
+        if dead:
+            self._tell(_NO_WORD, EXIT_FAILED, dead[0])
+
+    # ---- the thread ----
+
+    def _watch(self) -> None:
+        count = silent = 0
+        heard = ""
+        while not self._left.wait(_TICK):
+            count += 1
+            try:
+                self._beat(str(count))
+                now = self._heard(self.next)
+                silent = silent + 1 if now == heard and now not in ("", "left") else 0
+                heard = now
+                if silent >= _SILENT:
+                    self._tell(_NO_WORD, EXIT_FAILED, self.next)
+                if os.getppid() != self._parent:
+                    self._tell("the process that started it is gone", EXIT_FAILED)
+                found = self._failure()
+            except RuntimeError:
+                found = 0, "it cannot be reached any more", EXIT_FAILED
+            if found is not None:
+                break
+        else:
+            return
+        for _ in range(_GRACE):
+            if self._left.wait(_TICK):
+                return
+        rank, reason, code = found
+        if not self.quiet:
+            print(f"fastadv-train: rank {rank} failed: {reason}", file=sys.stderr)
+        sys.stderr.flush()
+        os._exit(code)  # the main thread waits for a rank that is gone
+
+
+_NO_WORD = "it died without a word (killed, or out of memory?)"
+
+
+def _words(error: BaseException) -> str:
+    text = str(error).strip() or "no message"
+    if isinstance(error, FastadvError):
+        return text
+    return f"{type(error).__name__}: {text.splitlines()[0]}"

@@ -1,0 +1,265 @@
+"""What a run will take: memory, units of cost, time on some numbers of devices.
+
+Nothing of it is looked up: the run is built as it would be, some of its steps are made
+and measured, and the rest is multiplication. Nothing is written.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from fastadv.data import Batch
+from fastadv.environment import cpu_name
+from fastadv.kernels import use_backend
+from fastadv.reporting.tables import text_table
+from fastadv.training.config import TrainConfig
+from fastadv.training.images import EVAL_BATCH
+from fastadv.training.interval import memory_in_use
+from fastadv.training.probe import (
+    JudgeTimes,
+    SavedMemory,
+    Units,
+    endless,
+    own_bytes,
+    tensors_of,
+    time_evaluation,
+    time_steps,
+)
+from fastadv.training.progress import clock
+from fastadv.training.stages import side_at
+from fastadv.training.trainer import Trainer
+
+TRAIN, ATTACK, JUDGE = "training pass", "attack pass", "validation attack pass"
+# What several devices lose to communication and to smaller parts of the batch is not
+# measured here; the table shows none of it and this much.
+ASSUMED_EFFICIENCY = 0.8
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was measured, and what follows from it. Seconds, bytes, images.
+
+    Attributes:
+        what: the run in words.
+        device: it was measured on.
+        parameters: number of weights that train.
+        units: cost of a step in forward passes of the network, counted in a real one:
+            forward, input gradient and weight gradient are one each.
+        memory: bytes by what they are for.
+        memory_peak: bytes at the worst moment, estimated from `memory`.
+        memory_measured: most bytes in use while measuring: without validation.
+        steps: of the whole run.
+        measured_steps: how many were timed.
+        step_seconds: mean of those.
+        images_per_s: of training.
+        data_wait: share of a step spent waiting for the batch.
+        parts: seconds of the whole run on this device, by what they go to.
+        devices: numbers of devices that were asked for.
+    """
+
+    what: str
+    device: str
+    parameters: int
+    units: float
+    memory: dict[str, int]
+    memory_peak: int
+    memory_measured: int
+    steps: int
+    measured_steps: int
+    step_seconds: float
+    images_per_s: float
+    data_wait: float
+    parts: dict[str, float]
+    devices: tuple[int, ...]
+
+    @property
+    def seconds(self) -> float:
+        """The whole run on one device."""
+        return sum(self.parts.values())
+
+    def projected(self, devices: int, efficiency: float = 1.0) -> float:
+        """Seconds of the whole run on `devices`, each as fast as this one.
+
+        Building the run takes as long on many as on one; the rest is shared.
+        """
+        shared = self.seconds - self.parts["setup"]
+        speed = 1.0 if devices == 1 else devices * efficiency
+        return self.parts["setup"] + shared / speed
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, the projection included."""
+        rows = [
+            {
+                "devices": n,
+                "seconds": self.projected(n),
+                "device_hours": n * self.projected(n) / 3600,
+                "seconds_assumed": self.projected(n, ASSUMED_EFFICIENCY),
+                "assumed_efficiency": ASSUMED_EFFICIENCY,
+            }
+            for n in self.devices
+        ]
+        return asdict(self) | {"seconds": self.seconds, "projection": rows}
+
+    def text(self) -> str:
+        """For a terminal."""
+        memory = [[name, _gib(size)] for name, size in self.memory.items() if size]
+        memory += [
+            ["peak, estimated", _gib(self.memory_peak)],
+            ["peak, measured in the probe", _gib(self.memory_measured)],
+        ]
+        parts = [
+            [name, clock(seconds), f"{100 * seconds / self.seconds:.1f} %"]
+            for name, seconds in self.parts.items()
+        ]
+        share = f"{100 * ASSUMED_EFFICIENCY:.0f} %"
+        time_rows = [
+            [n, clock(full), _hours(n * full), clock(less), _hours(n * less)]
+            for n in self.devices
+            for full in [self.projected(n)]
+            for less in [self.projected(n, ASSUMED_EFFICIENCY)]
+        ]
+        titles = ["devices", "time", "device-hours", f"time at {share}", "device-hours"]
+        return "\n\n".join(
+            [
+                f"{self.what}\n{self.parameters:,} parameters; a step costs "
+                f"{self.units:.3g} units (forward, input gradient and weight gradient of "
+                "the network are one each; clean training is 3)",
+                text_table(["memory", "GiB"], memory),
+                f"{self.images_per_s:.1f} images/s on {self.device} (mean of "
+                f"{self.measured_steps} steps of {1e3 * self.step_seconds:.1f} ms, data "
+                f"wait {100 * self.data_wait:.1f} %), {self.steps} steps in all",
+                text_table(["one device", "time", "share"], parts),
+                text_table(titles, time_rows),
+                "N devices like this one share every batch. The first time takes them for "
+                f"N times as fast, the second for {share} of that: an assumption, which "
+                "was not measured. Saving checkpoints is not counted.",
+            ]
+        )
+
+
+def make_plan(config: TrainConfig, devices: Sequence[int] = (1,)) -> Plan:
+    """Build the run of `config`, measure some steps of it, and project the rest.
+
+    Args:
+        config: the run's choices.
+        devices: numbers of devices to project to.
+
+    Raises:
+        ConfigError: choices that do not go together.
+        DataError: the data set cannot be used.
+    """
+    began = time.monotonic()
+    trainer = Trainer(config, dry_run=True)
+    setup = time.monotonic() - began
+    built = memory_in_use(trainer.device)
+    units = Units()
+    saved = SavedMemory(
+        itertools.chain(*map(tensors_of, (trainer.model, trainer.view)))
+    )
+    with use_backend(config.backend):
+        batches = endless(trainer.loader)
+        trainer.model.train()
+        first = next(batches)
+        with units.counting(trainer), saved.recording():
+            trainer.update(first)
+        timed = time_steps(trainer, batches)
+        judged = time_evaluation(trainer)
+    side, steps = trainer.resolution, len(trainer.loader)
+    sides = [side_at(config, side, epoch) for epoch in range(config.epochs)]
+    whole_epochs = sum((each / side) ** 2 for each in sides)
+    validations = -(-config.epochs // config.eval_every)
+    memory = _memory(trainer, saved, built, first)
+    return Plan(
+        what=f"{config.arch} on {trainer.train_set.name} at {side} px, {config.method}"
+        + (f", {config.threat}, {config.attack_steps} steps" if trainer.attack else "")
+        + f"; batch {trainer.batch_size}, {config.epochs} epochs",
+        device=f"{trainer.device} ({_device_name(trainer.device)})",
+        parameters=sum(p.numel() for p in trainer.model.parameters()),
+        units=units.total / len(first.labels),
+        memory=memory,
+        memory_peak=_peak(memory, recorded=trainer.device.type == "cuda"),
+        memory_measured=memory_in_use(trainer.device, peak=True),
+        steps=trainer.total_steps,
+        measured_steps=timed.steps,
+        step_seconds=timed.seconds,
+        images_per_s=timed.images_per_s,
+        data_wait=timed.data_wait,
+        parts={
+            "setup": setup,
+            "training": whole_epochs * steps * timed.seconds,
+            "validation": validations * _judging(len(trainer.val_set), config, judged),
+            "test": _judging(len(trainer.test_set), config, judged),
+        },
+        devices=tuple(devices),
+    )
+
+
+def _judging(n: int, config: TrainConfig, judged: JudgeTimes) -> float:
+    """Seconds to evaluate on `n` images."""
+    attacked = min(n, config.eval_images)
+    if not config.adversarial or attacked == n:  # one pass
+        return judged.begin + n * (judged.attacked or judged.clean)
+    return 2 * judged.begin + n * judged.clean + attacked * judged.attacked
+
+
+def _memory(
+    trainer: Trainer, saved: SavedMemory, built: int, batch: Batch
+) -> dict[str, int]:
+    model = trainer.model
+    weights = [p for p in model.parameters() if p.requires_grad]
+    state = trainer.optimizer.state.values()
+    moments = (
+        v for each in state for v in each.values() if isinstance(v, torch.Tensor)
+    )
+    kept = saved.peak
+    n, pixels = len(batch.labels), batch.images[0].numel()
+    judged = min(EVAL_BATCH, len(trainer.test_set))
+    attacks = trainer.attack is not None
+    parts = {
+        "loader": trainer.loader.held_bytes,
+        "weights and statistics": own_bytes(tensors_of(model)),
+        "attack view": own_bytes(tensors_of(trainer.view), but=tensors_of(model)),
+    }
+    return {
+        # Libraries, the list of files: what was there once the run was built, but for it.
+        "process": max(0, built - sum(parts.values())),
+        **parts,
+        "gradients": sum(p.numel() * p.element_size() for p in weights),
+        "optimiser": own_bytes(moments),
+        # uint8, the float32 iterate, the network's input and the gradient there
+        "batch": n * pixels * (1 + 4 + (8 if attacks else 0)),
+        TRAIN: kept["train"],
+        ATTACK: kept["attack"],
+        JUDGE: kept["attack"] * judged // n if attacks else 0,
+        # Going backward through the largest layer: gradients of its output and input.
+        "work space": 2 * saved.largest,
+    }
+
+
+def _peak(memory: dict[str, int], *, recorded: bool) -> int:
+    """At the worst moment: passes follow each other, but a CUDA graph keeps its memory."""
+    passes = {name: memory[name] for name in (TRAIN, ATTACK, JUDGE)}
+    standing = sum(memory.values()) - sum(passes.values())
+    if recorded:
+        return standing + passes[ATTACK] + max(passes[TRAIN], passes[JUDGE])
+    return standing + max(passes.values())
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{cpu_name()}, {torch.get_num_threads()} threads"
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.3f}"
+
+
+def _hours(seconds: float) -> str:
+    return f"{seconds / 3600:.3g}"

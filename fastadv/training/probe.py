@@ -1,0 +1,240 @@
+"""Measurements of real training steps, for the plan: time, units of cost, memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fastadv.attacks import PGD
+from fastadv.data import Batch, Loader
+from fastadv.data.subsets import Subset
+from fastadv.evaluation import evaluate
+from fastadv.phases import marked
+from fastadv.training.images import EVAL_BATCH
+from fastadv.training.learner import judging_attack
+from fastadv.training.trainer import Trainer
+
+STEPS, WARMUP = 20, 3
+_MOST_SECONDS = 120.0  # of timed steps; where they are slow, fewer have to do
+
+
+def endless(loader: Loader) -> Iterator[Batch]:
+    """The batches of epoch after epoch."""
+    while True:
+        yield from loader
+
+
+@dataclass(frozen=True)
+class StepTimes:
+    """Timed steps: how many, their mean seconds, images in all, seconds spent waiting."""
+
+    steps: int
+    seconds: float
+    images: int
+    waited: float
+
+    @property
+    def images_per_s(self) -> float:
+        """Of training."""
+        return self.images / (self.steps * self.seconds)
+
+    @property
+    def data_wait(self) -> float:
+        """Share of the time that was spent waiting for a batch."""
+        return self.waited / (self.steps * self.seconds)
+
+
+def time_steps(trainer: Trainer, batches: Iterator[Batch]) -> StepTimes:
+    """Train on `STEPS` batches after `WARMUP` more, in the mode the model is in."""
+    for _ in range(WARMUP):
+        trainer.update(next(batches))
+    _settle(trainer.device)
+    began, steps, images, waited = time.monotonic(), 0, 0, 0.0
+    while steps < STEPS and time.monotonic() - began < _MOST_SECONDS:
+        asked = time.monotonic()
+        batch = next(batches)
+        waited += time.monotonic() - asked
+        trainer.update(batch)
+        steps, images = steps + 1, images + len(batch.labels)
+    _settle(trainer.device)
+    return StepTimes(steps, (time.monotonic() - began) / steps, images, waited)
+
+
+def _settle(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@dataclass(frozen=True)
+class JudgeTimes:
+    """Seconds of an evaluation: to begin one, and for each image, clean and attacked."""
+
+    begin: float
+    clean: float
+    attacked: float
+
+
+def time_evaluation(trainer: Trainer) -> JudgeTimes:
+    """Judge one batch of test images, and two of them to tell what does not grow."""
+    config, images = trainer.config, trainer.test_set
+    few, many = min(2, len(images)), min(EVAL_BATCH, len(images))
+    judge = judging_attack(config, config.eval_steps) if config.adversarial else None
+
+    def seconds(count: int, attack: PGD | None) -> float:
+        began = time.monotonic()
+        batch = next(iter(trainer.eval_loader(Subset(images, np.arange(count)))))
+        evaluate(trainer.model, [batch], attack)
+        _settle(trainer.device)
+        return time.monotonic() - began
+
+    def each(attack: PGD | None) -> tuple[float, float]:
+        small = seconds(few, attack)
+        grows = max(0.0, seconds(many, attack) - small) / max(many - few, 1)
+        return max(0.0, small - few * grows), grows
+
+    begin, clean = each(None)
+    attacked = each(judge)[1] if judge is not None else 0.0
+    return JudgeTimes(begin, clean, attacked)
+
+
+# ---- units of cost ----
+
+
+class Units:
+    """Counts what the network is asked for, in forward passes of one image.
+
+    A pass of the attack view with gradients is two (forward, input gradient), one of the
+    model that trains is three (and the weight gradient), without gradients each is one.
+    """
+
+    def __init__(self) -> None:
+        self.total = 0
+
+    @contextmanager
+    def counting(self, trainer: Trainer) -> Iterator[None]:
+        """Count inside the block. What a CUDA graph replays is not seen."""
+        handles = [trainer.model.net.register_forward_hook(self._training)]
+        if trainer.view is not None:
+            handles.append(trainer.view.net.register_forward_hook(self._attack))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _training(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        self.total += len(inputs[0]) * (3 if torch.is_grad_enabled() else 1)
+
+    def _attack(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        self.total += len(inputs[0]) * (2 if torch.is_grad_enabled() else 1)
+
+
+# ---- memory ----
+
+
+class _Kept:
+    """A tensor autograd keeps for the backward pass; its memory counts while it lives."""
+
+    def __init__(self, tensor: Tensor, ledger: SavedMemory) -> None:
+        # Detached: a node that kept its own output would never be freed.
+        self.tensor, self.ledger = tensor.detach(), ledger
+        self.place = ledger.place()
+        ledger.take(self)
+
+    def __del__(self) -> None:
+        self.ledger.give_back(self)
+
+
+class SavedMemory:
+    """Most bytes that autograd kept at once, for attacks and for training.
+
+    Args:
+        ignored: tensors that are there anyway: weights and statistics.
+
+    Attributes:
+        peak: bytes, under "attack" and "train".
+        largest: bytes of the largest single tensor that was kept.
+    """
+
+    def __init__(self, ignored: Iterator[Tensor]) -> None:
+        self._ignored = {_storage(tensor)[0] for tensor in ignored}
+        self._holders: dict[tuple[str, int], int] = {}
+        self._now = {"attack": 0, "train": 0}
+        self._in_attack = 0
+        self.peak = {"attack": 0, "train": 0}
+        self.largest = 0
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Record inside the block."""
+
+        @contextmanager
+        def mark(name: str) -> Iterator[None]:
+            self._in_attack += name == "attack"
+            try:
+                yield
+            finally:
+                self._in_attack -= name == "attack"
+
+        hooks = torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor: _Kept(tensor, self), lambda kept: kept.tensor
+        )
+        with marked(mark), hooks:
+            yield
+
+    def place(self) -> str:
+        """What is under way."""
+        return "attack" if self._in_attack else "train"
+
+    def take(self, kept: _Kept) -> None:
+        """Count a tensor, once for all that share its memory."""
+        where, size = _storage(kept.tensor)
+        if where in self._ignored:
+            return
+        key = kept.place, where
+        self._holders[key] = self._holders.get(key, 0) + 1
+        if self._holders[key] == 1:
+            self._now[kept.place] += size
+            self.largest = max(self.largest, size)
+            most = self.peak[kept.place]
+            self.peak[kept.place] = max(most, self._now[kept.place])
+
+    def give_back(self, kept: _Kept) -> None:
+        """No longer count it."""
+        where, size = _storage(kept.tensor)
+        key = kept.place, where
+        if key not in self._holders:
+            return
+        self._holders[key] -= 1
+        if not self._holders[key]:
+            del self._holders[key]
+            self._now[kept.place] -= size
+
+
+def _storage(tensor: Tensor) -> tuple[int, int]:
+    storage = tensor.untyped_storage()
+    return storage.data_ptr(), storage.nbytes()
+
+
+def own_bytes(tensors: Iterator[Tensor], but: Iterable[Tensor] = ()) -> int:
+    """Bytes of memory behind `tensors`, shared memory once, that of `but` not at all."""
+    others = {_storage(tensor)[0] for tensor in but}
+    found = dict(_storage(tensor) for tensor in tensors)
+    return sum(size for where, size in found.items() if where not in others)
+
+
+def tensors_of(module: nn.Module | None) -> Iterator[Tensor]:
+    """Parameters and buffers, and tensors that modules keep beside them."""
+    if module is None:
+        return
+    for part in module.modules():
+        values = [*part._parameters.values(), *part._buffers.values()]
+        values += vars(part).values()
+        yield from (value for value in values if isinstance(value, Tensor))

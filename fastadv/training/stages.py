@@ -1,0 +1,36 @@
+"""What changes from epoch to epoch besides the learning rate: radius and resolution."""
+
+from __future__ import annotations
+
+from fastadv.training.config import TrainConfig
+
+_STAGES = 4
+
+
+def side_at(config: TrainConfig, resolution: int, epoch: int) -> int:
+    """Side of the training images in `epoch` (from 0), pixels.
+
+    Four stages of equally many epochs, linearly from `config.progressive` to `resolution`,
+    in multiples of 32 (of 4 below 128 px). Few sides, since each is compiled or recorded
+    anew.
+
+    Source:
+        Tan and Le 2021 (2104.00298), algorithm 1, with four stages.
+    """
+    first = config.progressive
+    if first is None or epoch >= config.epochs:
+        return resolution
+    stage = min(_STAGES * epoch // config.epochs, _STAGES - 1)
+    unit = 32 if resolution >= 128 else 4
+    side = first + (resolution - first) * stage / (_STAGES - 1)
+    return resolution if stage == _STAGES - 1 else max(unit, round(side / unit) * unit)
+
+
+def radius_at(config: TrainConfig, side: int, resolution: int, epoch: int) -> float:
+    """Radius of the training attack in `epoch`, in units of the full one.
+
+    It grows linearly over the first `config.eps_warmup` epochs. An l2 radius is
+    proportional to the side of the images, so that each pixel may change as much.
+    """
+    warm = min(1.0, (epoch + 1) / (config.eps_warmup + 1))
+    return warm * (side / resolution if config.norm == "l2" else 1.0)

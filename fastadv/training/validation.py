@@ -1,0 +1,132 @@
+"""Accuracy on held-out images, measured by all ranks together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastadv.attacks import PGD
+from fastadv.data import Batch, ImageSet, Loader, subset
+from fastadv.data.subsets import Subset
+from fastadv.evaluation import Accuracy, Evaluation, evaluate
+from fastadv.models import NormalizedModel
+from fastadv.training.distributed import World
+from fastadv.training.preemption import StopRequest
+
+
+class Interrupted(Exception):
+    """A stop was asked for on some rank; what was measured so far is worth nothing."""
+
+
+class Validation:
+    """Clean accuracy on all images of a set, robust accuracy on some of them.
+
+    Each rank judges its part of the images; what comes out is the exact sum, with every
+    image counted once, and random starts are those that one process would draw.
+
+    Args:
+        loader: makes the loader, in evaluation mode, of an image set.
+        judge: None measures clean accuracy alone.
+        most: attack at most so many images, but one of each class.
+        seed: chooses them.
+        world: the ranks.
+
+    Attributes:
+        bad_images: names of the unreadable ones this rank met.
+    """
+
+    def __init__(
+        self,
+        loader: Callable[[ImageSet], Loader],
+        judge: PGD | None,
+        most: int,
+        seed: int,
+        world: World,
+    ) -> None:
+        self.loader, self.judge, self.world = loader, judge, world
+        self.most, self.seed = most, seed
+        self.bad_images: set[str] = set()
+
+    def __call__(
+        self, model: NormalizedModel, images: ImageSet, stop: StopRequest
+    ) -> Evaluation:
+        """Measure `model` on `images`. Every rank must call it.
+
+        Raises:
+            Interrupted: `stop` was set on some rank.
+        """
+        most = max(self.most, len(images.classes))
+        if self.judge is None or len(images) <= most:
+            return self._measure(model, images, self.judge, stop)
+        attacked = subset(images, most, self.seed)
+        clean = self._measure(model, images, None, stop).clean
+        robust = self._measure(model, attacked, self.judge, stop).robust
+        return Evaluation(clean, robust)
+
+    def _measure(
+        self,
+        model: NormalizedModel,
+        images: ImageSet,
+        judge: PGD | None,
+        stop: StopRequest,
+    ) -> Evaluation:
+        world, n = self.world, len(images)
+        begin = n * world.rank // world.size
+        end = n * (world.rank + 1) // world.size
+        mine = images
+        if world.size > 1:
+            mine = Subset(images, np.arange(begin, end), split=images.split)
+        found: Evaluation | None = None
+        try:
+            batches = self._batches(mine, stop) if end > begin else iter(())
+            found = evaluate(model, batches, judge, offset=begin)
+        except Interrupted:
+            if world.size == 1:
+                raise
+        if world.size == 1 and found is not None:
+            return found
+        return _summed(world.gather(None if found is None else _counts(found)))
+
+    def _batches(self, images: ImageSet, stop: StopRequest) -> Iterator[Batch]:
+        loader = self.loader(images)
+        batches = iter(loader)
+        while not stop:
+            batch = next(batches, None)
+            if batch is None:
+                self.bad_images |= {name for name, _ in loader.bad_images}
+                return
+            yield batch
+        raise Interrupted
+
+
+def _counts(found: Evaluation) -> list[torch.Tensor]:
+    both = [found.clean, *([found.robust] if found.robust else [])]
+    return [count for each in both for count in (each.correct, each.total)]
+
+
+def _summed(parts: list[list[torch.Tensor] | None]) -> Evaluation:
+    whole = [part for part in parts if part is not None]
+    if len(whole) < len(parts):
+        raise Interrupted
+    sums = [torch.stack(counts).sum(0) for counts in zip(*whole, strict=True)]
+    clean = Accuracy(sums[0], sums[1])
+    return Evaluation(clean, Accuracy(sums[2], sums[3]) if len(sums) > 2 else None)
+
+
+def numbers(found: Evaluation) -> dict[str, Any]:
+    """As the log has it."""
+    values: dict[str, Any] = {"clean_acc": found.clean.top1, "n": found.clean.n}
+    if found.robust:
+        values |= {"robust_acc": found.robust.top1, "robust_n": found.robust.n}
+    return values
+
+
+def words(found: Evaluation) -> str:
+    """As a person reads it."""
+    text = f"clean {100 * found.clean.top1:.1f} % of {found.clean.n}"
+    if found.robust:
+        text += f", robust {100 * found.robust.top1:.1f} % of {found.robust.n}"
+    return text

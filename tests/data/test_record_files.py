@@ -1,0 +1,526 @@
+"""Tar shards, TFRecord, RecordIO, Parquet, Arrow and .npz, by path and by pattern."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import struct
+import tarfile
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as parquet
+import pytest
+from PIL import Image
+
+from fastadv.data import make_loader, open_dataset
+from fastadv.data.sources import ImageSet
+from fastadv.data.tfrecord import damaged_records, masked_crc
+from fastadv.errors import ConfigError, DataError
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTADV_CACHE", str(tmp_path / "cache"))
+
+
+def image(value: int, kind: str = "PNG") -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (6, 5), (value, 0, 255 - value)).save(out, kind)
+    return out.getvalue()
+
+
+def reds(images: ImageSet) -> list[int]:
+    return [int(images.load(i)[0, 0, 0]) for i in range(len(images))]
+
+
+def check_everywhere(
+    images: ImageSet, expected: list[int], loader: bool = True
+) -> None:
+    """Random access from threads, a pickled copy, and the forked worker of a loader."""
+    assert reds(images) == expected
+    with ThreadPoolExecutor(4) as pool:
+        got = pool.map(lambda i: int(images.load(i)[0, 0, 0]), range(len(expected)))
+        assert list(got) == expected
+    assert reds(pickle.loads(pickle.dumps(images))) == expected
+    if not loader:  # a worker process costs seconds: once per format is enough
+        return
+    batches = make_loader(
+        images,
+        batch_size=2,
+        resolution=4,
+        train=False,
+        backend="torchvision",
+        workers=1,
+    )
+    delivered = [int(v) for batch in batches for v in batch.images[:, 0, 0, 0]]
+    assert delivered == expected
+
+
+# ---- WebDataset ----
+
+
+def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as archive:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return path
+
+
+def samples(values: Iterable[int], label: str = "cls") -> list[tuple[str, bytes]]:
+    """Class 1 for odd values, 0 for even ones."""
+    members = []
+    for v in values:
+        content = {
+            "cls": str(v % 2).encode(),
+            "txt": (b"even", b"odd")[v % 2],
+            "json": json.dumps({"label": v % 2, "width": 6}).encode(),
+        }
+        members += [(f"d/{v:03}.png", image(v)), (f"d/{v:03}.{label}", content[label])]
+    return members
+
+
+@pytest.mark.parametrize("label", ["cls", "txt", "json"])
+def test_tar_shards(label: str, tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    write_tar(root / "train-000000.tar", samples([5, 2, 9], label))
+    write_tar(root / "train-000001.tar", samples([4, 7], label))
+    write_tar(root / "val-000000.tar", samples([11, 10], label))
+    splits = open_dataset(root)
+    names = ("even", "odd") if label == "txt" else ("0", "1")
+    assert splits.train.classes == splits.test.classes == names
+    assert splits.train.labels.tolist() == [1, 0, 1, 0, 1]
+    assert splits.train.describe(3) == "set:train-000001.tar/d/004"
+    check_everywhere(splits.train, [5, 2, 9, 4, 7], loader=label == "cls")
+    assert reds(splits.test) == [11, 10]
+    pattern = open_dataset(
+        str(root / "train-{000000..000001}.tar"), test=str(root / "val-*.tar")
+    )
+    assert reds(pattern.train) == [5, 2, 9, 4, 7]
+    assert reds(pattern.test) == [11, 10]
+    assert pattern.train.fingerprint == splits.train.fingerprint
+    commas = open_dataset(str(root / "{train,val}-000000.tar"))
+    assert (reds(commas.train), reds(commas.test)) == ([5, 2, 9], [11, 10])
+
+
+def test_a_shard_is_scanned_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_tar(tmp_path / "set/train-0.tar", samples(range(20)))
+    first = open_dataset(path)
+    opened = []
+    monkeypatch.setattr(tarfile, "open", lambda *a, **k: opened.append(a))
+    assert reds(open_dataset(path).train) == reds(first.train)
+    assert not opened
+    monkeypatch.undo()
+    monkeypatch.setenv("FASTADV_CACHE", str(tmp_path / "cache"))
+    write_tar(path, samples(range(30)))  # another size: scanned again
+    again = open_dataset(path)
+    assert len(again.train) + len(again.test) == 30
+
+
+def test_one_split_is_divided_and_it_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_tar(tmp_path / "all.tar", samples(range(40)))
+    splits = open_dataset(tmp_path / "all.tar", holdout=0.25)
+    assert "one split only (40 images): 0.25 of it" in caplog.text
+    assert (len(splits.train), len(splits.test)) == (30, 10)
+    assert np.bincount(splits.test.labels).tolist() == [5, 5]
+    assert sorted(reds(splits.train) + reds(splits.test)) == list(range(40))
+    with pytest.raises(ConfigError, match="outside"):
+        open_dataset(tmp_path / "all.tar", holdout=1.0)
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ([("a.png", image(1))], "sample 'a' has no label member (members: png)"),
+        ([*samples([1]), ("b.cls", b"0")], "sample 'b' has 0 images (members: cls)"),
+        ([("a.png", image(1)), ("a.jpg", image(1)), ("a.cls", b"0")], "has 2 images"),
+        ([("a.png", image(1)), ("a.png", image(2))], "has a member twice"),
+        ([*samples([1]), *samples([2]), *samples([1])], "sample 'd/001' occurs twice"),
+        ([("a.png", image(1)), ("a.json", b"{}")], "no label in its .json"),
+        ([("a.png", image(1)), ("a.json", b"{")], "that is not JSON"),
+        ([("a.png", image(1)), ("a.json", b'{"label": [1, 2]}')], "the label [1, 2]"),
+        ([("a.png", image(1)), ("a.cls", b" ")], "has an empty .cls"),
+        ([("a.png", image(1)), ("a.cls", b"-1")], "class id -1 is negative"),
+        ([("a.png", image(1)), ("a.cls", b"2")], "no images of 2 of 3 classes"),
+        ([], "holds no images"),
+    ],
+)
+def test_samples_that_are_not_whole(members: Any, message: str, tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "set" / "train-000003.tar", members)
+    with pytest.raises(DataError) as caught:
+        open_dataset(path)
+    assert message in str(caught.value)
+    if "sample" in message:
+        assert "train-000003.tar" in str(caught.value)
+
+
+def test_shards_that_are_cut_or_compressed(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "set.tar", samples(range(4)))
+    whole = path.read_bytes()
+    path.write_bytes(whole[: 512 * 9])  # between members: they all look whole
+    with pytest.raises(DataError, match=r"set\.tar is cut short"):
+        open_dataset(path)
+    with tarfile.open(tmp_path / "x.tar.gz", "w:gz") as archive:
+        archive.add(path, "a.png")
+    with pytest.raises(DataError, match=r"compressed.*gunzip"):
+        open_dataset(tmp_path / "x.tar.gz")
+
+
+def test_patterns_name_what_is_missing(tmp_path: Path) -> None:
+    write_tar(tmp_path / "s-000.tar", samples([0, 1]))
+    with pytest.raises(DataError, match=r"no such file .*s-001\.tar"):
+        open_dataset(str(tmp_path / "s-{000..001}.tar"))
+    with pytest.raises(DataError, match="no file matches"):
+        open_dataset(str(tmp_path / "t-*.tar"))
+    with pytest.raises(DataError, match="no range of files"):
+        open_dataset(str(tmp_path / "s-{5..1}.tar"))
+
+
+def test_classes_of_the_splits_must_agree(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_tar(tmp_path / "train.tar", samples([0, 1]))
+    held = write_tar(tmp_path / "val.tar", [("a.png", image(1)), ("a.cls", b"2")])
+    with pytest.raises(DataError, match="'2' are in val but not among the 2 classes"):
+        open_dataset(tmp_path)
+    write_tar(held, samples([2, 4, 6]))
+    assert open_dataset(tmp_path).test.labels.tolist() == [0, 0, 0]
+    assert "without images in val: '1'" in caplog.text
+    (tmp_path / "train-1.rec").write_bytes(b"")
+    with pytest.raises(DataError, match="several formats"):
+        open_dataset(tmp_path)
+
+
+def test_a_shard_that_shrank_gives_bad_images(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "set.tar", samples(range(8)))
+    train = open_dataset(path).train
+    path.write_bytes(path.read_bytes()[:700])
+    with pytest.raises(DataError, match=r"set\.tar ends inside"):
+        reds(train)
+
+
+# ---- TFRecord ----
+
+
+def varint(value: int) -> bytes:
+    out = b""
+    while value > 127:
+        out, value = out + bytes([value & 127 | 128]), value >> 7
+    return out + bytes([value])
+
+
+def message(number: int, data: bytes) -> bytes:
+    return varint(number << 3 | 2) + varint(len(data)) + data
+
+
+def feature(value: bytes | int | float, packed: bool = True) -> bytes:
+    if isinstance(value, bytes):
+        return message(1, message(1, value))
+    if isinstance(value, float):
+        return message(2, message(1, struct.pack("<f", value)))
+    return message(3, message(1, varint(value)) if packed else b"\x08" + varint(value))
+
+
+def example(features: dict[str, bytes]) -> bytes:
+    entries = (
+        message(1, message(1, key.encode()) + message(2, value))
+        for key, value in features.items()
+    )
+    return message(1, b"".join(entries))
+
+
+def framed(payload: bytes) -> bytes:
+    length = struct.pack("<Q", len(payload))
+    checks = (struct.pack("<I", masked_crc(part)) for part in (length, payload))
+    return length + next(checks) + payload + next(checks)
+
+
+def imagenet(value: int, label: int, synset: str = "", packed: bool = True) -> bytes:
+    features = {
+        "image/height": feature(5),
+        "image/class/label": feature(label, packed),
+        "image/encoded": feature(image(value, "JPEG" if value % 2 else "PNG")),
+        "image/object/bbox/xmin": feature(0.5),
+        "image/filename": feature(f"n_{value}.JPEG".encode()),
+    }
+    if synset:
+        features["image/class/synset"] = feature(synset.encode())
+    return framed(example(features))
+
+
+def test_the_checksum_is_crc32c() -> None:
+    # RFC 3720, B.4: 32 bytes of zeros have CRC-32C 8A9136AA; "123456789" E3069283.
+    def masked(crc: int) -> int:
+        return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
+
+    assert masked_crc(bytes(32)) == masked(0x8A9136AA)
+    assert masked_crc(b"123456789") == masked(0xE3069283)
+    # Long data go another way: CRC of x then of its parts must agree bit by bit.
+    data = bytes(range(256)) * 3
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+    assert masked_crc(data) == masked(crc ^ 0xFFFFFFFF)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_tfrecord(packed: bool, tmp_path: Path) -> None:
+    root = tmp_path / "tf"
+    root.mkdir()
+    records = [imagenet(v, 1 + v // 4 % 2, packed=packed) for v in (0, 4, 8, 12)]
+    (root / "train-00000-of-00002").write_bytes(b"".join(records[:3]))
+    (root / "train-00001-of-00002").write_bytes(records[3])
+    (root / "validation-00000-of-00001").write_bytes(imagenet(16, 1, packed=packed))
+    splits = open_dataset(root)
+    assert splits.train.labels.tolist() == [0, 1, 0, 1]  # ids from 1 there
+    check_everywhere(splits.train, [0, 4, 8, 12], loader=packed)
+    assert splits.test.split == "validation"
+    assert splits.train.describe(1) == "tf:train-00000-of-00002/n_4.JPEG"
+
+
+def test_tfrecord_with_synsets_and_plain_fields(tmp_path: Path) -> None:
+    path = tmp_path / "train.tfrecord"
+    path.write_bytes(
+        b"".join(imagenet(v, 7, f"n0{9 - v}") for v in (2, 4, 6) for _ in range(2))
+    )
+    splits = open_dataset(path)
+    assert splits.train.classes == ("n03", "n05", "n07")
+    plain = framed(example({"image": feature(image(8)), "label": feature(0)}))
+    (tmp_path / "p.tfrecords").write_bytes(plain * 2)
+    assert open_dataset(tmp_path / "p.tfrecords").train.classes == ("0",)
+
+
+def test_damaged_tfrecords(tmp_path: Path) -> None:
+    path = tmp_path / "train.tfrecord"
+    whole = imagenet(2, 1) + imagenet(4, 1) + imagenet(6, 1)
+    one = len(imagenet(2, 1))
+    path.write_bytes(whole[:-5])
+    with pytest.raises(DataError, match="cut short in record 2"):
+        open_dataset(path)
+    path.write_bytes(b"\x1f\x8b" + whole)
+    with pytest.raises(DataError, match="record 0 does not match its checksum"):
+        open_dataset(path)
+    path.write_bytes(framed(example({"image/class/label": feature(1)})))
+    with pytest.raises(DataError, match="no image among its features: image/class"):
+        open_dataset(path)
+    path.write_bytes(framed(example({"image/encoded": feature(b"x")})))
+    with pytest.raises(DataError, match=r"record 0 .*no label"):
+        open_dataset(path)
+    path.write_bytes(framed(b"\x0a\xff"))
+    with pytest.raises(DataError, match=r"record 0 is no tf.Example"):
+        open_dataset(path)
+    altered = bytearray(whole)
+    altered[one + one // 2] ^= 1
+    path.write_bytes(altered)
+    assert damaged_records(path) == [1]  # on demand
+
+
+# ---- RecordIO ----
+
+MAGIC = struct.pack("<I", 0xCED7230A)
+
+
+def recordio(value: int, label: int, flag: int = 0, extra: bytes = b"") -> bytes:
+    payload = struct.pack("<IfQQ", flag, label if not flag else 0.0, value, 0)
+    payload += struct.pack("<f", label) * flag + image(value) + extra
+    parts = payload.split(MAGIC)
+    kinds = [0] if len(parts) == 1 else [1, *[2] * (len(parts) - 2), 3]
+    return b"".join(
+        MAGIC + struct.pack("<I", kind << 29 | len(p)) + p + bytes(-len(p) % 4)
+        for kind, p in zip(kinds, parts, strict=True)
+    )
+
+
+def write_rec(path: Path, records: list[bytes], index: bool) -> Path:
+    path.write_bytes(b"".join(records))
+    if index:
+        starts = np.cumsum([0, *map(len, records)])[:-1]
+        lines = [f"{key}\t{start}" for key, start in enumerate(starts)]
+        path.with_suffix(".idx").write_text("\n".join(lines[::-1]) + "\n")
+    return path
+
+
+@pytest.mark.parametrize("index", [True, False])
+def test_recordio(index: bool, tmp_path: Path) -> None:
+    root = tmp_path / "rec"
+    root.mkdir()
+    # Image data that contain the magic number, once and twice, are stored in parts.
+    records = [
+        recordio(3, 1),
+        recordio(4, 0, flag=1),
+        recordio(5, 1, extra=b"1" + MAGIC + b"22"),
+        recordio(6, 0, extra=MAGIC + MAGIC),
+    ]
+    assert len({len(r) % 4 for r in records}) == 1
+    write_rec(root / "train.rec", records, index)
+    write_rec(root / "val.rec", [recordio(8, 0), recordio(9, 1)], index)
+    splits = open_dataset(root)
+    assert splits.train.labels.tolist() == [1, 0, 1, 0]
+    check_everywhere(splits.train, [3, 4, 5, 6], loader=index)
+    assert splits.train.read(2) == image(5) + b"1" + MAGIC + b"22"
+    assert splits.train.read(3) == image(6) + MAGIC + MAGIC
+    assert reds(splits.test) == [8, 9]
+
+
+def test_damaged_recordio(tmp_path: Path) -> None:
+    whole = [recordio(v, v % 2) for v in range(4)]
+    path = write_rec(tmp_path / "a.rec", whole, index=False)
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(DataError, match="the file ends"):
+        open_dataset(path)
+    path.write_bytes(b"<html>" * 9)
+    with pytest.raises(DataError, match="magic number"):
+        open_dataset(path)
+    write_rec(path, whole, index=True)
+    write_rec(path, [recordio(40, 0, extra=b"longer"), *whole], index=False)
+    with pytest.raises(DataError, match=r"its .idx is of another file"):
+        open_dataset(path)
+    path.with_suffix(".idx").write_text("0 zero\n")
+    with pytest.raises(DataError, match="a key and an offset"):
+        open_dataset(path)
+    path.with_suffix(".idx").unlink()
+    write_rec(path, [recordio(1, 0), recordio(1, 0, flag=3)], index=False)
+    with pytest.raises(DataError, match="record 1 has 3 labels"):
+        open_dataset(path)
+
+
+# ---- Parquet and Arrow ----
+
+
+def table(values: list[int], names: list[str] | None = None, text: bool = False) -> Any:
+    rows = [{"bytes": image(v), "path": f"{v}.png"} for v in values]
+    labels = [("even", "odd")[v % 2] if text else v % 2 for v in values]
+    made = pa.table({"image": rows, "label": labels})
+    if names:
+        info = {
+            "info": {"features": {"label": {"names": names, "_type": "ClassLabel"}}}
+        }
+        made = made.replace_schema_metadata({"huggingface": json.dumps(info)})
+    return made
+
+
+def test_parquet(tmp_path: Path) -> None:
+    root = tmp_path / "hub"
+    (root / "data").mkdir(parents=True)
+    parquet.write_table(
+        table([3, 4, 6], ["even", "odd"]),
+        root / "data/train-00000-of-00002.parquet",
+        row_group_size=2,
+    )
+    parquet.write_table(table([9, 8]), root / "data/train-00001-of-00002.parquet")
+    parquet.write_table(table([1, 2]), root / "data/test-00000-of-00001.parquet")
+    splits = open_dataset(root)
+    assert splits.train.classes == ("even", "odd")
+    assert splits.train.labels.tolist() == [1, 0, 0, 1, 0]
+    check_everywhere(splits.train, [3, 4, 6, 9, 8])
+    assert splits.test.split == "test"
+    copies = sorted((tmp_path / "cache/parquet").iterdir())
+    times = [c.stat().st_mtime_ns for c in copies]
+    assert open_dataset(root).train.fingerprint == splits.train.fingerprint
+    assert [c.stat().st_mtime_ns for c in copies] == times  # copied once
+    assert len(copies) == 3
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_arrow(stream: bool, tmp_path: Path) -> None:
+    for split, values in (("train", [5, 4]), ("validation", [2, 3])):
+        folder = tmp_path / "saved" / split
+        folder.mkdir(parents=True)
+        made = table(values, text=True)
+        open_writer = pa.ipc.new_stream if stream else pa.ipc.new_file
+        path = folder / "data-00000-of-00001.arrow"
+        with open_writer(str(path), made.schema) as writer:
+            writer.write_table(made)
+    splits = open_dataset(tmp_path / "saved")
+    assert splits.train.classes == ("even", "odd")
+    check_everywhere(splits.train, [5, 4], loader=stream)
+    assert reds(splits.test) == [2, 3]
+
+
+def test_parquet_that_does_not_fit(tmp_path: Path) -> None:
+    path = tmp_path / "train.parquet"
+    parquet.write_table(pa.table({"picture": [image(1)], "label": [0]}), path)
+    with pytest.raises(DataError, match="columns picture, label and none of image"):
+        open_dataset(path)
+    with pytest.raises(ConfigError, match="perhaps you meant: picture"):
+        open_dataset(path, image_column="pictures")
+    path.write_bytes(b"PAR1")
+    with pytest.raises(DataError, match=r"cannot read .*train.parquet"):
+        open_dataset(path)
+
+
+def test_hugging_face_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import builtins
+
+    real = builtins.__import__
+
+    def without(name: str, *rest: Any) -> Any:
+        if name == "datasets":
+            raise ImportError(name)
+        return real(name, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(builtins, "__import__", without)
+        with pytest.raises(ConfigError, match=r"pip install 'fastadv\[hub\]'"):
+            open_dataset("hf:nobody/nothing")
+
+
+def test_hugging_face_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
+    root = tmp_path / "local"
+    (root / "data").mkdir(parents=True)
+    features = datasets.Features(
+        image=datasets.Image(), label=datasets.ClassLabel(names=["even", "odd"])
+    )
+    for split, values in (("train", [3, 4, 6, 7]), ("test", [1, 2])):
+        rows = {
+            "image": [{"bytes": image(v), "path": None} for v in values],
+            "label": [v % 2 for v in values],
+        }
+        made = datasets.Dataset.from_dict(rows, features=features)
+        made.to_parquet(root / f"data/{split}-00000-of-00001.parquet")
+    ours, theirs = open_dataset(root), open_dataset(f"hf:{root}")
+    for a, b in ((ours.train, theirs.train), (ours.test, theirs.test)):
+        assert a.classes == b.classes == ("even", "odd")
+        assert reds(a) == reds(b)
+        assert a.labels.tolist() == b.labels.tolist()
+    check_everywhere(theirs.train, [3, 4, 6, 7])
+    with pytest.raises(DataError, match="open it with download=True"):
+        open_dataset("hf:nobody/nothing-at-all")
+
+
+# ---- .npz ----
+
+
+def test_npz(tmp_path: Path) -> None:
+    x = np.arange(12, dtype=np.uint8)[:, None, None] + np.zeros((12, 8, 8), np.uint8)
+    y = np.arange(12) % 3
+    np.savez(
+        tmp_path / "a.npz", x_train=x[:9], y_train=y[:9], x_test=x[9:], y_test=y[9:]
+    )
+    splits = open_dataset(tmp_path / "a.npz")
+    assert (reds(splits.train), reds(splits.test)) == (list(range(9)), [9, 10, 11])
+    np.savez(tmp_path / "b.npz", x=x, labels=y)
+    with pytest.raises(DataError, match=r"arrays \['labels', 'x'\]; expected x_train"):
+        open_dataset(tmp_path / "b.npz")
+    np.savez(tmp_path / "c.npz", x=x / 255, y=y)
+    with pytest.raises(DataError, match="float64; expected uint8"):
+        open_dataset(tmp_path / "c.npz")
+    np.savez(tmp_path / "d.npz", x=np.array([{}]), y=y)
+    with pytest.raises(DataError, match="cannot read"):  # a pickle is not opened
+        open_dataset(tmp_path / "d.npz")

@@ -1,0 +1,354 @@
+"""Every method against its formula written out in plain PyTorch, and that it learns."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from small_runs import tiny
+from torch import Tensor
+
+from fastadv.cli import common
+from fastadv.cli.train import TrainCommand
+from fastadv.errors import ConfigError
+from fastadv.kernels import ball_init
+from fastadv.models import NormalizedModel, create_model
+from fastadv.training import TrainConfig, train
+from fastadv.training.distributed import World
+from fastadv.training.learner import Learner
+from fastadv.training.methodnames import METHODS
+from fastadv.training.methods import CLASSES, Part
+from fastadv.training.overfit import OverfitWatch
+from fastadv.training.stages import radius_at, side_at
+
+EPS, N, K, SEED = 8 / 255, 6, 6, 5
+Loss = Callable[[Tensor], Tensor]
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+
+
+def _batch(side: int = 16) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (N, 3, side, side), generator=generator)
+    return images.to(torch.uint8), torch.arange(N) % K
+
+
+def _model() -> NormalizedModel:
+    model = create_model("resnet8_cifar", K, seed=1)
+    with torch.no_grad():  # a head that is sure of something
+        model.head.weight *= 4
+    return model.to(memory_format=torch.channels_last).train()
+
+
+def _learner(model: NormalizedModel, **choices: Any) -> Learner:
+    given = {"arch": "resnet8_cifar", "norm": "linf", "eps": EPS, "device": "cpu"}
+    return Learner(TrainConfig(**(given | choices)), model, 16, World())
+
+
+# ---- the formulas, in float images and without a view ----
+
+
+def _ascend(
+    model: NormalizedModel, x: Tensor, start: Tensor, loss: Loss, k: int, step: float
+) -> Tensor:
+    """Linf ascent by the book, on a copy in evaluation mode."""
+    frozen = copy.deepcopy(model).eval()
+    adv = start
+    for _ in range(k):
+        adv = adv.detach().requires_grad_()
+        (grad,) = torch.autograd.grad(loss(frozen(adv)), adv)
+        moved = adv.detach() + step * grad.sign()
+        adv = torch.min(torch.max(moved, x - EPS), x + EPS).clamp(0, 1)
+    return adv.detach()
+
+
+def _near(images: Tensor, eps: float = 0.001 * 3**0.5) -> Tensor:
+    return ball_init(images, norm="linf", eps=eps, seed=SEED)
+
+
+def _kl(clean: Tensor, adv: Tensor) -> Tensor:
+    p = clean.softmax(1)
+    return (p * (clean.log_softmax(1) - adv.log_softmax(1))).sum(1)
+
+
+def _pgd_at(model: NormalizedModel, images: Tensor, y: Tensor) -> Tensor:
+    x = images / 255
+    adv = _ascend(model, x, x, lambda out: F.cross_entropy(out, y), 3, 2 / 3 * EPS)
+    return F.cross_entropy(model(adv), y)
+
+
+def _standard(model: NormalizedModel, images: Tensor, y: Tensor) -> Tensor:
+    return F.cross_entropy(model(images / 255), y)
+
+
+def _rs_fgsm(model: NormalizedModel, images: Tensor, y: Tensor) -> Tensor:
+    start = _near(images, EPS)
+    adv = _ascend(
+        model, images / 255, start, lambda out: F.cross_entropy(out, y), 1, 1.25 * EPS
+    )
+    return F.cross_entropy(model(adv), y)
+
+
+def _n_fgsm(model: NormalizedModel, images: Tensor, y: Tensor) -> Tensor:
+    start = _near(images, 2 * EPS).requires_grad_()
+    frozen = copy.deepcopy(model).eval()
+    (grad,) = torch.autograd.grad(F.cross_entropy(frozen(start), y), start)
+    adv = (start + EPS * grad.sign()).clamp(0, 1).detach()  # not projected
+    assert (adv - images / 255).abs().max() > 2 * EPS
+    return F.cross_entropy(model(adv), y)
+
+
+def _trades(model: NormalizedModel, images: Tensor, y: Tensor) -> Tensor:
+    x = images / 255
+    with torch.no_grad():
+        clean = copy.deepcopy(model).eval()(x)
+    adv = _ascend(
+        model, x, _near(images), lambda out: _kl(clean, out).sum(), 10, EPS / 4
+    )
+    out, out_adv = model(x), model(adv)
+    return F.cross_entropy(out, y) + 6 * _kl(out, out_adv).mean()
+
+
+def _mart(model: NormalizedModel, images: Tensor, y: Tensor) -> Tensor:
+    x = images / 255
+    adv = _ascend(
+        model, x, _near(images), lambda out: F.cross_entropy(out, y), 10, EPS / 4
+    )
+    out, out_adv = model(x), model(adv)
+    p, p_adv = out.softmax(1), out_adv.softmax(1)
+    total = torch.zeros(())
+    for i, true in enumerate(y.tolist()):
+        others = [p_adv[i, k] for k in range(K) if k != true]
+        bce = -p_adv[i, true].log() - (1.0001 - torch.stack(others).max()).log()
+        total = total + bce + 5 * _kl(out, out_adv)[i] * (1 - p[i, true])
+    return total / N
+
+
+def _gradalign(model: NormalizedModel, images: Tensor, y: Tensor) -> Tensor:
+    x = images / 255
+    adv = _ascend(model, x, x, lambda out: F.cross_entropy(out, y), 1, EPS)
+    loss = F.cross_entropy(model(adv), y)
+    eta = ball_init(images, norm="linf", eps=EPS, seed=SEED + 1)
+    grads = []
+    for each, graph in ((x, False), (eta, True)):
+        each = each.clone().requires_grad_()
+        summed = F.cross_entropy(model(each), y, reduction="sum")
+        grads.append(torch.autograd.grad(summed, each, create_graph=graph)[0])
+    cosine = F.cosine_similarity(grads[0].flatten(1), grads[1].flatten(1))
+    return loss + 0.2 * (1 - cosine.mean())
+
+
+def _discrepancy(model: NormalizedModel, images: Tensor, y: Tensor) -> Tensor:
+    x, frozen = images / 255, copy.deepcopy(model).eval()
+    with torch.no_grad():
+        clean = frozen.features(x)
+    adv = _near(images)
+    for _ in range(10):
+        adv = adv.detach().requires_grad_()
+        distance = (frozen.features(adv) - clean).square().mean()
+        (grad,) = torch.autograd.grad(distance, adv)
+        moved = adv.detach() + EPS / 8 * grad.sign()
+        adv = torch.min(torch.max(moved, x - EPS), x + EPS).clamp(0, 1)
+    h, h_adv = model.features(x), model.features(adv.detach())
+    return F.cross_entropy(model.head(h), y) + 500 / N * (h_adv - h).square().mean()
+
+
+FORMULAS = {
+    "pgd_at": _pgd_at,
+    "standard": _standard,
+    "rs_fgsm": _rs_fgsm,
+    "n_fgsm": _n_fgsm,
+    "trades": _trades,
+    "mart": _mart,
+    "gradalign": _gradalign,
+    "discrepancy": _discrepancy,
+}
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_the_loss_and_its_gradient_are_those_of_the_paper(name: Any) -> None:
+    images, labels = _batch()
+    model, plain = _model(), _model()
+    choices: dict[str, Any] = {} if name != "standard" else {"eps": None}
+    learner = _learner(model, method=name, **choices)
+    ((loss, logits),) = learner.method.losses(
+        Part(images, labels, labels, seed=SEED, batch=N)
+    )
+    expected = FORMULAS[name](plain, images, labels)
+    assert logits.shape == (N, K)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-3)
+    if name not in ("standard", "pgd_at"):  # it is not one of the others by mistake
+        assert loss.item() != pytest.approx(_pgd_at(_model(), images, labels).item())
+    loss.backward()
+    expected.backward()
+    for mine, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+        assert mine.grad is not None
+        assert theirs.grad is not None
+        error = (mine.grad - theirs.grad).norm() / theirs.grad.norm().clamp_min(1e-6)
+        # A pixel whose gradient is 1e-9 may step the other way: 3e-4 were seen.
+        assert error < 5e-3
+
+
+def test_the_table_of_methods_is_complete() -> None:
+    assert set(METHODS) == set(CLASSES) == {*FORMULAS, "free"}
+
+
+def test_free_updates_weights_and_perturbation_by_one_gradient() -> None:
+    """Algorithm 1 of the paper on two batches, written out."""
+    model, plain = _model(), _model()
+    learner = _learner(model, method="free", replays=3)
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.05)
+    mine = torch.optim.SGD(model.parameters(), lr=0.05)
+    delta = torch.zeros(N, 3, 16, 16)
+    images, labels = _batch()
+    for batch in (images, images.flip(0)):
+        x = batch / 255
+        passes = learner.method.losses(Part(batch, labels, labels, seed=0))
+        replays = 0
+        for loss, _ in passes:
+            adv = (x + delta).clamp(0, 1).requires_grad_()
+            expected = F.cross_entropy(plain(adv), labels)
+            assert loss.item() == pytest.approx(expected.item(), rel=2e-3)
+            for opt, value in ((optimizer, expected), (mine, loss)):
+                opt.zero_grad()
+                value.backward()
+                opt.step()
+            assert adv.grad is not None
+            moved = (adv.detach() + EPS * adv.grad.sign()).clamp(0, 1)
+            delta = torch.min(torch.max(moved, x - EPS), x + EPS).clamp(0, 1) - x
+            replays += 1
+        assert replays == 3
+    carried = learner.method.state_dict()["deltas"][0]
+    assert (carried - delta).abs().max() <= 2 * EPS + 1e-6
+    assert ((carried - delta).abs() < 1e-5).float().mean() > 0.99
+    again = _learner(_model(), method="free").method
+    again.load_state_dict(learner.method.state_dict())
+    assert torch.equal(again.state_dict()["deltas"][0], carried)
+
+
+@pytest.mark.parametrize("name", sorted(set(METHODS) - {"standard"}))
+def test_it_learns(name: Any, tmp_path: Path) -> None:
+    """Two epochs of 390 digits; chance is 10 %."""
+    run = tmp_path / "run"
+    steps = None if METHODS[name].one_step else 2
+    choices = {"num_train": 400, "lr": 0.05, "val_size": 10, "num_steps": steps}
+    summary = train(tiny(run, method=name, **choices))
+    assert summary.clean_acc > 0.25
+    assert summary.robust_acc is not None
+
+
+def test_it_begins_with_the_weights_given(tmp_path: Path) -> None:
+    """Adversarial fine-tuning: 20 updates from a clean network, not from scratch."""
+    clean, tuned = tmp_path / "clean", tmp_path / "tuned"
+    train(tiny(clean, eps=0, num_train=600, epochs=3))
+    summary = train(tiny(tuned, init_from=str(clean), epochs=1, lr=1e-4))
+    scratch = train(tiny(tmp_path / "scratch", epochs=1, lr=1e-4))
+    assert summary.clean_acc > scratch.clean_acc + 0.2
+
+
+# ---- what a method does not use is refused ----
+
+
+@pytest.mark.parametrize(
+    ("choices", "complaint"),
+    [
+        ({"beta": 3.0}, "--beta 3 means nothing to --method pgd_at; it is for trades"),
+        ({"method": "trades", "replays": 4}, "--replays 4 means nothing"),
+        ({"method": "rs_fgsm", "noise": 2.0}, "it is for n_fgsm"),
+        ({"method": "n_fgsm", "num_steps": 3}, "attacks in one step"),
+        ({"method": "free", "random_start": True}, "has a start of its own"),
+        ({"method": "mart", "mixup": 0.2}, "needs one true class per image"),
+        ({"method": "trades", "eps": 0.0}, "needs an --eps above 0"),
+        ({"method": "standard", "eps": 1.0}, "leave --eps out"),
+        ({"method": "trades", "beta": -1.0}, "--beta -1 cannot work"),
+        ({"method": "gradalign", "precision": "fp16"}, "use bf16 or fp32"),
+        ({"ema": 1.0}, "in (0, 1)"),
+        ({"label_smoothing": 1.0}, "in [0, 1)"),
+        ({"accumulate": 0}, "at least 1"),
+        ({"clip_grad": 0.0}, "above 0"),
+    ],
+)
+def test_what_is_not_used_is_refused(choices: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        TrainConfig(**choices)
+    assert complaint in str(caught.value)
+
+
+def test_defaults_are_those_of_the_method() -> None:
+    trades = TrainConfig(method="trades")
+    assert (trades.num_steps, trades.beta) == (10, 6.0)
+    free = TrainConfig(method="free")
+    assert (free.num_steps, free.replays) == (1, 4)
+    assert TrainConfig(method="standard").eps == 0
+    assert (TrainConfig().num_steps, TrainConfig().lr) == (3, 0.1)
+    assert TrainConfig(optimizer="adamw").lr == 0.001
+    # A file of one method does not become another's by a flag without notice.
+    with pytest.raises(ConfigError, match="means nothing"):
+        TrainConfig.from_dict(trades.to_dict() | {"method": "pgd_at"}, "here")
+
+
+# ---- schedules over epochs ----
+
+
+def test_resolution_grows_in_four_stages() -> None:
+    config = TrainConfig(epochs=16, progressive=128, resolution=224)
+    sides = [side_at(config, 224, epoch) for epoch in range(17)]
+    assert sides == [128] * 4 + [160] * 4 + [192] * 4 + [224] * 5
+    small = TrainConfig(epochs=4, progressive=16, resolution=32)
+    assert [side_at(small, 32, epoch) for epoch in range(4)] == [16, 20, 28, 32]
+    assert side_at(TrainConfig(), 64, 0) == 64
+
+
+def test_the_radius_warms_up_and_follows_the_side() -> None:
+    config = TrainConfig(norm="linf", eps_warmup=3)
+    radii = [radius_at(config, 32, 32, epoch) for epoch in range(5)]
+    assert radii == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert radius_at(TrainConfig(norm="linf"), 16, 32, 0) == 1.0
+    assert radius_at(TrainConfig(norm="l2"), 16, 32, 0) == 0.5
+    learner = _learner(_model(), eps_warmup=3)
+    images, labels = _batch()
+    for scale in (0.25, 1.0):
+        learner.begin_epoch(scale)
+        assert learner.view is not None
+        assert learner.method.attack is not None
+        x_adv, _ = learner.method.attack.perturb(learner.view, images, labels)
+        far = (x_adv - images / 255).abs().max().item()
+        assert far == pytest.approx(scale * EPS, rel=1e-3)
+
+
+def test_the_watch_keeps_a_copy() -> None:
+    images, labels = _batch()
+    learner = _learner(_model(), method="rs_fgsm")
+    watch = OverfitWatch(images, labels, learner.config.threat, every=10, seed=0)
+    weights = learner.model.state_dict()
+    watch.remember(weights)
+    assert watch.weights is not None
+    name = next(iter(weights))
+    before = watch.weights[name].clone()
+    with torch.no_grad():
+        weights[name] += 1
+    assert torch.equal(watch.weights[name], before)
+    assert [step for step in range(1, 41) if watch.due(step)] == [10, 20, 30, 40]
+
+
+# ---- recipes ----
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_is_a_config_and_says_what_is_known(path: Path) -> None:
+    config = common.parse(TrainCommand, ["--config", str(path)], "fastadv-train")
+    assert config.method in METHODS
+    about = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    for word in ("Command:", "Hardware:", "Time:", "Numbers:"):
+        assert any(line.startswith(f"# {word}") for line in about), word
+    assert f"--config recipes/{path.name}" in "".join(about)
+
+
+def test_every_method_has_a_recipe() -> None:
+    text = [path.read_text() for path in RECIPES]
+    named = {name for name in METHODS if any(f"method: {name}\n" in t for t in text)}
+    assert named == set(METHODS)

@@ -1,0 +1,279 @@
+"""Several ranks: the same run as one process, and failing together."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pair import LONG, SHORT
+from small_runs import environment, events, flags, last_step, script, tiny, weights
+
+from fastadv.cli import train as command
+from fastadv.errors import ConfigError
+from fastadv.models import load_model
+from fastadv.training import Trainer, train
+from fastadv.training.distributed import World, joined, read_environment
+from fastadv.training.launch import _free_port, launch
+
+TOGETHER = 60.0  # seconds within which all ranks have stopped
+
+
+# ---- one pair of ranks for everything that goes well ----
+
+
+class Pair:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        shared = environment() | {
+            "WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(_free_port()),
+        }
+        program = [
+            sys.executable,
+            str(Path(__file__).with_name("pair.py")),
+            str(folder),
+        ]
+        began = time.monotonic()
+        ranks = [
+            subprocess.Popen(
+                program,
+                env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank in range(2)
+        ]
+        try:
+            self.stderr = [rank.communicate(timeout=200)[1] for rank in ranks]
+        finally:
+            for rank in ranks:
+                rank.kill()
+        self.seconds = time.monotonic() - began
+        self.codes = [rank.returncode for rank in ranks]
+        try:
+            self.found: list[dict[str, Any]] = [
+                json.loads((folder / f"rank-{rank}.json").read_text())
+                for rank in (0, 1)
+            ]
+        except FileNotFoundError:
+            pytest.fail("\n".join(self.stderr))
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    return Pair(tmp_path_factory.mktemp("pair"))
+
+
+@pytest.mark.parametrize("name", ["synced", "sharded"])
+def test_two_ranks_equal_one(name: str, pair: Pair, tmp_path: Path) -> None:
+    """The same batches, random starts and updates; sums in another order."""
+    torch.set_num_threads(1)
+    train(tiny(tmp_path / "one", **SHORT))
+    one = load_model(tmp_path / "one" / "checkpoints" / "last" / "model.safetensors")
+    path = pair.folder / name / "checkpoints" / "last" / "model.safetensors"
+    two = load_model(path).state_dict()
+    for key, value in one.state_dict().items():
+        # float32 sums of 16 images times 256 pixels: 1e-6 of the values was seen.
+        torch.testing.assert_close(two[key], value, rtol=2e-5, atol=2e-5, msg=key)
+
+
+def test_ranks_end_with_the_same_bits(pair: Pair) -> None:
+    for name in ("plain", "synced", "sharded"):
+        assert pair.found[0][name] == pair.found[1][name]
+    assert pair.found[0]["plain"] != pair.found[0]["synced"]
+
+
+def test_an_attack_step_sends_nothing(pair: Pair) -> None:
+    for rank in pair.found:
+        for steps in rank["collectives"].values():
+            assert len(steps) == 4
+            # The first two steps also settle what the buckets are.
+            for sent, buckets, *_ in steps[2:]:
+                assert sent == buckets >= 1
+            (_, sent, first, control), (_, _, second, after) = steps[2:]
+            assert second - first == sent + 1  # and the statistics of BatchNorm
+            assert after - control == 1
+        one, four = rank["collectives"].values()
+        assert [s[:2] for s in one] == [s[:2] for s in four]
+
+
+def test_every_image_counts_once(pair: Pair) -> None:
+    for rank in pair.found:
+        assert rank["together"] == rank["alone"]
+        assert sum(rank["together"][1]) == sum(rank["together"][3]) == 13
+
+
+def test_a_signal_to_one_rank_stops_all_and_nothing_is_lost(pair: Pair) -> None:
+    for rank in pair.found:
+        assert rank["preempted"].startswith("SIGTERM: saved step 3; continue with")
+    stopped, whole = pair.folder / "stopped", pair.folder / "whole"
+    assert weights(stopped) == weights(whole)
+    assert weights(stopped, "best") == weights(whole, "best")
+    logged = [event["event"] for event in events(stopped)]
+    assert logged.count("preempted") == logged.count("resume") == 1  # by rank 0 alone
+    assert next(e for e in events(whole) if e["event"] == "test")["robust_n"] == 20
+
+
+def test_a_run_goes_on_with_fewer_ranks(pair: Pair) -> None:
+    """After two batches of two ranks, one process takes the images that are left."""
+    run = pair.folder / "fewer"
+    assert last_step(run) == 2
+    again = Trainer(tiny(run, **LONG, resume=True))
+    assert again.loader.state_dict()["position"] == 32
+    taken = [int(i) for batch in again.loader for i in batch.indices]
+    fresh = Trainer(tiny(run.with_name("fresh"), **LONG))
+    batches = [batch.indices.tolist() for batch in fresh.loader]
+    assert taken == [i for batch in batches[2:] for i in batch]
+    again.loader.load_state_dict(
+        fresh.loader.state_dict() | {"epoch": 0, "position": 32}
+    )
+    again.fit()
+    assert last_step(run) == again.total_steps
+
+
+def test_not_a_number_on_one_rank_stops_all(pair: Pair) -> None:
+    first, second = pair.found
+    assert first["nan"] == second["nan"]
+    assert first["nan"].startswith("the loss of step 1 is nan; ")
+    logged = [e for e in events(pair.folder / "nan") if e["event"] == "diverged"]
+    assert len(logged) == 1
+
+
+def test_an_exception_on_one_rank_ends_all_with_its_reason(pair: Pair) -> None:
+    assert pair.codes == [1, 1]
+    assert "PeerFailed: rank 1 failed: Planted: a wire was cut" in pair.stderr[0]
+    assert "Planted: a wire was cut" in pair.stderr[1]
+    assert pair.seconds < TOGETHER + 60
+
+
+# ---- the commands ----
+
+
+def _children(pid: int) -> list[int]:
+    return [
+        int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    ]
+
+
+def test_a_killed_rank_ends_all(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    words = flags(run, nproc=2, save_minutes=0, epochs=500)
+    process = subprocess.Popen(
+        [script("fastadv-train"), *words],
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        deadline = time.monotonic() + 90
+        while last_step(run) < 3:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        first, second = _children(process.pid)
+        os.kill(second, signal.SIGKILL)
+        began = time.monotonic()
+        _, stderr = process.communicate(timeout=TOGETHER)
+    finally:
+        process.kill()
+    assert time.monotonic() - began < TOGETHER
+    assert process.returncode == 1
+    assert "rank 1 was ended by SIGKILL" in stderr
+    assert "rank 1 failed: it died without a word (killed, or out of memory?)" in stderr
+    assert "Traceback" not in stderr
+    assert not Path(f"/proc/{first}").exists()
+    # Nothing is lost: one process goes on from the last step that was saved.
+    assert Trainer(tiny(run, epochs=500, save_minutes=0, resume=True)).step >= 3
+
+
+def test_torchrun_starts_it(tmp_path: Path) -> None:
+    words = "-m torch.distributed.run --standalone --nproc-per-node 2"
+    words += " -m fastadv.cli.train"
+    done = subprocess.run(
+        [sys.executable, *words.split(), *flags(tmp_path / "run", **SHORT)],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"run: {tmp_path / 'run'}\n"  # rank 0 alone speaks
+    assert done.stderr.count("cpu, 2 ranks") == 1
+    assert last_step(tmp_path / "run") == 2
+
+
+# ---- what cannot work ----
+
+
+@pytest.mark.parametrize(
+    ("set_to", "complaint"),
+    [
+        (
+            {"WORLD_SIZE": "2"},
+            "WORLD_SIZE=2 set, but RANK, MASTER_ADDR, MASTER_PORT not",
+        ),
+        ({"RANK": "0"}, "RANK=0 set, but WORLD_SIZE"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE='two' is not a number"),
+        (
+            {"RANK": "2", "WORLD_SIZE": "2", "MASTER_ADDR": "x", "MASTER_PORT": "1"},
+            "RANK=2 of WORLD_SIZE=2",
+        ),
+    ],
+)
+def test_a_wrong_world_is_refused(
+    set_to: dict[str, str],
+    complaint: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name, value in set_to.items():
+        monkeypatch.setenv(name, value)
+    assert command.main(flags(tmp_path / "run")) == 2
+    assert complaint in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ConfigError), joined("cpu"):
+        pass
+
+
+def test_a_world_of_one_is_no_world(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert read_environment({}) == World()
+    assert read_environment({"WORLD_SIZE": "1"}) == World()
+    given = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
+    assert read_environment(given) == World()
+
+
+def test_batches_that_ranks_cannot_share(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"16 images .* by 3 ranks; .* use 15 or 18"):
+        Trainer(tiny(tmp_path / "run"), world=World(rank=0, size=3))
+    assert World(rank=1, size=4).per_rank(16) == 4
+
+
+def test_more_ranks_than_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    crowded = World(rank=1, size=4, local_rank=1, local_size=4)
+    with pytest.raises(ConfigError, match=r"4 ranks .* has 2 CUDA device\(s\)"):
+        crowded.device("auto")
+    with pytest.raises(ConfigError, match="--device cuda:1 is one device"):
+        crowded.device("cuda:1")
+    assert crowded.device("cpu") == torch.device("cpu")
+    fitting = World(rank=3, size=4, local_rank=1, local_size=2)
+    assert fitting.device("cuda") == torch.device("cuda", 1)
+
+
+def test_a_number_of_processes_that_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="--nproc 0 cannot work"):
+        launch(0, [])
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(ConfigError, match="torchrun and Slurm start the ranks"):
+        launch(2, [])
