@@ -159,6 +159,9 @@ def _transfer(
     from fastadv.transfer.config import TransferConfig
     from fastadv.transfer.protocol import transfer
 
+    tuning: dict[str, Any] = {}
+    if mode == "full_network":
+        tuning = {"epochs": command.transfer_epochs, "lrs": LRS}
     return transfer(
         TransferConfig(
             source=str(run),
@@ -167,9 +170,8 @@ def _transfer(
             mode=mode,
             num_train=command.num_transfer,
             seeds=command.seeds,
-            epochs=command.transfer_epochs,
-            lrs=LRS,
             results=str(results),
+            **tuning,
         )
     )
 

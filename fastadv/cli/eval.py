@@ -37,11 +37,14 @@ class EvalCommand:
     """
 
     checkpoint: Annotated[str, arg(aliases=["--source", "--model-path"])]
-    """A run directory of fastadv-train, or a checkpoint file."""
+    """A run directory, a checkpoint file, torchvision:NAME, timm:NAME, hf:ORG/NAME or
+    package:NAME; `fastadv-models show SOURCE` says what it is."""
     data: Annotated[str, arg(aliases=["--dataset"])]
     """A data set name, an ImageFolder or a .zip of one; its evaluation split is used."""
     arch: str | None = None
     """Architecture, where the checkpoint does not say."""
+    download: bool = False
+    """Fetch a named checkpoint that is not on this machine."""
     resolution: int | None = None
     """Side of the images in pixels; default that of the checkpoint's training."""
     norm: Annotated[NormName | None, arg(aliases=["--constraint"])] = None
@@ -131,7 +134,9 @@ def evaluate_checkpoint(command: EvalCommand) -> dict[str, Any]:
     from fastadv.kernels import use_backend
     from fastadv.transfer.source import open_source
 
-    source = open_source(command.checkpoint, arch=command.arch)
+    source = open_source(
+        command.checkpoint, arch=command.arch, download=command.download
+    )
     device = resolve_device(command.device)
     resolution = command.resolution or source.resolution
     splits = open_dataset(command.data, resolution=resolution)

@@ -1,4 +1,7 @@
-"""fastadv-transfer: what a pretrained model is worth on another data set."""
+"""fastadv-transfer: what a pretrained model is worth on another data set.
+
+`fastadv-transfer sweep RECIPE` is in `sweep`.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from typing import Annotated, Any
 
 from tyro.conf import arg
 
-from fastadv.cli import common
+from fastadv.cli import common, sweep
 from fastadv.transfer.config import TransferConfig
 
 PROG = "fastadv-transfer"
@@ -35,7 +38,7 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
             row["source"],
             row["source_eps"],
             row["dataset"],
-            row["mode"],
+            _mode(row),
             row["num_train"],
             row["seed"],
             row["metric"],
@@ -43,10 +46,31 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
         ]
         for row in rows
     ]
+    if any(row["robust_value"] is not None for row in rows):
+        columns.append("robust accuracy")
+        for row, line in zip(rows, cells, strict=True):
+            bounds = row["robust_ci_low"], row["robust_ci_high"]
+            value = row["robust_value"]
+            line.append("-" if value is None else format_percent_ci(value, *bounds))
     print(text_table(columns, cells))
+    for note in sorted({str(row["notes"]) for row in rows if row["notes"]}):
+        print(f"note: {note}")
+
+
+def _mode(row: dict[str, Any]) -> str:
+    """Mode, blocks and protocol of a row: `last_k_blocks 3 (utrera2021)`."""
+    words = [row["mode"]]
+    if row["k_blocks"] is not None:
+        words.append(str(row["k_blocks"]))
+    if row["protocol"] != "fastadv":
+        words.append(f"({row['protocol']})")
+    return " ".join(words)
 
 
 def _body(argv: list[str]) -> None:
+    if argv[:1] == ["sweep"]:
+        sweep.body(argv[1:])
+        return
     command = common.parse(TransferCommand, argv, PROG)
     values = dataclasses.asdict(command)
     as_json = values.pop("json")

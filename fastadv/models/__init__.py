@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from fastadv.models.checkpoint import (
         load_model,
         read_metadata,
-        resolve_checkpoint,
         save_model,
         state_hash,
     )
     from fastadv.models.create import create_model
+    from fastadv.models.export import export_model, plain_module
     from fastadv.models.files import file_sha256
     from fastadv.models.names import (
         ARCHITECTURES,
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         list_models,
     )
     from fastadv.models.normalized import NormalizedModel
+    from fastadv.models.origins import Weights, find_weights, resolve_checkpoint
     from fastadv.models.registry import ArchSpec, get_spec
 
 _HOME = {
@@ -34,13 +35,17 @@ _HOME = {
     "IMAGENET_STD": "names",
     "ArchSpec": "registry",
     "NormalizedModel": "normalized",
+    "Weights": "origins",
     "create_model": "create",
+    "export_model": "export",
     "file_sha256": "files",
+    "find_weights": "origins",
     "get_spec": "registry",
     "list_models": "names",
     "load_model": "checkpoint",
+    "plain_module": "export",
     "read_metadata": "checkpoint",
-    "resolve_checkpoint": "checkpoint",
+    "resolve_checkpoint": "origins",
     "save_model": "checkpoint",
     "state_hash": "checkpoint",
 }
@@ -51,11 +56,15 @@ __all__ = [
     "IMAGENET_STD",
     "ArchSpec",
     "NormalizedModel",
+    "Weights",
     "create_model",
+    "export_model",
     "file_sha256",
+    "find_weights",
     "get_spec",
     "list_models",
     "load_model",
+    "plain_module",
     "read_metadata",
     "resolve_checkpoint",
     "save_model",

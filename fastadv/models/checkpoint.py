@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,11 @@ from torch import Tensor, nn
 
 from fastadv.errors import CheckpointError
 from fastadv.models.files import write_atomic
+from fastadv.models.inputs import CONVENTIONS, make_rgb
 from fastadv.models.matching import fill_network, fitting_archs
-from fastadv.models.names import ARCHITECTURES, IMAGENET_MEAN, IMAGENET_STD
+from fastadv.models.names import ARCHITECTURES, IMAGENET_MEAN, IMAGENET_STD, TIMM_PREFIX
 from fastadv.models.normalized import NormalizedModel
+from fastadv.models.origins import Weights, find_weights, resolve_checkpoint
 from fastadv.models.published import (
     BareWeights,
     arch_from_filename,
@@ -32,8 +36,9 @@ from fastadv.models.published import (
 )
 from fastadv.models.registry import get_spec
 
+log = logging.getLogger(__name__)
+
 FORMAT_VERSION = 1
-MODEL_FILE = "model.safetensors"
 
 # How torch's restricted unpickler words a refusal, as opposed to damage.
 _NEEDS_CODE = re.compile(
@@ -68,8 +73,8 @@ def save_model(
         "fastadv_format": str(FORMAT_VERSION),
         "arch": model.arch,
         "num_classes": str(model.num_classes),
-        "mean": json.dumps(_decimals(model.mean)),
-        "std": json.dumps(_decimals(model.std)),
+        "mean": json.dumps(decimals(model.mean)),
+        "std": json.dumps(decimals(model.std)),
         "user": json.dumps(dict(metadata or {})),
     }
     state = {
@@ -79,9 +84,9 @@ def save_model(
     write_atomic(path, safetensors.torch.save(state, header))
 
 
-def _decimals(values: Tensor) -> list[float]:
-    # The shortest decimals that give the same float32: 0.485, not 0.48500001430511475.
-    return [float(f"{value:.9g}") for value in values.float().tolist()]
+def decimals(values: Tensor) -> list[float]:
+    """The shortest decimals that give the same float32: 0.485, not 0.48500001430511475."""
+    return [float(str(value)) for value in values.float().cpu().numpy()]
 
 
 def state_hash(model: nn.Module) -> str:
@@ -102,39 +107,57 @@ def state_hash(model: nn.Module) -> str:
 
 
 def load_model(
-    path: str | os.PathLike[str],
+    source: str | os.PathLike[str],
     arch: str | None = None,
     num_classes: int | None = None,
     *,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    download: bool = False,
 ) -> NormalizedModel:
     """Load a model, in eval mode, on the CPU.
 
     Args:
-        path: A file of `save_model`; a run folder (its `checkpoints/best`, else
-            `last`); or a published checkpoint: a torchvision state dict, or the files
-            of Salman et al. and MadryLab's `robustness` with their wrappers.
+        source: A file of `save_model`; a run folder (its `checkpoints/best`, else
+            `last`); a published checkpoint: a torchvision state dict, or the files
+            of Salman et al. and MadryLab's `robustness` with their wrappers; or a name:
+            `torchvision:resnet18`, `timm:NAME`, `hf:org/name` (see `origins.py`, also
+            for options such as `,input=caffe` after it).
         arch: Architecture, where neither the file nor its name says
             (`{arch}_l2_eps3.ckpt`). If the file says otherwise it is refused.
         num_classes: What the head must have; None takes what the file has.
         mean: Per-channel mean in [0, 1] units, where the file does not say; the
             default is ImageNet's. If the file says otherwise it is refused.
         std: Per-channel standard deviation, likewise.
+        download: Fetch what a name stands for, where it is not on this machine.
 
     Raises:
         CheckpointError: Missing, damaged, not a checkpoint, needing code to be run,
             or of another architecture, class count or normalisation.
-        ConfigError: `arch` is unknown.
+        ConfigError: `arch` or the name is unknown.
 
     Example:
         >>> model = load_model("resnet18_l2_eps3.ckpt")  # doctest: +SKIP
         >>> model.arch, model.num_classes  # doctest: +SKIP
         ('resnet18', 1000)
     """
-    file = resolve_checkpoint(path)
+    weights = find_weights(os.fspath(source), download=download)
+    return read_model(
+        replace(weights, arch=arch or weights.arch), num_classes, mean=mean, std=std
+    )
+
+
+def read_model(
+    weights: Weights,
+    num_classes: int | None = None,
+    *,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> NormalizedModel:
+    """Load a model from a file that `find_weights` found; see `load_model`."""
+    file = weights.file
     header, bare = _read(file)
-    spec = get_spec(_decide_arch(file, header, arch, bare.state))
+    spec = get_spec(_decide_arch(file, header, weights.arch, bare.state))
     net = fill_network(spec, bare.state, file)
     head = net.get_submodule(spec.head_path(net))
     found = int(head.get_parameter("weight").shape[0])
@@ -143,6 +166,13 @@ def load_model(
             f"{file} classifies {found} classes, not {num_classes}; load it without "
             "num_classes and call model.replace_head to transfer it"
         )
+    stated = weights.convention
+    if stated is None and bare.mean is None:
+        _warn_of_other_input(file)
+    if stated is not None:
+        mean, std = mean or stated.mean, std or stated.std
+        if stated.bgr:
+            make_rgb(net)
     mean = _decide_statistic("mean", mean, bare.mean, IMAGENET_MEAN, file)
     std = _decide_statistic("std", std, bare.std, IMAGENET_STD, file)
     try:
@@ -162,37 +192,13 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         CheckpointError: Not a file of `save_model`, or damaged.
     """
-    file = resolve_checkpoint(path)
+    file = resolve_checkpoint(os.fspath(path))
     header = _read_header(file) if file.suffix == ".safetensors" else {}
     if not header:
         raise CheckpointError(
             f"{file} carries no fastadv metadata; only files of save_model do"
         )
     return header
-
-
-def resolve_checkpoint(path: str | os.PathLike[str]) -> Path:
-    """Return the weights file that `path`, a file or a run folder, stands for.
-
-    Raises:
-        CheckpointError: There is no such file, or the folder holds no checkpoint.
-    """
-    given = Path(path)
-    if given.is_file():
-        return given
-    if not given.exists():
-        raise CheckpointError(
-            f"there is no file or folder {given}; give a checkpoint file or the "
-            "folder of a training run"
-        )
-    choices = [given / "checkpoints" / which / MODEL_FILE for which in ("best", "last")]
-    for choice in (*choices, given / MODEL_FILE):
-        if choice.is_file():
-            return choice
-    raise CheckpointError(
-        f"the folder {given} holds no checkpoint; looked for "
-        + ", ".join(str(choice.relative_to(given)) for choice in choices)
-    )
 
 
 def _read(file: Path) -> tuple[dict[str, Any], BareWeights]:
@@ -258,6 +264,22 @@ def _read_header(file: Path) -> dict[str, Any]:
     return header
 
 
+def _warn_of_other_input(file: Path) -> None:
+    """Say so where somebody's header describes an input that we do not read."""
+    if file.suffix != ".safetensors":
+        return
+    with safetensors.safe_open(file, framework="pt") as handle:
+        wanted = (handle.metadata() or {}).get("input")
+    if wanted:
+        log.warning(
+            "%s says its input is %r; it gets RGB images with ImageNet's mean and std. If "
+            "that is not the same, add the convention after its name: ,input=%s",
+            file,
+            wanted,
+            "|".join(CONVENTIONS),
+        )
+
+
 def _load_pickle_safely(file: Path) -> object:
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
@@ -302,7 +324,7 @@ def _decide_arch(
     guess = arch_from_filename(file)
     if arch is not None:
         return arch
-    if guess in ARCHITECTURES:
+    if guess and (guess in ARCHITECTURES or guess.startswith(TIMM_PREFIX)):
         return guess
     fits = fitting_archs(state)
     hint = f"its weights fit {' and '.join(fits)}" if fits else "no known one fits"

@@ -8,12 +8,12 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from fastadv.errors import CheckpointError, ConfigError
-from fastadv.models import timm_models
+from fastadv.errors import ConfigError
 from fastadv.models.checkpoint import load_model
 from fastadv.models.names import IMAGENET_MEAN, IMAGENET_STD, TIMM_PREFIX
 from fastadv.models.normalized import NormalizedModel, check_num_classes, seeded_init
-from fastadv.models.registry import ArchSpec, get_spec
+from fastadv.models.origins import torchvision_files
+from fastadv.models.registry import get_spec
 
 
 def create_model(
@@ -32,7 +32,7 @@ def create_model(
         num_classes: Number of logits. Default: 1000, or that of the weights. Where
             the weights have another number, the head is replaced by a fresh one.
         weights: None for random weights; "torchvision" or "timm" for that library's
-            own (downloaded on first use); else a path for `load_model`.
+            own (downloaded on first use); else a path or name for `load_model`.
         mean: Per-channel mean in [0, 1] units. Default: that of the weights where
             they say so, else ImageNet's.
         std: Per-channel standard deviation, likewise.
@@ -61,7 +61,8 @@ def create_model(
         std = IMAGENET_STD if std is None else std
         return NormalizedModel(net, mean, std, arch, num_classes or 1000, spec=spec)
     if weights in ("torchvision", "timm"):
-        model = _from_library(spec, str(weights), mean, std)
+        source = _library_source(arch, str(weights))
+        model = load_model(source, mean=mean, std=std, download=True)
     else:
         model = load_model(weights, arch, mean=mean, std=std)
     if num_classes is not None and num_classes != model.num_classes:
@@ -69,33 +70,13 @@ def create_model(
     return model
 
 
-def _from_library(
-    spec: ArchSpec,
-    library: str,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-) -> NormalizedModel:
-    owner = "timm" if spec.name.startswith(TIMM_PREFIX) else "torchvision"
-    if spec.pretrained is None or library != owner:
+def _library_source(arch: str, library: str) -> str:
+    """The source name of a library's own weights for `arch`."""
+    name = arch.removeprefix(TIMM_PREFIX)
+    owner = "timm" if name != arch else "torchvision"
+    if library != owner or (owner == "torchvision" and not torchvision_files(arch)):
         raise ConfigError(
-            f"{library} has no weights for {spec.name!r}; give weights= a path, or "
-            "None for random weights"
+            f"{library} has no weights for {arch!r}; give weights= a path, or None for "
+            "random weights"
         )
-    try:
-        net = spec.pretrained()
-    except (OSError, RuntimeError) as error:
-        raise CheckpointError(
-            f"could not fetch the {library} weights of {spec.name!r}: {error}. Without "
-            "a network, download the file elsewhere and give weights= its path"
-        ) from error
-    stated = timm_models.statistics(net) if owner == "timm" else None
-    head = net.get_submodule(spec.head_path(net))
-    own_mean, own_std = stated or (IMAGENET_MEAN, IMAGENET_STD)
-    return NormalizedModel(
-        net,
-        own_mean if mean is None else mean,
-        own_std if std is None else std,
-        spec.name,
-        len(head.get_parameter("weight")),
-        spec=spec,
-    )
+    return f"{library}:{name}"

@@ -9,6 +9,9 @@ from pathlib import Path
 from fastadv.errors import CheckpointError
 from fastadv.files import replace_file
 
+MODEL_FILE = "model.safetensors"
+"""Weights in a folder: a run's checkpoint, or the layout of timm and Hugging Face."""
+
 
 def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
     """Write `data` so that `path` holds either all of it or what it held before.

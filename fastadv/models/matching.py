@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fastadv.errors import CheckpointError
+from fastadv.models.dialects import from_lukemelas
 from fastadv.models.names import ARCHITECTURES
 from fastadv.models.normalized import replace_head, seeded_init
 from fastadv.models.registry import ArchSpec, get_spec
@@ -24,7 +25,8 @@ def fill_network(spec: ArchSpec, state: dict[str, Tensor], file: Path) -> nn.Mod
 
     Args:
         spec: The architecture.
-        state: Weights under the network's own keys; the number of classes is theirs.
+        state: Weights under the network's own keys, or an EfficientNet's under those of
+            lukemelas; the number of classes is theirs.
         file: Where they came from, for the message.
 
     Raises:
@@ -34,6 +36,7 @@ def fill_network(spec: ArchSpec, state: dict[str, Tensor], file: Path) -> nn.Mod
     with seeded_init(0):
         net = spec.build(_BUILD_CLASSES)
     head = spec.head_path(net)
+    state = from_lukemelas(state, net.state_dict())
     weight = state.get(f"{head}.weight")
     if weight is not None and weight.dim() >= 2 and len(weight) > 0:
         replace_head(net, head, len(weight), seed=0)

@@ -63,6 +63,17 @@ ARCHITECTURES: Final[tuple[str, ...]] = SALMAN2020 + _IMAGENET + _SMALL_IMAGES
 """Every built-in architecture; `timm/<name>` is accepted besides."""
 
 
+EXPORT_FORMATS: Final = {
+    "safetensors": "one file that fastadv, and any reader of safetensors, loads",
+    "torchvision": "state dict (.pth) for torchvision.models.ARCH().load_state_dict",
+    "timm": "folder for timm.create_model('local-dir:FOLDER', pretrained=True)",
+    "detectron2": "ResNet backbone (.pkl) and a config (.yaml) for Detectron2",
+    "robustbench": "state dict (.pt) of a plain module of [0, 1] images",
+    "onnx": "ONNX graph of [0, 1] images, any batch size",
+}
+"""What `fastadv-models convert --to` writes."""
+
+
 def list_models(pattern: str = "*") -> list[str]:
     """List architecture names that match a shell-style pattern, sorted.
 

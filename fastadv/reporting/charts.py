@@ -82,10 +82,10 @@ def transfer_bars(
         figure, panels = _panels(modes, [mode for mode, _ in groups], len(palette))
         for mode, ax in zip(modes, panels, strict=True):
             of_mode = {label: bars for (m, label), bars in groups.items() if m == mode}
-            _draw_groups(ax, of_mode, palette)
+            draw_groups(ax, of_mode, palette)
             ax.set_title(_MODE_NAMES.get(mode, mode))
         panels[0].set_ylabel("accuracy (%)")
-        _finish(figure, panels, palette, _whisker_note(groups.values()))
+        finish(figure, panels, palette, _whisker_note(groups.values()))
     return figure
 
 
@@ -208,9 +208,9 @@ def accuracy_under_attack(
     with house_style():
         figure = new_figure(min(9.0, max(4.2, 1.6 + 1.3 * len(palette))), 2.9)
         ax = figure.subplots()
-        _draw_groups(ax, groups, palette)
+        draw_groups(ax, groups, palette)
         ax.set_ylabel("accuracy (%)")
-        _finish(figure, [ax], palette, _whisker_note(groups.values()))
+        finish(figure, [ax], palette, _whisker_note(groups.values()))
     return figure
 
 
@@ -235,10 +235,21 @@ def _panels(
     return figure, [row[0] for row in axes]
 
 
-def _draw_groups(
-    ax: Axes, groups: Mapping[str, Mapping[str, Bar]], palette: Mapping[str, str]
+def draw_groups(
+    ax: Axes,
+    groups: Mapping[str, Mapping[str, Bar]],
+    palette: Mapping[str, str],
+    *,
+    room: int = _ROOM,
 ) -> None:
-    """Draw one bar per (group, source); a missing one leaves its place empty."""
+    """Draw one bar per (group, source); a missing one leaves its place empty.
+
+    Args:
+        ax: where to.
+        groups: bars by source, by label of the group.
+        palette: colours by source, in the order of the bars.
+        room: up to so many bars, each has its value written above.
+    """
     width = 0.8 / len(palette)
     bars_drawn = len(groups) * len(palette)
     for place, (source, color) in enumerate(palette.items()):
@@ -254,7 +265,7 @@ def _draw_groups(
                 # Not errorbar's yerr: it refuses intervals that leave out the value.
                 ax.vlines(x, bar.low, bar.high, color=INK, linewidth=1.1)
                 top = max(top, bar.high)
-            if bars_drawn <= _ROOM:
+            if bars_drawn <= room:
                 label = f"{bar.value:.1f}"
                 ax.annotate(
                     label,
@@ -262,7 +273,7 @@ def _draw_groups(
                     (0, 2),
                     textcoords="offset points",
                     ha="center",
-                    fontsize=7 if bars_drawn <= _ROOM // 2 else 6,
+                    fontsize=7 if bars_drawn <= room // 2 else 6,
                     color=MUTED,
                 )
     crowded = len(groups) > 8
@@ -276,7 +287,7 @@ def _draw_groups(
     ax.set_xlim(-0.6, len(groups) - 0.4)
 
 
-def _finish(
+def finish(
     figure: Figure, panels: Sequence[Axes], palette: Mapping[str, str], note: str
 ) -> None:
     """Bars begin at zero and end below 100; legend above, note on whiskers below."""

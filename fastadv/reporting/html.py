@@ -73,6 +73,7 @@ class Section:
         figures: (figure, caption); the caption is also what a screen reader says.
         tables: shown after the figures.
         command: shell commands that reproduce the section; empty for none.
+        findings: what the figures and tables show, in plain words; set off above them.
     """
 
     title: str
@@ -80,6 +81,7 @@ class Section:
     figures: Sequence[tuple[Figure, str]] = ()
     tables: Sequence[Table] = ()
     command: str = ""
+    findings: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if isinstance(self.text, str):

@@ -31,6 +31,8 @@ def adversarial_examples(
     labels: Tensor,
     class_names: Sequence[str],
     attack: PGD,
+    *,
+    gradients: bool = False,
 ) -> Figure:
     """Draw clean images, adversarial ones and the amplified difference, per model.
 
@@ -43,6 +45,7 @@ def adversarial_examples(
         labels: int64 [N], true classes.
         class_names: of the models' outputs, in their order.
         attack: made with its threat model; run once per model.
+        gradients: add a row with the loss gradient, as `loss_gradients` draws it.
 
     Raises:
         ValueError: no models, images that are not uint8 [N, C, H, W], or labels and
@@ -61,9 +64,10 @@ def adversarial_examples(
         f"class (difference amplified x{scale} around gray)"
     )
     with house_style():
-        figure, axes = _grid(title, 3 * len(found), len(images))
+        height = 4 if gradients else 3
+        figure, axes = _grid(title, height * len(found), len(images))
         for index, (name, attacked) in enumerate(found.items()):
-            rows = axes[3 * index : 3 * index + 3]
+            rows = axes[height * index : height * (index + 1)]
             difference = 0.5 + scale * (attacked.x_adv - attacked.x)
             _name_row(rows[0][0], name, "clean")
             _name_row(rows[1][0], "", "adversarial")
@@ -76,6 +80,11 @@ def adversarial_examples(
                     _caption(
                         rows[row][i], _class_name(class_names, seen), seen != label
                     )
+            if gradients:
+                _name_row(rows[3][0], "", "gradient")
+                slopes = pixel_gradients(models[name], images, labels)
+                for ax, slope in zip(rows[3], slopes, strict=True):
+                    _show(ax, visible_gradient(slope))
     return figure
 
 

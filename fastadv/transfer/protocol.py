@@ -1,57 +1,56 @@
-"""The two protocols, fixed-feature and full-network, and the row each leaves behind."""
+"""Transfer by any protocol, and the row each seed leaves behind."""
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
 import torch
 
+from fastadv.attacks import PGD
 from fastadv.data import (
     DatasetSplits,
     ImageSet,
     Loader,
+    LoaderOptions,
     make_loader,
     open_dataset,
     subset,
     train_val_split,
 )
 from fastadv.environment import provenance, resolve_device
-from fastadv.errors import FastadvError, TrainingDiverged
-from fastadv.evaluation import Accuracy, evaluate
+from fastadv.errors import ConfigError, FastadvError
+from fastadv.evaluation import Evaluation, evaluate
 from fastadv.kernels import use_backend
-from fastadv.models import NormalizedModel
-from fastadv.training.config import scheduled
+from fastadv.models import NormalizedModel, create_model
+from fastadv.threat import ThreatModel
 from fastadv.training.progress import Progress
-from fastadv.training.step import train_step
 from fastadv.transfer.config import TransferConfig
-from fastadv.transfer.features import Features, extract, fit_head, head_accuracy
+from fastadv.transfer.downscale import Downscaled
+from fastadv.transfer.features import FeatureCache, Features, rows_of
+from fastadv.transfer.heads import LinearHead, Schedule, fit_exact, fit_sgd
+from fastadv.transfer.identity import row_identity
+from fastadv.transfer.outcome import Outcome, check_classes
+from fastadv.transfer.settings import make_settings
 from fastadv.transfer.source import Source, open_source
 from fastadv.transfer.table import ResultsTable
+from fastadv.transfer.tuning import (
+    UtreraLoader,
+    choose_trained,
+    fine_tune,
+    make_method,
+    prepare_model,
+)
 
 log = logging.getLogger(__name__)
 
 _EVAL_BATCH = 128
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What one protocol run found.
-
-    Attributes:
-        test: accuracy on the evaluation split.
-        val_value: share in [0, 1] that the choice of hyper-parameters was made on.
-        chosen: the hyper-parameters chosen.
-    """
-
-    test: Accuracy
-    val_value: float
-    chosen: dict[str, Any]
 
 
 class TransferRun:
@@ -59,38 +58,49 @@ class TransferRun:
 
     Args:
         config: the experiment.
+        table: where rows go; default the table at `config.results`.
 
     Raises:
         CheckpointError, DataError, ConfigError: source, data or choices are unusable.
     """
 
-    def __init__(self, config: TransferConfig) -> None:
+    def __init__(
+        self, config: TransferConfig, table: ResultsTable | None = None
+    ) -> None:
         self.config = config
         self.device = resolve_device(config.device)
-        self.source: Source = open_source(config.source, config.name, config.arch)
-        self.resolution = config.resolution or self.source.resolution
-        self.splits: DatasetSplits = open_dataset(
-            config.dataset, resolution=self.resolution
+        self.source: Source = open_source(
+            config.source, config.name, config.arch, download=config.download
         )
-        self.table = ResultsTable(config.results)
+        self.resolution = config.side(self.source.resolution)
+        self._opened = open_dataset(config.dataset, resolution=self.resolution)
+        check_classes(self._opened)
+        self.splits: DatasetSplits = self._reduced(self._opened)
+        train = self.splits.train
+        self.settings = make_settings(
+            config,
+            self.splits.name,
+            config.num_train or len(train),
+            self.resolution,
+            digits=train.augment_default == "none",
+        )
+        self._check_choices()
+        self.table = table or ResultsTable(config.results)
         self.bad_images: set[str] = set()
         self._features: dict[str, Features] = {}
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Run every seed; each row is in the table before it is yielded."""
-        splits = [self._split(seed) for seed in self.config.seeds]
+        seeds = self.config.seeds
+        parts = [self._split(seed) for seed in seeds]
         self.table.prepare()
         with use_backend(self.config.backend):
-            for seed, (train_set, val_set) in zip(
-                self.config.seeds, splits, strict=True
-            ):
-                began = time.monotonic()
-                if self.config.mode == "fixed_feature":
-                    outcome = self._fixed_feature(seed, train_set, val_set)
-                else:
-                    outcome = self._full_network(seed, train_set, val_set)
-                held_out = val_set is not self.splits.test
-                sizes = len(train_set), len(val_set) if held_out else 0
+            began = time.monotonic()
+            outcomes = self._outcomes(seeds, parts)
+            for seed, (train_set, val_set) in zip(seeds, parts, strict=True):
+                outcome = next(outcomes)
+                held_out = val_set is not None and val_set is not self.splits.test
+                sizes = len(train_set), len(val_set or ()) if held_out else 0
                 row = self._row(seed, sizes, outcome, time.monotonic() - began)
                 try:
                     self.table.append([row])
@@ -99,127 +109,244 @@ class TransferRun:
                     log.error("the row was: %s", json.dumps(row, default=str))
                     raise
                 yield row
+                began = time.monotonic()
 
-    def _split(self, seed: int) -> tuple[ImageSet, ImageSet]:
-        pool = subset(self.splits.train, self.config.num_train, seed)
-        if self.config.select_on == "test":
-            return pool, self.splits.test  # nothing of the training images is held out
-        return train_val_split(pool, self.config.val_fraction, seed)
+    def _reduced(self, splits: DatasetSplits) -> DatasetSplits:
+        side = self.config.downscale
+        if side is None:
+            return splits
+        train, test = Downscaled(splits.train, side), Downscaled(splits.test, side)
+        return DatasetSplits(splits.name, train, test, splits.metric)
 
-    def _loader(self, images: ImageSet, *, train: bool, seed: int = 0) -> Loader:
+    def _check_choices(self) -> None:
+        """What can be known to fail before hours of work."""
         config = self.config
-        return make_loader(
-            images,
-            batch_size=config.batch_size if train else _EVAL_BATCH,
+        if config.method != "standard":
+            config.training().threat.check_side(self.resolution)
+        if config.robust_eps is not None:
+            self._threat().check_side(self.resolution)
+            if config.on_cached_features and not self._model().head_is_linear:
+                raise ConfigError(
+                    f"--robust-eps: the head of {self.source.arch} is no linear function "
+                    "of its features, so a head fitted to those cannot be put on it; use "
+                    "--mode last_k_blocks --k 0"
+                )
+        if config.mode == "last_k_blocks":
+            choose_trained(self._model(), config.mode, config.k)
+
+    def _split(self, seed: int) -> tuple[ImageSet, ImageSet | None]:
+        pool = subset(self.splits.train, self.config.num_train, seed)
+        if self.settings.select_on == "val":
+            return train_val_split(pool, self.config.val_fraction, seed)
+        # Nothing of the training images is held out.
+        return pool, self.splits.test if self.settings.select_on == "test" else None
+
+    def _options(self, *, train: bool, seed: int = 0) -> LoaderOptions:
+        settings, augment = self.settings, self.settings.augment
+        return LoaderOptions(
+            batch_size=settings.batch_size if train else _EVAL_BATCH,
             resolution=self.resolution,
             train=train,
             seed=seed,
-            augment=config.augment,
+            augment="none" if augment == "utrera" else augment,  # type: ignore[arg-type]
             device=self.device,
-            workers=config.workers,
-            on_bad_image=config.on_bad_image,
+            workers=self.config.workers,
+            on_bad_image=self.config.on_bad_image,
         )
+
+    def _loader(self, images: ImageSet, *, train: bool, seed: int = 0) -> Loader:
+        options = self._options(train=train, seed=seed)
+        if train and self.settings.augment == "utrera":
+            return UtreraLoader(images, options)
+        return make_loader(images, **vars(options))
 
     def _model(self) -> NormalizedModel:
         model = self.source.load()
         return model.to(self.device).to(memory_format=torch.channels_last)
 
-    # ---- fixed feature ----
+    def _outcomes(
+        self, seeds: tuple[int, ...], parts: list[tuple[ImageSet, ImageSet | None]]
+    ) -> Iterator[Outcome]:
+        if not self.config.on_cached_features:
+            for seed, (train_set, val_set) in zip(seeds, parts, strict=True):
+                yield self._tuned(seed, train_set, val_set)
+        elif self.config.exact:
+            for seed, (train_set, val_set) in zip(seeds, parts, strict=True):
+                yield self._exact(seed, train_set, val_set)
+        else:
+            yield from self._sgd_grid(seeds, parts)
 
-    def _fixed_feature(
-        self, seed: int, train_set: ImageSet, val_set: ImageSet
+    # ---- heads on cached features ----
+
+    def _exact(
+        self, seed: int, train_set: ImageSet, val_set: ImageSet | None
     ) -> Outcome:
         train = self._embed(self.splits.train).of(train_set)
+        val, test = self._val_features(val_set), self._embed(self.splits.test)
+        classes, metric = len(self.splits.train.classes), self.splits.metric
+        head, strength, value = fit_exact(train, val, classes, metric, seed)
+        return self._head_outcome(head, test, value, {"C": strength, "solver": "lbfgs"})
+
+    def _sgd_grid(
+        self, seeds: tuple[int, ...], parts: list[tuple[ImageSet, ImageSet | None]]
+    ) -> Iterator[Outcome]:
+        settings, classes = self.settings, len(self.splits.train.classes)
+        pool = self._embed(self.splits.train)
         test = self._embed(self.splits.test)
-        val = test
-        if val_set is not self.splits.test:
-            val = self._embed(self.splits.train).of(val_set)
-        metric = self.splits.metric
-        head, strength, val_value = fit_head(train, val, metric, seed)
-        accuracy = head_accuracy(head, test, len(self.splits.train.classes))
-        return Outcome(accuracy, val_value, {"C": strength, "solver": "lbfgs"})
+        schedule = Schedule(
+            epochs=settings.epochs,
+            batch_size=settings.batch_size,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+        )
+        rows = np.stack(
+            [rows_of(train_set, len(pool.labels)) for train_set, _ in parts]
+        )
+        progress = Progress(settings.epochs * -(-rows.shape[1] // settings.batch_size))
+        count = len(seeds) * len(settings.lrs)
+        heads = fit_sgd(
+            pool,
+            rows,
+            seeds,
+            settings.lrs,
+            classes,
+            schedule,
+            device=self.device,
+            report=lambda done, _: progress.update(done, f"{count} heads"),
+        )
+        for of_seed, (_, val_set) in zip(heads, parts, strict=True):
+            val = self._val_features(val_set)
+            values = [head.accuracy(val).value(self.splits.metric) for head in of_seed]
+            best = int(np.argmax(values))  # the first, where several are
+            chosen = settings.for_row() | {"lr": settings.lrs[best], "solver": "sgd"}
+            # Features are of images that were only resized.
+            chosen |= {"augment": "none"}
+            yield self._head_outcome(of_seed[best], test, values[best], chosen)
+
+    def _val_features(self, val_set: ImageSet | None) -> Features:
+        if val_set is None or val_set is self.splits.test:
+            return self._embed(self.splits.test)
+        return self._embed(self.splits.train).of(val_set)
+
+    def _head_outcome(
+        self, head: LinearHead, test: Features, value: float, chosen: dict[str, Any]
+    ) -> Outcome:
+        robust = None
+        if self.config.robust_eps is not None:
+            model = self._model()
+            model.replace_head(len(head.bias))
+            with torch.no_grad():
+                model.head.weight.copy_(torch.from_numpy(head.weight))
+                # Not -inf, for a class without images: its gradient is not finite.
+                bias = torch.from_numpy(np.maximum(head.bias, -1e4))
+                if model.head.bias is None:
+                    model.head.bias = torch.nn.Parameter(bias.to(model.head.weight))
+                model.head.bias.copy_(bias)
+            robust = self._judged(model).robust
+        return Outcome(head.accuracy(test), value, chosen, robust)
 
     def _embed(self, images: ImageSet) -> Features:
         """Features of a whole split, computed once per run."""
         if images.split not in self._features:
-            loader = self._loader(images, train=False)
-            progress = Progress(len(loader))
-            self._features[images.split] = extract(
-                self._model(), loader, progress, f"features of {images.split}"
+            found = FeatureCache.at(self.config.feature_cache).features(
+                self._model(),
+                images,
+                self._options(train=False),
+                f"features of {images.split}",
             )
-            self._note_bad(loader)
+            self.bad_images |= {name for name, _ in found.bad_images}
+            self._features[images.split] = found
         return self._features[images.split]
 
-    # ---- full network ----
+    # ---- networks that train ----
 
-    def _full_network(
-        self, seed: int, train_set: ImageSet, val_set: ImageSet
+    def _tuned(
+        self, seed: int, train_set: ImageSet, val_set: ImageSet | None
     ) -> Outcome:
-        metric = self.splits.metric
-        judge = self._loader(val_set, train=False)
-        best: tuple[float, float, NormalizedModel] | None = None
-        for lr in self.config.lrs:
-            model = self._fine_tune(lr, seed, train_set)
-            found = evaluate(model, judge)
-            value = found.clean.value(metric)
-            if best is None or value > best[0]:
-                best = (value, lr, model)
+        settings, metric = self.settings, self.splits.metric
+        judge = None if val_set is None else self._loader(val_set, train=False)
+        best: tuple[float, float, int, NormalizedModel] | None = None
+        for lr in settings.lrs:
+            model = self._fresh_model(seed)
+            for epoch in self._fine_tune(model, lr, seed, train_set):
+                last, every = epoch == settings.epochs, settings.select_every
+                if not last and (every is None or (epoch - 1) % every):
+                    continue
+                value = 0.0
+                if judge is not None:
+                    value = evaluate(model, judge).clean.value(metric)
+                if best is None or value > best[0]:
+                    kept = model if last else copy.deepcopy(model)
+                    best = value, lr, epoch, kept
         if best is None:
-            raise AssertionError("TransferConfig guarantees at least one learning rate")
-        self._note_bad(judge)
-        value, lr, model = best
-        loader = self._loader(self.splits.test, train=False)
-        test = evaluate(model, loader).clean
-        self._note_bad(loader)
-        config = self.config
-        chosen = {
-            "lr": lr,
-            "lrs": list(config.lrs),
-            "epochs": config.epochs,
-            "batch_size": config.batch_size,
-            "momentum": config.momentum,
-            "weight_decay": config.weight_decay,
-            "schedule": "x 0.1 every third",
-        }
-        return Outcome(test, value, chosen)
-
-    def _fine_tune(self, lr: float, seed: int, images: ImageSet) -> NormalizedModel:
-        config = self.config
-        model = self._model()
-        model.replace_head(len(self.splits.train.classes), seed=seed)
-        model.train()
-        optimizer = torch.optim.SGD(
-            model.parameters(),
-            lr=lr,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
+            raise AssertionError("there is at least one learning rate and epoch")
+        if judge is not None:
+            self._note_bad(judge)
+        value, lr, epoch, model = best
+        found = self._judged(model)
+        chosen = settings.for_row() | {"lr": lr, "epoch": epoch}
+        if self.config.method != "standard":
+            training = self.config.training()
+            chosen["method"] = {
+                "name": training.method,
+                "norm": training.norm,
+                "eps": training.threat.eps,
+                "num_steps": training.attack_steps,
+                **training.parameters,
+            }
+        return Outcome(
+            found.clean, None if judge is None else value, chosen, found.robust
         )
+
+    def _fresh_model(self, seed: int) -> NormalizedModel:
+        model, classes = self._model(), len(self.splits.train.classes)
+        if self.config.mode == "scratch":
+            mean, std = model.mean.tolist(), model.std.tolist()
+            model = create_model(
+                self.source.arch, classes, mean=mean, std=std, seed=seed
+            )
+            model.to(self.device).to(memory_format=torch.channels_last)
+        return prepare_model(model, classes, seed, self.settings)
+
+    def _fine_tune(
+        self, model: NormalizedModel, lr: float, seed: int, images: ImageSet
+    ) -> Iterator[int]:
+        config, settings = self.config, self.settings
+        trained = choose_trained(
+            model, config.mode, config.k, by_name=settings.freeze_by_name
+        )
+        training = None if config.method == "standard" else config.training()
+        method = make_method(model, training, self.resolution)
         loader = self._loader(images, train=True, seed=seed)
-        progress = Progress(config.epochs * len(loader))
-        began = time.monotonic()
-        step, images_seen = 0, 0
-        for epoch in range(config.epochs):
-            for group in optimizer.param_groups:
-                group["lr"] = scheduled(lr, "step", epoch, config.epochs)
-            for batch in loader:
-                result = train_step(model, batch.images, batch.labels, optimizer)
-                step += 1
-                images_seen += len(batch.labels)
-                rate = images_seen / (time.monotonic() - began)
-                progress.update(
-                    step,
-                    f"full network, lr {lr:g}, epoch {epoch + 1}/{config.epochs}"
-                    f"  {rate:.1f} images/s",
-                )
-            if not result.loss.isfinite():
-                raise TrainingDiverged(
-                    f"fine-tuning with lr {lr:g} diverged in epoch {epoch + 1}; leave "
-                    "that value out of --lrs"
-                )
+        words = config.mode.replace("_", " ")
+        yield from fine_tune(model, trained, loader, lr, settings, method, words)
         self._note_bad(loader)
-        return model
 
     # ---- the row ----
+
+    def _threat(self) -> ThreatModel:
+        return ThreatModel(self.config.norm, self.config.robust_eps or 0.0)  # type: ignore[arg-type]
+
+    def _attack(self) -> PGD | None:
+        config = self.config
+        if config.robust_eps is None:
+            return None
+        # 2.5 eps / K crosses the ball from anywhere (Madry et al. 2018).
+        step_size = 2.5 * config.robust_eps / config.robust_steps
+        return PGD(
+            self._threat(),
+            config.robust_steps,
+            step_size,
+            random_start=True,
+            keep="best",
+        )
+
+    def _judged(self, model: NormalizedModel) -> Evaluation:
+        """Accuracy on the test images, also under attack if that is asked for."""
+        loader = self._loader(self.splits.test, train=False)
+        found = evaluate(model, loader, self._attack())
+        self._note_bad(loader)
+        return found
 
     def _note_bad(self, loader: Loader) -> None:
         self.bad_images |= {name for name, _ in loader.bad_images}
@@ -228,7 +355,6 @@ class TransferRun:
         self, seed: int, sizes: tuple[int, int], outcome: Outcome, seconds: float
     ) -> dict[str, Any]:
         source, splits = self.source, self.splits
-        low, high = outcome.test.interval(splits.metric)
         return {
             "time": datetime.now(UTC),
             "source": source.name,
@@ -241,30 +367,33 @@ class TransferRun:
             "dataset_fingerprint": splits.train.fingerprint,
             "resolution": self.resolution,
             "mode": self.config.mode,
-            "protocol": "fastadv",
-            "select_on": self.config.select_on,
+            "protocol": self.config.protocol,
+            "select_on": self.settings.select_on,
             "num_train": sizes[0],
             "num_val": sizes[1],
             "num_test": len(splits.test),
             "num_classes": len(splits.train.classes),
             "seed": seed,
             "hyperparameters": json.dumps(
-                outcome.chosen
-                | {
-                    "augment": self.config.augment,
-                    "val_fraction": self.config.val_fraction,
-                }
+                {"augment": self.settings.augment}
+                | outcome.chosen
+                | {"val_fraction": self.config.val_fraction}
             ),
             "metric": splits.metric,
-            "value": 100 * outcome.test.value(splits.metric),
-            "ci_low": 100 * low,
-            "ci_high": 100 * high,
-            "val_value": 100 * outcome.val_value,
-            "per_class_correct": outcome.test.correct.tolist(),
-            "per_class_total": outcome.test.total.tolist(),
             "bad_images": len(self.bad_images),
             "wall_seconds": round(seconds, 2),
             "environment": json.dumps(provenance()),
+            "identity": row_identity(
+                self.config, seed, source, self._opened, self.resolution
+            ),
+            "num_pool": sum(sizes),
+            "num_available": len(splits.train),
+            "class_names": list(splits.train.classes),
+            "source_accuracy": self.config.source_accuracy,
+            "k_blocks": self.config.k,
+            "downscale": self.config.downscale,
+            "notes": self.settings.notes,
+            **outcome.columns(splits.metric, self._attack()),
         }
 
 

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fastadv.errors import CheckpointError
 from fastadv.models import (
     NormalizedModel,
+    Weights,
     file_sha256,
+    find_weights,
     get_spec,
-    load_model,
     read_metadata,
-    resolve_checkpoint,
 )
-from fastadv.models.published import threat_from_filename
+from fastadv.models.checkpoint import read_model
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,10 @@ class Source:
 
     Attributes:
         name: what tables and figures call it.
-        file: the checkpoint file.
-        digest: its SHA-256.
+        weights: the file, and what is known of it from elsewhere.
+        file_digest: SHA-256 of the file.
+        digest: the same; or of it and the input convention, where the file does not say
+            its own, since the same weights are then another model.
         arch: of the network.
         norm, eps: of its training (pixel units; eps 0 is standard), None if unknown.
         resolution: side of the images it was trained on, pixels.
@@ -34,8 +37,8 @@ class Source:
     """
 
     name: str
-    file: Path
-    digest: str
+    weights: Weights
+    file_digest: str
     arch: str
     norm: str | None
     eps: float | None
@@ -43,35 +46,63 @@ class Source:
     augment: str
     classes: tuple[str, ...]
 
+    @property
+    def digest(self) -> str:
+        """Hash of what `load` returns; see above."""
+        if self.weights.convention is None:
+            return self.file_digest
+        text = f"{self.file_digest} {self.weights.convention}"
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def file(self) -> Path:
+        """The weights file."""
+        return self.weights.file
+
     def load(self) -> NormalizedModel:
         """A fresh copy of the model."""
-        return load_model(self.file, self.arch)
+        return read_model(self.weights)
 
 
-def open_source(path: str, name: str | None = None, arch: str | None = None) -> Source:
-    """Find a checkpoint by run directory or file, and read what it says of itself.
+def open_source(
+    source: str,
+    name: str | None = None,
+    arch: str | None = None,
+    *,
+    download: bool = False,
+) -> Source:
+    """Find a model by path or name, and read what its file says of itself.
+
+    Args:
+        source: as `fastadv.models.origins` reads it: a run directory, a file,
+            `torchvision:NAME`, `timm:NAME`, `hf:org/name`, with options after it.
+        name: what to call it; default its own.
+        arch: architecture, where nothing else says it.
+        download: fetch what is not on this machine.
 
     Raises:
         CheckpointError: there is none, or it cannot be loaded.
+        ConfigError: an unknown name or option; near misses are named.
     """
-    file = resolve_checkpoint(Path(path).expanduser())
-    model = load_model(file, arch)  # damage and misfits show now, not after the data
+    weights = find_weights(source, download=download)
+    weights = replace(weights, arch=arch or weights.arch)
+    model = read_model(weights)  # damage and misfits show now, not after the data
+    weights = replace(weights, arch=model.arch)
     try:
-        trained: dict[str, Any] = read_metadata(file)["user"]
+        trained: dict[str, Any] = read_metadata(weights.file)["user"]
     except CheckpointError:
         trained = {}
     config = trained.get("config", {})
-    named = threat_from_filename(file) or (None, None)
-    eps = config.get("eps", named[1])
-    given = Path(path)
+    eps = config.get("eps", weights.eps)
+    native = get_spec(model.arch).image_size
     return Source(
-        name=name or (given.name if given.is_dir() else given.stem),
-        file=file,
-        digest=file_sha256(file),
+        name=name or weights.name,
+        weights=weights,
+        file_digest=file_sha256(weights.file),
         arch=model.arch,
-        norm=config.get("norm", named[0]) if eps else None,
+        norm=config.get("norm", weights.norm) if eps else None,
         eps=eps,
-        resolution=trained.get("resolution") or get_spec(model.arch).image_size,
+        resolution=trained.get("resolution") or weights.resolution or native,
         augment=config.get("augment", "auto"),
         classes=tuple(trained.get("classes", ())),
     )

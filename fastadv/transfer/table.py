@@ -1,7 +1,8 @@
 """The results table: one row per number, with everything needed to reproduce it.
 
 A directory of Parquet files that is only ever added to, each file written whole. Several
-processes may append at once; nothing is rewritten.
+processes may append at once; nothing is rewritten. Rows of older schema versions are
+migrated as they are read; a table of any other version is refused.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import pyarrow.parquet as pq
 from fastadv.errors import DataError
 from fastadv.models.files import write_atomic
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 SCHEMA = pa.schema(
     [
@@ -52,9 +53,40 @@ SCHEMA = pa.schema(
         ("bad_images", pa.int64()),
         ("wall_seconds", pa.float64()),
         ("environment", pa.string()),  # JSON: versions, machine, commit
+        # Since version 2:
+        ("identity", pa.string()),  # hash of what defines the number: `identity`
+        ("num_pool", pa.int64()),  # images asked for: num_train + num_val
+        ("num_available", pa.int64()),  # training images there are
+        ("class_names", pa.list_(pa.string())),
+        ("k_blocks", pa.int64()),  # trained blocks, of last_k_blocks
+        ("downscale", pa.int64()),  # side images were first reduced to, pixels
+        ("source_accuracy", pa.float64()),  # percent, on the source's own test data
+        ("robust_value", pa.float64()),  # percent, `metric` under `attack`
+        ("robust_ci_low", pa.float64()),
+        ("robust_ci_high", pa.float64()),
+        ("attack", pa.string()),  # JSON: norm, eps, steps, ...
+        ("notes", pa.string()),  # known defects of a published protocol
     ],
     metadata={"fastadv_schema": str(SCHEMA_VERSION)},
 )
+
+# What a row may leave empty: it does not apply to every experiment, or is not known of
+# every source.
+OPTIONAL = frozenset(
+    {
+        "source_norm",
+        "source_eps",
+        "k_blocks",
+        "downscale",
+        "source_accuracy",
+        "robust_value",
+        "robust_ci_low",
+        "robust_ci_high",
+        "attack",
+        "notes",
+    }
+)
+_MIGRATED = ("1",)  # older versions, of which SCHEMA only adds columns
 
 
 class ResultsTable:
@@ -62,10 +94,13 @@ class ResultsTable:
 
     Args:
         path: the directory; made at the first append.
+        once: a row whose `identity` the table was given before is not added again, by
+            whichever process: its file is named by the identity.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, once: bool = False) -> None:
         self.path = Path(path).expanduser()
+        self.once = once
         if self.path.exists() and not self.path.is_dir():
             raise DataError(
                 f"{self.path} is a file; a results table is a directory of .parquet files"
@@ -75,7 +110,7 @@ class ResultsTable:
         """Make the directory and see that it can be written, before hours of work.
 
         Raises:
-            DataError: it cannot.
+            DataError: it cannot, or what is there is of an unknown schema version.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -86,43 +121,104 @@ class ResultsTable:
                 f"results cannot be written to {self.path}: {error.strerror or error}; "
                 "choose another --results"
             ) from None
+        self.identities()
 
-    def append(self, rows: list[dict[str, Any]]) -> Path:
+    def append(self, rows: list[dict[str, Any]]) -> None:
         """Add rows; keys of `SCHEMA` that a row lacks are stored as missing.
 
         Raises:
-            ValueError: a key the schema does not have.
+            ValueError: a key the schema does not have, or with `once` no `identity`.
             CheckpointError: the file cannot be written; nothing was added.
         """
         unknown = {key for row in rows for key in row} - set(SCHEMA.names)
         if unknown:
             raise ValueError(f"no such columns in the results table: {sorted(unknown)}")
+        if not self.once:
+            # Named by time, so that files read back in the order they were written.
+            self._write(f"{time.time_ns():020d}-{secrets.token_hex(4)}", rows)
+            return
+        for row in rows:
+            if not row.get("identity"):
+                raise ValueError("a row without identity cannot be added once")
+            # Two writers of one row write one file, so it cannot be there twice; the
+            # first is kept where it is seen.
+            if row["identity"] not in self:
+                self._write(_OF_IDENTITY + row["identity"], [row])
+
+    def _write(self, name: str, rows: list[dict[str, Any]]) -> None:
         buffer = io.BytesIO()
         pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), buffer)
-        # Named by time, so that files read back in the order they were written.
-        path = self.path / f"{time.time_ns():020d}-{secrets.token_hex(4)}.parquet"
-        write_atomic(path, buffer.getvalue())
-        return path
+        write_atomic(self.path / f"{name}.parquet", buffer.getvalue())
+
+    def __contains__(self, identity: object) -> bool:
+        """Whether a `once` table, this or another process's, was given the row."""
+        return (self.path / f"{_OF_IDENTITY}{identity}.parquet").exists()
 
     def rows(self) -> list[dict[str, Any]]:
-        """All rows, oldest first.
+        """All rows, oldest first; those of older schema versions with empty columns.
 
         Raises:
-            DataError: a file that is no Parquet file, or of another schema version.
+            DataError: a file that is no Parquet file, or of an unknown schema version.
         """
-        rows: list[dict[str, Any]] = []
-        for path in sorted(self.path.glob("*.parquet")):
+        parts: list[tuple[int, str, list[dict[str, Any]]]] = []
+        for path in self.path.glob("*.parquet"):
             try:
-                table = pq.read_table(path)
+                rows = _migrated(pq.read_table(path), path)
             except (pa.ArrowException, OSError) as error:
-                raise DataError(
-                    f"{path} cannot be read ({error}); move it away to use the rest"
-                ) from None
-            version = (table.schema.metadata or {}).get(b"fastadv_schema", b"none")
-            if version.decode() != str(SCHEMA_VERSION):
-                raise DataError(
-                    f"{path} has schema version {version.decode()}, this fastadv reads "
-                    f"{SCHEMA_VERSION}; use another --results"
-                )
-            rows += table.to_pylist()
-        return rows
+                raise _unreadable(path, error) from None
+            parts.append((_written_at(path, rows), path.name, rows))
+        return [
+            row for _, _, rows in sorted(parts, key=lambda p: p[:2]) for row in rows
+        ]
+
+    def identities(self) -> set[str]:
+        """Identities of all rows: what need not be computed again.
+
+        Raises:
+            DataError: a file that is no Parquet file, or of an unknown schema version.
+        """
+        found: set[str] = set()
+        for path in self.path.glob("*.parquet"):
+            try:
+                part = pq.ParquetFile(path)
+                _check_version(part.schema_arrow, path)
+                if path.name.startswith(_OF_IDENTITY):
+                    found.add(path.stem.removeprefix(_OF_IDENTITY))
+                elif "identity" in part.schema_arrow.names:
+                    found |= set(part.read(["identity"])["identity"].to_pylist())
+            except (pa.ArrowException, OSError) as error:
+                raise _unreadable(path, error) from None
+        return found - {None}
+
+
+_OF_IDENTITY = "row-"
+
+
+def _unreadable(path: Path, error: Exception) -> DataError:
+    return DataError(f"{path} cannot be read ({error}); move it away to use the rest")
+
+
+def _check_version(schema: pa.Schema, path: Path) -> None:
+    version = (schema.metadata or {}).get(b"fastadv_schema", b"none").decode()
+    if version not in (str(SCHEMA_VERSION), *_MIGRATED):
+        raise DataError(
+            f"{path} has schema version {version}, this fastadv reads "
+            f"{', '.join(_MIGRATED)} and {SCHEMA_VERSION}; nothing was changed. Use "
+            "another --results"
+        )
+
+
+def _migrated(table: pa.Table, path: Path) -> list[dict[str, Any]]:
+    """Rows with every column of `SCHEMA`, in its order."""
+    _check_version(table.schema, path)
+    rows: list[dict[str, Any]] = table.to_pylist()
+    return [{name: row.get(name) for name in SCHEMA.names} for row in rows]
+
+
+def _written_at(path: Path, rows: list[dict[str, Any]]) -> int:
+    """When a part was written, nanoseconds: by its name, else by its row."""
+    stamp = path.name.partition("-")[0]
+    if stamp.isdecimal():
+        return int(stamp)
+    when = rows[0]["time"] if rows else None
+    return int(when.timestamp() * 1e9) if when else 0

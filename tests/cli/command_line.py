@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-COMMANDS = ("train", "transfer", "eval", "data", "models", "doctor", "demo")
+COMMANDS = ("train", "transfer", "eval", "data", "models", "report", "doctor", "demo")
 
 
 class Output:

@@ -23,6 +23,14 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture(autouse=True)
+def _own_feature_cache(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Commands leave nothing in the user's cache."""
+    monkeypatch.setenv("FASTADV_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
 @pytest.fixture
 def call(capsys: pytest.CaptureFixture[str]) -> Caller:
     return Caller(capsys)

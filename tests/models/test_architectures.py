@@ -5,19 +5,17 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
-from dataclasses import replace
-from urllib.error import URLError
+from pathlib import Path
 
 import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
 
-from fastadv.errors import CheckpointError, ConfigError
+from fastadv.errors import ConfigError
 from fastadv.models import (
     ARCHITECTURES,
     NormalizedModel,
-    create,
     create_model,
     get_spec,
     list_models,
@@ -306,32 +304,25 @@ def test_library_weights_are_asked_of_the_right_library() -> None:
             create_model(arch, weights=library)
 
 
-def test_library_weights_keep_their_classes_and_statistics(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """A timm network of 12 classes trained with mean 0.5, as if it were downloaded."""
-    timm = pytest.importorskip("timm")
-    net = timm.create_model("resnet10t", num_classes=12)
-    net.pretrained_cfg = {"mean": (0.5, 0.5, 0.5), "std": (0.4, 0.4, 0.4)}
-    spec = get_spec("timm/resnet10t")
-    monkeypatch.setattr(
-        create, "get_spec", lambda arch: replace(spec, pretrained=lambda: net)
-    )
-    model = create_model("timm/resnet10t", weights="timm")
-    assert model.num_classes == 12
-    assert model.mean.tolist() == [0.5] * 3
-    assert model.std.tolist() == pytest.approx([0.4] * 3)
-    assert create_model("timm/resnet10t", 5, weights="timm").num_classes == 5
-
-
-def test_failed_download_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    def offline() -> nn.Module:
-        raise URLError("Name or service not known")
-
-    spec = replace(get_spec("resnet18"), pretrained=offline)
-    monkeypatch.setattr(create, "get_spec", lambda arch: spec)
-    with pytest.raises(CheckpointError, match=r"Name or service.*give weights= its"):
-        create_model("resnet18", weights="torchvision")
+def test_library_weights_keep_their_statistics(tmp_path: Path) -> None:
+    """Weights in torch.hub's cache, as if they had been downloaded."""
+    before = torch.hub.get_dir()
+    torch.hub.set_dir(tmp_path)
+    try:
+        net = torchvision.models.squeezenet1_1()
+        (tmp_path / "checkpoints").mkdir()
+        torch.save(
+            net.state_dict(), tmp_path / "checkpoints" / "squeezenet1_1-b8a52dc0.pth"
+        )
+        model = create_model("squeezenet1_1", weights="torchvision")
+        assert torch.equal(model.head.weight, net.classifier[1].weight)
+        assert model.mean.tolist() == pytest.approx([0.485, 0.456, 0.406])
+        own = create_model(
+            *("squeezenet1_1", 5), weights="torchvision", mean=(0.5, 0.5, 0.5)
+        )
+        assert (own.num_classes, own.mean.tolist()) == (5, [0.5] * 3)
+    finally:
+        torch.hub.set_dir(before)
 
 
 @pytest.mark.parametrize("num_classes", [0, -1, 2.5])

@@ -19,3 +19,9 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Features of one test are not found by another, nor left in the user's cache."""
+    monkeypatch.setenv("FASTADV_CACHE", str(tmp_path / "cache"))

@@ -103,3 +103,41 @@ def test_a_file_is_no_table(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="could not write"):
         ResultsTable(file / "below").append([_row()])
     assert file.read_text() == "mine"
+
+
+def test_a_row_is_added_once(tmp_path: Path) -> None:
+    table = ResultsTable(tmp_path, once=True)
+    table.append([_row(identity="a"), _row(identity="b", seed=1)])
+    ResultsTable(tmp_path, once=True).append([_row(identity="a", value=99.0)])
+    assert "a" in table
+    assert "c" not in table
+    rows = table.rows()
+    assert [(row["identity"], row["value"]) for row in rows] == [
+        ("a", 12.5),
+        ("b", 12.5),
+    ]
+    ResultsTable(tmp_path).append(
+        [_row(identity="c")]
+    )  # by hand, under a name of its time
+    assert table.identities() == {"a", "b", "c"}
+    with pytest.raises(ValueError, match="without identity"):
+        table.append([_row()])
+
+
+def test_rows_of_version_1_are_migrated(tmp_path: Path) -> None:
+    old = pa.schema(list(SCHEMA)[: SCHEMA.get_field_index("identity")])
+    old = old.with_metadata({"fastadv_schema": "1"})
+    file = tmp_path / "old.parquet"
+    pq.write_table(pa.Table.from_pylist([_row()], schema=old), file)
+    before = file.read_bytes()
+    table = ResultsTable(tmp_path)
+    table.prepare()
+    table.append([_row(seed=1, identity="x")])
+    rows = table.rows()
+    assert [list(row) for row in rows] == [SCHEMA.names] * 2
+    assert sorted((row["seed"], row["identity"]) for row in rows) == [
+        (0, None),
+        (1, "x"),
+    ]
+    assert table.identities() == {"x"}
+    assert file.read_bytes() == before

@@ -1,0 +1,148 @@
+"""fastadv-report: what a results table shows, as one HTML file."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from tyro.conf import Positional, arg
+
+from fastadv.cli import common
+from fastadv.errors import ConfigError, DataError, unknown_name
+
+if TYPE_CHECKING:
+    from fastadv.reporting import Section
+
+PROG = "fastadv-report"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportCommand:
+    """Draw what a results table shows, beside the published numbers.
+
+    Figures without data are left out. The HTML file is complete in itself.
+    """
+
+    results: Annotated[str, Positional, arg(metavar="RESULTS")]
+    """Results table: a directory of Parquet files."""
+    out: Annotated[str, arg(aliases=["-o"])] = "report.html"
+    """The HTML file; replaced if it is there."""
+    export: str | None = None
+    """Folder for every figure as PNG and SVG and every table as CSV and LaTeX."""
+    title: str = "Transfer of robust and standard models"
+    """Heading of the report."""
+    compare: tuple[str, ...] = ()
+    """Published name of a data set of yours, as MINE=PUBLISHED, e.g. pets=oxford_pets."""
+    examples: str | None = None
+    """Data set the sources were trained on: shows adversarial examples of them."""
+    json: bool = False
+    """Print the findings as JSON."""
+
+
+def _names(pairs: Sequence[str]) -> dict[str, str]:
+    """Published data set by ours."""
+    from fastadv.reporting.reference import limited_accuracy, transfer_accuracy
+
+    known = {key[0] for key in (*transfer_accuracy(), *limited_accuracy())}
+    names = {}
+    for pair in pairs:
+        mine, equals, published = pair.partition("=")
+        if not (mine and equals and published):
+            raise ConfigError(f"--compare {pair} must be MINE=PUBLISHED")
+        if published not in known:
+            raise ConfigError(
+                f"--compare {pair}: "
+                f"{unknown_name('published data set', published, known)}"
+            )
+        names[mine] = published
+    return names
+
+
+def _read(folder: str) -> list[dict[str, Any]]:
+    from fastadv.transfer.table import ResultsTable
+
+    table = ResultsTable(folder)
+    if not table.path.is_dir():
+        raise DataError(f"there is no results table at {table.path}")
+    rows = table.rows()
+    if not rows:
+        raise DataError(f"the results table at {table.path} is empty")
+    return rows
+
+
+def make_report(command: ReportCommand) -> tuple[Path, list[Section]]:
+    """Write the report; its path and sections."""
+    from fastadv.environment import provenance
+    from fastadv.reporting import write_report
+    from fastadv.reporting.cells import make_cells
+    from fastadv.reporting.export import export_sections
+    from fastadv.reporting.sections import study_sections
+    from fastadv.reporting.study import Study
+
+    names = _names(command.compare)
+    rows = _read(command.results)
+    study = Study(make_cells(rows), names)
+    missing = set(names) - {cell.setting.dataset for cell in study.cells}
+    if missing:
+        known = {cell.setting.dataset for cell in study.cells}
+        raise ConfigError(
+            f"--compare: {unknown_name('data set', missing.pop(), known)}"
+        )
+    sections = study_sections(study)
+    if command.examples is not None:
+        from fastadv.cli.examples import example_section
+
+        sections.append(example_section(rows, command.examples))
+    sections.append(_all_numbers(study))
+    about: dict[str, object] = {
+        "made": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "results": command.results,
+        "rows": len(rows),
+        "first": str(min(row["time"] for row in rows if row["time"]))[:16],
+        "last": str(max(row["time"] for row in rows if row["time"]))[:16],
+    }
+    about |= {k: v for k, v in provenance().items() if k in ("fastadv", "commit")}
+    path = write_report(command.out, command.title, sections, about)
+    if command.export is not None:
+        export_sections(sections, Path(command.export).expanduser())
+    return path, sections
+
+
+def _all_numbers(study: Any) -> Section:
+    """Every cell of the table."""
+    from fastadv.reporting import Section
+
+    notes = sorted(
+        {row["notes"] for c in study.cells for row in c.rows.values() if row["notes"]}
+    )
+    text = [f"Known defects of the protocols used here: {note}." for note in notes]
+    table = study.table(study.cells)
+    return Section("All numbers", text, tables=[table])
+
+
+def _body(argv: list[str]) -> None:
+    command = common.parse(ReportCommand, argv, PROG)
+    path, sections = make_report(command)
+    if command.json:
+        found = {s.title: list(s.findings) for s in sections if s.findings}
+        print(json.dumps({"report": str(path), "findings": found}))
+        return
+    for section in sections:
+        for finding in section.findings:
+            print(f"{section.title}: {finding}")
+    print(f"report: {path.resolve()}")
+    sys.stdout.flush()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    return common.run(PROG, _body, argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,129 @@
+"""fastadv-transfer sweep: every experiment of a recipe into one results table."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from tyro.conf import Positional, arg
+
+from fastadv.cli import common
+from fastadv.errors import ConfigError, FastadvError
+from fastadv.transfer.engines import EngineName
+
+if TYPE_CHECKING:
+    from fastadv.transfer.sweep import Plan
+
+PROG = "fastadv-transfer sweep"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepCommand:
+    """Run every experiment of a recipe and append the results to one table.
+
+    The same command goes on after an interruption: finished rows are never computed
+    again. Recipes: recipes/transfer/*.yaml; their format: fastadv/transfer/recipe.py.
+    """
+
+    recipe: Annotated[str, Positional, arg(metavar="RECIPE")]
+    """YAML file: sources, datasets, protocols, seeds, and any flag of fastadv-transfer;
+    a list is an axis."""
+    engine: EngineName = "serial"
+    """Where tasks run: in this process, in local processes, or on Ray."""
+    workers: int | None = None
+    """Tasks at once, of processes and ray; default what there is room for."""
+    address: str | None = None
+    """Of an existing Ray cluster: auto or host:port; default a local one."""
+    cpus_per_task: float = 1.0
+    """Cores a Ray task reserves."""
+    gpus_per_task: float = 0.0
+    """GPUs a Ray task reserves; a fraction shares one."""
+    retries: int = 2
+    """How often a task is started again after its process died."""
+    results: str | None = None
+    """Results table; default that of the recipe, else ./results."""
+    skip_missing: bool = False
+    """Leave out sources and data sets that cannot be opened, and say which."""
+    dry_run: bool = False
+    """Print the tasks that are left, and stop."""
+    json: bool = False
+    """Print the summary as JSON."""
+
+    def __post_init__(self) -> None:
+        if self.retries < 0:
+            raise ConfigError(f"--retries {self.retries} must be at least 0")
+        if self.engine != "ray" and self.address is not None:
+            raise ConfigError(f"--address {self.address} needs --engine ray")
+
+
+def body(argv: list[str]) -> None:
+    """Parse, plan, run, and say what came out."""
+    command = common.parse(SweepCommand, argv, PROG)
+
+    from fastadv.transfer.engines import make_engine
+    from fastadv.transfer.recipe import read_recipe
+    from fastadv.transfer.sweep import make_plan, run_sweep
+    from fastadv.transfer.table import ResultsTable
+
+    configs = read_recipe(Path(command.recipe), results=command.results)
+    results = {str(Path(c.results).expanduser().absolute()) for c in configs}
+    if len(results) != 1:
+        raise ConfigError(f"{command.recipe}: results must be one folder for all")
+    # Absolute: workers need not share the working directory.
+    [folder] = results
+    configs = [dataclasses.replace(config, results=folder) for config in configs]
+    table = ResultsTable(configs[0].results, once=True)
+    plan = make_plan(configs, table, skip_missing=command.skip_missing)
+    _announce(plan, command)
+    if command.dry_run:
+        return
+    table.prepare()
+    failures = []
+    if plan.tasks:
+        engine = make_engine(
+            command.engine,
+            table.path,
+            workers=command.workers,
+            address=command.address,
+            cpus_per_task=command.cpus_per_task,
+            gpus_per_task=command.gpus_per_task,
+        )
+        failures = run_sweep(plan, engine, table, retries=command.retries)
+    given_up = sum(len(failure.task.identities) for failure in failures)
+    if command.json:
+        summary = {
+            "results": str(table.path),
+            "rows": plan.rows,
+            "before": plan.done,
+            "failed": [
+                {"task": str(failure.task), "reason": failure.reason}
+                for failure in failures
+            ],
+        }
+        print(json.dumps(summary))
+    else:
+        print(
+            f"{plan.rows - given_up} of {plan.rows} rows are in {table.path} "
+            f"({plan.done} were before)"
+        )
+    if failures:
+        listed = "\n  ".join(f"{each.task}: {each.reason}" for each in failures)
+        raise FastadvError(f"{given_up} row(s) could not be computed:\n  {listed}")
+
+
+def _announce(plan: Plan, command: SweepCommand) -> None:
+    for problem in plan.missing:
+        print(f"left out: {problem}", file=sys.stderr)
+    line = f"{plan.rows} rows, {plan.done} done, {len(plan.tasks)} task(s) left"
+    if not command.dry_run:
+        print(line, file=sys.stderr, flush=True)
+    elif command.json:
+        print(json.dumps([str(task) for task in plan.tasks]))
+    else:
+        for task in plan.tasks:
+            print(task)
+        print(line)

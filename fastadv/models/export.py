@@ -1,0 +1,282 @@
+"""Models for other programs: torchvision, timm, Detectron2, RobustBench, ONNX.
+
+Each format is one function from a model to files; `export_model` adds the card, a JSON
+file that says what the format itself cannot: normalisation, training, origin.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import pickle
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+import yaml
+from torch import Tensor, nn
+
+from fastadv import __version__
+from fastadv.errors import ConfigError, unknown_name
+from fastadv.models.checkpoint import decimals, save_model, state_hash
+from fastadv.models.dialects import DETECTRON2_CONFIGS, TIMM_TWINS, to_detectron2
+from fastadv.models.files import MODEL_FILE, file_sha256, write_atomic
+from fastadv.models.names import (
+    ARCHITECTURES,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    TIMM_PREFIX,
+)
+from fastadv.models.normalized import NormalizedModel
+
+log = logging.getLogger(__name__)
+
+ONNX_OPSET = 18
+
+
+def export_model(
+    model: NormalizedModel,
+    path: str | os.PathLike[str],
+    to: str,
+    *,
+    resolution: int = 224,
+    about: Mapping[str, Any] | None = None,
+) -> list[Path]:
+    """Write a model as another program reads it, and a JSON card beside it.
+
+    Args:
+        model: in any mode; it is written for evaluation.
+        path: the file to write; a folder for timm.
+        to: one of `EXPORT_FORMATS`.
+        resolution: side in pixels of the images the model is for; the timm format and
+            ONNX state it.
+        about: anything JSON can hold; goes into the card, and into the files that have
+            a place for it (safetensors, timm), as `save_model` metadata.
+
+    Returns:
+        The files written; the card is the last.
+
+    Raises:
+        ConfigError: an unknown format, a package the format needs is missing, or the
+            other program has no such architecture; those it has are named.
+        CheckpointError: a file cannot be written; what was there is unchanged.
+    """
+    if to not in _WRITERS:
+        raise ConfigError(unknown_name("format", to, _WRITERS))
+    target = Path(path)
+    metadata = {**(about or {}), "resolution": resolution}
+    written = _WRITERS[to](model, target, metadata)
+    card = target / "card.json" if to == "timm" else target.with_suffix(".json")
+    content = _card(model, to) | {
+        "files": {file.name: file_sha256(file) for file in written},
+        "about": metadata,
+    }
+    write_atomic(card, json.dumps(content, indent=2).encode() + b"\n")
+    return [*written, card]
+
+
+def _card(model: NormalizedModel, to: str) -> dict[str, Any]:
+    """What a reader of the weights must know, as values JSON can hold."""
+    return {
+        "format": to,
+        "arch": model.arch,
+        "num_classes": model.num_classes,
+        "parameters": sum(p.numel() for p in model.net.parameters()),
+        "input": _INPUTS.get(to, "RGB images in [0, 1], minus mean, divided by std"),
+        "mean": decimals(model.mean),
+        "std": decimals(model.std),
+        "state_hash": state_hash(model),
+        "fastadv": __version__,
+    }
+
+
+_INSIDE = "RGB images in [0, 1]; mean and std are applied inside"
+_INPUTS = {
+    "onnx": _INSIDE,
+    "robustbench": _INSIDE,
+    "detectron2": "RGB images in 0..255: INPUT.FORMAT RGB (Detectron2's default is BGR), "
+    "PIXEL_MEAN and PIXEL_STD as in the .yaml file",
+}
+
+
+class Normalize(nn.Module):
+    """`(x - mean) / std` of images [N,C,H,W] in [0, 1], as a layer.
+
+    Args:
+        mean: [C], float32.
+        std: likewise.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean.detach().clone().view(1, -1, 1, 1))
+        self.register_buffer("std", std.detach().clone().view(1, -1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise."""
+        return (x - self.mean) / self.std
+
+
+def plain_module(model: NormalizedModel) -> nn.Sequential:
+    """Return a plain module of [0, 1] images, as RobustBench's `load_model` does.
+
+    Normalisation is its first layer; it shares the weights of `model`, is in evaluation
+    mode, and has the state-dict keys of RobustBench's models (`normalize.mean`,
+    `model.<key>`).
+    """
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    layers["normalize"] = Normalize(model.mean, model.std)
+    layers["model"] = model.net
+    return nn.Sequential(layers).eval()
+
+
+# ---- the formats ----
+
+
+def _state(net: nn.Module) -> dict[str, Tensor]:
+    return {k: v.detach().cpu().contiguous() for k, v in net.state_dict().items()}
+
+
+def _save(path: Path, state: dict[str, Tensor]) -> list[Path]:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_atomic(path, buffer.getvalue())
+    return [path]
+
+
+def _to_safetensors(
+    model: NormalizedModel, path: Path, about: dict[str, Any]
+) -> list[Path]:
+    save_model(model, path, about)
+    return [path]
+
+
+def _to_torchvision(
+    model: NormalizedModel, path: Path, about: dict[str, Any]
+) -> list[Path]:
+    if model.arch not in torchvision.models.list_models():
+        raise _no_twin(model, "torchvision", torchvision.models.list_models())
+    if not _is_imagenet(model):
+        log.warning(
+            "a torchvision state dict has no place for normalisation, and this model's is "
+            "not ImageNet's; give the reader mean and std of %s",
+            path.with_suffix(".json"),
+        )
+    return _save(path, _state(model.net))
+
+
+def _is_imagenet(model: NormalizedModel) -> bool:
+    stated = (*decimals(model.mean), *decimals(model.std))
+    return stated == (*IMAGENET_MEAN, *IMAGENET_STD)
+
+
+def _to_robustbench(
+    model: NormalizedModel, path: Path, about: dict[str, Any]
+) -> list[Path]:
+    return _save(path, _state(plain_module(model)))
+
+
+def _to_timm(model: NormalizedModel, path: Path, about: dict[str, Any]) -> list[Path]:
+    arch = model.arch.removeprefix(TIMM_PREFIX)
+    if arch == model.arch and arch not in TIMM_TWINS:
+        raise _no_twin(model, "timm", TIMM_TWINS)
+    config = {
+        "architecture": arch,
+        "num_classes": model.num_classes,
+        "num_features": model.embedding_dim,
+        "pretrained_cfg": {
+            "input_size": [3, about["resolution"], about["resolution"]],
+            "mean": decimals(model.mean),
+            "std": decimals(model.std),
+            "num_classes": model.num_classes,
+        },
+    }
+    # The configuration first: a folder that has weights is then complete.
+    write_atomic(path / "config.json", json.dumps(config, indent=2).encode())
+    save_model(model, path / MODEL_FILE, about)
+    return [path / "config.json", path / MODEL_FILE]
+
+
+def _to_detectron2(
+    model: NormalizedModel, path: Path, about: dict[str, Any]
+) -> list[Path]:
+    if model.arch not in DETECTRON2_CONFIGS:
+        raise _no_twin(model, "detectron2", DETECTRON2_CONFIGS)
+    content = {
+        "model": {k: v.numpy() for k, v in to_detectron2(_state(model.net)).items()},
+        "__author__": "fastadv",
+        "matching_heuristics": True,
+    }
+    config = {
+        "MODEL": {
+            "WEIGHTS": str(path),
+            "PIXEL_MEAN": [round(255 * v, 6) for v in decimals(model.mean)],
+            "PIXEL_STD": [round(255 * v, 6) for v in decimals(model.std)],
+            # torchvision strides in the 3x3 convolution, Detectron2's own weights in the 1x1.
+            "RESNETS": {**DETECTRON2_CONFIGS[model.arch], "STRIDE_IN_1X1": False},
+        },
+        "INPUT": {"FORMAT": "RGB"},
+    }
+    side = path.with_suffix(".yaml")
+    header = "# Merge into a Detectron2 config. Its default FORMAT is BGR: keep RGB.\n"
+    write_atomic(side, (header + yaml.safe_dump(config, sort_keys=False)).encode())
+    # Detectron2 reads a plain pickle; writing one runs nothing.
+    write_atomic(path, pickle.dumps(content, protocol=4))
+    return [path, side]
+
+
+def _to_onnx(model: NormalizedModel, path: Path, about: dict[str, Any]) -> list[Path]:
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            f"the onnx format needs the package {error.name}, which is not installed; "
+            "run: pip install 'fastadv[onnx]'"
+        ) from error
+    images = torch.zeros(2, 3, about["resolution"], about["resolution"])
+    training = model.training
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the exporter about itself
+            program: Any = torch.onnx.export(
+                model.eval(),
+                (images.to(model.mean.device),),
+                input_names=["images"],
+                output_names=["logits"],
+                dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+                opset_version=ONNX_OPSET,
+                dynamo=True,
+                verbose=False,
+            )
+    finally:
+        model.train(training)
+    write_atomic(path, program.model_proto.SerializeToString())
+    return [path]
+
+
+def _no_twin(model: NormalizedModel, library: str, known: Iterable[str]) -> ConfigError:
+    return ConfigError(
+        f"{library} has no network with the weights of {model.arch}; it has those of "
+        f"{', '.join(sorted({*known} & {*ARCHITECTURES}))}. Use safetensors, robustbench "
+        "or onnx"
+    )
+
+
+_WRITERS: dict[str, Callable[[NormalizedModel, Path, dict[str, Any]], list[Path]]] = {
+    "safetensors": _to_safetensors,
+    "torchvision": _to_torchvision,
+    "timm": _to_timm,
+    "detectron2": _to_detectron2,
+    "robustbench": _to_robustbench,
+    "onnx": _to_onnx,
+}

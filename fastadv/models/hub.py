@@ -1,0 +1,145 @@
+"""Files of torch.hub and the Hugging Face hub: from their caches, or fetched if asked.
+
+huggingface_hub is optional; without it only `hf:` and most `timm:` sources are missed.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import torch
+
+from fastadv.errors import CheckpointError, ConfigError
+from fastadv.models.files import MODEL_FILE
+
+# In order of preference; what else a repository holds must be asked for by name.
+_USUAL_FILES = (MODEL_FILE, "pytorch_model.bin")
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The `config.json` beside weights; empty where there is none.
+
+    Raises:
+        CheckpointError: it is no JSON object.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"could not read {path}: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds no JSON object; write it again")
+    return content
+
+
+def torch_hub_path(url: str) -> Path:
+    """Where torch.hub keeps the file of `url`, there or not."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
+
+
+def torch_hub_file(url: str, what: str, download: bool) -> Path:
+    """Return the file that torch.hub keeps for `url`.
+
+    Args:
+        url: its address; a file name that ends in `-0123abcd.pth` is checked.
+        what: how the user named it.
+        download: fetch it if it is not here.
+
+    Raises:
+        CheckpointError: it is not here and was not to be, or could not be, fetched.
+    """
+    file = torch_hub_path(url)
+    if file.is_file():
+        return file
+    if not download:
+        raise CheckpointError(
+            f"{what} is not on this machine (looked for {file}); add --download, or put "
+            f"{url} there by other means"
+        )
+    match = torch.hub.HASH_REGEX.search(file.name)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        torch.hub.download_url_to_file(
+            url, str(file), match[1] if match else None, progress=True
+        )
+    except (OSError, RuntimeError) as error:  # no network; another hash
+        raise _unfetched(what, url, error) from error
+    return file
+
+
+def hugging_face_file(
+    repo: str, name: str | None, revision: str | None, what: str, download: bool
+) -> Path:
+    """Return a file of a Hugging Face repository, with its `config.json` beside it.
+
+    Args:
+        repo: `org/name`.
+        name: path within it; None takes `model.safetensors` or `pytorch_model.bin`.
+        revision: branch, tag or commit; None is the default branch.
+        what: how the user named it.
+        download: fetch it if it is not in the cache.
+
+    Raises:
+        ConfigError: huggingface_hub is not installed.
+        CheckpointError: it is not here and was not to be, or could not be, fetched.
+    """
+    try:
+        import huggingface_hub as library
+        from huggingface_hub.constants import HF_HUB_CACHE
+        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+    except ImportError as error:
+        raise ConfigError(
+            f"{what} needs the huggingface_hub package, which is not installed; run: "
+            "pip install huggingface-hub, or give the path of the file"
+        ) from error
+    choices = [name] if name else list(_USUAL_FILES)
+    for choice in choices:
+        cached = library.try_to_load_from_cache(repo, choice, revision=revision)
+        if isinstance(cached, str):
+            return Path(cached)
+    if not download:
+        raise CheckpointError(
+            f"{what} is not in the Hugging Face cache ({HF_HUB_CACHE}; "
+            f"looked for {' and '.join(choices)} of {repo}); add --download, or put the "
+            "file anywhere and give its path"
+        )
+    try:
+        return _fetch(repo, choices, revision)
+    except LocalEntryNotFoundError as error:  # no network; an EntryNotFoundError too
+        raise _unfetched(what, f"https://huggingface.co/{repo}", error) from error
+    except EntryNotFoundError as error:
+        raise CheckpointError(
+            f"{what}: the repository holds no {' or '.join(choices)}; name the file: "
+            f"hf:{repo}/FILE"
+        ) from error
+    except (OSError, ValueError, RuntimeError) as error:  # HTTP errors are OSErrors
+        raise _unfetched(what, f"https://huggingface.co/{repo}", error) from error
+
+
+def _fetch(repo: str, choices: list[str], revision: str | None) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    # The configuration first, so that the folder is complete when the weights are there.
+    for choice in ("config.json", *choices[:-1]):
+        try:
+            file = hf_hub_download(repo, choice, revision=revision)
+        except LocalEntryNotFoundError:
+            raise
+        except EntryNotFoundError:
+            continue
+        if choice in choices:
+            return Path(file)
+    return Path(hf_hub_download(repo, choices[-1], revision=revision))
+
+
+def _unfetched(what: str, address: str, error: Exception) -> CheckpointError:
+    first = (str(error).splitlines() or [type(error).__name__])[0]
+    return CheckpointError(
+        f"could not fetch {what} from {address}: {first}. Without a network, download "
+        "the file elsewhere and give its path"
+    )

@@ -1,0 +1,86 @@
+"""Published numbers, to be shown beside ours. Percent, as printed in the papers.
+
+Shipped as CSV files in `reference/`; every line names its source. salman2020: Salman et
+al. 2020 (2007.08489), the tables of transfer and ImageNet accuracy. utrera2021: Utrera et
+al. 2021 (2007.05869), few target images.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import re
+from importlib.resources import files
+
+from fastadv.threat import parse_pixels
+
+Threat = tuple[str | None, float]  # norm and eps; (None, 0.0) is standard training
+_MODES = {"fixed": "fixed_feature", "full": "full_network"}
+_SIDES = {"native": None, "downscaled32": 32}
+_FILE = re.compile(r"(?P<arch>.+)_(?P<norm>l2|linf)_eps(?P<eps>[0-9.]+)$")
+
+
+def _rows(name: str) -> list[dict[str, str]]:
+    text = files("fastadv.reporting").joinpath(f"reference/{name}.csv").read_text()
+    return list(csv.DictReader(text.splitlines()))
+
+
+def threat(norm: str | None, eps: float | str) -> Threat:
+    """A threat model as key: standard training has no norm, radii are rounded."""
+    radius = parse_pixels(eps) if isinstance(eps, str) else eps
+    return (norm, round(radius, 6)) if radius else (None, 0.0)
+
+
+@functools.cache
+def transfer_accuracy() -> dict[tuple[str, str, int | None, str, Threat], float]:
+    """By dataset, mode, side images were reduced to, arch and threat."""
+    return {
+        (
+            row["dataset"],
+            _MODES[row["mode"]],
+            _SIDES[row["resolution"]],
+            row["arch"],
+            threat(row["norm"], row["eps"]),
+        ): float(row["accuracy_percent"])
+        for row in _rows("salman2020_transfer")
+    }
+
+
+@functools.cache
+def limited_accuracy() -> dict[tuple[str, str, int, int | None, Threat], float]:
+    """By dataset, arch, fine-tuned blocks, training images (None: all) and threat."""
+    return {
+        (
+            row["dataset"],
+            row["arch"],
+            int(row["finetuned_blocks"]),
+            None if row["train_images"] == "all" else int(row["train_images"]),
+            threat(row["source_norm"], row["source_eps"]),
+        ): float(row["accuracy_percent"])
+        for row in _rows("utrera2021_limited_data")
+    }
+
+
+@functools.cache
+def imagenet_accuracy() -> dict[tuple[str, Threat], float]:
+    """Clean ImageNet accuracy by arch and threat."""
+    return {
+        (row["arch"], threat(row["norm"], row["eps"])): float(
+            row["clean_accuracy_percent"]
+        )
+        for row in _rows("salman2020_imagenet_clean")
+    }
+
+
+def accuracy_of_file(path: str) -> float | None:
+    """ImageNet accuracy of a published checkpoint, known by its file name.
+
+    Example:
+        >>> accuracy_of_file("models/resnet18_l2_eps3.ckpt")
+        53.12
+    """
+    match = _FILE.match(path.rpartition("/")[2].removesuffix(".ckpt"))
+    if match is None or not path.endswith(".ckpt"):
+        return None
+    eps = float(match["eps"]) / (255 if match["norm"] == "linf" else 1)
+    return imagenet_accuracy().get((match["arch"], threat(match["norm"], eps)))

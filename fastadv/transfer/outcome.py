@@ -1,0 +1,86 @@
+"""What a transfer found, as columns of the results table, and what its data must be like."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fastadv.attacks import PGD
+from fastadv.data import DatasetSplits
+from fastadv.errors import DataError
+from fastadv.evaluation import Accuracy
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one protocol run found.
+
+    Attributes:
+        test: accuracy on the evaluation split.
+        val_value: share in [0, 1] that the choice of hyper-parameters was made on; None
+            if there was no choice.
+        chosen: the hyper-parameters chosen.
+        robust: accuracy on the attacked evaluation split, if it was asked for.
+    """
+
+    test: Accuracy
+    val_value: float | None
+    chosen: dict[str, Any]
+    robust: Accuracy | None = None
+
+    def columns(self, metric: str, attack: PGD | None) -> dict[str, Any]:
+        """Columns of the results table, in percent; `attack` is that of `robust`."""
+        low, high = self.test.interval(metric)
+        found: dict[str, Any] = {
+            "value": 100 * self.test.value(metric),
+            "ci_low": 100 * low,
+            "ci_high": 100 * high,
+            "val_value": None if self.val_value is None else 100 * self.val_value,
+            "per_class_correct": self.test.correct.tolist(),
+            "per_class_total": self.test.total.tolist(),
+        }
+        if self.robust is None or attack is None:
+            names = ("robust_value", "robust_ci_low", "robust_ci_high", "attack")
+            return found | dict.fromkeys(names)
+        low, high = self.robust.interval(metric)
+        what = {
+            "name": "pgd",
+            "norm": attack.threat.norm,
+            "eps": attack.threat.eps,
+            "num_steps": attack.num_steps,
+            "step_size": attack.step_size,
+            "random_start": True,
+            "keep": "best",
+        }
+        return found | {
+            "robust_value": 100 * self.robust.value(metric),
+            "robust_ci_low": 100 * low,
+            "robust_ci_high": 100 * high,
+            "attack": json.dumps(what),
+        }
+
+
+def check_classes(splits: DatasetSplits) -> None:
+    """Both splits must speak of the same classes, each with something to learn from.
+
+    Raises:
+        DataError: they do not.
+    """
+    train, test = splits.train, splits.test
+    if train.classes != test.classes:
+        only = sorted(set(train.classes) ^ set(test.classes))
+        raise DataError(
+            f"{splits.name}: {len(train.classes)} classes in {train.split}, "
+            f"{len(test.classes)} in {test.split}; they must be the same, in the same "
+            f"order. Only in one of them: {', '.join(only[:5]) or 'none'}"
+        )
+    counts = np.bincount(train.labels, minlength=len(train.classes))
+    empty = [train.classes[c] for c in np.flatnonzero(counts == 0)]
+    if empty:
+        raise DataError(
+            f"{splits.name}: no training images of {len(empty)} class(es): "
+            f"{', '.join(empty[:5])}; add some, or remove the class from both splits"
+        )

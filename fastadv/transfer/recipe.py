@@ -1,0 +1,136 @@
+"""A sweep as a YAML file: sources x data sets x protocols, and every list an axis.
+
+    sources:                                   # paths; {a,b} expands as in a shell
+      - checkpoints/{resnet18,resnet50}_l2_eps{0,1,3}.ckpt
+      - {source: runs/mine, name: mine, source_accuracy: 61.2}
+    datasets: [cifar10, /data/pets]
+    protocols:
+      - {mode: fixed_feature}
+      - {mode: full_network, lr: [0.01, 0.001], epochs: 150}
+    seeds: [0, 1, 2]
+    num_train: [100, 400, null]
+
+Every other key is a flag of `fastadv-transfer`. A list where the flag takes one value is
+an axis; `lr` is an axis of single learning rates, one row each, where `lrs` are the
+candidates that one row chooses from. What a protocol says overrides its data set, that
+its source, and that the top level. No torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+from fastadv.errors import ConfigError, unknown_name
+from fastadv.training.configfile import load_config_file, typed
+from fastadv.transfer.config import TransferConfig
+
+_PARTS = {"sources": "source", "datasets": "dataset", "protocols": "mode"}
+_BRACES = re.compile(r"\{([^{}]*,[^{}]*)\}")
+
+
+def read_recipe(path: Path, **overrides: Any) -> list[TransferConfig]:
+    """The experiments of a recipe, in its order; `seeds` are all in each.
+
+    Args:
+        path: of the YAML file.
+        **overrides: flags that hold for every experiment whatever the file says; None
+            is none.
+
+    Raises:
+        ConfigError: the file cannot be read, or a key or value cannot work.
+    """
+    recipe = load_config_file(path)
+    fixed = {key: value for key, value in overrides.items() if value is not None}
+    parts = [_entries(path, recipe.pop(name, None), name) for name in _PARTS]
+    common = _checked(path, recipe, "the recipe")
+    found: dict[TransferConfig, None] = {}  # ordered, each once
+    for source, dataset, protocol in itertools.product(*parts):
+        for values in _expanded(common | source | dataset | protocol):
+            try:
+                found[TransferConfig(**(values | fixed))] = None
+            except TypeError as error:
+                raise ConfigError(f"{path}: {error}") from None
+            except ConfigError as error:
+                raise ConfigError(f"{path}: {error}") from None
+    return list(found)
+
+
+def _entries(path: Path, given: Any, name: str) -> list[dict[str, Any]]:
+    """One part of the recipe as a list of mappings of flags."""
+    if not isinstance(given, list) or not given:
+        raise ConfigError(
+            f"{path}: {name} is {given!r}; a recipe needs a list of at least one under "
+            f"each of {', '.join(_PARTS)}"
+        )
+    entries = []
+    for number, entry in enumerate(given, start=1):
+        if isinstance(entry, str):
+            entry = {_PARTS[name]: entry}
+        if not isinstance(entry, dict) or _PARTS[name] not in entry:
+            raise ConfigError(
+                f"{path}: entry {number} of {name} is {entry!r}; give a name, or a "
+                f"mapping with the key {_PARTS[name]}"
+            )
+        for text in _braces(str(entry[_PARTS[name]])):
+            values = entry | {_PARTS[name]: text}
+            entries.append(_checked(path, values, f"entry {number} of {name}"))
+    return entries
+
+
+def _braces(text: str) -> list[str]:
+    """`a{1,2}b` as `a1b`, `a2b`; the last braces vary fastest, as in a shell."""
+    match = _BRACES.search(text)
+    if match is None:
+        return [text]
+    return [
+        text[: match.start()] + choice + rest
+        for choice in match[1].split(",")
+        for rest in _braces(text[match.end() :])
+    ]
+
+
+def _checked(path: Path, values: dict[Any, Any], where: str) -> dict[str, Any]:
+    """Values of their fields' types; axes stay lists, of such values."""
+    kinds = get_type_hints(TransferConfig) | {"lr": float}
+    checked: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in kinds:
+            raise ConfigError(
+                f"{path}: {where}: {unknown_name('key', str(key), kinds)}"
+            )
+        kind = kinds[key]
+        takes_list = any(get_origin(k) is tuple for k in (kind, *get_args(kind)))
+        axis = isinstance(value, list) and not takes_list
+        try:
+            if axis:
+                if not value:
+                    raise ValueError("an axis needs at least one value")
+                checked[key] = [typed(kind, each) for each in value]
+            else:
+                checked[key] = typed(kind, value)
+        except ValueError as error:
+            raise ConfigError(f"{path}: {where}: {key}: {error}") from None
+    return checked
+
+
+def _expanded(values: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Every combination of the axes."""
+    axes = {key: value for key, value in values.items() if isinstance(value, list)}
+    for choice in itertools.product(*axes.values()):
+        one = values | dict(zip(axes, choice, strict=True))
+        if "lr" in one:
+            one["lrs"] = (one.pop("lr"),)
+        yield one
+
+
+def one_seed_each(config: TransferConfig) -> list[TransferConfig]:
+    """What can run apart: features serve all seeds at once, fine-tuning is by the seed."""
+    if config.on_cached_features:
+        return [config]
+    seeds = config.seeds or ()
+    return [dataclasses.replace(config, seeds=(seed,)) for seed in seeds]

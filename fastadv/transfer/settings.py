@@ -1,0 +1,192 @@
+"""The settings of a transfer after protocol and flags: published ones to the letter,
+their defects by name, and what was changed from them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from fastadv.errors import ConfigError
+from fastadv.transfer.config import PUBLISHED_SIDE, SGD_CHOICES, TransferConfig
+
+# Salman et al. normalised these two by their own statistics, every other set not at all.
+_PUBLISHED_STATISTICS = {
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+}
+_NO_STATISTICS = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Every setting of a run.
+
+    Attributes:
+        epochs, batch_size, lrs, momentum, weight_decay: of SGD.
+        augment: of the loader; `"utrera"` is `UtreraLoader`.
+        frozen_bn: mode of the BatchNorm of frozen layers.
+        select_on: what learning rate and epoch are chosen on; `"none"`: one learning
+            rate, the last epoch, and no image is held out.
+        select_every: epochs between evaluations of which the best counts; None: the
+            last epoch counts.
+        statistics: (mean, std) of the inputs; None: the source's.
+        freeze_by_name: freeze as `published_names` says.
+        normal_head: the head's weights begin as N(0, 1), its bias as 0.
+        defects: what is wrong with the published way, in words.
+        changed: settings that flags changed from the published ones, in words.
+    """
+
+    epochs: int = 150
+    batch_size: int = 64
+    lrs: tuple[float, ...] = (0.01, 0.001)
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    augment: str = "auto"
+    frozen_bn: Literal["eval", "train"] = "eval"
+    select_on: Literal["val", "test", "none"] = "val"
+    select_every: int | None = None
+    statistics: Statistics | None = None
+    freeze_by_name: bool = False
+    normal_head: bool = False
+    defects: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+
+    @property
+    def notes(self) -> str | None:
+        """Defects and changes, for the row; None if there are none."""
+        return "; ".join((*self.defects, *self.changed)) or None
+
+    def for_row(self) -> dict[str, Any]:
+        """Those of SGD and what goes with it, for the row."""
+        left_out = ("defects", "changed", "select_on")
+        found = {k: v for k, v in asdict(self).items() if k not in left_out}
+        return found | {"schedule": "x 0.1 every third"}
+
+
+def make_settings(
+    config: TransferConfig,
+    dataset: str,
+    num_pool: int,
+    resolution: int,
+    *,
+    digits: bool,
+) -> Settings:
+    """The settings of `config` on `dataset`.
+
+    Args:
+        config: the experiment.
+        dataset: name of the data set.
+        num_pool: images to train on, those for validation included.
+        resolution: side of the images, pixels.
+        digits: whether the set is one that is never augmented.
+
+    Raises:
+        ConfigError: several learning rates and nothing to choose one on.
+    """
+    frozen = config.mode in ("fixed_feature", "last_k_blocks")
+    if config.protocol == "salman2020":
+        settings = _salman(dataset, frozen, config.mode == "fixed_feature")
+    elif config.protocol == "utrera2021":
+        settings = _utrera(num_pool, frozen, digits)
+    else:
+        settings = Settings()
+    given: dict[str, Any] = {
+        name: getattr(config, name)
+        for name in (*SGD_CHOICES, "select_on", "frozen_bn")
+        if getattr(config, name) is not None
+    }
+    if config.augment != "auto":
+        given["augment"] = config.augment
+    changed = []
+    if config.protocol != "fastadv":
+        changed = [
+            f"{name} {_words(value)} instead of {_words(getattr(settings, name))}"
+            for name, value in given.items()
+            if value != getattr(settings, name)
+        ]
+        if resolution != PUBLISHED_SIDE:
+            changed.append(f"resolution {resolution} instead of {PUBLISHED_SIDE}")
+        if config.method != "standard":
+            changed.append(f"method {config.method} instead of standard")
+    defects = tuple(d for d in settings.defects if not _repaired(d, given))
+    merged = {f: getattr(settings, f) for f in Settings.__dataclass_fields__} | given
+    settings = Settings(**merged | {"defects": defects, "changed": tuple(changed)})
+    if settings.select_on == "none" and len(settings.lrs) > 1:
+        raise ConfigError(
+            f"--lrs {_words(settings.lrs)}: --protocol {config.protocol} has one learning "
+            "rate and chooses nothing; give one, or --select-on val"
+        )
+    return settings
+
+
+_TRAIN_BN = "BatchNorm of frozen layers in train mode"
+_ON_TEST = "epoch and learning rate chosen on the test set"
+
+
+def _repaired(defect: str, given: dict[str, Any]) -> bool:
+    return (defect == _TRAIN_BN and given.get("frozen_bn") == "eval") or (
+        defect == _ON_TEST and given.get("select_on") == "val"
+    )
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(map(_words, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _salman(dataset: str, frozen: bool, by_name: bool) -> Settings:
+    """Source: Salman et al. 2020, appendix A, and their code for what it leaves out."""
+    statistics = _PUBLISHED_STATISTICS.get(dataset, _NO_STATISTICS)
+    defects = [_TRAIN_BN] if frozen else []
+    defects.append(
+        "inputs normalised by mean 0, std 1"
+        if statistics is _NO_STATISTICS
+        else "inputs normalised by the target's statistics"
+    )
+    return Settings(
+        augment="rrc",
+        frozen_bn="train",
+        select_on="test",
+        select_every=5,  # `log_iters` of the robustness package
+        statistics=statistics,
+        freeze_by_name=by_name,
+        defects=(*defects, _ON_TEST),
+    )
+
+
+def _utrera(num_pool: int, frozen: bool, digits: bool) -> Settings:
+    """Source: Utrera et al. 2021, appendix A, and their code for what it leaves out."""
+    return Settings(
+        epochs=100 if num_pool <= 1600 else 150,
+        batch_size=128,
+        lrs=(0.1,),
+        augment="none" if digits else "utrera",
+        frozen_bn="train",
+        select_on="none",
+        normal_head=True,
+        defects=(_TRAIN_BN,) if frozen else (),
+    )
+
+
+def published_names(names: list[str]) -> list[str] | None:
+    """What of a network the code of Salman et al. trained in fixed-feature mode.
+
+    It froze everything up to the first name with "layer4" in it, and all others with it:
+    right for ResNets, half of a DenseNet (`denselayer4`), and an error for networks
+    without such a name.
+
+    Args:
+        names: of the parameters, in the order of the network.
+
+    Returns:
+        Names of the parameters that train; None where the published code stops.
+    """
+    marked = ["layer4" in name for name in names]
+    if True not in marked:
+        return None
+    first = marked.index(True)
+    return [n for n, m in zip(names[first:], marked[first:], strict=True) if not m]

@@ -1,0 +1,264 @@
+"""Sweeps: every task of a recipe, each row computed once, whatever crashes meanwhile.
+
+The results table is the only state. A plan is the recipe less the rows the table has; a
+task is finished when its rows are there. So the same command goes on after any
+interruption, on any engine, and two of them may even run at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import signal
+from collections import Counter, deque
+from collections.abc import Callable, Container, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from fastadv.data import DatasetSplits, open_dataset
+from fastadv.errors import ConfigError, DataError, FastadvError, Preempted
+from fastadv.training.progress import Progress
+from fastadv.transfer.config import TransferConfig
+from fastadv.transfer.engines import Ended, Engine
+from fastadv.transfer.identity import row_identity
+from fastadv.transfer.recipe import one_seed_each
+from fastadv.transfer.source import Source, open_source
+from fastadv.transfer.table import ResultsTable
+
+_SHOWN = 8  # problems listed one by one
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one worker does at a time.
+
+    Attributes:
+        config: of the experiment.
+        identities: of its rows, one per seed of `config`.
+    """
+
+    config: TransferConfig
+    identities: tuple[str, ...]
+
+    def without(self, finished: Container[str]) -> Task | None:
+        """The rows whose identity is not among the finished; None if all are."""
+        left = [
+            (seed, identity)
+            for seed, identity in zip(
+                self.config.seeds or (), self.identities, strict=True
+            )
+            if identity not in finished
+        ]
+        if not left:
+            return None
+        seeds, identities = zip(*left, strict=True)
+        return Task(dataclasses.replace(self.config, seeds=seeds), identities)
+
+    def __str__(self) -> str:
+        config = self.config
+        words = [config.name or Path(config.source).name, config.dataset, config.mode]
+        changed = [
+            f"{field.name}={value}"
+            for field in dataclasses.fields(TransferConfig)
+            if field.name not in _IN_WORDS
+            and (value := getattr(config, field.name)) != field.default
+        ]
+        seeds = ",".join(map(str, config.seeds or ()))
+        return " ".join([*words, *changed, f"seeds={seeds}"])
+
+
+_IN_WORDS = {"source", "name", "dataset", "mode", "seeds", "results", "source_accuracy"}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe, held against a table.
+
+    Attributes:
+        tasks: what is to be done.
+        rows: rows of the whole recipe.
+        done: rows the table has already.
+        missing: why experiments were left out.
+    """
+
+    tasks: list[Task]
+    rows: int
+    done: int
+    missing: list[str]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A task that was given up, and why."""
+
+    task: Task
+    reason: str
+
+
+def make_plan(
+    configs: Sequence[TransferConfig],
+    table: ResultsTable,
+    *,
+    skip_missing: bool = False,
+) -> Plan:
+    """Open every source and data set, and see what the table lacks.
+
+    Args:
+        configs: of a recipe.
+        table: where rows are, and will be.
+        skip_missing: leave out what cannot be opened.
+
+    Raises:
+        DataError: a source or a data set cannot be opened; all of them are named.
+        ConfigError: two experiments define the same number.
+    """
+    opened = _Opened()
+    finished = table.identities() if table.path.exists() else set()
+    tasks: list[Task] = []
+    seen: dict[str, TransferConfig] = {}
+    rows = done = 0
+    for config in configs:
+        known = opened.find(config)
+        if known is None:
+            continue
+        for part in one_seed_each(config):
+            identities = tuple(
+                row_identity(part, seed, *known) for seed in part.seeds or ()
+            )
+            for identity in identities:
+                if identity in seen:
+                    raise ConfigError(
+                        f"{part.source} on {part.dataset} ({part.mode}) defines the same "
+                        f"number as {seen[identity].source} on {seen[identity].dataset}; "
+                        "leave one out of the recipe"
+                    )
+                seen[identity] = part
+            left = Task(part, identities).without(finished)
+            rows += len(identities)
+            done += len(identities) - (len(left.identities) if left else 0)
+            if left:
+                tasks.append(left)
+    if opened.problems and not skip_missing:
+        listed = "\n  ".join(opened.problems[:_SHOWN])
+        more = len(opened.problems) - _SHOWN
+        raise DataError(
+            f"{len(opened.problems)} source(s) or data set(s) cannot be opened:\n  "
+            f"{listed}{f'{chr(10)}  and {more} more' if more > 0 else ''}\n--skip-missing "
+            "goes on without them"
+        )
+    return Plan(tasks, rows, done, opened.problems)
+
+
+class _Opened:
+    """Sources and data sets by name, each opened once, and what could not be."""
+
+    def __init__(self) -> None:
+        self._found: dict[object, Source | DatasetSplits | None] = {}
+        self.problems: list[str] = []
+
+    def find(self, config: TransferConfig) -> tuple[Source, DatasetSplits, int] | None:
+        source = self._get(
+            ("source", config.source, config.name, config.arch),
+            lambda: open_source(
+                config.source, config.name, config.arch, download=config.download
+            ),
+        )
+        if not isinstance(source, Source):
+            return None
+        resolution = config.side(source.resolution)
+        splits = self._get(
+            ("dataset", config.dataset, resolution),
+            lambda: open_dataset(config.dataset, resolution=resolution),
+        )
+        if not isinstance(splits, DatasetSplits):
+            return None
+        return source, splits, resolution
+
+    def _get(
+        self, key: object, opener: Callable[[], Source | DatasetSplits]
+    ) -> Source | DatasetSplits | None:
+        if key not in self._found:
+            try:
+                self._found[key] = opener()
+            except FastadvError as error:
+                self._found[key] = None
+                if str(error) not in self.problems:
+                    self.problems.append(str(error))
+        return self._found[key]
+
+
+def run_sweep(
+    plan: Plan, engine: Engine, table: ResultsTable, *, retries: int = 2
+) -> list[Failure]:
+    """Run a plan's tasks until each is finished or given up.
+
+    Args:
+        plan: from `make_plan`.
+        engine: where tasks run; closed at the end.
+        table: at `config.results` of every task.
+        retries: how often a task is started again after a crash.
+
+    Returns:
+        The tasks given up.
+
+    Raises:
+        Preempted: Ctrl-C or SIGTERM; finished rows are in the table.
+    """
+    waiting = deque(plan.tasks)
+    running: dict[TransferConfig, Task] = {}
+    crashes: Counter[str] = Counter()
+    failures: list[Failure] = []
+    progress = Progress(plan.rows, plan.done)
+    done = plan.done
+    try:
+        with _stop_signals():
+            while waiting or running:
+                while waiting and len(running) < engine.slots:
+                    task = waiting.popleft()
+                    running[task.config] = task
+                    engine.start(task.config)
+                for ended in engine.wait():
+                    task = running.pop(ended.config)
+                    left = task.without(table)
+                    done += len(task.identities) - (len(left.identities) if left else 0)
+                    progress.update(done, f"rows; {_verdict(task, ended, left)}")
+                    if left is None:
+                        continue
+                    key = left.identities[0]
+                    crashes[key] += 1
+                    if ended.crashed and crashes[key] <= retries:
+                        progress.note(f"again, {ended.error}: {left}")
+                        waiting.append(left)
+                    else:
+                        reason = ended.error or "it left no row under its identity"
+                        progress.note(f"given up, {reason}: {left}")
+                        failures.append(Failure(left, reason))
+    except KeyboardInterrupt:
+        raise Preempted(
+            f"stopped; {done} of {plan.rows} rows are in {table.path}. The same command "
+            "goes on from there"
+        ) from None
+    finally:
+        engine.close()
+    return failures
+
+
+def _verdict(task: Task, ended: Ended, left: Task | None) -> str:
+    return f"{'finished' if left is None else 'not finished'}: {task}"
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[None]:
+    """SIGTERM and SIGUSR1 interrupt at once, as Ctrl-C does: no row can be torn."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    before = {number: signal.signal(number, interrupt) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

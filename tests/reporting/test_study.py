@@ -1,0 +1,396 @@
+"""The report of a results table: its numbers, its words, its look in a browser.
+
+All numbers are synthetic (`synthetic_results`); they are checked against scipy.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+import subprocess
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import stats
+from synthetic_results import ARCHS, row, synthetic_rows, synthetic_table
+
+from fastadv.cli import report as command
+from fastadv.reporting.cells import compare, make_cells
+from fastadv.reporting.reference import (
+    accuracy_of_file,
+    imagenet_accuracy,
+    limited_accuracy,
+    transfer_accuracy,
+)
+from fastadv.reporting.sections import study_sections
+from fastadv.reporting.study import Study, wins_finding
+from fastadv.reporting.study_images import image_pairs
+from fastadv.statistics import (
+    fit_line,
+    holm,
+    mean_interval,
+    paired_t,
+    t_quantile,
+    t_two_sided,
+)
+
+TITLES = [
+    "Robust against standard",
+    "Accuracy against eps",
+    "Width",
+    "Source accuracy against transfer",
+    "Granularity",
+    "Few training images",
+    "Gain with few training images",
+    "Number of trained blocks",
+    "Robust accuracy after transfer",
+    "By class",
+]
+
+
+# ---- statistics ----
+
+
+@pytest.mark.parametrize("dof", [1, 2, 3, 4, 7, 30])
+def test_student_t_is_scipys(dof: int) -> None:
+    for t in (0.0, 0.3, -1.7, 4.0, 12.0):
+        assert t_two_sided(t, dof) == pytest.approx(
+            2 * stats.t.sf(abs(t), dof), abs=1e-12
+        )
+    assert t_quantile(dof) == pytest.approx(stats.t.ppf(0.975, dof))
+
+
+def test_paired_tests_intervals_and_lines_are_scipys() -> None:
+    draw = np.random.default_rng(0)
+    a, b = draw.normal(1, 1, 6), draw.normal(0, 1, 6)
+    assert paired_t(list(a - b)) == pytest.approx(stats.ttest_rel(a, b).pvalue)
+    low, high = stats.t.interval(0.95, 5, a.mean(), stats.sem(a))
+    assert mean_interval(list(a)) == pytest.approx((a.mean(), low, high))
+    line, theirs = fit_line(list(a), list(b)), stats.linregress(a, b)
+    assert line is not None
+    assert (line.slope, line.intercept) == pytest.approx(
+        (theirs.slope, theirs.intercept)
+    )
+    assert (line.r2, line.p) == pytest.approx((theirs.rvalue**2, theirs.pvalue))
+    assert fit_line([1.0, 1.0], [1.0, 2.0]) is None
+    assert paired_t([1.0]) is None
+    assert paired_t([0.0, 0.0]) == 1
+    assert paired_t([2.0, 2.0]) == 0
+
+
+def test_holm_by_hand() -> None:
+    # Sorted: .01 x 4, .02 x 3, .03 x 2 -> not below the one before, .5 x 1.
+    assert holm([0.03, 0.01, 0.5, 0.02]) == pytest.approx([0.06, 0.04, 0.5, 0.06])
+    assert holm([]) == []
+
+
+# ---- cells and comparisons ----
+
+
+def test_comparisons_choose_on_validation_and_test_by_seed() -> None:
+    rows = [
+        row(source_eps=eps, source=str(eps), seed=seed, value=v + d, val_value=val)
+        # eps 1 is best on test images, eps 3 on validation images.
+        for eps, v, val in ((0.0, 50, 50), (1.0, 60, 51), (3.0, 55, 59))
+        for seed, d in enumerate((0.0, 1.0, 3.0 if eps else 2.0))
+    ]
+    [found] = compare(make_cells(rows))
+    assert found.robust.label == "l2 3"
+    assert found.by == "val"
+    theirs = stats.ttest_rel([55, 56, 58], [50, 51, 52])
+    assert found.difference == pytest.approx(16 / 3)
+    assert found.p == pytest.approx(theirs.pvalue)
+    interval = theirs.confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
+    assert found.adjusted == found.p  # the only one
+    assert found.significant == (theirs.pvalue < 0.05)
+
+
+def test_learning_rates_run_apart_count_once() -> None:
+    """The one that was best on validation images stands for its seed."""
+    rates = ((0.1, 70.0, 40.0), (0.01, 60.0, 55.0))
+    rows = [
+        row(
+            value=value,
+            val_value=val,
+            identity=str(lr),
+            hyperparameters=f'{{"lr": {lr}}}',
+        )
+        for lr, value, val in rates
+    ]
+    [cell] = make_cells(rows)
+    assert cell.values == {0: 60.0}
+    # Of the same number computed twice, the newest counts.
+    [cell] = make_cells([*rows, rows[1] | {"value": 61.0}])
+    assert cell.values == {0: 61.0}
+    assert cell.interval() == (61.0, 48.0, 52.0)  # one seed: the row's own
+
+
+def test_one_seed_is_never_called_significant() -> None:
+    rows = [row(source_eps=eps, value=50 + 10 * eps) for eps in (0.0, 3.0)]
+    found = compare(make_cells(rows))
+    assert found[0].p is None
+    assert (
+        "With one seed each, none of these differences can be tested"
+        in wins_finding(found)
+    )
+    sections = study_sections(Study(make_cells(rows), {}))
+    words = " ".join(f for s in sections for f in s.findings)
+    assert "significan" not in words.replace("can be tested", "")
+
+
+def test_other_settings_are_never_compared() -> None:
+    for change in (
+        {"dataset": "b"}, {"mode": "full_network"}, {"protocol": "salman2020"},
+        {"select_on": "test"}, {"resolution": 64}, {"downscale": 32}, {"arch": "resnet50"},
+        {"num_pool": 500}, {"hyperparameters": '{"solver": "sgd"}'}, {"seed": 5},
+    ):  # fmt: skip
+        rows = [row(), row(source_eps=1.0, value=60.0) | change]
+        assert compare(make_cells(rows)) == [], change
+    assert len(compare(make_cells([row(), row(source_eps=1.0)]))) == 1
+
+
+# ---- published numbers ----
+
+
+def test_published_numbers_are_those_of_the_papers() -> None:
+    assert len(transfer_accuracy()) == 1416
+    assert len(limited_accuracy()) == 204
+    assert len(imagenet_accuracy()) == 67
+    key = ("aircraft", "fixed_feature", None, "resnet18", ("l2", 0.5))
+    assert transfer_accuracy()[key] == 41.40
+    few = ("cifar10", "resnet50", 3, 100, ("linf", round(4 / 255, 6)))
+    assert limited_accuracy()[few] == 49.9
+    assert accuracy_of_file("x/resnet18_l2_eps3.ckpt") == 53.12
+    assert accuracy_of_file("x/resnet18_l2_eps3.safetensors") is None
+    # Their headline: robust sources win 36 of 48 cells on fixed features.
+    wins = 0
+    found = {k: v for k, v in transfer_accuracy().items() if k[1] == "fixed_feature"}
+    cells = {(d, a) for d, _, side, a, _ in found if side is None}
+    for dataset, arch in cells:
+        of_cell = {
+            k[4][1]: v
+            for k, v in found.items()
+            if (k[0], k[2], k[3]) == (dataset, None, arch)
+        }
+        wins += max(v for eps, v in of_cell.items() if eps) > of_cell[0.0]
+    assert (wins, len(cells)) == (36, 48)
+
+
+def test_only_all_images_are_compared_with_the_published_table() -> None:
+    rows = [row(dataset="mine", source_eps=0.5)]
+    [cell] = make_cells(rows)
+    assert cell.published({}) is None
+    assert cell.published({"mine": "aircraft"}) == 41.40
+    [part] = make_cells([rows[0] | {"num_available": 2000}])
+    assert part.published({"mine": "aircraft"}) is None
+    [old] = make_cells([rows[0] | {"num_available": None}])  # of schema version 1
+    assert old.published({"mine": "aircraft"}) is None
+
+
+# ---- the report ----
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    results = synthetic_table(folder / "synthetic-results")
+    words = [
+        str(results),
+        "-o",
+        str(folder / "report.html"),
+        "--export",
+        str(folder / "x"),
+    ]
+    assert command.main([*words, "--title", "Synthetic results"]) == 0
+    return folder
+
+
+def test_sections_are_those_there_are_data_for(made: Path) -> None:
+    text = (made / "report.html").read_text()
+    assert re.findall(r"<h2>(.*?)</h2>", text) == [*TITLES, "All numbers"]
+    assert "http://" not in text.replace("http://www.w3.org", "")
+    assert "<cat>" not in text
+    assert "&lt;cat&gt;" in text
+    few = [row(source_eps=eps) for eps in (0.0, 3.0)]
+    found = [s.title for s in study_sections(Study(make_cells(few), {}))]
+    assert found == ["Robust against standard"]
+
+
+def test_findings_say_what_an_independent_count_says() -> None:
+    cells = make_cells(synthetic_rows())
+    sections = {s.title: s for s in study_sections(Study(cells, {}))}
+    found = compare(Study(cells, {}).most)
+    p_values = []
+    for each in found:
+        robust = [r["value"] for r in each.robust.rows.values()]
+        standard = [r["value"] for r in each.standard.rows.values()]
+        p_values.append(stats.ttest_rel(robust, standard).pvalue)
+    # Holm, as in the definition: step down until one fails.
+    order, certain = np.argsort(p_values), 0
+    for rank, index in enumerate(order):
+        if p_values[index] * (len(p_values) - rank) >= 0.05:
+            break
+        certain += 1
+    ahead = sum(each.difference > 0 for each in found)
+    assert certain >= 6  # the synthetic gains are far beyond the noise
+    assert len(found) == 8
+    [first, second] = sections["Robust against standard"].findings
+    assert first.startswith(f"The robust source is ahead in {ahead} of 8 comparison(s)")
+    assert first.endswith(f"Significant: {certain} in its favour, 0 against it.")
+    # Those of cifar10 with all images have one; those of svhn are of few.
+    assert "with a published counterpart" in second
+    few = image_pairs(cells)
+    assert len(few) == 6
+    gain = {(p.robust.setting.k_blocks, p.robust.n): p.difference for p in few}
+    assert gain[3, 100] > 2
+    assert gain[3, 1600] < 2
+    [table] = sections["Source accuracy against transfer"].tables
+    line = table.rows[0]
+    x = [imagenet_accuracy()[a, (None, 0.0)] for a in ARCHS]
+    y = [
+        np.mean([r["value"] for r in c.rows.values()])
+        for c in cells
+        if c.setting.dataset == "cifar10" and not c.setting.downscale and not c.robust
+    ]
+    theirs = stats.linregress(x, y)
+    assert line[1] == "standard"
+    assert float(str(line[3])) == pytest.approx(theirs.rvalue**2, abs=0.005)
+    assert float(str(line[4])) == pytest.approx(theirs.slope, abs=0.005)
+
+
+def test_exports_are_complete_and_readable(made: Path) -> None:
+    names = {path.name for path in (made / "x").iterdir()}
+    drawn = [*TITLES[:8]]
+    for title in drawn:
+        stem = title.lower().replace(" ", "-")
+        assert {f"{stem}.png", f"{stem}.svg"} <= names
+        pixels = np.asarray(Image.open(made / "x" / f"{stem}.png").convert("L"))
+        assert 0.002 < (pixels < 200).mean() < 0.6  # something is drawn
+        ElementTree.parse(made / "x" / f"{stem}.svg")
+    with open(made / "x" / "all-numbers.csv") as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == len(make_cells(synthetic_rows()))
+    latex = (made / "x" / "all-numbers.tex").read_text()
+    assert r"wide\_resnet50\_2" in latex
+    assert latex.count(r"\\") == len(lines) + 1
+
+
+def test_findings_as_json(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [str(made / "synthetic-results"), "-o", str(made / "b.html"), "--json"]
+    assert command.main(words) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert set(found["findings"]) <= set(TITLES)
+    assert found["report"] == str(made / "b.html")
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["{none}"], "there is no results table at"),
+        (["{empty}"], "is empty"),
+        (["{results}", "--compare", "svhn"], "must be MINE=PUBLISHED"),
+        (["{results}", "--compare", "svhn=cifar11"], "perhaps you meant: cifar10"),
+        (["{results}", "--compare", "svnh=svhn"], "perhaps you meant: svhn"),
+    ],
+)
+def test_what_cannot_be_reported_is_said(
+    words: list[str],
+    complaint: str,
+    made: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "empty").mkdir()
+    places = {
+        "none": tmp_path / "none",
+        "empty": tmp_path / "empty",
+        "results": made / "synthetic-results",
+    }
+    filled = [word.format(**places) for word in words]
+    assert command.main([*filled, "-o", str(tmp_path / "r.html")]) != 0
+    assert complaint in capsys.readouterr().err
+    assert not (tmp_path / "r.html").exists()
+
+
+# ---- in a browser ----
+
+
+@pytest.fixture(scope="module")
+def browser() -> str:
+    names = (
+        "chromium",
+        "chromium-browser",
+        "google-chrome",
+        "chrome",
+        "headless_shell",
+    )
+    found = next((path for name in names if (path := shutil.which(name))), None)
+    if found is None:
+        pytest.skip(f"no browser here: none of {', '.join(names)} is on PATH")
+    return found
+
+
+def _browse(browser: str, folder: Path, *words: str) -> str:
+    base = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}"]
+    done = subprocess.run(
+        [browser, *base, "--hide-scrollbars", *words],
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(("theme", "number"), [("dark", 0), ("light", 1)])
+def test_it_is_readable_in_both_themes(
+    theme: str, number: int, made: Path, browser: str, tmp_path: Path
+) -> None:
+    shot = tmp_path / "shot.png"
+    _browse(
+        browser,
+        tmp_path / "profile",
+        f"--blink-settings=preferredColorScheme={number}",
+        "--window-size=1150,1400",
+        f"--screenshot={shot}",
+        (made / "report.html").as_uri(),
+    )
+    pixels = np.asarray(Image.open(shot).convert("L")).astype(int)
+    page = np.median(pixels)
+    assert page < 60 if theme == "dark" else page > 200
+    # Text stands out against the page, and there is a good deal of it.
+    assert (abs(pixels - page) > 120).mean() > 0.01
+    colours = np.asarray(Image.open(shot).convert("RGB")).reshape(-1, 3).astype(int)
+    blue = (colours[:, 2] - colours[:, 0] > 80).mean()
+    orange = (colours[:, 0] - colours[:, 2] > 80).mean()
+    assert min(blue, orange) > 0.01  # bars of both kinds of sources
+
+
+def test_tables_sort_by_a_click(made: Path, browser: str, tmp_path: Path) -> None:
+    """A copy of the page clicks its own header, and shows what the first row is then."""
+    text = (made / "report.html").read_text()
+    script = """<script>
+const table = document.querySelector("table");
+const titles = [...table.querySelectorAll("th button")];
+const place = titles.findIndex((b) => b.textContent === "difference");
+titles[place].click();
+const values = [...table.tBodies[0].rows].map((r) => r.cells[place].textContent);
+document.title = "sorted " + values.join(" ");
+</script></body>"""
+    copy = tmp_path / "clicked.html"
+    copy.write_text(text.replace("</body>", script))
+    dumped = _browse(browser, tmp_path / "profile", "--dump-dom", copy.as_uri())
+    title = re.search(r"<title>sorted (.*?)</title>", dumped)
+    assert title is not None
+    values = [float(value) for value in title[1].split()]
+    assert len(values) == 8
+    assert values == sorted(values)
+    assert values != [
+        round(c.difference, 2) for c in compare(make_cells(synthetic_rows()))
+    ]
