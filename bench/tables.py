@@ -117,6 +117,50 @@ def autoattack() -> str:
     return markdown(columns, rows)
 
 
+def loaders() -> str:
+    """Every loader of bench_loaders."""
+    rows = [
+        [
+            f"{r['what']}, {r['side']} px",
+            r["loader"],
+            f"{r['images_per_s']:.0f}",
+            spread(r, "times_dataloader"),
+        ]
+        for r in read("loaders")
+    ]
+    return markdown(["images", "loader", "images/s", "x DataLoader"], rows)
+
+
+def training() -> str:
+    """Every case of bench_training."""
+    rows = [
+        [
+            r["what"],
+            f"{r['images_per_s']:.1f}",
+            f"{r['seconds']:.2f}",
+            f"{spread(r, 'times_other')} x the time of {r['compared_with']}",
+        ]
+        for r in read("training")
+    ]
+    return markdown(["training", "images/s", "s", "compared"], rows)
+
+
+def transfer() -> str:
+    """Every case of bench_transfer."""
+    rows = [
+        [
+            f"{r['images']} at {r['resolution']} px",
+            f"{r['features_s']:.1f}",
+            f"{r['heads_s']:.1f}",
+            f"{r['grid_of_one_pass']:.2f}",
+            f"{r['run_over_ours']:.0f} x",
+        ]
+        for r in read("transfer")
+    ]
+    columns = ["images", "features, s", "60 heads, s", "grid / one pass"]
+    return markdown([*columns, "one published run / our grid"], rows)
+
+
 def summary() -> str:
     """The README's table: what is measured and the command that measures it."""
     cells = [r for r in read("pgd_step") if r["job"] == "step" and r["norm"] == "l2"]
@@ -167,6 +211,9 @@ def main() -> None:
         "steps": steps,
         "attacks": attacks,
         "autoattack": autoattack,
+        "loaders": loaders,
+        "training": training,
+        "transfer": transfer,
         "summary": summary,
     }
     for page in PAGES:
