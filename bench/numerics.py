@@ -8,8 +8,9 @@ beside it.
 
 from __future__ import annotations
 
+import functools
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -30,9 +31,13 @@ from kernel_cases import (
 )
 
 from fastadv import kernels
-from fastadv.kernels.conv import frozen_conv3x3, unsupported_reason
+from fastadv.kernels.conv import conv3x3
 
 SHAPE = (4, 3, 224, 224)
+# Batch, channels and side of 3x3 layers of a ResNet-18, at 224 px and its last at 64 px.
+CONVOLUTIONS = (
+    (8, 64, 56), (8, 128, 28), (8, 256, 14), (8, 512, 7), (64, 512, 2),
+)  # fmt: skip
 
 
 def backends() -> Iterator[str]:
@@ -141,23 +146,37 @@ def winograd_error(points: tuple[float, ...], channels: int = 64) -> float:
     return float(np.linalg.norm(convolve(np.float32) - exact) / np.linalg.norm(exact))
 
 
+def values(
+    function: Callable[[Tensor, Tensor], Tensor], x: Tensor, w: Tensor, g: Tensor
+) -> tuple[Tensor, ...]:
+    """Output, and the gradients of images and weights for the gradient `g` of it."""
+    x, w = x.clone().requires_grad_(), w.clone().requires_grad_()
+    y = function(x, w)
+    return (y.detach(), *torch.autograd.grad(y, (x, w), g))
+
+
 def convolutions() -> str:
-    """Relative L2 error of the attack view's 3x3 convolutions, and of other points."""
+    """Relative L2 error of our 3x3 convolutions and their gradients, and of other points."""
     rows = []
-    for channels, side in ((64, 56), (128, 28), (256, 14), (512, 7)):
+    for n, channels, side in CONVOLUTIONS:
         random = torch.Generator().manual_seed(0)
-        x = torch.randn(8, channels, side, side, generator=random)
+        x = torch.randn(n, channels, side, side, generator=random)
         w = torch.randn(channels, channels, 3, 3, generator=random)
-        x, w = (t.contiguous(memory_format=torch.channels_last) for t in (x, w))
-        exact = torch.nn.functional.conv2d(x.double(), w.double(), padding=1)
-
-        def error(got: Tensor, exact: Tensor = exact) -> str:
-            return f"{((got - exact).norm() / exact.norm()).item():.1e}"
-
-        direct = error(torch.nn.functional.conv2d(x, w, padding=1))
-        ours = unsupported_reason(x, w) or error(frozen_conv3x3(x, w, None))
-        rows.append([f"{channels} channels, {side} px", direct, ours])
-    table = markdown(["convolution", "direct float32", "frozen_conv3x3"], rows)
+        g = torch.randn(n, channels, side, side, generator=random)
+        x, w, g = (t.contiguous(memory_format=torch.channels_last) for t in (x, w, g))
+        direct = functools.partial(torch.nn.functional.conv2d, padding=1)
+        exact = values(direct, x.double(), w.double(), g.double())
+        row = [f"{channels} channels, {side} px, batch {n}"]
+        for function in (direct, conv3x3):
+            errors = (
+                ((one - other).norm() / other.norm()).item()
+                for one, other in zip(values(function, x, w, g), exact, strict=True)
+            )
+            row.append(", ".join(f"{error:.1e}" for error in errors))
+        rows.append(row)
+    table = markdown(
+        ["output, gradients of images and weights", "direct", "ours"], rows
+    )
     points = {
         "0, +-5/8, +-3/2": (0.0, 0.625, -0.625, 1.5, -1.5),
         "0, +-1, +-2": (0.0, 1.0, -1.0, 2.0, -2.0),

@@ -1,4 +1,4 @@
-"""A 3x3 convolution by Winograd's F(4x4, 3x3), for networks whose weights are frozen.
+"""A 3x3 convolution by Winograd's F(4x4, 3x3), with its gradients.
 
 CPU only, in the C++ library: on a GPU cuDNN has its own, and elsewhere the caller keeps
 `torch.nn.functional.conv2d`, which `unsupported_reason` tells it to.
@@ -21,8 +21,11 @@ _library.define(
     "conv3x3(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, Tensor? mask, "
     "bool relu, bool transposed) -> Tensor"
 )
+_library.define("conv3x3_weight(Tensor x, Tensor grad) -> Tensor")
 # Vectors run over channels, 16 of them with AVX-512.
 CHANNELS = 16
+# Transforming the weights for maps of 2x2 pixels, in the unit of `_pays`.
+WHOLE = 240
 
 
 class _Conv(ctypes.Structure):
@@ -32,6 +35,15 @@ class _Conv(ctypes.Structure):
         *((name, c_int64) for name in ("n", "h", "w")),
         *((name, c_int64) for name in ("in_channels", "out_channels")),
         *((name, c_int32) for name in ("transposed", "relu", "threads")),
+    ]
+
+
+class _Weight(ctypes.Structure):
+    _fields_ = [
+        *((name, c_void_p) for name in ("weight", "x", "grad")),
+        *((name, c_int64) for name in ("n", "h", "w")),
+        *((name, c_int64) for name in ("in_channels", "out_channels")),
+        ("threads", c_int32),
     ]
 
 
@@ -68,20 +80,23 @@ def _pays(x: Tensor, weight: Tensor) -> bool:
     Counted in multiplications per pair of channels. Transforming the weights costs as much as
     950 of them (512 channels at 7 px: 2.7 ms for one image, 8.0 for 16); a direct
     convolution does its own a tenth faster. With 16 channels (128 images of 32 px) it
-    took 3.0 ms, Winograd's 3.8; with 32 at 16 px 2.6 and 1.4.
+    took 3.0 ms, Winograd's 3.8; with 32 at 16 px 2.6 and 1.4. Maps of 2x2 need a quarter of
+    the points.
     """
     n, channels, h, w = x.shape
-    tiles = n * ((h + 3) // 4) * ((w + 3) // 4)
+    whole = h <= 2 and w <= 2
+    tiles = n if whole else n * ((h + 3) // 4) * ((w + 3) // 4)
+    points, transform = (9, WHOLE) if whole else (36, 950)
     enough = min(channels, weight.shape[0]) >= 32
-    return enough and 0.9 * 9 * n * h * w > 36 * tiles + 950
+    return enough and 0.9 * 9 * n * h * w > points * tiles + transform
 
 
 def _out_shape(x: Tensor, weight: Tensor, transposed: bool) -> tuple[int, ...]:
     return (x.shape[0], weight.shape[1 if transposed else 0], *x.shape[2:])
 
 
-def _dense(t: Tensor | None) -> Tensor | None:
-    return None if t is None else t.contiguous(memory_format=torch.channels_last)
+def _channels_last(t: Tensor) -> Tensor:
+    return t.contiguous(memory_format=torch.channels_last)
 
 
 def _conv3x3(
@@ -104,7 +119,9 @@ def _conv3x3(
         return out
     # Kept by name until the call returns: they may be copies.
     tensors = {"x": x, "mask": mask, "weight": weight, "residual": residual}
-    dense = {name: _dense(t) for name, t in tensors.items()}
+    dense = {
+        name: None if t is None else _channels_last(t) for name, t in tensors.items()
+    }
     n, channels, h, w = x.shape
     _cpp.run(
         "fa_conv3x3",
@@ -139,7 +156,43 @@ def _conv3x3_fake(
     )
 
 
-class _FrozenConv(torch.autograd.Function):
+def _conv3x3_weight(x: Tensor, grad: Tensor) -> Tensor:
+    n, channels, h, w = x.shape
+    out = grad.shape[1]
+    weight = torch.empty(out, channels, 3, 3, memory_format=torch.channels_last)
+    if n == 0:
+        return weight.zero_()
+    # Kept by name until the call returns: they may be copies.
+    x, grad = _channels_last(x), _channels_last(grad)
+    _cpp.run(
+        "fa_conv3x3_weight",
+        _Weight(
+            weight=weight.data_ptr(),
+            x=x.data_ptr(),
+            grad=grad.data_ptr(),
+            n=n,
+            h=h,
+            w=w,
+            in_channels=channels,
+            out_channels=out,
+            threads=torch.get_num_threads(),
+        ),
+    )
+    count_launch("cpp", "conv3x3_weight")
+    return weight
+
+
+_library.impl("conv3x3_weight", _conv3x3_weight, "CPU")
+
+
+@torch.library.register_fake("fastadv::conv3x3_weight", lib=_library)
+def _conv3x3_weight_fake(x: Tensor, grad: Tensor) -> Tensor:
+    return x.new_empty(grad.shape[1], x.shape[1], 3, 3).contiguous(
+        memory_format=torch.channels_last
+    )
+
+
+class _Conv3x3(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
@@ -152,27 +205,40 @@ class _FrozenConv(torch.autograd.Function):
         out: Tensor = torch.ops.fastadv.conv3x3(
             x, weight, bias, residual, None, relu, False
         )
-        ctx.save_for_backward(weight, out if relu else None)
+        of_weight = ctx.needs_input_grad[1]
+        ctx.save_for_backward(weight, x if of_weight else None, out if relu else None)
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grads
-        weight, out = ctx.saved_tensors
-        to_x, _, _, to_residual, _ = ctx.needs_input_grad
-        if out is not None and to_residual:
+        weight, x, out = ctx.saved_tensors
+        to_x, to_weight, to_bias, to_residual, _ = ctx.needs_input_grad
+        # A gradient that is differentiated again must be made of what autograd knows.
+        again = torch.is_grad_enabled()
+        if out is not None and (again or to_weight or to_bias or to_residual):
             # The masked gradient is wanted itself; otherwise the kernel masks as it reads.
             grad = torch.ops.aten.threshold_backward(grad, out, 0)
             out = None
-        into_x = None
-        if to_x:
-            into_x = torch.ops.fastadv.conv3x3(
-                grad, weight, None, None, out, False, True
-            )
-        return into_x, None, None, grad if to_residual else None, None
+        into_x = into_weight = None
+        if again:
+            shapes = (grad.shape[0], weight.shape[1], *grad.shape[2:]), weight.shape
+            if to_x:
+                into_x = torch.nn.grad.conv2d_input(shapes[0], weight, grad, padding=1)
+            if to_weight:
+                into_weight = torch.nn.grad.conv2d_weight(x, shapes[1], grad, padding=1)
+        else:
+            if to_x:
+                into_x = torch.ops.fastadv.conv3x3(
+                    grad, weight, None, None, out, False, True
+                )
+            if to_weight:
+                into_weight = torch.ops.fastadv.conv3x3_weight(x, grad)
+        into_bias = grad.sum((0, 2, 3)) if to_bias else None
+        return into_x, into_weight, into_bias, grad if to_residual else None, None
 
 
-def frozen_conv3x3(
+def conv3x3(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
@@ -180,7 +246,7 @@ def frozen_conv3x3(
     *,
     relu: bool = False,
 ) -> Tensor:
-    """`act(conv2d(x, weight, bias, padding=1) + residual)`, differentiable in the images.
+    """`act(conv2d(x, weight, bias, padding=1) + residual)`, differentiable.
 
     The product of transformed tiles needs a quarter of the multiplications. Rounding is
     that of float32 sums: two to four times the error of a direct convolution
@@ -188,8 +254,8 @@ def frozen_conv3x3(
 
     Args:
         x: float32 [N, I, H, W] on the CPU; channels_last is not copied.
-        weight: float32 [O, I, 3, 3], channels_last is not copied; no gradient.
-        bias: float32 [O], or None; no gradient.
+        weight: float32 [O, I, 3, 3], channels_last is not copied.
+        bias: float32 [O], or None.
         residual: float32 [N, O, H, W], or None.
         relu: clip at zero from below.
 
@@ -203,5 +269,5 @@ def frozen_conv3x3(
     Source:
         Winograd 1980; Lavin and Gray 2016, "Fast algorithms for convolutional networks".
     """
-    out: Tensor = _FrozenConv.apply(x, weight, bias, residual, relu)
+    out: Tensor = _Conv3x3.apply(x, weight, bias, residual, relu)
     return out

@@ -1,4 +1,4 @@
-// The plain C interface of the 3x3 convolution of the attack view; see winograd.cpp.
+// The plain C interface of the 3x3 convolution and its gradients; see winograd.cpp.
 #pragma once
 #include <cstdint>
 
@@ -20,4 +20,15 @@ struct FaConv3x3 {
 };
 
 int32_t fa_conv3x3(const FaConv3x3 *args);
+
+// The weight gradient of that convolution, summed over the images.
+struct FaConv3x3Weight {
+  float *weight;      // [O, 3, 3, I] dense (channels_last), written
+  const float *x;     // [n, h, w, in_channels]
+  const float *grad;  // [n, h, w, out_channels], of the output
+  int64_t n, h, w, in_channels, out_channels;
+  int32_t threads;
+};
+
+int32_t fa_conv3x3_weight(const FaConv3x3Weight *args);
 }

@@ -19,6 +19,7 @@
   int32_t normalize(const FaNormalize &);       \
   int32_t triad(const FaTriad &);               \
   int32_t conv3x3(const FaConv3x3 &);           \
+  int32_t conv3x3_weight(const FaConv3x3Weight &); \
   int32_t crops(const FaCrops &);               \
   }
 FA_DECLARE(fa_baseline)
@@ -37,11 +38,13 @@ struct Kernels {
   int32_t (*normalize)(const FaNormalize &);
   int32_t (*triad)(const FaTriad &);
   int32_t (*conv3x3)(const FaConv3x3 &);
+  int32_t (*conv3x3_weight)(const FaConv3x3Weight &);
   int32_t (*crops)(const FaCrops &);
 };
 
 #define FA_ENTRY(label, isa) \
   { label, isa::pgd_step, isa::apgd_step, isa::ball_init, isa::normalize, isa::triad, isa::conv3x3, \
+    isa::conv3x3_weight, \
     isa::crops }
 
 Kernels choose() {
@@ -90,6 +93,7 @@ int32_t fa_apgd_step(const FaStep *args) { return kernels().apgd_step(*args); }
 int32_t fa_ball_init(const FaInit *args) { return kernels().ball_init(*args); }
 int32_t fa_normalize(const FaNormalize *args) { return kernels().normalize(*args); }
 int32_t fa_conv3x3(const FaConv3x3 *args) { return kernels().conv3x3(*args); }
+int32_t fa_conv3x3_weight(const FaConv3x3Weight *args) { return kernels().conv3x3_weight(*args); }
 int32_t fa_crops(const FaCrops *args) { return kernels().crops(*args); }
 int32_t fa_triad(const FaTriad *args) { return kernels().triad(*args); }
 int64_t fa_last_level_cache() {

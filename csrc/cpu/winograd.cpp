@@ -7,6 +7,12 @@
 // to rounding than 0, +-1, +-2, infinity (docs/numerics.md). All three transforms are vectors
 // over channels, so channels_last needs no rearrangement.
 //
+// The weight gradient is the same bilinear form read the other way: dw = G^T [ sum over tiles
+// (B^T x B) . (A g A^T) ] G, as many products again.
+//
+// A map of 2x2 pixels (the last stage of a ResNet at 64 px) is one tile without a border, whose
+// nine taps times four pixels take 9 products: see Whole.
+//
 // A chunk of tiles is transformed at once (shared by the threads, sized for the last-level
 // cache). Then each thread takes panels of output channels: it transforms the panel's weights,
 // which costs next to nothing beside the products and saves storing them fourfold, and goes
@@ -25,90 +31,159 @@
 namespace FA_ISA {
 namespace {
 
-constexpr int64_t kPoints = 36;
 constexpr int64_t kBlock = 48;              // tiles whose products stay in L2
 constexpr int64_t kBlockBytes = 448 << 10;  // transformed input of a thread's block
 constexpr int64_t kChunkBytes = 12 << 20;   // transformed input shared through L3
 constexpr int64_t kWeightBytes = 3 << 20;  // transformed weights shared through L3
 constexpr int64_t kPanel = 2 * kLanes;      // output channels of a panel
+constexpr int64_t kInner = 128;             // tiles summed before the next channels: L1
+constexpr int kOuterRows = kLanes == 16 ? 8 : 4;  // divides the channels
 constexpr int kRows = kLanes == 16 ? 12 : 6;  // rows of the register tile: 24 or 12 sums
-
-constexpr float a1 = 0.625f, b1 = 1.5f;
-constexpr float a2 = a1 * a1, b2 = b1 * b1, a3 = a2 * a1, b3 = b2 * b1;
 
 inline vf at(const float *p) { return raw<vf>(p, kLanes); }
 inline void put(float *p, vf v) { std::memcpy(p, &v, sizeof v); }
 
-// B^T d for one line of six.
-inline void transform_input(const vf d[6], vf t[6]) {
-  t[0] = a2 * b2 * d[0] - (a2 + b2) * d[2] + d[4];
-  t[5] = a2 * b2 * d[1] - (a2 + b2) * d[3] + d[5];
-  const vf ea = d[4] - b2 * d[2], oa = a1 * (d[3] - b2 * d[1]);
-  const vf eb = d[4] - a2 * d[2], ob = b1 * (d[3] - a2 * d[1]);
-  t[1] = ea + oa, t[2] = ea - oa, t[3] = eb + ob, t[4] = eb - ob;
-}
+// Tiles of 4x4 outputs from 6x6 inputs. kSide, kIn, kOut: points, inputs and outputs of a line.
+struct Tiled {
+  static constexpr int64_t kSide = 6, kIn = 6, kOut = 4, kBorder = 1;
+  static constexpr float a1 = 0.625f, b1 = 1.5f;
+  static constexpr float a2 = a1 * a1, b2 = b1 * b1, a3 = a2 * a1, b3 = b2 * b1;
+  static constexpr float na = 1 / (2 * a2 * (a2 - b2)), nb = 1 / (2 * b2 * (b2 - a2));
 
-// G w for one line of three.
-inline void transform_weight(const vf w[3], vf t[6]) {
-  constexpr float na = 1 / (2 * a2 * (a2 - b2)), nb = 1 / (2 * b2 * (b2 - a2));
-  t[0] = w[0] * (1 / (a2 * b2));
-  const vf ea = (w[0] + a2 * w[2]) * na, oa = w[1] * (a1 * na);
-  const vf eb = (w[0] + b2 * w[2]) * nb, ob = w[1] * (b1 * nb);
-  t[1] = ea + oa, t[2] = ea - oa, t[3] = eb + ob, t[4] = eb - ob;
-  t[5] = w[2];
-}
+  // B^T d
+  static inline void input(const vf d[6], vf t[6]) {
+    t[0] = a2 * b2 * d[0] - (a2 + b2) * d[2] + d[4];
+    t[5] = a2 * b2 * d[1] - (a2 + b2) * d[3] + d[5];
+    const vf ea = d[4] - b2 * d[2], oa = a1 * (d[3] - b2 * d[1]);
+    const vf eb = d[4] - a2 * d[2], ob = b1 * (d[3] - a2 * d[1]);
+    t[1] = ea + oa, t[2] = ea - oa, t[3] = eb + ob, t[4] = eb - ob;
+  }
+  // G w
+  static inline void weight(const vf w[3], vf t[6]) {
+    t[0] = w[0] * (1 / (a2 * b2));
+    const vf ea = (w[0] + a2 * w[2]) * na, oa = w[1] * (a1 * na);
+    const vf eb = (w[0] + b2 * w[2]) * nb, ob = w[1] * (b1 * nb);
+    t[1] = ea + oa, t[2] = ea - oa, t[3] = eb + ob, t[4] = eb - ob;
+    t[5] = w[2];
+  }
+  // A^T m
+  static inline void output(const vf m[6], vf y[4]) {
+    const vf sa = m[1] + m[2], da = m[1] - m[2], sb = m[3] + m[4], db = m[3] - m[4];
+    y[0] = m[0] + sa + sb;
+    y[1] = a1 * da + b1 * db;
+    y[2] = a2 * sa + b2 * sb;
+    y[3] = a3 * da + b3 * db + m[5];
+  }
+  // A g
+  static inline void output_back(const vf y[4], vf m[6]) {
+    const vf ea = y[0] + a2 * y[2], oa = a1 * y[1] + a3 * y[3];
+    const vf eb = y[0] + b2 * y[2], ob = b1 * y[1] + b3 * y[3];
+    m[0] = y[0], m[1] = ea + oa, m[2] = ea - oa, m[3] = eb + ob, m[4] = eb - ob, m[5] = y[3];
+  }
+  // G^T u
+  static inline void weight_back(const vf t[6], vf w[3]) {
+    const vf sa = na * (t[1] + t[2]), sb = nb * (t[3] + t[4]);
+    w[0] = t[0] * (1 / (a2 * b2)) + sa + sb;
+    w[1] = (t[1] - t[2]) * (a1 * na) + (t[3] - t[4]) * (b1 * nb);
+    w[2] = a2 * sa + b2 * sb + t[5];
+  }
+};
 
-// A^T m for one line of six.
-inline void transform_output(const vf m[6], vf y[4]) {
-  const vf sa = m[1] + m[2], da = m[1] - m[2], sb = m[3] + m[4], db = m[3] - m[4];
-  y[0] = m[0] + sa + sb;
-  y[1] = a1 * da + b1 * db;
-  y[2] = a2 * sa + b2 * sb;
-  y[3] = a3 * da + b3 * db + m[5];
-}
+// A line of two pixels between zeros: y0 = w1 d0 + w2 d1 and y1 = w0 d0 + w1 d1 from three
+// products, of d0 + d1, d1 and d0. Nothing but sums: it rounds like a direct convolution.
+struct Whole {
+  static constexpr int64_t kSide = 3, kIn = 2, kOut = 2, kBorder = 0;
 
-// Which 4x4 of which image a tile is.
-struct Tiles {
+  static inline void input(const vf d[2], vf t[3]) { t[0] = d[0] + d[1], t[1] = d[1], t[2] = d[0]; }
+  static inline void weight(const vf w[3], vf t[3]) {
+    t[0] = w[1], t[1] = w[2] - w[1], t[2] = w[0] - w[1];
+  }
+  static inline void output(const vf m[3], vf y[2]) { y[0] = m[0] + m[1], y[1] = m[0] + m[2]; }
+  static inline void output_back(const vf y[2], vf m[3]) {
+    m[0] = y[0] + y[1], m[1] = y[0], m[2] = y[1];
+  }
+  static inline void weight_back(const vf t[3], vf w[3]) {
+    w[0] = t[2], w[1] = t[0] - t[1] - t[2], w[2] = t[1];
+  }
+};
+
+template <typename T> constexpr int64_t kPoints = T::kSide * T::kSide;
+
+// What a tile is transformed from: the input with its border, or the gradient of the output.
+template <typename T> struct Input {
+  static constexpr int64_t kFrom = T::kIn, kBorder = T::kBorder;
+  static inline void line(const vf d[], vf t[]) { T::input(d, t); }
+};
+template <typename T> struct Gradient {
+  static constexpr int64_t kFrom = T::kOut, kBorder = 0;
+  static inline void line(const vf d[], vf t[]) { T::output_back(d, t); }
+};
+
+// Images [n, h, w, channels], counted only where the mask, if there is one, is positive.
+struct Images {
+  const float *x, *mask;
+  int64_t n, h, w, channels;
+};
+
+// Where in which image a tile is.
+template <typename T> struct Tiles {
   int64_t h, w, rows, columns, count;
-  explicit Tiles(const FaConv3x3 &p)
-      : h(p.h), w(p.w), rows((h + 3) / 4), columns((w + 3) / 4), count(p.n * rows * columns) {}
+  Tiles(int64_t n, int64_t height, int64_t width)
+      : h(height),
+        w(width),
+        rows((h + T::kOut - 1) / T::kOut),
+        columns((w + T::kOut - 1) / T::kOut),
+        count(n * rows * columns) {}
   void locate(int64_t tile, int64_t &image, int64_t &y, int64_t &x) const {
-    x = tile % columns * 4;
-    y = tile / columns % rows * 4;
+    x = tile % columns * T::kOut;
+    y = tile / columns % rows * T::kOut;
     image = tile / columns / rows;
   }
 };
 
-// The transformed tile `index` of a block of `size` goes to v[point][index][channel].
-void input_tile(const FaConv3x3 &p, const Tiles &tiles, int64_t tile, float *v, int64_t size) {
+// One tile transformed: kLanes channels from c at a point go to at(point, c).
+template <typename T, typename From, typename At>
+inline void transform_tile(const Images &from, const Tiles<T> &tiles, int64_t tile, At at_point) {
+  constexpr int64_t side = T::kSide, border = From::kBorder, size = From::kFrom, none = 0;
   int64_t image, y, x;
   tiles.locate(tile, image, y, x);
-  const int64_t channels = p.in_channels;
-  const int64_t top = std::max<int64_t>(1 - y, 0), bottom = std::min<int64_t>(p.h - y + 1, 6);
-  const int64_t left = std::max<int64_t>(1 - x, 0), right = std::min<int64_t>(p.w - x + 1, 6);
-  const int64_t origin = ((image * p.h + y - 1) * p.w + x - 1) * channels;
+  const int64_t top = std::max(border - y, none), bottom = std::min(from.h - y + border, size);
+  const int64_t left = std::max(border - x, none), right = std::min(from.w - x + border, size);
+  const int64_t channels = from.channels;
+  const int64_t origin = ((image * from.h + y - border) * from.w + x - border) * channels;
   for (int64_t c = 0; c < channels; c += kLanes) {
-    vf rows[6][6];  // columns transformed: rows[i][j] is row i of B^T d, column j
-    for (int64_t j = 0; j < 6; ++j) {
-      vf d[6]{}, t[6];
+    vf rows[side][size];  // columns transformed
+    for (int64_t j = 0; j < size; ++j) {
+      vf d[size]{}, t[side];
       if (j >= left && j < right)
         for (int64_t i = top; i < bottom; ++i) {
-          const int64_t k = origin + (i * p.w + j) * channels + c;
-          d[i] = at(p.x + k);
-          if (p.mask) d[i] = at(p.mask + k) > 0.0f ? d[i] : vf{};
+          const int64_t k = origin + (i * from.w + j) * channels + c;
+          d[i] = at(from.x + k);
+          if (from.mask) d[i] = at(from.mask + k) > 0.0f ? d[i] : vf{};
         }
-      transform_input(d, t);
-      for (int64_t i = 0; i < 6; ++i) rows[i][j] = t[i];
+      From::line(d, t);
+      for (int64_t i = 0; i < side; ++i) rows[i][j] = t[i];
     }
-    for (int64_t i = 0; i < 6; ++i) {
-      vf t[6];
-      transform_input(rows[i], t);
-      for (int64_t j = 0; j < 6; ++j) put(v + (i * 6 + j) * size * channels + c, t[j]);
+    for (int64_t i = 0; i < side; ++i) {
+      vf t[side];
+      From::line(rows[i], t);
+      for (int64_t j = 0; j < side; ++j) put(at_point(i * side + j, c), t[j]);
     }
   }
 }
 
+// The transformed tile `index` of a block of `size` goes to v[point][index][channel].
+template <typename T>
+void input_tile(const FaConv3x3 &p, const Tiles<T> &tiles, int64_t tile, float *v, int64_t size) {
+  const int64_t channels = p.in_channels;
+  transform_tile<T, Input<T>>({p.x, p.mask, p.n, p.h, p.w, channels}, tiles, tile,
+                              [=](int64_t point, int64_t c) {
+                                return v + point * size * channels + c;
+                              });
+}
+
 // Rows [begin, end) of the panel of output channels from `first`: u[point][k][kPanel].
+template <typename T>
 void weight_panel(const FaConv3x3 &p, int64_t first, int64_t begin, int64_t end, float *u) {
   const int64_t depth = p.in_channels, width = std::min(kPanel, p.out_channels - first);
   // Forward: weight[first + j][tap][k]; transposed: weight[k][8 - tap][first + j].
@@ -130,19 +205,19 @@ void weight_panel(const FaConv3x3 &p, int64_t first, int64_t begin, int64_t end,
     }
     for (int64_t k = 0; k < kLanes; ++k)
       for (int64_t j = 0; j < kPanel; j += kLanes) {
-        vf rows[6][3];
+        vf rows[T::kSide][3];
         for (int64_t column = 0; column < 3; ++column) {
           const vf w[3] = {at(&taps[column][k][j]), at(&taps[3 + column][k][j]),
                            at(&taps[6 + column][k][j])};
-          vf t[6];
-          transform_weight(w, t);
-          for (int64_t i = 0; i < 6; ++i) rows[i][column] = t[i];
+          vf t[T::kSide];
+          T::weight(w, t);
+          for (int64_t i = 0; i < T::kSide; ++i) rows[i][column] = t[i];
         }
-        for (int64_t i = 0; i < 6; ++i) {
-          vf t[6];
-          transform_weight(rows[i], t);
-          for (int64_t l = 0; l < 6; ++l)
-            put(u + ((i * 6 + l) * depth + k0 + k) * kPanel + j, t[l]);
+        for (int64_t i = 0; i < T::kSide; ++i) {
+          vf t[T::kSide];
+          T::weight(rows[i], t);
+          for (int64_t l = 0; l < T::kSide; ++l)
+            put(u + ((i * T::kSide + l) * depth + k0 + k) * kPanel + j, t[l]);
         }
       }
   }
@@ -180,24 +255,26 @@ void products(const float *v, const float *u, int64_t rows, int64_t depth, float
 }
 
 // One tile of the panel: m[point][block tile][kPanel] back to pixels, then the epilogue.
-void output_tile(const FaConv3x3 &p, const Tiles &tiles, int64_t tile, const float *m,
+template <typename T>
+void output_tile(const FaConv3x3 &p, const Tiles<T> &tiles, int64_t tile, const float *m,
                  int64_t size, int64_t first, int64_t width) {
   int64_t image, y, x;
   tiles.locate(tile, image, y, x);
-  const int64_t bottom = std::min<int64_t>(p.h - y, 4), right = std::min<int64_t>(p.w - x, 4);
+  const int64_t bottom = std::min(p.h - y, T::kOut), right = std::min(p.w - x, T::kOut);
   const int64_t origin = ((image * p.h + y) * p.w + x) * p.out_channels + first;
   for (int64_t j = 0; j < width; j += kLanes) {
-    vf rows[4][6];
-    for (int64_t column = 0; column < 6; ++column) {
-      vf line[6], t[4];
-      for (int64_t i = 0; i < 6; ++i) line[i] = at(m + (i * 6 + column) * size * kPanel + j);
-      transform_output(line, t);
-      for (int64_t i = 0; i < 4; ++i) rows[i][column] = t[i];
+    constexpr int64_t side = T::kSide;
+    vf rows[T::kOut][side];
+    for (int64_t column = 0; column < side; ++column) {
+      vf line[side], t[T::kOut];
+      for (int64_t i = 0; i < side; ++i) line[i] = at(m + (i * side + column) * size * kPanel + j);
+      T::output(line, t);
+      for (int64_t i = 0; i < T::kOut; ++i) rows[i][column] = t[i];
     }
     const vf bias = p.bias ? at(p.bias + first + j) : vf{};
     for (int64_t i = 0; i < bottom; ++i) {
-      vf t[4];
-      transform_output(rows[i], t);
+      vf t[T::kOut];
+      T::output(rows[i], t);
       for (int64_t l = 0; l < right; ++l) {
         const int64_t k = origin + (i * p.w + l) * p.out_channels + j;
         vf v = t[l] + bias;
@@ -230,10 +307,11 @@ class Scratch {
 };
 
 // A block of transformed tiles v[point][size][depth] times a panel, back to pixels.
-void block_panel(const FaConv3x3 &p, const Tiles &tiles, int64_t tile, int64_t size,
+template <typename T>
+void block_panel(const FaConv3x3 &p, const Tiles<T> &tiles, int64_t tile, int64_t size,
                  const float *v, const float *u, float *m, int64_t first) {
   const int64_t depth = p.in_channels;
-  for (int64_t point = 0; point < kPoints; ++point)
+  for (int64_t point = 0; point < kPoints<T>; ++point)
     products(v + point * size * depth, u + point * depth * kPanel, size, depth,
              m + point * size * kPanel);
   for (int64_t t = 0; t < size; ++t)
@@ -242,13 +320,14 @@ void block_panel(const FaConv3x3 &p, const Tiles &tiles, int64_t tile, int64_t s
 }
 
 // Few channels, many tiles: all panels' weights once, then each thread takes blocks of tiles.
-bool by_tiles(const FaConv3x3 &p, const Tiles &tiles, int64_t panels, int64_t block, float *u) {
-  const int64_t depth = p.in_channels, panel_size = kPoints * depth * kPanel;
+template <typename T>
+bool by_tiles(const FaConv3x3 &p, const Tiles<T> &tiles, int64_t panels, int64_t block, float *u) {
+  const int64_t depth = p.in_channels, panel_size = kPoints<T> * depth * kPanel;
   bool failed = false;
 #pragma omp parallel num_threads(p.threads)
   {
     static thread_local Scratch own;
-    float *const v = own.floats(kPoints * block * (depth + kPanel));
+    float *const v = own.floats(kPoints<T> * block * (depth + kPanel));
     if (!v) {
 #pragma omp atomic write
       failed = true;
@@ -257,7 +336,7 @@ bool by_tiles(const FaConv3x3 &p, const Tiles &tiles, int64_t panels, int64_t bl
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < panels * pieces; ++i) {
       const int64_t panel = i / pieces, k = i % pieces * kLanes;
-      weight_panel(p, panel * kPanel, k, k + kLanes, u + panel * panel_size);
+      weight_panel<T>(p, panel * kPanel, k, k + kLanes, u + panel * panel_size);
     }
     if (v) {
 #pragma omp for schedule(dynamic)
@@ -266,7 +345,7 @@ bool by_tiles(const FaConv3x3 &p, const Tiles &tiles, int64_t panels, int64_t bl
         for (int64_t t = 0; t < size; ++t) input_tile(p, tiles, tile + t, v + t * depth, size);
         for (int64_t panel = 0; panel < panels; ++panel)
           block_panel(p, tiles, tile, size, v, u + panel * panel_size,
-                      v + kPoints * block * depth, panel * kPanel);
+                      v + kPoints<T> * block * depth, panel * kPanel);
       }
     }
   }
@@ -275,13 +354,14 @@ bool by_tiles(const FaConv3x3 &p, const Tiles &tiles, int64_t panels, int64_t bl
 
 // Many channels, few tiles: a chunk of tiles is transformed for all threads, then each takes
 // panels and transforms their weights for itself.
-bool by_panels(const FaConv3x3 &p, const Tiles &tiles, int64_t panels, int64_t chunk, float *v) {
+template <typename T>
+bool by_panels(const FaConv3x3 &p, const Tiles<T> &tiles, int64_t panels, int64_t chunk, float *v) {
   const int64_t depth = p.in_channels;
   bool failed = false;
 #pragma omp parallel num_threads(p.threads)
   {
     static thread_local Scratch own;
-    float *const u = own.floats(kPoints * kPanel * (depth + kBlock));
+    float *const u = own.floats(kPoints<T> * kPanel * (depth + kBlock));
     if (!u) {
 #pragma omp atomic write
       failed = true;
@@ -292,7 +372,7 @@ bool by_panels(const FaConv3x3 &p, const Tiles &tiles, int64_t panels, int64_t c
 #pragma omp for schedule(static)
       for (int64_t t = 0; t < count; ++t) {
         const int64_t b = t / kBlock * kBlock, size = std::min(kBlock, count - b);
-        input_tile(p, tiles, begin + t, v + b * kPoints * depth + (t - b) * depth, size);
+        input_tile(p, tiles, begin + t, v + b * kPoints<T> * depth + (t - b) * depth, size);
       }
       const int64_t blocks = (count + kBlock - 1) / kBlock;
       const int64_t parts =
@@ -300,35 +380,142 @@ bool by_panels(const FaConv3x3 &p, const Tiles &tiles, int64_t panels, int64_t c
 #pragma omp for schedule(dynamic)
       for (int64_t item = 0; item < panels * parts; ++item) {
         const int64_t first = item / parts * kPanel, part = item % parts;
-        weight_panel(p, first, 0, depth, u);
+        weight_panel<T>(p, first, 0, depth, u);
         for (int64_t b = blocks * part / parts; b < blocks * (part + 1) / parts; ++b)
           block_panel(p, tiles, begin + b * kBlock, std::min(kBlock, count - b * kBlock),
-                      v + b * kBlock * kPoints * depth, u, u + kPoints * kPanel * depth, first);
+                      v + b * kBlock * kPoints<T> * depth, u, u + kPoints<T> * kPanel * depth, first);
       }
     }
   }
   return !failed;
 }
 
-}  // namespace
-
-int32_t conv3x3(const FaConv3x3 &p) {
-  if (p.in_channels % kLanes || p.out_channels % kLanes) return 1;
-  const Tiles tiles(p);
+template <typename T> int32_t conv3x3_by(const FaConv3x3 &p) {
+  const Tiles<T> tiles(p.n, p.h, p.w);
   const int64_t depth = p.in_channels;
   const int64_t panels = (p.out_channels + kPanel - 1) / kPanel;
   static thread_local Scratch shared;
   // The largest block of whole register tiles whose transform stays in a share of L2.
-  const int64_t block = kBlockBytes / (kPoints * depth * 4) / kRows * kRows;
-  const int64_t weights = panels * kPoints * depth * kPanel;
+  const int64_t block = kBlockBytes / (kPoints<T> * depth * 4) / kRows * kRows;
+  const int64_t weights = panels * kPoints<T> * depth * kPanel;
   if (block > 0 && weights * 4 <= kWeightBytes) {
     float *const u = shared.floats(weights);
     return u && by_tiles(p, tiles, panels, std::min(block, kBlock), u) ? 0 : 2;
   }
-  int64_t chunk = std::max<int64_t>(1, kChunkBytes / (kPoints * depth * 4) / kBlock) * kBlock;
+  int64_t chunk = std::max<int64_t>(1, kChunkBytes / (kPoints<T> * depth * 4) / kBlock) * kBlock;
   chunk = std::min(chunk, (tiles.count + kBlock - 1) / kBlock * kBlock);
-  float *const v = shared.floats(chunk * kPoints * depth);
+  float *const v = shared.floats(chunk * kPoints<T> * depth);
   return v && by_panels(p, tiles, panels, chunk, v) ? 0 : 2;
+}
+
+// u[r][0..kPanel) (+)= sum over the tiles of m[tile][r] * v[tile][0..kPanel), for Rows rows.
+template <int Rows>
+inline void outer(const float *m, int64_t stride, const float *v, int64_t count, bool add,
+                  float *u) {
+  vf sums[Rows][2] = {};
+  for (int64_t t = 0; t < count; ++t) {
+    const vf v0 = at(v + t * kPanel), v1 = at(v + t * kPanel + kLanes);
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; ++r) {
+      const vf s = splat(m[t * stride + r]);
+      sums[r][0] += s * v0;
+      sums[r][1] += s * v1;
+    }
+  }
+  // Blocks of tiles are summed by themselves first: a third of the rounding error.
+#pragma GCC unroll 8
+  for (int r = 0; r < Rows; ++r)
+    for (int half = 0; half < 2; ++half) {
+      float *const to = u + r * kPanel + half * kLanes;
+      put(to, add ? at(to) + sums[r][half] : sums[r][half]);
+    }
+}
+
+// Transformed gradient of one output channel and a panel of inputs, back to nine taps.
+template <typename T>
+void weight_back(const FaConv3x3Weight &p, const float *u, int64_t of_point, int64_t out,
+                 int64_t first) {
+  constexpr int64_t side = T::kSide;
+  for (int64_t j = 0; j < std::min(kPanel, p.in_channels - first); j += kLanes) {
+    vf rows[3][side];
+    for (int64_t column = 0; column < side; ++column) {
+      vf line[side], w[3];
+      for (int64_t i = 0; i < side; ++i) line[i] = at(u + (i * side + column) * of_point + j);
+      T::weight_back(line, w);
+      for (int64_t i = 0; i < 3; ++i) rows[i][column] = w[i];
+    }
+    for (int64_t i = 0; i < 3; ++i) {
+      vf w[3];
+      T::weight_back(rows[i], w);
+      for (int64_t l = 0; l < 3; ++l)
+        put(p.weight + (out * 9 + i * 3 + l) * p.in_channels + first + j, w[l]);
+    }
+  }
+}
+
+// Chunks of tiles are transformed for all threads; then each takes points of panels of input
+// channels, whose sums u[panel][point][out][kPanel] wait for the next chunk.
+template <typename T> int32_t weight_gradient(const FaConv3x3Weight &p) {
+  const Tiles<T> tiles(p.n, p.h, p.w);
+  const int64_t in = p.in_channels, out = p.out_channels;
+  const int64_t panels = (in + kPanel - 1) / kPanel, points = kPoints<T>;
+  const int64_t sums = panels * points * out * kPanel;
+  // With as many bytes of tiles as of sums, reading both costs no more than writing the tiles.
+  const int64_t per_tile = points * (panels * kPanel + out);
+  const int64_t wanted = std::max(kChunkBytes / 4, sums) / per_tile;
+  const int64_t chunk = std::min(std::max(wanted, kBlock), tiles.count);
+  static thread_local Scratch shared;
+  float *const u = shared.floats(sums + chunk * per_tile);
+  if (!u) return 2;
+  float *const v = u + sums;                               // [point][panel][tile][kPanel]
+  float *const m = v + chunk * points * panels * kPanel;   // [point][tile][out]
+  const Images x{p.x, nullptr, p.n, p.h, p.w, in}, grad{p.grad, nullptr, p.n, p.h, p.w, out};
+#pragma omp parallel num_threads(p.threads)
+  {
+    for (int64_t begin = 0; begin < tiles.count; begin += chunk) {
+      const int64_t count = std::min(chunk, tiles.count - begin);
+#pragma omp for schedule(static)
+      for (int64_t t = 0; t < count; ++t) {
+        transform_tile<T, Input<T>>(x, tiles, begin + t, [=](int64_t point, int64_t c) {
+          return v + ((point * panels + c / kPanel) * count + t) * kPanel + c % kPanel;
+        });
+        transform_tile<T, Gradient<T>>(grad, tiles, begin + t, [=](int64_t point, int64_t c) {
+          return m + (point * count + t) * out + c;
+        });
+      }
+#pragma omp for schedule(dynamic)
+      for (int64_t item = 0; item < panels * points; ++item) {
+        const int64_t panel = item / points, point = item % points;
+        const float *const vs = v + (point * panels + panel) * count * kPanel;
+        const float *const ms = m + point * count * out;
+        float *const us = u + item * out * kPanel;
+        for (int64_t t = 0; t < count; t += kInner) {
+          const int64_t size = std::min(kInner, count - t);
+          for (int64_t o = 0; o < out; o += kOuterRows)
+            outer<kOuterRows>(ms + t * out + o, out, vs + t * kPanel, size, begin + t > 0,
+                              us + o * kPanel);
+        }
+      }
+    }
+#pragma omp for schedule(static)
+    for (int64_t item = 0; item < panels * out; ++item) {
+      const int64_t panel = item / out, o = item % out;
+      weight_back<T>(p, u + (panel * points * out + o) * kPanel, out * kPanel, o, panel * kPanel);
+    }
+  }
+  return 0;
+}
+
+}  // namespace
+
+int32_t conv3x3_weight(const FaConv3x3Weight &p) {
+  if (p.in_channels % kLanes || p.out_channels % kLanes) return 1;
+  return p.h <= 2 && p.w <= 2 ? weight_gradient<Whole>(p) : weight_gradient<Tiled>(p);
+}
+
+int32_t conv3x3(const FaConv3x3 &p) {
+  if (p.in_channels % kLanes || p.out_channels % kLanes) return 1;
+  return p.h <= 2 && p.w <= 2 ? conv3x3_by<Whole>(p) : conv3x3_by<Tiled>(p);
 }
 
 }  // namespace FA_ISA

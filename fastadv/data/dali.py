@@ -242,8 +242,8 @@ def _probe(device: torch.device) -> str | None:
         pipeline.release_outputs()
     except ImportError as err:
         return (
-            f"nvidia.dali does not import ({err}); pip install 'fastadv[dali]', which "
-            "takes the build for CUDA 13 (nvidia-dali-cuda120 is that for CUDA 12)"
+            f"nvidia.dali does not import ({err}); pip install 'fastadv[dali-cuda130]', "
+            "or with CUDA 12 'fastadv[dali-cuda120]'"
         )
     except (OSError, RuntimeError, AttributeError, TypeError) as err:
         first = str(err).strip().partition("\n")[0] or type(err).__name__

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from fastadv.kernels.conv import CHANNELS, frozen_conv3x3, unsupported_reason
+from fastadv.kernels.conv import CHANNELS, conv3x3, unsupported_reason
 from fastadv.models.folding import own_tensor
 from fastadv.models.stem import Frozen, FrozenStem
 
@@ -31,7 +31,7 @@ class FrozenConv3x3(Frozen):
 
     @staticmethod
     def fits(conv: nn.Module) -> bool:
-        """Whether `conv` is one that `frozen_conv3x3` computes."""
+        """Whether `conv` is one that `conv3x3` computes."""
         return (
             type(conv) is nn.Conv2d  # a parametrised one computes its weight
             and conv.kernel_size == (3, 3)
@@ -55,9 +55,7 @@ class FrozenConv3x3(Frozen):
         """Convolve [N, C, H, W], add `residual`, apply ReLU if there was one."""
         fitting = residual is None or residual.shape[2:] == x.shape[2:]
         if fitting and unsupported_reason(x, self.weight) is None:
-            fused: Tensor = frozen_conv3x3(
-                x, self.weight, self.bias, residual, relu=self.relu
-            )
+            fused: Tensor = conv3x3(x, self.weight, self.bias, residual, relu=self.relu)
             return fused
         out = super().forward(x)
         if residual is not None:

@@ -19,6 +19,7 @@ from fastadv.attacks import PGD, Context
 from fastadv.attacks.objectives import feature_distance, kl_to_clean
 from fastadv.kernels import ball_init, normalize, pgd_step_
 from fastadv.models import NormalizedModel
+from fastadv.models.quick import quick_convs
 from fastadv.models.view import AttackView
 from fastadv.phases import phase
 
@@ -49,7 +50,8 @@ class Net:
     def __call__(self, z: Tensor) -> Tensor:
         """Logits, float32 [N, K], of normalised images `z` [N, C, H, W]."""
         if self.dtype is None:
-            return self.forward(z).float()
+            with quick_convs(z.device):
+                return self.forward(z).float()
         with torch.autocast(z.device.type, dtype=self.dtype):
             return self.forward(z).float()
 

@@ -89,7 +89,7 @@ def time_evaluation(trainer: Trainer) -> JudgeTimes:
 
     def seconds(count: int, attack: PGD | None) -> float:
         began = time.monotonic()
-        batch = next(iter(trainer.eval_loader(Subset(images, np.arange(count)))))
+        batch = next(iter(trainer.images.eval_loader(Subset(images, np.arange(count)))))
         evaluate(trainer.model, [batch], attack)
         _settle(trainer.device)
         return time.monotonic() - began

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import torch
 
 from fastadv.attacks import PGD
-from fastadv.data import Batch, ImageSet, Loader
+from fastadv.data import Batch
 from fastadv.data.counter import derive_key
 from fastadv.environment import provenance
 from fastadv.errors import (
@@ -23,10 +23,9 @@ from fastadv.errors import (
     Preempted,
     TrainingDiverged,
 )
-from fastadv.evaluation import Evaluation
 from fastadv.kernels import use_backend
 from fastadv.kernels.registry import check_backend_name
-from fastadv.models import NormalizedModel, create_model, load_model
+from fastadv.models import create_model, load_model
 from fastadv.models.view import AttackView
 from fastadv.phases import phase
 from fastadv.training.config import TrainConfig, learning_rate
@@ -40,13 +39,7 @@ from fastadv.training.images import RunImages
 from fastadv.training.interval import Interval, in_words
 from fastadv.training.learner import Learner, judging_attack
 from fastadv.training.loggers import PICTURE, check_loggers, loggers
-from fastadv.training.overfit import (
-    ACTIONS,
-    Look,
-    OverfitWatch,
-    held_out,
-    updates_between,
-)
+from fastadv.training.overfit import ACTIONS, Look, OverfitWatch, held_out
 from fastadv.training.preemption import StopRequest, stop_on_signal
 from fastadv.training.profile import StepProfile
 from fastadv.training.progress import Progress
@@ -125,10 +118,23 @@ class Trainer:
         self.learner = Learner(config, self.model, self.resolution, self.world)
         self.parallel, self.optimizer = self.learner.parallel, self.learner.optimizer
         if self.learner.watched and not dry_run:
-            self.learner.watch = self._watch()
+            self.learner.watch = OverfitWatch.on(
+                self.images.eval_loader(held_out(self.val_set, config.seed)),
+                config.threat,
+                updates_per_epoch=len(self.loader),
+                batch_size=self.batch_size,
+                seed=config.seed,
+                dtype=self.view.dtype if self.view is not None else None,
+            )
+        self.validation = Validation(
+            self.images.eval_loader,
+            self.judge if self.attack else None,
+            config.eval_images,
+            config.seed,
+            self.world,
+        )
         self.step, self.best_score = 0, -1.0
         self._validated = True  # what the last epoch left
-        self.bad_images: set[str] = set()
         self._trained_images, self._trained_seconds = 0, 0.0
         self.progress = self._progress()
         self.profile = StepProfile(
@@ -146,10 +152,6 @@ class Trainer:
 
     # ---- parts ----
 
-    def eval_loader(self, images: ImageSet) -> Loader:
-        """Batches as validation takes them."""
-        return self.images.eval_loader(images)
-
     def _progress(self, done: int = 0) -> Progress:
         stream = None if self.world.leads else io.StringIO()
         return Progress(self.total_steps, done, stream)
@@ -164,18 +166,10 @@ class Trainer:
         """What it attacks."""
         return self.learner.view
 
-    def _watch(self) -> OverfitWatch:
-        config, view = self.config, self.view
-        held = held_out(self.val_set, config.seed)
-        batches = list(self.eval_loader(held))
-        return OverfitWatch(
-            torch.cat([batch.images for batch in batches]),
-            torch.cat([batch.labels for batch in batches]),
-            config.threat,
-            every=updates_between(len(self.loader), len(held), self.batch_size),
-            seed=config.seed,
-            dtype=view.dtype if view is not None else None,
-        )
+    @property
+    def judge(self) -> PGD:
+        """What validations attack with."""
+        return judging_attack(self.config, self.config.eval_steps)
 
     def _stage(self, epoch: int) -> None:
         """Resolution and radius of `epoch`."""
@@ -305,7 +299,7 @@ class Trainer:
             with phase("data"):
                 batch = self._next(batches)
             if batch is None:
-                self.bad_images |= {name for name, _ in self.loader.bad_images}
+                self.validation.saw(self.loader)
                 break
             waited = time.monotonic() - began
             result = self.update(batch)
@@ -400,7 +394,7 @@ class Trainer:
         best = False
         if epoch % self.config.eval_every == 0 or epoch == self.config.epochs:
             self._validated = False
-            found = self._evaluate(self.learner.published(), self.val_set, stop)
+            found = self.validation(self.learner.published(), self.val_set, stop)
             self._validated = True
             score = found.robust.top1 if found.robust else found.clean.top1
             best, self.best_score = score > self.best_score, max(score, self.best_score)
@@ -421,28 +415,12 @@ class Trainer:
         model = self.parallel.plain()  # of all ranks, so before the next line
         if not self.world.leads:
             return
-        batch = next(iter(self.eval_loader(shown(self.val_set))))
-        judge = judging_attack(self.config, self.config.eval_steps)
-        attack = judge if self.attack else None
+        batch = next(iter(self.images.eval_loader(shown(self.val_set))))
+        attack = self.judge if self.attack else None
         names = self.test_set.classes
         file = draw(self.run.path, epoch, model, batch, names, attack)
         if file:
             self.run.log(PICTURE, epoch=epoch, step=self.step, file=file)
-
-    def _evaluate(
-        self, model: NormalizedModel, images: ImageSet, stop: StopRequest
-    ) -> Evaluation:
-        judge = judging_attack(self.config, self.config.eval_steps)
-        measure = Validation(
-            self.eval_loader,
-            judge if self.attack else None,
-            self.config.eval_images,
-            self.config.seed,
-            self.world,
-        )
-        found = measure(model, images, stop)
-        self.bad_images |= measure.bad_images
-        return found
 
     def _finish(self, stop: StopRequest) -> TrainSummary:
         # What every other command loads from this run: the best weights, not the last.
@@ -452,8 +430,8 @@ class Trainer:
             leads = self.world.leads
             best = load_model(self.run.path).state_dict() if leads else {}
             model = self.parallel.replica(self.world.share(best))
-        found = self._evaluate(model, self.test_set, stop)
-        names = sorted(set().union(*self.world.gather(self.bad_images)))
+        found = self.validation(model, self.test_set, stop)
+        names = sorted(set().union(*self.world.gather(self.validation.bad_images)))
         if names:
             self.run.log("bad_images", count=len(names), images=names)
             self.progress.note(

@@ -35,7 +35,7 @@ class Validation:
         world: the ranks.
 
     Attributes:
-        bad_images: names of the unreadable ones this rank met.
+        bad_images: names of the unreadable ones this rank met so far.
     """
 
     def __init__(
@@ -65,6 +65,10 @@ class Validation:
         clean = self._measure(model, images, None, stop).clean
         robust = self._measure(model, attacked, self.judge, stop).robust
         return Evaluation(clean, robust)
+
+    def saw(self, loader: Loader) -> None:
+        """Remember the unreadable images that `loader` met."""
+        self.bad_images |= {name for name, _ in loader.bad_images}
 
     def _measure(
         self,
@@ -96,7 +100,7 @@ class Validation:
         while not stop:
             batch = next(batches, None)
             if batch is None:
-                self.bad_images |= {name for name, _ in loader.bad_images}
+                self.saw(loader)
                 return
             yield batch
         raise Interrupted

@@ -314,8 +314,8 @@ def test_missing_dali_falls_back_once_and_is_refused_when_forced(
         assert choose(plain.train, monkeypatch) == "torchvision"
         assert choose(plain.test, monkeypatch) == "torchvision"
     assert len(caplog.records) == 1
-    assert "fastadv[dali]" in caplog.text
-    with pytest.raises(ConfigError, match=r"does not import.*fastadv\[dali\]"):
+    assert "fastadv[dali-cuda130]" in caplog.text
+    with pytest.raises(ConfigError, match=r"does not import.*fastadv\[dali-cuda130\]"):
         loader(plain.train, "dali")
 
 

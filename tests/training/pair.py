@@ -104,7 +104,7 @@ def checks(folder: Path, world: World) -> dict[str, Any]:
     model = training.parallel.plain()
     for name, ranks in (("together", world), ("alone", World())):
         measure = Validation(
-            training.eval_loader,
+            training.images.eval_loader,
             trainer.judging_attack(training.config, 2),
             UNEVEN,
             0,
