@@ -2,25 +2,29 @@
 
     python bench/bench_attack.py [--arch resnet18 resnet50] [--batch 16] [--repeats 5]
         [--device cuda --precision bf16]
+    python bench/bench_attack.py --peers --name training_steps
 
 All run in one process, in turn, on the same network in eval mode and the same batch,
 without random start. torchattacks, foolbox and ART are called as their users call them;
 of `robustness` its own attack steps run in the loop of its Attacker, whose hard-coded
 `.cuda()` calls keep the class itself from running here. foolbox and ART also classify what
-they found, one forward pass more; `fastadv, judged` does so too. `train` is a clean training
-step, `train, PGD-3` one on the adversarial images, `refresh` what following the weights
-costs. Which peer computes weight gradients is not taken from its source but counted in the
-operators it calls.
+they found, one forward pass more; `fastadv, judged` does so too. `--peers` with nothing
+behind it leaves them out: what is left compares training steps. `train` is a clean training
+step, `train, torch` the same on PyTorch's own convolutions, `train, PGD-3` one on the
+adversarial images, `refresh` what following the weights costs. Which peer computes weight
+gradients is not taken from its source but counted in the operators it calls.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import statistics
 import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +36,7 @@ from harness import Results, interleaved, ratio
 
 from fastadv import PGD, AttackView, NormalizedModel, ThreatModel, create_model
 from fastadv.machine import keep_freed_memory
-from fastadv.training import train_step
+from fastadv.training import methods, train_step
 
 EPS, STEPS = 3.0, 3
 STEP_SIZE = 2 * EPS / 3
@@ -147,6 +151,7 @@ class WeightGradients(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func is torch.ops.aten.convolution_backward.default:
             self.count += bool(args[-1][1])
+        self.count += func is torch.ops.fastadv.conv3x3_weight.default
         return func(*args, **(kwargs or {}))
 
 
@@ -187,17 +192,24 @@ def bench(arch: str, options: argparse.Namespace, results: Results) -> None:
         view.refresh()
         return attack(view, images, labels).x_adv
 
+    def plain_train() -> object:
+        no_context = contextlib.nullcontext()
+        with mock.patch.object(methods, "quick_convs", return_value=no_context):
+            return train_step(trained, images, labels, **training)
+
     cases: dict[str, Callable[[], object]] = {
         "fastadv": ours,
         "fastadv, judged": judged,
         "refresh": view.refresh,
+        "train, torch": plain_train,
         "train": lambda: train_step(trained, images, labels, **training),
         "train, PGD-3": lambda: train_step(
             trained, images, labels, attack=attack, view=trained_view, **training
         ),
     }
     found = {"fastadv": ours()}
-    for name, build in PEERS.items():
+    for name in options.peers:
+        build = PEERS[name]
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -215,8 +227,8 @@ def bench(arch: str, options: argparse.Namespace, results: Results) -> None:
     warmup = 3 if device.type == "cuda" else 1
     times = interleaved(cases, repeats=options.repeats, warmup=warmup, device=device)
     for name, timing in times.items():
-        # What a training step is compared with is a clean one.
-        mine = times["train" if name.startswith("train") else "fastadv"]
+        # What a training step is compared with is a clean one on PyTorch's convolutions.
+        mine = times["train, torch" if name.startswith("train") else "fastadv"]
         faster, low, high = ratio(timing, mine)
         results.add(
             arch=arch,
@@ -247,6 +259,7 @@ def main() -> None:
     parser.add_argument("--arch", nargs="+", default=["resnet18", "resnet50"])
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--peers", nargs="*", choices=PEERS, default=[*PEERS])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--name", default="attack")

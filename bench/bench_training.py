@@ -8,7 +8,8 @@ fastadv.training.Trainer, and robustness.train.train_model over a DataLoader wit
 processes. robustness asks for a GPU by name in three places; here these calls do nothing,
 and its network is torchvision's. Counted is the training loop alone: from its first batch
 to the end of the epoch, without validation, saving and the start of worker processes.
-`clean` is fastadv without attack. All take turns within one process.
+`clean` is fastadv without attack, `clean, torch` the same on PyTorch's own convolutions. All
+take turns within one process.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from harness import Results, Timing, ratio
 
 from fastadv.data import ImageSet, open_dataset, subset
 from fastadv.machine import keep_freed_memory
-from fastadv.training import TrainConfig, Trainer
+from fastadv.training import TrainConfig, Trainer, methods
 
 SIDE, EPS, STEPS = 64, 1.0, 3
 
@@ -188,6 +189,15 @@ def fastadv_epoch(options: argparse.Namespace, eps: float) -> float:
     return seconds
 
 
+def plain_clean_epoch(options: argparse.Namespace) -> float:
+    """Seconds of one epoch without attack and without our convolutions."""
+    plain = mock.patch.object(
+        methods, "quick_convs", return_value=contextlib.nullcontext()
+    )
+    with plain:
+        return fastadv_epoch(options, 0.0)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
@@ -213,6 +223,7 @@ def main() -> None:
         "fastadv": lambda: fastadv_epoch(options, EPS),
         "robustness": lambda: robustness_epoch(images, options),
         "clean": lambda: fastadv_epoch(options, 0.0),
+        "clean, torch": lambda: plain_clean_epoch(options),
     }
     times: dict[str, list[float]] = {name: [] for name in cases}
     for _ in range(options.repeats):
@@ -220,21 +231,23 @@ def main() -> None:
             times[name].append(epoch())
     timings = {name: Timing(tuple(seconds)) for name, seconds in times.items()}
     results = Results(options.name)
-    for name, timing in timings.items():
-        other = timings["clean" if name == "fastadv" else "fastadv"]
-        compared, low, high = ratio(timing, other)
+    compared_with = [("fastadv", "clean"), ("fastadv", "clean, torch")]
+    compared_with += [(name, "fastadv") for name in timings if name != "fastadv"]
+    for name, other in compared_with:
+        timing = timings[name]
+        compared, low, high = ratio(timing, timings[other])
         results.add(
             what=name,
             images=options.images,
             batch=options.batch,
             resolution=SIDE,
-            eps=0.0 if name == "clean" else EPS,
+            eps=0.0 if name.startswith("clean") else EPS,
             workers=options.workers,
             keep_freed_memory=options.keep_freed_memory,
             images_per_s=options.images / statistics.median(timing.seconds),
             seconds=timing.median,
             seconds_range=[round(timing.low, 3), round(timing.high, 3)],
-            compared_with="clean" if name == "fastadv" else "fastadv",
+            compared_with=other,
             times_other=compared,
             times_other_range=[round(low, 3), round(high, 3)],
             repeats=options.repeats,
@@ -242,8 +255,7 @@ def main() -> None:
         print(
             f"{name:12}{options.images / timing.median:8.1f} images/s   "
             f"{timing.median:.2f} s [{timing.low:.2f}, {timing.high:.2f}]   "
-            f"{compared:.2f} x [{low:.2f}, {high:.2f}] of "
-            f"{'clean' if name == 'fastadv' else 'fastadv'}"
+            f"{compared:.2f} x [{low:.2f}, {high:.2f}] of {other}"
         )
     results.write()
 

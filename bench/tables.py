@@ -20,6 +20,7 @@ PAGES = [
     ROOT / "README.md",
     ROOT / "docs" / "performance.md",
     ROOT / "docs" / "robust-accuracy.md",
+    ROOT / "docs" / "studies" / "README.md",
 ]
 _SLOT = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -74,29 +75,45 @@ def steps() -> str:
 
 def attacks() -> str:
     """Every case of bench_attack."""
-    rows = []
-    for r in read("attack"):
-        clean = " x a clean step" if r["what"].startswith("train") else ""
-        rows.append(
-            [
-                r["arch"],
-                ATTACK_NAMES.get(r["what"], r["what"]),
-                "yes" if r["weight_gradients"] else "no",
-                f"{r['seconds']:.3f}",
-                f"{r['cpu_seconds']:.2f}",
-                f"{r['images_per_s']:.2f}",
-                "" if r["what"] == "refresh" else spread(r, "times_ours") + clean,
-            ]
-        )
+    rows = [
+        [
+            r["arch"],
+            "refresh of the view" if r["what"] == "refresh" else r["what"],
+            "yes" if r["weight_gradients"] else "no",
+            f"{r['seconds']:.3f}",
+            f"{r['cpu_seconds']:.2f}",
+            f"{r['images_per_s']:.2f}",
+            "" if r["what"] == "refresh" else spread(r, "times_ours"),
+        ]
+        for r in read("attack")
+        if not r["what"].startswith("train")
+    ]
     columns = ["batch 16", "what", "weight gradients", "s", "CPU s", "images/s"]
     return markdown([*columns, "x fastadv's time"], rows)
 
 
-ATTACK_NAMES = {
-    "train": "a clean training step",
-    "train, PGD-3": "a PGD-3 training step",
-    "refresh": "refresh of the view",
+STEP_NAMES = {
+    "train, torch": "clean, PyTorch's convolutions",
+    "train": "clean",
+    "train, PGD-3": "PGD-3",
 }
+
+
+def training_steps() -> str:
+    """The training steps of bench_attack, without its peers."""
+    rows = [
+        [
+            r["arch"],
+            STEP_NAMES[r["what"]],
+            f"{r['seconds']:.3f}",
+            f"{r['images_per_s']:.2f}",
+            spread(r, "times_ours"),
+        ]
+        for r in read("training_steps")
+        if r["what"] in STEP_NAMES
+    ]
+    columns = ["batch 16, 224 px", "training step", "s", "images/s"]
+    return markdown([*columns, "x the time of the first"], rows)
 
 
 def autoattack() -> str:
@@ -161,10 +178,68 @@ def transfer() -> str:
     return markdown([*columns, "one published run / our grid"], rows)
 
 
+def convs() -> str:
+    """Every case of bench_conv."""
+    layers: dict[str, list[str]] = {}
+    for r in read("conv"):
+        name = f"{r['channels']} channels, {r['side']} px, batch {r['batch']}"
+        cell = f"{r['ms']['torch']:.1f} / {r['ms']['ours']:.1f} = {r['faster']:.2f}"
+        layers.setdefault(name, []).append(cell)
+    columns = ["layer", "forward", "gradient of images", "of weights"]
+    return markdown(columns, [[name, *cells] for name, cells in layers.items()])
+
+
+def pretraining() -> str:
+    """The runs of docs/studies."""
+    rows = []
+    for r in sorted(read("study"), key=lambda r: r.get("eps") or 0):
+        if r["what"] != "pretraining":
+            continue
+        pgd = r["pgd_acc"]
+        rows.append(
+            [
+                f"`{r['run']}`",
+                f"{r['eps']:g}",
+                f"{100 * r['clean_acc']:.1f}",
+                "" if pgd is None else f"{100 * pgd:.1f}",
+                f"{100 * r['attacked_clean_acc']:.1f}",
+                f"{100 * r['autoattack_acc']:.1f}",
+                f"`{r['sha256'][:16]}`",
+            ]
+        )
+    columns = [
+        "run",
+        "eps",
+        "clean, all",
+        "PGD-10 at its eps",
+        "clean",
+        "AutoAttack, eps 1",
+    ]
+    return markdown([*columns, "weights, SHA-256"], rows)
+
+
+def study() -> str:
+    """Means and standard deviations over the seeds of the transfer study."""
+    cells = [r for r in read("study") if r["what"] == "transfer"]
+    sources = list(dict.fromkeys(r["source"] for r in cells))
+    settings: dict[tuple[Any, ...], dict[str, str]] = {}
+    for r in sorted(cells, key=lambda r: (r["dataset"], r["mode"], r["num_pool"])):
+        images = "all" if r["num_pool"] == r["num_available"] else str(r["num_pool"])
+        shown = f"{r['mean']:.1f}" + ("" if r["std"] is None else f" +- {r['std']:.1f}")
+        key = (r["dataset"], r["mode"].replace("_", " "), images)
+        settings.setdefault(key, {})[r["source"]] = shown
+    rows = [
+        [*key, *(found.get(source, "") for source in sources)]
+        for key, found in settings.items()
+    ]
+    return markdown(["target", "what trains", "images", *sources], rows)
+
+
 def summary() -> str:
     """The README's table: what is measured and the command that measures it."""
     cells = [r for r in read("pgd_step") if r["job"] == "step" and r["norm"] == "l2"]
     peers = {(r["arch"], r["what"]): r for r in read("attack")}
+    trained = {(r["arch"], r["what"]): r for r in read("training_steps")}
     large = [r["faster_than_eager"] for r in cells if r["batch"] == 64]
     compiled = [r["faster_than_compile"] for r in cells]
     share = [r["share_of_triad"] for r in cells if "share_of_triad" in r]
@@ -198,9 +273,9 @@ def summary() -> str:
             )
         rows.append(
             [
-                f"PGD-3 training step of {arch} in clean training steps",
-                f"{spread(peers[arch, 'train, PGD-3'], 'times_ours')}",
-                attack,
+                f"PGD-3 training step of {arch} in PyTorch's clean ones",
+                f"{spread(trained[arch, 'train, PGD-3'], 'times_ours')}",
+                f"{attack[:-1]} --peers --name training_steps`",
             ]
         )
     return markdown(["what", "result", "command"], rows)
@@ -215,6 +290,10 @@ def main() -> None:
         "training": training,
         "transfer": transfer,
         "summary": summary,
+        "training_steps": training_steps,
+        "convs": convs,
+        "pretraining": pretraining,
+        "study": study,
     }
     for page in PAGES:
         text = page.read_text()

@@ -63,17 +63,21 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def paired_t(differences: Sequence[float]) -> float | None:
-    """Two-sided p-value of the paired t-test; None below two pairs.
+    """Two-sided p-value of the paired t-test.
 
-    Differences without any spread are certain: 0, or 1 where all are zero.
+    None below two pairs, and for differences that agree exactly: on few test images
+    that happens by chance, and the test has no spread to measure them by.
     """
-    if len(differences) < 2:
+    if len(differences) < 2 or agree(differences):
         return None
     mean = math.fsum(differences) / len(differences)
     error = _standard_error(differences, mean)
-    if error == 0:
-        return 0.0 if mean else 1.0
     return t_two_sided(mean / error, len(differences) - 1)
+
+
+def agree(values: Sequence[float]) -> bool:
+    """Whether all values are one, up to rounding."""
+    return max(values) - min(values) <= 1e-9 * max(1.0, *map(abs, values))
 
 
 def _standard_error(values: Sequence[float], mean: float) -> float:

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional, UseAppendAction, arg
 
 from fastadv.cli import common
+from fastadv.data.pairs import dataset_options
 from fastadv.errors import (
     EXIT_FAILED,
     EXIT_OK,
@@ -23,6 +24,7 @@ from fastadv.machine import usable_cores
 
 if TYPE_CHECKING:
     from fastadv.data import DatasetSplits
+    from fastadv.data.sources import Damage
 
 PROG = "fastadv-data"
 _SHOWN = 20  # findings of a kind printed; --json has all
@@ -32,6 +34,10 @@ Json = Annotated[bool, arg(help="Print one JSON object.")]
 Root = Annotated[
     Path | None,
     arg(help="Folder above that of a named data set; default $FASTADV_DATA or ./data."),
+]
+DatasetOption = Annotated[
+    UseAppendAction[tuple[str, ...]],
+    arg(help="KEY=VALUE of the data set, e.g. partition=2; may be repeated."),
 ]
 
 
@@ -49,6 +55,7 @@ class StatsCommand:
     data: Positional[str]
     """A name, a path, a pattern of shards, or hf:NAME."""
     root: Root = None
+    dataset_option: DatasetOption = ()
     jobs: Jobs = 0
     json: Json = False
 
@@ -60,6 +67,7 @@ class VerifyCommand:
     data: Positional[str]
     """A name, a path, a pattern of shards, or hf:NAME."""
     root: Root = None
+    dataset_option: DatasetOption = ()
     jobs: Jobs = 0
     json: Json = False
 
@@ -68,8 +76,8 @@ class VerifyCommand:
 class PackCommand:
     """Write a data set as WebDataset shards with index, manifest and checksums.
 
-    Killed at any moment, the same command goes on where it was; the result is the same
-    to the bit.
+    Killed at any moment, the same command goes on where it was, and over a pack it mends
+    what is missing or damaged; the result is the same to the bit.
     """
 
     data: Positional[str]
@@ -81,6 +89,7 @@ class PackCommand:
     seed: int = 0
     """Order of the images in the shards."""
     root: Root = None
+    dataset_option: DatasetOption = ()
     jobs: Jobs = 0
     json: Json = False
 
@@ -100,14 +109,18 @@ class UnpackCommand:
     json: Json = False
 
 
-def _open(command: StatsCommand | VerifyCommand | PackCommand) -> DatasetSplits:
+def _open(
+    command: StatsCommand | VerifyCommand | PackCommand, damage: Damage | None = None
+) -> DatasetSplits:
     if command.jobs < 0:
         raise ConfigError(f"--jobs {command.jobs}: use 0 or more")
 
     from fastadv.data import open_dataset
 
-    options: dict[str, Any] = {} if command.root is None else {"root": command.root}
-    return open_dataset(command.data, **options)
+    options: dict[str, Any] = {**dataset_options(command.dataset_option)}
+    if command.root is not None:
+        options["root"] = command.root
+    return open_dataset(command.data, damage=damage, **options)
 
 
 def _jobs(given: int) -> int:
@@ -116,7 +129,7 @@ def _jobs(given: int) -> int:
 
 def _list(command: ListCommand) -> int:
     from fastadv.data.catalog import CATALOG, default_root
-    from fastadv.data.registry import MADE, dataset_names
+    from fastadv.data.registry import MADE, dataset_names, option_names
     from fastadv.reporting.tables import text_table
 
     if command.json:
@@ -139,22 +152,33 @@ def _list(command: ListCommand) -> int:
     ]
     print(text_table(columns, cells))
     print(f"made without files: {', '.join(sorted(MADE))}")
+    print("options, as --dataset-option KEY=VALUE:")
+    holders: dict[str, list[str]] = {}
+    for name in (*dataset_names(), "hf:NAME", "a path"):
+        for option in option_names(name):
+            holders.setdefault(option, []).append(name)
+    for option, names in holders.items():
+        everywhere = set(CATALOG) <= set(names)
+        print(f"  {option}: {'every set of files' if everywhere else ', '.join(names)}")
     print(f"looked for in: {default_root().absolute()} (FASTADV_DATA, or --root)")
     return EXIT_OK
 
 
 def _entry(name: str) -> dict[str, Any]:
     from fastadv.data.catalog import CATALOG
+    from fastadv.data.registry import option_names
 
     entry = CATALOG.get(name)
+    options = option_names(name)
     if entry is None:
-        return {"made": True}
+        return {"made": True, "options": options}
     values = {
         field.name: getattr(entry, field.name)
         for field in dataclasses.fields(entry)
         if field.name != "layouts"
     }
-    return values | {"files": [list(layout.needs) for layout in entry.layouts]}
+    files = [list(layout.needs) for layout in entry.layouts]
+    return values | {"files": files, "options": options}
 
 
 def _stats(command: StatsCommand) -> int:
@@ -185,11 +209,18 @@ def _stats(command: StatsCommand) -> int:
 
 
 def _verify(command: VerifyCommand) -> int:
-    from fastadv.data.inspection import missing_shards, verify
+    from fastadv.data.inspection import Findings, verify
 
-    gone = missing_shards(Path(command.data))
-    findings = verify(_open(command), jobs=_jobs(command.jobs))
-    findings.corrupt = gone + findings.corrupt
+    damage: Damage = []
+    try:
+        splits = _open(command, damage)
+    except DataError as error:
+        if not damage:
+            raise
+        # Too little is left to be opened; what is wrong with the rest is known.
+        findings = Findings(corrupt=[*damage, (command.data, str(error))])
+    else:
+        findings = verify(splits, jobs=_jobs(command.jobs), damage=damage)
     if command.json:
         print(json_module.dumps(findings.as_dict()))
         return EXIT_OK if findings.clean else EXIT_FAILED

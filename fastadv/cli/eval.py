@@ -160,7 +160,8 @@ def evaluate_checkpoint(command: EvalCommand) -> dict[str, Any]:
         on_bad_image=command.on_bad_image,
     )
     about: dict[str, Any] = {
-        "checkpoint_sha256": source.digest,
+        "checkpoint_sha256": source.file_digest,
+        "source_hash": source.digest,
         "arch": source.arch,
         "data": splits.name,
         "resolution": resolution,

@@ -6,17 +6,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastadv.errors import ConfigError, FastadvError
+from fastadv.errors import CheckpointError, ConfigError, FastadvError
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from fastadv.data import Batch
     from fastadv.models import NormalizedModel
     from fastadv.reporting import Section
+    from fastadv.threat import ThreatModel
+    from fastadv.transfer.source import Source
 
-_MODELS, _IMAGES = 3, 6
+_MODELS, _IMAGES, _STEPS = 3, 6, 20
 
 
 def example_section(rows: Sequence[dict[str, Any]], data: str) -> Section:
-    """Clean and adversarial images of up to three sources, attacked within one radius.
+    """Clean and adversarial images of up to three sources, and their loss gradients.
+
+    Each at its own resolution, attacked within the radius of its training; those that
+    have none, within that of the first that has.
 
     Args:
         rows: of the results table; the files they name must still be there.
@@ -26,57 +34,118 @@ def example_section(rows: Sequence[dict[str, Any]], data: str) -> Section:
         ConfigError: no source has as many outputs as the data set has classes.
         FastadvError: the data set cannot be opened.
     """
-    from fastadv.attacks import PGD, ThreatModel
-    from fastadv.data import make_loader, open_dataset, subset
+    from fastadv.attacks import PGD
     from fastadv.reporting import Section, adversarial_examples, loss_gradients
-    from fastadv.transfer.source import open_source
 
-    models: dict[str, NormalizedModel] = {}
+    shown = _sources(rows, data)
+    threats = _threats([source for source, _ in shown.values()])
+    sides: dict[int, dict[str, NormalizedModel]] = {}
+    attacked: dict[tuple[int, ThreatModel], dict[str, NormalizedModel]] = {}
+    for (name, (source, model)), threat in zip(shown.items(), threats, strict=True):
+        sides.setdefault(source.resolution, {})[name] = model
+        attacked.setdefault((source.resolution, threat), {})[name] = model
+    images = {side: _images(data, side) for side in sides}
+    figures: list[tuple[Figure, str]] = []
+    for (side, threat), models in attacked.items():
+        batch, classes = images[side]
+        attack = PGD(threat, num_steps=_STEPS, step_size=2.5 * threat.eps / _STEPS)
+        figures.append(
+            (
+                adversarial_examples(
+                    models, batch.images, batch.labels, classes, attack
+                ),
+                f"Clean images, adversarial ones within {threat}, and the difference, "
+                "amplified.",
+            )
+        )
+    for side, models in sides.items():
+        batch, _ = images[side]
+        figures.append(
+            (
+                loss_gradients(models, batch.images, batch.labels),
+                "Gradient of the loss with respect to the pixels.",
+            )
+        )
+    return Section(
+        "Adversarial examples",
+        [
+            f"Sources attacked with PGD-{_STEPS} on test images of {data}, each within "
+            "the radius of its training, or where it has none within that of the first "
+            "that has. A picture of six images is an illustration, not a measurement."
+        ],
+        figures,
+    )
+
+
+def _sources(
+    rows: Sequence[dict[str, Any]], data: str
+) -> dict[str, tuple[Source, NormalizedModel]]:
+    """Sources of the rows that tell the classes of `data` apart, by what to call them."""
+    from fastadv.data import open_dataset
+
+    found: dict[str, tuple[Source, NormalizedModel]] = {}
     refused: list[str] = []
-    side, threat = 0, ThreatModel("l2", 1.0)
     for row in {r["source_hash"]: r for r in rows}.values():
-        if len(models) == _MODELS or not Path(row["source_path"]).exists():
+        if len(found) == _MODELS or not Path(row["source_path"]).exists():
             continue
         try:
-            source = open_source(row["source_path"], row["source"], row["arch"])
-            splits = open_dataset(data, resolution=source.resolution)
+            source = _reopened(row)
+            classes = open_dataset(data, resolution=source.resolution).test.classes
             model = source.load()
         except FastadvError as error:
             refused.append(str(error))
             continue
-        if model.head.out_features != len(splits.test.classes):
+        if model.head.out_features != len(classes):
             refused.append(
                 f"{source.name} has {model.head.out_features} outputs, {data} has "
-                f"{len(splits.test.classes)} classes"
+                f"{len(classes)} classes"
             )
             continue
-        models[source.name] = model.eval()
-        side = source.resolution
-        if source.eps:
-            threat = ThreatModel(source.norm or "l2", source.eps)  # type: ignore[arg-type]
-    if not models:
+        taken = source.name in found
+        name = f"{source.name} {source.digest[:8]}" if taken else source.name
+        found[name] = source, model.eval()
+    if not found:
         why = "; ".join(refused[:3]) or "their files are gone"
         raise ConfigError(f"--examples {data}: no source can be shown: {why}")
+    return found
+
+
+def _reopened(row: dict[str, Any]) -> Source:
+    """The source of a row, which must be the one its numbers are of.
+
+    Raises:
+        CheckpointError: it is another by now, or cannot be read.
+    """
+    from fastadv.transfer.source import open_source
+
+    # Rows of older versions name the file alone, without what was said about it.
+    given = row["source_given"] or row["source_path"]
+    source = open_source(given, row["source"], row["arch"])
+    if source.digest != row["source_hash"]:
+        raise CheckpointError(
+            f"{given} is no longer the source of {row['source']}: the weights changed, or "
+            "its row does not say the input convention it was opened with"
+        )
+    return source
+
+
+def _threats(sources: Sequence[Source]) -> list[ThreatModel]:
+    """Within what each is attacked."""
+    from fastadv.threat import ThreatModel
+
+    own = [
+        ThreatModel(source.norm or "l2", source.eps) if source.eps else None  # type: ignore[arg-type]
+        for source in sources
+    ]
+    usual = next((threat for threat in own if threat), ThreatModel("l2", 1.0))
+    return [threat or usual for threat in own]
+
+
+def _images(data: str, side: int) -> tuple[Batch, tuple[str, ...]]:
+    """A few test images of `side` pixels, and the names of all classes."""
+    from fastadv.data import make_loader, open_dataset, subset
+
     test = open_dataset(data, resolution=side).test
-    shown = subset(test, max(_IMAGES, len(test.classes)), seed=0)
-    loader = make_loader(shown, batch_size=_IMAGES, resolution=side, train=False)
-    batch = next(iter(loader))
-    attack = PGD(threat, num_steps=20, step_size=2.5 * threat.eps / 20)
-    pictures = adversarial_examples(
-        models, batch.images, batch.labels, test.classes, attack
-    )
-    gradients = loss_gradients(models, batch.images, batch.labels)
-    return Section(
-        "Adversarial examples",
-        [
-            f"Sources attacked with PGD-20 within {threat} on test images of "
-            f"{test.name}. A picture of six images is an illustration, not a measurement."
-        ],
-        [
-            (
-                pictures,
-                "Clean images, adversarial ones, and the difference, amplified.",
-            ),
-            (gradients, "Gradient of the loss with respect to the pixels."),
-        ],
-    )
+    chosen = subset(test, max(_IMAGES, len(test.classes)), seed=0)
+    loader = make_loader(chosen, batch_size=_IMAGES, resolution=side, train=False)
+    return next(iter(loader)), test.classes

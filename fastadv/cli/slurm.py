@@ -8,6 +8,8 @@ on from what was saved.
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -78,13 +80,26 @@ def parse_options(text: str) -> dict[str, Any]:
             raise ConfigError(f"--slurm: {unknown_name('option', name, known)}")
         options[name] = int(value) if value.isdecimal() else value
     chosen = _DEFAULTS | options
+    chosen["time"] = _minutes(chosen["time"])
     for name in ("nodes", "time", "gpus_per_node", "ntasks_per_node"):
         value = chosen.get(name, 1)
         if not isinstance(value, int) or value < 1:
-            raise ConfigError(f"--slurm {name}={value} must be a number of at least 1")
+            also = " of minutes, or D-HH:MM:SS" if name == "time" else ""
+            raise ConfigError(
+                f"--slurm {name}={value} must be a number of at least 1{also}"
+            )
     # A rank is a task, and a GPU is one's own.
     chosen.setdefault("ntasks_per_node", chosen.get("gpus_per_node", 1))
     return chosen
+
+
+def _minutes(value: int | str) -> int | str:
+    """A time as Slurm writes it in minutes, rounded up; anything else as it is."""
+    parts = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)", str(value))
+    if parts is None:
+        return value
+    days, hours, minutes, seconds = (int(part or 0) for part in parts.groups())
+    return (days * 24 + hours) * 60 + minutes + (seconds > 0)
 
 
 def submit(text: str, argv: Sequence[str], out: Path, *, dry_run: bool = False) -> str:
@@ -110,7 +125,11 @@ def submit(text: str, argv: Sequence[str], out: Path, *, dry_run: bool = False) 
         words.append("--resume")  # of a run that is not there it is a start
     if not any(word.partition("=")[0] in ("--out", "--out-dir") for word in words):
         words += ["--out", str(out)]
-    options["setup"] = [f"export {_VARIABLE}={_SIGNAL}"]
+    options["setup"] = [
+        # For who reads the script: submitit keeps the words in a file. One line of it.
+        f"# fastadv-train {shlex.join(words)}".replace("\n", " "),
+        f"export {_VARIABLE}={_SIGNAL}",
+    ]
     options["additional_parameters"] = {"requeue": True}
     executor = _executor(folder, dry_run)
     executor.update_parameters(**options)

@@ -85,7 +85,7 @@ class TrainCommand(TrainConfig):  # noqa: D101, it shows the help of TrainConfig
         str | None,
         arg(
             help="Submit to Slurm instead: nodes=2,gpus_per_node=8,time=1440,... (what "
-            "submitit takes; time in minutes). --dry-run prints the script."
+            "submitit takes; time in minutes or H:MM:SS). --dry-run prints the script."
         ),
     ] = None
     json: Annotated[bool, arg(help="Print the result as one JSON object.")] = False
@@ -93,7 +93,8 @@ class TrainCommand(TrainConfig):  # noqa: D101, it shows the help of TrainConfig
 
 def _body(argv: list[str]) -> None:
     norm = common.flag_value(argv, "--norm", "--constraint")
-    if norm and "--config" in argv and common.flag_value(argv, "--eps") is None:
+    over_file = common.flag_value(argv, "--config") is not None
+    if norm and over_file and common.flag_value(argv, "--eps") is None:
         raise ConfigError(
             f"--norm {norm} over a --config file needs --eps as well: the file's radius is "
             "for the file's norm"
@@ -104,6 +105,11 @@ def _body(argv: list[str]) -> None:
     nproc, slurm = values.pop("nproc"), values.pop("slurm")
     devices, profile = values.pop("plan"), values.pop("profile")
     config = TrainConfig(**values)
+    if slurm is not None and nproc is not None:
+        raise ConfigError(
+            f"--nproc {nproc} starts ranks on this machine, --slurm a task for each GPU "
+            "of the job (gpus_per_node, ntasks_per_node); leave --nproc out"
+        )
     if devices is not None:
         from fastadv.training.plan import make_plan
 
@@ -159,7 +165,11 @@ def _resumed(argv: list[str]) -> list[str]:
     given = common.flag_value(argv, "--config") is not None
     if "--resume" not in argv or out is None or given:
         return argv
-    saved = Path(out) / "config.yaml"
+    saved = Path(out).expanduser() / "config.yaml"
+    if saved.parent.is_dir() and not (saved.exists() and saved.read_bytes().strip()):
+        from fastadv.training.rundir import RunDirectory
+
+        RunDirectory(saved.parent).restore_config()
     return ["--config", str(saved), *argv] if saved.exists() else argv
 
 

@@ -17,7 +17,14 @@ from typing import Any
 
 from fastadv.data import arrays, published
 from fastadv.data.folders import open_folder, open_zip, some
-from fastadv.data.sources import Augment, DatasetSplits, FileSet, ImageSet, Metric
+from fastadv.data.sources import (
+    Augment,
+    DatasetSplits,
+    FileSet,
+    ImageSet,
+    Metric,
+    check_classes,
+)
 from fastadv.errors import DataError
 
 _log = logging.getLogger(__name__)
@@ -392,8 +399,9 @@ def _not_found(name: str, entry: Entry, root: Path, near: list[str]) -> str:
         found = "there is no such folder"
     return (
         f"{name} is not in {root.absolute()}: expected {'; or '.join(ways)}. "
-        f"{found[0].upper()}{found[1:]}. Nothing is downloaded: unpack it there, or give "
-        "the folder above it with root= or FASTADV_DATA"
+        f"{found[0].upper()}{found[1:]}. Nothing is downloaded: unpack it there, or set "
+        "the environment variable FASTADV_DATA to the folder above it (fastadv-data: "
+        "--root; Python: open_dataset(..., root=...))"
     )
 
 
@@ -418,4 +426,5 @@ def _splits(name: str, entry: Entry, sets: tuple[ImageSet, ImageSet]) -> Dataset
         part.name = name
         if isinstance(part, FileSet):
             part.augment_default = entry.augment
+    check_classes(train, test, hint="restore the files that are missing")
     return DatasetSplits(name, train, test, entry.metric)

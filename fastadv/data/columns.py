@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastadv.data.images import BadImage
-from fastadv.data.sources import FileSet, ImageSet
+from fastadv.data.remote import fetch_hint
+from fastadv.data.sources import Damage, FileSet, ImageSet, option_hint
 from fastadv.errors import ConfigError, DataError, unknown_name
 from fastadv.files import fastadv_cache_dir
 
@@ -106,6 +107,7 @@ def open_columns(
     *,
     image_column: str | None = None,
     label_column: str | None = None,
+    damage: Damage | None = None,
 ) -> dict[str, ImageSet]:
     """Open local Parquet or Arrow files.
 
@@ -114,16 +116,25 @@ def open_columns(
         splits: The files of each split, the training split first.
         image_column: The column of encoded images; found by its name by default.
         label_column: The column of class ids or names; likewise.
+        damage: Files that cannot be read are added here, and left out.
 
     Raises:
         DataError: A file cannot be read, or has no such columns.
     """
     from fastadv.data.records import resolve_labels
 
-    tables = {
-        split: [(file, *_opened(file)) for file in files]
-        for split, files in splits.items()
-    }
+    tables: dict[str, list[tuple[Path, pa.Table, Path]]] = {}
+    for split, files in splits.items():
+        for file in files:
+            try:
+                tables.setdefault(split, []).append((file, *_opened(file)))
+            except DataError as err:
+                if damage is None:
+                    raise
+                damage.append((str(file), str(err)))
+    tables = {split: parts for split, parts in tables.items() if parts}
+    if not tables:
+        raise DataError(f"{name}: none of its files can be read")
     _, first, _ = next(iter(tables.values()))[0]
     image = _column_name(first, image_column, _IMAGES, "image", name)
     label = _column_name(first, label_column, _LABELS, "label", name)
@@ -191,7 +202,7 @@ def _column_name(
     if found is None:
         raise DataError(
             f"{name} has the columns {', '.join(columns)} and none of "
-            f"{', '.join(usual)}; name it with {what}_column="
+            f"{', '.join(usual)}; give {option_hint(f'{what}_column', 'NAME')}"
         )
     return found
 
@@ -294,7 +305,7 @@ def open_hub(
     try:
         opened = datasets.load_dataset(name, config, download_config=local)
     except Exception as err:  # whatever the hub, the network and the cache raise
-        hint = "" if download else "; to fetch it, open it with download=True"
+        hint = "" if download else f"; {fetch_hint(f'hf:{name}')}"
         raise DataError(f"cannot open hf:{name}: {err}{hint}") from err
     finally:
         datasets.config.HF_HUB_OFFLINE = offline
@@ -311,8 +322,8 @@ def open_hub(
             )
         if asked is None and not found:
             raise DataError(
-                f"hf:{name} has no {what} column among {', '.join(features)}; name it "
-                f"with {what}_column="
+                f"hf:{name} has no {what} column among {', '.join(features)}; give "
+                f"{option_hint(f'{what}_column', 'NAME')}"
             )
     image, label = image_column or images[0], label_column or labels[0]
     names = getattr(features[label], "names", None)

@@ -260,7 +260,7 @@ def _judge(layout: Layout, top: Sequence[str], where: str) -> tuple[list[str], s
 
 
 def agreed_classes(
-    train: Members, held: Members, where: str, evaluation: str, *, strict: bool = False
+    train: Members, held: Members, where: str, evaluation: str
 ) -> list[str]:
     """Return the classes of both splits in id order, which is bytewise.
 
@@ -269,10 +269,9 @@ def agreed_classes(
         held: Evaluation images per class.
         where: The data set in messages.
         evaluation: The evaluation split in messages.
-        strict: Refuse classes without evaluation images instead of warning.
 
     Raises:
-        DataError: A class has no training images, or the splits' classes differ.
+        DataError: A class has no training images, or is of the evaluation split only.
     """
     if empty := [c for c in train if not train[c]]:
         raise DataError(
@@ -287,16 +286,6 @@ def agreed_classes(
         )
     if not any(held.values()):
         raise DataError(f"{where}: {evaluation}/ has no images; {_EXPECTED}")
-    if missing := [c for c in train if not held.get(c)]:
-        if strict:
-            raise DataError(
-                f"{where}: {len(train)} classes in train, {len(train) - len(missing)} in "
-                f"{evaluation}: no images of {some(missing)} in {evaluation}; restore "
-                "the missing files"
-            )
-        _log.warning(
-            "%s: class(es) without images in %s/: %s", where, evaluation, some(missing)
-        )
     return sorted(train, key=_bytewise)
 
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,10 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastadv.data.images import BadImage, decode_rgb
-from fastadv.data.packing import CHECKSUMS, file_of, progress
+from fastadv.data.packing import CHECKSUMS, file_of, file_sha256, progress
 from fastadv.data.records import RecordSet
-from fastadv.data.shards import MANIFEST
-from fastadv.data.sources import DatasetSplits, ImageSet
+from fastadv.data.sources import Damage, DatasetSplits, ImageSet, SharedFile
 from fastadv.data.tfrecord import damaged_records
 from fastadv.errors import DataError
 
@@ -43,7 +41,7 @@ class Findings:
     """
 
     images: dict[str, int] = field(default_factory=dict)
-    corrupt: list[tuple[str, str]] = field(default_factory=list)
+    corrupt: Damage = field(default_factory=list)
     duplicates: list[tuple[str, str, str]] = field(default_factory=list)
     repeated: dict[str, int] = field(default_factory=dict)
 
@@ -57,23 +55,27 @@ class Findings:
         return asdict(self) | {"clean": self.clean}
 
 
-def verify(splits: DatasetSplits, *, jobs: int = 1) -> Findings:
-    """Decode every image of both splits and compare them by content.
+def verify(
+    splits: DatasetSplits, *, jobs: int = 1, damage: Sequence[tuple[str, str]] = ()
+) -> Findings:
+    """Check every file, decode every image of both splits and compare them by content.
 
     Args:
         splits: What to look at.
-        jobs: Images decoded at once.
+        jobs: Files read or images decoded at once.
+        damage: What `open_dataset` found wrong and left out, part of the findings.
 
     Returns:
-        Every image that cannot be decoded and every training image that is, by its
-        bytes or its pixels, an evaluation image too.
+        Every file that is damaged, every image that cannot be decoded and every
+        training image that is, by its bytes or its pixels, an evaluation image too.
     """
-    findings = Findings()
+    findings = Findings(corrupt=[*damage])
+    opened = {f.path for s in (splits.train, splits.test) for f in _record_files(s)}
+    named = {Path(name) for name, _ in damage}
+    findings.corrupt += _damaged_files(opened, sorted(opened | named), jobs)
     contents = []
-    checked: set[Path] = set()
     for images in (splits.train, splits.test):
         findings.images[images.split] = len(images)
-        findings.corrupt += _damaged_files(images, checked)
         digests: list[tuple[bytes, bytes] | None] = []
         for result in _each(images, _digests, jobs, f"verifying {images.split}"):
             if isinstance(result, BadImage):
@@ -145,46 +147,41 @@ def _pixel_digest(image: NDArray[np.uint8]) -> bytes:
     return digest.digest()
 
 
-def _damaged_files(images: ImageSet, checked: set[Path]) -> Iterator[tuple[str, str]]:
-    """Yield what the checksums of files and records say; both splits may share files."""
+def _record_files(images: ImageSet) -> list[SharedFile]:
+    """Return the large files that images lie in; none for images in files of theirs."""
     source = file_of(images, 0) if len(images) else None
-    if source is None or not isinstance(source[0], RecordSet):
-        return
-    for file in source[0].files:
-        path = file.path
-        if path in checked:
-            continue
-        checked.add(path)
-        expected = _checksum(path)
-        if expected is not None:
-            with open(path, "rb") as stream:
-                if hashlib.file_digest(stream, "sha256").hexdigest() != expected:
-                    yield str(path), f"differs from its SHA-256 in {CHECKSUMS}"
-        if "tfrecord" in path.name or "-of-" in path.name:
-            for number in damaged_records(path):
-                yield f"{path}: record {number}", "CRC mismatch"
+    return source[0].files if source and isinstance(source[0], RecordSet) else []
 
 
-def _checksum(path: Path) -> str | None:
+def _damaged_files(
+    opened: set[Path], files: Sequence[Path], jobs: int
+) -> Iterator[tuple[str, str]]:
+    """Yield what the checksums of files and, of those that open, of records say."""
+    expected = {
+        folder / name: checksum
+        for folder in {file.parent for file in files}
+        for name, checksum in _checksums(folder)
+    }
+    summed = [file for file in files if file in expected and file.is_file()]
+    with ThreadPoolExecutor(jobs) as pool:
+        sums = progress(pool.map(file_sha256, summed), len(summed), "checking files")
+        for file, found in zip(summed, sums, strict=True):
+            if found != expected[file]:
+                yield str(file), f"differs from its SHA-256 in {CHECKSUMS}"
+    for file in sorted(opened):
+        if "tfrecord" in file.name or "-of-" in file.name:
+            for number in damaged_records(file):
+                yield f"{file}: record {number}", "CRC mismatch"
+
+
+def _checksums(folder: Path) -> Iterable[tuple[str, str]]:
+    """Return (file name, SHA-256) of every line of the checksums in a folder."""
     try:
-        lines = (path.parent / CHECKSUMS).read_text().splitlines()
+        lines = (folder / CHECKSUMS).read_text().splitlines()
     except OSError:
-        return None
-    entries = (line.split(maxsplit=1) for line in lines if line.strip())
-    return next((e[0] for e in entries if e[-1].lstrip("*") == path.name), None)
-
-
-def missing_shards(folder: Path) -> list[tuple[str, str]]:
-    """Return the shards a manifest in `folder` lists that are not there."""
-    try:
-        shards = json.loads((folder / MANIFEST).read_text())["shards"]
-        return [
-            (str(folder / entry["file"]), f"is in {MANIFEST} but not there")
-            for entry in shards
-            if not (folder / entry["file"]).exists()
-        ]
-    except (OSError, ValueError, KeyError, TypeError):
         return []
+    entries = [line.split(maxsplit=1) for line in lines]
+    return [(e[1].lstrip("*"), e[0].lower()) for e in entries if len(e) == 2]
 
 
 def statistics(splits: DatasetSplits, *, jobs: int = 1) -> dict[str, Any]:

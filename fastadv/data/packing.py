@@ -13,12 +13,13 @@ import contextlib
 import hashlib
 import io
 import json
+import logging
 import os
 import re
 import shutil
 import sys
 import tarfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,15 +30,16 @@ from numpy.typing import NDArray
 
 from fastadv.data.counter import derive_key, permutation
 from fastadv.data.folders import EVAL_FOLDERS
-from fastadv.data.shards import MANIFEST
+from fastadv.data.shards import MANIFEST, PACKING
 from fastadv.data.sources import DatasetSplits, FileSet, ImageSet
 from fastadv.data.subsets import Subset
 from fastadv.errors import ConfigError, DataError
-from fastadv.files import replace_file
+from fastadv.files import FolderLock, replace_file
+
+_log = logging.getLogger(__name__)
 
 FORMAT = "fastadv-shards/1"
 CHECKSUMS = "SHA256SUMS"
-_STATE = ".packing"
 _PLAIN_SHARD = 10_000  # images per shard of sets whose encoded sizes are not known
 _MAGIC = (
     (b"\xff\xd8\xff", "jpg"),
@@ -93,7 +95,8 @@ def pack(
         The manifest.
 
     Raises:
-        ConfigError: `out` holds something else, or the pack of another plan.
+        ConfigError: `out` holds something else, or the pack of another plan; or another
+            process packs there.
         BadImage: An image cannot be read.
         DataError: An image is of no known format.
     """
@@ -108,9 +111,31 @@ def pack(
     }
     shards = [*_shards(splits.train, shard_bytes, seed)]
     shards += _shards(splits.test, shard_bytes, seed)
-    finished = _resumed(out, plan, {shard.name for shard in shards})
+    records = _records(out, plan)
+    with _locked(out), ThreadPoolExecutor(jobs) as pool:
+        for temporary in out.glob(".*.tmp"):
+            temporary.unlink(missing_ok=True)
+        whole = pool.map(lambda shard: _is_whole(out, records.get(shard.name)), shards)
+        kept = [*progress(whole, len(shards), "checking shards")]
+        finished = {
+            shard.name: records[shard.name]
+            for shard, good in zip(shards, kept, strict=True)
+            if good
+        }
+        return _write_missing(out, plan, shards, finished, pool, done)
+
+
+def _write_missing(
+    out: Path,
+    plan: dict[str, Any],
+    shards: Sequence[Shard],
+    finished: dict[str, Any],
+    pool: ThreadPoolExecutor,
+    done: Callable[[str], None],
+) -> dict[str, Any]:
+    """Write the shards that are not finished, then the manifest; return that."""
+    state = out / PACKING
     todo = [shard for shard in shards if shard.name not in finished]
-    state = out / _STATE
     if todo:
         replace_file(state / "plan.json", json.dumps(plan).encode())
 
@@ -120,9 +145,8 @@ def pack(
         finished[shard.name] = entry
         return shard.name
 
-    with ThreadPoolExecutor(jobs) as pool:
-        for name in pool.map(write, todo):
-            done(name)  # from one thread: what it prints stays in lines
+    for name in pool.map(write, todo):
+        done(name)  # from one thread: what it prints stays in lines
     entries = [finished[shard.name] for shard in shards]
     manifest = plan | {"shards": entries}
     lines = "".join(f"{e['sha256']}  {e['file']}\n" for e in entries)
@@ -147,9 +171,30 @@ def _shards(images: ImageSet, shard_bytes: int, seed: int) -> Iterator[Shard]:
         first += len(part)
 
 
-def _resumed(out: Path, plan: dict[str, Any], names: set[str]) -> dict[str, Any]:
+@contextlib.contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """Keep other processes from packing into `out`."""
+    lock = None
+    try:
+        lock = FolderLock(out / PACKING)
+    except BlockingIOError as err:
+        raise ConfigError(
+            f"{out} is being packed by {err.strerror}; wait until it ends, or choose "
+            "another folder"
+        ) from None
+    except OSError as err:
+        # A folder that cannot be written fails below, with a better message.
+        _log.info("no lock on %s: %s", out, err.strerror)
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+def _records(out: Path, plan: dict[str, Any]) -> dict[str, Any]:
     """Return the records of finished shards; refuse a folder of something else."""
-    state = out / _STATE
+    state = out / PACKING
     finished: dict[str, Any] = {}
     if (out / MANIFEST).exists():
         stored = _json(out / MANIFEST)
@@ -159,7 +204,7 @@ def _resumed(out: Path, plan: dict[str, Any], names: set[str]) -> dict[str, Any]
         for record in state.glob("*.tar.json"):
             with contextlib.suppress(DataError):
                 finished[record.name.removesuffix(".json")] = _json(record)
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+    elif out.exists() and (not out.is_dir() or {*os.listdir(out)} - {PACKING}):
         raise ConfigError(
             f"{out} is not empty and holds no pack of ours; choose a new folder"
         )
@@ -171,17 +216,26 @@ def _resumed(out: Path, plan: dict[str, Any], names: set[str]) -> dict[str, Any]
             f"{out} holds a pack of other {', '.join(changed)}; choose a new folder, or "
             "remove it"
         )
-    for temporary in out.glob(".*.tmp"):
-        temporary.unlink(missing_ok=True)
+    return finished
+
+
+def _is_whole(out: Path, entry: dict[str, Any] | None) -> bool:
+    """Whether a shard and its index are there, the shard as it was written."""
+    if entry is None:
+        return False
+    path = out / entry["file"]
     # An index is renamed before its shard, so a whole shard has one.
-    return {
-        name: entry
-        for name, entry in finished.items()
-        if name in names
-        and (out / name).exists()
-        and (out / name).stat().st_size == entry["bytes"]
-        and (out / name).with_suffix(".idx").exists()
-    }
+    if not path.with_suffix(".idx").exists() or not path.exists():
+        return False
+    if path.stat().st_size != entry["bytes"]:
+        return False
+    return file_sha256(path) == str(entry["sha256"])
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _json(path: Path) -> dict[str, Any]:

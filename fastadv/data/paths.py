@@ -1,15 +1,14 @@
 """From a path or a pattern to both splits of a data set, whatever its format.
 
-A folder is looked into, a file goes by its ending, `shards-{000000..000012}.tar` and
-`train-*.tfrecord` are expanded. Which split a file is of stands in its name or its
-folder's (`train`, `val`, `test`); data without splits get a seeded stratified part held
-out. Not here: names of known data sets (`catalog`), or the formats themselves.
+A folder is looked into, a file goes by its ending, `shards-{000000..000012}.tar` (at
+an http(s) address, too) and `train-*.tfrecord` are expanded. Which split a file is of
+stands in its name or its folder's (`train`, `val`, `test`); data without splits get a
+seeded stratified part held out. Not here: names of known data sets (`catalog`), or the
+formats themselves.
 """
 
 from __future__ import annotations
 
-import difflib
-import glob
 import json
 import logging
 import os
@@ -18,9 +17,23 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import get_args
 
-from fastadv.data import recordio, records, shards, tfrecord
+from fastadv.data import recordio, records, remote, shards, tfrecord
 from fastadv.data.folders import EVAL_FOLDERS, open_folder, open_zip
-from fastadv.data.sources import DatasetSplits, ImageSet, Metric
+from fastadv.data.patterns import (
+    existing,
+    expand,
+    file_format,
+    is_pattern,
+    names_file,
+)
+from fastadv.data.sources import (
+    Damage,
+    DatasetSplits,
+    ImageSet,
+    Metric,
+    check_classes,
+    option_hint,
+)
 from fastadv.data.subsets import train_val_split
 from fastadv.errors import ConfigError, DataError, unknown_name
 
@@ -29,55 +42,43 @@ _log = logging.getLogger(__name__)
 # What the transfer literature reports; everything else is top-1.
 _MEAN_PER_CLASS = ("aircraft", "caltech", "flowers", "oxford_pets", "pets")
 _TRAIN_WORDS = ("train", "training")
-_MAX_EXPANDED = 1_000_000  # files of one pattern: more is a typing error
+
+_IN_FOLDERS = ("tar", "tfrecord", "recordio", "columns")  # formats
 
 Groups = dict[str, list[Path]]
-
-# Format by file name. ImageNet's TFRecords are called train-00000-of-01024.
-_FORMATS = {
-    "tar": re.compile(r"\.tar(\.\w+)?$|\.tgz$"),
-    "tfrecord": re.compile(r"\.tfrecords?(-\d+-of-\d+)?$|^[^.]*-\d{5}-of-\d{5}$"),
-    "recordio": re.compile(r"\.rec$"),
-    "columns": re.compile(r"\.(parquet|arrow)$"),
-    "npz": re.compile(r"\.npz$"),
-    "zip": re.compile(r"\.zip$"),
-}
-_IN_FOLDERS = ("tar", "tfrecord", "recordio", "columns")
-
-
-def looks_like_a_path(text: str) -> bool:
-    """Whether `text` can only be a path or pattern, not a mistyped name."""
-    return os.sep in text or file_format(text) is not None or _is_pattern(text)
-
-
-def file_format(name: str) -> str | None:
-    """Return the format a file name stands for, or None."""
-    found = (f for f, pattern in _FORMATS.items() if pattern.search(name.lower()))
-    return next(found, None)
+Columns = dict[str, str | None]
 
 
 def open_path(
     text: str,
+    damage: Damage | None = None,
     *,
     metric: Metric | None = None,
     test: str | os.PathLike[str] | None = None,
     holdout: float = 0.1,
     image_column: str | None = None,
     label_column: str | None = None,
+    strict: bool = True,
+    download: bool = False,
 ) -> DatasetSplits:
     """Open a data set by path or pattern.
 
     Args:
         text: A folder (images, shards, records, Parquet), an archive or file, or a
             pattern of files.
+        damage: For looking at damaged data: what is missing or cannot be scanned is
+            added here and left out, instead of being raised.
         metric: The accuracy to report; by default the one of its literature.
         test: Path or pattern of the evaluation files, where the first is of training.
         holdout: Share held out for evaluation where the data have one split only.
         image_column: Parquet and Arrow: the column of images.
         label_column: Parquet and Arrow: the column of labels.
+        strict: Refuse an evaluation split that lacks classes, instead of warning.
+        download: Fetch what http(s) addresses name; without, only the cache is read.
 
     Raises:
-        DataError: There is nothing, or its layout is wrong.
+        DataError: There is nothing, or its layout is wrong; shards that its manifest
+            lists are missing.
         ConfigError: An option that cannot work.
     """
     if metric is not None and metric not in get_args(Metric):
@@ -85,8 +86,9 @@ def open_path(
     if not 0.0 < holdout < 1.0:
         raise ConfigError(f"holdout={holdout} is outside (0, 1); use for example 0.1")
     columns = {"image_column": image_column, "label_column": label_column}
-    name, sets = _open(text, os.fspath(test) if test is not None else None, columns)
-    train, held = pair_splits(name, sets, holdout)
+    held_out = os.fspath(test) if test is not None else None
+    name, sets = _open(text, held_out, columns, download, damage)
+    train, held = pair_splits(name, sets, holdout, strict=strict, damage=damage)
     usual: Metric = (
         "mean_per_class" if name.lower().startswith(_MEAN_PER_CLASS) else "top1"
     )
@@ -95,20 +97,29 @@ def open_path(
 
 
 def _open(
-    text: str, test: str | None, columns: dict[str, str | None]
+    text: str,
+    test: str | None,
+    columns: Columns,
+    download: bool,
+    damage: Damage | None,
 ) -> tuple[str, dict[str, ImageSet]]:
     path = Path(text).expanduser()
     if path.is_dir():
         path = path.resolve()  # "." has no name
+        _check_whole(path, damage)
         found = _files_in(path)
         if not found and test is None:
             return path.name, _named(open_folder(path))
         name, files = path.name, found
-    elif _is_pattern(text) and not path.exists():
-        files = expand(text)
+    elif is_pattern(text) and not path.exists():
+        _check_whole(path.parent, damage, pattern=text)
+        files = expand(text, download=download)
         name = re.split(r"[{*?\[]", path.name)[0].strip("-_.") or path.parent.name
     else:
-        path = existing(text)
+        if remote.is_address(text):
+            (path,) = expand(text, download=download)
+        else:
+            path = existing(text)
         name, files = path.name.partition(".")[0], [path]
         kind = file_format(path.name)
         if kind == "zip":
@@ -129,11 +140,39 @@ def _open(
             "folder with train/<class>/<image> and val/<class>/<image> in it"
         )
     if test is not None:
-        held = _files_in(Path(test)) if Path(test).is_dir() else expand(test)
+        folder = Path(test).expanduser()
+        if folder.is_dir():
+            _check_whole(folder, damage)
+            held = _files_in(folder)
+        else:
+            held = expand(test, download=download)
         groups = {"train": files, "test": held}
     else:
         groups = _by_split(files)
-    return name, _READERS[kind](name, groups, columns)
+    return name, _READERS[kind](name, groups, columns, damage)
+
+
+def _check_whole(folder: Path, damage: Damage | None, pattern: str = "") -> None:
+    """Raise DataError when `folder` holds a part of a pack, or add what is missing.
+
+    Of a pattern, only what it names has to be there.
+    """
+    missing = shards.missing_shards(folder)
+    if (folder / shards.PACKING).is_dir() and not (folder / shards.MANIFEST).exists():
+        missing = [shards.MANIFEST]
+    if pattern:
+        missing = [name for name in missing if names_file(pattern, folder / name)]
+    if missing and damage is None:
+        raise DataError(
+            f"{folder} is not whole: {len(missing)} file(s) of the pack are missing, "
+            f"{', '.join(missing[:8])}{', ...' * (len(missing) > 8)}; restore them, or "
+            "run the fastadv-data pack that made it again, which writes what is missing"
+        )
+    if damage is not None:
+        what = f"is in {shards.MANIFEST} but not there"
+        if missing == [shards.MANIFEST]:
+            what = "is not there: the pack was not finished"
+        damage += [(str(folder / name), what) for name in missing]
 
 
 def _named(pair: tuple[ImageSet, ImageSet]) -> dict[str, ImageSet]:
@@ -141,36 +180,35 @@ def _named(pair: tuple[ImageSet, ImageSet]) -> dict[str, ImageSet]:
 
 
 def _open_tar(
-    name: str, groups: Groups, columns: dict[str, str | None]
+    name: str, groups: Groups, columns: Columns, damage: Damage | None
 ) -> dict[str, ImageSet]:
     names = shards.class_names([f for files in groups.values() for f in files])
-    return _open_records(name, groups, shards.scan_tar, names=names)
+    return _open_records(name, groups, shards.scan_tar, damage, names=names)
 
 
 def _open_tfrecord(
-    name: str, groups: Groups, columns: dict[str, str | None]
+    name: str, groups: Groups, columns: Columns, damage: Damage | None
 ) -> dict[str, ImageSet]:
-    return _open_records(name, groups, tfrecord.scan_tfrecord, from_one=True)
+    return _open_records(name, groups, tfrecord.scan_tfrecord, damage, from_one=True)
 
 
 def _open_recordio(
-    name: str, groups: Groups, columns: dict[str, str | None]
+    name: str, groups: Groups, columns: Columns, damage: Damage | None
 ) -> dict[str, ImageSet]:
-    return _open_records(
-        name, groups, recordio.scan_recordio, kind=recordio.RecordIOSet
-    )
+    scan, kind = recordio.scan_recordio, recordio.RecordIOSet
+    return _open_records(name, groups, scan, damage, kind=kind)
 
 
 def _open_columns(
-    name: str, groups: Groups, columns: dict[str, str | None]
+    name: str, groups: Groups, columns: Columns, damage: Damage | None
 ) -> dict[str, ImageSet]:
     from fastadv.data.columns import open_columns
 
-    return open_columns(name, groups, **columns)
+    return open_columns(name, groups, damage=damage, **columns)
 
 
 _READERS: dict[
-    str, Callable[[str, Groups, dict[str, str | None]], dict[str, ImageSet]]
+    str, Callable[[str, Groups, Columns, Damage | None], dict[str, ImageSet]]
 ] = {
     "tar": _open_tar,
     "tfrecord": _open_tfrecord,
@@ -183,36 +221,58 @@ def _open_records(
     name: str,
     groups: Groups,
     scan: records.Scanner,
+    damage: Damage | None,
     *,
     names: Sequence[str] | None = None,
     from_one: bool = False,
     kind: type[records.RecordSet] = records.RecordSet,
 ) -> dict[str, ImageSet]:
-    tables = {s: records.scan_files(files, scan) for s, files in groups.items()}
-    texts = {split: records.label_texts(parts) for split, parts in tables.items()}
+    scanned = {
+        s: records.scan_files(files, scan, damage) for s, files in groups.items()
+    }
+    tables = {split: parts for split, parts in scanned.items() if parts}
+    if not tables:
+        raise DataError(f"{name}: none of its files can be read")
+    texts = {split: records.label_texts(t.values()) for split, t in tables.items()}
     classes, ids = records.resolve_labels(texts, name, names=names, from_one=from_one)
     return {
-        split: kind(name, split or "all", classes, ids[split], files, tables[split])
-        for split, files in groups.items()
+        split: kind(
+            name, split or "all", classes, ids[split], [*parts], [*parts.values()]
+        )
+        for split, parts in tables.items()
     }
 
 
 def pair_splits(
-    name: str, sets: dict[str, ImageSet], holdout: float
+    name: str,
+    sets: dict[str, ImageSet],
+    holdout: float,
+    *,
+    strict: bool = True,
+    damage: Damage | None = None,
 ) -> tuple[ImageSet, ImageSet]:
-    """Return (training, evaluation) split; holds a part out where there is one only."""
+    """Return (training, evaluation) split; holds a part out where there is one only.
+
+    Raises:
+        DataError: See `check_classes`.
+    """
     if len(sets) > 1:
         first = "train" if "train" in sets else next(iter(sets))
         held = next((s for s in EVAL_FOLDERS if s in sets and s != first), None)
-        return sets[first], sets[held or next(s for s in sets if s != first)]
+        pair = sets[first], sets[held or next(s for s in sets if s != first)]
+        hint = f"accept it by {option_hint('strict', 'false')}"
+        check_classes(*pair, strict=strict, damage=damage, hint=hint)
+        return pair
     (only,) = sets.values()
+    check_classes(only, None, damage=damage)
     _log.warning(
         "%s has one split only (%d images): %g of it, stratified, with seed 0, is held "
-        "out for evaluation; give the evaluation data with test=, or holdout= another "
-        "share",
+        "out for evaluation. Name files of both splits in one pattern, like "
+        "{train,val}-*.tar, or give %s; another share by holdout",
         name,
         len(only),
         holdout,
+        option_hint("test", "PATH"),
     )
     return train_val_split(only, holdout, seed=0)
 
@@ -255,68 +315,6 @@ def _files_in(folder: Path) -> list[Path]:
         and path.is_file()
     ]
     return sorted(found, key=os.fsencode)
-
-
-def _is_pattern(text: str) -> bool:
-    return any(c in text for c in "{*?[")
-
-
-def expand(text: str) -> list[Path]:
-    """Return the files of a pattern with `{a,b}`, `{000..012}`, `*`, `?` and `[...]`.
-
-    Raises:
-        DataError: A file the braces name is not there, or nothing matches.
-    """
-    paths: list[Path] = []
-    for name in _braces(os.path.expanduser(text)):
-        if glob.has_magic(name):
-            found = sorted(glob.glob(name, recursive=True), key=os.fsencode)
-        else:
-            found = [name] if os.path.exists(name) else []
-        if not found:
-            raise DataError(
-                f"{text}: no such file {name}"
-                if name != text
-                else f"no file matches {text}"
-            )
-        paths += map(Path, found)
-    return paths
-
-
-def _braces(text: str) -> list[str]:
-    match = re.search(r"\{([^{}]*)\}", text)
-    if match is None:
-        return [text]
-    span = re.fullmatch(r"(\d+)\.\.(\d+)", match[1])
-    if span:
-        low, high = int(span[1]), int(span[2])
-        if high - low >= _MAX_EXPANDED or high < low:
-            raise DataError(f"{{{match[1]}}} in {text} is no range of files")
-        inner = [str(i).zfill(len(span[1])) for i in range(low, high + 1)]
-    else:
-        inner = match[1].split(",")
-    return [
-        text[: match.start()] + middle + rest
-        for middle in inner
-        for rest in _braces(text[match.end() :])
-    ]
-
-
-def existing(text: str) -> Path:
-    """Return the path, which is there.
-
-    Raises:
-        DataError: It is not; names what is near.
-    """
-    path = Path(text).expanduser()
-    if path.exists():
-        return path
-    message = f"no data set at {path.absolute()}: no such folder or zip archive"
-    if path.parent.is_dir():
-        near = difflib.get_close_matches(path.name, os.listdir(path.parent))
-        if near:
-            message += f"; perhaps you meant: {', '.join(near)}"
-    raise DataError(message)
 
 
 def _manifest_metric(path: Path) -> Metric | None:

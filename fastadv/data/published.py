@@ -58,7 +58,7 @@ def open_published(
         ) from err
     for split, members in (("train", train), ("test", test)):
         _check_files(f"{name}/{split}", folder, members)
-    classes = agreed_classes(train, test, f"{name} in {folder}", "test", strict=True)
+    classes = agreed_classes(train, test, f"{name} in {folder}", "test")
     return (
         FolderSet(folder, "train", classes, train, name=name),
         FolderSet(folder, "test", classes, test, name=name),

@@ -10,9 +10,8 @@ split (`paths`).
 from __future__ import annotations
 
 import hashlib
-import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,11 +20,10 @@ from numpy.typing import NDArray
 
 from fastadv.data.cache import cached_array
 from fastadv.data.images import BadImage
-from fastadv.data.sources import FileSet, SharedFile
+from fastadv.data.sources import Damage, FileSet, SharedFile
 from fastadv.errors import DataError
 from fastadv.files import fastadv_cache_dir
 
-_log = logging.getLogger(__name__)
 _VERSION = 1  # of the stored lists; part of their names
 _KEPT_OPEN = 512  # half of the usual limit of open files per process
 
@@ -98,8 +96,15 @@ class RecordSet(FileSet):
         return sizes
 
 
-def scan_files(files: Sequence[Path], scan: Scanner) -> list[Table]:
+def scan_files(
+    files: Sequence[Path], scan: Scanner, damage: Damage | None = None
+) -> dict[Path, Table]:
     """Return the records of each file, from the cache where it has not changed.
+
+    Args:
+        files: The files.
+        scan: Lists the records of one.
+        damage: Files that cannot be scanned are added here, and left out.
 
     Raises:
         DataError: A file cannot be read, or is not what the scanner expects.
@@ -113,7 +118,15 @@ def scan_files(files: Sequence[Path], scan: Scanner) -> list[Table]:
         delay=2,
         disable=not sys.stderr.isatty(),
     )
-    return [_table(file, scan) for file in bar]
+    tables = {}
+    for file in bar:
+        try:
+            tables[file] = _table(file, scan)
+        except DataError as err:
+            if damage is None:
+                raise
+            damage.append((str(file), str(err)))
+    return tables
 
 
 def _table(file: Path, scan: Scanner) -> Table:
@@ -159,7 +172,7 @@ def _as_table(file: Path, records: Sequence[Record]) -> Table:
     return table
 
 
-def label_texts(tables: Sequence[Table]) -> list[str]:
+def label_texts(tables: Iterable[Table]) -> list[str]:
     """Return the label of every record, files one after the other."""
     return [
         t.decode("utf-8", "replace") for part in tables for t in part["label"].tolist()
@@ -187,7 +200,7 @@ def resolve_labels(
         Class names in id order, and int64 ids for each split.
 
     Raises:
-        DataError: A class without images in the first split, or one it does not have.
+        DataError: A class that the first split does not have.
     """
     first = next(iter(splits))
     every = {split: sorted(set(texts)) for split, texts in splits.items()}
@@ -217,16 +230,4 @@ def resolve_labels(
         split: np.array([numbers[t] for t in texts], dtype=np.int64)
         for split, texts in splits.items()
     }
-    for split, labels in ids.items():
-        counts = np.bincount(labels, minlength=len(classes))
-        empty = [classes[i] for i in np.flatnonzero(counts == 0)]
-        if not empty:
-            continue
-        listed = ", ".join(map(repr, empty[:8]))
-        if split == first:
-            raise DataError(
-                f"{where}: no images of {len(empty)} of {len(classes)} classes in "
-                f"{split}: {listed}; add images or remove the classes"
-            )
-        _log.warning("%s: class(es) without images in %s: %s", where, split, listed)
     return classes, ids

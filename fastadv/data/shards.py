@@ -22,6 +22,7 @@ from fastadv.data.records import Record
 from fastadv.errors import DataError
 
 MANIFEST = "manifest.json"
+PACKING = ".packing"  # the folder of a pack that is not finished
 _IMAGE_ENDINGS = frozenset(suffix[1:] for suffix in IMAGE_SUFFIXES)
 _LABEL_ENDINGS = ("cls", "json", "txt")  # in order of preference
 _JSON_LABELS = ("label", "cls", "class", "class_name", "target")
@@ -67,6 +68,15 @@ def class_names(files: list[Path]) -> list[str] | None:
                 f"{MANIFEST}"
             ) from err
     return None
+
+
+def missing_shards(folder: Path) -> list[str]:
+    """Return the names of the shards that a manifest in `folder` lists and lacks."""
+    try:
+        listed = json.loads((folder / MANIFEST).read_text())["shards"]
+        return [e["file"] for e in listed if not (folder / e["file"]).exists()]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []  # none, or another program's
 
 
 def _wrong(path: Path, key: str, what: str) -> DataError:

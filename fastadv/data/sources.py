@@ -9,6 +9,7 @@ set in `shapetex`, names in `registry`, batches in `loaders`.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import threading
 from abc import ABC, abstractmethod
@@ -27,6 +28,7 @@ from fastadv.errors import DataError
 
 Augment = Literal["none", "crop_flip", "rrc"]
 Metric = Literal["top1", "mean_per_class"]
+_log = logging.getLogger(__name__)
 _opening = threading.Lock()
 
 
@@ -228,6 +230,10 @@ class SharedFile:
         return data
 
 
+# (file or image, what is wrong with it)
+Damage = list[tuple[str, str]]
+
+
 @dataclass(frozen=True)
 class DatasetSplits:
     """A data set as training and evaluation need it.
@@ -243,6 +249,56 @@ class DatasetSplits:
     train: ImageSet
     test: ImageSet
     metric: Metric = "top1"
+
+
+def option_hint(option: str, value: str) -> str:
+    """Return how an option of a data set is given, by command and in Python."""
+    return (
+        f"the option {option}={value} (fastadv-data and fastadv-transfer: "
+        f"--dataset-option {option}={value}; Python: open_dataset(..., {option}=...))"
+    )
+
+
+def check_classes(
+    train: ImageSet,
+    held: ImageSet | None,
+    *,
+    strict: bool = True,
+    damage: Damage | None = None,
+    hint: str = "",
+) -> None:
+    """Refuse splits in which a class has no images.
+
+    Args:
+        train: The training split; every class must be there.
+        held: The evaluation split, if the data have one.
+        strict: Refuse classes without evaluation images, too, instead of warning.
+        damage: What is wrong is added here instead of being raised.
+        hint: What else to do where classes have no evaluation images.
+
+    Raises:
+        DataError: A class has no images; names it.
+    """
+    for part in (train, held) if held is not None else (train,):
+        counts = np.bincount(part.labels, minlength=len(part.classes))
+        empty = [part.classes[i] for i in np.flatnonzero(counts == 0)]
+        if not empty:
+            continue
+        listed = ", ".join(map(repr, empty[:8])) + ", ..." * (len(empty) > 8)
+        what = (
+            f"no images of {len(empty)} of {len(part.classes)} classes in "
+            f"{part.split}: {listed}"
+        )
+        if part is held and not strict:
+            _log.warning("%s: %s", part.name, what)
+        elif damage is not None:
+            damage.append((f"{part.name}/{part.split}", what))
+        else:
+            also = f", or {hint}" if hint and part is held else ""
+            raise DataError(
+                f"{part.name}: {what}; add images of them, remove the classes from every "
+                f"split{also}"
+            )
 
 
 def checked_index(index: int, n: int) -> int:

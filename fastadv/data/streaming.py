@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch._C import _remove_worker_pids
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from fastadv.data.geometry import (
@@ -74,6 +75,7 @@ class TorchvisionLoader(Loader):
 
     def _prepared(self) -> Iterator[torch.Tensor]:
         batches = iter(self._loader)
+        _leave_death_to_us(batches)
         while True:
             try:
                 prepared = next(batches, None)
@@ -99,14 +101,10 @@ class TorchvisionLoader(Loader):
         workers = iterator._workers if self.options.worker_count else []
         until = time.monotonic() + 1  # its pipe may close before its death is known
         while workers and time.monotonic() < until:
-            try:
-                for worker in workers:
-                    worker.join(timeout=0.01)
-                    if worker.exitcode:
-                        return f"{worker.pid} died with exit code {worker.exitcode}"
-            # torch's handler of SIGCHLD raises wherever the process happens to be.
-            except RuntimeError:
-                continue
+            for worker in workers:
+                worker.join(timeout=0.01)
+                if worker.exitcode:
+                    return f"{worker.pid} died with exit code {worker.exitcode}"
         return None
 
 
@@ -135,6 +133,17 @@ def _arrived(images: torch.Tensor, copied: torch.cuda.Event) -> torch.Tensor:
     current.wait_event(copied)
     images.record_stream(current)  # its memory is not the copying stream's to reuse yet
     return images
+
+
+def _leave_death_to_us(batches: Any) -> None:
+    """Take the workers of an iterator from those whose death torch's SIGCHLD handler
+    watches: it raises wherever the process happens to be, in the midst of an update, too.
+
+    Waiting for a batch finds them, up to five seconds later.
+    """
+    if getattr(batches, "_worker_pids_set", False):  # not where nothing was started
+        _remove_worker_pids(id(batches))
+        batches._worker_pids_set = False
 
 
 def _outlive_stop_signals(worker: int) -> None:

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 
 from matplotlib.figure import Figure
 
-from fastadv.reporting.cells import Cell, Comparison
+from fastadv.reporting.cells import Cell
 from fastadv.reporting.charts import Bar, draw_groups, finish
+from fastadv.reporting.comparisons import Comparison
 from fastadv.reporting.palette import INK, house_style, new_figure, source_colors
 
 _PER_LINE = 8  # groups in one panel

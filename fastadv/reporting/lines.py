@@ -7,6 +7,7 @@ and joined by dotted lines. Percent or points of percent throughout.
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -24,6 +25,7 @@ from fastadv.reporting.palette import (
 from fastadv.statistics import Line
 
 _COLUMNS = 3
+_CHARACTERS = 40  # of a title, in one line of a panel
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def line_panels(
     """Draw panels of lines, three in a row.
 
     Args:
-        panels: at least one; all have the same x axis.
+        panels: at least one; each shows the part of the x axis it has points at.
         colors: by name of the series; their order is the legend's.
         ticks: label of each position on the x axis.
         x_label: of the last row.
@@ -78,11 +80,15 @@ def line_panels(
             if index >= len(panels):
                 ax.set_visible(False)
                 continue
-            _draw(ax, panels[index], colors, zero)
-            many = len(ticks) > 7
+            panel = panels[index]
+            _draw(ax, panel, colors, zero)
+            used = {x for points in panel.series.values() for x in points}
+            # Of a tick without points the panel would only get wider.
+            own = {x: ticks[x] for x in sorted(used)}
+            many = len(own) > 7
             ax.set_xticks(
-                list(ticks),
-                list(ticks.values()),
+                list(own),
+                list(own.values()),
                 rotation=45 if many else 0,
                 fontsize=8,
             )
@@ -117,9 +123,15 @@ def legend(figure: Figure, colors: Mapping[str, str], published: bool) -> None:
     figure.legend(handles=handles, loc="outside upper left", ncols=min(4, len(handles)))
 
 
+def _wrapped(title: str) -> str:
+    """A title of as many lines as a panel is too narrow for."""
+    joined = title.replace(" = ", "\u00a0=\u00a0")
+    return "\n".join(textwrap.wrap(joined, _CHARACTERS)).replace("\u00a0", " ")
+
+
 def _draw(ax: Axes, panel: Panel, colors: Mapping[str, str], zero: bool) -> None:
     horizontal_grid(ax)
-    ax.set_title(panel.title, fontsize=9)
+    ax.set_title(_wrapped(panel.title), fontsize=9)
     if zero:
         ax.axhline(0, color=INK, linewidth=0.8)
     for index, (name, points) in enumerate(panel.series.items()):
@@ -192,7 +204,8 @@ def cloud_panels(
         for index, (title, clouds) in enumerate(panels.items()):
             ax = axes.flat[index]
             horizontal_grid(ax)
-            ax.set_title(title, fontsize=9)
+            ax.set_title(_wrapped(title), fontsize=9)
+            ax.locator_params(axis="x", nbins=5)
             for group, cloud in clouds.items():
                 _draw_cloud(ax, cloud, colors[group], named=len(clouds) == 1)
             if index + columns >= len(panels):

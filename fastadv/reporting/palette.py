@@ -21,9 +21,9 @@ MUTED = "#59636e"
 GRID = "#d1d9e0"
 WRONG = "#c62828"
 
-# Okabe and Ito 2008, told apart with every common colour blindness: blues are standard
-# models, warm colours robust ones.
-_STANDARD = ("#0072b2", "#56b4e9")
+# Okabe and Ito 2008, told apart with every common colour blindness (the violet is not
+# theirs): blues are standard models, warm colours robust ones.
+_STANDARD = ("#0072b2", "#56b4e9", "#8073c9")
 _ROBUST = ("#d55e00", "#e69f00", "#cc79a7", "#009e73")
 _STANDARD_NAMES = ("standard", "std", "clean", "natural")
 

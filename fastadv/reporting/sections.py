@@ -6,6 +6,7 @@ from fastadv.reporting.html import Section
 from fastadv.reporting.study import Study
 from fastadv.reporting.study_classes import per_class, under_attack
 from fastadv.reporting.study_images import (
+    against_epochs,
     against_images,
     by_blocks,
     gain_against_images,
@@ -30,6 +31,7 @@ def study_sections(study: Study) -> list[Section]:
         against_images,
         gain_against_images,
         by_blocks,
+        against_epochs,
         under_attack,
         per_class,
     )

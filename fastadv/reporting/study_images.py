@@ -1,29 +1,31 @@
-"""Few training images: curves, the gain of robust sources, and how much trains."""
+"""Few training images, and the length of fine-tuning: curves, and robust sources' gain."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
-from fastadv.reporting.cells import (
-    Cell,
-    Comparison,
-    Setting,
-    compare_pair,
-    corrected,
-)
+from fastadv.reporting.cells import Cell, Setting, with_most_images
+from fastadv.reporting.comparisons import Comparison, compare_pair, corrected
 from fastadv.reporting.html import Section
 from fastadv.reporting.lines import Panel, Point, line_panels
+from fastadv.reporting.palette import source_colors
 from fastadv.reporting.study import (
     INTERVAL_NOTE,
     TEST_NOTE,
     Study,
     brief,
-    format_p,
+    comparison_cells,
+    family_title,
     line_colors,
     line_name,
     make_panels,
     make_table,
+    pair_label,
     published_difference,
+    radius,
+    rise_finding,
     verdict,
     wins_finding,
 )
@@ -31,43 +33,54 @@ from fastadv.reporting.study import (
 
 def against_images(study: Study) -> Section | None:
     """Accuracy against the number of training images."""
-    places = _image_places(study)
-    if places is None:
-        return None
-    place, ticks = places
     cells = [c for c in study.cells if c.threat is not None]
-    panels = make_panels(study, cells, line_name(cells), lambda c: place[c.n], least=2)
+    name = line_name(cells)
+    panels = make_panels(
+        study,
+        cells,
+        lambda c: study.labels[c.setting],
+        name,
+        lambda c: math.log2(c.n),
+        least=2,
+    )
     if not panels:
         return None
     titles = {panel.title for panel in panels}
     shown = [cell for cell in cells if study.labels[cell.setting] in titles]
     figure = line_panels(
         panels,
-        colors=line_colors(cells),
-        ticks=ticks,
+        colors=line_colors(shown, name),
+        ticks={math.log2(c.n): str(c.n) for c in shown},
         x_label="training images",
         y_label="accuracy (%)",
     )
+    table = study.pivot(
+        shown,
+        {"arch": lambda c: c.arch, "source": lambda c: c.label},
+        lambda c: f"n = {c.n}",
+        lambda c: c.n,
+    )
     return Section(
         "Few training images",
-        ["Numbers of images are evenly spaced, not to scale. " + INTERVAL_NOTE],
+        ["Numbers of images are on a logarithmic scale. " + INTERVAL_NOTE],
         [(figure, "Accuracy against the number of training images.")],
-        [study.table(shown)],
-        findings=[],
+        [table],
+        findings=rise_finding(panels, "the fewest to the most images"),
     )
 
 
 def gain_against_images(study: Study) -> Section | None:
     """Robust - natural against the number of training images."""
-    places = _image_places(study)
-    if places is None:
-        return None
-    place, ticks = places
     pairs = image_pairs(study.cells)
     by_setting: dict[Setting, list[Comparison]] = {}
     for pair in pairs:
         by_setting.setdefault(pair.robust.setting, []).append(pair)
-    name = line_name([pair.robust for pair in pairs])
+    several = len({pair.robust.arch for pair in pairs}) > 1
+
+    def name(pair: Comparison) -> str:
+        label = pair_label(pair)
+        return f"{pair.robust.arch}, {label}" if several else label
+
     panels = []
     for setting, of_setting in by_setting.items():
         if len({pair.robust.n for pair in of_setting}) < 2:
@@ -75,7 +88,7 @@ def gain_against_images(study: Study) -> Section | None:
         series: dict[str, dict[float, Point]] = {}
         published: dict[str, dict[float, float]] = {}
         for pair in of_setting:
-            line, x = name(pair.robust), place[pair.robust.n]
+            line, x = name(pair), math.log2(pair.robust.n)
             point = Point(pair.difference, pair.low, pair.high)
             series.setdefault(line, {})[x] = point
             theirs = published_difference(study, pair)
@@ -84,74 +97,64 @@ def gain_against_images(study: Study) -> Section | None:
         panels.append(Panel(study.labels[setting], series, published))
     if not panels:
         return None
+    titles = {panel.title for panel in panels}
+    shown = corrected([p for p in pairs if study.labels[p.robust.setting] in titles])
+    eps = {name(pair): radius(pair.robust) for pair in shown}
     figure = line_panels(
         panels,
-        colors=line_colors([pair.robust for pair in pairs]),
-        ticks=ticks,
+        colors=source_colors(eps, eps),
+        ticks={math.log2(p.robust.n): str(p.robust.n) for p in shown},
         x_label="training images",
-        y_label="robust - natural (points)",
+        y_label="robust - standard (points)",
         zero=True,
     )
-    shown = [
-        p for p in pairs if study.labels[p.robust.setting] in {q.title for q in panels}
+    lines = [
+        {
+            "setting": study.labels[pair.robust.setting],
+            "arch": pair.robust.arch,
+            "source": pair_label(pair),
+            "n": pair.robust.n,
+        }
+        | comparison_cells(study, pair)
+        for pair in shown
     ]
-    rows = []
-    for pair in shown:
-        theirs = published_difference(study, pair)
-        rows.append(
-            [
-                study.labels[pair.robust.setting],
-                pair.robust.arch,
-                pair.robust.label,
-                pair.robust.n,
-                len(pair.seeds),
-                f"{pair.difference:+.2f}",
-                format_p(pair.p),
-                format_p(pair.adjusted),
-                None if theirs is None else f"{theirs:+.2f}",
-                None if theirs is None else f"{pair.difference - theirs:+.2f}",
-            ]
-        )
-    columns = [
-        "setting", "arch", "source", "n", "seeds", "robust - natural", "p", "p (Holm)",
-        "published", "ours - published",
-    ]  # fmt: skip
+    columns, rows = list(lines[0]), [list(line.values()) for line in lines]
     return Section(
         "Gain with few training images",
-        [TEST_NOTE],
-        [(figure, "Robust - natural against the number of training images.")],
-        [make_table(columns, rows, "Points of percent.")],
-        findings=image_findings(shown, study.labels),
+        [
+            TEST_NOTE,
+            "Points without a line through them are of one seed, or of seeds that agree "
+            "exactly.",
+        ],
+        [(figure, "Robust - standard against the number of training images.")],
+        [make_table(columns, rows, "Robust - standard, points of percent.")],
+        findings=image_findings(study, shown),
     )
 
 
 def image_pairs(cells: Sequence[Cell]) -> list[Comparison]:
-    """Every robust source against the standard one, where images vary in number."""
+    """Every robust source against every standard one, where images vary in number."""
     sizes: dict[Setting, set[int]] = {}
-    for cell in cells:
-        sizes.setdefault(cell.setting, set()).add(cell.n)
-    standard = {
-        (c.setting, c.arch, c.n): c
-        for c in cells
-        if c.threat is not None and not c.robust and c.setting.mode != "scratch"
-    }
+    standard: dict[tuple[Setting, str, int], list[Cell]] = {}
+    for c in cells:
+        sizes.setdefault(c.setting, set()).add(c.n)
+        if c.threat is not None and not c.robust and c.setting.mode != "scratch":
+            standard.setdefault((c.setting, c.arch, c.n), []).append(c)
     pairs = []
     for cell in cells:
-        peer = standard.get((cell.setting, cell.arch, cell.n))
-        if cell.robust and peer is not None and len(sizes[cell.setting]) > 1:
-            pair = compare_pair(cell, peer)
-            if pair is not None:
-                pairs.append(pair)
+        if cell.robust and len(sizes[cell.setting]) > 1:
+            for peer in standard.get((cell.setting, cell.arch, cell.n), []):
+                pair = compare_pair(cell, peer)
+                if pair is not None:
+                    pairs.append(pair)
     return corrected(pairs)
 
 
-def image_findings(
-    pairs: Sequence[Comparison], labels: Mapping[Setting, str]
-) -> list[str]:
+def image_findings(study: Study, pairs: Sequence[Comparison]) -> list[str]:
     """At the fewest and the most images: who is ahead, and whether that is certain."""
     groups: dict[tuple[Setting, str, str], list[Comparison]] = {}
     for pair in pairs:
-        key = (pair.robust.setting, pair.robust.arch, pair.robust.label)
+        key = (pair.robust.setting, pair.robust.arch, pair_label(pair))
         groups.setdefault(key, []).append(pair)
     lines: dict[Comparison, str] = {}
     fewest = []
@@ -159,50 +162,75 @@ def image_findings(
         ordered = sorted(group, key=lambda pair: pair.robust.n)
         fewest.append(ordered[0])
         said = [
-            f"with {pair.robust.n} images {verdict(pair)} than natural"
+            f"with {pair.robust.n} images {verdict(pair)} than standard"
             for pair in dict.fromkeys((ordered[0], ordered[-1]))
         ]
-        lines[ordered[0]] = f"{labels[setting]}, {arch}, {label}: {'; '.join(said)}."
+        title = study.labels[setting]
+        lines[ordered[0]] = f"{title}, {arch}, {label}: {'; '.join(said)}."
     return brief(f"With the fewest images. {wins_finding(fewest)}", lines)
 
 
 def by_blocks(study: Study) -> Section | None:
     """Accuracy against the number of blocks that train."""
-    cells = [
-        c
-        for c in study.most
-        if c.setting.mode == "last_k_blocks" and c.threat is not None
-    ]
+
+    def family(cell: Cell) -> Setting:
+        return replace(cell.setting, mode="", k_blocks=0)
+
+    cells = [c for c in study.cells if c.setting.mode == "last_k_blocks"]
     ks = sorted({c.setting.k_blocks for c in cells})
-    if len(ks) < 2:
-        return None
+    return _over_families(
+        study,
+        cells,
+        family,
+        lambda c: float(ks.index(c.setting.k_blocks)),
+        {float(i): str(k) if k else "head only" for i, k in enumerate(ks)},
+        "Number of trained blocks",
+        "trained blocks",
+    )
+
+
+def against_epochs(study: Study) -> Section | None:
+    """Accuracy against the length of fine-tuning."""
+
+    def family(cell: Cell) -> Setting:
+        return replace(cell.setting, epochs=0)
+
+    cells = [c for c in study.cells if c.epochs]
+    return _over_families(
+        study,
+        cells,
+        family,
+        lambda c: math.log2(c.epochs),
+        {math.log2(c.epochs): str(c.epochs) for c in cells},
+        "Length of fine-tuning",
+        "epochs",
+    )
+
+
+def _over_families(
+    study: Study,
+    cells: Sequence[Cell],
+    family: Callable[[Cell], Setting],
+    place: Callable[[Cell], float],
+    ticks: dict[float, str],
+    title: str,
+    x_label: str,
+) -> Section | None:
+    """Accuracy of settings that are alike but for what is on the x axis."""
+    cells = with_most_images([c for c in cells if c.threat is not None], family)
     name = line_name(cells)
-    series: dict[str, dict[str, dict[float, Point]]] = {}
-    for cell in cells:
-        of_line = series.setdefault(cell.setting.dataset, {}).setdefault(name(cell), {})
-        of_line[float(ks.index(cell.setting.k_blocks))] = Point(*cell.interval())
+    panels = make_panels(
+        study, cells, family_title(cells, family), name, place, least=2
+    )
+    if not panels:
+        return None
     figure = line_panels(
-        [Panel(dataset, lines) for dataset, lines in series.items()],
-        colors=line_colors(cells),
-        ticks={float(i): str(k) for i, k in enumerate(ks)},
-        x_label="blocks that train",
+        panels,
+        colors=line_colors(cells, name),
+        ticks=ticks,
+        x_label=x_label,
         y_label="accuracy (%)",
     )
-    return Section(
-        "Number of trained blocks",
-        [INTERVAL_NOTE],
-        [(figure, "Accuracy against the number of blocks that train beside the head.")],
-    )
-
-
-def _image_places(study: Study) -> tuple[dict[int, float], dict[float, str]] | None:
-    """Place of each number of training images; None if no setting has several."""
-    sizes: dict[Setting, set[int]] = {}
-    for cell in study.cells:
-        sizes.setdefault(cell.setting, set()).add(cell.n)
-    several = {n for found in sizes.values() if len(found) > 1 for n in found}
-    if not several:
-        return None
-    everything = sorted({cell.n for cell in study.cells})
-    place = {n: float(i) for i, n in enumerate(everything)}
-    return place, {x: str(n) for n, x in place.items()}
+    findings = rise_finding(panels, f"the fewest to the most {x_label}")
+    caption = f"Accuracy against the number of {x_label}."
+    return Section(title, [INTERVAL_NOTE], [(figure, caption)], findings=findings)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
+from dataclasses import replace
 
 from matplotlib.figure import Figure
 
 from fastadv.reporting.bars import comparison_bars
 from fastadv.reporting.cells import (
     Cell,
-    Comparison,
     Setting,
+    with_most_images,
+)
+from fastadv.reporting.comparisons import (
+    Comparison,
     compare,
+    corrected,
 )
 from fastadv.reporting.html import Section, Table
 from fastadv.reporting.lines import Cloud, Panel, Point, cloud_panels, line_panels
@@ -22,13 +26,18 @@ from fastadv.reporting.study import (
     Study,
     arch_colors,
     brief,
+    comparison_cells,
+    family_title,
     format_p,
     format_value,
-    label_colors,
+    line_colors,
     make_panels,
     make_table,
+    name_within,
+    pair_label,
     published_difference,
     radius,
+    rise_finding,
     verdict,
     wins_finding,
 )
@@ -45,32 +54,24 @@ def robust_and_standard(study: Study) -> Section | None:
     labels, archs = study.labels, {c.robust.arch for c in found}
     groups = {}
     for each in found:
-        label = labels[each.robust.setting].replace(", ", "\n")
-        groups[f"{label}\n{each.robust.arch}" if len(archs) > 1 else label] = each
+        words = [*labels[each.robust.setting].split(", "), f"n = {each.robust.n}"]
+        if len(archs) > 1:
+            words.append(each.robust.arch)
+        groups["\n".join(words)] = each
     figure = comparison_bars(groups, study.published)
-    columns = [
-        "setting", "arch", "standard", "robust", "source", "seeds", "difference",
-        "95 % interval", "p", "p (Holm)", "published difference", "ours - published",
-    ]  # fmt: skip
-    rows = []
-    for each in found:
-        theirs = published_difference(study, each)
-        rows.append(
-            [
-                labels[each.robust.setting],
-                each.robust.arch,
-                format_value(each.standard),
-                format_value(each.robust),
-                each.robust.label,
-                len(each.seeds),
-                f"{each.difference:+.2f}",
-                f"{each.low:+.2f} to {each.high:+.2f}" if each.p is not None else None,
-                format_p(each.p),
-                format_p(each.adjusted),
-                None if theirs is None else f"{theirs:+.2f}",
-                None if theirs is None else f"{each.difference - theirs:+.2f}",
-            ]
-        )
+    lines = [
+        {
+            "setting": labels[each.robust.setting],
+            "arch": each.robust.arch,
+            "n": each.robust.n,
+            "standard": format_value(each.standard),
+            "robust": format_value(each.robust),
+            "source": pair_label(each),
+        }
+        | comparison_cells(study, each)
+        for each in found
+    ]
+    columns, rows = list(lines[0]), [list(line.values()) for line in lines]
     return Section(
         "Robust against standard",
         [_chosen_by(found), TEST_NOTE, INTERVAL_NOTE],
@@ -84,11 +85,11 @@ def _chosen_by(found: Sequence[Comparison]) -> str:
     by = {each.by for each in found}
     if "test" in by:
         return (
-            "Of several robust sources the best is shown; where nothing was held out it "
-            "was chosen on the test images, which flatters it."
+            "Of several sources the best is shown; where nothing was held out it was "
+            "chosen on the test images, which flatters it."
         )
     if "val" in by:
-        return "Of several robust sources the one best on validation images is shown."
+        return "Of several sources the one best on validation images is shown."
     return "The one robust source of each architecture beside the standard one."
 
 
@@ -99,11 +100,19 @@ def published_finding(study: Study, found: Sequence[Comparison]) -> list[str]:
     if not both:
         return []
     same = sum((each.difference > 0) == (theirs > 0) for each, theirs in both)
-    return [
-        f"Of {len(both)} comparison(s) with a published counterpart, {same} point(s) the "
-        "same way. The published sources were trained on ImageNet at 224 px; compare "
-        "directions, not levels, unless yours are those."
+    text = (
+        f"Of these comparisons {len(both)} have a published counterpart; in {same} of "
+        "those our difference has the published sign."
+    )
+    unlike = [
+        word for each, _ in both for word in each.robust.unlike_published(study.names)
     ]
+    if unlike:
+        text += (
+            " Compare directions, not levels: ours differ from the published experiments "
+            f"({', '.join(dict.fromkeys(unlike))})."
+        )
+    return [text]
 
 
 def against_eps(study: Study) -> Section | None:
@@ -112,16 +121,20 @@ def against_eps(study: Study) -> Section | None:
         c for c in study.most if c.threat is not None and c.setting.mode != "scratch"
     ]
     shown: list[Cell] = []
-    findings: list[str] = []
+    best: dict[str, list[Comparison]] = {}
     figures: list[tuple[Figure, str]] = []
     for norm in ("l2", "linf"):
         of_norm = [c for c in cells if c.threat and c.threat[0] in (norm, None)]
-        radii = sorted({c.threat[1] for c in of_norm if c.threat})
-        if len(radii) < 3:
-            continue
+        radii = sorted({radius(c) for c in of_norm})
         place = {eps: float(i) for i, eps in enumerate(radii)}
+        name = name_within(of_norm, lambda c: c.arch)
         panels = make_panels(
-            study, of_norm, lambda c: c.arch, partial(_place, place), least=3
+            study,
+            of_norm,
+            study.title,
+            name,
+            lambda c, place=place: place[radius(c)],  # type: ignore[misc]
+            least=3,
         )
         if not panels:
             continue
@@ -130,38 +143,50 @@ def against_eps(study: Study) -> Section | None:
         unit = "eps of pretraining, " + ("linf, /255" if scale > 1 else "l2")
         figure = line_panels(
             panels,
-            colors=arch_colors(of_norm),
+            colors=arch_colors(map(name, of_norm)),
             ticks=ticks,
             x_label=unit,
             y_label="accuracy (%)",
         )
-        figures.append(
-            (figure, f"Accuracy against the radius of pretraining ({norm}).")
-        )
-        shown += of_norm
-        findings += eps_findings(of_norm, study.labels)
+        caption = f"Accuracy against the radius of pretraining ({norm})."
+        figures.append((figure, caption))
+        titles = {panel.title for panel in panels}
+        drawn = [c for c in of_norm if study.title(c) in titles]
+        shown += [c for c in drawn if c not in shown]
+        best[norm] = compare(drawn)
     if not figures:
         return None
-    table = study.table(shown)
+    table = study.pivot(
+        shown,
+        {"arch": lambda c: c.arch, "n": lambda c: c.n},
+        name_within(shown, lambda c: c.training),
+        lambda c: ((c.threat and c.threat[0]) or "", radius(c), c.label),
+    )
     text = [
         "Radii are evenly spaced, not to scale. " + INTERVAL_NOTE,
-        "The best radius is chosen on validation images, and its lead over standard "
-        "training tested on the test images. " + TEST_NOTE,
+        "The best radius is chosen on validation images where there are any, and its lead "
+        "over standard training tested on the test images. " + TEST_NOTE,
     ]
+    findings = eps_findings(study, best)
     return Section("Accuracy against eps", text, figures, [table], findings=findings)
 
 
-def eps_findings(cells: Sequence[Cell], labels: Mapping[Setting, str]) -> list[str]:
-    """Whether the best radius differs from none: of all, and which certainly do."""
-    found = compare(cells)
-    if not found:
-        return []
-    chosen = {
-        each: f"{labels[each.robust.setting]}, {each.robust.arch}: {each.robust.label} "
-        f"is {verdict(each)} than standard training."
-        for each in found
-    }
-    return brief(f"Best radius against none. {wins_finding(found)}", chosen)
+def eps_findings(study: Study, best: Mapping[str, Sequence[Comparison]]) -> list[str]:
+    """By norm, whether the best radius differs from none, and which certainly do."""
+    tested = iter(corrected([each for found in best.values() for each in found]))
+    findings = []
+    for norm, of_norm in best.items():
+        found = [next(tested) for _ in of_norm]
+        if not found:
+            continue
+        chosen = {
+            each: f"{study.title(each.robust)}, {each.robust.arch}: {pair_label(each)} "
+            f"is {verdict(each)} than standard training."
+            for each in found
+        }
+        start = f"Best {norm} radius against none. {wins_finding(found)}"
+        findings += brief(start, chosen)
+    return findings
 
 
 def by_width(study: Study) -> Section | None:
@@ -171,36 +196,29 @@ def by_width(study: Study) -> Section | None:
     if len(archs) < 2:
         return None
     place = {arch: float(i) for i, arch in enumerate(archs)}
+    name = name_within(cells, lambda c: c.training)
     panels = make_panels(
-        study, cells, lambda c: c.label, lambda c: place[c.arch], least=2
+        study,
+        cells,
+        study.title,
+        name,
+        lambda c: place[c.arch],
+        least=2,
     )
     if not panels:
         return None
     figure = line_panels(
         panels,
-        colors=label_colors(cells),
+        colors=line_colors(cells, name),
         ticks={x: arch.replace("wide_resnet", "wrn") for arch, x in place.items()},
         x_label="architecture, by size",
         y_label="accuracy (%)",
     )
-    ends = [
-        points[max(points)].y - points[min(points)].y
-        for panel in panels
-        for points in panel.series.values()
-        if len(points) == len(archs)
-    ]
-    findings = []
-    if ends:
-        findings.append(
-            f"From {archs[0]} to {archs[-1]} accuracy rises in "
-            f"{sum(end > 0 for end in ends)} of {len(ends)} lines, by "
-            f"{sum(ends) / len(ends):+.1f} points on average; not tested."
-        )
     return Section(
         "Width",
         [INTERVAL_NOTE],
         [(figure, "Accuracy by architecture, standard and robust sources.")],
-        findings=findings,
+        findings=rise_finding(panels, "the smallest to the largest network"),
     )
 
 
@@ -209,10 +227,12 @@ def against_source_accuracy(study: Study) -> Section | None:
     groups: dict[tuple[Setting, str], list[Cell]] = {}
     for cell in study.most:
         if cell.source_accuracy is not None and cell.threat is not None:
-            groups.setdefault((cell.setting, cell.label), []).append(cell)
+            groups.setdefault((cell.setting, cell.training), []).append(cell)
     groups = {key: cells for key, cells in groups.items() if len(cells) >= 3}
     if not groups:
         return None
+    drawn = [cell for cells in groups.values() for cell in cells]
+    name = name_within(drawn, lambda c: c.arch)
     panels: dict[str, dict[str, Cloud]] = {}
     shares: dict[str, list[float]] = {}
     rows = []
@@ -220,13 +240,14 @@ def against_source_accuracy(study: Study) -> Section | None:
         x = [cell.source_accuracy or 0.0 for cell in cells]
         y = [cell.mean for cell in cells]
         line = fit_line(x, y)
-        cloud = Cloud([cell.arch for cell in cells], x, y, line)
-        panels.setdefault(study.labels[setting], {})[threat] = cloud
+        cloud = Cloud(list(map(name, cells)), x, y, line)
+        panels.setdefault(study.title(cells[0]), {})[threat] = cloud
         if line is not None:
             shares.setdefault(threat, []).append(line.r2)
             rows.append(
                 [
                     study.labels[setting],
+                    cells[0].n,
                     threat,
                     len(cells),
                     f"{line.r2:.2f}",
@@ -243,11 +264,13 @@ def against_source_accuracy(study: Study) -> Section | None:
     ]
     figure = cloud_panels(
         panels,
-        colors=label_colors([c for cells in groups.values() for c in cells]),
+        colors=line_colors(drawn, lambda c: c.training),
         x_label="source accuracy (%)",
         y_label="transfer accuracy (%)",
     )
-    columns = ["setting", "threat", "architectures", "R^2", "slope", "p of the slope"]
+    columns = [
+        "setting", "n", "threat", "architectures", "R^2", "slope", "p of the slope",
+    ]  # fmt: skip
     return Section(
         "Source accuracy against transfer",
         [
@@ -263,31 +286,37 @@ def against_source_accuracy(study: Study) -> Section | None:
 
 def by_granularity(study: Study) -> Section | None:
     """What robust sources gain when targets are reduced to fewer pixels first."""
-    found = compare(study.most)
-    reduced = {str(c.robust.setting) for c in found if c.robust.setting.downscale}
-    found = [c for c in found if str(c.robust.setting) in reduced]
+
+    def family(cell: Cell) -> Setting:
+        return replace(cell.setting, downscale=0)
+
+    reduced = {family(c) for c in study.cells if c.setting.downscale}
+    cells = [c for c in study.cells if family(c) in reduced]
+    cells = with_most_images(cells, family)
+    found = compare(cells)
     sides = sorted(
         {c.robust.setting.downscale for c in found}, key=lambda s: (s == 0, s)
     )
     if len(sides) < 2:
         return None
+    title = family_title(cells, family)
     place = {side: float(i) for i, side in enumerate(sides)}
     series: dict[str, dict[str, dict[float, Point]]] = {}
     for each in found:
-        short, arch = str(each.robust.setting), each.robust.arch
         point = Point(each.difference, each.low, each.high)
-        points = series.setdefault(short, {}).setdefault(arch, {})
+        of_panel = series.setdefault(title(each.robust), {})
+        points = of_panel.setdefault(each.robust.arch, {})
         points[place[each.robust.setting.downscale]] = point
     panels = [
-        Panel(title, of_arch)
-        for title, of_arch in series.items()
-        if any(len(points) > 1 for points in of_arch.values())
+        Panel(heading, of_arch)
+        for heading, of_arch in series.items()
+        if len({x for points in of_arch.values() for x in points}) > 1
     ]
     if not panels:
         return None
     figure = line_panels(
         panels,
-        colors=arch_colors([c.robust for c in found]),
+        colors=arch_colors(c.robust.arch for c in found),
         ticks={x: f"{side} px" if side else "native" for side, x in place.items()},
         x_label="images reduced to",
         y_label="robust - standard (points)",
@@ -304,7 +333,3 @@ def by_granularity(study: Study) -> Section | None:
         [(figure, "Lead of robust sources by the side images were reduced to.")],
         findings=findings,
     )
-
-
-def _place(place: Mapping[float, float], cell: Cell) -> float:
-    return place[radius(cell)]

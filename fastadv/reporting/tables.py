@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 
 _NUMBER = re.compile(
-    r"(?P<number>[-+]?\d+(\.\d+)?(e[-+]?\d+)?) ?[%s]?( \[.*\])?", re.IGNORECASE
+    r"(< )?(?P<number>[-+]?\d+(\.\d+)?(e[-+]?\d+)?) ?[%s]?( \[.*\])?", re.IGNORECASE
 )
 
 
@@ -42,7 +42,7 @@ def format_cell(value: object) -> str:
 
 
 def cell_number(value: object) -> float | None:
-    """The number a cell is sorted by, or None for text.
+    """The number a cell is sorted by, or None for text; of `< x` it is x.
 
     Example:
         >>> cell_number("71.2% [69.9, 72.5]")

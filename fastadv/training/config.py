@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -64,7 +65,7 @@ class TrainConfig:
     RARE: ClassVar[tuple[str, ...]] = (
         "color_jitter", "lighting", "noise", "replays", "eps_warmup", "accumulate",
         "clip_grad", "label_smoothing", "mixup", "cutmix", "progressive", "on_overfit",
-        "val_size", "eval_every", "eval_steps", "eval_images", "pictures_every",
+        "milestones", "val_size", "eval_every", "eval_steps", "eval_images", "pictures_every",
         "keep_every", "sync_bn", "parallel",
     )  # fmt: skip
 
@@ -147,6 +148,9 @@ class TrainConfig:
     on with PGD; stop; or say so and go on."""
     schedule: Literal["step", "cosine", "onecycle", "constant"] = "step"
     """Learning rate over the run; step: x 0.1 at each third."""
+    milestones: tuple[float, ...] | None = None
+    """Where step takes its x 0.1 instead, as shares of the run: 0.75 0.9 is after epochs
+    75 and 90 of 100."""
     val_size: int | None = None
     """Training images held out to choose the best epoch; default 5 %, at most 10,000."""
     eval_every: int = 1
@@ -234,6 +238,12 @@ class TrainConfig:
         _require(
             "save_minutes", self.save_minutes, self.save_minutes >= 0, "at least 0"
         )
+        self._check_milestones()
+        if self.eps_warmup >= self.epochs:
+            raise ConfigError(
+                f"--eps-warmup {self.eps_warmup} never reaches eps in --epochs "
+                f"{self.epochs}; it must be below --epochs"
+            )
         try:
             object.__setattr__(self, "norm", parse_norm(self.norm))
             if self.eps is None:
@@ -261,6 +271,24 @@ class TrainConfig:
                 "--precision fp16 cannot hold the second derivatives of --method "
                 "gradalign; use bf16 or fp32"
             )
+
+    def _check_milestones(self) -> None:
+        if self.milestones is None:
+            return
+        shares = tuple(self.milestones)
+        given = " ".join(f"{share:g}" for share in shares)
+        rising = all(a < b for a, b in itertools.pairwise((0.0, *shares, 1.0)))
+        if not shares or not rising:
+            raise ConfigError(
+                f"--milestones {given} cannot work; they must be rising shares of the "
+                "run, between 0 and 1: epochs 75 and 90 of 100 are 0.75 0.9"
+            )
+        if self.schedule != "step":
+            raise ConfigError(
+                f"--milestones {given} are of --schedule step, not {self.schedule}; "
+                "leave them out (over a file: --milestones None)"
+            )
+        object.__setattr__(self, "milestones", shares)
 
     @property
     def attack_steps(self) -> int:
@@ -327,6 +355,9 @@ def _require(name: str, value: object, holds: bool, accepted: str) -> None:
 def learning_rate(config: TrainConfig, step: int, total_steps: int) -> float:
     """Learning rate of update `step` (from 0) of `total_steps`."""
     lr = config.lr or default_lr(config.optimizer)
+    if config.milestones is not None:
+        reached = (step >= round(share * total_steps) for share in config.milestones)
+        return lr * 0.1 ** sum(reached)
     return scheduled(lr, config.schedule, step, total_steps)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from fastadv.data import (
@@ -46,9 +48,16 @@ class RunImages:
     def __init__(self, config: TrainConfig, device: torch.device, world: World) -> None:
         self.config, self.device, self.world = config, device, world
         drawn = _DRAWN_SMALL if config.arch.endswith("_cifar") else _DRAWN
-        self.resolution = config.resolution or native_resolution(config.data) or drawn
+        splits = open_dataset(config.data, resolution=config.resolution or drawn)
+        native = config.resolution or native_resolution(config.data, splits)
+        self.resolution = native or drawn
+        if (config.progressive or 0) > self.resolution:
+            raise ConfigError(
+                f"--progressive {config.progressive} is above the {self.resolution} px "
+                "of the run; it is the side to begin with: choose a smaller one, or a "
+                "larger --resolution"
+            )
         config.threat.check_side(self.resolution)
-        splits = open_dataset(config.data, resolution=self.resolution)
         pool = subset(splits.train, config.num_train, config.seed)
         self.train, self.val = self._hold_out(pool)
         self.test = splits.test
@@ -65,6 +74,24 @@ class RunImages:
                 "use more images or a smaller --val-size"
             )
         return train_val_split(pool, wanted / len(pool), self.config.seed)
+
+    def check_classes(self, began_with: Sequence[str]) -> None:
+        """Refuse to go on with a run that was begun on other classes.
+
+        Args:
+            began_with: names of the classes of that run.
+
+        Raises:
+            ConfigError: the names, their number or their order differ.
+        """
+        mine = list(self.test.classes)
+        if mine == list(began_with):
+            return
+        raise ConfigError(
+            f"--data {self.config.data} has {_named(mine)}, the run was begun on "
+            f"{_named(began_with)}; resume with the images it was begun on (they may "
+            "have moved), or start another --out"
+        )
 
     def eval_loader(self, images: ImageSet) -> Loader:
         """All of `images`, as validation takes them: it shares them out itself."""
@@ -125,3 +152,8 @@ class RunImages:
             f"{len(self.train)} training, {len(self.val)} validation, "
             f"{len(self.test)} test images, {len(self.test.classes)} classes"
         )
+
+
+def _named(classes: Sequence[str]) -> str:
+    shown = ", ".join(classes[:3]) + (", ..." if len(classes) > 3 else "")
+    return f"{len(classes)} classes ({shown})"

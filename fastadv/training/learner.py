@@ -125,10 +125,16 @@ class Learner:
     def __init__(
         self, config: TrainConfig, model: NormalizedModel, side: int, world: World
     ) -> None:
-        if config.ema is not None and config.parallel == "fsdp" and world.size > 1:
+        spread = config.parallel == "fsdp" and world.size > 1
+        if config.ema is not None and spread:
             raise ConfigError(
                 "--ema averages whole weights, --parallel fsdp spreads them over the "
                 "ranks; leave one out"
+            )
+        if config.method == "gradalign" and spread:
+            raise ConfigError(
+                "--method gradalign differentiates twice through weights that --parallel "
+                "fsdp has spread over the ranks by then; use --parallel ddp"
             )
         self.config, self.model, self.side, self.world = config, model, side, world
         self._device = model.mean.device
@@ -148,6 +154,7 @@ class Learner:
         )
         self.watch: OverfitWatch | None = None
         self.fell_back = False
+        self._scale = 1.0  # of the radius in this epoch
 
     def _choose(self, precision: str) -> None:
         self.precision, dtype = precision, DTYPES.get(precision)
@@ -177,6 +184,7 @@ class Learner:
 
     def begin_epoch(self, scale: float) -> None:
         """Attack within `scale` times the radius in the epoch that begins."""
+        self._scale = scale
         self.method.scale(scale)
         if self.watch is not None:
             self.watch.scale(scale)
@@ -228,6 +236,7 @@ class Learner:
             compile=self.config.compile,
         )
         self.method = PGDTraining(self.method.net, self.attack, self.view)
+        self.method.scale(self._scale)
 
     # ---- state ----
 

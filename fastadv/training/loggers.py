@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from fastadv.errors import ConfigError
 from fastadv.training.config import TrainConfig
@@ -19,6 +20,7 @@ from fastadv.training.config import TrainConfig
 log = logging.getLogger(__name__)
 
 PICTURE = "picture"  # the event that names a file in the run directory
+Made = TypeVar("Made")
 # Numbers of an event that are no measurements.
 _NOT_MEASURED = {"step", "epoch", "time", "n", "robust_n", "total_steps"}
 
@@ -64,8 +66,16 @@ class Listeners:
         log.warning("%s failed (%s); the run goes on without it", who, reason)
 
 
-def check_loggers(config: TrainConfig) -> None:
-    """Raise ConfigError if a logger asked for is not installed. Imports none of them."""
+def check_loggers(config: TrainConfig, *, writes: bool = True) -> None:
+    """See that the loggers asked for can be started, before time is spent on the data.
+
+    Args:
+        config: with the fields `tensorboard` and `wandb`.
+        writes: of a rank that writes; others need not be logged in.
+
+    Raises:
+        ConfigError: one is not installed, or Weights & Biases knows no account.
+    """
     wanted = {"tensorboard": config.tensorboard, "wandb": config.wandb is not None}
     for package, asked in wanted.items():
         if asked and importlib.util.find_spec(package) is None:
@@ -73,6 +83,16 @@ def check_loggers(config: TrainConfig) -> None:
                 f"--{package} needs the package {package}, which is not installed: "
                 f"pip install 'fastadv[{package}]', or leave --{package} out"
             )
+    if wanted["wandb"] and writes:
+        _started("wandb", _log_in)
+
+
+def _log_in() -> None:
+    if os.environ.get("WANDB_MODE") in ("offline", "dryrun", "disabled"):
+        return
+    import wandb
+
+    wandb.login(verify=False)  # asks for a key where somebody can answer
 
 
 class Told(Protocol):
@@ -108,9 +128,9 @@ def loggers(config: TrainConfig, run: Told, step: int) -> Iterator[None]:
         run.listeners = Listeners()
 
 
-def _started(name: str, kind: type[Listener], *args: Any) -> Listener:
+def _started(name: str, start: Callable[..., Made], *args: Any) -> Made:
     try:
-        return kind(*args)
+        return start(*args)
     except Exception as error:  # whatever a package raises that has its own services
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         hint = " (WANDB_MODE=offline needs no account)" if name == "wandb" else ""

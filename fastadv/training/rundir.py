@@ -29,10 +29,9 @@ import yaml
 from fastadv.errors import CheckpointError, ConfigError
 from fastadv.eventlog import EventLog
 from fastadv.files import FolderLock, replace_file, sync_folder
-from fastadv.models import NormalizedModel, save_model
+from fastadv.models import NormalizedModel, read_metadata, save_model
 from fastadv.models.files import file_sha256, write_atomic
 from fastadv.training.config import TrainConfig
-from fastadv.training.configfile import load_config_file
 from fastadv.training.loggers import Listeners
 
 # May differ when a run is resumed: none of them changes what is computed.
@@ -75,8 +74,13 @@ class RunDirectory:
         self.listeners = Listeners()
         self._lock: FolderLock | None = None
 
+    @property
+    def began(self) -> bool:
+        """Whether a checkpoint was saved here."""
+        return os.path.lexists(self.checkpoints / "last")
+
     def prepare(self, config: TrainConfig) -> dict[str, Any] | None:
-        """Create the directory, or open it to resume.
+        """Take the directory for this process, and read what it holds.
 
         Returns:
             The state to resume from, or None for a fresh start.
@@ -85,27 +89,47 @@ class RunDirectory:
             ConfigError: the directory holds another run, or `resume` with choices
                 that differ from those it was started with, or another process writes
                 there.
-            CheckpointError: it cannot be written, or its state cannot be read.
+            CheckpointError: its state cannot be read.
         """
-        began = os.path.lexists(self.checkpoints / "last")
-        if began and not config.resume:
+        if self.began and not config.resume:
             raise ConfigError(
                 f"{self.path} already holds a run; add --resume to continue it, or "
                 "choose another --out"
             )
-        if began:
-            self._check_same(config)
         self._take_lock()
         try:
-            state = self._newest_state() if began else None
-            # Without `resume`, which is about one process: the file begins the run anew.
-            values = config.to_dict() | {"resume": False}
-            text = yaml.safe_dump(values, sort_keys=False)
-            write_atomic(self.path / "config.yaml", text.encode())
+            state = self._newest_state() if self.began else None
+            if state is not None:
+                self._check_same(config, state["config"])
         except BaseException:
             self.release()
             raise
         return state
+
+    def record(self, values: dict[str, Any]) -> None:
+        """Write config.yaml; to be called once nothing can be refused any more.
+
+        Args:
+            values: what `TrainConfig.to_dict` gave.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
+        # Without `resume`, which is about one process: the file begins the run anew.
+        text = yaml.safe_dump(values | {"resume": False}, sort_keys=False)
+        write_atomic(self.path / "config.yaml", text.encode())
+
+    def restore_config(self) -> None:
+        """Write config.yaml as the newest checkpoint has it, if one can be read."""
+        for link in ("last", "previous"):
+            file = self.checkpoints / link / "model.safetensors"
+            try:
+                self.record(read_metadata(file)["user"]["config"])
+            except CheckpointError:
+                continue
+            name = self.path / "config.yaml"
+            log.warning("%s was gone or empty: written again from %s", name, file)
+            return
 
     def _take_lock(self) -> None:
         try:
@@ -125,8 +149,7 @@ class RunDirectory:
             self._lock.release()
             self._lock = None
 
-    def _check_same(self, config: TrainConfig) -> None:
-        saved = load_config_file(self.path / "config.yaml")
+    def _check_same(self, config: TrainConfig, saved: dict[str, Any]) -> None:
         changed = [
             f"{key}: {saved[key]} -> {value}"
             for key, value in config.to_dict().items()

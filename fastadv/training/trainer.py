@@ -95,8 +95,8 @@ class Trainer:
         profile: int | None = None,
     ) -> None:
         self.config = config
-        check_loggers(config)
         self.world = world or World()
+        check_loggers(config, writes=self.world.leads)
         if config.backend != "auto":
             check_backend_name(config.backend)
         self.device = self.world.device(config.device)
@@ -111,8 +111,11 @@ class Trainer:
         self.loader = self.images.train_loader()
         self.total_steps = config.epochs * len(self.loader)
         classes = len(self.train_set.classes)
+        resumes = self.world.share(config.resume and self.run.began)
+        # Not read again to resume: what a run began with may be gone by then.
+        source = None if resumes else config.init_from
         self.model = create_model(
-            config.arch, classes, weights=config.init_from, seed=config.seed
+            config.arch, classes, weights=source, seed=config.seed
         )
         self.model.to(self.device).to(memory_format=torch.channels_last)
         self.learner = Learner(config, self.model, self.resolution, self.world)
@@ -147,8 +150,14 @@ class Trainer:
         prepares = self.world.leads and not dry_run
         state = self.world.share(self.run.prepare(config) if prepares else None)
         self.resumed = state is not None
-        if state is not None:
-            self._load_state(state)
+        try:
+            if state is not None:
+                self._load_state(state)
+            if prepares:  # not before: a resume that is refused changes nothing
+                self.run.record(config.to_dict())
+        except BaseException:
+            self.run.release()
+            raise
 
     # ---- parts ----
 
@@ -195,12 +204,13 @@ class Trainer:
         } | self.learner.state_dict()
 
     def _load_state(self, state: dict[str, Any]) -> None:
-        self.learner.load_state_dict(state)
+        self.images.check_classes(state["classes"])
         backend = state["loader_backend"]
         if backend != self.loader.backend:
             # `auto` looks at the memory that is free now; the run goes on as it began.
             self.loader = self.images.train_loader(backend=backend)
         self.loader.load_state_dict(state["loader"])
+        self.learner.load_state_dict(state)
         self.step, self.best_score = state["step"], state["best"]
         self._validated = state["validated"]
         set_random_state(state["rng"], self.world.rank, self.config.seed)

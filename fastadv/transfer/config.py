@@ -7,8 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from tyro.conf import arg
+from tyro.conf import UseAppendAction, arg
 
+from fastadv.data.pairs import dataset_options
 from fastadv.errors import ConfigError
 from fastadv.threat import ThreatModel, parse_norm
 from fastadv.training.config import NormName, Pixels, TrainConfig
@@ -38,6 +39,8 @@ class TransferConfig:
     package:NAME; `fastadv-models show SOURCE` says what it is."""
     dataset: str
     """A data set name, an ImageFolder (train/, val/ or test/) or a .zip of one."""
+    dataset_option: UseAppendAction[tuple[str, ...]] = ()
+    """KEY=VALUE of that data set, e.g. partition=2 or root=DIR."""
     mode: Mode = "fixed_feature"
     """What is trained."""
     k: int | None = None
@@ -61,7 +64,8 @@ class TransferConfig:
     """Use a stratified, seeded subset of so many training images."""
     seeds: tuple[int, ...] = ()
     """One row per seed: of subset, validation split, head and order. Default 0;
-    utrera2021: ten up to 6,400 images, five up to 25,600, one for all."""
+    utrera2021: ten up to 6,400 images, five up to 25,600, one for more or all. The
+    first alone, where none of that is left to a seed."""
     val_fraction: float = 0.1
     """Share of the training images held out to choose hyper-parameters."""
     select_on: Literal["val", "test"] | None = None
@@ -122,8 +126,15 @@ class TransferConfig:
         self._check("momentum", "in [0, 1)", lambda value: 0 <= value < 1)
         self._check("weight_decay", "at least 0", lambda value: value >= 0)
         self._check("val_fraction", "in (0, 1)", lambda value: 0 < value < 1)
+        dataset_options(self.dataset_option)  # says what is no KEY=VALUE
         if not self.seeds:
             object.__setattr__(self, "seeds", self._usual_seeds())
+        for seed in self.seeds:
+            if self.seeds.count(seed) > 1:
+                raise ConfigError(
+                    f"--seeds {' '.join(map(str, self.seeds))}: {seed} is there more "
+                    "than once, and would be the same row again; give each seed once"
+                )
         if self.lrs == ():
             raise ConfigError("--lrs needs at least one value")
         for lr in self.lrs or ():
@@ -146,6 +157,9 @@ class TransferConfig:
                     )
         else:
             self.training()  # says what does not go together
+        if self.seed_changes_nothing:
+            # Rows that cannot differ would pass for a result that never varies.
+            object.__setattr__(self, "seeds", self.seeds[:1])
 
     def _check(self, name: str, accepted: str, holds: Callable[[Any], bool]) -> None:
         value = getattr(self, name)
@@ -190,10 +204,25 @@ class TransferConfig:
         )
 
     @property
+    def freezes_by_name(self) -> bool:
+        """Whether layers are frozen as the code of Salman et al. did, by their names."""
+        return self.protocol == "salman2020" and self.mode == "fixed_feature"
+
+    @property
     def exact(self) -> bool:
         """Whether heads on cached features are fitted by the exact solver."""
         said = any(getattr(self, name) is not None for name in SGD_CHOICES)
         return self.solver != "sgd" and not said
+
+    @property
+    def seed_changes_nothing(self) -> bool:
+        """Whether every seed gives the same row: nothing is drawn, split or ordered."""
+        return (
+            self.on_cached_features
+            and self.exact
+            and self.num_train is None
+            and self.select_on == "test"
+        )
 
     def side(self, source_side: int) -> int:
         """Side of the images in pixels, for a source trained at `source_side`."""
@@ -217,4 +246,6 @@ class TransferConfig:
     def _usual_seeds(self) -> tuple[int, ...]:
         if self.protocol != "utrera2021" or self.num_train is None:
             return (0,)
-        return tuple(range(10 if self.num_train <= 6400 else 5))
+        # Published sizes end at 25,600, then comes the whole set, run once.
+        most = ((6400, 10), (25600, 5))
+        return tuple(range(next((c for n, c in most if self.num_train <= n), 1)))

@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fastadv.data import BadImage, ImageSet, Loader, LoaderOptions, make_loader
+from fastadv.data import (
+    BadImage,
+    DatasetSplits,
+    ImageSet,
+    Loader,
+    LoaderOptions,
+    make_loader,
+    subset,
+)
 from fastadv.data.cache import read_array, write_array
 from fastadv.data.choice import choose_backend
 from fastadv.data.geometry import plain_geometry
@@ -36,6 +45,10 @@ log = logging.getLogger(__name__)
 
 # Raised when the same weights and images begin to give other embeddings.
 _VERSION = 1
+# A subset of at most this share of the training images is embedded alone. Ten seeds, the
+# most a protocol has, then cost no more than the whole would, and what a seed gets does
+# not depend on which others run with it.
+_FEW = 1 / 10
 
 
 @dataclass(frozen=True)
@@ -52,22 +65,35 @@ class Features:
     labels: NDArray[np.int64]
     bad_images: tuple[tuple[str, str], ...] = ()
 
-    def of(self, part: ImageSet) -> Features:
-        """The rows of `part`, a (nested) subset of the set these were computed on."""
-        rows = rows_of(part, len(self.labels))
+    def at(self, rows: NDArray[np.int64]) -> Features:
+        """Those of some images, by their positions."""
         return Features(self.values[rows], self.labels[rows], self.bad_images)
 
 
-def rows_of(part: ImageSet, n: int) -> NDArray[np.int64]:
-    """Positions of the images of `part` in the set of `n` it is a (nested) subset of."""
-    steps = []
-    while isinstance(part, Subset):
-        steps.append(part.indices)
-        part = part.base
-    rows = np.arange(n)
-    for chosen in reversed(steps):
-        rows = rows[chosen]
+def rows_of(part: ImageSet, held: ImageSet) -> NDArray[np.int64]:
+    """Positions in `held` of the images of `part`, int64 [len(part)].
+
+    Both are the same set or (nested) subsets of it.
+
+    Raises:
+        ValueError: `held` lacks some of them.
+    """
+    (_, wanted), (_, there) = _in_base(part), _in_base(held)
+    order = np.argsort(there)
+    found: NDArray[np.int64] = np.searchsorted(there, wanted, sorter=order)
+    rows: NDArray[np.int64] = order[np.minimum(found, len(there) - 1)]
+    if not np.array_equal(there[rows], wanted):
+        raise ValueError(f"not all images of {part.split} are among those embedded")
     return rows
+
+
+def _in_base(images: ImageSet) -> tuple[ImageSet, NDArray[np.int64]]:
+    """The set that `images` are a (nested) subset of, and their positions there."""
+    rows = np.arange(len(images))
+    while isinstance(images, Subset):
+        rows = images.indices[rows]
+        images = images.base
+    return images, rows
 
 
 @torch.no_grad()
@@ -101,18 +127,18 @@ def content_hash(images: ImageSet) -> str:
     embedding them does; `ImageSet.fingerprint` takes sizes and names for their content.
     """
     digest = hashlib.sha256()
-    if isinstance(images, FileSet):
-        for index in range(len(images)):
+    base, rows = _in_base(images)
+    if isinstance(base, FileSet):
+        for index in rows.tolist():
             try:
-                data = images.read(index)
+                data = base.read(index)
             except BadImage as error:
                 data = f"bad: {error.reason}".encode()
             digest.update(len(data).to_bytes(8, "little") + data)
         digest.update(images.labels.tobytes())
-    elif isinstance(images, Downscaled):
-        digest.update(f"{images.side} {content_hash(images.base)}".encode())
-    elif isinstance(images, Subset):
-        digest.update(content_hash(images.base).encode() + images.indices.tobytes())
+    elif isinstance(base, Downscaled):
+        large = base.base if images is base else Subset(base.base, rows)
+        digest.update(f"{base.side} {content_hash(large)}".encode())
     else:  # in memory or drawn: its fingerprint covers pixels, or all parameters
         digest.update(images.fingerprint.encode())
     return digest.hexdigest()
@@ -208,3 +234,65 @@ def feature_key(
     }
     text = json.dumps(what, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+class SplitFeatures:
+    """Embeddings of what a run needs of a data set, each image computed once.
+
+    Args:
+        splits: the data set.
+        num_train: size of the training subsets; None: all images.
+        embed: gives the embeddings of a set.
+    """
+
+    def __init__(
+        self,
+        splits: DatasetSplits,
+        num_train: int | None,
+        embed: Callable[[ImageSet], Features],
+    ) -> None:
+        self.splits, self.num_train, self._embed = splits, num_train, embed
+        few = num_train is not None and num_train <= _FEW * len(splits.train)
+        self._whole = None if few else splits.train
+        self._found: dict[int | str, tuple[ImageSet, Features]] = {}
+
+    def test(self) -> Features:
+        """Of the evaluation split."""
+        return self._get("test", self.splits.test)[1]
+
+    def of(self, part: ImageSet, seed: int) -> Features:
+        """Of the evaluation split, or a part of the training images of `seed`."""
+        if part is self.splits.test:
+            return self.test()
+        pool, found = self._pool(seed)
+        return found.at(rows_of(part, pool))
+
+    def together(
+        self, parts: Sequence[ImageSet], seeds: Sequence[int]
+    ) -> tuple[Features, NDArray[np.int64]]:
+        """Embeddings of all of `parts`, of a seed each, and the rows of every one.
+
+        Returns:
+            (embeddings, int64 [len(parts), n]).
+        """
+        pools = [self._pool(seed) for seed in seeds]
+        rows = np.stack(
+            [rows_of(part, pool) for part, (pool, _) in zip(parts, pools, strict=True)]
+        )
+        if self._whole is not None:
+            return pools[0][1], rows
+        starts = np.cumsum([0, *(len(pool) for pool, _ in pools[:-1])])
+        values = np.concatenate([found.values for _, found in pools])
+        labels = np.concatenate([found.labels for _, found in pools])
+        return Features(values, labels), rows + starts[:, None]
+
+    def _pool(self, seed: int) -> tuple[ImageSet, Features]:
+        """What is embedded for a seed: its subset, or what serves them all."""
+        if self._whole is not None:
+            return self._get("train", self._whole)
+        return self._get(seed, subset(self.splits.train, self.num_train, seed))
+
+    def _get(self, key: int | str, images: ImageSet) -> tuple[ImageSet, Features]:
+        if key not in self._found:
+            self._found[key] = images, self._embed(images)
+        return self._found[key]

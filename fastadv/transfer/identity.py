@@ -13,6 +13,7 @@ import json
 from fastadv.data import DatasetSplits
 from fastadv.transfer.config import TransferConfig
 from fastadv.transfer.source import Source
+from fastadv.transfer.target import defining_options
 
 # Raised when the same configuration begins to mean another number.
 _VERSION = 1
@@ -22,6 +23,7 @@ NOT_DEFINING = frozenset(
     {
         "backend",
         "dataset",
+        "dataset_option",
         "device",
         "download",
         "feature_cache",
@@ -68,5 +70,8 @@ def row_identity(
         "dataset": [splits.name, splits.train.fingerprint, splits.test.fingerprint],
         "resolution": resolution,
     }
+    # Only where there are any, so that older rows keep their identity.
+    if options := defining_options(config):
+        what["dataset_options"] = options
     text = json.dumps(what, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]

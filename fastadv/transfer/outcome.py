@@ -1,4 +1,4 @@
-"""What a transfer found, as columns of the results table, and what its data must be like."""
+"""What a transfer found, as columns of the results table."""
 
 from __future__ import annotations
 
@@ -6,11 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from fastadv.attacks import PGD
-from fastadv.data import DatasetSplits
-from fastadv.errors import DataError
 from fastadv.evaluation import Accuracy
 
 
@@ -61,26 +57,3 @@ class Outcome:
             "robust_ci_high": 100 * high,
             "attack": json.dumps(what),
         }
-
-
-def check_classes(splits: DatasetSplits) -> None:
-    """Both splits must speak of the same classes, each with something to learn from.
-
-    Raises:
-        DataError: they do not.
-    """
-    train, test = splits.train, splits.test
-    if train.classes != test.classes:
-        only = sorted(set(train.classes) ^ set(test.classes))
-        raise DataError(
-            f"{splits.name}: {len(train.classes)} classes in {train.split}, "
-            f"{len(test.classes)} in {test.split}; they must be the same, in the same "
-            f"order. Only in one of them: {', '.join(only[:5]) or 'none'}"
-        )
-    counts = np.bincount(train.labels, minlength=len(train.classes))
-    empty = [train.classes[c] for c in np.flatnonzero(counts == 0)]
-    if empty:
-        raise DataError(
-            f"{splits.name}: no training images of {len(empty)} class(es): "
-            f"{', '.join(empty[:5])}; add some, or remove the class from both splits"
-        )

@@ -20,7 +20,6 @@ from fastadv.data import (
     Loader,
     LoaderOptions,
     make_loader,
-    open_dataset,
     subset,
     train_val_split,
 )
@@ -32,19 +31,20 @@ from fastadv.models import NormalizedModel, create_model
 from fastadv.threat import ThreatModel
 from fastadv.training.progress import Progress
 from fastadv.transfer.config import TransferConfig
-from fastadv.transfer.downscale import Downscaled
-from fastadv.transfer.features import FeatureCache, Features, rows_of
+from fastadv.transfer.features import FeatureCache, Features, SplitFeatures
 from fastadv.transfer.heads import LinearHead, Schedule, fit_exact, fit_sgd
 from fastadv.transfer.identity import row_identity
-from fastadv.transfer.outcome import Outcome, check_classes
+from fastadv.transfer.outcome import Outcome
 from fastadv.transfer.settings import make_settings
 from fastadv.transfer.source import Source, open_source
 from fastadv.transfer.table import ResultsTable
+from fastadv.transfer.target import check_classes, open_target, reduced, target_name
 from fastadv.transfer.tuning import (
     UtreraLoader,
     choose_trained,
     fine_tune,
     make_method,
+    misfrozen,
     prepare_model,
 )
 
@@ -73,9 +73,9 @@ class TransferRun:
             config.source, config.name, config.arch, download=config.download
         )
         self.resolution = config.side(self.source.resolution)
-        self._opened = open_dataset(config.dataset, resolution=self.resolution)
+        self._opened = open_target(config, self.resolution)
         check_classes(self._opened)
-        self.splits: DatasetSplits = self._reduced(self._opened)
+        self.splits: DatasetSplits = reduced(self._opened, config.downscale)
         train = self.splits.train
         self.settings = make_settings(
             config,
@@ -83,11 +83,12 @@ class TransferRun:
             config.num_train or len(train),
             self.resolution,
             digits=train.augment_default == "none",
+            misfrozen=misfrozen(self._model()) if config.freezes_by_name else None,
         )
         self._check_choices()
         self.table = table or ResultsTable(config.results)
         self.bad_images: set[str] = set()
-        self._features: dict[str, Features] = {}
+        self._features = SplitFeatures(self.splits, config.num_train, self._embed)
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Run every seed; each row is in the table before it is yielded."""
@@ -110,13 +111,6 @@ class TransferRun:
                     raise
                 yield row
                 began = time.monotonic()
-
-    def _reduced(self, splits: DatasetSplits) -> DatasetSplits:
-        side = self.config.downscale
-        if side is None:
-            return splits
-        train, test = Downscaled(splits.train, side), Downscaled(splits.test, side)
-        return DatasetSplits(splits.name, train, test, splits.metric)
 
     def _check_choices(self) -> None:
         """What can be known to fail before hours of work."""
@@ -181,8 +175,8 @@ class TransferRun:
     def _exact(
         self, seed: int, train_set: ImageSet, val_set: ImageSet | None
     ) -> Outcome:
-        train = self._embed(self.splits.train).of(train_set)
-        val, test = self._val_features(val_set), self._embed(self.splits.test)
+        train, test = self._features.of(train_set, seed), self._features.test()
+        val = self._features.of(val_set or self.splits.test, seed)
         classes, metric = len(self.splits.train.classes), self.splits.metric
         head, strength, value = fit_exact(train, val, classes, metric, seed)
         return self._head_outcome(head, test, value, {"C": strength, "solver": "lbfgs"})
@@ -191,16 +185,13 @@ class TransferRun:
         self, seeds: tuple[int, ...], parts: list[tuple[ImageSet, ImageSet | None]]
     ) -> Iterator[Outcome]:
         settings, classes = self.settings, len(self.splits.train.classes)
-        pool = self._embed(self.splits.train)
-        test = self._embed(self.splits.test)
+        pool, rows = self._features.together([part for part, _ in parts], seeds)
+        test = self._features.test()
         schedule = Schedule(
             epochs=settings.epochs,
             batch_size=settings.batch_size,
             momentum=settings.momentum,
             weight_decay=settings.weight_decay,
-        )
-        rows = np.stack(
-            [rows_of(train_set, len(pool.labels)) for train_set, _ in parts]
         )
         progress = Progress(settings.epochs * -(-rows.shape[1] // settings.batch_size))
         count = len(seeds) * len(settings.lrs)
@@ -214,19 +205,14 @@ class TransferRun:
             device=self.device,
             report=lambda done, _: progress.update(done, f"{count} heads"),
         )
-        for of_seed, (_, val_set) in zip(heads, parts, strict=True):
-            val = self._val_features(val_set)
+        for of_seed, seed, (_, val_set) in zip(heads, seeds, parts, strict=True):
+            val = self._features.of(val_set or self.splits.test, seed)
             values = [head.accuracy(val).value(self.splits.metric) for head in of_seed]
             best = int(np.argmax(values))  # the first, where several are
             chosen = settings.for_row() | {"lr": settings.lrs[best], "solver": "sgd"}
             # Features are of images that were only resized.
             chosen |= {"augment": "none"}
             yield self._head_outcome(of_seed[best], test, values[best], chosen)
-
-    def _val_features(self, val_set: ImageSet | None) -> Features:
-        if val_set is None or val_set is self.splits.test:
-            return self._embed(self.splits.test)
-        return self._embed(self.splits.train).of(val_set)
 
     def _head_outcome(
         self, head: LinearHead, test: Features, value: float, chosen: dict[str, Any]
@@ -246,17 +232,14 @@ class TransferRun:
         return Outcome(head.accuracy(test), value, chosen, robust)
 
     def _embed(self, images: ImageSet) -> Features:
-        """Features of a whole split, computed once per run."""
-        if images.split not in self._features:
-            found = FeatureCache.at(self.config.feature_cache).features(
-                self._model(),
-                images,
-                self._options(train=False),
-                f"features of {images.split}",
-            )
-            self.bad_images |= {name for name, _ in found.bad_images}
-            self._features[images.split] = found
-        return self._features[images.split]
+        found = FeatureCache.at(self.config.feature_cache).features(
+            self._model(),
+            images,
+            self._options(train=False),
+            f"features of {images.split}",
+        )
+        self.bad_images |= {name for name, _ in found.bad_images}
+        return found
 
     # ---- networks that train ----
 
@@ -359,11 +342,12 @@ class TransferRun:
             "time": datetime.now(UTC),
             "source": source.name,
             "source_path": str(source.file),
+            "source_given": self.config.source,
             "source_hash": source.digest,
             "arch": source.arch,
             "source_norm": source.norm,
             "source_eps": source.eps,
-            "dataset": splits.name,
+            "dataset": target_name(self.config, splits),
             "dataset_fingerprint": splits.train.fingerprint,
             "resolution": self.resolution,
             "mode": self.config.mode,

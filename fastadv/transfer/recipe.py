@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from fastadv.errors import ConfigError, unknown_name
+from fastadv.training.config import TrainConfig
 from fastadv.training.configfile import load_config_file, typed
 from fastadv.transfer.config import TransferConfig
 
@@ -45,6 +46,8 @@ def read_recipe(path: Path, **overrides: Any) -> list[TransferConfig]:
         ConfigError: the file cannot be read, or a key or value cannot work.
     """
     recipe = load_config_file(path)
+    if not _PARTS.keys() & recipe.keys():
+        _refuse_training(path, recipe)
     fixed = {key: value for key, value in overrides.items() if value is not None}
     parts = [_entries(path, recipe.pop(name, None), name) for name in _PARTS]
     common = _checked(path, recipe, "the recipe")
@@ -58,6 +61,22 @@ def read_recipe(path: Path, **overrides: Any) -> list[TransferConfig]:
             except ConfigError as error:
                 raise ConfigError(f"{path}: {error}") from None
     return list(found)
+
+
+def _refuse_training(path: Path, values: dict[Any, Any]) -> None:
+    """Say so, if a file is one of `fastadv-train --config`."""
+    training, sweeps = (
+        {field.name for field in dataclasses.fields(kind)}
+        for kind in (TrainConfig, TransferConfig)
+    )
+    if not values.keys() <= training or values.keys() <= sweeps:
+        return
+    near = path.parent / "transfer" / path.name
+    hint = near if near.is_file() else "one of recipes/transfer/"
+    raise ConfigError(
+        f"{path} is a recipe of fastadv-train (run: fastadv-train --config {path}); a "
+        f"sweep has {', '.join(_PARTS)}: use {hint}"
+    )
 
 
 def _entries(path: Path, given: Any, name: str) -> list[dict[str, Any]]:

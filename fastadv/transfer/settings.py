@@ -36,7 +36,7 @@ class Settings:
         freeze_by_name: freeze as `published_names` says.
         normal_head: the head's weights begin as N(0, 1), its bias as 0.
         defects: what is wrong with the published way, in words.
-        changed: settings that flags changed from the published ones, in words.
+        changed: how flags depart from what was published, in words.
     """
 
     epochs: int = 150
@@ -73,6 +73,7 @@ def make_settings(
     resolution: int,
     *,
     digits: bool,
+    misfrozen: str | None = None,
 ) -> Settings:
     """The settings of `config` on `dataset`.
 
@@ -82,13 +83,14 @@ def make_settings(
         num_pool: images to train on, those for validation included.
         resolution: side of the images, pixels.
         digits: whether the set is one that is never augmented.
+        misfrozen: what freezing by name does to the network, see `tuning.misfrozen`.
 
     Raises:
         ConfigError: several learning rates and nothing to choose one on.
     """
     frozen = config.mode in ("fixed_feature", "last_k_blocks")
     if config.protocol == "salman2020":
-        settings = _salman(dataset, frozen, config.mode == "fixed_feature")
+        settings = _salman(dataset, frozen, config.freezes_by_name, misfrozen)
     elif config.protocol == "utrera2021":
         settings = _utrera(num_pool, frozen, digits)
     else:
@@ -100,9 +102,11 @@ def make_settings(
     }
     if config.augment != "auto":
         given["augment"] = config.augment
-    changed = []
+    changed = _never_run(config)
+    if config.seed_changes_nothing:
+        changed.append("one row for all seeds, which change nothing here")
     if config.protocol != "fastadv":
-        changed = [
+        changed += [
             f"{name} {_words(value)} instead of {_words(getattr(settings, name))}"
             for name, value in given.items()
             if value != getattr(settings, name)
@@ -138,7 +142,25 @@ def _words(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _salman(dataset: str, frozen: bool, by_name: bool) -> Settings:
+def _never_run(config: TransferConfig) -> list[str]:
+    """What the paper of a protocol has no experiment of, in words."""
+    if config.protocol == "salman2020" and config.mode not in _SALMAN_MODES:
+        return [f"mode {config.mode} instead of {' or '.join(_SALMAN_MODES)}"]
+    # Fixed features are the last 0 blocks: the head on a network that is frozen.
+    blocks = 0 if config.mode == "fixed_feature" else config.k
+    if config.protocol != "utrera2021" or blocks in _UTRERA_BLOCKS:
+        return []
+    what = f"mode {config.mode}" if blocks is None else f"k {blocks}"
+    return [f"{what} instead of the last {_words(_UTRERA_BLOCKS)} blocks"]
+
+
+_SALMAN_MODES = ("fixed_feature", "full_network")
+_UTRERA_BLOCKS = (0, 1, 3, 9)
+
+
+def _salman(
+    dataset: str, frozen: bool, by_name: bool, misfrozen: str | None
+) -> Settings:
     """Source: Salman et al. 2020, appendix A, and their code for what it leaves out."""
     statistics = _PUBLISHED_STATISTICS.get(dataset, _NO_STATISTICS)
     defects = [_TRAIN_BN] if frozen else []
@@ -147,6 +169,8 @@ def _salman(dataset: str, frozen: bool, by_name: bool) -> Settings:
         if statistics is _NO_STATISTICS
         else "inputs normalised by the target's statistics"
     )
+    if by_name and misfrozen is not None:
+        defects.append(misfrozen)
     return Settings(
         augment="rrc",
         frozen_bn="train",

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from fastadv.data import DatasetSplits, open_dataset
+from fastadv.data import DatasetSplits
 from fastadv.errors import ConfigError, DataError, FastadvError, Preempted
 from fastadv.training.progress import Progress
 from fastadv.transfer.config import TransferConfig
@@ -25,6 +25,7 @@ from fastadv.transfer.identity import row_identity
 from fastadv.transfer.recipe import one_seed_each
 from fastadv.transfer.source import Source, open_source
 from fastadv.transfer.table import ResultsTable
+from fastadv.transfer.target import open_target
 
 _SHOWN = 8  # problems listed one by one
 
@@ -168,8 +169,8 @@ class _Opened:
             return None
         resolution = config.side(source.resolution)
         splits = self._get(
-            ("dataset", config.dataset, resolution),
-            lambda: open_dataset(config.dataset, resolution=resolution),
+            ("dataset", config.dataset, config.dataset_option, resolution),
+            lambda: open_target(config, resolution),
         )
         if not isinstance(splits, DatasetSplits):
             return None

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from fastadv.errors import DataError
 from fastadv.models.files import write_atomic
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 SCHEMA = pa.schema(
     [
@@ -66,6 +66,8 @@ SCHEMA = pa.schema(
         ("robust_ci_high", pa.float64()),
         ("attack", pa.string()),  # JSON: norm, eps, steps, ...
         ("notes", pa.string()),  # known defects of a published protocol
+        # Since version 3:
+        ("source_given", pa.string()),  # what --source was; opens it again
     ],
     metadata={"fastadv_schema": str(SCHEMA_VERSION)},
 )
@@ -86,7 +88,7 @@ OPTIONAL = frozenset(
         "notes",
     }
 )
-_MIGRATED = ("1",)  # older versions, of which SCHEMA only adds columns
+_MIGRATED = ("1", "2")  # older versions, of which SCHEMA only adds columns
 
 
 class ResultsTable:

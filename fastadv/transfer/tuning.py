@@ -88,6 +88,19 @@ def choose_trained(
     return Trained([p for p in model.parameters() if p.requires_grad], frozen)
 
 
+def misfrozen(model: NormalizedModel) -> str | None:
+    """What freezing by name does wrong to `model`, in words; None for ResNets."""
+    named = dict(model.net.named_parameters())
+    trained = published_names(list(named))
+    if trained is None:
+        return "the published code stops with an error here, this trains the head alone"
+    head = {id(parameter) for parameter in model.head.parameters()}
+    left = sum(named[n].numel() for n in trained if id(named[n]) not in head)
+    if not left:
+        return None
+    return f"freezing by layer name left {left:,} parameters of the trunk training"
+
+
 def prepare_model(
     model: NormalizedModel, classes: int, seed: int, settings: Settings
 ) -> NormalizedModel:

@@ -51,6 +51,7 @@ def test_clean_accuracy_is_that_of_the_model(call: Caller, run: Path) -> None:
     assert low < found["clean_acc"] < high
     file = run / "checkpoints" / "best" / "model.safetensors"
     assert found["checkpoint_sha256"] == file_sha256(file)
+    assert found["source_hash"] == found["checkpoint_sha256"]  # the file says it all
     assert "robust_acc" not in found  # trained without attack, evaluated without one
 
 

@@ -137,7 +137,7 @@ def test_eval_and_transfer_take_the_same_aliases() -> None:
     ("name", "kind", "words"),
     [
         ("train", TrainCommand, "--norm linf --eps 4/255 --random-start --num-train 9"),
-        ("train", TrainCommand, "--lr 1e-5 --data ./some/where --batch-size 3"),
+        ("train", TrainCommand, "--lr 1e-5 --data ./x --milestones 0.75 0.9"),
         ("eval", EvalCommand, "--checkpoint c --data d --eps 1/255 --num-images 5"),
         (
             "transfer",
@@ -222,6 +222,9 @@ def test_config_files_are_checked(
         ("--lr nan", "--lr nan cannot work"),
         ("--momentum 1", "--momentum 1.0 cannot work; it must be in [0, 1)"),
         ("--device gpu", "--device 'gpu' is not a device; use auto, cpu, cuda"),
+        ("--config FILE --norm linf", "--norm linf over a --config file needs --eps"),
+        ("--config=FILE --norm=linf", "--norm linf over a --config file needs --eps"),
+        ("--data digits --progressive 64", "--progressive 64 is above the 32 px of"),
         ("--data digits --num-train 99999", "which has 1297; use n <= 1297"),
         ("--data digits --num-train 5", "cannot contain all 10 classes"),
         ("--data digits --val-size 1297", "cannot give 1297 for validation"),
@@ -230,7 +233,10 @@ def test_config_files_are_checked(
 def test_values_that_cannot_work(
     words: str, complaint: str, call: Caller, tmp_path: Path
 ) -> None:
-    result = call("train", *words.split(), "--out", tmp_path / "run")
+    file = tmp_path / "file.yaml"
+    file.write_text("norm: l2\neps: 0.5\n")
+    given = words.replace("FILE", str(file)).split()
+    result = call("train", *given, "--out", tmp_path / "run")
     assert result.code == 2
     assert complaint in result.error
     assert not (tmp_path / "run").exists()

@@ -134,10 +134,13 @@ def test_eval_and_transfer_take_names(call: Caller, tmp_path: Path) -> None:
         words = ("--data", folder, "--resolution", 16, "--json")
         result = json.loads(call("eval", "--checkpoint", source, *words).out)
         assert result["n"] == 12
+        assert result["checkpoint_sha256"] == file_sha256(path)
         words = ("--dataset", folder, "--resolution", 16, "--json")
         table = ("--results", tmp_path / "results")
         row = json.loads(call("transfer", "--source", source, *words, *table).out)
         assert (row["source"], row["source_eps"]) == (convention, 0)
+        assert row["source_hash"] == result["source_hash"]
+        assert row["source_given"] == source
         hashes.add(row["source_hash"])
     assert len(hashes) == 2
     for command in (("eval", "--checkpoint"), ("transfer", "--source")):

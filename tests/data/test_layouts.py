@@ -169,16 +169,26 @@ def test_wrong_layouts_say_what_is_wrong(tmp_path, kind, files, message):
         open_dataset(path)
 
 
-def test_class_missing_from_evaluation_is_a_warning(tmp_path, caplog):
-    splits = open_dataset(write_folder(tmp_path / "set", without("val/a/")))
-    assert "'a'" in caplog.text
-    assert splits.test.labels.tolist() == [0, 2]
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_classes_missing_from_evaluation_are_refused(tmp_path, caplog, kind):
+    files = without("val/a/")
+    if kind == "folder":
+        path = write_folder(tmp_path / "set", files)
+    else:
+        path = write_zip(tmp_path / "set.zip", files)
+    with pytest.raises(DataError, match=r"1 of 3 classes in val: 'a'.*strict=false"):
+        open_dataset(path)
+    for lenient in (False, "false"):
+        splits = open_dataset(path, strict=lenient)
+        assert splits.test.labels.tolist() == [0, 2]
+    assert "no images of 1 of 3 classes in val: 'a'" in caplog.text
 
 
 def test_symbolic_links_are_followed_and_loops_end(tmp_path):
     root = write_folder(tmp_path / "set", FILES)
     (root / "train/a/loop").symlink_to(root / "train/a")
     (root / "train/linked").symlink_to(root / "train/b")
+    (root / "val/linked").symlink_to(root / "val/b")
     train = open_dataset(root).train
     assert train.classes == ("B", "a", "b", "linked")
     assert np.bincount(train.labels).tolist() == [1, 1, 2, 2]

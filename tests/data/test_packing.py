@@ -159,7 +159,7 @@ def test_kill_nine_and_go_on(tmp_path: Path) -> None:
 
 
 def test_sets_without_files_are_packed_as_png(tmp_path: Path) -> None:
-    source = open_dataset("shapetex", n_train=30, n_test=20, resolution=32, cache=False)
+    source = open_dataset("shapetex", n_train=30, n_test=60, resolution=32, cache=False)
     pack(source, tmp_path / "out")
     packed = open_dataset(tmp_path / "out")
     assert packed.train.classes == source.train.classes

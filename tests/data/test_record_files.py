@@ -196,8 +196,10 @@ def test_classes_of_the_splits_must_agree(
     with pytest.raises(DataError, match="'2' are in val but not among the 2 classes"):
         open_dataset(tmp_path)
     write_tar(held, samples([2, 4, 6]))
-    assert open_dataset(tmp_path).test.labels.tolist() == [0, 0, 0]
-    assert "without images in val: '1'" in caplog.text
+    with pytest.raises(DataError, match="no images of 1 of 2 classes in val: '1'"):
+        open_dataset(tmp_path)
+    assert open_dataset(tmp_path, strict=False).test.labels.tolist() == [0, 0, 0]
+    assert "no images of 1 of 2 classes in val: '1'" in caplog.text
     (tmp_path / "train-1.rec").write_bytes(b"")
     with pytest.raises(DataError, match="several formats"):
         open_dataset(tmp_path)
@@ -284,7 +286,8 @@ def test_tfrecord(packed: bool, tmp_path: Path) -> None:
     records = [imagenet(v, 1 + v // 4 % 2, packed=packed) for v in (0, 4, 8, 12)]
     (root / "train-00000-of-00002").write_bytes(b"".join(records[:3]))
     (root / "train-00001-of-00002").write_bytes(records[3])
-    (root / "validation-00000-of-00001").write_bytes(imagenet(16, 1, packed=packed))
+    held = [imagenet(v, 1 + v // 4 % 2, packed=packed) for v in (16, 20)]
+    (root / "validation-00000-of-00001").write_bytes(b"".join(held))
     splits = open_dataset(root)
     assert splits.train.labels.tolist() == [0, 1, 0, 1]  # ids from 1 there
     check_everywhere(splits.train, [0, 4, 8, 12], loader=packed)
@@ -500,7 +503,7 @@ def test_hugging_face_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert reds(a) == reds(b)
         assert a.labels.tolist() == b.labels.tolist()
     check_everywhere(theirs.train, [3, 4, 6, 7])
-    with pytest.raises(DataError, match="open it with download=True"):
+    with pytest.raises(DataError, match="--dataset-option download=true"):
         open_dataset("hf:nobody/nothing-at-all")
 
 

@@ -20,7 +20,8 @@ from scipy import stats
 from synthetic_results import ARCHS, row, synthetic_rows, synthetic_table
 
 from fastadv.cli import report as command
-from fastadv.reporting.cells import compare, make_cells
+from fastadv.reporting.cells import make_cells
+from fastadv.reporting.comparisons import compare
 from fastadv.reporting.reference import (
     accuracy_of_file,
     imagenet_accuracy,
@@ -38,6 +39,7 @@ from fastadv.statistics import (
     t_quantile,
     t_two_sided,
 )
+from fastadv.transfer.table import ResultsTable
 
 TITLES = [
     "Robust against standard",
@@ -79,8 +81,9 @@ def test_paired_tests_intervals_and_lines_are_scipys() -> None:
     assert (line.r2, line.p) == pytest.approx((theirs.rvalue**2, theirs.pvalue))
     assert fit_line([1.0, 1.0], [1.0, 2.0]) is None
     assert paired_t([1.0]) is None
-    assert paired_t([0.0, 0.0]) == 1
-    assert paired_t([2.0, 2.0]) == 0
+    # No spread is no test, whatever rounding makes of it.
+    assert paired_t([0.0, 0.0]) is None
+    assert paired_t([90.3 - 90.1, 70.3 - 70.1, 0.2]) is None
 
 
 def test_holm_by_hand() -> None:
@@ -135,13 +138,30 @@ def test_one_seed_is_never_called_significant() -> None:
     rows = [row(source_eps=eps, value=50 + 10 * eps) for eps in (0.0, 3.0)]
     found = compare(make_cells(rows))
     assert found[0].p is None
-    assert (
-        "With one seed each, none of these differences can be tested"
-        in wins_finding(found)
-    )
+    assert wins_finding(found).endswith("This is not tested: a single seed.")
     sections = study_sections(Study(make_cells(rows), {}))
-    words = " ".join(f for s in sections for f in s.findings)
-    assert "significan" not in words.replace("can be tested", "")
+    assert "significan" not in " ".join(f for s in sections for f in s.findings).lower()
+
+
+def test_seeds_that_agree_exactly_are_not_a_test() -> None:
+    """On few test images they often do; their interval is that of the images."""
+    rows = [
+        row(source_eps=eps, seed=seed, value=value, ci_low=86.0, ci_high=93.0)
+        for eps, value in ((0.0, 90.0), (1.0, 90.2))
+        for seed in range(3)
+    ]
+    [found] = compare(make_cells(rows))
+    assert (found.p, found.adjusted, found.significant) == (None, None, False)
+    assert found.robust.interval() == (90.2, 86.0, 93.0)
+    study = Study(make_cells(rows), {})
+    [section] = study_sections(study)
+    assert section.findings == [
+        "The robust source is 0.2 points ahead in the one comparison there is. This is "
+        "not tested: the seeds agree exactly."
+    ]
+    [line] = section.tables[0].rows
+    assert "not tested: the seeds agree exactly" in line
+    assert "+0.20" in line
 
 
 def test_other_settings_are_never_compared() -> None:
@@ -241,10 +261,13 @@ def test_findings_say_what_an_independent_count_says() -> None:
     assert certain >= 6  # the synthetic gains are far beyond the noise
     assert len(found) == 8
     [first, second] = sections["Robust against standard"].findings
-    assert first.startswith(f"The robust source is ahead in {ahead} of 8 comparison(s)")
+    assert first.startswith(
+        f"The robust source is ahead in {ahead} of 8 comparisons and behind in "
+        f"{8 - ahead}; on average it is 8.0 points ahead."
+    )
     assert first.endswith(f"Significant: {certain} in its favour, 0 against it.")
     # Those of cifar10 with all images have one; those of svhn are of few.
-    assert "with a published counterpart" in second
+    assert "have a published counterpart" in second
     few = image_pairs(cells)
     assert len(few) == 6
     gain = {(p.robust.setting.k_blocks, p.robust.n): p.difference for p in few}
@@ -259,14 +282,14 @@ def test_findings_say_what_an_independent_count_says() -> None:
         if c.setting.dataset == "cifar10" and not c.setting.downscale and not c.robust
     ]
     theirs = stats.linregress(x, y)
-    assert line[1] == "standard"
-    assert float(str(line[3])) == pytest.approx(theirs.rvalue**2, abs=0.005)
-    assert float(str(line[4])) == pytest.approx(theirs.slope, abs=0.005)
+    assert line[2] == "standard"
+    assert float(str(line[4])) == pytest.approx(theirs.rvalue**2, abs=0.005)
+    assert float(str(line[5])) == pytest.approx(theirs.slope, abs=0.005)
 
 
 def test_exports_are_complete_and_readable(made: Path) -> None:
     names = {path.name for path in (made / "x").iterdir()}
-    drawn = [*TITLES[:8]]
+    drawn = [*TITLES[:9]]
     for title in drawn:
         stem = title.lower().replace(" ", "-")
         assert {f"{stem}.png", f"{stem}.svg"} <= names
@@ -276,6 +299,9 @@ def test_exports_are_complete_and_readable(made: Path) -> None:
     with open(made / "x" / "all-numbers.csv") as file:
         lines = list(csv.DictReader(file))
     assert len(lines) == len(make_cells(synthetic_rows()))
+    # No two files say the same.
+    tables = [path.read_text() for path in (made / "x").glob("*.csv")]
+    assert len(set(tables)) == len(tables)
     latex = (made / "x" / "all-numbers.tex").read_text()
     assert r"wide\_resnet50\_2" in latex
     assert latex.count(r"\\") == len(lines) + 1
@@ -372,6 +398,37 @@ def test_it_is_readable_in_both_themes(
     assert min(blue, orange) > 0.01  # bars of both kinds of sources
 
 
+def test_no_column_of_the_main_table_is_cut_off(browser: str, tmp_path: Path) -> None:
+    """On a screen 1200 pixels wide; the page says how wide the table wants to be."""
+    rows = [
+        row(
+            dataset="caltech101",
+            mode=mode,
+            source_eps=eps,
+            seed=seed,
+            num_available=3030,
+            value=v + seed * (1 + eps),
+        )
+        for mode in ("fixed_feature", "full_network")
+        for eps, v in ((0.0, 60.0), (0.25, 62.0))
+        for seed in range(3)
+    ]
+    ResultsTable(tmp_path / "results").append(rows)
+    page = tmp_path / "report.html"
+    assert command.main([str(tmp_path / "results"), "-o", str(page)]) == 0
+    script = """<script>
+const table = document.querySelector(".table");
+document.title = `wants ${table.scrollWidth} has ${table.clientWidth}`;
+</script></body>"""
+    page.write_text(page.read_text().replace("</body>", script))
+    words = ("--window-size=1200,900", "--dump-dom", page.as_uri())
+    dumped = _browse(browser, tmp_path / "profile", *words)
+    title = re.search(r"<title>wants (\d+) has (\d+)</title>", dumped)
+    assert title is not None
+    wants, has = map(int, title.groups())
+    assert wants == has > 900
+
+
 def test_tables_sort_by_a_click(made: Path, browser: str, tmp_path: Path) -> None:
     """A copy of the page clicks its own header, and shows what the first row is then."""
     text = (made / "report.html").read_text()
@@ -388,7 +445,7 @@ document.title = "sorted " + values.join(" ");
     dumped = _browse(browser, tmp_path / "profile", "--dump-dom", copy.as_uri())
     title = re.search(r"<title>sorted (.*?)</title>", dumped)
     assert title is not None
-    values = [float(value) for value in title[1].split()]
+    values = [float(value) for value in re.findall(r"(\S+) \[", title[1])]
     assert len(values) == 8
     assert values == sorted(values)
     assert values != [

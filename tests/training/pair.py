@@ -5,16 +5,19 @@ Each rank leaves what it saw in FOLDER/rank-N.json; the last thing it does is to
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from small_runs import tiny
+from torch import nn
 
 from fastadv.data import subset
 from fastadv.errors import Preempted, TrainingDiverged
@@ -38,6 +41,23 @@ UNEVEN = 13
 
 class Planted(Exception):
     pass
+
+
+@contextlib.contextmanager
+def frozen_norms() -> Iterator[None]:
+    """BatchNorm by its running statistics, as in networks that have none: else the ranks
+    of plain DDP normalise by other batches than one process does.
+    """
+
+    def train(norm: nn.BatchNorm2d, mode: bool = True) -> nn.BatchNorm2d:
+        norm.training = False
+        return norm
+
+    nn.BatchNorm2d.train = train  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del nn.BatchNorm2d.train  # it is that of the base class again
 
 
 def _at_step(wanted: int, act: Any) -> Any:
@@ -98,6 +118,8 @@ def checks(folder: Path, world: World) -> dict[str, Any]:
         training = Trainer(tiny(folder / name, **SHORT, **changes), world=world)
         training.fit()
         found[name] = state_hash(training.parallel.plain())
+    with frozen_norms():
+        Trainer(tiny(folder / "frozen", **SHORT), world=world).fit()
 
     # Counts of a set that cannot be shared equally, and those of one process.
     images = subset(training.test_set, UNEVEN, 0)

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import pytest
 from fastadv.cli import train
 from fastadv.kernels._cpp import unavailable_reason
 from fastadv.models import load_model, state_hash
-from fastadv.training import TrainConfig
+from fastadv.training import TrainConfig, trainer
 
 # 190 training images in batches of 16: 12 updates an epoch, 24 in all, below a second.
 TINY: dict[str, Any] = {
@@ -98,6 +99,26 @@ def weights(run: Path, which: str = "last") -> str:
 def resume(run: Path) -> int:
     """Continue a run in this process, as `fastadv-train --resume --out RUN` does."""
     return train.main(["--resume", "--out", str(run)])
+
+
+def during_step(
+    monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], object]
+) -> None:
+    """Do something in the middle of training step `step` (from 1) of this process."""
+    real, calls = trainer.train_step, []
+
+    def stepping(*args: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) == step:
+            act()
+        return real(*args, **options)
+
+    monkeypatch.setattr(trainer, "train_step", stepping)
+
+
+def signal_at_step(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """SIGTERM to this process in the middle of training step `step` (from 1)."""
+    during_step(monkeypatch, step, lambda: os.kill(os.getpid(), signal.SIGTERM))
 
 
 def interrupt(

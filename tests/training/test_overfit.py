@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from small_runs import events, tiny, weights
+from small_runs import events, signal_at_step, tiny, weights
 from torch import Tensor, nn
 
 from fastadv.data import make_loader, open_dataset
 from fastadv.errors import CatastrophicOverfitting, Preempted
 from fastadv.models import NormalizedModel
-from fastadv.training import TrainConfig, train, train_step, trainer
+from fastadv.training import TrainConfig, train, train_step
 from fastadv.training import overfit as module
 from fastadv.training.distributed import World
 from fastadv.training.learner import Learner
@@ -128,34 +126,24 @@ def test_stop_and_warn(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("collapsing")
+@pytest.mark.parametrize("changes", [{}, {"epochs": 4, "eps_warmup": 3}])
 def test_after_falling_back_a_run_resumes_to_the_bit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """PGD takes over in the midst of the third epoch, within the radius of that epoch."""
+    choices = _RUN | changes
     whole, run = tmp_path / "whole", tmp_path / "run"
-    train(tiny(whole, **_RUN))
+    train(tiny(whole, **choices))
     seen = [e for e in events(whole) if e["event"] == "overfit"]
     assert [(e["step"], e["action"]) for e in seen] == [(30, "fallback")]
     signal_at_step(monkeypatch, 33)
     with pytest.raises(Preempted):
-        train(tiny(run, **_RUN))
-    train(tiny(run, resume=True, **_RUN))
+        train(tiny(run, **choices))
+    train(tiny(run, resume=True, **choices))
     assert weights(run) == weights(whole)
 
 
 # ---- everything a method and its update hold is resumed ----
-
-
-def signal_at_step(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """SIGTERM to this process in the middle of training step `step` (from 1)."""
-    real, calls = trainer.train_step, []
-
-    def stepping(*args: Any, **options: Any) -> Any:
-        calls.append(1)
-        if len(calls) == step:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return real(*args, **options)
-
-    monkeypatch.setattr(trainer, "train_step", stepping)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -13,15 +14,16 @@ from typing import Any
 
 import pytest
 import torch
-from pair import LONG, SHORT
+from pair import LONG, SHORT, frozen_norms
 from small_runs import environment, events, flags, last_step, script, tiny, weights
 
 from fastadv.cli import train as command
 from fastadv.errors import ConfigError
-from fastadv.models import load_model
+from fastadv.models import create_model, load_model
 from fastadv.training import Trainer, train
 from fastadv.training.distributed import World, joined, read_environment
 from fastadv.training.launch import _free_port, launch
+from fastadv.training.learner import Learner
 
 TOGETHER = 60.0  # seconds within which all ranks have stopped
 
@@ -73,11 +75,15 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     return Pair(tmp_path_factory.mktemp("pair"))
 
 
-@pytest.mark.parametrize("name", ["synced", "sharded"])
+@pytest.mark.parametrize("name", ["frozen", "synced", "sharded"])
 def test_two_ranks_equal_one(name: str, pair: Pair, tmp_path: Path) -> None:
-    """The same batches, random starts and updates; sums in another order."""
+    """The same batches, random starts and updates; sums in another order.
+
+    Plain DDP, too, but for BatchNorm, which each rank does by its own images.
+    """
     torch.set_num_threads(1)
-    train(tiny(tmp_path / "one", **SHORT))
+    with frozen_norms() if name == "frozen" else contextlib.nullcontext():
+        train(tiny(tmp_path / "one", **SHORT))
     one = load_model(tmp_path / "one" / "checkpoints" / "last" / "model.safetensors")
     path = pair.folder / name / "checkpoints" / "last" / "model.safetensors"
     two = load_model(path).state_dict()
@@ -250,6 +256,20 @@ def test_a_world_of_one_is_no_world(monkeypatch: pytest.MonkeyPatch) -> None:
     assert read_environment({"WORLD_SIZE": "1"}) == World()
     given = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
     assert read_environment(given) == World()
+
+
+@pytest.mark.parametrize(
+    ("choices", "complaint"),
+    [
+        ({"ema": 0.9}, "--ema averages whole weights"),
+        ({"method": "gradalign", "num_steps": 1}, "--method gradalign differentiates"),
+    ],
+)
+def test_what_cannot_be_spread(choices: dict[str, Any], complaint: str) -> None:
+    config = tiny(Path("unused"), parallel="fsdp", **choices)
+    model = create_model(config.arch, 10, seed=0)
+    with pytest.raises(ConfigError, match=complaint):
+        Learner(config, model, 16, World(rank=0, size=2))
 
 
 def test_batches_that_ranks_cannot_share(tmp_path: Path) -> None:

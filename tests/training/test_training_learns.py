@@ -25,6 +25,7 @@ from small_runs import (
 from fastadv.attacks import PGD
 from fastadv.cli import train as command
 from fastadv.data import make_loader, open_dataset
+from fastadv.errors import ConfigError
 from fastadv.evaluation import Accuracy, Evaluation
 from fastadv.kernels import launch_counts, reset_launch_counts
 from fastadv.kernels._cpp import LIBRARY
@@ -296,6 +297,41 @@ def test_learning_rates(schedule: Any, expected: dict[int, float]) -> None:
     config = TrainConfig(lr=0.1, schedule=schedule)
     found = {step: learning_rate(config, step, 90) for step in expected}
     assert found == pytest.approx(expected)
+
+
+def test_milestones_are_where_the_authors_of_trades_decay() -> None:
+    """At epochs 75 and 90 of 100, to the update, whatever the number of updates."""
+    config = TrainConfig(lr=0.1, epochs=100, milestones=(0.75, 0.9))
+    for updates in (1, 3, 390, 391):
+        found = [
+            learning_rate(config, epoch * updates + shift, 100 * updates)
+            for epoch in (75, 90)
+            for shift in (-1, 0)
+        ]
+        assert found == pytest.approx([0.1, 0.01, 0.01, 0.001])
+
+
+@pytest.mark.parametrize(
+    ("choices", "complaint"),
+    [
+        ({"milestones": (75, 90)}, "epochs 75 and 90 of 100 are 0.75 0.9"),
+        ({"milestones": (0.9, 0.75)}, "rising shares of the run"),
+        ({"milestones": (0.5, 0.5)}, "rising shares of the run"),
+        ({"milestones": ()}, "rising shares of the run"),
+        (
+            {"milestones": (0.5,), "schedule": "cosine"},
+            "of --schedule step, not cosine",
+        ),
+        (
+            {"eps_warmup": 4, "epochs": 4},
+            "--eps-warmup 4 never reaches eps in --epochs 4",
+        ),
+    ],
+)
+def test_schedules_that_cannot_be(choices: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        TrainConfig(**choices)
+    assert complaint in str(caught.value)
 
 
 @pytest.mark.parametrize("schedule", ["step", "cosine", "onecycle", "constant"])

@@ -6,7 +6,9 @@ import io
 import json
 import logging
 import os
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_runs import STEPS_PER_EPOCH, events, tiny, weights
+from small_runs import STEPS_PER_EPOCH, environment, events, script, tiny, weights
 
 from fastadv.cli import train as command
-from fastadv.errors import ConfigError
+from fastadv.errors import ConfigError, DataError
 from fastadv.phases import marked, phase
 from fastadv.training import Trainer, profile, train
+from fastadv.training.distributed import World
 from fastadv.training.loggers import Listeners, check_loggers
 from fastadv.training.profile import PhaseTimer, StepProfile, summary
 from fastadv.training.progress import Progress
@@ -110,8 +113,12 @@ def test_wandb_gets_them_offline(
     train(tiny(run, wandb="fastadv-test", **TWO))
     files = list((run / "wandb").glob("offline-run-*/*.wandb"))
     assert len(files) == 1
-    assert b"train/loss" in files[0].read_bytes()
-    assert b"val/robust_acc" in files[0].read_bytes()
+    # Its own process writes the file, until some time after `finish`.
+    deadline = time.monotonic() + 60
+    wanted = {b"train/loss", b"val/robust_acc"}
+    while missing := {w for w in wanted if w not in files[0].read_bytes()}:
+        assert time.monotonic() < deadline, missing
+        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("package", ["tensorboard", "wandb"])
@@ -133,6 +140,31 @@ def test_a_missing_logger_is_refused_before_anything_is_made(
     assert f"pip install 'fastadv[{package}]'" in message
     assert not out.exists()
     check_loggers(tiny(out))  # not asked for, not missed
+
+
+def test_wandb_without_an_account_is_refused_before_the_data_are_read(
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("wandb")
+    kept = {k: v for k, v in environment().items() if not k.startswith("WANDB_")}
+    words = ["--data", "no-such-data", "--out", str(tmp_path / "run")]
+    done = subprocess.run(
+        [script("fastadv-train"), *words, "--wandb", "project"],
+        env=kept | {"HOME": str(tmp_path)},  # where a key would be kept
+        stdin=subprocess.DEVNULL,  # nobody to ask
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2, done.stderr
+    message = done.stderr.splitlines()[-1]
+    assert "--wandb could not be started: No API key configured" in message
+    assert "WANDB_MODE=offline needs no account" in message
+    with pytest.raises(DataError):  # a rank that writes nothing needs none
+        Trainer(
+            tiny(tmp_path / "run", wandb="project", data="no-such-data"),
+            world=World(rank=1, size=2),
+        )
 
 
 def test_a_logger_that_fails_is_warned_about_once(

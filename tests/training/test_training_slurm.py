@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from small_runs import environment, events, execute, flags, last_step, script
 
+from fastadv.cli import train
 from fastadv.cli.slurm import parse_options
 from fastadv.errors import ConfigError
 
@@ -55,6 +56,8 @@ def test_the_printed_script_is_what_is_submitted(
         "export SUBMITIT_PREEMPT_SIGNAL=USR1",
     ):
         assert wanted in lines
+    (command,) = [line for line in lines if line.startswith("# fastadv-train ")]
+    assert command.split()[2:] == [*flags(tmp_path / "run"), "--resume"]
     done = subprocess.run(
         [script("fastadv-train"), *words],
         env=cluster,
@@ -109,13 +112,27 @@ def test_a_preempted_job_saves_and_requeues_itself(
         ("node=2", "unknown option 'node'; perhaps you meant: nodes"),
         ("nodes", "'nodes' is not NAME=VALUE; write for example nodes=2"),
         ("nodes=0", "nodes=0 must be a number of at least 1"),
-        ("time=long", "time=long must be a number"),
+        ("time=long", "time=long must be a number of at least 1 of minutes, or D-HH:"),
+        ("time=24:00", "time=24:00 must be a number"),  # minutes and seconds to Slurm
+        ("time=0:00:00", "time=0 must be a number"),
     ],
 )
 def test_options_that_cannot_be(text: str, complaint: str) -> None:
     with pytest.raises(ConfigError, match="--slurm") as caught:
         parse_options(text)
     assert complaint in str(caught.value)
+
+
+def test_times_as_slurm_writes_them() -> None:
+    given = {"90": 90, "1:30:00": 90, "24:00:00": 1440, "2-00:00:01": 2881}
+    assert {text: parse_options(f"time={text}")["time"] for text in given} == given
+
+
+def test_ranks_are_started_here_or_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train.main(flags(tmp_path / "run", slurm="nodes=2", nproc=3)) == 2
+    assert "--nproc 3 starts ranks on this machine" in capsys.readouterr().err
 
 
 def test_a_task_for_each_gpu() -> None:

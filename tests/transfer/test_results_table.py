@@ -124,9 +124,14 @@ def test_a_row_is_added_once(tmp_path: Path) -> None:
         table.append([_row()])
 
 
-def test_rows_of_version_1_are_migrated(tmp_path: Path) -> None:
-    old = pa.schema(list(SCHEMA)[: SCHEMA.get_field_index("identity")])
-    old = old.with_metadata({"fastadv_schema": "1"})
+@pytest.mark.parametrize(
+    ("version", "first_new"), [("1", "identity"), ("2", "source_given")]
+)
+def test_rows_of_older_versions_are_migrated(
+    version: str, first_new: str, tmp_path: Path
+) -> None:
+    old = pa.schema(list(SCHEMA)[: SCHEMA.get_field_index(first_new)])
+    old = old.with_metadata({"fastadv_schema": version})
     file = tmp_path / "old.parquet"
     pq.write_table(pa.Table.from_pylist([_row()], schema=old), file)
     before = file.read_bytes()

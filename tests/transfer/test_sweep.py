@@ -123,6 +123,7 @@ def test_a_recipe_is_a_product_of_its_lists(tmp_path: Path) -> None:
     [
         ({"sources": []}, r"sources is \[\]; a recipe needs a list of at least one"),
         ({"datasets": None}, "datasets is None"),
+        ({"seeds": [0, 1, 0]}, "--seeds 0 1 0: 0 is there more than once"),
         (
             {"protocols": [{"epochs": 3}]},
             "entry 1 of protocols is .* with the key mode",
@@ -155,6 +156,16 @@ def test_the_recipes_of_the_project(name: str, experiments: int) -> None:
     configs = read_recipe(folder / f"{name}.yaml")
     assert len(configs) == experiments
     assert {p.stem for p in folder.glob("*.yaml")} >= {name}
+
+
+def test_a_training_recipe_is_no_sweep(capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Path(__file__).resolve().parents[2] / "recipes"
+    hints = {"salman2020": folder / "transfer" / "salman2020.yaml"}
+    for name in ("salman2020", "trades"):
+        assert command.main(["sweep", str(folder / f"{name}.yaml")]) == 2
+        error = capsys.readouterr().err
+        assert f"{name}.yaml is a recipe of fastadv-train (run: fastadv-train" in error
+        assert f"use {hints.get(name, 'one of recipes/transfer/')}" in error
 
 
 def test_missing_sources_and_data_are_all_named(runs: Path, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from fastadv.data import (
 )
 from fastadv.errors import ConfigError, DataError
 from fastadv.models import NormalizedModel, create_model, save_model
-from fastadv.transfer import TransferConfig, protocol, transfer
+from fastadv.transfer import TransferConfig, protocol, target, transfer
 from fastadv.transfer.protocol import TransferRun
 from fastadv.transfer.settings import Settings, make_settings, published_names
 from fastadv.transfer.tuning import (
@@ -30,6 +30,7 @@ from fastadv.transfer.tuning import (
     choose_trained,
     fine_tune,
     make_method,
+    misfrozen,
     prepare_model,
     utrera_transform,
 )
@@ -211,6 +212,7 @@ def test_salman2020_keeps_its_defects_and_says_so(
     assert row["val_value"] == row["value"]
     assert row["notes"] == (
         "BatchNorm of frozen layers in train mode; inputs normalised by mean 0, std 1; "
+        "the published code stops with an error here, this trains the head alone; "
         "epoch and learning rate chosen on the test set; epochs 7 instead of 150; "
         "resolution 16 instead of 224"
     )
@@ -225,10 +227,14 @@ def test_salman2020_keeps_its_defects_and_says_so(
         assert (model.mean.tolist(), model.std.tolist()) == ([0.0] * 3, [1.0] * 3)
 
 
-def _settings(dataset: str, n: int = 5000, **changes: Any) -> Settings:
+def _settings(
+    dataset: str, n: int = 5000, misfrozen: str | None = None, **changes: Any
+) -> Settings:
     config = TransferConfig(source="s", dataset=dataset, **changes)
     digits = dataset in ("digits", "mnist")
-    return make_settings(config, dataset, n, config.side(32), digits=digits)
+    return make_settings(
+        config, dataset, n, config.side(32), digits=digits, misfrozen=misfrozen
+    )
 
 
 def test_salman2020_settings() -> None:
@@ -267,9 +273,9 @@ def test_utrera2021_settings() -> None:
     assert _settings("mnist", **options).augment == "none"
     seeds = [
         len(TransferConfig(source="s", dataset="d", num_train=n, **options).seeds)
-        for n in (100, 6400, 12800, 25600, None)
+        for n in (100, 6400, 6401, 25600, 25601, 50000, None)
     ]
-    assert seeds == [10, 10, 5, 5, 1]
+    assert seeds == [10, 10, 5, 5, 1, 1, 1]
     with pytest.raises(ConfigError, match="one learning rate and chooses nothing"):
         _settings("svhn", lrs=(0.1, 0.2), **options)
 
@@ -337,6 +343,43 @@ def test_what_freezing_by_name_froze() -> None:
         model = create_model("densenet161", 5)
     trained = choose_trained(model, "fixed_feature", by_name=True)
     assert len(trained.parameters) == len(dense)
+    head = sum(p.numel() for p in model.head.parameters())
+    left = sum(p.numel() for p in trained.parameters) - head
+    assert misfrozen(model) == (
+        f"freezing by layer name left {left:,} parameters of the trunk training"
+    )
+    assert left == 25_343_616
+    with torch.device("meta"):
+        assert misfrozen(create_model("wide_resnet50_2", 5)) is None
+        assert "stops with an error" in str(misfrozen(create_model("vgg16_bn", 5)))
+    words: dict[str, Any] = {"protocol": "salman2020", "misfrozen": "all wrong"}
+    assert "all wrong" in str(_settings("dtd", **words).notes)
+    assert "all wrong" not in str(_settings("dtd", mode="full_network", **words).notes)
+    assert "all wrong" not in str(_settings("dtd", misfrozen="all wrong").notes)
+
+
+def test_what_the_papers_never_ran_is_said() -> None:
+    def changed(protocol: str, mode: str, k: int | None = None) -> tuple[str, ...]:
+        return _settings("svhn", protocol=protocol, mode=mode, k=k).changed
+
+    for mode in ("fixed_feature", "full_network"):
+        assert changed("salman2020", mode) == ()
+    assert changed("salman2020", "last_k_blocks", 3) == (
+        "mode last_k_blocks instead of fixed_feature or full_network",
+    )
+    assert changed("salman2020", "scratch") == (
+        "mode scratch instead of fixed_feature or full_network",
+    )
+    for k in (0, 1, 3, 9):
+        assert changed("utrera2021", "last_k_blocks", k) == ()
+    assert changed("utrera2021", "fixed_feature") == ()  # the last 0 blocks
+    assert changed("utrera2021", "last_k_blocks", 2) == (
+        "k 2 instead of the last 0, 1, 3, 9 blocks",
+    )
+    assert changed("utrera2021", "scratch") == (
+        "mode scratch instead of the last 0, 1, 3, 9 blocks",
+    )
+    assert changed("fastadv", "scratch") == ()
 
 
 # ---- selection ----
@@ -384,7 +427,7 @@ def test_heads_are_chosen_without_the_test_images(
         noise, np.arange(50) % 10, real.test.classes, name="digits", split="test"
     )
     splits = DatasetSplits("digits", real.train, other)
-    monkeypatch.setattr(protocol, "open_dataset", lambda *_, **__: splits)
+    monkeypatch.setattr(target, "open_dataset", lambda *_, **__: splits)
     poisoned = transfer(config)
     for row, same in zip(honest, poisoned, strict=True):
         assert row["hyperparameters"] == same["hyperparameters"]
@@ -517,7 +560,7 @@ def test_splits_that_do_not_agree(
 
     def opening(train: ArraySet, test: ArraySet) -> None:
         splits = DatasetSplits("x", train, test)
-        monkeypatch.setattr(protocol, "open_dataset", lambda *_, **__: splits)
+        monkeypatch.setattr(target, "open_dataset", lambda *_, **__: splits)
 
     config = _config(_source(tmp_path), num_train=None)
     opening(part([0, 1, 2], "abc", "train"), part([0, 1], "ab", "test"))

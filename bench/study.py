@@ -1,0 +1,101 @@
+"""What the runs of docs/studies reached, for its tables: accuracies, curves, logs, hashes.
+
+    python bench/study.py RUNS RESULTS
+    python bench/tables.py
+
+RUNS holds the run directories of the study, each with the journal of `fastadv-eval --out
+RUNS/NAME/autoattack`; RESULTS is its results table. Nothing is computed here but means.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from harness import Results
+
+from fastadv.models import file_sha256
+from fastadv.reporting import training_curves
+from fastadv.transfer import ResultsTable
+
+PAGES = Path(__file__).parents[1] / "docs" / "studies"
+# What tells one experiment of the study from another.
+_EXPERIMENT = ("dataset", "mode", "num_pool", "num_available", "source", "source_eps")
+
+
+def events(run: Path) -> list[dict[str, Any]]:
+    """The log of a run, without the folder its data lay in."""
+    found = [json.loads(line) for line in (run / "log.jsonl").open()]
+    for event in found:
+        if "config" in event:
+            event["config"]["data"] = Path(event["config"]["data"]).name
+    return found
+
+
+def pretraining(results: Results, runs: Path) -> dict[str, list[dict[str, Any]]]:
+    """One row per run; its log goes to the page's folder."""
+    logs = {}
+    for run in sorted(runs.glob("tiny-*"), key=lambda run: run.name):
+        log = logs[run.name] = events(run)
+        (PAGES / "logs").mkdir(exist_ok=True)
+        lines = "".join(json.dumps(event) + "\n" for event in log)
+        (PAGES / "logs" / f"{run.name}.jsonl").write_text(lines)
+        test = next(event for event in log if event["event"] == "test")
+        config = next(event for event in log if event["event"] == "start")["config"]
+        (judged,) = (
+            event
+            for event in map(json.loads, (run / "autoattack" / "log.jsonl").open())
+            if event["event"] == "result"
+        )
+        results.add(
+            what="pretraining",
+            run=run.name,
+            eps=config["eps"],
+            epochs=config["epochs"],
+            clean_acc=test["clean_acc"],
+            images=test["n"],
+            pgd_acc=test.get("robust_acc"),
+            pgd_images=test.get("robust_n"),
+            attack_eps=judged["eps"],
+            attacked_images=judged["n"],
+            attacked_clean_acc=judged["clean_acc"],
+            autoattack_acc=judged["robust_acc"],
+            sha256=file_sha256(run / "checkpoints" / "best" / "model.safetensors"),
+        )
+    return logs
+
+
+def transfer(results: Results, table: Path) -> None:
+    """Means and standard deviations over seeds."""
+    found: dict[tuple[Any, ...], list[float]] = {}
+    for row in ResultsTable(table).rows():
+        key = tuple(row[name] for name in _EXPERIMENT)
+        found.setdefault(key, []).append(row["value"])
+    for key, accuracies in found.items():
+        results.add(
+            what="transfer",
+            **dict(zip(_EXPERIMENT, key, strict=True)),
+            seeds=len(accuracies),
+            mean=statistics.mean(accuracies),
+            std=statistics.stdev(accuracies) if len(accuracies) > 1 else None,
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", type=Path)
+    parser.add_argument("results", type=Path)
+    options = parser.parse_args()
+    results = Results("study")
+    logs = pretraining(results, options.runs)
+    transfer(results, options.results)
+    results.write()
+    figure = training_curves(logs)
+    figure.savefig(PAGES / "curves.png", dpi=110)
+
+
+if __name__ == "__main__":
+    main()

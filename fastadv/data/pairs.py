@@ -1,0 +1,29 @@
+"""Options of data sets as a command line gives them: KEY=VALUE. Needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fastadv.errors import ConfigError
+
+
+def dataset_options(pairs: Sequence[str]) -> dict[str, str]:
+    """The options that `--dataset-option KEY=VALUE ...` names, for `open_dataset`.
+
+    Raises:
+        ConfigError: a text without a key or a `=`, or a key given twice.
+    """
+    options: dict[str, str] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not (key and equals):
+            raise ConfigError(
+                f"--dataset-option {pair} must be KEY=VALUE, e.g. partition=2"
+            )
+        if key in options:
+            raise ConfigError(
+                f"--dataset-option {pair}: {key} was already given as {options[key]}; "
+                "give each option once"
+            )
+        options[key] = value
+    return options

@@ -1,0 +1,97 @@
+"""Files behind http(s) addresses: fetched once into the cache folder, when asked.
+
+A file is there whole or not at all: it is written under a temporary name, its size
+compared with what the server announced, and renamed. Once there it is not asked for
+again; the address is its identity.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import os
+import secrets
+import shutil
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote, urlsplit
+
+from fastadv.errors import DataError
+from fastadv.files import fastadv_cache_dir
+
+_TIMEOUT = 60  # seconds without a byte
+
+
+def is_address(text: str) -> bool:
+    """Whether `text` is an http or https address."""
+    return text.startswith(("http://", "https://"))
+
+
+def file_name(address: str) -> str:
+    """Return the name of the file behind an address."""
+    return PurePosixPath(unquote(urlsplit(address).path)).name
+
+
+def fetch_hint(name: str) -> str:
+    """Return how a data set that is not on this machine is fetched."""
+    return (
+        "nothing is downloaded unless asked: fetch it once with `fastadv-data stats "
+        f"'{name}' --dataset-option download=true` (Python: open_dataset(..., "
+        "download=True))"
+    )
+
+
+def local_copies(
+    pattern: str, addresses: Sequence[str], *, download: bool
+) -> list[Path]:
+    """Return the file of each address in the cache folder.
+
+    Args:
+        pattern: What was asked for, in messages.
+        addresses: What it stands for.
+        download: Fetch those that are not there.
+
+    Raises:
+        DataError: A file is not there and may not be fetched, or cannot be.
+    """
+    paths = [_place(address) for address in addresses]
+    absent = [i for i, path in enumerate(paths) if not path.exists()]
+    if absent and not download:
+        raise DataError(
+            f"{addresses[absent[0]]} is not on this machine ({len(absent)} of "
+            f"{len(paths)} files are not); {fetch_hint(pattern)}. Every command then "
+            f"reads the copies in {fastadv_cache_dir()}"
+        )
+    for i in absent:
+        _fetch(addresses[i], paths[i])
+    return paths
+
+
+def _place(address: str) -> Path:
+    key = hashlib.sha256(address.encode()).hexdigest()[:32]
+    return fastadv_cache_dir() / "remote" / key / file_name(address)
+
+
+def _fetch(address: str, target: Path) -> None:
+    temporary = target.with_name(f".{secrets.token_hex(4)}.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            urllib.request.urlopen(address, timeout=_TIMEOUT) as response,
+            open(temporary, "wb") as file,
+        ):
+            shutil.copyfileobj(response, file, 1 << 20)
+            announced = response.headers.get("Content-Length")
+            size = file.tell()
+        # A connection that was cut ends like a file that ends.
+        if announced is not None and size != int(announced):
+            raise OSError(f"{size} of {announced} bytes came")
+        os.replace(temporary, target)
+    except (OSError, http.client.HTTPException, ValueError) as err:
+        raise DataError(
+            f"cannot fetch {address}: {err}; check the address and the network, and run "
+            "the command again: files already fetched are kept"
+        ) from err
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,71 @@
+"""The target of a transfer: a data set, its options, and what it must be like."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fastadv.data import DatasetSplits, open_dataset
+from fastadv.data.pairs import dataset_options
+from fastadv.errors import DataError
+from fastadv.transfer.config import TransferConfig
+from fastadv.transfer.downscale import Downscaled
+
+# Options that say where images are or what is put up with, not which images: their
+# fingerprint does that.
+_NOT_DEFINING = frozenset({"root", "cache", "download", "strict"})
+
+
+def open_target(config: TransferConfig, resolution: int) -> DatasetSplits:
+    """The data set of an experiment, its images as they are stored.
+
+    Raises:
+        DataError, ConfigError: as `open_dataset`.
+    """
+    options: dict[str, Any] = {**dataset_options(config.dataset_option)}
+    return open_dataset(config.dataset, resolution=resolution, **options)
+
+
+def defining_options(config: TransferConfig) -> dict[str, str]:
+    """The options of the data set that give another number, in order of their names."""
+    given = dataset_options(config.dataset_option)
+    return {key: given[key] for key in sorted(given) if key not in _NOT_DEFINING}
+
+
+def target_name(config: TransferConfig, splits: DatasetSplits) -> str:
+    """What the table calls a data set: `dtd (partition 2)` is another than `dtd`."""
+    options = defining_options(config)
+    words = ", ".join(f"{key} {value}" for key, value in options.items())
+    return f"{splits.name} ({words})" if words else splits.name
+
+
+def reduced(splits: DatasetSplits, side: int | None) -> DatasetSplits:
+    """The data set with its images first reduced to `side` pixels, if that is given."""
+    if side is None:
+        return splits
+    train, test = Downscaled(splits.train, side), Downscaled(splits.test, side)
+    return DatasetSplits(splits.name, train, test, splits.metric)
+
+
+def check_classes(splits: DatasetSplits) -> None:
+    """Both splits must speak of the same classes, each with something to learn from.
+
+    Raises:
+        DataError: they do not.
+    """
+    train, test = splits.train, splits.test
+    if train.classes != test.classes:
+        only = sorted(set(train.classes) ^ set(test.classes))
+        raise DataError(
+            f"{splits.name}: {len(train.classes)} classes in {train.split}, "
+            f"{len(test.classes)} in {test.split}; they must be the same, in the same "
+            f"order. Only in one of them: {', '.join(only[:5]) or 'none'}"
+        )
+    counts = np.bincount(train.labels, minlength=len(train.classes))
+    empty = [train.classes[c] for c in np.flatnonzero(counts == 0)]
+    if empty:
+        raise DataError(
+            f"{splits.name}: no training images of {len(empty)} class(es): "
+            f"{', '.join(empty[:5])}; add some, or remove the class from both splits"
+        )

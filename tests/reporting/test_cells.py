@@ -1,0 +1,299 @@
+"""What counts as one experiment, one source, one number; all rows are synthetic."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from synthetic_results import row
+
+from fastadv.reporting.cells import make_cells, setting_labels
+from fastadv.reporting.comparisons import compare
+from fastadv.reporting.html import Section
+from fastadv.reporting.sections import study_sections
+from fastadv.reporting.study import Study, make_panels, name_within
+from fastadv.statistics import wilson
+
+
+def tuned(seed: int = 0, **used: Any) -> dict[str, Any]:
+    """A fine-tuned row with these hyper-parameters; `lr` is one that was chosen."""
+    chosen = {"epochs": 20, "frozen_bn": "eval", "lr": 0.1} | used
+    return row(
+        mode="last_k_blocks",
+        k_blocks=1,
+        seed=seed,
+        hyperparameters=json.dumps(chosen),
+        identity=json.dumps([seed, chosen]),
+    )
+
+
+def sections(rows: list[dict[str, Any]]) -> dict[str, Section]:
+    return {s.title: s for s in study_sections(Study(make_cells(rows), {}))}
+
+
+# ---- settings ----
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "words"),
+    [
+        ("epochs", (11, 150), ["11 epochs", "150 epochs"]),
+        ("frozen_bn", ("eval", "train"), ["frozen bn eval", "frozen bn train"]),
+        ("augment", ("auto", "none"), ["augment auto", "augment none"]),
+        ("weight_decay", (0, 5e-4), ["weight decay 0", "weight decay 0.0005"]),
+        ("batch_size", (64, 128), ["batch size 128", "batch size 64"]),
+    ],
+)
+def test_other_hyperparameters_are_other_experiments(
+    name: str, values: tuple[Any, Any], words: list[str]
+) -> None:
+    rows = [tuned(**{name: value}) for value in values]
+    labels = setting_labels(cell.setting for cell in make_cells(rows)).values()
+    assert sorted(labels) == [f"synthetic_set, last block, {word}" for word in words]
+    # Nothing is said of what is the same in all.
+    [label] = setting_labels(c.setting for c in make_cells(rows[:1])).values()
+    assert label == "synthetic_set, last block"
+
+
+def test_a_learning_rate_nobody_chose_is_part_of_the_experiment() -> None:
+    rows = [tuned(lr=lr) for lr in (0.1, 0.01)]
+    assert len(make_cells(rows)) == 1
+    apart = make_cells([r | {"select_on": "none", "val_value": None} for r in rows])
+    labels = setting_labels(cell.setting for cell in apart).values()
+    assert [label.rpartition(", ")[2] for label in labels] == ["lr 0.01", "lr 0.1"]
+
+
+def test_published_epochs_follow_the_number_of_images() -> None:
+    """A curve over n is one line although small n train for fewer epochs."""
+    rows = [
+        tuned(epochs=epochs) | {"protocol": "utrera2021", "num_pool": n}
+        for n, epochs in ((400, 100), (3200, 150), (3200, 11))
+    ]
+    cells = make_cells(rows)
+    by_epochs = {(cell.n, cell.epochs): cell.setting for cell in cells}
+    assert by_epochs[400, 100] == by_epochs[3200, 150] != by_epochs[3200, 11]
+
+
+def test_a_curve_over_epochs_has_a_point_for_each() -> None:
+    lengths = (11, 21, 41, 81, 150)
+    rows = [
+        tuned(seed, epochs=e) | {"protocol": "utrera2021", "num_pool": 3200, "value": e}
+        for e in lengths
+        for seed in range(2)
+    ]
+    section = sections(rows)["Length of fine-tuning"]
+    [ax] = section.figures[0][0].axes
+    [line] = [each for each in ax.lines if len(each.get_xdata()) > 1]
+    assert list(line.get_ydata()) == list(lengths)
+    assert [t.get_text() for t in ax.get_xticklabels()] == [str(e) for e in lengths]
+    assert section.findings == [
+        "From the fewest to the most epochs, accuracy rises in 1 and falls in "
+        "0 of 1 line, by +139.0 points on average. This is not tested."
+    ]
+
+
+def test_blocks_are_called_what_they_are() -> None:
+    rows = [tuned() | {"k_blocks": k, "identity": str(k)} for k in (0, 1, 3)]
+    labels = setting_labels(cell.setting for cell in make_cells(rows)).values()
+    words = [label.removeprefix("synthetic_set, ") for label in labels]
+    assert words == ["head only", "last block", "last 3 blocks"]
+
+
+# ---- sources ----
+
+
+def test_two_sources_of_one_radius_are_two_lines_and_two_names() -> None:
+    rows = [
+        row(source=source, source_eps=eps, seed=seed, value=value + seed)
+        for source, eps, value in (
+            ("plain", 0.0, 60.0),
+            ("half", 0.5, 61.0),
+            ("pgd", 1.0, 65.0),
+            ("trades", 1.0, 35.0),
+        )
+        for seed in range(2)
+    ]
+    cells = make_cells(rows)
+    labels = ["standard", "l2 0.5", "l2 1 (pgd)", "l2 1 (trades)"]
+    assert [cell.label for cell in cells] == labels
+    study = Study(cells, {})
+    place = {0.0: 0.0, 0.5: 1.0, 1.0: 2.0}
+    [panel] = make_panels(
+        study,
+        cells,
+        study.title,
+        name_within(cells, lambda c: c.arch),
+        lambda c: place[c.threat[1] if c.threat else 0.0],
+        least=3,
+    )
+    drawn = {n: [p.y for p in points.values()] for n, points in panel.series.items()}
+    assert drawn == {
+        "resnet18": [60.5, 61.5],
+        "resnet18 (pgd)": [65.5],
+        "resnet18 (trades)": [35.5],
+    }
+    found = sections(rows)
+    assert found["Accuracy against eps"].tables[0].columns[-4:] == labels
+    assert [line[2] for line in study.table(cells).rows] == labels
+
+
+def test_few_images_pair_every_standard_source() -> None:
+    rows = [
+        row(source=source, source_eps=eps, seed=seed, num_pool=n, value=value + n / 100)
+        for source, eps, value in (("a", 0.0, 50.0), ("b", 0.0, 40.0), ("r", 1.0, 45.0))
+        for n in (100, 400)
+        for seed in range(2)
+    ]
+    table = sections(rows)["Gain with few training images"].tables[0]
+    column = list(table.columns).index
+    gains = {
+        (line[column("source")], line[column("difference")]) for line in table.rows
+    }
+    against = {("l2 1 - standard (a)", "-5.00"), ("l2 1 - standard (b)", "+5.00")}
+    assert gains == against
+
+
+def test_other_weights_of_one_name_are_another_source() -> None:
+    rows = [row(source_hash=digest, value=50.0) for digest in ("aaaaaaaa", "bbbbbbbb")]
+    names = ["standard (synthetic aaaaaa)", "standard (synthetic bbbbbb)"]
+    assert [cell.label for cell in make_cells(rows)] == names
+
+
+# ---- published counterparts ----
+
+
+def test_what_differs_from_the_published_experiment_is_said() -> None:
+    ours = row(dataset="aircraft", source_eps=3.0, resolution=64)
+    [cell] = make_cells([ours])
+    assert cell.published({}) is not None
+    unlike = ["protocol fastadv", "64 px", "other source weights"]
+    assert cell.unlike_published({}) == unlike
+    assert Study([cell], {}).table([cell]).rows[0][-1] == ", ".join(unlike)
+    theirs = ours | {
+        "protocol": "salman2020",
+        "select_on": "test",
+        "resolution": 224,
+        "source_path": "/nowhere/resnet18_l2_eps3.ckpt",
+        "notes": "epoch and learning rate chosen on the test set",
+    }
+    [cell] = make_cells([theirs])
+    assert cell.unlike_published({}) == []
+    changed = (
+        theirs["notes"] + "; epochs 15 instead of 150; select_on val instead of test"
+    )
+    [cell] = make_cells([theirs | {"notes": changed}])
+    assert cell.unlike_published({}) == [
+        "epochs 15 instead of 150",
+        "select_on val instead of test",
+    ]
+
+
+# ---- numbers of images ----
+
+
+def test_numbers_of_images_stand_beside_what_has_them() -> None:
+    rows = [
+        row(source_eps=eps, mode=mode, num_pool=n, seed=seed, value=50 + eps + seed)
+        for mode, sizes in (
+            ("fixed_feature", (100, 1297)),
+            ("full_network", (100, 400)),
+        )
+        for n in sizes
+        for eps in (0.0, 0.5, 1.0)
+        for seed in range(2)
+    ]
+    found = sections(rows)
+    main = found["Robust against standard"]
+    ticks = [t.get_text() for t in main.figures[0][0].axes[0].get_xticklabels()]
+    assert ticks == [
+        "synthetic_set\nfixed features\nn = 1297",
+        "synthetic_set\nfull network\nn = 400",
+    ]
+    place = list(main.tables[0].columns).index("n")
+    assert [line[place] for line in main.tables[0].rows] == [1297, 400]
+    titles = [
+        ax.get_title(loc="left")
+        for ax in found["Accuracy against eps"].figures[0][0].axes
+    ]
+    assert titles == [
+        "synthetic_set, fixed features, n = 1297",
+        "synthetic_set, full network, n = 400",
+    ]
+    # A panel has the ticks of its own points only.
+    few = found["Few training images"]
+    own = [[t.get_text() for t in a.get_xticklabels()] for a in few.figures[0][0].axes]
+    assert own == [["100", "1297"], ["100", "400"]]
+    assert few.findings == [
+        "From the fewest to the most images, accuracy rises in 0 and falls in "
+        "0 of 6 lines, by +0.0 points on average. This is not tested."
+    ]
+
+
+# ---- classes and attacks ----
+
+
+def test_seeds_do_not_multiply_the_test_images_of_a_class() -> None:
+    """44 and 36 of 50: intervals overlap, however often the same images are asked."""
+    rows = [
+        row(
+            source_eps=eps,
+            seed=seed,
+            per_class_correct=[right],
+            per_class_total=[50],
+            class_names=["only"],
+        )
+        for eps, right in ((0.0, 36), (1.0, 44))
+        for seed in range(10)
+    ]
+    assert wilson(36, 50)[1] > wilson(44, 50)[0]
+    assert wilson(360, 500)[1] < wilson(440, 500)[0]
+    section = sections(rows)["By class"]
+    assert "in 0 the 95 % intervals of both do not overlap" in section.findings[0]
+    assert section.tables[0].rows == [["only", "50", "72.0", "88.0", "+16.0"]]
+
+
+def test_every_attack_on_a_model_is_reported() -> None:
+    rows = [
+        row(
+            source_eps=source,
+            seed=seed,
+            identity=f"{source} {seed} {eps}",
+            robust_value=40 - 20 * eps + 10 * source + seed,
+            robust_ci_low=1.0,
+            robust_ci_high=99.0,
+            attack=json.dumps({"norm": "l2", "eps": eps, "num_steps": 20}),
+        )
+        for source in (0.0, 1.0)
+        for seed in range(2)
+        for eps in (0.5, 1.0)
+    ]
+    assert [len(c.rows) for c in make_cells(rows)] == [2, 2]
+    section = sections(rows)["Robust accuracy after transfer"]
+    said = {
+        (line[2], line[-1], str(line[-2]).split()[0]) for line in section.tables[0].rows
+    }
+    assert said == {
+        ("standard", "l2 0.5, 20 steps", "30.50"),
+        ("standard", "l2 1, 20 steps", "20.50"),
+        ("l2 1", "l2 0.5, 20 steps", "40.50"),
+        ("l2 1", "l2 1, 20 steps", "30.50"),
+    }
+    assert section.findings == [
+        "Under attack, accuracy falls by 24.5 points with standard sources (2 measured) "
+        "and by 14.5 points with robust sources (2 measured) on average. This is not "
+        "tested."
+    ]
+    axes = section.figures[0][0].axes
+    points = [sorted(float(line.get_ydata()[0]) for line in ax.lines) for ax in axes]
+    assert points == [[30.5, 40.5], [20.5, 30.5]]
+
+
+def test_the_best_of_several_standard_sources_stands_for_them() -> None:
+    rows = [
+        row(source=s, source_eps=eps, value=value, val_value=value)
+        for s, eps, value in (("a", 0.0, 50.0), ("b", 0.0, 55.0), ("r", 1.0, 56.0))
+    ]
+    [found] = compare(make_cells(rows))
+    assert found.standard.source == "b"
+    assert found.by == "val"
