@@ -35,6 +35,16 @@ def events(run: Path) -> list[dict[str, Any]]:
     return found
 
 
+def judgement(run: Path) -> dict[str, Any]:
+    """What AutoAttack found, empty where it was not run to its end."""
+    journal = run / "autoattack" / "log.jsonl"
+    if journal.exists():
+        for event in map(json.loads, journal.open()):
+            if event["event"] == "result":
+                return event
+    return {}
+
+
 def pretraining(results: Results, runs: Path) -> dict[str, list[dict[str, Any]]]:
     """One row per run; its log goes to the page's folder."""
     logs = {}
@@ -45,11 +55,7 @@ def pretraining(results: Results, runs: Path) -> dict[str, list[dict[str, Any]]]
         (PAGES / "logs" / f"{run.name}.jsonl").write_text(lines)
         test = next(event for event in log if event["event"] == "test")
         config = next(event for event in log if event["event"] == "start")["config"]
-        (judged,) = (
-            event
-            for event in map(json.loads, (run / "autoattack" / "log.jsonl").open())
-            if event["event"] == "result"
-        )
+        judged = judgement(run)
         results.add(
             what="pretraining",
             run=run.name,
@@ -59,10 +65,9 @@ def pretraining(results: Results, runs: Path) -> dict[str, list[dict[str, Any]]]
             images=test["n"],
             pgd_acc=test.get("robust_acc"),
             pgd_images=test.get("robust_n"),
-            attack_eps=judged["eps"],
-            attacked_images=judged["n"],
-            attacked_clean_acc=judged["clean_acc"],
-            autoattack_acc=judged["robust_acc"],
+            attacked_images=judged.get("n"),
+            attacked_clean_acc=judged.get("clean_acc"),
+            autoattack_acc=judged.get("robust_acc"),
             sha256=file_sha256(run / "checkpoints" / "best" / "model.safetensors"),
         )
     return logs

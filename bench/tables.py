@@ -195,18 +195,10 @@ def pretraining() -> str:
     for r in sorted(read("study"), key=lambda r: r.get("eps") or 0):
         if r["what"] != "pretraining":
             continue
-        pgd = r["pgd_acc"]
-        rows.append(
-            [
-                f"`{r['run']}`",
-                f"{r['eps']:g}",
-                f"{100 * r['clean_acc']:.1f}",
-                "" if pgd is None else f"{100 * pgd:.1f}",
-                f"{100 * r['attacked_clean_acc']:.1f}",
-                f"{100 * r['autoattack_acc']:.1f}",
-                f"`{r['sha256'][:16]}`",
-            ]
-        )
+        shares = ("clean_acc", "pgd_acc", "attacked_clean_acc", "autoattack_acc")
+        percents = ["" if r[k] is None else f"{100 * r[k]:.1f}" for k in shares]
+        sha256 = f"`{r['sha256'][:16]}`"
+        rows.append([f"`{r['run']}`", f"{r['eps']:g}", *percents, sha256])
     columns = [
         "run",
         "eps",
@@ -221,7 +213,12 @@ def pretraining() -> str:
 def study() -> str:
     """Means and standard deviations over the seeds of the transfer study."""
     cells = [r for r in read("study") if r["what"] == "transfer"]
-    sources = list(dict.fromkeys(r["source"] for r in cells))
+    # The study's own first, by radius.
+    order = {
+        (not name.startswith("tiny"), eps, name)
+        for name, eps in ((r["source"], r["source_eps"]) for r in cells)
+    }
+    sources = [source for *_, source in sorted(order)]
     settings: dict[tuple[Any, ...], dict[str, str]] = {}
     for r in sorted(cells, key=lambda r: (r["dataset"], r["mode"], r["num_pool"])):
         images = "all" if r["num_pool"] == r["num_available"] else str(r["num_pool"])

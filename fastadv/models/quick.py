@@ -24,8 +24,8 @@ _ONES = (1, (1, 1), [1, 1])
 def quick_convs(device: torch.device) -> AbstractContextManager[object]:
     """Within it, 3x3 convolutions of stride 1 in float32 run by `kernels.conv.conv3x3`.
 
-    Forward pass and both gradients take half the time of oneDNN's at 64 px, those of maps
-    of 2x2 pixels a quarter (docs/performance.md). On other devices than the CPU nothing
+    Forward pass and both gradients take about half the time of oneDNN's, those of maps of
+    2x2 pixels a third (bench/bench_conv.py). On other devices than the CPU nothing
     happens.
     """
     return _QuickConvs() if device.type == "cpu" else contextlib.nullcontext()

@@ -6,6 +6,7 @@ and joined by dotted lines. Percent or points of percent throughout.
 
 from __future__ import annotations
 
+import itertools
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -85,11 +86,11 @@ def line_panels(
             used = {x for points in panel.series.values() for x in points}
             # Of a tick without points the panel would only get wider.
             own = {x: ticks[x] for x in sorted(used)}
-            many = len(own) > 7
+            upright = len(own) <= 7 and not _touch(own)
             ax.set_xticks(
                 list(own),
                 list(own.values()),
-                rotation=45 if many else 0,
+                rotation=0 if upright else 45,
                 fontsize=8,
             )
             if index + columns >= len(panels):
@@ -99,6 +100,17 @@ def line_panels(
         shown = [n for n in colors if any(n in panel.series for panel in panels)]
         legend(figure, {n: colors[n] for n in shown}, any(p.published for p in panels))
     return figure
+
+
+def _touch(ticks: Mapping[float, str]) -> bool:
+    """Whether labels of neighbouring ticks would run into each other."""
+    places = list(ticks)
+    pairs = list(itertools.pairwise(places))
+    if not pairs:
+        return False
+    widest = max(len(label) for label in ticks.values())
+    # A panel is about 36 of its tick labels' characters wide.
+    return min(b - a for a, b in pairs) < (widest + 1) / 36 * (places[-1] - places[0])
 
 
 def legend(figure: Figure, colors: Mapping[str, str], published: bool) -> None:
