@@ -266,6 +266,11 @@ class Trainer:
         doubt = config.threat.doubt(self.resolution)
         if doubt:
             log.warning(doubt)
+        if config.method == "discrepancy" and config.init_from is None:
+            log.warning(
+                "--method discrepancy holds on to the features of a robust source; without "
+                "--init-from those are random"
+            )
         what = (
             f"{config.threat}, {config.attack_steps} steps"
             if self.attack

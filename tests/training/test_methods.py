@@ -17,8 +17,8 @@ from fastadv.cli import common
 from fastadv.cli.train import TrainCommand
 from fastadv.errors import ConfigError
 from fastadv.kernels import ball_init
-from fastadv.models import NormalizedModel, create_model
-from fastadv.training import TrainConfig, train
+from fastadv.models import NormalizedModel, create_model, save_model
+from fastadv.training import TrainConfig, Trainer, train
 from fastadv.training.distributed import World
 from fastadv.training.learner import Learner
 from fastadv.training.methodnames import METHODS
@@ -140,6 +140,18 @@ def _gradalign(model: NormalizedModel, images: Tensor, y: Tensor) -> Tensor:
         grads.append(torch.autograd.grad(summed, each, create_graph=graph)[0])
     cosine = F.cosine_similarity(grads[0].flatten(1), grads[1].flatten(1))
     return loss + 0.2 * (1 - cosine.mean())
+
+
+@pytest.mark.parametrize("source", [False, True])
+def test_discrepancy_wants_a_source(
+    source: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    start = tmp_path / "source.safetensors"
+    save_model(create_model("resnet8_cifar", 10), start)
+    choices = {"init_from": str(start)} if source else {}
+    config = tiny(tmp_path / "run", method="discrepancy", **choices)
+    Trainer(config, dry_run=True).describe()
+    assert ("without --init-from" in caplog.text) != source
 
 
 def _discrepancy(model: NormalizedModel, images: Tensor, y: Tensor) -> Tensor:
