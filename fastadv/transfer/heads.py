@@ -30,10 +30,6 @@ log = logging.getLogger(__name__)
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 # Rows of the weights are padded to a multiple of this many numbers: 64 bytes, a cache line.
 _ALIGNED = 16
-# Bytes of weights and velocities that a core steps at a time. A step passes over them five
-# times, so they are to stay, with the batch, in its own cache: a megabyte on the machines
-# this runs on. The sixty heads of `_one_thread_each` are 2.5 MB.
-_CACHED = 1 << 19
 
 
 @dataclass(frozen=True)
@@ -143,8 +139,7 @@ def fit_sgd(
     [S, C * L, D] weights with [S, B, D] features and one back, and the softmax between
     them runs over a dimension that is not the last: with the ten classes innermost it
     took longer than either product (0.35 ms against 0.28; so, 0.03). Weights and bias
-    are one tensor, updated in place. On the CPU, learning rates are shared out among the
-    threads, and so many seeds go together as the cache holds (`_CACHED`).
+    are one tensor, updated in place.
 
     Args:
         features: of the whole set.
@@ -164,30 +159,13 @@ def fit_sgd(
     labels = torch.from_numpy(features.labels).to(device)
     # Not in the threads: drawing them borrows the global generator.
     first = _initial(seeds, classes, depth, data.shape[1]).to(device)
-    on_cpu = data.device.type == "cpu"
-    threads = torch.get_num_threads() if on_cpu else 1
+    threads = torch.get_num_threads() if data.device.type == "cpu" else 1
     parts = [p.tolist() for p in np.array_split(np.array(lrs), min(threads, len(lrs)))]
 
     def fit(number: int) -> NDArray[np.float32]:
+        told = report if number == 0 else (lambda done, total: None)
         chosen = parts[number]
-        of_a_seed = 2 * 4 * classes * len(chosen) * data.shape[1]  # bytes
-        most = max(1, _CACHED // of_a_seed) if on_cpu else len(seeds)
-        fitted = []
-        for begin in range(0, len(seeds), most):
-            of = slice(begin, begin + most)
-
-            def told(done: int, total: int, group: slice = of) -> None:
-                if number == 0:
-                    before, size = group.start, len(seeds[group])
-                    report((before * total + size * done) // len(seeds), total)
-
-            fitted.append(
-                _fit(
-                    data, labels, first[of], rows[of], seeds[of], chosen, classes,
-                    schedule, told,
-                )
-            )  # fmt: skip
-        return np.concatenate(fitted)
+        return _fit(data, labels, first, rows, seeds, chosen, classes, schedule, told)
 
     with _one_thread_each(len(parts)), ThreadPoolExecutor(len(parts)) as pool:
         fitted = np.concatenate(list(pool.map(fit, range(len(parts)))), axis=2)
