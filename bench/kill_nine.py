@@ -30,22 +30,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "training"))
+from small_runs import TINY
+
 from fastadv.cli import train as command
 from fastadv.training import TrainConfig, Trainer
 
-RECIPE: dict[str, Any] = {
-    "arch": "resnet8_cifar",
-    "data": "digits",
-    "resolution": 16,
-    "num_train": 200,
-    "batch_size": 16,
-    "epochs": 2,
-    "eps": 0.25,
-    "num_steps": 2,
-    "schedule": "onecycle",
-    "eval_images": 20,
-    "eval_steps": 2,
-    "device": "cpu",
+RECIPE: dict[str, Any] = TINY | {
     "save_minutes": 0,  # a checkpoint after every step
     "workers": 1,
 }

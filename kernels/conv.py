@@ -24,8 +24,6 @@ _library.define(
 _library.define("conv3x3_weight(Tensor x, Tensor grad) -> Tensor")
 # Vectors run over channels, 16 of them with AVX-512.
 CHANNELS = 16
-# Transforming the weights for maps of 2x2 pixels, in the unit of `_pays`.
-WHOLE = 240
 
 
 class _Conv(ctypes.Structure):
@@ -86,7 +84,7 @@ def _pays(x: Tensor, weight: Tensor) -> bool:
     n, channels, h, w = x.shape
     whole = h <= 2 and w <= 2
     tiles = n if whole else n * ((h + 3) // 4) * ((w + 3) // 4)
-    points, transform = (9, WHOLE) if whole else (36, 950)
+    points, transform = (9, 240) if whole else (36, 950)
     enough = min(channels, weight.shape[0]) >= 32
     return enough and 0.9 * 9 * n * h * w > points * tiles + transform
 

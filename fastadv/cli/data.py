@@ -61,15 +61,8 @@ class StatsCommand:
 
 
 @dataclass(frozen=True, kw_only=True)
-class VerifyCommand:
+class VerifyCommand(StatsCommand):
     """Find every corrupt file, and every image that is in both splits; exit 1 if any."""
-
-    data: Positional[str]
-    """A name, a path, a pattern of shards, or hf:NAME."""
-    root: Root = None
-    dataset_option: DatasetOption = ()
-    jobs: Jobs = 0
-    json: Json = False
 
 
 @dataclass(frozen=True, kw_only=True)
