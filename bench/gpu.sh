@@ -1,5 +1,5 @@
 #!/bin/bash
-# Everything that waits for a GPU, in under nine minutes: builds the CUDA kernels, runs the
+# Everything that waits for a GPU, meant to take under nine minutes: builds the CUDA kernels, runs the
 # tests that need a device, then the benchmarks, and leaves JSON lines in bench/results (or
 # $OUT) to commit.
 #
