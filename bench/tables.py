@@ -1,15 +1,17 @@
-"""Writes the tables of README.md and docs/*.md from bench/results/*.jsonl.
+"""Writes the tables of README.md and docs/*.md, and what recipes/*.yaml say of their small
+runs, from bench/results/*.jsonl.
 
     python bench/tables.py
 
-Each table stands between `<!-- table NAME -->` and `<!-- end -->`; the rest of a page is
-left alone.
+Each table stands between `<!-- table NAME -->` and `<!-- end -->`, what a recipe reached at
+`# Small:`, the end of its header; the rest of a page is left alone.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -278,6 +280,41 @@ def summary() -> str:
     return markdown(["what", "result", "command"], rows)
 
 
+def small_run(row: dict[str, Any]) -> str:
+    """The command of bench/recipes.py for one recipe, and what came of it, as comments."""
+    on = row["ran_on"]
+    cores = "one core" if on["threads"] == 1 else f"{on['threads']} cores"
+    text = (
+        f"{row['command']} took {row['minutes']:.1f} min on {cores} ({on['cpu']}): "
+        f"{100 * row['clean_acc']:.1f} % clean ({row['images']:,} test images)"
+    )
+    if row["robust_acc"] is not None:
+        text += (
+            f", {100 * row['robust_acc']:.1f} % under PGD of ten steps within eps "
+            f"({row['robust_images']:,} of them)"
+        )
+    text += ". Made by bench/recipes.py."
+    return textwrap.fill(
+        text,
+        width=92,
+        initial_indent="# Small:    ",
+        subsequent_indent="#           ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def recipes() -> None:
+    """Write them all."""
+    for row in read("recipes"):
+        path = ROOT / "recipes" / f"{row['recipe']}.yaml"
+        lines = path.read_text().splitlines()
+        about = [line for line in lines if line.startswith("#")]
+        old = [i for i, line in enumerate(about) if line.startswith("# Small:")]
+        header = [*about[: old[0] if old else None], small_run(row)]
+        path.write_text("\n".join([*header, *lines[len(about) :]]) + "\n")
+
+
 def main() -> None:
     makers = {
         "steps": steps,
@@ -296,6 +333,7 @@ def main() -> None:
         text = page.read_text()
         made = _SLOT.sub(lambda m: m[1] + makers[m[2]]() + m[3], text)
         page.write_text(made)
+    recipes()
 
 
 if __name__ == "__main__":

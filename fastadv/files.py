@@ -7,10 +7,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import logging
 import os
 import secrets
 import socket
 from pathlib import Path
+
+_log = logging.getLogger(__name__)
 
 
 def fastadv_cache_dir() -> Path:
@@ -60,6 +63,20 @@ def sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def say_unlocked(folder: Path, error: OSError) -> None:
+    """Log that `folder` has no lock, after `FolderLock` raised `error`.
+
+    Not of a folder that cannot be written: writing to it fails with a better message.
+    """
+    if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+        _log.warning(
+            "%s is on a file system without locks (%s): nothing keeps a second process "
+            "from writing there",
+            folder,
+            error.strerror,
+        )
 
 
 class FolderLock:

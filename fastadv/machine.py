@@ -14,6 +14,11 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
+def ranks_on_this_machine() -> int:
+    """Processes of this run here, as torchrun and its like say it; 1 for one alone."""
+    return max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
 def available_memory() -> int:
     """Bytes of memory that can be had without swapping."""
     try:

@@ -183,7 +183,7 @@ class PGD(GradientAttack):
         """The same attack with radius, step and random start times `factor`."""
         if factor == 1:
             return self
-        return PGD(
+        attack = PGD(
             ThreatModel(self.threat.norm, self.threat.eps * factor),
             self.num_steps,
             self.step_size * factor,
@@ -197,6 +197,8 @@ class PGD(GradientAttack):
             compile=self._runner.mode,
             start_eps=self.start_eps * factor,
         )
+        attack._runner = self._runner  # the network is compiled once for every radius
+        return attack
 
     # ---- parts ----
 

@@ -50,9 +50,14 @@ def read_yaml_config(path: Path, config_type: type[Any]) -> dict[str, Any]:
         ConfigError: unreadable, not a mapping, a key that is no flag, or a value that
             is not of its type.
     """
-    from fastadv.training.configfile import load_config_file, typed
+    from fastadv.training.configfile import SWEEP_KEYS, load_config_file, typed
 
     values = load_config_file(path)
+    if all(key in values for key in SWEEP_KEYS):
+        raise ConfigError(
+            f"{path} is a sweep of transfers (run: fastadv-transfer sweep {path}), not the "
+            "flags of one command"
+        )
     hints = get_type_hints(config_type)
     kinds = {each.name: hints[each.name] for each in fields(config_type)}
     for key, value in values.items():

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from tyro.conf import arg
+from tyro.conf import UseAppendAction, arg
 
 from fastadv.cli import common
+from fastadv.data.pairs import dataset_options
 from fastadv.errors import ConfigError, unknown_name
 from fastadv.threat import ThreatModel
 from fastadv.training.config import CompileName, NormName, Pixels
@@ -41,6 +42,8 @@ class EvalCommand:
     package:NAME; `fastadv-models show SOURCE` says what it is."""
     data: Annotated[str, arg(aliases=["--dataset"])]
     """A data set name, an ImageFolder or a .zip of one; its evaluation split is used."""
+    dataset_option: UseAppendAction[tuple[str, ...]] = ()
+    """KEY=VALUE of that data set, e.g. partition=2 or root=DIR."""
     arch: str | None = None
     """Architecture, where the checkpoint does not say."""
     download: bool = False
@@ -139,7 +142,8 @@ def evaluate_checkpoint(command: EvalCommand) -> dict[str, Any]:
     )
     device = resolve_device(command.device)
     resolution = command.resolution or source.resolution
-    splits = open_dataset(command.data, resolution=resolution)
+    options: dict[str, Any] = {**dataset_options(command.dataset_option)}
+    splits = open_dataset(command.data, resolution=resolution, **options)
     model = source.load().to(device).to(memory_format=torch.channels_last)
     _check_same_classes(source, model.num_classes, splits)
     threat = _threat(command, source.norm, source.eps)

@@ -116,11 +116,13 @@ def make_report(command: ReportCommand) -> tuple[Path, list[Section]]:
 def _all_numbers(study: Any) -> Section:
     """Every cell of the table."""
     from fastadv.reporting import Section
+    from fastadv.reporting.study import INTERVAL_NOTE
 
     notes = sorted(
         {row["notes"] for c in study.cells for row in c.rows.values() if row["notes"]}
     )
     text = [f"Known defects of the protocols used here: {note}." for note in notes]
+    text.insert(0, INTERVAL_NOTE)
     table = study.table(study.cells)
     return Section("All numbers", text, tables=[table])
 

@@ -26,7 +26,7 @@ class SweepCommand:
     """Run every experiment of a recipe and append the results to one table.
 
     The same command goes on after an interruption: finished rows are never computed
-    again. Recipes: recipes/transfer/*.yaml; their format: fastadv/transfer/recipe.py.
+    again. Recipes: recipes/salman2020.yaml; their format: fastadv/transfer/recipe.py.
     """
 
     recipe: Annotated[str, Positional, arg(metavar="RECIPE")]

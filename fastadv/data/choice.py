@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
 from typing import Any, get_args
 
 import torch
@@ -18,7 +17,7 @@ from fastadv.data.loaders import Loader, storage_side
 from fastadv.data.options import Backend, LoaderOptions
 from fastadv.data.sources import Augment, ImageSet
 from fastadv.errors import ConfigError, unknown_name
-from fastadv.machine import available_memory
+from fastadv.machine import available_memory, ranks_on_this_machine
 
 _log = logging.getLogger(__name__)
 
@@ -34,7 +33,8 @@ def make_loader(
     Args:
         imageset: Where images come from.
         backend: memory: decode once and keep; torchvision: decode in worker
-            processes, every epoch; dali: decode by NVIDIA DALI, every epoch; auto: see
+            processes, every epoch; dali: decode by NVIDIA DALI, every epoch, or where
+            that cannot run, which is logged once, as torchvision does; auto: see
             `choose_backend`.
         **options: The fields of `LoaderOptions`; `batch_size`, `resolution`
             and `train` are required.
@@ -56,6 +56,9 @@ def make_loader(
     chosen = LoaderOptions(**options)
     if backend == "auto":
         backend = choose_backend(imageset, chosen)
+    elif backend == "dali":
+        # A run may go on where DALI is not: on another node, after an update of CUDA.
+        backend = _dali_or_not(imageset, chosen)
     if backend == "memory":
         from fastadv.data.memory import MemoryLoader
 
@@ -82,12 +85,17 @@ def choose_backend(imageset: ImageSet, options: LoaderOptions) -> Backend:
     if _fits(imageset, options, augment) and (not cropped or _looks_square(imageset)):
         return "memory"
     if torch.device(options.device).type == "cuda":
-        from fastadv.data.dali import declined_reason
+        return _dali_or_not(imageset, options)
+    return "torchvision"
 
-        reason = declined_reason(imageset, options.device)
-        if reason is None:
-            return "dali"
-        _say_once(reason)
+
+def _dali_or_not(imageset: ImageSet, options: LoaderOptions) -> Backend:
+    from fastadv.data.dali import declined_reason
+
+    reason = declined_reason(imageset, options.device)
+    if reason is None:
+        return "dali"
+    _say_once(reason)
     return "torchvision"
 
 
@@ -111,5 +119,5 @@ def _looks_square(imageset: ImageSet) -> bool:
 def _fits(imageset: ImageSet, options: LoaderOptions, augment: Augment) -> bool:
     size = len(imageset) * storage_side(augment, options) ** 2 * 3
     # Every rank on this machine keeps its own copy.
-    size *= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    size *= ranks_on_this_machine()
     return size <= MEMORY_SHARE * available_memory()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -9,7 +10,7 @@ import torch
 
 from fastadv.data.sources import Augment
 from fastadv.errors import ConfigError, unknown_name
-from fastadv.machine import usable_cores
+from fastadv.machine import ranks_on_this_machine, usable_cores
 
 Backend = Literal["auto", "dali", "memory", "torchvision"]
 OnBadImage = Literal["skip", "fail"]
@@ -52,7 +53,8 @@ class LoaderOptions:
     """skip: count, name and replace by an image of the same class; fail."""
     workers: int | None = None
     """Decoding threads (memory, dali) or processes (torchvision; 0: none); by
-    default one per core this process may use, at most 8."""
+    default one per core this process may use (ranks on one machine share its cores), at
+    most 8."""
 
     def __post_init__(self) -> None:
         for name, least in (("batch_size", 1), ("resolution", 1), ("world_size", 1)):
@@ -85,7 +87,9 @@ class LoaderOptions:
 
     @property
     def worker_count(self) -> int:
-        """`workers`, or its default on this machine."""
+        """`workers`, or its default: this rank's share of the cores, at most eight."""
         if self.workers is not None:
             return self.workers
-        return min(8, usable_cores())
+        # Slurm binds each of its tasks to cores of their own; elsewhere ranks share all.
+        sharing = 1 if "SLURM_CPUS_PER_TASK" in os.environ else ranks_on_this_machine()
+        return max(1, min(8, usable_cores() // sharing))

@@ -34,7 +34,7 @@ from fastadv.data.shards import MANIFEST, PACKING
 from fastadv.data.sources import DatasetSplits, FileSet, ImageSet
 from fastadv.data.subsets import Subset
 from fastadv.errors import ConfigError, DataError
-from fastadv.files import FolderLock, replace_file
+from fastadv.files import FolderLock, replace_file, say_unlocked
 
 _log = logging.getLogger(__name__)
 
@@ -183,8 +183,7 @@ def _locked(out: Path) -> Iterator[None]:
             "another folder"
         ) from None
     except OSError as err:
-        # A folder that cannot be written fails below, with a better message.
-        _log.info("no lock on %s: %s", out, err.strerror)
+        say_unlocked(out, err)
     try:
         yield
     finally:

@@ -254,8 +254,8 @@ class DatasetSplits:
 def option_hint(option: str, value: str) -> str:
     """Return how an option of a data set is given, by command and in Python."""
     return (
-        f"the option {option}={value} (fastadv-data and fastadv-transfer: "
-        f"--dataset-option {option}={value}; Python: open_dataset(..., {option}=...))"
+        f"the option {option}={value} (commands: --dataset-option {option}={value}; "
+        f"Python: open_dataset(..., {option}=...))"
     )
 
 

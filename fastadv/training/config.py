@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
-from tyro.conf import arg
+from tyro.conf import UseAppendAction, arg
 
+from fastadv.data.pairs import dataset_options
 from fastadv.errors import ConfigError, unknown_name
 from fastadv.models.names import ARCHITECTURES
 from fastadv.threat import ThreatModel, parse_norm, parse_pixels
@@ -72,7 +73,10 @@ class TrainConfig:
     arch: str = "resnet18"
     """Architecture: a torchvision name, a *_cifar variant or timm/NAME."""
     data: str = "shapetex"
-    """A data set name, an ImageFolder (train/, val/) or a .zip of one."""
+    """A data set name (`fastadv-data list`), an ImageFolder (train/, val/) or a .zip of one,
+    packed shards, TFRecord, RecordIO or hf:NAME."""
+    dataset_option: UseAppendAction[tuple[str, ...]] = ()
+    """KEY=VALUE of that data set, e.g. partition=2 or root=DIR."""
     resolution: int | None = None
     """Side of the training images in pixels; default that of the images, at most 224.
     Procedural images are drawn at 64 px, for *_cifar architectures at 32."""
@@ -239,6 +243,7 @@ class TrainConfig:
             "save_minutes", self.save_minutes, self.save_minutes >= 0, "at least 0"
         )
         self._check_milestones()
+        dataset_options(self.dataset_option)  # says what is no KEY=VALUE
         if self.eps_warmup >= self.epochs:
             raise ConfigError(
                 f"--eps-warmup {self.eps_warmup} never reaches eps in --epochs "
@@ -266,10 +271,33 @@ class TrainConfig:
         )
         for name, value in resolved.items():
             object.__setattr__(self, name, value)
+        self._check_used()
         if self.precision == "fp16" and self.method == "gradalign":
             raise ConfigError(
                 "--precision fp16 cannot hold the second derivatives of --method "
                 "gradalign; use bf16 or fp32"
+            )
+
+    def _check_used(self) -> None:
+        """Refuse what the method would leave aside in silence."""
+        entry = METHODS[self.method]
+        if not entry.attacks:
+            given = {
+                "--num-steps": self.num_steps != entry.num_steps,
+                "--step-size": self.step_size is not None,
+                "--random-start": self.random_start,
+                "--eps-warmup": self.eps_warmup > 0,
+            }
+            idle = ", ".join(flag for flag, is_given in given.items() if is_given)
+            if idle:
+                raise ConfigError(
+                    f"--method {self.method} does not attack, so {idle} would do "
+                    "nothing; leave it out, or choose another --method"
+                )
+        if self.on_overfit != "fallback" and not entry.one_step:
+            raise ConfigError(
+                f"--on-overfit {self.on_overfit} is for methods that attack in one step, "
+                f"which --method {self.method} is not; leave it out"
             )
 
     def _check_milestones(self) -> None:
@@ -322,11 +350,17 @@ class TrainConfig:
         name = f"{self.arch.replace('/', '-')}_{threat}{method}_{data}_s{self.seed}"
         return Path("runs") / name
 
-    def resolve_batch_size(self, num_images: int) -> int:
-        """`batch_size`, or its default for a training set of `num_images`."""
-        if self.batch_size is not None:
-            return min(self.batch_size, num_images)
-        return min(512 if num_images >= _SMALL_SET else 128, num_images)
+    def resolve_batch_size(self, num_images: int, ranks: int = 1) -> int:
+        """`batch_size`, or its default for a training set of `num_images`.
+
+        What was not asked for (the default, or all images of a set smaller than the
+        batch) is rounded down to what `ranks` can share equally.
+        """
+        default = 512 if num_images >= _SMALL_SET else 128
+        size = min(self.batch_size or default, num_images)
+        if size != self.batch_size:
+            size = max(size - size % ranks, ranks)
+        return size
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for config.yaml."""
@@ -372,7 +406,9 @@ def scheduled(lr: float, schedule: str, step: int, total: int) -> float:
     if schedule == "step":
         return lr * 0.1 ** min(3 * step // total, 2)
     if schedule == "cosine":
-        return lr * 0.5 * (1 + math.cos(math.pi * step / total))
+        return lr * 0.5 * (1 + math.cos(math.pi * min(step / total, 1.0)))
     if schedule == "onecycle":
-        return lr * min(max(step, 1) / total / 0.3, (1 - step / total) / 0.7, 1.0)
+        # More ranks may need fewer updates: a run resumed on them can pass its `total`.
+        left = max(1 - step / total, 0.0)
+        return lr * min(max(step, 1) / total / 0.3, left / 0.7, 1.0)
     return lr

@@ -11,6 +11,8 @@ import yaml
 from fastadv.errors import ConfigError
 from fastadv.threat import parse_pixels
 
+SWEEP_KEYS = ("sources", "datasets", "protocols")  # of a recipe of many experiments
+
 
 def load_config_file(path: Path) -> dict[str, Any]:
     """Read a YAML mapping.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -221,7 +222,8 @@ def joined(device: str) -> Iterator[World]:
                 "is the port free, and were all ranks started?"
             ) from error
     world.control = cast(dist.ProcessGroup, dist.new_group(backend="gloo"))
-    world.peers = Peers(world.rank, world.size, quiet=world.local_rank != 0)
+    attempt = world.share(secrets.token_hex(8))
+    world.peers = Peers(world.rank, world.size, attempt, quiet=world.local_rank != 0)
     ended = False
     try:
         with _said_once(world):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -16,6 +17,7 @@ from fastadv.data import (
     train_val_split,
 )
 from fastadv.data.options import Backend
+from fastadv.data.pairs import dataset_options
 from fastadv.errors import ConfigError
 from fastadv.training.config import TrainConfig
 from fastadv.training.distributed import World
@@ -48,7 +50,9 @@ class RunImages:
     def __init__(self, config: TrainConfig, device: torch.device, world: World) -> None:
         self.config, self.device, self.world = config, device, world
         drawn = _DRAWN_SMALL if config.arch.endswith("_cifar") else _DRAWN
-        splits = open_dataset(config.data, resolution=config.resolution or drawn)
+        options: dict[str, Any] = {**dataset_options(config.dataset_option)}
+        side = config.resolution or drawn
+        splits = open_dataset(config.data, resolution=side, **options)
         native = config.resolution or native_resolution(config.data, splits)
         self.resolution = native or drawn
         if (config.progressive or 0) > self.resolution:
@@ -61,7 +65,7 @@ class RunImages:
         pool = subset(splits.train, config.num_train, config.seed)
         self.train, self.val = self._hold_out(pool)
         self.test = splits.test
-        self.batch_size = config.resolve_batch_size(len(self.train))
+        self.batch_size = config.resolve_batch_size(len(self.train), world.size)
 
     def _hold_out(self, pool: ImageSet) -> tuple[ImageSet, ImageSet]:
         wanted = self.config.val_size

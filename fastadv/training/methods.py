@@ -87,7 +87,7 @@ class Part:
         targets: `labels`, or class probabilities, float32 [N, K].
         seed: of the random starts of this update.
         offset: number of the first image within the batch.
-        batch: images of the whole batch.
+        batch: images of the whole batch, those of all ranks.
     """
 
     images: Tensor
@@ -356,7 +356,8 @@ class Free(Method):
 
     def state_dict(self) -> dict[str, Any]:
         """The perturbation carried over."""
-        return {"deltas": dict(self._deltas)}
+        # On the CPU: ranks exchange them, and the sender's GPU is not the receiver's.
+        return {"deltas": {key: delta.cpu() for key, delta in self._deltas.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` gave."""

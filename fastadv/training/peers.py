@@ -14,7 +14,10 @@ import sys
 import threading
 from datetime import timedelta
 
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch.distributed import (  # type: ignore[attr-defined]
+    PrefixStore,
+    TCPStore,
+)
 
 from fastadv.errors import EXIT_FAILED, FastadvError
 
@@ -22,7 +25,7 @@ _TICK = 1.0  # seconds between looks
 # Ticks are counted, not the clock read: a job that was suspended as a whole goes on.
 _SILENT = 20  # ticks without a heartbeat: the rank is dead
 _GRACE = 10  # ticks for the main thread to notice by itself, and to say it better
-_FAILED = "fastadv/failed"
+_FAILED = "failed"
 
 
 class PeerFailed(FastadvError):
@@ -35,20 +38,25 @@ class Peers:
     Args:
         rank: of this process.
         size: number of ranks.
+        attempt: the same text on all ranks, another at each start of the run:
+            torchrun's store outlives a start that failed, and what is said in it.
         quiet: say nothing on stderr.
     """
 
-    def __init__(self, rank: int, size: int, *, quiet: bool = False) -> None:
+    def __init__(
+        self, rank: int, size: int, attempt: str, *, quiet: bool = False
+    ) -> None:
         self.rank, self.size, self.quiet = rank, size, quiet
         self.next = (rank + 1) % size  # the rank whose heartbeat this one listens to
         # A connection of its own: torch's is blocked while a collective sets up.
-        self._store = TCPStore(
+        store = TCPStore(
             os.environ["MASTER_ADDR"],
             int(os.environ["MASTER_PORT"]),
             is_master=False,
             wait_for_workers=False,
             timeout=timedelta(seconds=15),
         )
+        self._store = PrefixStore(f"fastadv/{attempt}", store)
         self._lock = threading.Lock()
         self._left = threading.Event()
         self._parent = os.getppid()
@@ -92,10 +100,10 @@ class Peers:
 
     def _beat(self, value: str) -> None:
         with self._lock:
-            self._store.set(f"fastadv/beat/{self.rank}", value)
+            self._store.set(f"beat/{self.rank}", value)
 
     def _heard(self, rank: int) -> str:
-        key = f"fastadv/beat/{rank}"
+        key = f"beat/{rank}"
         with self._lock:
             return self._store.get(key).decode() if self._store.check([key]) else ""
 

@@ -28,7 +28,7 @@ import yaml
 
 from fastadv.errors import CheckpointError, ConfigError
 from fastadv.eventlog import EventLog
-from fastadv.files import FolderLock, replace_file, sync_folder
+from fastadv.files import FolderLock, replace_file, say_unlocked, sync_folder
 from fastadv.models import NormalizedModel, read_metadata, save_model
 from fastadv.models.files import file_sha256, write_atomic
 from fastadv.training.config import TrainConfig
@@ -43,6 +43,7 @@ _MAY_CHANGE = {
     "save_minutes",
     "backend",
     "data",
+    "dataset_option",
     "keep_every",
     "pictures_every",
     "tensorboard",
@@ -98,9 +99,12 @@ class RunDirectory:
             )
         self._take_lock()
         try:
-            state = self._newest_state() if self.began else None
-            if state is not None:
+            state, used, damage = (
+                self._newest_state() if self.began else (None, None, None)
+            )
+            if state is not None and used is not None:
                 self._check_same(config, state["config"])
+                self._repair(state, used, damage)
         except BaseException:
             self.release()
             raise
@@ -140,8 +144,7 @@ class RunDirectory:
                 "stop it, or choose another --out"
             ) from None
         except OSError as error:
-            # A folder that cannot be written fails below, with a better message.
-            log.info("no lock on %s: %s", self.path, error.strerror)
+            say_unlocked(self.path, error)
 
     def release(self) -> None:
         """Let other processes write here."""
@@ -161,9 +164,12 @@ class RunDirectory:
                 " resume with the same choices, or start another --out"
             )
 
-    def _newest_state(self) -> dict[str, Any]:
-        """The state in `last`, or where that is damaged, in the checkpoint before it."""
-        self._check_best()
+    def _newest_state(self) -> tuple[dict[str, Any], Path, str | None]:
+        """The state in `last`, or where that is damaged, in the checkpoint before it.
+
+        Returns:
+            It, the checkpoint it is of, and what is wrong with `last`, if anything is.
+        """
         damage: list[str] = []
         for name in ("last", "previous"):
             link = self.checkpoints / name
@@ -174,18 +180,18 @@ class RunDirectory:
             except CheckpointError as error:
                 damage.append(str(error))
                 continue
-            if damage:
-                used = link.resolve()
-                log.warning("%s; going on from %s, the one before", damage[0], used)
-                self.log("damaged_checkpoint", reason=damage[0], used=used.name)
-                self._point("last", used)
-            return state
+            return state, link.resolve(), damage[0] if damage else None
         raise CheckpointError(
             f"{'; '.join(damage)}; no other checkpoint is left, so the run cannot be "
             "resumed. Start it again with another --out"
         )
 
-    def _check_best(self) -> None:
+    def _repair(self, state: dict[str, Any], used: Path, damage: str | None) -> None:
+        """Point the links away from what is damaged, once the run does go on."""
+        if damage:
+            log.warning("%s; going on from %s, the one before", damage, used)
+            self.log("damaged_checkpoint", reason=damage, used=used.name)
+            self._point("last", used)
         best = self.checkpoints / "best"
         try:
             if os.path.lexists(best):
@@ -194,6 +200,8 @@ class RunDirectory:
             log.warning("%s; the best epoch is chosen again from those to come", error)
             self.log("damaged_checkpoint", reason=str(error), used=None)
             best.unlink(missing_ok=True)
+        if not os.path.lexists(best):
+            state["best"] = -1.0
 
     @staticmethod
     def _check_sums(folder: Path) -> None:
@@ -218,8 +226,6 @@ class RunDirectory:
         except Exception as error:  # torch raises many types for a damaged file
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise CheckpointError(f"{path} cannot be read ({reason})") from error
-        if not os.path.lexists(self.checkpoints / "best"):
-            state["best"] = -1.0
         return state
 
     def log(self, event: str, **values: Any) -> None:
@@ -315,6 +321,9 @@ class RunDirectory:
 
     def _drop_unlinked(self) -> None:
         links = [path for path in self.checkpoints.iterdir() if path.is_symlink()]
+        for link in [link for link in links if link.name.startswith(".")]:
+            link.unlink(missing_ok=True)  # of a process killed in `_point`
+            links.remove(link)
         kept = {link.resolve() for link in links}
         for folder in self.checkpoints.glob("step-*"):
             if folder.resolve() not in kept:

@@ -11,8 +11,8 @@ def side_at(config: TrainConfig, resolution: int, epoch: int) -> int:
     """Side of the training images in `epoch` (from 0), pixels.
 
     Four stages of equally many epochs, linearly from `config.progressive` to `resolution`,
-    in multiples of 32 (of 4 below 128 px). Few sides, since each is compiled or recorded
-    anew.
+    those between in multiples of 32 (of 4 below 128 px). Few sides, since each is compiled
+    or recorded anew.
 
     Source:
         Tan and Le 2021 (2104.00298), algorithm 1, with four stages.
@@ -23,7 +23,9 @@ def side_at(config: TrainConfig, resolution: int, epoch: int) -> int:
     stage = min(_STAGES * epoch // config.epochs, _STAGES - 1)
     unit = 32 if resolution >= 128 else 4
     side = first + (resolution - first) * stage / (_STAGES - 1)
-    return resolution if stage == _STAGES - 1 else max(unit, round(side / unit) * unit)
+    if stage in (0, _STAGES - 1):
+        return round(side)
+    return min(max(first, round(side / unit) * unit), resolution)
 
 
 def radius_at(config: TrainConfig, side: int, resolution: int, epoch: int) -> float:

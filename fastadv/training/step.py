@@ -62,6 +62,7 @@ def train_step(
     view: AttackView | None = None,
     seed: int = 0,
     offset: int = 0,
+    ranks: int = 1,
     precision: str = "fp32",
     method: Method | None = None,
     update: Update = _PLAIN,
@@ -77,6 +78,7 @@ def train_step(
         view: the attack view of `model`; refreshed here. Required with `attack`.
         seed: of this step's random starts.
         offset: number of the first image among those of all ranks.
+        ranks: how many there are, each with as many images.
         precision: `"fp32"`, or `"bf16"` or `"fp16"` for autocast.
         method: what is descended on; replaces `attack`, `view` and `precision`, which
             stand for `PGDTraining` or plain cross-entropy.
@@ -91,7 +93,8 @@ def train_step(
     with phase("attack"):
         method.refresh()
     images, targets = update.mixing(images, labels, model.num_classes, seed)
-    parts = _parts(images, labels, targets, seed, update.accumulate, offset)
+    whole = len(labels) * ranks
+    parts = _parts(images, labels, targets, seed, update.accumulate, offset, whole)
     passes = [method.losses(part) for part in parts]
     loss, correct = torch.zeros(()), torch.zeros(())
     while True:
@@ -126,8 +129,9 @@ def _parts(
     seed: int,
     count: int,
     offset: int,
+    batch: int,
 ) -> list[Part]:
-    """The batch in `count` parts, fewer if it has fewer images."""
+    """This rank's images of a batch in `count` parts, fewer if it has fewer images."""
     n, size = len(labels), -(-len(labels) // count)
     return [
         Part(
@@ -136,7 +140,7 @@ def _parts(
             targets[i : i + size],
             seed=seed,
             offset=offset + i,
-            batch=n,
+            batch=batch,
         )
         for i in range(0, n, size)
     ]

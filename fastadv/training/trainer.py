@@ -356,6 +356,7 @@ class Trainer:
             seed=derive_key(self.config.seed, "start", self.step),
             # Ranks hold consecutive parts of one batch, numbered through.
             offset=self.world.rank * len(batch.labels),
+            ranks=self.world.size,
         )
         self.learner.after_step()
         self.step += 1
@@ -381,15 +382,20 @@ class Trainer:
         try:
             return next(batches, None)
         except Exception:
-            # Alone: other ranks could not take part. They stop, and go on from `last`.
-            if self.world.size == 1 and self.step:
-                with contextlib.suppress(FastadvError):
-                    self._save()
+            self._save_alone()
             raise
+
+    def _save_alone(self) -> None:
+        """Before an error ends the run: other ranks could not take part, and go on from
+        `last`.
+        """
+        if self.world.size == 1 and self.step:
+            with contextlib.suppress(FastadvError):
+                self._save()
 
     def _report(self, interval: Interval, epoch: int) -> Interval:
         self._last = measured = interval.read(self.step - 1, self.world.gather)
-        self._trained_images += interval.images
+        self._trained_images += interval.images * self.world.size  # each has as many
         self._trained_seconds += time.monotonic() - interval.began
         lr = self.optimizer.param_groups[0]["lr"]
         rounded = {key: round(value, 5) for key, value in measured.items()}
@@ -409,7 +415,13 @@ class Trainer:
         best = False
         if epoch % self.config.eval_every == 0 or epoch == self.config.epochs:
             self._validated = False
-            found = self.validation(self.learner.published(), self.val_set, stop)
+            try:
+                found = self.validation(self.learner.published(), self.val_set, stop)
+            except Interrupted:
+                raise
+            except Exception:
+                self._save_alone()
+                raise
             self._validated = True
             score = found.robust.top1 if found.robust else found.clean.top1
             best, self.best_score = score > self.best_score, max(score, self.best_score)

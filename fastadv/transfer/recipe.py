@@ -27,10 +27,10 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from fastadv.errors import ConfigError, unknown_name
 from fastadv.training.config import TrainConfig
-from fastadv.training.configfile import load_config_file, typed
+from fastadv.training.configfile import SWEEP_KEYS, load_config_file, typed
 from fastadv.transfer.config import TransferConfig
 
-_PARTS = {"sources": "source", "datasets": "dataset", "protocols": "mode"}
+_PARTS = dict(zip(SWEEP_KEYS, ("source", "dataset", "mode"), strict=True))
 _BRACES = re.compile(r"\{([^{}]*,[^{}]*)\}")
 
 
@@ -71,11 +71,9 @@ def _refuse_training(path: Path, values: dict[Any, Any]) -> None:
     )
     if not values.keys() <= training or values.keys() <= sweeps:
         return
-    near = path.parent / "transfer" / path.name
-    hint = near if near.is_file() else "one of recipes/transfer/"
     raise ConfigError(
         f"{path} is a recipe of fastadv-train (run: fastadv-train --config {path}); a "
-        f"sweep has {', '.join(_PARTS)}: use {hint}"
+        f"sweep has {', '.join(_PARTS)}, as recipes/salman2020.yaml does"
     )
 
 

@@ -22,8 +22,9 @@ from torch import nn
 from fastadv.data import subset
 from fastadv.errors import Preempted, TrainingDiverged
 from fastadv.models import state_hash
-from fastadv.training import Trainer, trainer
+from fastadv.training import TrainConfig, Trainer, trainer
 from fastadv.training.distributed import World, joined
+from fastadv.training.methodnames import METHODS as ENTRIES
 from fastadv.training.validation import Validation
 
 # Two updates: enough to meet every part, too few for rounding to grow.
@@ -35,8 +36,18 @@ SHORT: dict[str, Any] = {
     "schedule": "constant",
     "random_start": True,
 }
+METHODS = ("trades", "mart", "free", "rs_fgsm", "n_fgsm", "gradalign", "discrepancy")
 LONG: dict[str, Any] = {"num_train": 61, "random_start": True}  # 51 images: uneven
 UNEVEN = 13
+
+
+def of_method(out: Path, method: str) -> TrainConfig:
+    """`SHORT` by a method, with its own attack."""
+    # One step, where it can be from far off: near the image the gradient of a divergence
+    # is rounding, and its direction another on each number of ranks.
+    start = ENTRIES[method].random_start == "chosen"
+    own = {"method": method, "num_steps": 1, "random_start": start}
+    return tiny(out, **SHORT | own)
 
 
 class Planted(Exception):
@@ -120,6 +131,8 @@ def checks(folder: Path, world: World) -> dict[str, Any]:
         found[name] = state_hash(training.parallel.plain())
     with frozen_norms():
         Trainer(tiny(folder / "frozen", **SHORT), world=world).fit()
+        for method in METHODS:
+            Trainer(of_method(folder / method, method), world=world).fit()
 
     # Counts of a set that cannot be shared equally, and those of one process.
     images = subset(training.test_set, UNEVEN, 0)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,9 +16,11 @@ from PIL import Image
 from small_runs import last_step, resume, signal_at_step, tiny, weights
 
 from fastadv.cli import train as command
+from fastadv.data.memory import MemoryLoader
 from fastadv.errors import Preempted
 from fastadv.models import create_model, save_model
 from fastadv.training import train
+from fastadv.training.rundir import RunDirectory
 
 # Two epochs of two updates.
 SHORT: dict[str, Any] = {"num_train": 40}
@@ -54,6 +59,10 @@ def _files(folder: Path) -> dict[str, bytes]:
         str(path.relative_to(folder)): path.read_bytes()
         for path in folder.rglob("*")
         if path.is_file() and path.name != ".lock"
+    } | {
+        str(path.relative_to(folder)): os.readlink(path).encode()
+        for path in folder.rglob("*")
+        if path.is_symlink()
     }
 
 
@@ -83,6 +92,53 @@ def test_a_refused_resume_changes_nothing(
     assert _files(run) == before
     # The lock went with the refusal, and the run goes on as if nobody had asked.
     assert resume(run) == 0
+
+
+def test_a_refused_resume_repairs_nothing(run: Path) -> None:
+    (run / "checkpoints" / "last" / "model.safetensors").write_bytes(b"torn")
+    before = _files(run)
+    assert command.main(["--resume", "--out", str(run), "--seed", "5"]) == 2
+    assert _files(run) == before
+    assert resume(run) == 0
+    assert _files(run) != before
+
+
+def test_links_of_a_killed_process_keep_nothing(run: Path) -> None:
+    checkpoints = run / "checkpoints"
+    stale = checkpoints / "step-00000001"
+    stale.mkdir()
+    (checkpoints / ".last-12345").symlink_to(stale.name)
+    assert command.main(["--resume", "--out", str(run), "--epochs", "2"]) == 0
+    RunDirectory(run)._drop_unlinked()
+    assert not stale.exists()
+    assert not os.path.lexists(checkpoints / ".last-12345")
+    assert (checkpoints / "last").exists()
+
+
+def test_a_folder_without_locks_is_named(
+    run: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_locks(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "lockf", no_locks)
+    assert resume(run) == 0
+    assert "nothing keeps a second process from writing there" in caplog.text
+
+
+def test_dali_may_be_gone_when_a_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As on another node: the run was begun by DALI, and there is none here."""
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(MemoryLoader, "backend", "dali")
+        signal_at_step(patch, 1)
+        with pytest.raises(Preempted):
+            train(tiny(run, **SHORT))
+    assert resume(run) == 0
+    assert last_step(run) == 4
+    assert "images are decoded by torchvision, not by DALI" in caplog.text
 
 
 def test_what_a_run_began_with_may_be_gone(

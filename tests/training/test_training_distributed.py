@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 import torch
-from pair import LONG, SHORT, frozen_norms
+from pair import LONG, METHODS, SHORT, frozen_norms, of_method
 from small_runs import environment, events, flags, last_step, script, tiny, weights
+from torch.distributed import TCPStore
 
 from fastadv.cli import train as command
 from fastadv.errors import ConfigError
@@ -24,6 +25,7 @@ from fastadv.training import Trainer, train
 from fastadv.training.distributed import World, joined, read_environment
 from fastadv.training.launch import _free_port, launch
 from fastadv.training.learner import Learner
+from fastadv.training.peers import Peers
 
 TOGETHER = 60.0  # seconds within which all ranks have stopped
 
@@ -90,6 +92,49 @@ def test_two_ranks_equal_one(name: str, pair: Pair, tmp_path: Path) -> None:
     for key, value in one.state_dict().items():
         # float32 sums of 16 images times 256 pixels: 1e-6 of the values was seen.
         torch.testing.assert_close(two[key], value, rtol=2e-5, atol=2e-5, msg=key)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_two_ranks_equal_one_by_every_method(
+    method: str, pair: Pair, tmp_path: Path
+) -> None:
+    torch.set_num_threads(1)
+    with frozen_norms():
+        train(of_method(tmp_path / method, method))
+    one, two = (
+        load_model(folder / method / "checkpoints" / "last" / "model.safetensors")
+        for folder in (tmp_path, pair.folder)
+    )
+    for key, value in one.state_dict().items():
+        torch.testing.assert_close(
+            two.state_dict()[key], value, rtol=2e-5, atol=2e-5, msg=key
+        )
+
+
+def test_images_per_second_are_those_of_all_ranks(pair: Pair) -> None:
+    found = events(pair.folder / "plain")
+    [train_rate] = [e["images_per_s"] for e in found if e["event"] == "train"]
+    [test_rate] = [e["images_per_s"] for e in found if e["event"] == "test"]
+    assert test_rate == pytest.approx(train_rate, rel=0.1)
+
+
+def test_what_an_earlier_start_said_is_not_heard(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """torchrun --max-restarts starts ranks anew beside the store of those that failed."""
+    port = _free_port()
+    store = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(store.port))
+    first = Peers(0, 2, "first", quiet=True)
+    second = Peers(0, 2, "second", quiet=True)
+    try:
+        first._tell("out of memory", 1, 1)
+        assert first._failure() == (1, "out of memory", 1)
+        assert second._failure() is None
+    finally:
+        first.leave()
+        second.leave()
 
 
 def test_ranks_end_with_the_same_bits(pair: Pair) -> None:

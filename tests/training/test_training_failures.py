@@ -23,9 +23,11 @@ from small_runs import (
 )
 
 from fastadv.cli import train as command
-from fastadv.errors import CheckpointError, TrainingDiverged
+from fastadv.data import ImageSet, Loader
+from fastadv.errors import CheckpointError, DataError, TrainingDiverged
 from fastadv.models import load_model
 from fastadv.training import Trainer, train, trainer
+from fastadv.training.images import RunImages
 
 
 def _message(capsys: pytest.CaptureFixture[str]) -> str:
@@ -34,6 +36,28 @@ def _message(capsys: pytest.CaptureFixture[str]) -> str:
     assert not any("Traceback" in line for line in lines)
     assert [line.startswith("fastadv-train: ") for line in lines].count(True) == 1
     return lines[-1]
+
+
+# ---- images that cannot be had ----
+
+
+def test_an_epoch_whose_validation_fails_is_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    train(tiny(whole))
+    with monkeypatch.context() as patch:
+
+        def broken(self: RunImages, images: ImageSet) -> Loader:
+            raise DataError("a decoding process was killed")
+
+        patch.setattr(RunImages, "eval_loader", broken)
+        with pytest.raises(DataError, match="was killed"):
+            train(tiny(run))
+    assert last_step(run) == STEPS_PER_EPOCH
+    assert resume(run) == 0
+    assert [e["epoch"] for e in events(run) if e["event"] == "val"] == [1, 2]
+    assert weights(run) == weights(whole)
 
 
 # ---- divergence ----

@@ -224,7 +224,7 @@ def test_the_log_is_complete(tmp_path: Path) -> None:
     assert [e["step"] for e in log] == [0, 12, 12, STEPS, STEPS, STEPS, STEPS]
     start, first, val, second, _, _, test = log
     assert start["total_steps"] == STEPS == 2 * STEPS_PER_EPOCH
-    assert start["config"] == tiny(run).to_dict()
+    assert start["config"] == json.loads(json.dumps(tiny(run).to_dict()))
     assert {"torch", "cpu", "commit", "threads"} <= start["environment"].keys()
     assert (first["epoch"], second["epoch"], val["epoch"]) == (0, 1, 1)
     assert 0 < first["loss"] < 10
@@ -341,3 +341,5 @@ def test_learning_rates_are_positive_and_at_most_lr(schedule: Any, total: int) -
     rates = [learning_rate(config, step, total) for step in range(total)]
     assert all(0 < rate <= 0.3 * (1 + 1e-12) for rate in rates)
     assert math.isclose(max(rates), 0.3, rel_tol=0.6) or total == 1
+    # A run resumed on more ranks can have been further than it now is long.
+    assert all(learning_rate(config, total + i, total) >= 0 for i in range(3))

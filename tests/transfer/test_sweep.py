@@ -19,6 +19,7 @@ import torch
 import yaml
 from small_runs import environment, script, tiny
 
+from fastadv.cli import train as train_command
 from fastadv.cli import transfer as command
 from fastadv.errors import ConfigError, DataError
 from fastadv.training import train
@@ -29,6 +30,7 @@ from fastadv.transfer.sweep import make_plan, run_sweep
 from fastadv.transfer.table import SCHEMA
 
 ROWS = 6 + 4  # of RECIPE
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 
 
 @pytest.fixture(scope="module")
@@ -148,24 +150,26 @@ def test_wrong_recipes_say_where(
     [
         ("salman2020", 40 * 12 * 2 * 2),
         ("utrera2021-limited", 4 * 6 * 4 * 10),
-        ("small", 22),
+        ("transfer-small", 22),
     ],
 )
 def test_the_recipes_of_the_project(name: str, experiments: int) -> None:
-    folder = Path(__file__).resolve().parents[2] / "recipes" / "transfer"
-    configs = read_recipe(folder / f"{name}.yaml")
-    assert len(configs) == experiments
-    assert {p.stem for p in folder.glob("*.yaml")} >= {name}
+    file = RECIPES / f"{name}.yaml"
+    assert len(read_recipe(file)) == experiments
+    assert f"fastadv-transfer sweep recipes/{file.name}" in file.read_text()
 
 
-def test_a_training_recipe_is_no_sweep(capsys: pytest.CaptureFixture[str]) -> None:
-    folder = Path(__file__).resolve().parents[2] / "recipes"
-    hints = {"salman2020": folder / "transfer" / "salman2020.yaml"}
-    for name in ("salman2020", "trades"):
-        assert command.main(["sweep", str(folder / f"{name}.yaml")]) == 2
-        error = capsys.readouterr().err
-        assert f"{name}.yaml is a recipe of fastadv-train (run: fastadv-train" in error
-        assert f"use {hints.get(name, 'one of recipes/transfer/')}" in error
+def test_recipes_of_the_two_kinds_are_told_apart(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = RECIPES / "trades.yaml"
+    assert command.main(["sweep", str(file)]) == 2
+    error = capsys.readouterr().err
+    assert "trades.yaml is a recipe of fastadv-train (run: fastadv-train" in error
+    file = RECIPES / "salman2020.yaml"
+    assert train_command.main(["--config", str(file)]) == 2
+    error = capsys.readouterr().err
+    assert f"is a sweep of transfers (run: fastadv-transfer sweep {file})" in error
 
 
 def test_missing_sources_and_data_are_all_named(runs: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Fine-tuning: what trains and what is frozen, the published protocols, robustness."""
+"""Fine-tuning: what trains and what is frozen, selection, robustness."""
 
 from __future__ import annotations
 
@@ -10,78 +10,26 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from tuned_runs import moved, source_file, statistics, tuning_config
 
 from fastadv.cli import transfer as command
 from fastadv.data import (
     ArraySet,
     DatasetSplits,
-    LoaderOptions,
     make_loader,
     open_dataset,
 )
 from fastadv.errors import ConfigError, DataError
-from fastadv.models import NormalizedModel, create_model, save_model
+from fastadv.models import create_model
 from fastadv.transfer import TransferConfig, protocol, target, transfer
 from fastadv.transfer.protocol import TransferRun
-from fastadv.transfer.settings import Settings, make_settings, published_names
+from fastadv.transfer.settings import Settings
 from fastadv.transfer.tuning import (
-    UtreraLoader,
     choose_trained,
     fine_tune,
     make_method,
-    misfrozen,
     prepare_model,
-    utrera_transform,
 )
-
-
-def _source(folder: Path, arch: str = "resnet8_cifar", seed: int = 0) -> Path:
-    file = folder / f"{arch}-{seed}.safetensors"
-    save_model(create_model(arch, 3, seed=seed), file, {"resolution": 16})
-    return file
-
-
-def _config(source: Path, **changes: Any) -> TransferConfig:
-    values: dict[str, Any] = {
-        "source": str(source),
-        "dataset": "digits",
-        "mode": "full_network",
-        "num_train": 60,
-        "results": str(source.parent / "results"),
-        "device": "cpu",
-        "workers": 0,
-    }
-    if changes.get("mode") != "fixed_feature" or "protocol" in changes:
-        values |= {"epochs": 1, "lrs": (0.05,), "batch_size": 16}
-    return TransferConfig(**(values | changes))
-
-
-@pytest.fixture
-def tuned(
-    monkeypatch: pytest.MonkeyPatch,
-) -> list[tuple[dict[str, Tensor], NormalizedModel]]:
-    """Every network that was fine-tuned, with its state before."""
-    seen: list[tuple[dict[str, Tensor], NormalizedModel]] = []
-
-    def keeping(model: NormalizedModel, *rest: Any) -> Any:
-        seen.append(({k: v.clone() for k, v in model.state_dict().items()}, model))
-        return fine_tune(model, *rest)
-
-    monkeypatch.setattr(protocol, "fine_tune", keeping)
-    return seen
-
-
-def _moved(seen: tuple[dict[str, Tensor], NormalizedModel]) -> set[str]:
-    before, model = seen
-    after = model.state_dict()
-    return {k for k, v in after.items() if not torch.equal(v, before[k])}
-
-
-def _statistics(model: NormalizedModel) -> set[str]:
-    ends = ("running_mean", "running_var", "num_batches_tracked")
-    return {k for k in model.state_dict() if k.endswith(ends)}
-
 
 # ---- what trains ----
 
@@ -140,32 +88,34 @@ def test_an_update_moves_exactly_the_last_blocks(arch: str) -> None:
 
 
 def test_frozen_means_frozen(tmp_path: Path, tuned: list[Any]) -> None:
-    [row] = transfer(_config(_source(tmp_path), mode="last_k_blocks", k=1))
+    [row] = transfer(tuning_config(source_file(tmp_path), mode="last_k_blocks", k=1))
     assert (row["mode"], row["k_blocks"], row["notes"]) == ("last_k_blocks", 1, None)
     model = tuned[0][1]
     name, _ = model.blocks()[-1]
     in_block = {
         k for k in model.state_dict() if k.startswith((f"net.{name}.", "net.linear."))
     }
-    assert _moved(tuned[0]) == in_block
-    assert in_block & _statistics(model)
+    assert moved(tuned[0]) == in_block
+    assert in_block & statistics(model)
 
 
 def test_frozen_batchnorm_may_follow_the_target(
     tmp_path: Path, tuned: list[Any]
 ) -> None:
-    source = _source(tmp_path)
+    source = source_file(tmp_path)
     # Fixed features that move cannot be computed once: the trunk runs every epoch.
     transfer(
-        _config(source, mode="fixed_feature", protocol="fastadv", frozen_bn="train")
+        tuning_config(
+            source, mode="fixed_feature", protocol="fastadv", frozen_bn="train"
+        )
     )
     heads = {"net.linear.weight", "net.linear.bias"}
-    assert _moved(tuned[0]) == heads | _statistics(tuned[0][1])
+    assert moved(tuned[0]) == heads | statistics(tuned[0][1])
 
 
 def test_scratch_owes_nothing_to_the_source(tmp_path: Path) -> None:
     rows = [
-        transfer(_config(_source(tmp_path, seed=seed), mode=mode))[0]
+        transfer(tuning_config(source_file(tmp_path, seed=seed), mode=mode))[0]
         for mode in ("scratch", "full_network")
         for seed in (0, 1)
     ]
@@ -173,213 +123,6 @@ def test_scratch_owes_nothing_to_the_source(tmp_path: Path) -> None:
     assert counts[0] == counts[1] != counts[2]
     assert counts[2] != counts[3]
     assert rows[0]["mode"] == "scratch"
-
-
-# ---- published protocols ----
-
-
-def test_salman2020_keeps_its_defects_and_says_so(
-    tmp_path: Path, tuned: list[Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    judged: list[int] = []
-    real = protocol.evaluate
-
-    def counting(model: Any, loader: Any, *rest: Any) -> Any:
-        judged.append(len(loader.imageset))
-        return real(model, loader, *rest)
-
-    monkeypatch.setattr(protocol, "evaluate", counting)
-    config = _config(
-        _source(tmp_path),
-        mode="fixed_feature",
-        protocol="salman2020",
-        resolution=16,
-        epochs=7,
-        lrs=None,
-        batch_size=None,
-    )
-    run = TransferRun(config)
-    assert run.settings.lrs == (0.01, 0.001)
-    assert run.settings.batch_size == 64
-    [row] = run.rows()
-    # On the test set after epochs 1, 6 and 7 with each learning rate, and at the end.
-    assert judged == [500] * 7
-    assert (row["protocol"], row["select_on"], row["num_val"]) == (
-        "salman2020",
-        "test",
-        0,
-    )
-    assert row["val_value"] == row["value"]
-    assert row["notes"] == (
-        "BatchNorm of frozen layers in train mode; inputs normalised by mean 0, std 1; "
-        "the published code stops with an error here, this trains the head alone; "
-        "epoch and learning rate chosen on the test set; epochs 7 instead of 150; "
-        "resolution 16 instead of 224"
-    )
-    chosen = json.loads(row["hyperparameters"])
-    assert (chosen["augment"], chosen["epoch"] in (1, 6, 7)) == ("rrc", True)
-    for before, model in tuned:
-        assert _moved((before, model)) == {
-            "net.linear.weight",
-            "net.linear.bias",
-            *_statistics(model),
-        }
-        assert (model.mean.tolist(), model.std.tolist()) == ([0.0] * 3, [1.0] * 3)
-
-
-def _settings(
-    dataset: str, n: int = 5000, misfrozen: str | None = None, **changes: Any
-) -> Settings:
-    config = TransferConfig(source="s", dataset=dataset, **changes)
-    digits = dataset in ("digits", "mnist")
-    return make_settings(
-        config, dataset, n, config.side(32), digits=digits, misfrozen=misfrozen
-    )
-
-
-def test_salman2020_settings() -> None:
-    flowers = _settings("flowers102", mode="full_network", protocol="salman2020")
-    assert (flowers.epochs, flowers.batch_size, flowers.lrs) == (150, 64, (0.01, 0.001))
-    assert (flowers.momentum, flowers.weight_decay) == (0.9, 5e-4)
-    assert flowers.statistics == ((0, 0, 0), (1, 1, 1))
-    assert flowers.changed == ()
-    assert "BatchNorm" not in str(flowers.notes)  # nothing is frozen
-    for name in ("cifar10", "cifar100"):
-        found = _settings(name, protocol="salman2020", mode="full_network")
-        assert found.statistics is not None
-        assert found.statistics[0][0] == pytest.approx(0.5, abs=0.01)
-        assert "the target's statistics" in str(found.notes)
-    repaired = _settings(
-        "dtd", protocol="salman2020", select_on="val", frozen_bn="eval"
-    )
-    assert repaired.notes == (
-        "inputs normalised by mean 0, std 1; select_on val instead of test; frozen_bn "
-        "eval instead of train"
-    )
-
-
-def test_utrera2021_settings() -> None:
-    options: dict[str, Any] = {
-        "mode": "last_k_blocks",
-        "k": 3,
-        "protocol": "utrera2021",
-    }
-    for n, epochs in ((100, 100), (1600, 100), (1601, 150), (25600, 150)):
-        found = _settings("svhn", n, **options)
-        assert (found.epochs, found.batch_size, found.lrs) == (epochs, 128, (0.1,))
-        assert (found.augment, found.select_on) == ("utrera", "none")
-        assert found.statistics is None
-        assert found.notes == "BatchNorm of frozen layers in train mode"
-    assert _settings("mnist", **options).augment == "none"
-    seeds = [
-        len(TransferConfig(source="s", dataset="d", num_train=n, **options).seeds)
-        for n in (100, 6400, 6401, 25600, 25601, 50000, None)
-    ]
-    assert seeds == [10, 10, 5, 5, 1, 1, 1]
-    with pytest.raises(ConfigError, match="one learning rate and chooses nothing"):
-        _settings("svhn", lrs=(0.1, 0.2), **options)
-
-
-def test_utrera2021_runs(tmp_path: Path, tuned: list[Any]) -> None:
-    words: dict[str, Any] = {"mode": "last_k_blocks", "k": 1, "protocol": "utrera2021"}
-    config = _config(_source(tmp_path), resolution=16, seeds=(0,), lrs=None, **words)
-    [row] = transfer(config)
-    assert (row["select_on"], row["val_value"]) == ("none", None)
-    assert (row["num_train"], row["num_val"]) == (60, 0)
-    before, model = tuned[0]
-    assert before["net.linear.weight"].std().item() == pytest.approx(1, abs=0.1)
-    assert before["net.linear.bias"].abs().max() == 0
-    assert _statistics(model) < _moved(tuned[0])
-    assert "net.conv1.weight" not in _moved(tuned[0])
-
-
-def test_the_augmentation_of_utrera2021() -> None:
-    white = np.full((64, 32, 32, 3), 255, np.uint8)
-    images = ArraySet(white, [0] * 64, ["a"], name="x", split="train")
-    options: dict[str, Any] = {"batch_size": 64, "resolution": 32, "train": True}
-    options |= {"augment": "none", "workers": 0}
-    state = torch.random.get_rng_state()
-    loader = UtreraLoader(images, LoaderOptions(**options))
-    first, second = next(iter(loader)), next(iter(loader))
-    assert torch.equal(torch.random.get_rng_state(), state)
-    assert torch.equal(first.images, second.images)  # the same epoch, begun again
-    loader.set_epoch(1)
-    again = next(iter(loader)).images
-    assert again.shape == (64, 3, 32, 32)
-    assert sorted(again.flatten(1).sum(1).tolist()) != sorted(
-        first.images.flatten(1).sum(1).tolist()
-    )
-    pixels = first.images.float()
-    # Brightness 0.75 to 1.25; contrast blends with the mean, which the border darkens.
-    middle = pixels[:, :, 8:24, 8:24]
-    assert middle.min() >= 255 * 0.75 * 0.75 - 2
-    assert middle.amax((1, 2, 3)).min() < 220
-    # Shifts by up to four pixels uncover a dark border of that width, and no more.
-    dark = (pixels < 100).all(1).float().mean(2)  # share of each row of each image
-    assert (dark[:, 0] > 0.9).sum() > 10
-    assert (dark[:, 3] > 0.8).any()
-    assert (dark[:, 6:26] < 0.5).all()
-    transform = utrera_transform(32)
-    assert "degrees=[-2.0, 2.0]" in repr(transform)
-    assert "padding=4" in repr(transform)
-    assert repr(transform).count("(0.75, 1.25)") == 3
-
-
-def test_what_freezing_by_name_froze() -> None:
-    def names(arch: str) -> list[str]:
-        with torch.device("meta"):
-            return [n for n, _ in create_model(arch, 5).net.named_parameters()]
-
-    assert published_names(names("resnet50")) == ["fc.weight", "fc.bias"]
-    assert published_names(names("vgg16_bn")) is None
-    assert published_names(names("mobilenet_v2")) is None
-    dense = published_names(names("densenet161"))
-    assert dense is not None
-    assert 0.3 < len(dense) / len(names("densenet161")) < 1  # half frozen
-    assert "features.denseblock1.denselayer3.conv1.weight" not in dense
-    assert "features.denseblock1.denselayer5.conv1.weight" in dense
-    assert "features.denseblock2.denselayer4.conv1.weight" not in dense
-    with torch.device("meta"):
-        model = create_model("densenet161", 5)
-    trained = choose_trained(model, "fixed_feature", by_name=True)
-    assert len(trained.parameters) == len(dense)
-    head = sum(p.numel() for p in model.head.parameters())
-    left = sum(p.numel() for p in trained.parameters) - head
-    assert misfrozen(model) == (
-        f"freezing by layer name left {left:,} parameters of the trunk training"
-    )
-    assert left == 25_343_616
-    with torch.device("meta"):
-        assert misfrozen(create_model("wide_resnet50_2", 5)) is None
-        assert "stops with an error" in str(misfrozen(create_model("vgg16_bn", 5)))
-    words: dict[str, Any] = {"protocol": "salman2020", "misfrozen": "all wrong"}
-    assert "all wrong" in str(_settings("dtd", **words).notes)
-    assert "all wrong" not in str(_settings("dtd", mode="full_network", **words).notes)
-    assert "all wrong" not in str(_settings("dtd", misfrozen="all wrong").notes)
-
-
-def test_what_the_papers_never_ran_is_said() -> None:
-    def changed(protocol: str, mode: str, k: int | None = None) -> tuple[str, ...]:
-        return _settings("svhn", protocol=protocol, mode=mode, k=k).changed
-
-    for mode in ("fixed_feature", "full_network"):
-        assert changed("salman2020", mode) == ()
-    assert changed("salman2020", "last_k_blocks", 3) == (
-        "mode last_k_blocks instead of fixed_feature or full_network",
-    )
-    assert changed("salman2020", "scratch") == (
-        "mode scratch instead of fixed_feature or full_network",
-    )
-    for k in (0, 1, 3, 9):
-        assert changed("utrera2021", "last_k_blocks", k) == ()
-    assert changed("utrera2021", "fixed_feature") == ()  # the last 0 blocks
-    assert changed("utrera2021", "last_k_blocks", 2) == (
-        "k 2 instead of the last 0, 1, 3, 9 blocks",
-    )
-    assert changed("utrera2021", "scratch") == (
-        "mode scratch instead of the last 0, 1, 3, 9 blocks",
-    )
-    assert changed("fastadv", "scratch") == ()
 
 
 # ---- selection ----
@@ -401,7 +144,7 @@ def test_selection_never_touches_the_test_images(
 
     monkeypatch.setattr(ArraySet, "load", loading)
     monkeypatch.setattr(protocol, "fine_tune", tuning)
-    config = _config(_source(tmp_path), lrs=(0.05, 0.01))
+    config = tuning_config(source_file(tmp_path), lrs=(0.05, 0.01))
     transfer(config)
     last = len(log) - log[::-1].index("tuned")
     assert log.count("tuned") == 2
@@ -419,7 +162,7 @@ def test_heads_are_chosen_without_the_test_images(
     words: dict[str, Any] = {"mode": "fixed_feature", "solver": solver}
     if solver == "sgd":
         words |= {"lrs": (1.0, 0.01, 1e-5), "epochs": 5}
-    config = _config(_source(tmp_path), num_train=200, seeds=(0, 1), **words)
+    config = tuning_config(source_file(tmp_path), num_train=200, seeds=(0, 1), **words)
     honest = transfer(config)
     real = open_dataset("digits")
     noise = np.random.default_rng(0).integers(0, 255, (50, 8, 8, 3)).astype(np.uint8)
@@ -438,7 +181,7 @@ def test_heads_are_chosen_without_the_test_images(
 def test_a_grid_of_heads_gives_every_seed_its_own_row(tmp_path: Path) -> None:
     words: dict[str, Any] = {"mode": "fixed_feature", "solver": "sgd", "epochs": 40}
     words |= {"batch_size": 16, "num_train": 200}
-    config = _config(_source(tmp_path), lrs=(1.0, 1e-3), **words)
+    config = tuning_config(source_file(tmp_path), lrs=(1.0, 1e-3), **words)
     grid = transfer(dataclasses.replace(config, seeds=(5, 2)))
     for row, seed in zip(grid, (5, 2), strict=True):
         [alone] = transfer(dataclasses.replace(config, seeds=(seed,)))
@@ -456,10 +199,10 @@ def test_a_grid_of_heads_gives_every_seed_its_own_row(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["fixed_feature", "full_network"])
 def test_robust_accuracy_goes_with_the_row(mode: str, tmp_path: Path) -> None:
-    source = _source(tmp_path)
+    source = source_file(tmp_path)
     words: dict[str, Any] = {"mode": mode, "norm": "linf", "robust_steps": 3}
     rows = [
-        transfer(_config(source, robust_eps=eps, num_train=200, **words))[0]
+        transfer(tuning_config(source, robust_eps=eps, num_train=200, **words))[0]
         for eps in (0.0, 0.02, 0.2)
     ]
     # A head put on the network says what it said on its features, to rounding.
@@ -475,14 +218,16 @@ def test_robust_accuracy_goes_with_the_row(mode: str, tmp_path: Path) -> None:
 def test_adversarial_fine_tuning_is_more_robust(tmp_path: Path) -> None:
     words: dict[str, Any] = {"norm": "linf", "robust_eps": 0.1, "robust_steps": 3}
     words |= {"epochs": 5, "num_train": 400}
-    source = _source(tmp_path)
-    [plain] = transfer(_config(source, **words))
-    [robust] = transfer(_config(source, method="pgd_at", eps=0.1, num_steps=3, **words))
+    source = source_file(tmp_path)
+    [plain] = transfer(tuning_config(source, **words))
+    [robust] = transfer(
+        tuning_config(source, method="pgd_at", eps=0.1, num_steps=3, **words)
+    )
     assert robust["robust_value"] > plain["robust_value"] + 5
     method = json.loads(robust["hyperparameters"])["method"]
     assert method == {"name": "pgd_at", "norm": "linf", "eps": 0.1, "num_steps": 3}
     partly: dict[str, Any] = {"mode": "last_k_blocks", "k": 1, "num_train": 60}
-    config = _config(source, method="trades", eps=0.05, norm="linf", **partly)
+    config = tuning_config(source, method="trades", eps=0.05, norm="linf", **partly)
     [row] = transfer(dataclasses.replace(config, num_steps=2))
     assert json.loads(row["hyperparameters"])["method"]["beta"] == 6
 
@@ -490,7 +235,7 @@ def test_adversarial_fine_tuning_is_more_robust(tmp_path: Path) -> None:
 def test_the_command_shows_protocol_and_robustness(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["--source", str(_source(tmp_path)), "--dataset", "digits"]
+    words = ["--source", str(source_file(tmp_path)), "--dataset", "digits"]
     words += ["--num-train", "60", "--results", str(tmp_path / "r"), "--device", "cpu"]
     assert command.main(words) == 0
     assert "robust" not in capsys.readouterr().out
@@ -539,16 +284,16 @@ def test_choices_that_do_not_go_together(
 
 
 def test_heads_and_blocks_that_do_not_fit(tmp_path: Path) -> None:
-    source = _source(tmp_path)
+    source = source_file(tmp_path)
     with pytest.raises(ConfigError, match=r"--k 99: resnet8_cifar has 4 blocks"):
-        TransferRun(_config(source, mode="last_k_blocks", k=99))
-    squeeze = _source(tmp_path, "squeezenet1_1")
+        TransferRun(tuning_config(source, mode="last_k_blocks", k=99))
+    squeeze = source_file(tmp_path, "squeezenet1_1")
     words: dict[str, Any] = {"mode": "fixed_feature", "resolution": 32}
     with pytest.raises(
         ConfigError, match="head of squeezenet1_1 is no linear function"
     ):
-        TransferRun(_config(squeeze, robust_eps=0.1, **words))
-    TransferRun(_config(squeeze, **words))
+        TransferRun(tuning_config(squeeze, robust_eps=0.1, **words))
+    TransferRun(tuning_config(squeeze, **words))
 
 
 def test_splits_that_do_not_agree(
@@ -562,7 +307,7 @@ def test_splits_that_do_not_agree(
         splits = DatasetSplits("x", train, test)
         monkeypatch.setattr(target, "open_dataset", lambda *_, **__: splits)
 
-    config = _config(_source(tmp_path), num_train=None)
+    config = tuning_config(source_file(tmp_path), num_train=None)
     opening(part([0, 1, 2], "abc", "train"), part([0, 1], "ab", "test"))
     with pytest.raises(
         DataError, match=r"3 classes in train, 2 in test.*one of them: c"

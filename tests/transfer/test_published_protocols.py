@@ -1,0 +1,234 @@
+"""The published protocols, to the letter: settings, defects, and that these are said."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tuned_runs import moved, source_file, statistics, tuning_config
+
+from fastadv.data import (
+    ArraySet,
+    LoaderOptions,
+)
+from fastadv.errors import ConfigError
+from fastadv.models import create_model
+from fastadv.transfer import TransferConfig, protocol, transfer
+from fastadv.transfer.protocol import TransferRun
+from fastadv.transfer.settings import Settings, make_settings, published_names
+from fastadv.transfer.tuning import (
+    UtreraLoader,
+    choose_trained,
+    misfrozen,
+    utrera_transform,
+)
+
+
+def test_salman2020_keeps_its_defects_and_says_so(
+    tmp_path: Path, tuned: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged: list[int] = []
+    real = protocol.evaluate
+
+    def counting(model: Any, loader: Any, *rest: Any) -> Any:
+        judged.append(len(loader.imageset))
+        return real(model, loader, *rest)
+
+    monkeypatch.setattr(protocol, "evaluate", counting)
+    config = tuning_config(
+        source_file(tmp_path),
+        mode="fixed_feature",
+        protocol="salman2020",
+        resolution=16,
+        epochs=7,
+        lrs=None,
+        batch_size=None,
+    )
+    run = TransferRun(config)
+    assert run.settings.lrs == (0.01, 0.001)
+    assert run.settings.batch_size == 64
+    [row] = run.rows()
+    # On the test set after epochs 1, 6 and 7 with each learning rate, and at the end.
+    assert judged == [500] * 7
+    assert (row["protocol"], row["select_on"], row["num_val"]) == (
+        "salman2020",
+        "test",
+        0,
+    )
+    assert row["val_value"] == row["value"]
+    assert row["notes"] == (
+        "BatchNorm of frozen layers in train mode; inputs normalised by mean 0, std 1; "
+        "the published code stops with an error here, this trains the head alone; "
+        "epoch and learning rate chosen on the test set; epochs 7 instead of 150; "
+        "resolution 16 instead of 224"
+    )
+    chosen = json.loads(row["hyperparameters"])
+    assert (chosen["augment"], chosen["epoch"] in (1, 6, 7)) == ("rrc", True)
+    for before, model in tuned:
+        assert moved((before, model)) == {
+            "net.linear.weight",
+            "net.linear.bias",
+            *statistics(model),
+        }
+        assert (model.mean.tolist(), model.std.tolist()) == ([0.0] * 3, [1.0] * 3)
+
+
+def _settings(
+    dataset: str, n: int = 5000, misfrozen: str | None = None, **changes: Any
+) -> Settings:
+    config = TransferConfig(source="s", dataset=dataset, **changes)
+    digits = dataset in ("digits", "mnist")
+    return make_settings(
+        config, dataset, n, config.side(32), digits=digits, misfrozen=misfrozen
+    )
+
+
+def test_salman2020_settings() -> None:
+    flowers = _settings("flowers102", mode="full_network", protocol="salman2020")
+    assert (flowers.epochs, flowers.batch_size, flowers.lrs) == (150, 64, (0.01, 0.001))
+    assert (flowers.momentum, flowers.weight_decay) == (0.9, 5e-4)
+    assert flowers.statistics == ((0, 0, 0), (1, 1, 1))
+    assert flowers.changed == ()
+    assert "BatchNorm" not in str(flowers.notes)  # nothing is frozen
+    for name in ("cifar10", "cifar100"):
+        found = _settings(name, protocol="salman2020", mode="full_network")
+        assert found.statistics is not None
+        assert found.statistics[0][0] == pytest.approx(0.5, abs=0.01)
+        assert "the target's statistics" in str(found.notes)
+    repaired = _settings(
+        "dtd", protocol="salman2020", select_on="val", frozen_bn="eval"
+    )
+    assert repaired.notes == (
+        "inputs normalised by mean 0, std 1; select_on val instead of test; frozen_bn "
+        "eval instead of train"
+    )
+
+
+def test_utrera2021_settings() -> None:
+    options: dict[str, Any] = {
+        "mode": "last_k_blocks",
+        "k": 3,
+        "protocol": "utrera2021",
+    }
+    for n, epochs in ((100, 100), (1600, 100), (1601, 150), (25600, 150)):
+        found = _settings("svhn", n, **options)
+        assert (found.epochs, found.batch_size, found.lrs) == (epochs, 128, (0.1,))
+        assert (found.augment, found.select_on) == ("utrera", "none")
+        assert found.statistics is None
+        assert found.notes == "BatchNorm of frozen layers in train mode"
+    assert _settings("mnist", **options).augment == "none"
+    seeds = [
+        len(TransferConfig(source="s", dataset="d", num_train=n, **options).seeds)
+        for n in (100, 6400, 6401, 25600, 25601, 50000, None)
+    ]
+    assert seeds == [10, 10, 5, 5, 1, 1, 1]
+    with pytest.raises(ConfigError, match="one learning rate and chooses nothing"):
+        _settings("svhn", lrs=(0.1, 0.2), **options)
+
+
+def test_utrera2021_runs(tmp_path: Path, tuned: list[Any]) -> None:
+    words: dict[str, Any] = {"mode": "last_k_blocks", "k": 1, "protocol": "utrera2021"}
+    config = tuning_config(
+        source_file(tmp_path), resolution=16, seeds=(0,), lrs=None, **words
+    )
+    [row] = transfer(config)
+    assert (row["select_on"], row["val_value"]) == ("none", None)
+    assert (row["num_train"], row["num_val"]) == (60, 0)
+    before, model = tuned[0]
+    assert before["net.linear.weight"].std().item() == pytest.approx(1, abs=0.1)
+    assert before["net.linear.bias"].abs().max() == 0
+    assert statistics(model) < moved(tuned[0])
+    assert "net.conv1.weight" not in moved(tuned[0])
+
+
+def test_the_augmentation_of_utrera2021() -> None:
+    white = np.full((64, 32, 32, 3), 255, np.uint8)
+    images = ArraySet(white, [0] * 64, ["a"], name="x", split="train")
+    options: dict[str, Any] = {"batch_size": 64, "resolution": 32, "train": True}
+    options |= {"augment": "none", "workers": 0}
+    state = torch.random.get_rng_state()
+    loader = UtreraLoader(images, LoaderOptions(**options))
+    first, second = next(iter(loader)), next(iter(loader))
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert torch.equal(first.images, second.images)  # the same epoch, begun again
+    loader.set_epoch(1)
+    again = next(iter(loader)).images
+    assert again.shape == (64, 3, 32, 32)
+    assert sorted(again.flatten(1).sum(1).tolist()) != sorted(
+        first.images.flatten(1).sum(1).tolist()
+    )
+    pixels = first.images.float()
+    # Brightness 0.75 to 1.25; contrast blends with the mean, which the border darkens.
+    middle = pixels[:, :, 8:24, 8:24]
+    assert middle.min() >= 255 * 0.75 * 0.75 - 2
+    assert middle.amax((1, 2, 3)).min() < 220
+    # Shifts by up to four pixels uncover a dark border of that width, and no more.
+    dark = (pixels < 100).all(1).float().mean(2)  # share of each row of each image
+    assert (dark[:, 0] > 0.9).sum() > 10
+    assert (dark[:, 3] > 0.8).any()
+    assert (dark[:, 6:26] < 0.5).all()
+    transform = utrera_transform(32)
+    assert "degrees=[-2.0, 2.0]" in repr(transform)
+    assert "padding=4" in repr(transform)
+    assert repr(transform).count("(0.75, 1.25)") == 3
+
+
+def test_what_freezing_by_name_froze() -> None:
+    def names(arch: str) -> list[str]:
+        with torch.device("meta"):
+            return [n for n, _ in create_model(arch, 5).net.named_parameters()]
+
+    assert published_names(names("resnet50")) == ["fc.weight", "fc.bias"]
+    assert published_names(names("vgg16_bn")) is None
+    assert published_names(names("mobilenet_v2")) is None
+    dense = published_names(names("densenet161"))
+    assert dense is not None
+    assert 0.3 < len(dense) / len(names("densenet161")) < 1  # half frozen
+    assert "features.denseblock1.denselayer3.conv1.weight" not in dense
+    assert "features.denseblock1.denselayer5.conv1.weight" in dense
+    assert "features.denseblock2.denselayer4.conv1.weight" not in dense
+    with torch.device("meta"):
+        model = create_model("densenet161", 5)
+    trained = choose_trained(model, "fixed_feature", by_name=True)
+    assert len(trained.parameters) == len(dense)
+    head = sum(p.numel() for p in model.head.parameters())
+    left = sum(p.numel() for p in trained.parameters) - head
+    assert misfrozen(model) == (
+        f"freezing by layer name left {left:,} parameters of the trunk training"
+    )
+    assert left == 25_343_616
+    with torch.device("meta"):
+        assert misfrozen(create_model("wide_resnet50_2", 5)) is None
+        assert "stops with an error" in str(misfrozen(create_model("vgg16_bn", 5)))
+    words: dict[str, Any] = {"protocol": "salman2020", "misfrozen": "all wrong"}
+    assert "all wrong" in str(_settings("dtd", **words).notes)
+    assert "all wrong" not in str(_settings("dtd", mode="full_network", **words).notes)
+    assert "all wrong" not in str(_settings("dtd", misfrozen="all wrong").notes)
+
+
+def test_what_the_papers_never_ran_is_said() -> None:
+    def changed(protocol: str, mode: str, k: int | None = None) -> tuple[str, ...]:
+        return _settings("svhn", protocol=protocol, mode=mode, k=k).changed
+
+    for mode in ("fixed_feature", "full_network"):
+        assert changed("salman2020", mode) == ()
+    assert changed("salman2020", "last_k_blocks", 3) == (
+        "mode last_k_blocks instead of fixed_feature or full_network",
+    )
+    assert changed("salman2020", "scratch") == (
+        "mode scratch instead of fixed_feature or full_network",
+    )
+    for k in (0, 1, 3, 9):
+        assert changed("utrera2021", "last_k_blocks", k) == ()
+    assert changed("utrera2021", "fixed_feature") == ()  # the last 0 blocks
+    assert changed("utrera2021", "last_k_blocks", 2) == (
+        "k 2 instead of the last 0, 1, 3, 9 blocks",
+    )
+    assert changed("utrera2021", "scratch") == (
+        "mode scratch instead of the last 0, 1, 3, 9 blocks",
+    )
+    assert changed("fastadv", "scratch") == ()
