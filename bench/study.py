@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,10 @@ from harness import Results
 
 from fastadv.models import file_sha256
 from fastadv.reporting import training_curves
+from fastadv.reporting.cells import make_cells
 from fastadv.transfer import ResultsTable
 
 PAGES = Path(__file__).parents[1] / "docs" / "studies"
-# What tells one experiment of the study from another.
-_EXPERIMENT = ("dataset", "mode", "num_pool", "num_available", "source", "source_eps")
 
 
 def events(run: Path) -> list[dict[str, Any]]:
@@ -74,15 +74,18 @@ def pretraining(results: Results, runs: Path) -> dict[str, list[dict[str, Any]]]
 
 
 def transfer(results: Results, table: Path) -> None:
-    """Means and standard deviations over seeds."""
-    found: dict[tuple[Any, ...], list[float]] = {}
-    for row in ResultsTable(table).rows():
-        key = tuple(row[name] for name in _EXPERIMENT)
-        found.setdefault(key, []).append(row["value"])
-    for key, accuracies in found.items():
+    """Means and standard deviations over seeds, of the experiments of the report."""
+    for cell in make_cells(ResultsTable(table).rows()):
+        accuracies = list(cell.values.values())
         results.add(
             what="transfer",
-            **dict(zip(_EXPERIMENT, key, strict=True)),
+            **asdict(cell.setting),
+            target=cell.setting.target,
+            trains=cell.setting.trains,
+            source=cell.source,
+            source_eps=None if cell.threat is None else cell.threat[1],
+            num_pool=cell.n,
+            complete=cell.complete,
             seeds=len(accuracies),
             mean=statistics.mean(accuracies),
             std=statistics.stdev(accuracies) if len(accuracies) > 1 else None,

@@ -213,25 +213,51 @@ def pretraining() -> str:
 
 
 def study() -> str:
-    """Means and standard deviations over the seeds of the transfer study."""
+    """Means and standard deviations over the seeds of the transfer study.
+
+    Raises:
+        ValueError: two experiments would stand at one place of the table.
+    """
     cells = [r for r in read("study") if r["what"] == "transfer"]
     # The study's own first, by radius.
     order = {
-        (not name.startswith("tiny"), eps, name)
-        for name, eps in ((r["source"], r["source_eps"]) for r in cells)
+        (not r["source"].startswith("tiny"), r["source_eps"] or 0, source_title(r))
+        for r in cells
     }
     sources = [source for *_, source in sorted(order)]
-    settings: dict[tuple[Any, ...], dict[str, str]] = {}
-    for r in sorted(cells, key=lambda r: (r["dataset"], r["mode"], r["num_pool"])):
-        images = "all" if r["num_pool"] == r["num_available"] else str(r["num_pool"])
-        shown = f"{r['mean']:.1f}" + ("" if r["std"] is None else f" +- {r['std']:.1f}")
-        key = (r["dataset"], r["mode"].replace("_", " "), images)
-        settings.setdefault(key, {})[r["source"]] = shown
+    settings: dict[tuple[str, str, str], dict[str, dict[str, Any]]] = {}
+    for r in sorted(
+        cells, key=lambda r: (r["target"], r["mode"], r["k_blocks"], r["num_pool"])
+    ):
+        images = "all" if r["complete"] else str(r["num_pool"])
+        place = (r["target"], r["trains"], images)
+        other = settings.setdefault(place, {}).setdefault(source_title(r), r)
+        if other is not r:
+            differ = {k: (other[k], r[k]) for k in r if other[k] != r[k]}
+            raise ValueError(
+                f"two experiments with {r['source']} on {', '.join(place)} images share "
+                f"a place of the table; they differ in {differ}. Add what tells them "
+                "apart to the table, or leave one out of the study"
+            )
     rows = [
-        [*key, *(found.get(source, "") for source in sources)]
-        for key, found in settings.items()
+        [*place, *(mean_std(found.get(source)) for source in sources)]
+        for place, found in settings.items()
     ]
     return markdown(["target", "what trains", "images", *sources], rows)
+
+
+def source_title(row: dict[str, Any]) -> str:
+    """A source of the study, with the side of its images."""
+    return f"{row['source']}, {row['resolution']} px"
+
+
+def mean_std(row: dict[str, Any] | None) -> str:
+    """Mean and standard deviation; empty for no experiment."""
+    if row is None:
+        return ""
+    return f"{row['mean']:.1f}" + (
+        "" if row["std"] is None else f" +- {row['std']:.1f}"
+    )
 
 
 def summary() -> str:
@@ -283,9 +309,10 @@ def summary() -> str:
 def small_run(row: dict[str, Any]) -> str:
     """The command of bench/recipes.py for one recipe, and what came of it, as comments."""
     on = row["ran_on"]
-    cores = "one core" if on["threads"] == 1 else f"{on['threads']} cores"
+    threads = "one thread" if on["threads"] == 1 else f"{on['threads']} threads"
     text = (
-        f"{row['command']} took {row['minutes']:.1f} min on {cores} ({on['cpu']}): "
+        f"{row['command']} took {row['cpu_minutes']:.1f} CPU minutes ({on['cpu']}, "
+        f"{threads}): "
         f"{100 * row['clean_acc']:.1f} % clean ({row['images']:,} test images)"
     )
     if row["robust_acc"] is not None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from fastadv.reporting.reference import (
@@ -19,53 +20,12 @@ from fastadv.reporting.reference import (
     threat,
     transfer_accuracy,
 )
-from fastadv.statistics import agree, mean_interval
+from fastadv.reporting.settings import Row, Setting, make_setting
+from fastadv.statistics import mean_interval
 
-Row = Mapping[str, Any]
-_MODE_NAMES = {
-    "fixed_feature": "fixed features",
-    "full_network": "full network",
-    "scratch": "from scratch",
-}
 # By how much trains.
 _RANK = {"fixed_feature": 0, "last_k_blocks": 1, "full_network": 2, "scratch": 3}
 _PUBLISHED_SIDE = 224  # pixels
-# Chosen on validation or test images, or said elsewhere in the row.
-_CHOSEN = ("C", "lr", "lrs", "epoch")
-_ELSEWHERE = ("epochs", "solver", "method")
-
-
-@dataclass(frozen=True, order=True)
-class Setting:
-    """What must be equal for two numbers to be compared.
-
-    Empty strings and zeros stand for what does not apply.
-    """
-
-    dataset: str
-    mode: str  # empty: of several, see `family`
-    k_blocks: int
-    downscale: int  # 0: none
-    protocol: str
-    select_on: str
-    resolution: int
-    solver: str
-    method: str
-    metric: str
-    epochs: int  # 0: none, or the published number, which may follow that of images
-    recipe: tuple[tuple[str, str], ...]  # every other hyper-parameter not chosen
-
-    def __str__(self) -> str:
-        mode = _MODE_NAMES.get(self.mode, self.mode)
-        if self.mode == "last_k_blocks":
-            mode = {0: "head only", 1: "last block"}.get(
-                self.k_blocks, f"last {self.k_blocks} blocks"
-            )
-        return f"{self.dataset}, {mode}" if mode else self.dataset
-
-    def published_side(self) -> int | None:
-        """How published tables call the side images were reduced to."""
-        return self.downscale or None
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +81,7 @@ class Cell:
     def training(self) -> str:
         """The threat in words."""
         if self.threat is None:
-            return self.source
+            return "eps unknown"
         norm, eps = self.threat
         if not eps:
             return "standard"
@@ -131,8 +91,9 @@ class Cell:
     @property
     def label(self) -> str:
         """The threat in words, and the name of the source where that is not enough."""
-        named = self.named and self.threat is not None
-        return f"{self.training} ({self.source})" if named else self.training
+        if self.threat is None:
+            return f"{self.source} ({self.training})"
+        return f"{self.training} ({self.source})" if self.named else self.training
 
     @property
     def source_accuracy(self) -> float | None:
@@ -206,22 +167,32 @@ class Cell:
 def seeds_interval(
     rows: Sequence[Row], value: str, ends: str
 ) -> tuple[float, float, float]:
-    """Mean and 95 % interval over seeds, percent.
+    """Mean and 95 % interval over seeds and test images, percent.
 
-    Of a single seed, and of seeds that agree exactly, the interval is that of the test
-    images: no spread over few seeds is no certainty.
+    Seeds vary by what they draw, and all of them by the one draw of test images, which no
+    spread over seeds shows. The t-interval over seeds and the mean one of the test images
+    are joined by the square root of the sum of their squares on either side, as of two
+    independent estimates (MOVER). It covers a little more than 95 % where seeds err on
+    different images: that spread is then in both.
+
+    Of a single seed, and of seeds that agree exactly, it is that of the test images.
 
     Args:
         rows: one per seed.
         value: column of the values.
-        ends: their interval is in the columns `ends` + `_low` and `_high`.
+        ends: their interval is in the columns `ends` + `_low` and `_high`; without it
+            the result is of the seeds alone.
+
+    Source:
+        Zou and Donner 2008, Construction of confidence limits about effect measures.
     """
-    values = [float(row[value]) for row in rows]
-    mean, least, most = mean_interval(values)
-    if agree(values):
-        low, high = rows[0].get(f"{ends}_low"), rows[0].get(f"{ends}_high")
-        if low is not None and high is not None:
-            least, most = float(low), float(high)
+    mean, least, most = mean_interval([float(row[value]) for row in rows])
+    low, high = f"{ends}_low", f"{ends}_high"
+    known = [r for r in rows if r.get(low) is not None and r.get(high) is not None]
+    below = fmean(r[value] - r[low] for r in known) if known else 0.0
+    above = fmean(r[high] - r[value] for r in known) if known else 0.0
+    least = mean - math.hypot(mean - least, below)
+    most = mean + math.hypot(most - mean, above)
     return mean, max(0.0, least), min(100.0, most)
 
 
@@ -229,12 +200,19 @@ def make_cells(rows: Iterable[Row]) -> list[Cell]:
     """Collect rows into cells, in order of setting, arch, threat and n.
 
     Of rows that define the same number the newest counts, and of learning rates that
-    were run one by one the one that did best on what they were to be chosen on.
+    were run one by one the one that did best on what they were to be chosen on. Sources
+    and data sets of one name but other content are told apart by their hashes.
     """
     newest: dict[Any, Row] = {}
     for number, row in enumerate(rows):
         newest[row.get("identity") or number] = row
-    source = _source_names(newest.values())
+    of_source = _versions(newest.values(), lambda r: r["source"], "source_hash")
+    # By side: the fingerprint is of the images as they were reduced.
+    of_dataset = _versions(
+        newest.values(),
+        lambda r: (r["dataset"], r.get("downscale")),
+        "dataset_fingerprint",
+    )
     found: dict[tuple[Setting, str, str, Threat | None, int], list[Row]] = {}
     for row in newest.values():
         eps = row.get("source_eps")
@@ -242,7 +220,9 @@ def make_cells(rows: Iterable[Row]) -> list[Cell]:
         n = int(
             row.get("num_pool") or (row["num_train"] or 0) + (row.get("num_val") or 0)
         )
-        key = (_setting(row, n), source(row), str(row["arch"]), of, n)
+        setting = make_setting(row, n, of_dataset(row))
+        source = f"{row['source']} {of_source(row)}".rstrip()
+        key = (setting, source, str(row["arch"]), of, n)
         found.setdefault(key, []).append(row)
     sources: dict[tuple[str, Threat | None], set[str]] = {}
     for _, name, arch, of, _ in found:
@@ -252,7 +232,7 @@ def make_cells(rows: Iterable[Row]) -> list[Cell]:
         best: dict[int, Row] = {}
         for row in of_cell:
             seed = int(row["seed"])
-            if seed not in best or _chosen(row) >= _chosen(best[seed]):
+            if seed not in best or _merit(row) >= _merit(best[seed]):
                 best[seed] = row
         attacked: dict[str, dict[int, Row]] = {}
         for row in of_cell:
@@ -265,74 +245,37 @@ def make_cells(rows: Iterable[Row]) -> list[Cell]:
     return sorted(cells, key=_order)
 
 
-def _source_names(rows: Iterable[Row]) -> Callable[[Row], str]:
-    """Names of sources: with the beginning of their hash where weights share a name."""
-    hashes: dict[str, set[str]] = {}
+def _versions(
+    rows: Iterable[Row], name: Callable[[Row], Hashable], column: str
+) -> Callable[[Row], str]:
+    """The beginning of the hash in `column`; empty where a name has only one."""
+    hashes: dict[Hashable, set[str]] = {}
     for row in rows:
-        hashes.setdefault(str(row["source"]), set()).add(str(row.get("source_hash")))
+        hashes.setdefault(name(row), set()).add(str(row.get(column)))
 
-    def name(row: Row) -> str:
-        found = str(row["source"])
-        several = len(hashes[found]) > 1
-        return f"{found} {str(row.get('source_hash'))[:6]}" if several else found
+    def version(row: Row) -> str:
+        return str(row.get(column))[:6] if len(hashes[name(row)]) > 1 else ""
 
-    return name
+    return version
 
 
 def _order(cell: Cell) -> tuple[Any, ...]:
     norm, eps = cell.threat or ("", math.inf)
     setting = cell.setting
-    place = (setting.dataset, _RANK.get(setting.mode, len(_RANK)), setting)
+    place = (setting.target, _RANK.get(setting.mode, len(_RANK)), setting)
     return *place, cell.arch, norm or "", eps, cell.source, cell.n
 
 
-def _chosen(row: Row) -> float:
+def _merit(row: Row) -> tuple[float, float, str]:
+    """What a row is preferred by: validation, then as the grids of learning rates do.
+
+    Those begin with the largest and keep the first of equals; when a row was written says
+    nothing. Equal only of the same hyper-parameters.
+    """
     value = row.get("val_value")
-    return -math.inf if value is None else float(value)
-
-
-def _setting(row: Row, n: int) -> Setting:
-    used = json.loads(row.get("hyperparameters") or "{}")
-    select_on = str(row.get("select_on") or "")
-    protocol = str(row.get("protocol") or "")
-    apart = {name: _said(used.get(name)) for name in ("solver", "method")}
-    left_out = {*_CHOSEN, *_ELSEWHERE}
-    if select_on == "none":
-        left_out.remove("lr")
-    if select_on != "val":
-        left_out.add("val_fraction")
-    epochs = int(used.get("epochs") or 0)
-    # Source: Utrera et al. 2021, appendix A. A curve over n has both.
-    if protocol == "utrera2021" and epochs == (100 if n <= 1600 else 150):
-        epochs = 0
-    return Setting(
-        dataset=str(row["dataset"]),
-        mode=str(row["mode"]),
-        k_blocks=int(row.get("k_blocks") or 0),
-        downscale=int(row.get("downscale") or 0),
-        protocol=protocol,
-        select_on=select_on,
-        resolution=int(row.get("resolution") or 0),
-        **apart,
-        metric=str(row.get("metric") or ""),
-        epochs=epochs,
-        recipe=tuple(
-            sorted((k, _said(v)) for k, v in used.items() if k not in left_out)
-        ),
-    )
-
-
-def _said(value: Any) -> str:
-    """A hyper-parameter in words; empty for none."""
-    if isinstance(value, Mapping):
-        return ", ".join(
-            _said(v) if k == "name" else f"{k} {_said(v)}" for k, v in value.items()
-        )
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:g}"
-    return "" if value is None else str(value)
+    used = str(row.get("hyperparameters") or "{}")
+    lr = json.loads(used).get("lr") or 0.0
+    return -math.inf if value is None else float(value), float(lr), used
 
 
 def with_most_images(
@@ -354,41 +297,3 @@ def with_most_images(
         for key, sizes in found.items()
     }
     return [cell for cell in cells if cell.n == most[of(cell)]]
-
-
-def setting_labels(settings: Iterable[Setting]) -> dict[Setting, str]:
-    """A short name of each, with whatever else tells apart those of one short name.
-
-    Hyper-parameters are said only among settings of one protocol and solver: those
-    names stand for what goes with them.
-    """
-    listed = list(dict.fromkeys(settings))
-    labels = {}
-    for setting in listed:
-        peers = [s for s in listed if str(s) == str(setting)]
-        words = [str(setting)]
-        for name in [f.name for f in fields(Setting)][3:-2]:
-            if len({getattr(peer, name) for peer in peers}) > 1:
-                words.append(_word(name, getattr(setting, name)))
-        alike = [
-            s
-            for s in peers
-            if (s.protocol, s.solver) == (setting.protocol, setting.solver)
-        ]
-        if len({peer.epochs for peer in alike}) > 1:
-            words.append(f"{setting.epochs or 'published'} epochs")
-        words += [
-            _word(name, value)
-            for name, value in setting.recipe
-            if any((name, value) not in peer.recipe for peer in alike)
-        ]
-        labels[setting] = ", ".join(words)
-    return labels
-
-
-def _word(name: str, value: object) -> str:
-    if name == "downscale":
-        return f"reduced to {value} px" if value else "native"
-    if name == "resolution":
-        return f"{value} px"
-    return f"{name.replace('_', ' ')} {value or 'none'}"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from fastadv.reporting.cells import Cell, Setting
+from fastadv.reporting.cells import Cell, with_most_images
+from fastadv.reporting.settings import Setting
 from fastadv.statistics import holm, mean_interval, paired_t
 
 
@@ -22,7 +23,7 @@ class Comparison:
         low, high: its 95 % t-interval; equal to it where nothing was tested.
         p: of the paired t-test over seeds; None for one seed, and for differences
             that agree exactly.
-        adjusted: `p` after Holm's correction for all comparisons made together.
+        adjusted: `p` after Holm's correction for all comparisons of a report.
     """
 
     robust: Cell
@@ -54,7 +55,7 @@ def compare(cells: Sequence[Cell]) -> list[Comparison]:
     """The best robust source against the best standard one, per setting, arch and n.
 
     The best is chosen by validation accuracy; only where there is none, by the test
-    accuracy itself, which flatters it. P-values are corrected together.
+    accuracy itself, which flatters it.
     """
     groups: dict[tuple[Setting, str, int], list[Cell]] = {}
     for cell in cells:
@@ -76,7 +77,7 @@ def compare(cells: Sequence[Cell]) -> list[Comparison]:
         pair = compare_pair(max(robust, key=merit), max(standard, key=merit), by)
         if pair is not None:
             found.append(pair)
-    return corrected(found)
+    return found
 
 
 def _merit(cell: Cell, judged: bool) -> float:
@@ -95,10 +96,68 @@ def compare_pair(robust: Cell, standard: Cell, by: str = "") -> Comparison | Non
     return Comparison(robust, standard, by, seeds, mean, low, high, p)
 
 
-def corrected(comparisons: Sequence[Comparison]) -> list[Comparison]:
-    """The same with Holm's correction for their number."""
-    p_values = [c.p for c in comparisons if c.p is not None]
-    adjusted = iter(holm(p_values))
-    return [
-        c if c.p is None else replace(c, adjusted=next(adjusted)) for c in comparisons
-    ]
+def with_sides(cells: Sequence[Cell]) -> list[Cell]:
+    """Those of settings that were also run on images reduced to fewer pixels first."""
+    reduced = {native(c) for c in cells if c.setting.downscale}
+    return with_most_images([c for c in cells if native(c) in reduced], native)
+
+
+def native(cell: Cell) -> Setting:
+    """The setting of a cell without the side its images were reduced to."""
+    return replace(cell.setting, downscale=0)
+
+
+def image_pairs(cells: Sequence[Cell]) -> list[Comparison]:
+    """Every robust source against every standard one, where images vary in number."""
+    standard: dict[tuple[Setting, str, int], list[Cell]] = {}
+    for c in cells:
+        if c.threat is not None and not c.robust and c.setting.mode != "scratch":
+            standard.setdefault((c.setting, c.arch, c.n), []).append(c)
+    pairs = []
+    sizes: dict[Setting, set[int]] = {}
+    for cell in cells:
+        if not cell.robust:
+            continue
+        for peer in standard.get((cell.setting, cell.arch, cell.n), []):
+            pair = compare_pair(cell, peer)
+            if pair is not None:
+                pairs.append(pair)
+                sizes.setdefault(cell.setting, set()).add(cell.n)
+    return [pair for pair in pairs if len(sizes[pair.robust.setting]) > 1]
+
+
+def study_comparisons(cells: Sequence[Cell]) -> dict[str, list[Comparison]]:
+    """All that a report tests, by question, corrected together.
+
+    Returns:
+        `best`: the best robust source of each setting; `l2`, `linf`: of one norm;
+        `sides`: where images were also reduced; `images`: every pair where their number
+        varies. A pair that several ask for has one p-value everywhere.
+    """
+    most = with_most_images(cells)
+    of_norm = {
+        norm: [c for c in most if c.threat is None or c.threat[0] in (norm, None)]
+        for norm in ("l2", "linf")
+    }
+    return corrected(
+        {"best": compare(most)}
+        | {norm: compare(found) for norm, found in of_norm.items()}
+        | {"sides": compare(with_sides(cells)), "images": image_pairs(cells)}
+    )
+
+
+def corrected(
+    groups: Mapping[str, Sequence[Comparison]],
+) -> dict[str, list[Comparison]]:
+    """The same with Holm's correction for the number of distinct pairs."""
+    raw = {
+        (c.robust, c.standard): c.p
+        for group in groups.values()
+        for c in group
+        if c.p is not None
+    }
+    adjusted = dict(zip(raw, holm(list(raw.values())), strict=True))
+    return {
+        name: [replace(c, adjusted=adjusted.get((c.robust, c.standard))) for c in group]
+        for name, group in groups.items()
+    }

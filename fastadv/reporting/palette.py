@@ -6,7 +6,7 @@ they are; `html` turns each into a CSS variable, so that they follow the theme.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import matplotlib
@@ -25,6 +25,7 @@ WRONG = "#c62828"
 # theirs): blues are standard models, warm colours robust ones.
 _STANDARD = ("#0072b2", "#56b4e9", "#8073c9")
 _ROBUST = ("#d55e00", "#e69f00", "#cc79a7", "#009e73")
+_UNKNOWN = ("#767676", "#a3a3a3")
 _STANDARD_NAMES = ("standard", "std", "clean", "natural")
 
 # CSS variable of each colour that changes with the theme; the rest reads on both.
@@ -103,7 +104,9 @@ def is_standard(name: str, eps: float | None = None) -> bool:
 
 
 def source_colors(
-    names: Iterable[str], eps: Mapping[str, float | None] | None = None
+    names: Iterable[str],
+    eps: Mapping[str, float | None] | None = None,
+    unknown: Collection[str] = (),
 ) -> dict[str, str]:
     """Choose one colour per source: blue for standard ones, warm for robust ones.
 
@@ -114,6 +117,7 @@ def source_colors(
         names: sources; the first standard and the first robust get the main colours.
         eps: training radius of each source (0 is standard). Where it is missing, a name
             that begins with standard, std, clean or natural is a standard source.
+        unknown: sources of which nobody knows how they were trained: grey.
 
     Returns:
         Hexadecimal colour by name, in the order of `names`.
@@ -123,11 +127,14 @@ def source_colors(
         {'standard': '#0072b2', 'l2 0.5': '#d55e00'}
     """
     ordered = list(dict.fromkeys(names))
-    standard = [n for n in ordered if is_standard(n, (eps or {}).get(n))]
-    robust = [n for n in ordered if n not in standard]
+    grey = [n for n in ordered if n in unknown]
+    known = [n for n in ordered if n not in unknown]
+    standard = [n for n in known if is_standard(n, (eps or {}).get(n))]
+    robust = [n for n in known if n not in standard]
     shades = _shades(_STANDARD, len(standard), "winter")
     shades += _shades(_ROBUST, len(robust), "plasma")
-    chosen = dict(zip(standard + robust, shades, strict=True))
+    shades += _shades(_UNKNOWN, len(grey), "summer")
+    chosen = dict(zip(standard + robust + grey, shades, strict=True))
     return {name: chosen[name] for name in ordered}
 
 

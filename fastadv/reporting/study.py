@@ -1,39 +1,26 @@
-"""What the sections of a study have in common: its cells, and how findings are worded.
-
-A finding calls a difference significant only after a paired t-test over seeds, corrected
-by Holm's method for all comparisons of its section.
-"""
+"""What the sections of a study have in common: its cells, its tests, its panels."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from fastadv.reporting.cells import (
-    Cell,
-    Setting,
-    setting_labels,
-    with_most_images,
-)
-from fastadv.reporting.comparisons import Comparison
+from fastadv.reporting.cells import Cell, with_most_images
+from fastadv.reporting.comparisons import Comparison, study_comparisons
 from fastadv.reporting.html import Table
 from fastadv.reporting.lines import Panel, Point
 from fastadv.reporting.palette import source_colors
-from fastadv.statistics import mean_interval
+from fastadv.reporting.settings import Setting, setting_labels
 
-TEST_NOTE = (
-    "Differences are tested by a paired t-test over seeds (same subset, validation split "
-    "and order), corrected by Holm's method for all comparisons of this section; they "
-    "speak of repeating the transfer, not of training the sources again."
-)
 INTERVAL_NOTE = (
-    "Intervals are 95 %: t over seeds, or of the draw of test images (Wilson's, for top-1) "
-    "where there is one seed or all seeds agree exactly."
+    "Intervals of accuracies are 95 % and cover both other seeds (t) and another draw of "
+    "test images (Wilson's, for top-1; all seeds have the same images), their half-widths "
+    "added as squares. They do not cover training the source again."
 )
-_FEW = 6  # findings listed one by one
+FEW = 6  # findings, or names, listed one by one
 
 
 @dataclass(frozen=True)
@@ -61,6 +48,64 @@ class Study:
     def most(self) -> list[Cell]:
         """The cells with the most training images of their setting."""
         return with_most_images(self.cells)
+
+    @cached_property
+    def comparisons(self) -> dict[str, list[Comparison]]:
+        """What the sections test, by question; see `study_comparisons`."""
+        return study_comparisons(self.cells)
+
+    @property
+    def test_note(self) -> str:
+        """How differences are tested, and what that covers."""
+        tested = {
+            (each.robust, each.standard)
+            for found in self.comparisons.values()
+            for each in found
+            if each.p is not None
+        }
+        return (
+            "Differences are tested by a paired t-test over seeds (same subset, validation "
+            "split, order and test images); their intervals are 95 %, not corrected, their "
+            f"p-values corrected by Holm's method for all {len(tested)} tests of this "
+            "report. Both speak of repeating the transfer on these test images: neither "
+            "of other test images, nor of training the sources again."
+        )
+
+    def left_out(
+        self,
+        cells: Iterable[Cell],
+        shown: Collection[Cell],
+        why: str,
+        needs_eps: bool = True,
+    ) -> list[str]:
+        """What a section does not show, in at most one paragraph.
+
+        Args:
+            cells: what it could be expected to show.
+            shown: what it does.
+            why: the reason, in words.
+            needs_eps: whether cells of unknown eps are left out for that alone.
+        """
+        places = {(c.setting, c.arch) for c in shown}
+        several = len({c.arch for c in self.cells if c.threat is not None}) > 1
+        unknown: dict[str, None] = {}
+        others: dict[str, None] = {}
+        for c in cells:
+            if needs_eps and c.threat is None:
+                unknown[c.source] = None
+            elif (c.setting, c.arch) not in places:
+                arch = f", {c.arch}" if several else ""
+                others[self.labels[c.setting] + arch] = None
+        reasons = (("eps unknown", unknown), (why, others))
+        found = [f"Left out ({r}): {_listed(list(n))}." for r, n in reasons if n]
+        return [" ".join(found)] if found else []
+
+    @property
+    def most_note(self) -> list[str]:
+        """That `most` are not all `cells`, where that is so."""
+        if len(self.most) == len(self.cells):
+            return []
+        return ["Of every setting only the most training images are shown here."]
 
     def title(self, cell: Cell) -> str:
         """Setting and number of images of a cell, as the title of a panel."""
@@ -123,6 +168,12 @@ class Study:
         return make_table(["setting", *line, *columns], rows, caption)
 
 
+def _listed(names: Sequence[str]) -> str:
+    """All names where they are few; else the first, and how many more."""
+    more = len(names) - FEW
+    return "; ".join(names[:FEW]) + (f" and {more} more" if more > 0 else "")
+
+
 def family_title(
     cells: Iterable[Cell], family: Callable[[Cell], Setting]
 ) -> Callable[[Cell], str]:
@@ -134,122 +185,6 @@ def family_title(
     """
     labels = setting_labels(map(family, cells))
     return lambda cell: f"{labels[family(cell)]}, n = {cell.n}"
-
-
-def wins_finding(found: Sequence[Comparison]) -> str:
-    """In how many comparisons the robust source is ahead, and what of it is certain."""
-    total, tested = len(found), [each for each in found if each.adjusted is not None]
-    mean = lead(mean_interval([each.difference for each in found])[0])
-    if total == 1:
-        text = f"The robust source is {mean} in the one comparison there is. "
-    else:
-        ahead = sum(each.difference > 0 for each in found)
-        behind = sum(each.difference < 0 for each in found)
-        text = (
-            f"The robust source is ahead in {ahead} of {total} comparisons and behind in "
-            f"{behind}; on average it is {mean}. "
-        )
-    untested = {each.untested for each in found} - {""}
-    if not tested:
-        return text + f"This is {' or '.join(sorted(untested))}."
-    up = sum(each.significant and each.difference > 0 for each in tested)
-    down = sum(each.significant and each.difference < 0 for each in tested)
-    if up + down:
-        text += f"Significant: {up} in its favour, {down} against it."
-    else:
-        most = max(len(each.seeds) for each in tested)
-        of = "The difference is not" if total == 1 else "None of the differences is"
-        text += f"{of} significant at this sample size ({most} seeds)."
-    if untested:
-        count = total - len(tested)
-        text += f" {count} of {total}: {' or '.join(sorted(untested))}."
-    return text
-
-
-def lead(points: float) -> str:
-    """A difference in words."""
-    size = f"{abs(points):.1f}"
-    if float(size) == 0:
-        return "level (less than 0.05 points apart)"
-    return f"{size} points {'ahead' if points > 0 else 'behind'}"
-
-
-def rise_finding(panels: Iterable[Panel], span: str) -> list[str]:
-    """In how many lines accuracy rises from one end to the other, and by what.
-
-    Args:
-        panels: drawn.
-        span: the ends in words, as `the smallest to the largest network`.
-    """
-    rises = [
-        points[max(points)].y - points[min(points)].y
-        for panel in panels
-        for points in panel.series.values()
-        if len(points) > 1
-    ]
-    if not rises:
-        return []
-    mean, lines = sum(rises) / len(rises), "line" if len(rises) == 1 else "lines"
-    return [
-        f"From {span}, accuracy rises in {sum(r > 0 for r in rises)} and falls in "
-        f"{sum(r < 0 for r in rises)} of {len(rises)} {lines}, by {mean:+.1f} points on "
-        "average. This is not tested."
-    ]
-
-
-def pair_label(each: Comparison) -> str:
-    """Of a comparison the robust source, and the standard one where there are several."""
-    beside = f" - {each.standard.label}" if each.standard.named else ""
-    return each.robust.label + beside
-
-
-def comparison_cells(study: Study, each: Comparison) -> dict[str, object]:
-    """What a table says of a comparison: difference, test, published counterpart."""
-    theirs = published_difference(study, each)
-    interval = f" [{each.low:+.1f}, {each.high:+.1f}]" if each.p is not None else ""
-    remarks = [each.untested] if each.untested else []
-    if theirs is not None and study.differs(each.robust):
-        remarks.append(f"not as published: {study.differs(each.robust)}")
-    return {
-        "seeds": len(each.seeds),
-        "difference": f"{each.difference:+.2f}{interval}",
-        "p": format_p(each.p),
-        "p (Holm)": format_p(each.adjusted),
-        "published": None if theirs is None else f"{theirs:+.2f}",
-        "ours - published": None
-        if theirs is None
-        else f"{each.difference - theirs:+.2f}",
-        "remarks": "; ".join(remarks) or None,
-    }
-
-
-def published_difference(study: Study, each: Comparison) -> float | None:
-    """What was published for the robust less the standard source, points."""
-    robust, standard = study.published(each.robust), study.published(each.standard)
-    return None if robust is None or standard is None else robust - standard
-
-
-def brief(summary: str, lines: Mapping[Comparison, str]) -> list[str]:
-    """All lines where they are few; else the summary and the significant ones."""
-    if len(lines) <= _FEW:
-        return [summary, *lines.values()]
-    certain = [line for each, line in lines.items() if each.significant]
-    more = len(certain) - _FEW
-    left_out = [f"{more} more significant one(s) are in the table."] if more > 0 else []
-    return [summary, *certain[:_FEW], *left_out]
-
-
-def verdict(each: Comparison) -> str:
-    """How far apart the two are, and whether that is certain; reads on with `than`."""
-    size = f"{abs(each.difference):.1f} points "
-    size += "higher" if each.difference >= 0 else "lower"
-    if each.adjusted is None:
-        return f"{size} ({each.untested})"
-    p = format_p(each.adjusted) or ""
-    after = f"p {p if p.startswith('<') else f'= {p}'} after correction"
-    if each.significant:
-        return f"{size} ({after})"
-    return f"{size} (not significant with {len(each.seeds)} seeds, {after})"
 
 
 def make_panels(
@@ -289,9 +224,14 @@ def make_panels(
 
 
 def line_name(cells: Iterable[Cell]) -> Callable[[Cell], str]:
-    """Names lines by threat, and by architecture where there are several."""
-    several = len({cell.arch for cell in cells}) > 1
-    return lambda cell: f"{cell.arch}, {cell.label}" if several else cell.label
+    """Names lines by threat, and by architecture where there are several.
+
+    Not those of sources that go by their own name.
+    """
+    several = len({cell.arch for cell in cells if cell.threat is not None}) > 1
+    return lambda cell: (
+        f"{cell.arch}, {cell.label}" if several and cell.threat else cell.label
+    )
 
 
 def name_within(
@@ -306,9 +246,9 @@ def name_within(
 
 
 def line_colors(cells: Iterable[Cell], name: Callable[[Cell], str]) -> dict[str, str]:
-    """Colours by `name` of the line: blue for standard sources, warm for robust ones."""
+    """Colours by `name` of the line; see `source_colors`."""
     eps = {name(c): radius(c) for c in cells}
-    return source_colors(eps, eps)
+    return source_colors(eps, eps, {name(c) for c in cells if c.threat is None})
 
 
 def arch_colors(names: Iterable[str]) -> dict[str, str]:

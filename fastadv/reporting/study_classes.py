@@ -10,7 +10,6 @@ from fastadv.reporting.cells import (
     seeds_interval,
     with_most_images,
 )
-from fastadv.reporting.comparisons import compare
 from fastadv.reporting.html import Section, Table
 from fastadv.reporting.lines import Cloud, cloud_panels
 from fastadv.reporting.study import (
@@ -75,7 +74,10 @@ def under_attack(study: Study) -> Section | None:
     columns = ["setting", "arch", "source", "n", "seeds", "clean", "robust", "attack"]
     return Section(
         "Robust accuracy after transfer",
-        ["Accuracy of the transferred models under attack. " + INTERVAL_NOTE],
+        [
+            "Accuracy of the transferred models under attack. " + INTERVAL_NOTE,
+            *study.left_out(study.cells, cells, "not attacked", needs_eps=False),
+        ],
         [(figure, "Robust against clean accuracy, one point per source.")],
         [Table(columns, rows, "Percent.")],
         findings=[
@@ -102,7 +104,7 @@ def per_class(study: Study) -> Section | None:
     """Accuracy by class, standard and robust."""
     found = [
         each
-        for each in compare(study.most)
+        for each in study.comparisons["best"]
         if _counts(each.standard) and _counts(each.robust)
     ]
     tables: list[Table] = []
@@ -143,6 +145,9 @@ def per_class(study: Study) -> Section | None:
     ]
     if left_out:
         text.append(f"{left_out} more comparisons are left out here.")
+    shown = [cell for each in found for cell in (each.robust, each.standard)]
+    text += study.most_note
+    text += study.left_out(study.cells, shown, "no pair with counts by class")
     finding = (
         f"The robust source is ahead in {ahead} and behind in {behind} of the {classes} "
         f"classes of {len(tables)} comparison(s); in {apart} the 95 % intervals of both "

@@ -6,34 +6,36 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from fastadv.reporting.cells import Cell, Setting, with_most_images
-from fastadv.reporting.comparisons import Comparison, compare_pair, corrected
+from fastadv.reporting.cells import Cell, with_most_images
+from fastadv.reporting.comparisons import Comparison
+from fastadv.reporting.findings import (
+    brief,
+    comparison_cells,
+    pair_label,
+    published_difference,
+    rise_finding,
+    verdict,
+    wins_finding,
+)
 from fastadv.reporting.html import Section
 from fastadv.reporting.lines import Panel, Point, line_panels
 from fastadv.reporting.palette import source_colors
+from fastadv.reporting.settings import Setting
 from fastadv.reporting.study import (
     INTERVAL_NOTE,
-    TEST_NOTE,
     Study,
-    brief,
-    comparison_cells,
     family_title,
     line_colors,
     line_name,
     make_panels,
     make_table,
-    pair_label,
-    published_difference,
     radius,
-    rise_finding,
-    verdict,
-    wins_finding,
 )
 
 
 def against_images(study: Study) -> Section | None:
     """Accuracy against the number of training images."""
-    cells = [c for c in study.cells if c.threat is not None]
+    cells = study.cells
     name = line_name(cells)
     panels = make_panels(
         study,
@@ -62,7 +64,10 @@ def against_images(study: Study) -> Section | None:
     )
     return Section(
         "Few training images",
-        ["Numbers of images are on a logarithmic scale. " + INTERVAL_NOTE],
+        [
+            "Numbers of images are on a logarithmic scale. " + INTERVAL_NOTE,
+            *study.left_out(cells, shown, "one number of images", needs_eps=False),
+        ],
         [(figure, "Accuracy against the number of training images.")],
         [table],
         findings=rise_finding(panels, "the fewest to the most images"),
@@ -71,7 +76,7 @@ def against_images(study: Study) -> Section | None:
 
 def gain_against_images(study: Study) -> Section | None:
     """Robust - natural against the number of training images."""
-    pairs = image_pairs(study.cells)
+    pairs = study.comparisons["images"]
     by_setting: dict[Setting, list[Comparison]] = {}
     for pair in pairs:
         by_setting.setdefault(pair.robust.setting, []).append(pair)
@@ -83,8 +88,6 @@ def gain_against_images(study: Study) -> Section | None:
 
     panels = []
     for setting, of_setting in by_setting.items():
-        if len({pair.robust.n for pair in of_setting}) < 2:
-            continue
         series: dict[str, dict[float, Point]] = {}
         published: dict[str, dict[float, float]] = {}
         for pair in of_setting:
@@ -97,13 +100,11 @@ def gain_against_images(study: Study) -> Section | None:
         panels.append(Panel(study.labels[setting], series, published))
     if not panels:
         return None
-    titles = {panel.title for panel in panels}
-    shown = corrected([p for p in pairs if study.labels[p.robust.setting] in titles])
-    eps = {name(pair): radius(pair.robust) for pair in shown}
+    eps = {name(pair): radius(pair.robust) for pair in pairs}
     figure = line_panels(
         panels,
         colors=source_colors(eps, eps),
-        ticks={math.log2(p.robust.n): str(p.robust.n) for p in shown},
+        ticks={math.log2(p.robust.n): str(p.robust.n) for p in pairs},
         x_label="training images",
         y_label="robust - standard (points)",
         zero=True,
@@ -116,38 +117,25 @@ def gain_against_images(study: Study) -> Section | None:
             "n": pair.robust.n,
         }
         | comparison_cells(study, pair)
-        for pair in shown
+        for pair in pairs
     ]
     columns, rows = list(lines[0]), [list(line.values()) for line in lines]
     return Section(
         "Gain with few training images",
         [
-            TEST_NOTE,
+            study.test_note,
             "Points without a line through them are of one seed, or of seeds that agree "
             "exactly.",
+            *study.left_out(
+                study.cells,
+                [cell for pair in pairs for cell in (pair.robust, pair.standard)],
+                "no pair of a robust and a standard source at two numbers of images",
+            ),
         ],
         [(figure, "Robust - standard against the number of training images.")],
         [make_table(columns, rows, "Robust - standard, points of percent.")],
-        findings=image_findings(study, shown),
+        findings=image_findings(study, pairs),
     )
-
-
-def image_pairs(cells: Sequence[Cell]) -> list[Comparison]:
-    """Every robust source against every standard one, where images vary in number."""
-    sizes: dict[Setting, set[int]] = {}
-    standard: dict[tuple[Setting, str, int], list[Cell]] = {}
-    for c in cells:
-        sizes.setdefault(c.setting, set()).add(c.n)
-        if c.threat is not None and not c.robust and c.setting.mode != "scratch":
-            standard.setdefault((c.setting, c.arch, c.n), []).append(c)
-    pairs = []
-    for cell in cells:
-        if cell.robust and len(sizes[cell.setting]) > 1:
-            for peer in standard.get((cell.setting, cell.arch, cell.n), []):
-                pair = compare_pair(cell, peer)
-                if pair is not None:
-                    pairs.append(pair)
-    return corrected(pairs)
 
 
 def image_findings(study: Study, pairs: Sequence[Comparison]) -> list[str]:
@@ -217,20 +205,22 @@ def _over_families(
     x_label: str,
 ) -> Section | None:
     """Accuracy of settings that are alike but for what is on the x axis."""
-    cells = with_most_images([c for c in cells if c.threat is not None], family)
-    name = line_name(cells)
-    panels = make_panels(
-        study, cells, family_title(cells, family), name, place, least=2
-    )
+    most = with_most_images(cells, family)
+    name, title_of = line_name(most), family_title(most, family)
+    panels = make_panels(study, most, title_of, name, place, least=2)
     if not panels:
         return None
+    titles = {panel.title for panel in panels}
+    shown = [cell for cell in most if title_of(cell) in titles]
+    left_out = study.left_out(cells, shown, f"one number of {x_label}", needs_eps=False)
     figure = line_panels(
         panels,
-        colors=line_colors(cells, name),
+        colors=line_colors(most, name),
         ticks=ticks,
         x_label=x_label,
         y_label="accuracy (%)",
     )
     findings = rise_finding(panels, f"the fewest to the most {x_label}")
     caption = f"Accuracy against the number of {x_label}."
-    return Section(title, [INTERVAL_NOTE], [(figure, caption)], findings=findings)
+    text = [INTERVAL_NOTE, *left_out]
+    return Section(title, text, [(figure, caption)], findings=findings)

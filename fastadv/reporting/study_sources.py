@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from matplotlib.figure import Figure
 
 from fastadv.reporting.bars import comparison_bars
-from fastadv.reporting.cells import (
-    Cell,
-    Setting,
-    with_most_images,
-)
-from fastadv.reporting.comparisons import (
-    Comparison,
-    compare,
-    corrected,
+from fastadv.reporting.cells import Cell
+from fastadv.reporting.comparisons import Comparison, native, with_sides
+from fastadv.reporting.findings import (
+    brief,
+    comparison_cells,
+    pair_label,
+    published_difference,
+    rise_finding,
+    verdict,
+    wins_finding,
 )
 from fastadv.reporting.html import Section, Table
 from fastadv.reporting.lines import Cloud, Panel, Point, cloud_panels, line_panels
+from fastadv.reporting.settings import Setting
 from fastadv.reporting.study import (
     INTERVAL_NOTE,
-    TEST_NOTE,
     Study,
     arch_colors,
-    brief,
-    comparison_cells,
     family_title,
     format_p,
     format_value,
@@ -34,12 +32,7 @@ from fastadv.reporting.study import (
     make_panels,
     make_table,
     name_within,
-    pair_label,
-    published_difference,
     radius,
-    rise_finding,
-    verdict,
-    wins_finding,
 )
 from fastadv.statistics import fit_line
 
@@ -48,7 +41,7 @@ _WIDTHS = ("resnet18", "resnet50", "wide_resnet50_2", "wide_resnet50_4")
 
 def robust_and_standard(study: Study) -> Section | None:
     """Bars of the best robust source beside the standard one."""
-    found = compare(study.most)
+    found = study.comparisons["best"]
     if not found:
         return None
     labels, archs = study.labels, {c.robust.arch for c in found}
@@ -74,7 +67,17 @@ def robust_and_standard(study: Study) -> Section | None:
     columns, rows = list(lines[0]), [list(line.values()) for line in lines]
     return Section(
         "Robust against standard",
-        [_chosen_by(found), TEST_NOTE, INTERVAL_NOTE],
+        [
+            _chosen_by(found),
+            study.test_note,
+            INTERVAL_NOTE,
+            *study.most_note,
+            *study.left_out(
+                study.cells,
+                [cell for each in found for cell in (each.robust, each.standard)],
+                "no robust and standard source to pair, or from scratch",
+            ),
+        ],
         [(figure, "Accuracy with standard and robust sources.")],
         [make_table(columns, rows, "Robust against standard sources, percent.")],
         findings=[wins_finding(found), *published_finding(study, found)],
@@ -99,11 +102,15 @@ def published_finding(study: Study, found: Sequence[Comparison]) -> list[str]:
     both = [(each, theirs) for each, theirs in pairs if theirs is not None]
     if not both:
         return []
-    same = sum((each.difference > 0) == (theirs > 0) for each, theirs in both)
+    # Rounded: the mean of differences that cancel out is 0 but for the last digits.
+    signs = [round(each.difference, 9) * round(theirs, 9) for each, theirs in both]
     text = (
-        f"Of these comparisons {len(both)} have a published counterpart; in {same} of "
-        "those our difference has the published sign."
+        f"Of these comparisons {len(both)} have a published counterpart; in "
+        f"{sum(sign > 0 for sign in signs)} of those our difference has the published "
+        f"sign, in {sum(sign < 0 for sign in signs)} the other one"
     )
+    zeros = signs.count(0)
+    text += f", in {zeros} ours or theirs is exactly 0." if zeros else "."
     unlike = [
         word for each, _ in both for word in each.robust.unlike_published(study.names)
     ]
@@ -153,7 +160,7 @@ def against_eps(study: Study) -> Section | None:
         titles = {panel.title for panel in panels}
         drawn = [c for c in of_norm if study.title(c) in titles]
         shown += [c for c in drawn if c not in shown]
-        best[norm] = compare(drawn)
+        best[norm] = [c for c in study.comparisons[norm] if c.robust in drawn]
     if not figures:
         return None
     table = study.pivot(
@@ -165,7 +172,9 @@ def against_eps(study: Study) -> Section | None:
     text = [
         "Radii are evenly spaced, not to scale. " + INTERVAL_NOTE,
         "The best radius is chosen on validation images where there are any, and its lead "
-        "over standard training tested on the test images. " + TEST_NOTE,
+        "over standard training tested on the test images. " + study.test_note,
+        *study.most_note,
+        *study.left_out(study.cells, shown, "fewer than three radii, or from scratch"),
     ]
     findings = eps_findings(study, best)
     return Section("Accuracy against eps", text, figures, [table], findings=findings)
@@ -173,10 +182,8 @@ def against_eps(study: Study) -> Section | None:
 
 def eps_findings(study: Study, best: Mapping[str, Sequence[Comparison]]) -> list[str]:
     """By norm, whether the best radius differs from none, and which certainly do."""
-    tested = iter(corrected([each for found in best.values() for each in found]))
     findings = []
-    for norm, of_norm in best.items():
-        found = [next(tested) for _ in of_norm]
+    for norm, found in best.items():
         if not found:
             continue
         chosen = {
@@ -214,9 +221,15 @@ def by_width(study: Study) -> Section | None:
         x_label="architecture, by size",
         y_label="accuracy (%)",
     )
+    titles = {panel.title for panel in panels}
+    shown = [cell for cell in cells if study.title(cell) in titles]
     return Section(
         "Width",
-        [INTERVAL_NOTE],
+        [
+            INTERVAL_NOTE,
+            *study.most_note,
+            *study.left_out(study.cells, shown, "no ResNets of several widths"),
+        ],
         [(figure, "Accuracy by architecture, standard and robust sources.")],
         findings=rise_finding(panels, "the smallest to the largest network"),
     )
@@ -226,7 +239,8 @@ def against_source_accuracy(study: Study) -> Section | None:
     """Transfer against the accuracy of the source, at one radius."""
     groups: dict[tuple[Setting, str], list[Cell]] = {}
     for cell in study.most:
-        if cell.source_accuracy is not None and cell.threat is not None:
+        known = cell.source_accuracy is not None and cell.threat is not None
+        if known and cell.setting.mode != "scratch":
             groups.setdefault((cell.setting, cell.training), []).append(cell)
     groups = {key: cells for key, cells in groups.items() if len(cells) >= 3}
     if not groups:
@@ -276,7 +290,14 @@ def against_source_accuracy(study: Study) -> Section | None:
         [
             "At one radius, one point per architecture. Published checkpoints have the "
             "ImageNet accuracy of their paper. With so few architectures a large R^2 is "
-            "easily chance: the p-values, not corrected for the number of lines, say so."
+            "easily chance: the p-values, not corrected for the number of lines, say so.",
+            *study.most_note,
+            *study.left_out(
+                study.cells,
+                drawn,
+                "fewer than three architectures of known source accuracy at one radius, or "
+                "from scratch",
+            ),
         ],
         [(figure, "Accuracy on the target against accuracy of the source.")],
         [Table(columns, rows, "Least-squares lines, by setting and threat.")],
@@ -286,20 +307,13 @@ def against_source_accuracy(study: Study) -> Section | None:
 
 def by_granularity(study: Study) -> Section | None:
     """What robust sources gain when targets are reduced to fewer pixels first."""
-
-    def family(cell: Cell) -> Setting:
-        return replace(cell.setting, downscale=0)
-
-    reduced = {family(c) for c in study.cells if c.setting.downscale}
-    cells = [c for c in study.cells if family(c) in reduced]
-    cells = with_most_images(cells, family)
-    found = compare(cells)
+    cells, found = with_sides(study.cells), study.comparisons["sides"]
     sides = sorted(
         {c.robust.setting.downscale for c in found}, key=lambda s: (s == 0, s)
     )
     if len(sides) < 2:
         return None
-    title = family_title(cells, family)
+    title = family_title(cells, native)
     place = {side: float(i) for i, side in enumerate(sides)}
     series: dict[str, dict[str, dict[float, Point]]] = {}
     for each in found:
@@ -329,7 +343,15 @@ def by_granularity(study: Study) -> Section | None:
         findings.append(f"{what}: {wins_finding(of_side)}")
     return Section(
         "Granularity",
-        [_chosen_by(found), TEST_NOTE],
+        [
+            _chosen_by(found),
+            study.test_note,
+            *study.left_out(
+                cells,
+                [cell for each in found for cell in (each.robust, each.standard)],
+                "no robust and standard source to pair",
+            ),
+        ],
         [(figure, "Lead of robust sources by the side images were reduced to.")],
         findings=findings,
     )

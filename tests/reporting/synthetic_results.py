@@ -17,7 +17,8 @@ SEEDS = (0, 1, 2, 3)
 
 
 def row(**changes: Any) -> dict[str, Any]:
-    """One synthetic row; `changes` say what matters."""
+    """One synthetic row; `changes` say what matters. Its interval is 2 points a side."""
+    value = changes.get("value", 50.0)
     values: dict[str, Any] = {
         "time": datetime(2026, 1, 1, tzinfo=UTC),
         "source": "synthetic",
@@ -39,8 +40,8 @@ def row(**changes: Any) -> dict[str, Any]:
         "hyperparameters": json.dumps({"solver": "lbfgs"}),
         "metric": "top1",
         "value": 50.0,
-        "ci_low": 48.0,
-        "ci_high": 52.0,
+        "ci_low": value - 2,
+        "ci_high": value + 2,
         "val_value": 50.0,
     }
     return values | changes

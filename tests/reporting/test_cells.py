@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from synthetic_results import row
 
-from fastadv.reporting.cells import make_cells, setting_labels
+from fastadv.reporting.cells import make_cells
 from fastadv.reporting.comparisons import compare
 from fastadv.reporting.html import Section
 from fastadv.reporting.sections import study_sections
+from fastadv.reporting.settings import setting_labels
 from fastadv.reporting.study import Study, make_panels, name_within
 from fastadv.statistics import wilson
 
@@ -62,6 +63,20 @@ def test_a_learning_rate_nobody_chose_is_part_of_the_experiment() -> None:
     apart = make_cells([r | {"select_on": "none", "val_value": None} for r in rows])
     labels = setting_labels(cell.setting for cell in apart).values()
     assert [label.rpartition(", ")[2] for label in labels] == ["lr 0.01", "lr 0.1"]
+
+
+def test_equal_learning_rates_are_told_apart_by_themselves() -> None:
+    """Whichever worker was done first: the first of the grid, which is the largest."""
+    rows = [
+        tuned(lr=lr) | {"value": value}
+        for lr, value in ((9e-05, 60.0), (0.1, 70.0), (0.001, 50.0))
+    ]
+    for order in (rows, rows[::-1], rows[1:] + rows[:1]):
+        [cell] = make_cells(order)
+        assert cell.values == {0: 70.0}
+    # The same experiment once more, of a table that names no experiments.
+    again = [r | {"identity": None} for r in (*rows, rows[1] | {"value": 71.0})]
+    assert make_cells(again)[0].values == {0: 71.0}
 
 
 def test_published_epochs_follow_the_number_of_images() -> None:
@@ -158,6 +173,39 @@ def test_other_weights_of_one_name_are_another_source() -> None:
     rows = [row(source_hash=digest, value=50.0) for digest in ("aaaaaaaa", "bbbbbbbb")]
     names = ["standard (synthetic aaaaaa)", "standard (synthetic bbbbbb)"]
     assert [cell.label for cell in make_cells(rows)] == names
+
+
+def test_other_images_of_one_name_are_another_data_set() -> None:
+    rows = [
+        row(
+            dataset="aircraft",
+            dataset_fingerprint=digest,
+            source=f"s{eps}",
+            source_eps=eps,
+            downscale=side,
+            value=value + 10 * eps,
+        )
+        for digest, side, value in (
+            ("aaaaaaaa", None, 50.0),
+            ("bbbbbbbb", None, 70.0),
+            ("cccccccc", 32, 40.0),  # reduced images have another fingerprint anyway
+        )
+        for eps in (0.0, 0.5)
+    ]
+    cells = make_cells(rows)
+    assert [(str(c.setting), c.mean) for c in cells] == [
+        ("aircraft, fixed features", 40.0),
+        ("aircraft, fixed features", 45.0),
+        ("aircraft aaaaaa, fixed features", 50.0),
+        ("aircraft aaaaaa, fixed features", 55.0),
+        ("aircraft bbbbbb, fixed features", 70.0),
+        ("aircraft bbbbbb, fixed features", 75.0),
+    ]
+    assert sorted(pair.difference for pair in compare(cells)) == [5.0, 5.0, 5.0]
+    # Published numbers go by the plain name.
+    assert all(c.published({}) == 41.40 for c in cells if c.robust and c.mean > 50)
+    [plain, _] = make_cells(rows[:2])
+    assert str(plain.setting) == "aircraft, fixed features"
 
 
 # ---- published counterparts ----
