@@ -67,7 +67,8 @@ class TransferConfig:
     utrera2021: ten up to 6,400 images, five up to 25,600, one for more or all. The
     first alone, where none of that is left to a seed."""
     val_fraction: float = 0.1
-    """Share of the training images held out to choose hyper-parameters."""
+    """Share of the training images held out to choose hyper-parameters; more of a few,
+    since every class of two or more images gives at least one."""
     select_on: Literal["val", "test"] | None = None
     """What chooses hyper-parameters; test only to compare with published numbers.
     Default val; salman2020: test; utrera2021 chooses nothing."""
@@ -223,6 +224,12 @@ class TransferConfig:
             and self.num_train is None
             and self.select_on == "test"
         )
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether hyper-parameters are chosen on a part of the training images."""
+        usual = "val" if self.protocol == "fastadv" else None
+        return (self.select_on or usual) == "val"
 
     def side(self, source_side: int) -> int:
         """Side of the images in pixels, for a source trained at `source_side`."""

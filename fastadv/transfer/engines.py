@@ -322,7 +322,8 @@ class RayEngine:
         except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
             raise ConfigError(
                 f"no Ray cluster at --address {address}: {error}. Start one with `ray "
-                "start --head`, or leave --address out for one on this machine"
+                "start --head`, set RAY_AUTH_MODE=token if that said it asks for a token, "
+                "or leave --address out for one on this machine"
             ) from None
         room = ray.cluster_resources()
         fits = [room.get("CPU", 0) / cpus] if cpus else []

@@ -7,11 +7,14 @@ taken for what it was.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import logging
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -147,11 +150,12 @@ def content_hash(images: ImageSet) -> str:
 class FeatureCache:
     """Embeddings on disk: `KEY.npy`, mapped when read, and `KEY.bad.npy`.
 
-    Files are written whole under another name and renamed, so that of two processes
-    computing the same one wins and both have all of it. What is damaged is made again.
+    Of processes that want the same at once, one computes and the others wait for it.
+    Files are written whole under another name and renamed, so that also where the file
+    system has no locks each has all of it. What is damaged is made again.
 
     Args:
-        folder: where; made at the first write. None keeps nothing.
+        folder: where; made when there is something to compute. None keeps nothing.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -188,18 +192,24 @@ class FeatureCache:
         found = self._read(path, bad_path, images, options)
         if found is not None:
             return found
-        made = extract(model, make_loader(images, **vars(options)), what)
-        bad = json.dumps(made.bad_images).encode()
-        try:
-            # The embeddings last: where they are, the rest is.
-            write_array(bad_path, np.frombuffer(bad, np.uint8))
-            write_array(path, made.values)
-        except OSError as error:
-            log.warning(
-                "features cannot be cached in %s (%s); choose another --feature-cache",
-                self.folder,
-                error,
-            )
+        with _claimed(self.folder, key, what):
+            # Whoever had it may have made them.
+            found = self._read(path, bad_path, images, options)
+            if found is not None:
+                return found
+            made = extract(model, make_loader(images, **vars(options)), what)
+            bad = json.dumps(made.bad_images).encode()
+            try:
+                # The embeddings last: where they are, the rest is.
+                write_array(bad_path, np.frombuffer(bad, np.uint8))
+                write_array(path, made.values)
+            except OSError as error:
+                log.warning(
+                    "features cannot be cached in %s (%s); choose another "
+                    "--feature-cache",
+                    self.folder,
+                    error,
+                )
         return made
 
     def _read(
@@ -214,6 +224,29 @@ class FeatureCache:
             return None  # embedding them names the image and stops
         pairs = tuple((str(name), str(reason)) for name, reason in bad)
         return Features(values, images.labels, pairs)
+
+
+@contextlib.contextmanager
+def _claimed(folder: Path, key: str, what: str) -> Iterator[None]:
+    """Be the one process that computes the features of `key`; wait for another to end.
+
+    A record lock on the byte of `FOLDER/.lock` that the key points at: one file serves
+    all keys, and the lock is gone with its process, however that ended and whatever
+    decoding processes it leaves. Without a file or locks it goes on: what is computed
+    twice is the same.
+    """
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            file = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+            stack.callback(os.close, file)
+            byte = int(key[:7], 16)  # some file systems lock no further than 2^31
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, byte)
+            except (BlockingIOError, PermissionError):
+                Progress(1).note(f"{what}: another process computes them; waiting")
+                fcntl.lockf(file, fcntl.LOCK_EX, 1, byte)
+        yield
 
 
 def feature_key(

@@ -21,7 +21,6 @@ from fastadv.data import (
     LoaderOptions,
     make_loader,
     subset,
-    train_val_split,
 )
 from fastadv.environment import provenance, resolve_device
 from fastadv.errors import ConfigError, FastadvError
@@ -38,7 +37,13 @@ from fastadv.transfer.outcome import Outcome
 from fastadv.transfer.settings import make_settings
 from fastadv.transfer.source import Source, open_source
 from fastadv.transfer.table import ResultsTable
-from fastadv.transfer.target import check_classes, open_target, reduced, target_name
+from fastadv.transfer.target import (
+    check_classes,
+    held_out,
+    open_target,
+    reduced,
+    target_name,
+)
 from fastadv.transfer.tuning import (
     UtreraLoader,
     choose_trained,
@@ -76,13 +81,11 @@ class TransferRun:
         self._opened = open_target(config, self.resolution)
         check_classes(self._opened)
         self.splits: DatasetSplits = reduced(self._opened, config.downscale)
-        train = self.splits.train
         self.settings = make_settings(
             config,
             self.splits.name,
-            config.num_train or len(train),
+            config.num_train or len(self.splits.train),
             self.resolution,
-            digits=train.augment_default == "none",
             misfrozen=misfrozen(self._model()) if config.freezes_by_name else None,
         )
         self._check_choices()
@@ -129,10 +132,9 @@ class TransferRun:
             choose_trained(self._model(), config.mode, config.k)
 
     def _split(self, seed: int) -> tuple[ImageSet, ImageSet | None]:
+        if self.config.holds_out:
+            return held_out(self.config, self.splits.train, seed)
         pool = subset(self.splits.train, self.config.num_train, seed)
-        if self.settings.select_on == "val":
-            return train_val_split(pool, self.config.val_fraction, seed)
-        # Nothing of the training images is held out.
         return pool, self.splits.test if self.settings.select_on == "test" else None
 
     def _options(self, *, train: bool, seed: int = 0) -> LoaderOptions:

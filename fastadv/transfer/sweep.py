@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import signal
 from collections import Counter, deque
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -19,15 +19,13 @@ from types import FrameType
 from fastadv.data import DatasetSplits
 from fastadv.errors import ConfigError, DataError, FastadvError, Preempted
 from fastadv.training.progress import Progress
-from fastadv.transfer.config import TransferConfig
+from fastadv.transfer.config import PUBLISHED_SIDE, TransferConfig
 from fastadv.transfer.engines import Ended, Engine
 from fastadv.transfer.identity import row_identity
 from fastadv.transfer.recipe import one_seed_each
 from fastadv.transfer.source import Source, open_source
 from fastadv.transfer.table import ResultsTable
-from fastadv.transfer.target import open_target
-
-_SHOWN = 8  # problems listed one by one
+from fastadv.transfer.target import held_out, open_target
 
 
 @dataclass(frozen=True)
@@ -111,7 +109,8 @@ def make_plan(
         skip_missing: leave out what cannot be opened.
 
     Raises:
-        DataError: a source or a data set cannot be opened; all of them are named.
+        DataError: a source or a data set cannot be opened; all of them are named. With
+            `skip_missing` only where that leaves no experiment.
         ConfigError: two experiments define the same number.
     """
     opened = _Opened()
@@ -140,13 +139,17 @@ def make_plan(
             done += len(identities) - (len(left.identities) if left else 0)
             if left:
                 tasks.append(left)
-    if opened.problems and not skip_missing:
-        listed = "\n  ".join(opened.problems[:_SHOWN])
-        more = len(opened.problems) - _SHOWN
+                opened.look_at_split(left.config, known[1])
+    if opened.problems and not (skip_missing and rows):
+        listed = "\n  ".join(opened.problems)
+        hint = (
+            "--skip-missing goes on without them"
+            if rows
+            else "without them no experiment of the recipe is left"
+        )
         raise DataError(
             f"{len(opened.problems)} source(s) or data set(s) cannot be opened:\n  "
-            f"{listed}{f'{chr(10)}  and {more} more' if more > 0 else ''}\n--skip-missing "
-            "goes on without them"
+            f"{listed}\n{hint}"
         )
     return Plan(tasks, rows, done, opened.problems)
 
@@ -156,6 +159,7 @@ class _Opened:
 
     def __init__(self) -> None:
         self._found: dict[object, Source | DatasetSplits | None] = {}
+        self._split: set[object] = set()
         self.problems: list[str] = []
 
     def find(self, config: TransferConfig) -> tuple[Source, DatasetSplits, int] | None:
@@ -165,16 +169,25 @@ class _Opened:
                 config.source, config.name, config.arch, download=config.download
             ),
         )
-        if not isinstance(source, Source):
-            return None
-        resolution = config.side(source.resolution)
+        # Also where the source is missing, at any side: all that is missing is named.
+        side = source.resolution if isinstance(source, Source) else PUBLISHED_SIDE
+        resolution = config.side(side)
         splits = self._get(
             ("dataset", config.dataset, config.dataset_option, resolution),
             lambda: open_target(config, resolution),
         )
-        if not isinstance(splits, DatasetSplits):
+        if not (isinstance(source, Source) and isinstance(splits, DatasetSplits)):
             return None
         return source, splits, resolution
+
+    def look_at_split(self, config: TransferConfig, splits: DatasetSplits) -> None:
+        """Let a validation part of unexpected size be reported here, not by workers."""
+        key = splits.train.fingerprint, config.num_train, config.val_fraction
+        if config.holds_out and key not in self._split:
+            self._split.add(key)
+            # What cannot be split is reported as the failure of its task.
+            with contextlib.suppress(ConfigError):
+                held_out(config, splits.train, config.seeds[0])
 
     def _get(
         self, key: object, opener: Callable[[], Source | DatasetSplits]
@@ -216,7 +229,7 @@ def run_sweep(
         with _stop_signals():
             while waiting or running:
                 while waiting and len(running) < engine.slots:
-                    task = waiting.popleft()
+                    task = _take(waiting, running)
                     running[task.config] = task
                     engine.start(task.config)
                 for ended in engine.wait():
@@ -243,6 +256,21 @@ def run_sweep(
     finally:
         engine.close()
     return failures
+
+
+def _take(waiting: deque[Task], running: Iterable[TransferConfig]) -> Task:
+    """The next task, if there is one that need not wait for another's features."""
+    busy = {_embedded(config) for config in running}
+    found = next((t for t in waiting if _embedded(t.config) not in busy), waiting[0])
+    waiting.remove(found)
+    return found
+
+
+def _embedded(config: TransferConfig) -> object:
+    """What a task computes features of: two that share that would wait for each other."""
+    if config.on_cached_features:
+        return config.source, config.dataset
+    return config
 
 
 def _verdict(task: Task, ended: Ended, left: Task | None) -> str:

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import logging
+from functools import cache
 from typing import Any
 
 import numpy as np
 
-from fastadv.data import DatasetSplits, open_dataset
+from fastadv.data import (
+    DatasetSplits,
+    ImageSet,
+    open_dataset,
+    subset,
+    train_val_split,
+)
 from fastadv.data.pairs import dataset_options
 from fastadv.errors import DataError
 from fastadv.transfer.config import TransferConfig
 from fastadv.transfer.downscale import Downscaled
 
+log = logging.getLogger(__name__)
+
+# So many times the share asked for is worth a word.
+_CLEARLY_MORE = 1.5
 # Options that say where images are or what is put up with, not which images: their
 # fingerprint does that.
 _NOT_DEFINING = frozenset({"root", "cache", "download", "strict"})
@@ -46,6 +58,35 @@ def reduced(splits: DatasetSplits, side: int | None) -> DatasetSplits:
         return splits
     train, test = Downscaled(splits.train, side), Downscaled(splits.test, side)
     return DatasetSplits(splits.name, train, test, splits.metric)
+
+
+def held_out(
+    config: TransferConfig, train: ImageSet, seed: int
+) -> tuple[ImageSet, ImageSet]:
+    """Training and validation part of a seed's images.
+
+    Every class of two or more images has one in validation, which of few images can be
+    far more than `config.val_fraction`: that is logged, once however many seeds and
+    tasks of this process it concerns.
+
+    Raises:
+        ConfigError: there are too few images for that, or for `config.num_train`.
+    """
+    pool = subset(train, config.num_train, seed)
+    kept, val = train_val_split(pool, config.val_fraction, seed)
+    if len(val) > _CLEARLY_MORE * config.val_fraction * len(pool):
+        _warn_once(
+            f"{train.name}: {len(val)} of {len(pool)} images "
+            f"({len(val) / len(pool):.0%}) are held out for validation, not "
+            f"--val-fraction {config.val_fraction:g}, since every class of two or more "
+            f"gives one; {len(kept)} are trained on"
+        )
+    return kept, val
+
+
+@cache
+def _warn_once(text: str) -> None:
+    log.warning(text)
 
 
 def check_classes(splits: DatasetSplits) -> None:

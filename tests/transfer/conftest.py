@@ -11,7 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastadv.cli import transfer as command
 from fastadv.models import NormalizedModel
+from fastadv.training import train
 from fastadv.transfer import protocol
 
 _TESTS = Path(__file__).resolve().parents[1]
@@ -30,6 +32,34 @@ def _one_thread() -> Iterator[None]:
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Features of one test are not found by another, nor left in the user's cache."""
     monkeypatch.setenv("FASTADV_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A standard and a robust source, trained for a moment."""
+    from small_runs import tiny
+
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("runs")
+    for eps in (0.0, 0.25):
+        train(tiny(folder / f"eps{eps:g}", num_train=100, epochs=1, eps=eps))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def undisturbed(
+    runs: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, list[int]]:
+    """The table of the sweep of `sweep_runs`, when nothing happens to it."""
+    from sweep_runs import ROWS, recipe_file, values
+
+    folder = tmp_path_factory.mktemp("undisturbed")
+    words = ["sweep", str(recipe_file(folder, runs)), "--results", str(folder / "r")]
+    torch.set_num_threads(1)
+    assert command.main(words) == 0
+    found = values(folder / "r")
+    assert len(found) == ROWS
+    return found
 
 
 @pytest.fixture

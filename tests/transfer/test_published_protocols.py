@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tuned_runs import moved, source_file, statistics, tuning_config
 
 from fastadv.data import (
@@ -81,10 +83,7 @@ def _settings(
     dataset: str, n: int = 5000, misfrozen: str | None = None, **changes: Any
 ) -> Settings:
     config = TransferConfig(source="s", dataset=dataset, **changes)
-    digits = dataset in ("digits", "mnist")
-    return make_settings(
-        config, dataset, n, config.side(32), digits=digits, misfrozen=misfrozen
-    )
+    return make_settings(config, dataset, n, config.side(32), misfrozen=misfrozen)
 
 
 def test_salman2020_settings() -> None:
@@ -120,7 +119,6 @@ def test_utrera2021_settings() -> None:
         assert (found.augment, found.select_on) == ("utrera", "none")
         assert found.statistics is None
         assert found.notes == "BatchNorm of frozen layers in train mode"
-    assert _settings("mnist", **options).augment == "none"
     seeds = [
         len(TransferConfig(source="s", dataset="d", num_train=n, **options).seeds)
         for n in (100, 6400, 6401, 25600, 25601, 50000, None)
@@ -128,6 +126,43 @@ def test_utrera2021_settings() -> None:
     assert seeds == [10, 10, 5, 5, 1, 1, 1]
     with pytest.raises(ConfigError, match="one learning rate and chooses nothing"):
         _settings("svhn", lrs=(0.1, 0.2), **options)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "augment"),
+    # Their code: `transform_type` of each target in tools/custom_datasets.py.
+    [
+        ("cifar10", "utrera"),
+        ("svhn", "utrera"),
+        ("mnist", "none"),
+        ("kmnist", "none"),
+        ("fashion_mnist", "none"),
+    ],
+)
+def test_utrera2021_augments_all_but_what_is_grey(
+    dataset: str, augment: str, tmp_path: Path
+) -> None:
+    for number in range(12):
+        split = "train" if number < 8 else "test"
+        path = tmp_path / dataset / split / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (28, 28), (20 * number,) * 3).save(path)
+    config = tuning_config(
+        source_file(tmp_path),
+        dataset=dataset,
+        dataset_option=(f"root={tmp_path}",),
+        num_train=None,
+        mode="last_k_blocks",
+        k=0,
+        protocol="utrera2021",
+        resolution=32,
+    )
+    for downscale in (None, 16):
+        run = TransferRun(dataclasses.replace(config, downscale=downscale))
+        assert run.settings.augment == augment
+        assert isinstance(run._loader(run.splits.train, train=True), UtreraLoader) == (
+            augment == "utrera"
+        )
 
 
 def test_utrera2021_runs(tmp_path: Path, tuned: list[Any]) -> None:

@@ -17,10 +17,11 @@ from fastadv.data import ImageSet, open_dataset, subset, train_val_split
 from fastadv.data.sources import FileSet
 from fastadv.errors import ConfigError
 from fastadv.models import create_model, save_model
-from fastadv.transfer import ResultsTable, TransferConfig, transfer
+from fastadv.transfer import ResultsTable, TransferConfig, target, transfer
 from fastadv.transfer.features import content_hash, rows_of
 from fastadv.transfer.protocol import TransferRun
 from fastadv.transfer.recipe import read_recipe
+from fastadv.transfer.settings import make_settings
 from fastadv.transfer.sweep import make_plan
 from fastadv.transfer.target import open_target
 
@@ -197,6 +198,74 @@ def test_subsets_have_keys_of_their_own_and_read_only_themselves(
     assert len(read) == 40 + 6 + 6
     digits = open_dataset("digits").train
     assert len({content_hash(subset(digits, 50, seed)) for seed in (0, 1)}) == 2
+
+
+# ---- what is held out ----
+
+
+@pytest.fixture
+def many_classes(tmp_path: Path) -> str:
+    """Four training images of each of ten classes."""
+    draw = np.random.default_rng(5)
+    x, y = draw.integers(0, 255, (60, 16, 16, 3), np.uint8), np.repeat(range(10), 6)
+    test = np.tile([False] * 4 + [True] * 2, 10)
+    for split, rows in (("train", ~test), ("test", test)):
+        for i in np.flatnonzero(rows):
+            path = tmp_path / "many" / split / str(y[i]) / f"{i}.bmp"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(x[i]).save(path)
+    return str(tmp_path / "many")
+
+
+_HELD_OUT = (
+    "many: 10 of 40 images (25%) are held out for validation, not --val-fraction 0.1, "
+    "since every class of two or more gives one; 30 are trained on"
+)
+
+
+def test_more_held_out_than_asked_for_is_said_once(
+    source: Path, many_classes: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    target._warn_once.cache_clear()
+    config = _config(source, dataset=many_classes, seeds=(0, 1, 2))
+    for row in transfer(config):
+        assert (row["num_train"], row["num_val"], row["select_on"]) == (30, 10, "val")
+    assert caplog.messages.count(_HELD_OUT) == 1
+    caplog.clear()
+    quiet: list[dict[str, Any]] = [{"val_fraction": 0.25}, {"select_on": "test"}]
+    quiet += [{"dataset": "digits", "num_train": 100}]
+    for changes in quiet:
+        transfer(_config(source, **({"dataset": many_classes} | changes)))
+    assert not [text for text in caplog.messages if "held out" in text]
+
+
+def test_a_sweep_says_it_before_its_workers_do(
+    source: Path, many_classes: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    target._warn_once.cache_clear()
+    configs = [
+        _config(source, dataset=many_classes, seeds=(0, 1), **changes)
+        for changes in (
+            {"mode": "full_network"},
+            {},
+            {"mode": "full_network", "protocol": "utrera2021"},
+            {"num_train": 41},  # as before, the task's own failure
+        )
+    ]
+    plan = make_plan(configs, ResultsTable(tmp_path / "results"))
+    assert len(plan.tasks) == 2 + 1 + 2 + 1
+    assert [text for text in caplog.messages if "held out" in text] == [_HELD_OUT]
+
+
+@pytest.mark.parametrize("select_on", [None, "val", "test"])
+@pytest.mark.parametrize("protocol", ["fastadv", "salman2020", "utrera2021"])
+def test_what_is_held_out_goes_with_what_chooses(
+    protocol: Any, select_on: Any, source: Path
+) -> None:
+    words: dict[str, Any] = {"mode": "full_network", "protocol": protocol}
+    config = _config(source, select_on=select_on, **words)
+    settings = make_settings(config, "digits", 100, 16)
+    assert config.holds_out == (settings.select_on == "val")
 
 
 # ---- what a seed decides ----

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -91,7 +92,9 @@ def test_what_is_found_is_bit_identical(tmp_path: Path, passes: list[str]) -> No
     with torch.no_grad():
         wanted = model.features(pixels).numpy()
     np.testing.assert_allclose(found.values, wanted, atol=1e-4)
-    plain = np.load(next(p for p in (tmp_path / "c").iterdir() if ".bad" not in p.name))
+    plain = np.load(
+        next(p for p in (tmp_path / "c").glob("*.npy") if ".bad" not in p.name)
+    )
     assert np.array_equal(plain, found.values)
 
 
@@ -102,7 +105,9 @@ def test_a_damaged_file_is_made_again(
 ) -> None:
     images = open_dataset("digits").test
     first = _get(tmp_path, images)
-    [file] = [p for p in tmp_path.iterdir() if (".bad" in p.name) == (part == "bad")]
+    [file] = [
+        p for p in tmp_path.glob("*.npy") if (".bad" in p.name) == (part == "bad")
+    ]
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     cut = {"altered": len(data), "cut": len(data) // 2, "empty": 0}[damage]
@@ -115,53 +120,118 @@ def test_a_damaged_file_is_made_again(
 
 
 _WRITER = """
-import sys
+import sys, time
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from fastadv.data import LoaderOptions, open_dataset
 from fastadv.models import create_model
-from fastadv.transfer.features import FeatureCache
+from fastadv.transfer import features
+
+real = features.extract
+
+def said(*arguments):
+    print("extracting", flush=True)
+    time.sleep(600 if "hangs" in sys.argv else 0)
+    return real(*arguments)
+
+features.extract = said
 model = create_model("resnet8_cifar", 3, seed=0)
 images = open_dataset("digits").test
+print("ready", flush=True)
 sys.stdin.readline()
 for number in range(4):
     folder = Path(sys.argv[1]) / str(number)
     options = LoaderOptions(batch_size=50, resolution=16, train=False)
-    found = FeatureCache(folder).features(model, images, options, "x")
+    found = features.FeatureCache(folder).features(model, images, options, "x")
     print(found.values.tobytes().hex()[:64], float(found.values.sum()))
 """
 
 
-def test_two_writers_at_once(tmp_path: Path) -> None:
-    words = [sys.executable, "-c", _WRITER, str(tmp_path)]
+def _writers(*words: str) -> list[subprocess.Popen[str]]:
+    """Two processes that want the same features, both kept waiting until both can start.
+
+    Args:
+        *words: of both: the folder; of the first also what else follows.
+    """
     running = [
         subprocess.Popen(
-            words,
+            [sys.executable, "-c", _WRITER, *given],
             env=environment(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=subprocess.STDOUT,
             text=True,
         )
-        for _ in range(2)
+        for given in (words, words[:1])
     ]
-    for process in running:  # both are kept waiting until both can start
-        assert process.stdin is not None
-        process.stdin.write("\n")
-        process.stdin.flush()
+    for process in running:
+        assert _line(process) == "ready"
+    return running
+
+
+def _line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def _go(process: subprocess.Popen[str]) -> None:
+    assert process.stdin is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+
+
+def test_two_at_once_compute_once(tmp_path: Path) -> None:
+    running = _writers(str(tmp_path))
+    for process in running:
+        _go(process)
     printed = [process.communicate(timeout=100)[0] for process in running]
     assert [process.returncode for process in running] == [0, 0]
-    assert len(printed[0].splitlines()) == 4
-    assert printed[0] == printed[1]
+    assert sum(text.count("extracting") for text in printed) == 4
+    first, second = (
+        [line for line in text.splitlines() if line.count(" ") == 1] for text in printed
+    )
+    assert len(first) == 4
+    assert first == second
     images = open_dataset("digits").test
     for number in range(4):
-        names = sorted(p.name for p in (tmp_path / str(number)).iterdir())
+        names = sorted(p.name for p in (tmp_path / str(number)).glob("*.npy"))
         key = feature_key(_model(), images, _options())
         assert names == [f"{key}.bad.npy", f"{key}.npy"]
         found = _get(tmp_path / str(number), images)
         assert isinstance(found.values, np.memmap)
-        assert found.values.tobytes().hex()[:64] == printed[0].split()[0]
+        assert found.values.tobytes().hex()[:64] == first[0].split()[0]
+
+
+def test_one_that_was_killed_keeps_nobody_waiting(tmp_path: Path) -> None:
+    killed, waiting = _writers(str(tmp_path), "hangs")
+    try:
+        _go(killed)
+        assert _line(killed) == "extracting"
+        _go(waiting)
+        assert _line(waiting) == "x: another process computes them; waiting"
+        killed.kill()
+        printed = waiting.communicate(timeout=100)[0]
+    finally:
+        for process in (killed, waiting):
+            process.kill()
+            process.wait()
+    assert waiting.returncode == 0
+    assert printed.count("extracting") == 4
+
+
+@pytest.mark.parametrize("error", [errno.ENOLCK, errno.ENOSYS])
+def test_a_file_system_without_locks_is_enough(
+    error: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, passes: list[str]
+) -> None:
+    def refuse(*arguments: Any) -> None:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr("fcntl.lockf", refuse)
+    images = open_dataset("digits").test
+    first, found = (_get(tmp_path, images) for _ in range(2))
+    assert len(passes) == 1
+    assert found.values.tobytes() == first.values.tobytes()
 
 
 def test_content_is_the_key(tmp_path: Path, passes: list[str]) -> None:

@@ -1,0 +1,38 @@
+"""A small sweep, and what its table holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fastadv.transfer import ResultsTable
+
+ROWS = 6 + 4  # of the recipe below, with two sources
+
+
+def recipe_file(folder: Path, runs: Path, **changes: Any) -> Path:
+    """Heads for three seeds on features, and two learning rates apart, of two sources."""
+    recipe: dict[str, Any] = {
+        "sources": [f"{runs}/eps{{0,0.25}}"],
+        "datasets": ["digits"],
+        "protocols": [
+            {"mode": "fixed_feature", "seeds": [0, 1, 2], "num_train": 60},
+            {"mode": "full_network", "lr": [0.05, 0.01], "epochs": 1, "num_train": 40},
+        ],
+        "seeds": [0],
+        "device": "cpu",
+        "feature_cache": "off",
+    }
+    file = folder / "recipe.yaml"
+    file.write_text(yaml.safe_dump(recipe | changes))
+    return file
+
+
+def values(results: Path) -> dict[str, list[int]]:
+    """What was measured by identity; fails where a row is there twice."""
+    rows = ResultsTable(results).rows()
+    found = {row["identity"]: row["per_class_correct"] for row in rows}
+    assert len(found) == len(rows)
+    return found
