@@ -17,8 +17,8 @@ from fastadv.errors import ConfigError, DataError
 from fastadv.training.config import TrainConfig
 from fastadv.training.distributed import World
 from fastadv.training.images import RunImages
+from tests.data.record_files import image, samples, table, write_tar
 from tests.data.test_published import dtd
-from tests.data.test_record_files import image, samples, table, write_tar
 
 
 @pytest.fixture(autouse=True)

@@ -26,7 +26,7 @@ from fastadv.data.inspection import statistics, verify
 from fastadv.data.packing import pack
 from fastadv.data.sources import ImageSet
 from fastadv.errors import ConfigError, DataError
-from tests.data.test_record_files import imagenet
+from tests.data.record_files import imagenet
 from tests.shared_data import shared
 
 

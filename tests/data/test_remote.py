@@ -13,7 +13,7 @@ import pytest
 from fastadv.cli.data import main
 from fastadv.data import open_dataset
 from fastadv.errors import DataError
-from tests.data.test_record_files import reds, samples, write_tar
+from tests.data.record_files import reds, samples, write_tar
 
 asked: list[str] = []
 
