@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -386,6 +387,12 @@ def test_a_recipe_is_a_config_and_says_what_is_known(path: Path) -> None:
     for word in ("Command:", "Hardware:", "Time:", "Numbers:"):
         assert any(line.startswith(f"# {word}") for line in about), word
     assert f"--config recipes/{path.name}" in "".join(about)
+    small = " ".join(line.removeprefix("#").strip() for line in about).split("Small:")
+    program, *words = small[1].split(" took ")[0].split()
+    words[words.index(f"recipes/{path.name}")] = str(path)
+    tried = common.parse(TrainCommand, words, program)
+    assert (tried.method, tried.arch) == (config.method, "resnet8_cifar")
+    assert re.search(r"took [\d.]+ CPU minutes .*: [\d.]+ % clean", small[1])
 
 
 def test_every_method_has_a_recipe() -> None:
