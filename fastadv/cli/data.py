@@ -110,7 +110,7 @@ def _open(
 
     from fastadv.data import open_dataset
 
-    options: dict[str, Any] = {**dataset_options(command.dataset_option)}
+    options = dataset_options(command.dataset_option)
     if command.root is not None:
         options["root"] = command.root
     return open_dataset(command.data, damage=damage, **options)

@@ -142,7 +142,7 @@ def evaluate_checkpoint(command: EvalCommand) -> dict[str, Any]:
     )
     device = resolve_device(command.device)
     resolution = command.resolution or source.resolution
-    options: dict[str, Any] = {**dataset_options(command.dataset_option)}
+    options = dataset_options(command.dataset_option)
     splits = open_dataset(command.data, resolution=resolution, **options)
     model = source.load().to(device).to(memory_format=torch.channels_last)
     _check_same_classes(source, model.num_classes, splits)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from fastadv.errors import ConfigError
 
 
-def dataset_options(pairs: Sequence[str]) -> dict[str, str]:
+def dataset_options(pairs: Sequence[str]) -> dict[str, Any]:
     """The options that `--dataset-option KEY=VALUE ...` names, for `open_dataset`.
+
+    Values are text; `Any`, since `open_dataset` has parameters of other types beside them.
 
     Raises:
         ConfigError: a text without a key or a `=`, or a key given twice.
     """
-    options: dict[str, str] = {}
+    options: dict[str, Any] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not (key and equals):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
@@ -50,7 +49,7 @@ class RunImages:
     def __init__(self, config: TrainConfig, device: torch.device, world: World) -> None:
         self.config, self.device, self.world = config, device, world
         drawn = _DRAWN_SMALL if config.arch.endswith("_cifar") else _DRAWN
-        options: dict[str, Any] = {**dataset_options(config.dataset_option)}
+        options = dataset_options(config.dataset_option)
         side = config.resolution or drawn
         splits = open_dataset(config.data, resolution=side, **options)
         native = config.resolution or native_resolution(config.data, splits)

@@ -99,12 +99,11 @@ class RunDirectory:
             )
         self._take_lock()
         try:
-            state, used, damage = (
-                self._newest_state() if self.began else (None, None, None)
-            )
-            if state is not None and used is not None:
-                self._check_same(config, state["config"])
-                self._repair(state, used, damage)
+            if not self.began:
+                return None
+            state, used, damage = self._newest_state()
+            self._check_same(config, state["config"])
+            self._repair(state, used, damage)
         except BaseException:
             self.release()
             raise

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from functools import cache
-from typing import Any
 
 import numpy as np
 
@@ -35,7 +34,7 @@ def open_target(config: TransferConfig, resolution: int) -> DatasetSplits:
     Raises:
         DataError, ConfigError: as `open_dataset`.
     """
-    options: dict[str, Any] = {**dataset_options(config.dataset_option)}
+    options = dataset_options(config.dataset_option)
     return open_dataset(config.dataset, resolution=resolution, **options)
 
 
