@@ -112,6 +112,8 @@ class TransferConfig:
     """Results table: a directory of Parquet files, appended to."""
     device: str = "auto"
     """cpu, cuda, cuda:1, ...; auto takes a GPU when there is one."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of fine-tuning; bf16 is autocast. Features and accuracies stay in fp32."""
     backend: str = "auto"
     """Kernel backend (see fastadv-doctor)."""
     workers: int | None = None
@@ -186,6 +188,11 @@ class TransferConfig:
                 "--mode fixed_feature, --protocol fastadv, with --frozen-bn eval"
             )
         given = [name for name in SGD_CHOICES if getattr(self, name) is not None]
+        if self.precision != "fp32" and self.on_cached_features:
+            raise ConfigError(
+                f"--precision {self.precision} is of networks that train; --mode "
+                "fixed_feature computes features once, in fp32"
+            )
         if self.solver == "lbfgs" and given:
             flag = given[0].replace("_", "-")
             raise ConfigError(f"--{flag} is of --solver sgd; lbfgs is exact")

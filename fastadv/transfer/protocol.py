@@ -270,6 +270,8 @@ class TransferRun:
         value, lr, epoch, model = best
         found = self._judged(model)
         chosen = settings.for_row() | {"lr": lr, "epoch": epoch}
+        if self.config.precision != "fp32":
+            chosen["precision"] = self.config.precision
         if self.config.method != "standard":
             training = self.config.training()
             chosen["method"] = {
@@ -301,7 +303,7 @@ class TransferRun:
             model, config.mode, config.k, by_name=settings.freeze_by_name
         )
         training = None if config.method == "standard" else config.training()
-        method = make_method(model, training, self.resolution)
+        method = make_method(model, training, self.resolution, config.precision)
         loader = self._loader(images, train=True, seed=seed)
         words = config.mode.replace("_", " ")
         yield from fine_tune(model, trained, loader, lr, settings, method, words)

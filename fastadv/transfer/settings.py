@@ -111,6 +111,8 @@ def make_settings(
         ]
         if resolution != PUBLISHED_SIDE:
             changed.append(f"resolution {resolution} instead of {PUBLISHED_SIDE}")
+        if config.precision != "fp32":
+            changed.append(f"precision {config.precision} instead of fp32")
         if config.method != "standard":
             changed.append(f"method {config.method} instead of standard")
     defects = tuple(d for d in settings.defects if not _repaired(d, given))

@@ -23,7 +23,7 @@ from fastadv.models.normalized import seeded_init
 from fastadv.models.view import AttackView
 from fastadv.training.config import TrainConfig, scheduled
 from fastadv.training.learner import training_attack
-from fastadv.training.methods import CLASSES, Method, Net
+from fastadv.training.methods import CLASSES, DTYPES, Method, Net
 from fastadv.training.progress import Progress
 from fastadv.training.step import train_step
 from fastadv.transfer.settings import Settings, published_names
@@ -122,15 +122,20 @@ def prepare_model(
 
 
 def make_method(
-    model: NormalizedModel, config: TrainConfig | None, side: int
+    model: NormalizedModel,
+    config: TrainConfig | None,
+    side: int,
+    precision: str = "fp32",
 ) -> Method:
     """The training method, on `model`; None is standard training."""
+    net = Net(model, precision)
     if config is None:
-        return Method(Net(model))
-    attack = training_attack(config, side, None)
+        return Method(net)
+    dtype = DTYPES.get(precision)
+    attack = training_attack(config, side, dtype)
     kind = CLASSES[config.method if attack else "standard"]
-    view = AttackView(model) if attack else None
-    return kind(Net(model), attack, view, **config.parameters)
+    view = AttackView(model, dtype=dtype) if attack else None
+    return kind(net, attack, view, **config.parameters)
 
 
 def fine_tune(

@@ -267,3 +267,5 @@ def test_what_the_papers_never_ran_is_said() -> None:
         "mode scratch instead of the last 0, 1, 3, 9 blocks",
     )
     assert changed("fastadv", "scratch") == ()
+    half = _settings("svhn", protocol="utrera2021", precision="bf16")
+    assert half.changed == ("precision bf16 instead of fp32",)

@@ -113,6 +113,29 @@ def test_frozen_batchnorm_may_follow_the_target(
     assert moved(tuned[0]) == heads | statistics(tuned[0][1])
 
 
+def test_bf16_is_autocast_of_what_trains(tmp_path: Path, tuned: list[Any]) -> None:
+    source = source_file(tmp_path)
+    words: dict[str, Any] = {"num_train": 400, "epochs": 3}
+    rows = [
+        transfer(tuning_config(source, precision=precision, **words))[0]
+        for precision in ("fp32", "bf16")
+    ]
+    exact, half = (model.state_dict() for _, model in tuned)
+    assert not torch.equal(exact["net.conv1.weight"], half["net.conv1.weight"])
+    assert {tensor.dtype for tensor in half.values()} == {torch.float32, torch.int64}
+    assert rows[1]["value"] == pytest.approx(rows[0]["value"], abs=6)
+    assert rows[1]["value"] > 60
+    assert rows[0]["identity"] != rows[1]["identity"]
+    used = [json.loads(row["hyperparameters"]).get("precision") for row in rows]
+    assert used == [None, "bf16"]
+    # The attack of adversarial fine-tuning, too.
+    made = make_method(
+        tuned[1][1], tuning_config(source, method="pgd_at").training(), 32, "bf16"
+    )
+    assert made.view is not None
+    assert {p.dtype for p in made.view.net.parameters()} == {torch.bfloat16}
+
+
 def test_scratch_owes_nothing_to_the_source(tmp_path: Path) -> None:
     rows = [
         transfer(tuning_config(source_file(tmp_path, seed=seed), mode=mode))[0]
@@ -268,6 +291,7 @@ def test_the_command_shows_protocol_and_robustness(
         ({"mode": "scratch", "frozen_bn": "train"}, "--mode scratch freezes nothing"),
         ({"mode": "scratch", "solver": "sgd"}, "--solver sgd is of features"),
         ({"protocol": "salman2020", "solver": "sgd"}, "--solver sgd is of features"),
+        ({"precision": "bf16"}, "--precision bf16 is of networks that train"),
         ({"method": "pgd_at"}, "use --mode last_k_blocks --k 0"),
         ({"mode": "scratch", "eps": 1.0}, "--eps is of adversarial fine-tuning; add"),
         ({"mode": "scratch", "method": "mart", "eps": 0.0}, "needs an --eps above 0"),
