@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
 import time
 from collections.abc import Iterator
@@ -16,7 +15,6 @@ import torch
 from fastadv.attacks import PGD
 from fastadv.data import Batch
 from fastadv.data.counter import derive_key
-from fastadv.environment import provenance
 from fastadv.errors import (
     CatastrophicOverfitting,
     FastadvError,
@@ -36,18 +34,18 @@ from fastadv.training.distributed import (
     set_random_state,
 )
 from fastadv.training.images import RunImages
-from fastadv.training.interval import Interval, in_words
+from fastadv.training.interval import Interval
+from fastadv.training.journal import Journal
 from fastadv.training.learner import Learner, judging_attack
 from fastadv.training.loggers import PICTURE, check_loggers, loggers
-from fastadv.training.overfit import ACTIONS, Look, OverfitWatch, held_out
+from fastadv.training.overfit import Look, OverfitWatch, held_out
 from fastadv.training.preemption import StopRequest, stop_on_signal
 from fastadv.training.profile import StepProfile
-from fastadv.training.progress import Progress
 from fastadv.training.rundir import RunDirectory
 from fastadv.training.snapshots import draw, shown
 from fastadv.training.stages import radius_at, side_at
 from fastadv.training.step import StepResult, train_step
-from fastadv.training.validation import Interrupted, Validation, numbers, words
+from fastadv.training.validation import Interrupted, Validation
 
 log = logging.getLogger(__name__)
 
@@ -138,14 +136,19 @@ class Trainer:
         )
         self.step, self.best_score = 0, -1.0
         self._validated = True  # what the last epoch left
-        self._trained_images, self._trained_seconds = 0, 0.0
-        self.progress = self._progress()
+        self.journal = Journal(
+            config,
+            self.run,
+            self.world,
+            self.total_steps,
+            attacked=self.attack is not None,
+        )
         self.profile = StepProfile(
             self.run.path if self.world.leads else None,
             profile,
             self.device,
             self.batch_size,
-            lambda text: self.progress.note(text),
+            self.journal.note,
         )
         prepares = self.world.leads and not dry_run
         state = self.world.share(self.run.prepare(config) if prepares else None)
@@ -160,10 +163,6 @@ class Trainer:
             raise
 
     # ---- parts ----
-
-    def _progress(self, done: int = 0) -> Progress:
-        stream = None if self.world.leads else io.StringIO()
-        return Progress(self.total_steps, done, stream)
 
     @property
     def attack(self) -> PGD | None:
@@ -237,7 +236,7 @@ class Trainer:
             CheckpointError: a checkpoint cannot be written.
         """
         config = self.config
-        self.progress = self._progress(self.step)
+        self.journal.begin(self.step)
         self.describe()
         self._saved_at = time.monotonic()
         with (
@@ -247,14 +246,14 @@ class Trainer:
             stop_on_signal() as stop,
         ):
             try:
-                self._log_start()
+                self.journal.started(self.step, resumed=self.resumed)
                 while self.loader.epoch < config.epochs or not self._validated:
                     if self._validated:
                         self._epoch(stop)
                     self._finish_epoch(stop)
                 return self._finish(stop)
             except TrainingDiverged as error:
-                raise self._diverged(error) from None
+                raise self.journal.diverged(error, self.step) from None
             except Interrupted:
                 self._stop(stop)
             finally:
@@ -262,45 +261,15 @@ class Trainer:
 
     def describe(self) -> None:
         """Say what is about to be trained on what."""
-        config, note, ranks = self.config, self.progress.note, self.world.size
-        doubt = config.threat.doubt(self.resolution)
+        doubt = self.config.threat.doubt(self.resolution)
         if doubt:
             log.warning(doubt)
-        if config.method == "discrepancy" and config.init_from is None:
+        if self.config.method == "discrepancy" and self.config.init_from is None:
             log.warning(
                 "--method discrepancy holds on to the features of a robust source; without "
                 "--init-from those are random"
             )
-        what = (
-            f"{config.threat}, {config.attack_steps} steps"
-            if self.attack
-            else "standard"
-        )
-        if config.data == "shapetex":
-            note(
-                "--data is shapetex, the built-in procedural set, drawn at "
-                f"{self.resolution} px; --data PATH trains on your images"
-            )
-        note(
-            f"{config.arch} on {self.train_set.name} at {self.resolution} px, {what}: "
-            f"{self.images.describe()}; "
-            f"batch {self.batch_size}, {config.epochs} epochs, {self.total_steps} steps, "
-            f"{self.device}" + (f", {ranks} ranks" if ranks > 1 else "")
-        )
-
-    def _log_start(self) -> None:
-        config, note = self.config, self.progress.note
-        if self.resumed:
-            note(f"resuming {self.run.path} at step {self.step}")
-        elif config.resume:
-            note(f"{self.run.path} holds no run yet: starting it")
-        self.run.log(
-            "resume" if self.resumed else "start",
-            step=self.step,
-            total_steps=self.total_steps,
-            config=config.to_dict(),
-            environment=provenance(),
-        )
+        self.journal.describe(self.images, self.device)
 
     def _epoch(self, stop: StopRequest) -> None:
         config, epoch = self.config, self.loader.epoch
@@ -331,7 +300,7 @@ class Trainer:
             if stopping or overdue or report:
                 interval = self._report(interval, epoch)
             else:
-                self._show(epoch)
+                self.journal.show(epoch, self.step)
             self.profile.end_step()
             if overdue and not stopping and self.step % len(self.loader):
                 self._save()
@@ -363,19 +332,13 @@ class Trainer:
         return result
 
     def _looked(self, look: Look) -> None:
-        """Log what the watch for catastrophic overfitting saw, and act on it."""
-        shares = {"single_acc": look.single_acc, "pgd_acc": look.pgd_acc}
-        self.run.log("watch", step=self.step, **shares)
-        if look.collapsed:
-            action = self.config.on_overfit
-            self.run.log("overfit", step=self.step, action=action, **shares)
-            words = look.words(self.step)
-            self.progress.note(f"{words}: {ACTIONS[action]}")
-            if action == "stop":
-                raise CatastrophicOverfitting(
-                    f"{words}; checkpoints are as they were. Choose a smaller --eps, "
-                    "--method n_fgsm, gradalign or pgd_at, or --on-overfit fallback"
-                )
+        """Act on what the watch for catastrophic overfitting saw."""
+        self.journal.looked(look, self.step)
+        if look.collapsed and self.config.on_overfit == "stop":
+            raise CatastrophicOverfitting(
+                f"{look.words(self.step)}; checkpoints are as they were. Choose a smaller "
+                "--eps, --method n_fgsm, gradalign or pgd_at, or --on-overfit fallback"
+            )
 
     def _next(self, batches: Iterator[Batch]) -> Batch | None:
         """The next batch; where it cannot be had, what was reached is saved."""
@@ -394,21 +357,9 @@ class Trainer:
                 self._save()
 
     def _report(self, interval: Interval, epoch: int) -> Interval:
-        self._last = measured = interval.read(self.step - 1, self.world.gather)
-        self._trained_images += interval.images * self.world.size  # each has as many
-        self._trained_seconds += time.monotonic() - interval.began
         lr = self.optimizer.param_groups[0]["lr"]
-        rounded = {key: round(value, 5) for key, value in measured.items()}
-        self.run.log("train", epoch=epoch, step=self.step, lr=lr, **rounded)
-        self._show(epoch)
+        self.journal.trained(interval, epoch, self.step, lr)
         return Interval()
-
-    def _show(self, epoch: int) -> None:
-        text = f"epoch {epoch + 1}/{self.config.epochs}"
-        last = getattr(self, "_last", None)
-        if last:
-            text += f"  {in_words(last, attacked=bool(self.attack))}"
-        self.progress.update(self.step, text)
 
     def _finish_epoch(self, stop: StopRequest) -> None:
         epoch = self.loader.epoch  # of the next one: the loader has moved on
@@ -425,8 +376,7 @@ class Trainer:
             self._validated = True
             score = found.robust.top1 if found.robust else found.clean.top1
             best, self.best_score = score > self.best_score, max(score, self.best_score)
-            self.run.log("val", epoch=epoch, step=self.step, **numbers(found))
-            self.progress.note(f"epoch {epoch} validation: {words(found)}")
+            self.journal.validated(found, epoch, self.step)
         self._draw(epoch)
         every = self.config.keep_every
         keep = f"epoch-{epoch:04d}" if every and epoch % every == 0 else None
@@ -459,19 +409,9 @@ class Trainer:
             model = self.parallel.replica(self.world.share(best))
         found = self.validation(model, self.test_set, stop)
         names = sorted(set().union(*self.world.gather(self.validation.bad_images)))
-        if names:
-            self.run.log("bad_images", count=len(names), images=names)
-            self.progress.note(
-                f"{len(names)} unreadable image(s) were replaced by others of their class"
-            )
-        if self.attack is not None:
-            report = self.attack.compile_report().to_dict()
-            self.run.log("compile", step=self.step, **report)
-        rate = self._trained_images / max(self._trained_seconds, 1e-9)
-        self.run.log(
-            "test", step=self.step, images_per_s=round(rate, 2), **numbers(found)
-        )
-        self.progress.note(f"test (best weights): {words(found)}")
+        attack = self.attack
+        compiled = None if attack is None else attack.compile_report().to_dict()
+        rate = self.journal.tested(found, self.step, names, compiled)
         robust = found.robust.top1 if found.robust else None
         return TrainSummary(self.run.path, found.clean.top1, robust, rate)
 
@@ -486,18 +426,6 @@ class Trainer:
         raise Preempted(
             f"{stop.signal}: saved step {self.step}; continue with "
             f"--resume --out {self.run.path}"
-        )
-
-    def _diverged(self, error: TrainingDiverged) -> TrainingDiverged:
-        self.run.log("diverged", step=self.step, reason=str(error))
-        last = self.run.checkpoints / "last"
-        kept = (
-            f"the last good checkpoint is {last.resolve()}"
-            if last.exists()
-            else "no checkpoint had been saved yet"
-        )
-        return TrainingDiverged(
-            f"{error}; {kept}. Lower --lr (now {self.config.lr:g}) or try --precision fp32"
         )
 
 
