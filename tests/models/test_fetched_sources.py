@@ -1,0 +1,230 @@
+"""Sources that are fetched: torch.hub's cache, the Hugging Face hub, timm."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+import torchvision
+
+from fastadv.errors import CheckpointError
+from fastadv.models import (
+    NormalizedModel,
+    create_model,
+    file_sha256,
+    find_weights,
+    hub,
+    load_model,
+    save_model,
+)
+from fastadv.transfer.source import open_source
+from tests.models.source_files import refused, robustness_run
+
+MEAN, STD = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
+
+
+@pytest.fixture
+def model() -> NormalizedModel:
+    return create_model("resnet8_cifar", 10, mean=MEAN, std=STD, seed=0).eval()
+
+
+@pytest.fixture
+def torch_hub(tmp_path: Path) -> Any:
+    """An empty torch.hub cache."""
+    before = torch.hub.get_dir()
+    torch.hub.set_dir(tmp_path / "hub")
+    yield tmp_path / "hub" / "checkpoints"
+    torch.hub.set_dir(before)
+
+
+@pytest.fixture
+def hf_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty Hugging Face cache, and no network."""
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return tmp_path / "hf"
+
+
+def snapshot(cache: Path, repo: str, revision: str = "main", commit: int = 1) -> Path:
+    """The folder of a repository in the cache, as huggingface_hub lays it out."""
+    folder = cache / f"models--{repo.replace('/', '--')}"
+    digest = f"{commit:040x}"
+    (folder / "refs").mkdir(parents=True, exist_ok=True)
+    (folder / "refs" / revision).write_text(digest)
+    (folder / "snapshots" / digest).mkdir(parents=True, exist_ok=True)
+    return folder / "snapshots" / digest
+
+
+# ---- torchvision ----
+
+
+def test_torchvision_weights_come_from_the_hub_cache(torch_hub: Path) -> None:
+    message = refused("torchvision:resnet18/IMAGENET1K_V1")
+    assert str(torch_hub / "resnet18-f37072fd.pth") in message
+    assert "add --download" in message
+    assert not torch_hub.exists()
+    net = torchvision.models.resnet18()
+    torch_hub.mkdir(parents=True)
+    torch.save(net.state_dict(), torch_hub / "resnet18-f37072fd.pth")
+    for name in ("resnet18", "resnet18/IMAGENET1K_V1", "resnet18/DEFAULT"):
+        source = open_source(f"torchvision:{name}")
+        assert (source.name, source.eps) == (f"torchvision:{name}", 0)
+        assert (source.arch, source.resolution) == ("resnet18", 224)
+    loaded = source.load()
+    assert torch.equal(loaded.net.fc.weight, net.fc.weight)
+    assert loaded.mean.tolist() == pytest.approx([0.485, 0.456, 0.406])
+
+
+def test_downloads_are_checked_by_the_hash_in_their_name(
+    torch_hub: Path, tmp_path: Path
+) -> None:
+    content = tmp_path / "content"
+    content.write_bytes(b"weights")
+    good = tmp_path / f"net-{file_sha256(content)[:8]}.pth"
+    bad = tmp_path / "net-00000000.pth"
+    for file in (good, bad):
+        file.write_bytes(b"weights")
+    with pytest.raises(CheckpointError, match="not on this machine"):
+        hub.torch_hub_file(good.as_uri(), "it", download=False)
+    assert hub.torch_hub_file(good.as_uri(), "it", download=True).read_bytes() == (
+        b"weights"
+    )
+    with pytest.raises(CheckpointError, match=r"could not fetch it .*invalid hash"):
+        hub.torch_hub_file(bad.as_uri(), "it", download=True)
+    with pytest.raises(CheckpointError, match="could not fetch it"):
+        hub.torch_hub_file((tmp_path / "none.pth").as_uri(), "it", download=True)
+    assert [path.name for path in torch_hub.iterdir()] == [good.name]
+
+
+# ---- timm and Hugging Face ----
+
+
+def test_timm_weights_come_from_the_hugging_face_cache(hf_cache: Path) -> None:
+    timm = pytest.importorskip("timm")
+    message = refused("timm:resnet10t")
+    assert (
+        "model.safetensors and pytorch_model.bin of timm/resnet10t.c3_in1k" in message
+    )
+    assert str(hf_cache) in message
+    net = timm.create_model("resnet10t")
+    folder = snapshot(hf_cache, "timm/resnet10t.c3_in1k")
+    torch.save(net.state_dict(), folder / "pytorch_model.bin")
+    source = open_source("timm:resnet10t.c3_in1k")
+    config = timm.get_pretrained_cfg("resnet10t.c3_in1k")
+    assert (source.arch, source.eps) == ("timm/resnet10t", 0)
+    assert source.resolution == config.input_size[-1] != 224
+    loaded = source.load()
+    assert torch.equal(loaded.net.fc.weight, net.fc.weight)
+    assert loaded.mean.tolist() == pytest.approx(config.mean)
+    assert find_weights("timm:resnet10t").file == source.file
+
+
+def test_hugging_face_repositories(model: NormalizedModel, hf_cache: Path) -> None:
+    one = snapshot(hf_cache, "lab/robust")
+    save_model(model, one / "model.safetensors", {"config": {"norm": "l2", "eps": 3.0}})
+    other = snapshot(hf_cache, "lab/robust", revision="v2", commit=2)
+    torch.save(robustness_run(model, "model."), other / "resnet8_cifar_l2_eps0.05.ckpt")
+    source = open_source("hf:lab/robust")
+    assert (source.name, source.norm, source.eps) == ("hf:lab/robust", "l2", 3.0)
+    source = open_source("hf:lab/robust@v2/resnet8_cifar_l2_eps0.05.ckpt")
+    assert source.eps == 0.05
+    assert "not in the Hugging Face cache" in refused("hf:lab/robust@v2")
+    with pytest.raises(CheckpointError, match=r"could not fetch hf:lab/other"):
+        load_model("hf:lab/other", download=True)
+
+
+def test_timms_folder_layout(hf_cache: Path) -> None:
+    timm = pytest.importorskip("timm")
+    net = timm.create_model("resnet10t", num_classes=7)
+    folder = snapshot(hf_cache, "me/mine")
+    torch.save(net.state_dict(), folder / "pytorch_model.bin")
+    about = {"mean": MEAN, "std": STD, "input_size": [3, 96, 96]}
+    config = {"architecture": "resnet10t", "num_classes": 7, "pretrained_cfg": about}
+    (folder / "config.json").write_text(json.dumps(config))
+    source = open_source("hf:me/mine")
+    loaded = source.load()
+    assert (source.arch, source.resolution) == ("timm/resnet10t", 96)
+    assert loaded.num_classes == 7
+    assert loaded.mean.tolist() == pytest.approx(MEAN)
+    assert torch.equal(loaded.net.fc.weight, net.fc.weight)
+    (folder / "config.json").write_text("{")
+    assert "could not read" in refused("hf:me/mine")
+
+
+class _Hub(BaseHTTPRequestHandler):
+    """What a download asks of the Hugging Face hub; every new file is a commit."""
+
+    files: ClassVar[dict[str, bytes]] = {}
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def do_GET(self) -> None:
+        content = self._answer()
+        if content is not None:
+            self.wfile.write(content)
+
+    def _answer(self) -> bytes | None:
+        content = self.files.get(self.path.partition("/resolve/main/")[2])
+        self.send_response(404 if content is None else 200)
+        self.send_header("X-Repo-Commit", f"{len(self.files):040x}")
+        if content is None:
+            self.send_header("X-Error-Code", "EntryNotFound")
+            self.send_header("Content-Length", "0")
+        else:
+            self.send_header("ETag", f'"{hashlib.sha1(content).hexdigest()}"')
+            self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        return content
+
+    def log_message(self, *words: object) -> None:
+        pass
+
+
+def test_download_from_hugging_face(
+    model: NormalizedModel,
+    tmp_path: Path,
+    hf_cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A hub on this machine; the client and its cache are the real ones."""
+    constants = pytest.importorskip("huggingface_hub.constants")
+    file = tmp_path / "w.pt"
+    torch.save(model.net.state_dict(), file)
+    config = {"pretrained_cfg": {}}
+    files = {"config.json": json.dumps(config).encode()}
+    monkeypatch.setattr(_Hub, "files", files)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    address = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(
+        "https://huggingface.co", address
+    )
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    source = "hf:org/name,arch=resnet8_cifar"
+    try:
+        with pytest.raises(CheckpointError, match="the repository holds no model"):
+            load_model(source, download=True)
+        files["pytorch_model.bin"] = file.read_bytes()
+        with pytest.raises(CheckpointError, match="add --download"):
+            load_model(source)
+        fetched = load_model(source, download=True)
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert torch.equal(fetched.head.weight, model.head.weight)
+    assert find_weights(source).file.is_relative_to(hf_cache)  # and now without
+
+
+def test_hugging_face_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
+    assert "pip install huggingface-hub" in refused("hf:org/name")
