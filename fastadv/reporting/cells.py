@@ -17,6 +17,7 @@ from fastadv.reporting.reference import (
     Threat,
     accuracy_of_file,
     limited_accuracy,
+    published_weights,
     threat,
     transfer_accuracy,
 )
@@ -141,7 +142,7 @@ class Cell:
             for note in (row.get("notes") or "").split("; ")
             if " instead of " in note and not note.startswith("resolution ")
         ]
-        if accuracy_of_file(row["source_path"] or "") is None:
+        if not published_weights(row["source_path"] or "", found[1]):
             words.append("other source weights")
         return words
 

@@ -86,8 +86,9 @@ def comparison_cells(study: Study, each: Comparison) -> dict[str, object]:
     theirs = published_difference(study, each)
     interval = f" [{each.low:+.1f}, {each.high:+.1f}]" if each.p is not None else ""
     remarks = [each.untested] if each.untested else []
-    if theirs is not None and study.differs(each.robust):
-        remarks.append(f"not as published: {study.differs(each.robust)}")
+    unlike = unlike_published(study, [each])
+    if theirs is not None and unlike:
+        remarks.append(f"not as published: {unlike}")
     return {
         "seeds": len(each.seeds),
         "difference": f"{each.difference:+.2f}{interval}",
@@ -105,6 +106,17 @@ def published_difference(study: Study, each: Comparison) -> float | None:
     """What was published for the robust less the standard source, points."""
     robust, standard = study.published(each.robust), study.published(each.standard)
     return None if robust is None or standard is None else robust - standard
+
+
+def unlike_published(study: Study, comparisons: Iterable[Comparison]) -> str:
+    """In what the sources compared differ from the published experiments, in words."""
+    words = (
+        word
+        for each in comparisons
+        for cell in (each.robust, each.standard)
+        for word in cell.unlike_published(study.names)
+    )
+    return ", ".join(dict.fromkeys(words))
 
 
 def brief(summary: str, lines: Mapping[Comparison, str]) -> list[str]:

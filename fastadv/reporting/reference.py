@@ -84,3 +84,21 @@ def accuracy_of_file(path: str) -> float | None:
         return None
     eps = float(match["eps"]) / (255 if match["norm"] == "linf" else 1)
     return imagenet_accuracy().get((match["arch"], threat(match["norm"], eps)))
+
+
+# Those of Utrera et al.: the ImageNet models of the `robustness` package, and torchvision's
+# natural one, whose file was renamed since.
+_LIMITED_FILES = (
+    "imagenet_l2_3_0.pt",
+    "imagenet_linf_4.pt",
+    "imagenet_linf_8.pt",
+    "resnet50-0676ba61.pth",
+    "resnet50-19c8e357.pth",
+)
+
+
+def published_weights(path: str, protocol: str) -> bool:
+    """Whether a file is, by its name, what the paper of `protocol` transferred."""
+    if protocol == "utrera2021":
+        return path.rpartition("/")[2] in _LIMITED_FILES
+    return accuracy_of_file(path) is not None

@@ -16,7 +16,6 @@ from fastadv.reporting.study import (
     INTERVAL_NOTE,
     Study,
     format_interval,
-    format_value,
     line_colors,
     line_name,
 )
@@ -40,6 +39,8 @@ def under_attack(study: Study) -> Section | None:
         for attack, of_attack in cell.attacked.items():
             found = list(of_attack.values())
             robust = seeds_interval(found, "robust_value", "robust_ci")
+            # Of the same seeds: others may not have been attacked.
+            clean = seeds_interval(found, "value", "ci")
             said = _attack(attack)
             rows.append(
                 [
@@ -48,17 +49,17 @@ def under_attack(study: Study) -> Section | None:
                     cell.label,
                     cell.n,
                     len(found),
-                    format_value(cell),
+                    format_interval(*clean),
                     format_interval(*robust),
                     said,
                 ]
             )
             if cell in drawn:
                 title = study.title(cell) + (f", {said}" if several else "")
-                cloud = Cloud([name(cell)], [cell.mean], [robust[0]], None)
+                cloud = Cloud([name(cell)], [clean[0]], [robust[0]], None)
                 clouds.setdefault(title, {})[name(cell)] = cloud
             if cell.threat is not None:
-                drops[cell.robust].append(cell.mean - robust[0])
+                drops[cell.robust].append(clean[0] - robust[0])
     figure = cloud_panels(
         clouds,
         colors=line_colors(cells, name),

@@ -15,6 +15,7 @@ from fastadv.reporting.findings import (
     pair_label,
     published_difference,
     rise_finding,
+    unlike_published,
     verdict,
     wins_finding,
 )
@@ -111,13 +112,11 @@ def published_finding(study: Study, found: Sequence[Comparison]) -> list[str]:
     )
     zeros = signs.count(0)
     text += f", in {zeros} ours or theirs is exactly 0." if zeros else "."
-    unlike = [
-        word for each, _ in both for word in each.robust.unlike_published(study.names)
-    ]
+    unlike = unlike_published(study, [each for each, _ in both])
     if unlike:
         text += (
             " Compare directions, not levels: ours differ from the published experiments "
-            f"({', '.join(dict.fromkeys(unlike))})."
+            f"({unlike})."
         )
     return [text]
 

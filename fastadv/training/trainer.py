@@ -35,13 +35,13 @@ from fastadv.training.distributed import (
 )
 from fastadv.training.images import RunImages
 from fastadv.training.interval import Interval
-from fastadv.training.journal import Journal
 from fastadv.training.learner import Learner, judging_attack
 from fastadv.training.loggers import PICTURE, check_loggers, loggers
 from fastadv.training.overfit import Look, OverfitWatch, held_out
 from fastadv.training.preemption import StopRequest, stop_on_signal
 from fastadv.training.profile import StepProfile
 from fastadv.training.rundir import RunDirectory
+from fastadv.training.runlog import RunLog
 from fastadv.training.snapshots import draw, shown
 from fastadv.training.stages import radius_at, side_at
 from fastadv.training.step import StepResult, train_step
@@ -136,7 +136,7 @@ class Trainer:
         )
         self.step, self.best_score = 0, -1.0
         self._validated = True  # what the last epoch left
-        self.journal = Journal(
+        self.runlog = RunLog(
             config,
             self.run,
             self.world,
@@ -148,7 +148,7 @@ class Trainer:
             profile,
             self.device,
             self.batch_size,
-            self.journal.note,
+            self.runlog.note,
         )
         prepares = self.world.leads and not dry_run
         state = self.world.share(self.run.prepare(config) if prepares else None)
@@ -236,7 +236,7 @@ class Trainer:
             CheckpointError: a checkpoint cannot be written.
         """
         config = self.config
-        self.journal.begin(self.step)
+        self.runlog.begin(self.step)
         self.describe()
         self._saved_at = time.monotonic()
         with (
@@ -246,14 +246,14 @@ class Trainer:
             stop_on_signal() as stop,
         ):
             try:
-                self.journal.started(self.step, resumed=self.resumed)
+                self.runlog.started(self.step, resumed=self.resumed)
                 while self.loader.epoch < config.epochs or not self._validated:
                     if self._validated:
                         self._epoch(stop)
                     self._finish_epoch(stop)
                 return self._finish(stop)
             except TrainingDiverged as error:
-                raise self.journal.diverged(error, self.step) from None
+                raise self.runlog.diverged(error, self.step) from None
             except Interrupted:
                 self._stop(stop)
             finally:
@@ -269,7 +269,7 @@ class Trainer:
                 "--method discrepancy holds on to the features of a robust source; without "
                 "--init-from those are random"
             )
-        self.journal.describe(self.images, self.device)
+        self.runlog.describe(self.images, self.device)
 
     def _epoch(self, stop: StopRequest) -> None:
         config, epoch = self.config, self.loader.epoch
@@ -300,7 +300,7 @@ class Trainer:
             if stopping or overdue or report:
                 interval = self._report(interval, epoch)
             else:
-                self.journal.show(epoch, self.step)
+                self.runlog.show(epoch, self.step)
             self.profile.end_step()
             if overdue and not stopping and self.step % len(self.loader):
                 self._save()
@@ -333,7 +333,7 @@ class Trainer:
 
     def _looked(self, look: Look) -> None:
         """Act on what the watch for catastrophic overfitting saw."""
-        self.journal.looked(look, self.step)
+        self.runlog.looked(look, self.step)
         if look.collapsed and self.config.on_overfit == "stop":
             raise CatastrophicOverfitting(
                 f"{look.words(self.step)}; checkpoints are as they were. Choose a smaller "
@@ -358,7 +358,7 @@ class Trainer:
 
     def _report(self, interval: Interval, epoch: int) -> Interval:
         lr = self.optimizer.param_groups[0]["lr"]
-        self.journal.trained(interval, epoch, self.step, lr)
+        self.runlog.trained(interval, epoch, self.step, lr)
         return Interval()
 
     def _finish_epoch(self, stop: StopRequest) -> None:
@@ -376,7 +376,7 @@ class Trainer:
             self._validated = True
             score = found.robust.top1 if found.robust else found.clean.top1
             best, self.best_score = score > self.best_score, max(score, self.best_score)
-            self.journal.validated(found, epoch, self.step)
+            self.runlog.validated(found, epoch, self.step)
         self._draw(epoch)
         every = self.config.keep_every
         keep = f"epoch-{epoch:04d}" if every and epoch % every == 0 else None
@@ -411,7 +411,7 @@ class Trainer:
         names = sorted(set().union(*self.world.gather(self.validation.bad_images)))
         attack = self.attack
         compiled = None if attack is None else attack.compile_report().to_dict()
-        rate = self.journal.tested(found, self.step, names, compiled)
+        rate = self.runlog.tested(found, self.step, names, compiled)
         robust = found.robust.top1 if found.robust else None
         return TrainSummary(self.run.path, found.clean.top1, robust, rate)
 

@@ -25,8 +25,9 @@ from fastadv.transfer.features import Features
 
 log = logging.getLogger(__name__)
 
-# From almost no regularisation to almost no fit, a factor of ten apart; on standardised
-# features the best value has been inside this range on every set tried.
+# From almost no fit to almost no regularisation, a factor of ten apart. The end is chosen
+# now and then (30 of 252 times in docs/studies); ten and a hundred times as much raised
+# the accuracy on validation images in none of nine such cases.
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 # Rows of the weights are padded to a multiple of this many numbers: 64 bytes, a cache line.
 _ALIGNED = 16
@@ -43,6 +44,11 @@ class LinearHead:
 
     weight: NDArray[np.floating]
     bias: NDArray[np.floating]
+
+    @property
+    def finite(self) -> bool:
+        """Whether fitting it did not diverge."""
+        return not np.isnan(self.bias).any() and bool(np.isfinite(self.weight).all())
 
     def accuracy(self, features: Features) -> Accuracy:
         """How many of each class it gets right."""

@@ -23,7 +23,7 @@ from fastadv.data import (
     subset,
 )
 from fastadv.environment import provenance, resolve_device
-from fastadv.errors import ConfigError, FastadvError
+from fastadv.errors import ConfigError, FastadvError, TrainingDiverged
 from fastadv.evaluation import Evaluation, evaluate
 from fastadv.kernels import use_backend
 from fastadv.models import NormalizedModel, create_model
@@ -209,12 +209,28 @@ class TransferRun:
         )
         for of_seed, seed, (_, val_set) in zip(heads, seeds, parts, strict=True):
             val = self._features.of(val_set or self.splits.test, seed)
-            values = [head.accuracy(val).value(self.splits.metric) for head in of_seed]
-            best = int(np.argmax(values))  # the first, where several are
-            chosen = settings.for_row() | {"lr": settings.lrs[best], "solver": "sgd"}
+            sound = {
+                lr: head
+                for lr, head in zip(settings.lrs, of_seed, strict=True)
+                if head.finite
+            }
+            diverged = [f"{lr:g}" for lr in settings.lrs if lr not in sound]
+            if diverged:
+                error = TrainingDiverged(
+                    f"heads diverged with lr {', '.join(diverged)}; leave that out of --lrs"
+                )
+                if not sound:
+                    raise error
+                log.warning("%s", error)
+            metric = self.splits.metric
+            values = {
+                lr: head.accuracy(val).value(metric) for lr, head in sound.items()
+            }
+            best = max(values, key=values.__getitem__)  # the first, where several are
+            chosen = settings.for_row() | {"lr": best, "solver": "sgd"}
             # Features are of images that were only resized.
             chosen |= {"augment": "none"}
-            yield self._head_outcome(of_seed[best], test, values[best], chosen)
+            yield self._head_outcome(sound[best], test, values[best], chosen)
 
     def _head_outcome(
         self, head: LinearHead, test: Features, value: float, chosen: dict[str, Any]
@@ -251,20 +267,22 @@ class TransferRun:
         settings, metric = self.settings, self.splits.metric
         judge = None if val_set is None else self._loader(val_set, train=False)
         best: tuple[float, float, int, NormalizedModel] | None = None
+        diverged: TrainingDiverged | None = None
         for lr in settings.lrs:
-            model = self._fresh_model(seed)
-            for epoch in self._fine_tune(model, lr, seed, train_set):
-                last, every = epoch == settings.epochs, settings.select_every
-                if not last and (every is None or (epoch - 1) % every):
-                    continue
-                value = 0.0
-                if judge is not None:
-                    value = evaluate(model, judge).clean.value(metric)
-                if best is None or value > best[0]:
-                    kept = model if last else copy.deepcopy(model)
-                    best = value, lr, epoch, kept
+            try:
+                for epoch, model in self._candidates(lr, seed, train_set):
+                    value = 0.0
+                    if judge is not None:
+                        value = evaluate(model, judge).clean.value(metric)
+                    if best is None or value > best[0]:
+                        last = epoch == settings.epochs
+                        kept = model if last else copy.deepcopy(model)
+                        best = value, lr, epoch, kept
+            except TrainingDiverged as error:
+                log.warning("%s", error)
+                diverged = error
         if best is None:
-            raise AssertionError("there is at least one learning rate and epoch")
+            raise diverged or AssertionError("there is at least one learning rate")
         if judge is not None:
             self._note_bad(judge)
         value, lr, epoch, model = best
@@ -284,6 +302,16 @@ class TransferRun:
         return Outcome(
             found.clean, None if judge is None else value, chosen, found.robust
         )
+
+    def _candidates(
+        self, lr: float, seed: int, images: ImageSet
+    ) -> Iterator[tuple[int, NormalizedModel]]:
+        """The network after each epoch that may be chosen; it trains on afterwards."""
+        settings, model = self.settings, self._fresh_model(seed)
+        for epoch in self._fine_tune(model, lr, seed, images):
+            every = settings.select_every
+            if epoch == settings.epochs or (every and (epoch - 1) % every == 0):
+                yield epoch, model
 
     def _fresh_model(self, seed: int) -> NormalizedModel:
         model, classes = self._model(), len(self.splits.train.classes)

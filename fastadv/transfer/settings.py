@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from fastadv.errors import ConfigError
+from fastadv.training.config import scheduled
 from fastadv.transfer.config import PUBLISHED_SIDE, SGD_CHOICES, TransferConfig
 
 # Salman et al. normalised these two by their own statistics, every other set not at all.
@@ -30,6 +31,8 @@ class Settings:
         frozen_bn: mode of the BatchNorm of frozen layers.
         select_on: what learning rate and epoch are chosen on; `"none"`: one learning
             rate, the last epoch, and no image is held out.
+        floored_thirds: the learning rate falls every `epochs // 3` epochs, and so once
+            more in what that leaves over; else at each third.
         select_every: epochs between evaluations of which the best counts; None: the
             last epoch counts.
         statistics: (mean, std) of the inputs; None: the source's.
@@ -47,6 +50,7 @@ class Settings:
     augment: str = "auto"
     frozen_bn: Literal["eval", "train"] = "eval"
     select_on: Literal["val", "test", "none"] = "val"
+    floored_thirds: bool = False
     select_every: int | None = None
     statistics: Statistics | None = None
     freeze_by_name: bool = False
@@ -61,9 +65,17 @@ class Settings:
 
     def for_row(self) -> dict[str, Any]:
         """Those of SGD and what goes with it, for the row."""
-        left_out = ("defects", "changed", "select_on")
+        left_out = ("defects", "changed", "select_on", "floored_thirds")
         found = {k: v for k, v in asdict(self).items() if k not in left_out}
-        return found | {"schedule": "x 0.1 every third"}
+        period = "epochs // 3" if self.floored_thirds else "third"
+        return found | {"schedule": f"x 0.1 every {period}"}
+
+    def rate(self, lr: float, epoch: int) -> float:
+        """Learning rate in `epoch` (from 0) of a run that begins with `lr`."""
+        if not self.floored_thirds:
+            return scheduled(lr, "step", epoch, self.epochs)
+        period = self.epochs // 3
+        return lr * 0.1 ** (epoch // period) if period else lr
 
 
 def make_settings(
@@ -193,6 +205,7 @@ def _utrera(dataset: str, num_pool: int, frozen: bool) -> Settings:
         lrs=(0.1,),
         augment="none" if dataset in _UTRERA_GREY else "utrera",
         frozen_bn="train",
+        floored_thirds=True,  # StepLR(epochs // 3) in their code
         select_on="none",
         normal_head=True,
         defects=(_TRAIN_BN,) if frozen else (),

@@ -5,14 +5,14 @@ images. What is chosen among the results is `protocol.py`.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from fastadv.data import Loader
 from fastadv.data.counter import derive_key
@@ -21,7 +21,7 @@ from fastadv.errors import ConfigError, TrainingDiverged
 from fastadv.models import NormalizedModel
 from fastadv.models.normalized import seeded_init
 from fastadv.models.view import AttackView
-from fastadv.training.config import TrainConfig, scheduled
+from fastadv.training.config import TrainConfig
 from fastadv.training.learner import training_attack
 from fastadv.training.methods import CLASSES, DTYPES, Method, Net
 from fastadv.training.progress import Progress
@@ -159,7 +159,7 @@ def fine_tune(
         words: what progress calls this.
 
     Raises:
-        TrainingDiverged: a loss is not finite.
+        TrainingDiverged: a loss, a weight or a logit is not finite.
     """
     optimizer = torch.optim.SGD(
         trained.parameters,
@@ -173,7 +173,7 @@ def fine_tune(
     for epoch in range(settings.epochs):
         trained.set_mode(model, settings.frozen_bn)
         for group in optimizer.param_groups:
-            group["lr"] = scheduled(lr, "step", epoch, settings.epochs)
+            group["lr"] = settings.rate(lr, epoch)
         for batch in loader:
             result = train_step(
                 model,
@@ -191,12 +191,28 @@ def fine_tune(
                 f"{words}, lr {lr:g}, epoch {epoch + 1}/{settings.epochs}"
                 f"  {rate:.1f} images/s",
             )
-        if not result.loss.isfinite():
+        sound = bool(result.loss.isfinite()) and _finite(trained.parameters)
+        if sound and epoch + 1 == settings.epochs:
+            # No loss is of the weights that the last update left.
+            sound = _finite([_logits(model, batch.images)])
+        if not sound:
             raise TrainingDiverged(
                 f"fine-tuning with lr {lr:g} diverged in epoch {epoch + 1}; leave that "
                 "value out of --lrs"
             )
         yield epoch + 1
+
+
+def _finite(tensors: Iterable[Tensor]) -> bool:
+    return all(bool(tensor.isfinite().all()) for tensor in tensors)
+
+
+def _logits(model: NormalizedModel, images: Tensor) -> Tensor:
+    """As the result will be evaluated, of uint8 `images`."""
+    model.eval()
+    with torch.no_grad():
+        logits: Tensor = model(images.float() / 255)
+    return logits
 
 
 # ---- the augmentation of Utrera et al. ----

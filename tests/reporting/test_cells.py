@@ -10,6 +10,7 @@ from synthetic_results import row
 
 from fastadv.reporting.cells import make_cells
 from fastadv.reporting.comparisons import compare
+from fastadv.reporting.findings import comparison_cells
 from fastadv.reporting.html import Section
 from fastadv.reporting.sections import study_sections
 from fastadv.reporting.settings import setting_labels
@@ -237,6 +238,56 @@ def test_what_differs_from_the_published_experiment_is_said() -> None:
     ]
 
 
+def test_both_sources_of_a_difference_are_held_against_the_published() -> None:
+    published = {"dataset": "aircraft", "protocol": "salman2020", "resolution": 224}
+    rows = [
+        row(source_eps=eps, source_path=path, **published)
+        for eps, path in (
+            (3.0, "/nowhere/resnet18_l2_eps3.ckpt"),
+            (0.0, "/cache/resnet18-f37072fd.pth"),
+        )
+    ]
+    cells = make_cells(rows)
+    study, [pair] = Study(cells, {}), compare(cells)
+    alone = "not tested: a single seed"
+    remarks = "not as published: other source weights"
+    assert comparison_cells(study, pair)["remarks"] == f"{alone}; {remarks}"
+    rows[1]["source_path"] = "/nowhere/resnet18_l2_eps0.ckpt"
+    cells = make_cells(rows)
+    study, [pair] = Study(cells, {}), compare(cells)
+    assert comparison_cells(study, pair)["remarks"] == alone
+
+
+@pytest.mark.parametrize(
+    ("path", "eps", "norm", "theirs"),
+    [
+        ("/w/imagenet_linf_4.pt", 4 / 255, "linf", True),
+        ("/w/resnet50_linf_eps4.0.ckpt", 4 / 255, "linf", False),
+        ("/hub/resnet50-0676ba61.pth", 0.0, None, True),
+    ],
+)
+def test_each_paper_transferred_weights_of_its_own(
+    path: str, eps: float, norm: str | None, theirs: bool
+) -> None:
+    [cell] = make_cells([
+        row(
+            dataset="cifar10",
+            arch="resnet50",
+            mode="last_k_blocks",
+            k_blocks=3,
+            num_pool=400,
+            num_available=50_000,
+            protocol="utrera2021",
+            resolution=224,
+            source_path=path,
+            source_eps=eps,
+            source_norm=norm,
+        )
+    ])  # fmt: skip
+    assert cell.published({}) is not None
+    assert cell.unlike_published({}) == ([] if theirs else ["other source weights"])
+
+
 # ---- numbers of images ----
 
 
@@ -335,6 +386,22 @@ def test_every_attack_on_a_model_is_reported() -> None:
     axes = section.figures[0][0].axes
     points = [sorted(float(line.get_ydata()[0]) for line in ax.lines) for ax in axes]
     assert points == [[30.5, 40.5], [20.5, 30.5]]
+
+
+def test_a_fall_under_attack_is_that_of_the_seeds_attacked() -> None:
+    rows = [
+        row(source_eps=1.0, seed=seed, value=value)
+        for seed, value in enumerate((50.0, 70.0, 90.0))
+    ]
+    attack = json.dumps({"norm": "l2", "eps": 1.0, "num_steps": 20})
+    rows[0] |= {"robust_value": 40.0, "robust_ci_low": 30.0, "robust_ci_high": 50.0}
+    rows[0] |= {"attack": attack}
+    section = sections(rows)["Robust accuracy after transfer"]
+    assert "falls by 10.0 points with robust sources" in section.findings[0]
+    [line] = section.tables[0].rows
+    assert str(line[5]).startswith("50.00 [")
+    [point] = section.figures[0][0].axes[0].lines
+    assert list(point.get_xdata()) == [50.0]
 
 
 def test_the_best_of_several_standard_sources_stands_for_them() -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.optim.lr_scheduler import StepLR
 from tuned_runs import moved, source_file, statistics, tuning_config
 
 from fastadv.data import (
@@ -126,6 +127,26 @@ def test_utrera2021_settings() -> None:
     assert seeds == [10, 10, 5, 5, 1, 1, 1]
     with pytest.raises(ConfigError, match="one learning rate and chooses nothing"):
         _settings("svhn", lrs=(0.1, 0.2), **options)
+
+
+@pytest.mark.parametrize("epochs", [2, 11, 41, 100, 150])
+def test_utrera2021_learning_rates_are_those_of_their_scheduler(epochs: int) -> None:
+    """`StepLR(epochs // 3)`: of 100 epochs the last has a thousandth of the first."""
+    settings = _settings(
+        "svhn", mode="full_network", protocol="utrera2021", epochs=epochs
+    )
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    schedule = StepLR(optimizer, epochs // 3) if epochs >= 3 else None
+    for epoch in range(epochs):
+        assert settings.rate(0.1, epoch) == pytest.approx(
+            optimizer.param_groups[0]["lr"]
+        )
+        optimizer.step()
+        if schedule is not None:
+            schedule.step()
+    assert "every epochs // 3" in settings.for_row()["schedule"]
+    ours = _settings("svhn", mode="full_network", epochs=100)
+    assert [ours.rate(1.0, epoch) for epoch in (33, 34, 99)] == [1.0, 0.1, 0.1**2]
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -195,11 +197,29 @@ def test_fine_tuning_is_reproducible(source: Path, tmp_path: Path) -> None:
     assert values[0] != values[1]
 
 
-def test_divergence_names_the_learning_rate(source: Path, tmp_path: Path) -> None:
-    config = _config(source, tmp_path / "r", mode="full_network", epochs=2, lrs=(1e30,))
-    with pytest.raises(TrainingDiverged, match=r"lr 1e\+30 diverged in epoch 1; leave"):
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"mode": "full_network"}, r"lr 1e\+30 diverged in epoch 1; leave"),
+        # One update, so that every loss there is was finite.
+        ({"mode": "full_network", "batch_size": 500}, r"lr 1e\+30 diverged in epoch 1"),
+        ({"solver": "sgd"}, r"heads diverged with lr 1e\+30; leave that out of --lrs"),
+    ],
+)
+def test_what_diverged_is_no_result(
+    changes: dict[str, Any],
+    complaint: str,
+    source: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    config = _config(source, tmp_path / "r", epochs=1, lrs=(1e30,), **changes)
+    with pytest.raises(TrainingDiverged, match=complaint):
         transfer(config)
     assert ResultsTable(tmp_path / "r").rows() == []
+    [row] = transfer(dataclasses.replace(config, lrs=(1e30, 0.01)))
+    assert json.loads(row["hyperparameters"])["lr"] == 0.01
+    assert re.search(complaint, caplog.text)
 
 
 # ---- rows ----

@@ -21,7 +21,7 @@ from fastadv.training.rundir import RunDirectory
 from fastadv.training.validation import numbers, words
 
 
-class Journal:
+class RunLog:
     """The log and the progress of one run; other ranks than the first are silent.
 
     Args:
