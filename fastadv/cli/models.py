@@ -69,7 +69,7 @@ class ConvertCommand:
     resolution: int | None = None
     """Side of the images in pixels that timm and onnx state; default the source's."""
     force: bool = False
-    """Replace what is at OUT."""
+    """Replace what is at OUT, and the files that go with it."""
     download: Download = False
     json: Json = False
 
@@ -94,6 +94,10 @@ def _list(command: ListCommand) -> int:
 
     names = list_models(command.pattern)
     if not names:
+        if not set(command.pattern) & set("*?["):
+            raise ConfigError(
+                unknown_name("architecture", command.pattern, list_models("*"))
+            )
         raise ConfigError(
             f"no architecture matches {command.pattern!r}; try '*', or 'timm/*' for timm's"
         )
@@ -198,14 +202,14 @@ def _few(values: Sequence[float]) -> str:
 
 
 def _convert(command: ConvertCommand) -> int:
-    if command.out.exists() and not command.force:
-        raise ConfigError(f"{command.out} exists; add --force to replace it")
-
     from fastadv.errors import CheckpointError
     from fastadv.models import read_metadata
-    from fastadv.models.export import export_model
+    from fastadv.models.export import export_model, files_beside
     from fastadv.transfer.source import open_source
 
+    for path in (command.out, *files_beside(command.out, command.to)):
+        if path.exists() and not command.force:
+            raise ConfigError(f"{path} exists; add --force to replace it")
     source = open_source(command.source, arch=command.arch, download=command.download)
     try:
         about = read_metadata(source.file)["user"]

@@ -39,7 +39,7 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
             row["source_eps"],
             row["dataset"],
             _mode(row),
-            row["num_train"],
+            row["num_pool"] or row["num_train"],  # as the report counts
             row["seed"],
             row["metric"],
             format_percent_ci(row["value"], row["ci_low"], row["ci_high"]),

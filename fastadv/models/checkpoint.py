@@ -304,6 +304,11 @@ def _reason(error: Exception) -> str:
 
 
 def _damaged(file: Path, error: Exception) -> CheckpointError:
+    if file.suffix in (".onnx", ".pkl"):
+        return CheckpointError(
+            f"{file} is no checkpoint that can be read here: .onnx and Detectron2's .pkl "
+            "are formats to write; give what it was converted from"
+        )
     return CheckpointError(
         f"{file} is damaged, cut short, or no checkpoint at all ({_reason(error)}); "
         "download or write it again"

@@ -72,13 +72,24 @@ def export_model(
     target = Path(path)
     metadata = {**(about or {}), "resolution": resolution}
     written = _WRITERS[to](model, target, metadata)
-    card = target / "card.json" if to == "timm" else target.with_suffix(".json")
+    card = _card_path(target, to)
     content = _card(model, to) | {
         "files": {file.name: file_sha256(file) for file in written},
         "about": metadata,
     }
     write_atomic(card, json.dumps(content, indent=2).encode() + b"\n")
     return [*written, card]
+
+
+def files_beside(path: Path, to: str) -> list[Path]:
+    """What `export_model` writes to but the file (for timm, the folder) it is given."""
+    beside = [path.with_suffix(".yaml")] if to == "detectron2" else []
+    return beside if to == "timm" else [*beside, _card_path(path, to)]
+
+
+def _card_path(path: Path, to: str) -> Path:
+    """Named after the whole file: of one name, formats differ in the suffix."""
+    return path / "card.json" if to == "timm" else path.with_name(path.name + ".json")
 
 
 def _card(model: NormalizedModel, to: str) -> dict[str, Any]:
@@ -169,7 +180,7 @@ def _to_torchvision(
         log.warning(
             "a torchvision state dict has no place for normalisation, and this model's is "
             "not ImageNet's; give the reader mean and std of %s",
-            path.with_suffix(".json"),
+            _card_path(path, "torchvision"),
         )
     return _save(path, _state(model.net))
 

@@ -128,11 +128,14 @@ class TransferConfig:
         self._check("k", "at least 0", lambda value: value >= 0)
         self._check("momentum", "in [0, 1)", lambda value: 0 <= value < 1)
         self._check("weight_decay", "at least 0", lambda value: value >= 0)
+        self._check("source_accuracy", "in [0, 100]", lambda value: 0 <= value <= 100)
         self._check("val_fraction", "in (0, 1)", lambda value: 0 < value < 1)
         dataset_options(self.dataset_option)  # says what is no KEY=VALUE
         if not self.seeds:
             object.__setattr__(self, "seeds", self._usual_seeds())
         for seed in self.seeds:
+            if not 0 <= seed < 2**32:
+                raise ConfigError(f"--seeds {seed} must be in 0..{2**32 - 1}")
             if self.seeds.count(seed) > 1:
                 raise ConfigError(
                     f"--seeds {' '.join(map(str, self.seeds))}: {seed} is there more "
@@ -150,6 +153,16 @@ class TransferConfig:
                 ThreatModel(self.norm, self.robust_eps)  # type: ignore[arg-type]
         except ValueError as error:
             raise ConfigError(str(error)) from None
+        attacked = self.robust_eps is not None
+        if self.robust_steps != 20 and not attacked:
+            raise ConfigError(
+                f"--robust-steps {self.robust_steps} is of --robust-eps; add that"
+            )
+        if self.norm != "l2" and not attacked and self.method == "standard":
+            raise ConfigError(
+                f"--norm {self.norm} is of --eps and --robust-eps; add --method pgd_at, "
+                "or --robust-eps"
+            )
         if self.method == "standard":
             for name in ("eps", "num_steps", "beta"):
                 if getattr(self, name) is not None:
@@ -191,7 +204,8 @@ class TransferConfig:
         if self.precision != "fp32" and self.on_cached_features:
             raise ConfigError(
                 f"--precision {self.precision} is of networks that train; --mode "
-                "fixed_feature computes features once, in fp32"
+                "fixed_feature computes features once, in fp32. In a recipe it belongs to "
+                "the protocols that train"
             )
         if self.solver == "lbfgs" and given:
             flag = given[0].replace("_", "-")

@@ -1,7 +1,8 @@
 """What makes two transfer rows the same number: a hash, known before it is computed.
 
-A sweep skips a row whose hash is in the table. Files count by content, so renaming or
-moving a checkpoint recomputes nothing and replacing it does.
+A sweep skips a row whose hash is in the table. A checkpoint counts by content: moving it
+recomputes nothing, replacing it does. A data set counts by `ImageSet.fingerprint`, which
+takes the names and sizes of files for their content.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from dataclasses import replace
 
 from fastadv.data import DatasetSplits
 from fastadv.transfer.config import TransferConfig
@@ -21,6 +23,7 @@ _VERSION = 1
 # are in the hash by what they resolve to.
 NOT_DEFINING = frozenset(
     {
+        "arch",
         "backend",
         "dataset",
         "dataset_option",
@@ -62,6 +65,8 @@ def row_identity(
         if field.name not in NOT_DEFINING
         and (value := getattr(config, field.name)) != field.default
     }
+    if "solver" in chosen and replace(config, solver=None).exact == config.exact:
+        del chosen["solver"]  # it was said, and is what would have been taken
     what = {
         "version": _VERSION,
         "config": chosen,

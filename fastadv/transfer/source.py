@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fastadv.errors import CheckpointError
+from fastadv.errors import CheckpointError, ConfigError
 from fastadv.models import (
     NormalizedModel,
     Weights,
@@ -82,7 +82,8 @@ def open_source(
 
     Raises:
         CheckpointError: there is none, or it cannot be loaded.
-        ConfigError: an unknown name or option; near misses are named.
+        ConfigError: an unknown name or option; near misses are named. An option that
+            contradicts the file.
     """
     weights = find_weights(source, download=download)
     weights = replace(weights, arch=arch or weights.arch)
@@ -93,6 +94,7 @@ def open_source(
     except CheckpointError:
         trained = {}
     config = trained.get("config", {})
+    _check_threat(source, config, weights)
     eps = config.get("eps", weights.eps)
     native = get_spec(model.arch).image_size
     return Source(
@@ -106,3 +108,16 @@ def open_source(
         augment=config.get("augment", "auto"),
         classes=tuple(trained.get("classes", ())),
     )
+
+
+def _check_threat(source: str, config: dict[str, Any], weights: Weights) -> None:
+    """Refuse a radius or norm that is not the one the file states."""
+    for name, said in (("eps", weights.eps), ("norm", weights.norm)):
+        states = config.get(name)
+        if None in (said, states) or said == states:
+            continue
+        if name == "eps" or config.get("eps"):  # standard training has no norm
+            raise ConfigError(
+                f"{source}: the file states {name} {states} of its training, its name or "
+                f"the option says {said}; leave that out"
+            )

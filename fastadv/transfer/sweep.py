@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import signal
 from collections import Counter, deque
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
-from fastadv.data import DatasetSplits
+from fastadv.data import DatasetSplits, subset
 from fastadv.errors import ConfigError, DataError, FastadvError, Preempted
 from fastadv.training.progress import Progress
 from fastadv.transfer.config import PUBLISHED_SIDE, TransferConfig
@@ -26,6 +28,9 @@ from fastadv.transfer.recipe import one_seed_each
 from fastadv.transfer.source import Source, open_source
 from fastadv.transfer.table import ResultsTable
 from fastadv.transfer.target import held_out, open_target
+from fastadv.transfer.tuning import choose_trained
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -106,14 +111,15 @@ def make_plan(
     Args:
         configs: of a recipe.
         table: where rows are, and will be.
-        skip_missing: leave out what cannot be opened.
+        skip_missing: leave out what cannot be opened, or cannot work.
 
     Raises:
-        DataError: a source or a data set cannot be opened; all of them are named. With
-            `skip_missing` only where that leaves no experiment.
+        DataError: a source or a data set cannot be opened, has too few images or blocks;
+            all of them are named. With `skip_missing` only where that leaves no
+            experiment.
         ConfigError: two experiments define the same number.
     """
-    opened = _Opened()
+    opened, described = _Opened(), _Described(table)
     finished = table.identities() if table.path.exists() else set()
     tasks: list[Task] = []
     seen: dict[str, TransferConfig] = {}
@@ -135,11 +141,14 @@ def make_plan(
                     )
                 seen[identity] = part
             left = Task(part, identities).without(finished)
+            if left and not opened.fits(left.config, known[0], known[1]):
+                continue
+            described.check(part, known[0], finished.intersection(identities))
             rows += len(identities)
             done += len(identities) - (len(left.identities) if left else 0)
             if left:
                 tasks.append(left)
-                opened.look_at_split(left.config, known[1])
+    described.warn()
     if opened.problems and not (skip_missing and rows):
         listed = "\n  ".join(opened.problems)
         hint = (
@@ -148,7 +157,7 @@ def make_plan(
             else "without them no experiment of the recipe is left"
         )
         raise DataError(
-            f"{len(opened.problems)} source(s) or data set(s) cannot be opened:\n  "
+            f"{len(opened.problems)} source(s) or data set(s) cannot be used:\n  "
             f"{listed}\n{hint}"
         )
     return Plan(tasks, rows, done, opened.problems)
@@ -159,7 +168,7 @@ class _Opened:
 
     def __init__(self) -> None:
         self._found: dict[object, Source | DatasetSplits | None] = {}
-        self._split: set[object] = set()
+        self._fitting: dict[object, bool] = {}
         self.problems: list[str] = []
 
     def find(self, config: TransferConfig) -> tuple[Source, DatasetSplits, int] | None:
@@ -180,14 +189,37 @@ class _Opened:
             return None
         return source, splits, resolution
 
-    def look_at_split(self, config: TransferConfig, splits: DatasetSplits) -> None:
-        """Let a validation part of unexpected size be reported here, not by workers."""
-        key = splits.train.fingerprint, config.num_train, config.val_fraction
-        if config.holds_out and key not in self._split:
-            self._split.add(key)
-            # What cannot be split is reported as the failure of its task.
-            with contextlib.suppress(ConfigError):
-                held_out(config, splits.train, config.seeds[0])
+    def fits(
+        self, config: TransferConfig, source: Source, splits: DatasetSplits
+    ) -> bool:
+        """Whether there are the images and blocks asked for; says so here if not."""
+        train, part = splits.train, (config.num_train, config.val_fraction)
+        fits = self._works(
+            (config.dataset, train.fingerprint, part, config.holds_out),
+            config.dataset,
+            lambda: (
+                held_out(config, train, config.seeds[0])
+                if config.holds_out
+                else subset(train, config.num_train, config.seeds[0])
+            ),
+        )
+        if config.mode != "last_k_blocks":
+            return fits
+        return fits and self._works(
+            (config.source, config.arch, config.k),
+            source.name,
+            lambda: choose_trained(source.load(), config.mode, config.k),
+        )
+
+    def _works(self, key: object, name: str, attempt: Callable[[], object]) -> bool:
+        if key not in self._fitting:
+            self._fitting[key] = True
+            try:
+                attempt()
+            except FastadvError as error:
+                self._fitting[key] = False
+                self.problems.append(f"{name}: {error}")
+        return self._fitting[key]
 
     def _get(
         self, key: object, opener: Callable[[], Source | DatasetSplits]
@@ -200,6 +232,49 @@ class _Opened:
                 if str(error) not in self.problems:
                     self.problems.append(str(error))
         return self._found[key]
+
+
+class _Described:
+    """What finished rows say of their sources, against what the recipe says now.
+
+    The same weights are the same number whatever they are called, so such rows are not
+    computed again; but a report knows only what they say.
+    """
+
+    def __init__(self, table: ResultsTable) -> None:
+        self._table = table
+        self._rows: dict[str, dict[str, Any]] | None = None
+        self._differing: Counter[str] = Counter()
+
+    def check(
+        self, config: TransferConfig, source: Source, finished: Iterable[str]
+    ) -> None:
+        """Compare the rows of `finished` identities."""
+        now = {
+            "source": source.name,
+            "source_norm": source.norm,
+            "source_eps": source.eps,
+            "source_accuracy": config.source_accuracy,
+        }
+        for identity in finished:
+            if self._rows is None:
+                found = self._table.columns("identity", *now)
+                self._rows = {row["identity"]: row for row in found}
+            row = self._rows[identity]
+            words = [f"{k} {row[k]}, not {v}" for k, v in now.items() if row[k] != v]
+            if words:
+                self._differing[f"{source.name}: {', '.join(words)}"] += 1
+
+    def warn(self) -> None:
+        """Say what differs."""
+        for words, count in self._differing.items():
+            log.warning(
+                "%d finished row(s) say otherwise of %s. They stay as they are, and so "
+                "they are reported; delete them, or use another --results, to have them "
+                "computed again",
+                count,
+                words,
+            )
 
 
 def run_sweep(

@@ -50,6 +50,7 @@ def test_list(call: Caller) -> None:
     assert (
         "no architecture matches 'nothing*'" in call("models", "list", "nothing*").error
     )
+    assert "perhaps you meant: resnet50" in call("models", "list", "resnet5").error
 
 
 def test_list_of_timm(call: Caller) -> None:
@@ -74,7 +75,7 @@ def test_convert_keeps_everything(
 ) -> None:
     out = tmp_path / "out" / "copy.safetensors"
     done = call("models", "convert", checkpoint, out, "--to", "safetensors", "--json")
-    assert json.loads(done.out)["files"] == [str(out), str(out.with_suffix(".json"))]
+    assert json.loads(done.out)["files"] == [str(out), f"{out}.json"]
     before = json.loads(call("models", "show", checkpoint, "--json").out)
     after = json.loads(call("models", "show", out, "--json").out)
     same = ("arch", "state_hash", "norm", "eps", "resolution", "classes", "mean")
@@ -94,6 +95,12 @@ def test_convert_never_replaces_unasked(
     assert "add --force to replace it" in refusal.error
     assert out.read_text() == "precious"
     assert call(*words, "--force").code == 0
+    # Nor what is written beside it.
+    other = ("models", "convert", checkpoint, tmp_path / "c.pkl", "--to", "detectron2")
+    for name in ("c.yaml", "c.pkl.json"):
+        (tmp_path / name).write_text("precious")
+        assert f"{name} exists; add --force" in call(*other).error
+        (tmp_path / name).unlink()
     loaded = load_model(out, "resnet8_cifar")
     assert state_hash(loaded) == state_hash(load_model(checkpoint))
 

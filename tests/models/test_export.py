@@ -65,9 +65,9 @@ def test_safetensors_and_card(tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
     about = {"config": {"norm": "l2", "eps": 0.5}, "classes": ["a", "b"]}
     written = export_model(model, path, "safetensors", resolution=32, about=about)
-    assert written == [path, tmp_path / "m.json"]
+    assert written == [path, tmp_path / "m.safetensors.json"]
     assert state_hash(load_model(path)) == state_hash(model)
-    card = json.loads((tmp_path / "m.json").read_text())
+    card = json.loads((tmp_path / "m.safetensors.json").read_text())
     assert card["about"] == about | {"resolution": 32} == read_metadata(path)["user"]
     assert card["files"] == {"m.safetensors": file_sha256(path)}
     assert (card["arch"], card["num_classes"]) == ("resnet8_cifar", 7)
@@ -167,7 +167,7 @@ def test_detectron2_backbone(tmp_path: Path) -> None:
     model = trained("resnet50")
     path = tmp_path / "R-50.pkl"
     written = export_model(model, path, "detectron2")
-    assert [file.name for file in written] == ["R-50.pkl", "R-50.yaml", "R-50.json"]
+    assert [file.name for file in written] == ["R-50.pkl", "R-50.yaml", "R-50.pkl.json"]
     content = pickle.loads(path.read_bytes())
     assert set(content) == {"model", "__author__", "matching_heuristics"}
     assert content["matching_heuristics"] is True
@@ -175,7 +175,7 @@ def test_detectron2_backbone(tmp_path: Path) -> None:
     assert config["INPUT"]["FORMAT"] == "RGB"
     assert "BGR" in (tmp_path / "R-50.yaml").read_text().splitlines()[0]
     assert config["MODEL"]["RESNETS"] == {"DEPTH": 50, "STRIDE_IN_1X1": False}
-    assert "BGR" in json.loads((tmp_path / "R-50.json").read_text())["input"]
+    assert "BGR" in json.loads((tmp_path / "R-50.pkl.json").read_text())["input"]
     weights = {key: torch.from_numpy(value) for key, value in content["model"].items()}
     conv1 = model.net.layer2[0].conv1.weight
     assert torch.equal(weights["res3.0.conv1.weight"], conv1)

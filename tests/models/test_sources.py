@@ -167,6 +167,25 @@ def test_near_misses(source: str, complaint: str) -> None:
     assert complaint in refused(source)
 
 
+def test_what_contradicts_the_file_is_refused(
+    model: NormalizedModel, tmp_path: Path
+) -> None:
+    file = tmp_path / "m.safetensors"
+    save_model(model, file, {"config": {"norm": "l2", "eps": 1.0}})
+    assert open_source(f"{file},eps=1,norm=l2").eps == 1
+    for option, said in (("eps=4/255", "eps 1.0"), ("norm=linf", "norm l2")):
+        with pytest.raises(ConfigError, match=f"file states {said} of its training"):
+            open_source(f"{file},{option}")
+    save_model(model, file, {"config": {"norm": "l2", "eps": 0.0}})
+    assert open_source(f"{file},norm=linf").norm is None  # standard has none
+
+
+@pytest.mark.parametrize("name", ["m.onnx", "m.pkl"])
+def test_formats_that_are_only_written_are_said(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"whatever")
+    assert "give what it was converted from" in refused(str(tmp_path / name))
+
+
 def test_missing_paths_name_their_neighbours(tmp_path: Path) -> None:
     (tmp_path / "resnet18-eps3").mkdir()
     message = refused(str(tmp_path / "resnet18-eps5"))

@@ -14,7 +14,7 @@ from fastadv.errors import ConfigError, DataError
 from fastadv.transfer import ResultsTable, TransferConfig
 from fastadv.transfer.engines import Ended, SerialEngine, run_task
 from fastadv.transfer.recipe import read_recipe
-from fastadv.transfer.sweep import make_plan, run_sweep
+from fastadv.transfer.sweep import Plan, make_plan, run_sweep
 from fastadv.transfer.table import SCHEMA
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
@@ -261,6 +261,29 @@ def test_errors_are_reported_and_the_rest_is_done(
     assert "lr 1e+30 diverged" in complaint
     assert "again" not in complaint  # the same would happen
     assert len(ResultsTable(tmp_path / "r").rows()) == 1
+
+
+def test_rows_that_call_their_source_otherwise_are_said(
+    runs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def plan(**source: Any) -> Plan:
+        entry = {"source": f"{runs}/eps0.25"} | source
+        file = recipe_file(
+            tmp_path, runs, sources=[entry], protocols=["fixed_feature"], num_train=40
+        )
+        return make_plan(read_recipe(file, results=str(table.path)), table)
+
+    table = ResultsTable(tmp_path / "r", once=True)
+    table.prepare()
+    assert run_sweep(plan(), SerialEngine(), table) == []
+    assert (plan().tasks, caplog.messages) == ([], [])
+    found = plan(name="mine", source_accuracy=61.2)
+    assert found.tasks == []
+    [said] = caplog.messages
+    assert said.startswith(
+        f"{found.done} finished row(s) say otherwise of mine: source eps0.25, not mine, "
+        "source_accuracy None, not 61.2. They stay as they are"
+    )
 
 
 def test_tables_of_other_versions_are_left_alone(runs: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 from fastadv.cli import transfer as command
 from fastadv.data import ImageSet, open_dataset, subset, train_val_split
 from fastadv.data.sources import FileSet
-from fastadv.errors import ConfigError
+from fastadv.errors import ConfigError, DataError
 from fastadv.models import create_model, save_model
 from fastadv.transfer import ResultsTable, TransferConfig, target, transfer
 from fastadv.transfer.features import content_hash, rows_of
@@ -249,12 +249,22 @@ def test_a_sweep_says_it_before_its_workers_do(
             {"mode": "full_network"},
             {},
             {"mode": "full_network", "protocol": "utrera2021"},
-            {"num_train": 41},  # as before, the task's own failure
         )
     ]
-    plan = make_plan(configs, ResultsTable(tmp_path / "results"))
-    assert len(plan.tasks) == 2 + 1 + 2 + 1
+    table = ResultsTable(tmp_path / "results")
+    plan = make_plan(configs, table)
+    assert len(plan.tasks) == 2 + 1 + 2
     assert [text for text in caplog.messages if "held out" in text] == [_HELD_OUT]
+    blocks: dict[str, Any] = {"mode": "last_k_blocks", "k": 99}
+    for change in ({"num_train": 41}, {"num_train": 41, **blocks, "k": 1}, blocks):
+        configs.append(_config(source, dataset=many_classes, **change))
+    with pytest.raises(
+        DataError, match=r"(?s)n=41 images.*which has 40.*--k 99: "
+    ) as no:
+        make_plan(configs, table)
+    assert str(no.value).startswith("2 source(s) or data set(s) cannot be used")
+    plan = make_plan(configs, table, skip_missing=True)
+    assert (len(plan.tasks), plan.rows, len(plan.missing)) == (5, 6, 2)
 
 
 @pytest.mark.parametrize("select_on", [None, "val", "test"])

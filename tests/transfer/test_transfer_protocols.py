@@ -32,6 +32,7 @@ from fastadv.models import (
 from fastadv.models.view import AttackView
 from fastadv.training import train
 from fastadv.transfer import ResultsTable, TransferConfig, transfer
+from fastadv.transfer.identity import row_identity
 from fastadv.transfer.protocol import TransferRun
 from fastadv.transfer.source import Source
 from fastadv.transfer.table import OPTIONAL, SCHEMA
@@ -359,3 +360,16 @@ def test_real_photographs(tmp_path: Path) -> None:
     assert row["value"] > 15
     assert row["bad_images"] == 0
     assert not math.isnan(row["ci_low"])
+
+
+def test_saying_what_would_be_taken_is_the_same_number(
+    source: Path, tmp_path: Path
+) -> None:
+    def identity(**changes: Any) -> str:
+        run = TransferRun(_config(source, tmp_path / "r", **changes))
+        return row_identity(run.config, 0, run.source, run.splits, run.resolution)
+
+    plain = identity()
+    assert plain == identity(solver="lbfgs", arch="resnet8_cifar")
+    assert plain != identity(solver="sgd") == identity(solver="sgd", arch=None)
+    assert identity(lrs=(0.1,)) == identity(lrs=(0.1,), solver="sgd")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -298,6 +299,11 @@ def test_the_command_shows_protocol_and_robustness(
         ({"robust_eps": 4.0, "norm": "linf"}, r"4 of 255 is 4/255"),
         ({"downscale": 0}, "--downscale 0 must be at least 1"),
         ({"lrs": ()}, "--lrs needs at least one value"),
+        ({"seeds": (0, -1)}, r"--seeds -1 must be in 0\.\.4294967295"),
+        ({"source_accuracy": 250.0}, r"--source-accuracy 250.0 must be in \[0, 100\]"),
+        ({"source_accuracy": math.nan}, "--source-accuracy nan must be in"),
+        ({"robust_steps": 7}, "--robust-steps 7 is of --robust-eps; add that"),
+        ({"norm": "linf"}, "--norm linf is of --eps and --robust-eps; add --method"),
     ],
 )
 def test_choices_that_do_not_go_together(
