@@ -276,6 +276,7 @@ def test_rows_that_call_their_source_otherwise_are_said(
     table = ResultsTable(tmp_path / "r", once=True)
     table.prepare()
     assert run_sweep(plan(), SerialEngine(), table) == []
+    caplog.clear()
     assert (plan().tasks, caplog.messages) == ([], [])
     found = plan(name="mine", source_accuracy=61.2)
     assert found.tasks == []
