@@ -28,7 +28,9 @@ from fastadv.machine import usable_cores
 from fastadv.transfer.config import TransferConfig
 
 EngineName = Literal["serial", "processes", "ray"]
-_LOGS = "logs"  # beside the table's files, one per worker
+# One per worker, beside the table's files. Readers of Parquet data sets pass over names
+# that begin so.
+_LOGS = "_logs"
 _REACH_SECONDS = 5.0
 _LAST_SECONDS = 10.0  # an idle worker has to end
 

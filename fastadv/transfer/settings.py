@@ -198,7 +198,12 @@ def _salman(
 
 
 def _utrera(dataset: str, num_pool: int, frozen: bool) -> Settings:
-    """Source: Utrera et al. 2021, appendix A, and their code for what it leaves out."""
+    """Source: Utrera et al. 2021, appendix A, and their code for what it leaves out.
+
+    Inputs are normalised as the source's, as in that code when it loaded models for
+    ImageNet. A later state of it loaded them for the target, which gave natural sources
+    the target's statistics and left robust ones theirs; that is not reproduced.
+    """
     return Settings(
         epochs=100 if num_pool <= 1600 else 150,
         batch_size=128,

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow.dataset
 import pytest
 from small_runs import environment, script
 from sweep_runs import ROWS, recipe_file, values
@@ -114,6 +115,9 @@ def test_the_table_survives_ctrl_c_and_kill_nine(
     _, stderr = last.communicate(timeout=200)
     assert last.returncode == 0, stderr
     assert values(results) == undisturbed
+    # One data set, for whoever reads it without us; the workers' logs lie beside it.
+    assert any((results / "_logs").iterdir())
+    assert pyarrow.dataset.dataset(results).count_rows() == ROWS
 
 
 def test_crashes_are_retried_so_often_and_then_reported(
