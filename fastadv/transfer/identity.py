@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from dataclasses import replace
 
 from fastadv.data import DatasetSplits
 from fastadv.transfer.config import TransferConfig
@@ -65,7 +64,10 @@ def row_identity(
         if field.name not in NOT_DEFINING
         and (value := getattr(config, field.name)) != field.default
     }
-    if "solver" in chosen and replace(config, solver=None).exact == config.exact:
+    if (
+        "solver" in chosen
+        and dataclasses.replace(config, solver=None).exact == config.exact
+    ):
         del chosen["solver"]  # it was said, and is what would have been taken
     what = {
         "version": _VERSION,

@@ -11,8 +11,9 @@ import io
 import secrets
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,6 +22,7 @@ from fastadv.errors import DataError
 from fastadv.models.files import write_atomic
 
 SCHEMA_VERSION = 3
+Read = TypeVar("Read")
 
 SCHEMA = pa.schema(
     [
@@ -165,13 +167,10 @@ class ResultsTable:
         Raises:
             DataError: a file that is no Parquet file, or of an unknown schema version.
         """
-        parts: list[tuple[int, str, list[dict[str, Any]]]] = []
-        for path in self.path.glob("*.parquet"):
-            try:
-                rows = _migrated(pq.read_table(path), path)
-            except (pa.ArrowException, OSError) as error:
-                raise _unreadable(path, error) from None
-            parts.append((_written_at(path, rows), path.name, rows))
+        parts = [
+            (_written_at(path, rows), path.name, rows)
+            for path, rows in self._each(lambda _, part: _migrated(part.read()))
+        ]
         return [
             row for _, _, rows in sorted(parts, key=lambda p: p[:2]) for row in rows
         ]
@@ -182,17 +181,13 @@ class ResultsTable:
         Raises:
             DataError: a file that is no Parquet file, or of an unknown schema version.
         """
-        found: list[dict[str, Any]] = []
-        for path in self.path.glob("*.parquet"):
-            try:
-                part = pq.ParquetFile(path)
-                _check_version(part.schema_arrow, path)
-                known = [name for name in names if name in part.schema_arrow.names]
-                rows = part.read(known).to_pylist()
-            except (pa.ArrowException, OSError) as error:
-                raise _unreadable(path, error) from None
-            found += [dict.fromkeys(names) | row for row in rows]
-        return found
+
+        def read(path: Path, part: pq.ParquetFile) -> list[dict[str, Any]]:
+            known = [name for name in names if name in part.schema_arrow.names]
+            rows: list[dict[str, Any]] = part.read(known).to_pylist()
+            return [dict.fromkeys(names) | row for row in rows]
+
+        return [row for _, rows in self._each(read) for row in rows]
 
     def identities(self) -> set[str]:
         """Identities of all rows: what need not be computed again.
@@ -200,18 +195,28 @@ class ResultsTable:
         Raises:
             DataError: a file that is no Parquet file, or of an unknown schema version.
         """
-        found: set[str] = set()
+
+        def read(path: Path, part: pq.ParquetFile) -> set[str]:
+            if path.name.startswith(_OF_IDENTITY):
+                return {path.stem.removeprefix(_OF_IDENTITY)}
+            if "identity" not in part.schema_arrow.names:
+                return set()
+            return set(part.read(["identity"])["identity"].to_pylist())
+
+        return set().union(*(found for _, found in self._each(read))) - {None}
+
+    def _each(
+        self, read: Callable[[Path, pq.ParquetFile], Read]
+    ) -> Iterator[tuple[Path, Read]]:
+        """What `read` makes of every file, each of a known version."""
         for path in self.path.glob("*.parquet"):
             try:
                 part = pq.ParquetFile(path)
                 _check_version(part.schema_arrow, path)
-                if path.name.startswith(_OF_IDENTITY):
-                    found.add(path.stem.removeprefix(_OF_IDENTITY))
-                elif "identity" in part.schema_arrow.names:
-                    found |= set(part.read(["identity"])["identity"].to_pylist())
+                found = read(path, part)
             except (pa.ArrowException, OSError) as error:
                 raise _unreadable(path, error) from None
-        return found - {None}
+            yield path, found
 
 
 _OF_IDENTITY = "row-"
@@ -231,9 +236,8 @@ def _check_version(schema: pa.Schema, path: Path) -> None:
         )
 
 
-def _migrated(table: pa.Table, path: Path) -> list[dict[str, Any]]:
+def _migrated(table: pa.Table) -> list[dict[str, Any]]:
     """Rows with every column of `SCHEMA`, in its order."""
-    _check_version(table.schema, path)
     rows: list[dict[str, Any]] = table.to_pylist()
     return [{name: row.get(name) for name in SCHEMA.names} for row in rows]
 

@@ -11,6 +11,8 @@ import torch
 from fastadv.errors import CheckpointError, ConfigError
 from fastadv.models import NormalizedModel, load_model
 
+MEAN, STD = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
+
 
 def robustness_run(model: NormalizedModel, inner: str) -> dict[str, Any]:
     """All that a training of `robustness` saved: optimiser, schedule, apex, precision."""

@@ -24,9 +24,7 @@ from fastadv.models import (
     save_model,
 )
 from fastadv.transfer.source import open_source
-from tests.models.source_files import refused, robustness_run
-
-MEAN, STD = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
+from tests.models.source_files import MEAN, STD, refused, robustness_run
 
 
 @pytest.fixture

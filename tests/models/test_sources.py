@@ -23,10 +23,8 @@ from fastadv.models import (
 from fastadv.models.dialects import from_lukemelas
 from fastadv.models.inputs import CONVENTIONS, make_rgb
 from fastadv.transfer.source import open_source
-from tests.models.source_files import refused, robustness_run
+from tests.models.source_files import MEAN, STD, refused, robustness_run
 from tests.shared_data import shared
-
-MEAN, STD = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
 
 
 @pytest.fixture(autouse=True)
