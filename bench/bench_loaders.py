@@ -35,9 +35,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from harness import Results, interleaved, ratio
 
 from fastadv.data import Batch, ImageSet, make_loader, open_dataset, subset
-from fastadv.data.dali import declined_reason
-from fastadv.data.sources import FileSet
-from fastadv.data.subsets import Subset
+from fastadv.data.loading.dali import declined_reason
+from fastadv.data.sets.base import FileSet
+from fastadv.data.sets.subsets import Subset
 
 BATCH, WORKERS = 64, 2
 HEIGHT, WIDTH, QUALITY = 375, 500, 90

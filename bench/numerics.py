@@ -18,7 +18,7 @@ import torch
 from tables import markdown
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "kernels"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "helpers"))
 from kernel_cases import (
     BF16,
     F16,

@@ -18,9 +18,9 @@ from typing import Any
 
 from harness import Results
 
-from fastadv.models import file_sha256
+from fastadv.files import file_sha256
 from fastadv.reporting import training_curves
-from fastadv.reporting.cells import make_cells
+from fastadv.reporting.transfer.cells import make_cells
 from fastadv.transfer import ResultsTable
 
 PAGES = Path(__file__).parents[1] / "docs" / "studies"

@@ -36,6 +36,10 @@ class CheckpointError(FastadvError):
     """A checkpoint that is missing, damaged, or of another architecture."""
 
 
+class OutputError(FastadvError):
+    """A file or folder that cannot be written; what was there is unchanged."""
+
+
 class BackendError(FastadvError):
     """No kernel backend can run the operation that was asked for."""
 

@@ -7,11 +7,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import logging
 import os
 import secrets
 import socket
 from pathlib import Path
+
+from fastadv.errors import OutputError
 
 _log = logging.getLogger(__name__)
 
@@ -52,6 +55,33 @@ def replace_file(path: Path, *chunks: bytes | memoryview) -> None:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write `data` so that `path` holds either all of it or what it held before.
+
+    Raises:
+        OutputError: The file cannot be written (full disk, no permission). The
+            old file is untouched and no temporary file is left.
+    """
+    try:
+        replace_file(Path(path), data)
+    except OSError as error:
+        raise OutputError(
+            f"could not write {os.fspath(path)} ({len(data)} bytes): "
+            f"{error.strerror or error}; the previous file, if any, is unchanged. "
+            "Free space or choose another folder"
+        ) from error
+
+
+def file_sha256(path: str | os.PathLike[str]) -> str:
+    """The SHA-256 of a file as 64 hexadecimal digits.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sync_folder(folder: Path) -> None:

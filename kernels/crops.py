@@ -2,7 +2,7 @@
 
 In the C++ library on the CPU; where that was not built, and on a GPU, the same filter as
 products with matrices of weights. Not here: where boxes and colours come from
-(`fastadv.data.geometry`, `fastadv.data.colour`).
+(`fastadv.data.loading.geometry`, `fastadv.data.loading.colour`).
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ def read_yaml_config(path: Path, config_type: type[Any]) -> dict[str, Any]:
         ConfigError: unreadable, not a mapping, a key that is no flag, or a value that
             is not of its type.
     """
-    from fastadv.training.configfile import SWEEP_KEYS, load_config_file, typed
+    from fastadv.runs.configfile import SWEEP_KEYS, load_config_file, typed
 
     values = load_config_file(path)
     if all(key in values for key in SWEEP_KEYS):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import Positional, UseAppendAction, arg
 
 from fastadv.cli import common
-from fastadv.data.pairs import dataset_options
+from fastadv.data.dataset_options import dataset_options
 from fastadv.errors import (
     EXIT_FAILED,
     EXIT_OK,
@@ -24,7 +24,7 @@ from fastadv.machine import usable_cores
 
 if TYPE_CHECKING:
     from fastadv.data import DatasetSplits
-    from fastadv.data.sources import Damage
+    from fastadv.data.sets.base import Damage
 
 PROG = "fastadv-data"
 _SHOWN = 20  # findings of a kind printed; --json has all
@@ -121,9 +121,9 @@ def _jobs(given: int) -> int:
 
 
 def _list(command: ListCommand) -> int:
-    from fastadv.data.catalog import CATALOG, default_root
-    from fastadv.data.registry import MADE, dataset_names, option_names
-    from fastadv.reporting.tables import text_table
+    from fastadv.data.opening import MADE, dataset_names, option_names
+    from fastadv.data.sets.catalog import CATALOG, default_root
+    from fastadv.text_tables import text_table
 
     if command.json:
         rows = {name: _entry(name) for name in dataset_names()}
@@ -158,8 +158,8 @@ def _list(command: ListCommand) -> int:
 
 
 def _entry(name: str) -> dict[str, Any]:
-    from fastadv.data.catalog import CATALOG
-    from fastadv.data.registry import option_names
+    from fastadv.data.opening import option_names
+    from fastadv.data.sets.catalog import CATALOG
 
     entry = CATALOG.get(name)
     options = option_names(name)
@@ -175,7 +175,7 @@ def _entry(name: str) -> dict[str, Any]:
 
 
 def _stats(command: StatsCommand) -> int:
-    from fastadv.data.inspection import statistics
+    from fastadv.data.files.inspection import statistics
 
     found = statistics(_open(command), jobs=_jobs(command.jobs))
     if command.json:
@@ -202,7 +202,7 @@ def _stats(command: StatsCommand) -> int:
 
 
 def _verify(command: VerifyCommand) -> int:
-    from fastadv.data.inspection import Findings, verify
+    from fastadv.data.files.inspection import Findings, verify
 
     damage: Damage = []
     try:
@@ -243,7 +243,7 @@ def _pack(command: PackCommand) -> int:
     if command.shard_mb < 1:
         raise ConfigError(f"--shard-mb {command.shard_mb}: use 1 or more")
 
-    from fastadv.data.packing import pack
+    from fastadv.data.files.packing import pack
 
     splits = _open(command)
 
@@ -276,7 +276,7 @@ def _unpack(command: UnpackCommand) -> int:
     if command.max_gb <= 0 or command.max_files < 1:
         raise ConfigError("--max-gb and --max-files must be positive")
 
-    from fastadv.data.archives import unpack
+    from fastadv.data.files.archives import unpack
 
     files, size = unpack(
         command.archive,

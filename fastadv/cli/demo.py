@@ -312,7 +312,7 @@ def _transfer_section(
 
 def _training_section(sources: dict[str, Path], command: DemoCommand) -> Section:
     from fastadv.reporting import Section, training_curves
-    from fastadv.training.rundir import RunDirectory
+    from fastadv.runs.directory import RunDirectory
 
     events = {name: RunDirectory(run).events() for name, run in sources.items()}
     commands = "".join(

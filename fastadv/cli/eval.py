@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import UseAppendAction, arg
 
 from fastadv.cli import common
-from fastadv.data.pairs import dataset_options
+from fastadv.data.dataset_options import dataset_options
 from fastadv.errors import ConfigError, unknown_name
 from fastadv.threat import ThreatModel
 from fastadv.training.config import CompileName, NormName, Pixels
 
 if TYPE_CHECKING:
     from fastadv.data import Batch, DatasetSplits, Loader
-    from fastadv.evaluation import Attack, Evaluation
-    from fastadv.transfer.source import Source
+    from fastadv.evaluation.evaluate import Attack, Evaluation
+    from fastadv.models.source import Source
 
 PROG = "fastadv-eval"
 # Of `fastadv.attacks.autoattack`, which would import torch for --help; a test compares.
@@ -132,10 +132,10 @@ def evaluate_checkpoint(command: EvalCommand) -> dict[str, Any]:
     from fastadv import __version__
     from fastadv.data import make_loader, open_dataset, subset
     from fastadv.environment import resolve_device
-    from fastadv.evaluation import evaluate
-    from fastadv.journal import Journal
+    from fastadv.evaluation.evaluate import evaluate
+    from fastadv.evaluation.journal import Journal
     from fastadv.kernels import use_backend
-    from fastadv.transfer.source import open_source
+    from fastadv.models.source import open_source
 
     source = open_source(
         command.checkpoint, arch=command.arch, download=command.download
@@ -267,7 +267,7 @@ def _settings(command: EvalCommand, threat: ThreatModel) -> dict[str, Any]:
 
 def _shown(loader: Loader) -> Iterator[Batch]:
     """The batches, with a line on stderr now and then."""
-    from fastadv.training.progress import Progress
+    from fastadv.runs.progress import Progress
 
     progress = Progress(len(loader))
     for number, batch in enumerate(loader):

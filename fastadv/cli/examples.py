@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
     from fastadv.data import Batch
     from fastadv.models import NormalizedModel
+    from fastadv.models.source import Source
     from fastadv.reporting import Section
     from fastadv.threat import ThreatModel
-    from fastadv.transfer.source import Source
 
 _MODELS, _IMAGES, _STEPS = 3, 6, 20
 
@@ -116,7 +116,7 @@ def _reopened(row: dict[str, Any]) -> Source:
     Raises:
         CheckpointError: it is another by now, or cannot be read.
     """
-    from fastadv.transfer.source import open_source
+    from fastadv.models.source import open_source
 
     # Rows of older versions name the file alone, without what was said about it.
     given = row["source_given"] or row["source_path"]

@@ -90,7 +90,7 @@ def _list(command: ListCommand) -> int:
     from fastadv.models import get_spec, list_models
     from fastadv.models.names import SALMAN2020, TIMM_PREFIX
     from fastadv.models.origins import torchvision_files
-    from fastadv.reporting.tables import text_table
+    from fastadv.text_tables import text_table
 
     names = list_models(command.pattern)
     if not names:
@@ -138,7 +138,7 @@ def describe(command: ShowCommand) -> dict[str, Any]:
     from fastadv.errors import CheckpointError
     from fastadv.models import read_metadata
     from fastadv.models.checkpoint import decimals, state_hash
-    from fastadv.transfer.source import open_source
+    from fastadv.models.source import open_source
 
     source = open_source(command.source, arch=command.arch, download=command.download)
     model = source.load()
@@ -205,7 +205,7 @@ def _convert(command: ConvertCommand) -> int:
     from fastadv.errors import CheckpointError
     from fastadv.models import read_metadata
     from fastadv.models.export import export_model, files_beside
-    from fastadv.transfer.source import open_source
+    from fastadv.models.source import open_source
 
     for path in (command.out, *files_beside(command.out, command.to)):
         if path.exists() and not command.force:

@@ -64,7 +64,7 @@ def _names(pairs: Sequence[str]) -> dict[str, str]:
 
 
 def _read(folder: str) -> list[dict[str, Any]]:
-    from fastadv.transfer.table import ResultsTable
+    from fastadv.results.table import ResultsTable
 
     table = ResultsTable(folder)
     if not table.path.is_dir():
@@ -79,10 +79,10 @@ def make_report(command: ReportCommand) -> tuple[Path, list[Section]]:
     """Write the report; its path and sections."""
     from fastadv.environment import provenance
     from fastadv.reporting import write_report
-    from fastadv.reporting.cells import make_cells
-    from fastadv.reporting.export import export_sections
+    from fastadv.reporting.page.export import export_sections
     from fastadv.reporting.sections import study_sections
-    from fastadv.reporting.study import Study
+    from fastadv.reporting.transfer.cells import make_cells
+    from fastadv.reporting.transfer.study import Study
 
     names = _names(command.compare)
     rows = _read(command.results)
@@ -116,7 +116,7 @@ def make_report(command: ReportCommand) -> tuple[Path, list[Section]]:
 def _all_numbers(study: Any) -> Section:
     """Every cell of the table."""
     from fastadv.reporting import Section
-    from fastadv.reporting.study import INTERVAL_NOTE
+    from fastadv.reporting.transfer.study import INTERVAL_NOTE
 
     notes = sorted(
         {row["notes"] for c in study.cells for row in c.rows.values() if row["notes"]}

@@ -64,10 +64,10 @@ def body(argv: list[str]) -> None:
     """Parse, plan, run, and say what came out."""
     command = common.parse(SweepCommand, argv, PROG)
 
+    from fastadv.results.table import ResultsTable
     from fastadv.transfer.engines import make_engine
     from fastadv.transfer.recipe import read_recipe
     from fastadv.transfer.sweep import make_plan, run_sweep
-    from fastadv.transfer.table import ResultsTable
 
     configs = read_recipe(Path(command.recipe), results=command.results)
     results = {str(Path(c.results).expanduser().absolute()) for c in configs}

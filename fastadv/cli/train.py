@@ -117,16 +117,16 @@ def _body(argv: list[str]) -> None:
         print(json.dumps(found.to_dict()) if as_json else found.text())
         return
     if slurm is not None:
-        from fastadv.cli.slurm import submit
+        from fastadv.runs.slurm import submit
 
         print(submit(slurm, _here(argv), config.out_path, dry_run=dry_run))
         return
     if nproc is not None:
-        from fastadv.training.launch import launch
+        from fastadv.runs.launch import launch
 
         raise SystemExit(launch(nproc, _here(argv)))
 
-    from fastadv.training.distributed import joined
+    from fastadv.runs.distributed import joined
     from fastadv.training.trainer import Trainer
 
     with joined(config.device) as world:
@@ -167,7 +167,7 @@ def _resumed(argv: list[str]) -> list[str]:
         return argv
     saved = Path(out).expanduser() / "config.yaml"
     if saved.parent.is_dir() and not (saved.exists() and saved.read_bytes().strip()):
-        from fastadv.training.rundir import RunDirectory
+        from fastadv.runs.directory import RunDirectory
 
         RunDirectory(saved.parent).restore_config()
     return ["--config", str(saved), *argv] if saved.exists() else argv

@@ -30,7 +30,7 @@ class TransferCommand(TransferConfig):  # noqa: D101, it shows the help of its b
 
 def print_rows(rows: list[dict[str, Any]]) -> None:
     """Print rows of the results table, aligned."""
-    from fastadv.reporting.tables import format_percent_ci, text_table
+    from fastadv.text_tables import format_percent_ci, text_table
 
     columns = ["source", "eps", "dataset", "mode", "n", "seed", "metric", "accuracy"]
     cells = [

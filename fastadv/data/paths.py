@@ -17,16 +17,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import get_args
 
-from fastadv.data import recordio, records, remote, shards, tfrecord
-from fastadv.data.folders import EVAL_FOLDERS, open_folder, open_zip
-from fastadv.data.patterns import (
+from fastadv.data.files import recordio, records, remote, shards, tfrecord
+from fastadv.data.files.patterns import (
     existing,
     expand,
     file_format,
     is_pattern,
     names_file,
 )
-from fastadv.data.sources import (
+from fastadv.data.sets.base import (
     Damage,
     DatasetSplits,
     ImageSet,
@@ -34,7 +33,8 @@ from fastadv.data.sources import (
     check_classes,
     option_hint,
 )
-from fastadv.data.subsets import train_val_split
+from fastadv.data.sets.folders import EVAL_FOLDERS, open_folder, open_zip
+from fastadv.data.sets.subsets import train_val_split
 from fastadv.errors import ConfigError, DataError, unknown_name
 
 _log = logging.getLogger(__name__)
@@ -125,7 +125,7 @@ def _open(
         if kind == "zip":
             return path.stem, _named(open_zip(path))
         if kind == "npz":
-            from fastadv.data.arrays import open_npz
+            from fastadv.data.sets.arrays import open_npz
 
             return path.stem, open_npz(path)
     kinds = {file_format(file.name) for file in files}
@@ -202,7 +202,7 @@ def _open_recordio(
 def _open_columns(
     name: str, groups: Groups, columns: Columns, damage: Damage | None
 ) -> dict[str, ImageSet]:
-    from fastadv.data.columns import open_columns
+    from fastadv.data.files.columns import open_columns
 
     return open_columns(name, groups, damage=damage, **columns)
 

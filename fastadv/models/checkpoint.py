@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from fastadv.errors import CheckpointError
-from fastadv.models.files import write_atomic
+from fastadv.files import write_atomic
 from fastadv.models.inputs import CONVENTIONS, make_rgb
 from fastadv.models.matching import fill_network, fitting_archs
 from fastadv.models.names import ARCHITECTURES, IMAGENET_MEAN, IMAGENET_STD, TIMM_PREFIX

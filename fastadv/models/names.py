@@ -17,6 +17,9 @@ IMAGENET_STD: Final = (0.229, 0.224, 0.225)
 
 TIMM_PREFIX: Final = "timm/"
 
+MODEL_FILE: Final = "model.safetensors"
+"""Weights in a folder: a run's checkpoint, or the layout of timm and Hugging Face."""
+
 SALMAN2020: Final = (
     "resnet18",
     "resnet50",

@@ -25,9 +25,8 @@ from typing import Any
 
 from fastadv.errors import CheckpointError, ConfigError, unknown_name
 from fastadv.models import hub, timm_models
-from fastadv.models.files import MODEL_FILE
 from fastadv.models.inputs import InputConvention, get_convention
-from fastadv.models.names import ARCHITECTURES, TIMM_PREFIX
+from fastadv.models.names import ARCHITECTURES, MODEL_FILE, TIMM_PREFIX
 from fastadv.models.published import convention_from_filename, threat_from_filename
 from fastadv.threat import parse_norm, parse_pixels
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from fastadv.reporting.html import Section
-from fastadv.reporting.study import Study
-from fastadv.reporting.study_classes import per_class, under_attack
-from fastadv.reporting.study_images import (
+from fastadv.reporting.page.html import Section
+from fastadv.reporting.transfer.study import Study
+from fastadv.reporting.transfer.study_classes import per_class, under_attack
+from fastadv.reporting.transfer.study_images import (
     against_epochs,
     against_images,
     by_blocks,
     gain_against_images,
 )
-from fastadv.reporting.study_sources import (
+from fastadv.reporting.transfer.study_sources import (
     against_eps,
     against_source_accuracy,
     by_granularity,

@@ -2,25 +2,6 @@
 first use, so that a command's `--help` imports no torch.
 """
 
-from __future__ import annotations
+from fastadv.lazy import attach
 
-import importlib
-from typing import Any
-
-_HOME = {
-    "RunDirectory": "rundir",
-    "TrainConfig": "config",
-    "TrainSummary": "trainer",
-    "Trainer": "trainer",
-    "learning_rate": "config",
-    "train": "trainer",
-    "train_step": "step",
-}
-__all__ = sorted(_HOME)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'fastadv.training' has no attribute {name!r}")
-    module = importlib.import_module(f"fastadv.training.{_HOME[name]}")
-    return getattr(module, name)
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import tyro
 from tyro.conf import UseAppendAction, arg
 
-from fastadv.data.pairs import dataset_options
+from fastadv.data.dataset_options import dataset_options
 from fastadv.errors import ConfigError, unknown_name
 from fastadv.models.names import ARCHITECTURES
 from fastadv.threat import ThreatModel, parse_norm, parse_pixels

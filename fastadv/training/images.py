@@ -15,11 +15,11 @@ from fastadv.data import (
     subset,
     train_val_split,
 )
-from fastadv.data.options import Backend
-from fastadv.data.pairs import dataset_options
+from fastadv.data.dataset_options import dataset_options
+from fastadv.data.loading.options import Backend
 from fastadv.errors import ConfigError
+from fastadv.runs.distributed import World
 from fastadv.training.config import TrainConfig
-from fastadv.training.distributed import World
 
 EVAL_BATCH = 128
 _VAL_SHARE, _VAL_MOST = 0.05, 10_000

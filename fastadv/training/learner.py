@@ -15,9 +15,9 @@ from fastadv.attacks import PGD
 from fastadv.errors import ConfigError
 from fastadv.models import NormalizedModel
 from fastadv.models.view import AttackView
+from fastadv.runs.distributed import World
 from fastadv.threat import ThreatModel
 from fastadv.training.config import TrainConfig
-from fastadv.training.distributed import World
 from fastadv.training.ema import EMA
 from fastadv.training.methodnames import METHODS, default_lr
 from fastadv.training.methods import CLASSES, DTYPES, Net, PGDTraining

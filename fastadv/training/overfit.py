@@ -16,7 +16,7 @@ from torch import Tensor
 from fastadv.attacks import PGD
 from fastadv.data import ImageSet, Loader
 from fastadv.data.counter import derive_key, permutation
-from fastadv.data.subsets import Subset
+from fastadv.data.sets.subsets import Subset
 from fastadv.models.view import AttackView
 from fastadv.threat import ThreatModel
 

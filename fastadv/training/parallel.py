@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from fastadv.models import NormalizedModel, create_model
-from fastadv.training.distributed import World
+from fastadv.runs.distributed import World
 
 Parallelism = Literal["ddp", "fsdp"]
 # torch 2.15 renamed it.

@@ -17,7 +17,8 @@ import torch
 from fastadv.data import Batch
 from fastadv.environment import cpu_name
 from fastadv.kernels import use_backend
-from fastadv.reporting.tables import text_table
+from fastadv.runs.progress import clock
+from fastadv.text_tables import text_table
 from fastadv.training.config import TrainConfig
 from fastadv.training.images import EVAL_BATCH
 from fastadv.training.interval import memory_in_use
@@ -31,7 +32,6 @@ from fastadv.training.probe import (
     time_evaluation,
     time_steps,
 )
-from fastadv.training.progress import clock
 from fastadv.training.stages import side_at
 from fastadv.training.trainer import Trainer
 

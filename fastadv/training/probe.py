@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from fastadv.attacks import PGD
 from fastadv.data import Batch, Loader
-from fastadv.data.subsets import Subset
-from fastadv.evaluation import evaluate
+from fastadv.data.sets.subsets import Subset
+from fastadv.evaluation.evaluate import evaluate
 from fastadv.phases import marked
 from fastadv.training.images import EVAL_BATCH
 from fastadv.training.learner import judging_attack

@@ -10,14 +10,14 @@ import torch
 
 from fastadv.environment import provenance
 from fastadv.errors import TrainingDiverged
-from fastadv.evaluation import Evaluation
+from fastadv.evaluation.evaluate import Evaluation
+from fastadv.runs.directory import RunDirectory
+from fastadv.runs.distributed import World
+from fastadv.runs.progress import Progress
 from fastadv.training.config import TrainConfig
-from fastadv.training.distributed import World
 from fastadv.training.images import RunImages
 from fastadv.training.interval import Interval, in_words
 from fastadv.training.overfit import ACTIONS, Look
-from fastadv.training.progress import Progress
-from fastadv.training.rundir import RunDirectory
 from fastadv.training.validation import numbers, words
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from fastadv.attacks import PGD
 from fastadv.data import Batch, ImageSet
-from fastadv.data.subsets import Subset
+from fastadv.data.sets.subsets import Subset
 from fastadv.models import NormalizedModel
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ def draw(
     Returns:
         The file, relative to `run`; None if it could not be written, which is logged.
     """
-    from fastadv.reporting.pictures import adversarial_examples, loss_gradients
+    from fastadv.reporting.figures.pictures import adversarial_examples, loss_gradients
 
     models = {f"epoch {epoch}": model}
     if attack is None:

@@ -26,21 +26,21 @@ from fastadv.kernels.registry import check_backend_name
 from fastadv.models import create_model, load_model
 from fastadv.models.view import AttackView
 from fastadv.phases import phase
-from fastadv.training.config import TrainConfig, learning_rate
-from fastadv.training.distributed import (
+from fastadv.runs.directory import RunDirectory
+from fastadv.runs.distributed import (
     World,
     joined,
     random_state,
     set_random_state,
 )
+from fastadv.runs.listeners import PICTURE, check_loggers, loggers
+from fastadv.runs.preemption import StopRequest, stop_on_signal
+from fastadv.runs.profile import StepProfile
+from fastadv.training.config import TrainConfig, learning_rate
 from fastadv.training.images import RunImages
 from fastadv.training.interval import Interval
 from fastadv.training.learner import Learner, judging_attack
-from fastadv.training.loggers import PICTURE, check_loggers, loggers
 from fastadv.training.overfit import Look, OverfitWatch, held_out
-from fastadv.training.preemption import StopRequest, stop_on_signal
-from fastadv.training.profile import StepProfile
-from fastadv.training.rundir import RunDirectory
 from fastadv.training.runlog import RunLog
 from fastadv.training.snapshots import draw, shown
 from fastadv.training.stages import radius_at, side_at

@@ -10,11 +10,11 @@ import torch
 
 from fastadv.attacks import PGD
 from fastadv.data import Batch, ImageSet, Loader, subset
-from fastadv.data.subsets import Subset
-from fastadv.evaluation import Accuracy, Evaluation, evaluate
+from fastadv.data.sets.subsets import Subset
+from fastadv.evaluation.evaluate import Accuracy, Evaluation, evaluate
 from fastadv.models import NormalizedModel
-from fastadv.training.distributed import World
-from fastadv.training.preemption import StopRequest
+from fastadv.runs.distributed import World
+from fastadv.runs.preemption import StopRequest
 
 
 class Interrupted(Exception):

@@ -2,21 +2,6 @@
 use, so that a command's `--help` imports no torch.
 """
 
-from __future__ import annotations
+from fastadv.lazy import attach
 
-import importlib
-from typing import Any
-
-_HOME = {
-    "ResultsTable": "table",
-    "TransferConfig": "config",
-    "transfer": "protocol",
-}
-__all__ = sorted(_HOME)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'fastadv.transfer' has no attribute {name!r}")
-    module = importlib.import_module(f"fastadv.transfer.{_HOME[name]}")
-    return getattr(module, name)
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

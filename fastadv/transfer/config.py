@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import UseAppendAction, arg
 
-from fastadv.data.pairs import dataset_options
+from fastadv.data.dataset_options import dataset_options
 from fastadv.errors import ConfigError
 from fastadv.threat import ThreatModel, parse_norm
 from fastadv.training.config import NormName, Pixels, TrainConfig

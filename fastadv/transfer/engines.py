@@ -106,8 +106,8 @@ def make_engine(
 def run_task(config: TransferConfig) -> Ended:
     """Compute a task's rows into the table at `config.results`."""
     # Not at the top: a sweep's `--help` imports no torch.
+    from fastadv.results.table import ResultsTable
     from fastadv.transfer.protocol import TransferRun
-    from fastadv.transfer.table import ResultsTable
 
     try:
         if not Path(config.results).is_dir():

@@ -33,16 +33,16 @@ from fastadv.data import (
     subset,
 )
 from fastadv.data.cache import read_array, write_array
-from fastadv.data.choice import choose_backend
-from fastadv.data.geometry import plain_geometry
-from fastadv.data.sources import FileSet
-from fastadv.data.subsets import Subset
+from fastadv.data.loading.choice import choose_backend
+from fastadv.data.loading.geometry import plain_geometry
+from fastadv.data.sets.base import FileSet
+from fastadv.data.sets.downscale import Downscaled
+from fastadv.data.sets.subsets import Subset
 from fastadv.files import fastadv_cache_dir
 from fastadv.kernels import normalize
 from fastadv.models import NormalizedModel, state_hash
 from fastadv.models.view import AttackView
-from fastadv.training.progress import Progress
-from fastadv.transfer.downscale import Downscaled
+from fastadv.runs.progress import Progress
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ import hashlib
 import json
 
 from fastadv.data import DatasetSplits
+from fastadv.models.source import Source
 from fastadv.transfer.config import TransferConfig
-from fastadv.transfer.source import Source
 from fastadv.transfer.target import defining_options
 
 # Raised when the same configuration begins to mean another number.

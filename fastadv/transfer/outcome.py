@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastadv.attacks import PGD
-from fastadv.evaluation import Accuracy
+from fastadv.evaluation.evaluate import Accuracy
 
 
 @dataclass(frozen=True)

@@ -24,19 +24,19 @@ from fastadv.data import (
 )
 from fastadv.environment import provenance, resolve_device
 from fastadv.errors import ConfigError, FastadvError, TrainingDiverged
-from fastadv.evaluation import Evaluation, evaluate
+from fastadv.evaluation.evaluate import Evaluation, evaluate
 from fastadv.kernels import use_backend
 from fastadv.models import NormalizedModel, create_model
+from fastadv.models.source import Source, open_source
+from fastadv.results.table import ResultsTable
+from fastadv.runs.progress import Progress
 from fastadv.threat import ThreatModel
-from fastadv.training.progress import Progress
 from fastadv.transfer.config import TransferConfig
 from fastadv.transfer.features import FeatureCache, Features, SplitFeatures
 from fastadv.transfer.heads import LinearHead, Schedule, fit_exact, fit_sgd
 from fastadv.transfer.identity import row_identity
 from fastadv.transfer.outcome import Outcome
 from fastadv.transfer.settings import make_settings
-from fastadv.transfer.source import Source, open_source
-from fastadv.transfer.table import ResultsTable
 from fastadv.transfer.target import (
     check_classes,
     held_out,

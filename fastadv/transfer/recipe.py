@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from fastadv.errors import ConfigError, unknown_name
+from fastadv.runs.configfile import SWEEP_KEYS, load_config_file, typed
 from fastadv.training.config import TrainConfig
-from fastadv.training.configfile import SWEEP_KEYS, load_config_file, typed
 from fastadv.transfer.config import TransferConfig
 
 _PARTS = dict(zip(SWEEP_KEYS, ("source", "dataset", "mode"), strict=True))

@@ -20,13 +20,13 @@ from typing import Any
 
 from fastadv.data import DatasetSplits, subset
 from fastadv.errors import ConfigError, DataError, FastadvError, Preempted
-from fastadv.training.progress import Progress
+from fastadv.models.source import Source, open_source
+from fastadv.results.table import ResultsTable
+from fastadv.runs.progress import Progress
 from fastadv.transfer.config import PUBLISHED_SIDE, TransferConfig
 from fastadv.transfer.engines import Ended, Engine
 from fastadv.transfer.identity import row_identity
 from fastadv.transfer.recipe import one_seed_each
-from fastadv.transfer.source import Source, open_source
-from fastadv.transfer.table import ResultsTable
 from fastadv.transfer.target import held_out, open_target
 from fastadv.transfer.tuning import choose_trained
 

@@ -14,10 +14,10 @@ from fastadv.data import (
     subset,
     train_val_split,
 )
-from fastadv.data.pairs import dataset_options
+from fastadv.data.dataset_options import dataset_options
+from fastadv.data.sets.downscale import Downscaled
 from fastadv.errors import DataError
 from fastadv.transfer.config import TransferConfig
-from fastadv.transfer.downscale import Downscaled
 
 log = logging.getLogger(__name__)
 

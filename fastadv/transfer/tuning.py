@@ -16,15 +16,15 @@ from torch import Tensor, nn
 
 from fastadv.data import Loader
 from fastadv.data.counter import derive_key
-from fastadv.data.streaming import Decoder, TorchvisionLoader
+from fastadv.data.loading.streaming import Decoder, TorchvisionLoader
 from fastadv.errors import ConfigError, TrainingDiverged
 from fastadv.models import NormalizedModel
 from fastadv.models.normalized import seeded_init
 from fastadv.models.view import AttackView
+from fastadv.runs.progress import Progress
 from fastadv.training.config import TrainConfig
 from fastadv.training.learner import training_attack
 from fastadv.training.methods import CLASSES, DTYPES, Method, Net
-from fastadv.training.progress import Progress
 from fastadv.training.step import train_step
 from fastadv.transfer.settings import Settings, published_names
 

@@ -1,18 +1,12 @@
-"""Makes `small_runs` and `shared_data` importable; one thread keeps results exact."""
+"""One thread keeps results exact."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
-
-_TESTS = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(_TESTS), str(_TESTS / "training"), str(_TESTS / "cli")]
-
-from command_line import Caller  # noqa: E402 - found through the line above
+from command_line import Caller
 
 
 @pytest.fixture(autouse=True)

@@ -13,8 +13,9 @@ from small_runs import DEFAULT_BACKEND, tiny
 
 from fastadv.cli.doctor import examine
 from fastadv.data import open_dataset
+from fastadv.files import file_sha256
 from fastadv.kernels import BACKENDS, _cpp, use_backend
-from fastadv.models import create_model, file_sha256, load_model, save_model
+from fastadv.models import create_model, load_model, save_model
 from fastadv.training import train
 
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from command_line import Caller, image_folder
 
+from fastadv.files import file_sha256
 from fastadv.models import (
     ARCHITECTURES,
     create_model,
-    file_sha256,
     load_model,
     save_model,
     state_hash,

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_packing import files, tree
 
 from fastadv.cli.data import main
 from fastadv.data import open_dataset
-from fastadv.data.packing import pack
+from fastadv.data.files.packing import pack
 from fastadv.errors import ConfigError, DataError
-from tests.data.test_packing import files, tree
 
 PROGRAM = "import sys; from fastadv.files import FolderLock; from pathlib import Path\n"
 PROGRAM += "lock = FolderLock(Path(sys.argv[1])); print(flush=True); sys.stdin.read()\n"

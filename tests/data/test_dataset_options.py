@@ -10,14 +10,14 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 import torch
+from record_files import image, samples, table, write_tar
 
 from fastadv.cli.data import main
 from fastadv.data import native_resolution, open_dataset
 from fastadv.errors import ConfigError, DataError
+from fastadv.runs.distributed import World
 from fastadv.training.config import TrainConfig
-from fastadv.training.distributed import World
 from fastadv.training.images import RunImages
-from tests.data.record_files import image, samples, table, write_tar
 from tests.data.test_published import dtd
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastadv.data import images
-from fastadv.data.images import BadImage, decode_rgb
+from fastadv.data import decoding as images
+from fastadv.data.decoding import BadImage, decode_rgb
 
 
 def encoded(image: Image.Image, fmt: str = "PNG", **options) -> bytes:

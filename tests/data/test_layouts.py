@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from shared_data import shared
 
 from fastadv.data import BadImage, dataset_names, open_dataset
 from fastadv.errors import ConfigError, DataError
-from tests.shared_data import shared
 
 
 def png(value: int, size: tuple[int, int] = (6, 5)) -> bytes:

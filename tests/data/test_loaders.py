@@ -12,11 +12,11 @@ import torch
 from torchvision.transforms import v2
 
 from fastadv.data import ArraySet, BadImage, make_loader, open_dataset
-from fastadv.data import choice as choice_module
 from fastadv.data.counter import uniforms
-from fastadv.data.geometry import DRAWS, resize_center_crop, resized_crop_boxes
-from fastadv.data.memory import MemoryLoader
-from fastadv.data.streaming import TorchvisionLoader
+from fastadv.data.loading import choice as choice_module
+from fastadv.data.loading.geometry import DRAWS, resize_center_crop, resized_crop_boxes
+from fastadv.data.loading.memory import MemoryLoader
+from fastadv.data.loading.streaming import TorchvisionLoader
 from fastadv.errors import ConfigError, DataError
 
 BACKENDS = ("memory", "torchvision")

@@ -18,16 +18,15 @@ from fastadv.data import (
     ArraySet,
     BadImage,
     DatasetSplits,
-    choice,
-    dali,
     make_loader,
     open_dataset,
     subset,
 )
-from fastadv.data.colour import COLOUR_DRAWS, colour_changes
 from fastadv.data.counter import uniforms
-from fastadv.data.dali import DALILoader
-from fastadv.data.options import LoaderOptions
+from fastadv.data.loading import choice, dali
+from fastadv.data.loading.colour import COLOUR_DRAWS, colour_changes
+from fastadv.data.loading.dali import DALILoader
+from fastadv.data.loading.options import LoaderOptions
 from fastadv.errors import ConfigError, DataError
 
 needs_dali = pytest.mark.skipif(

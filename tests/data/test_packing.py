@@ -19,15 +19,15 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from record_files import imagenet
+from shared_data import shared
 
 from fastadv.data import open_dataset
-from fastadv.data.archives import unpack
-from fastadv.data.inspection import statistics, verify
-from fastadv.data.packing import pack
-from fastadv.data.sources import ImageSet
+from fastadv.data.files.archives import unpack
+from fastadv.data.files.inspection import statistics, verify
+from fastadv.data.files.packing import pack
+from fastadv.data.sets.base import ImageSet
 from fastadv.errors import ConfigError, DataError
-from tests.data.record_files import imagenet
-from tests.shared_data import shared
 
 
 @pytest.fixture(autouse=True)
@@ -129,7 +129,7 @@ def test_kill_nine_and_go_on(tmp_path: Path) -> None:
     source = tree(tmp_path / "set", train=300, val=40)
     pack(open_dataset(source), tmp_path / "whole", shard_bytes=20_000)
     program = (
-        "import sys, fastadv.data.packing as p; from fastadv.data import open_dataset\n"
+        "import sys, fastadv.data.files.packing as p; from fastadv.data import open_dataset\n"
         "from pathlib import Path\n"
         "p.pack(open_dataset(sys.argv[1]), Path(sys.argv[2]), shard_bytes=20_000,"
         " jobs=2, done=lambda name: print(name, flush=True))\n"

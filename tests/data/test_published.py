@@ -11,13 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torchvision
-from PIL import Image
-
-from fastadv.data import open_dataset
-from fastadv.data.catalog import CATALOG
-from fastadv.data.registry import native_resolution
-from fastadv.errors import ConfigError, DataError
-from tests.data.miniatures import (
+from miniatures import (
     TREES,
     aircraft,
     caltech,
@@ -30,6 +24,12 @@ from tests.data.miniatures import (
     svhn,
     text,
 )
+from PIL import Image
+
+from fastadv.data import open_dataset
+from fastadv.data.opening import native_resolution
+from fastadv.data.sets.catalog import CATALOG
+from fastadv.errors import ConfigError, DataError
 
 
 @pytest.mark.parametrize(

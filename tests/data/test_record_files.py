@@ -10,10 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
-
-from fastadv.data import open_dataset
-from fastadv.errors import ConfigError, DataError
-from tests.data.record_files import (
+from record_files import (
     check_everywhere,
     image,
     reds,
@@ -21,6 +18,9 @@ from tests.data.record_files import (
     table,
     write_tar,
 )
+
+from fastadv.data import open_dataset
+from fastadv.errors import ConfigError, DataError
 
 
 @pytest.fixture(autouse=True)

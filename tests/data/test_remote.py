@@ -9,11 +9,11 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from record_files import reds, samples, write_tar
 
 from fastadv.cli.data import main
 from fastadv.data import open_dataset
 from fastadv.errors import DataError
-from tests.data.record_files import reds, samples, write_tar
 
 asked: list[str] = []
 

@@ -9,8 +9,8 @@ import pytest
 
 from fastadv.data import ShapeTex, open_dataset
 from fastadv.data.counter import uniforms
-from fastadv.data.shapetex_fields import SHAPES, TEXTURES
-from fastadv.data.shapetex_render import BACKGROUNDS, COLORS, DRAWS, render
+from fastadv.data.sets.shapetex_fields import SHAPES, TEXTURES
+from fastadv.data.sets.shapetex_render import BACKGROUNDS, COLORS, DRAWS, render
 from fastadv.errors import ConfigError
 from fastadv.files import fastadv_cache_dir
 

@@ -7,11 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from fastadv.data import open_dataset
-from fastadv.data.tfrecord import damaged_records, masked_crc
-from fastadv.errors import DataError
-from tests.data.record_files import (
+from record_files import (
     check_everywhere,
     example,
     feature,
@@ -20,6 +16,10 @@ from tests.data.record_files import (
     imagenet,
     reds,
 )
+
+from fastadv.data import open_dataset
+from fastadv.data.files.tfrecord import damaged_records, masked_crc
+from fastadv.errors import DataError
 
 
 @pytest.fixture(autouse=True)

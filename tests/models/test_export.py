@@ -15,11 +15,11 @@ import torchvision
 import yaml
 from torch import Tensor, nn
 
-from fastadv.errors import CheckpointError, ConfigError
+from fastadv.errors import CheckpointError, ConfigError, OutputError
+from fastadv.files import file_sha256
 from fastadv.models import (
     NormalizedModel,
     create_model,
-    file_sha256,
     load_model,
     read_metadata,
     state_hash,
@@ -313,7 +313,7 @@ def test_refusals(arch: str, to: str, complaint: str, tmp_path: Path) -> None:
 
 def test_unwritable_places(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match="could not write"):
+    with pytest.raises(OutputError, match="could not write"):
         export_model(
             trained("resnet8_cifar"), tmp_path / "file" / "m.pt", "robustbench"
         )

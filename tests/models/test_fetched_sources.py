@@ -12,19 +12,19 @@ from typing import Any, ClassVar
 import pytest
 import torch
 import torchvision
+from source_files import MEAN, STD, refused, robustness_run
 
 from fastadv.errors import CheckpointError
+from fastadv.files import file_sha256
 from fastadv.models import (
     NormalizedModel,
     create_model,
-    file_sha256,
     find_weights,
     hub,
     load_model,
     save_model,
 )
-from fastadv.transfer.source import open_source
-from tests.models.source_files import MEAN, STD, refused, robustness_run
+from fastadv.models.source import open_source
 
 
 @pytest.fixture

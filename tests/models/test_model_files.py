@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from fastadv.errors import CheckpointError
+from fastadv.files import file_sha256
 from fastadv.models import (
     NormalizedModel,
     create_model,
-    file_sha256,
     load_model,
     read_metadata,
     resolve_checkpoint,
@@ -153,7 +153,7 @@ def test_hashes(model: NormalizedModel, tmp_path: Path) -> None:
     path = tmp_path / "f"
     path.write_bytes(b"abc" * 100_000)
     assert file_sha256(path) == hashlib.sha256(path.read_bytes()).hexdigest()
-    with pytest.raises(CheckpointError, match="could not read"):
+    with pytest.raises(FileNotFoundError, match="absent"):
         file_sha256(tmp_path / "absent")
     before = state_hash(model)
     with torch.no_grad():

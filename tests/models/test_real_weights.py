@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from shared_data import shared
 from torch import Tensor
 
 from fastadv.errors import CheckpointError
 from fastadv.models import NormalizedModel, load_model
-from tests.shared_data import shared
 
 PER_CLASS = 30
 

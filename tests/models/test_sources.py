@@ -9,22 +9,22 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from shared_data import shared
+from source_files import MEAN, STD, refused, robustness_run
 from torch import Tensor
 
 from fastadv.errors import ConfigError
+from fastadv.files import file_sha256
 from fastadv.models import (
     NormalizedModel,
     create_model,
-    file_sha256,
     load_model,
     save_model,
     state_hash,
 )
 from fastadv.models.dialects import from_lukemelas
 from fastadv.models.inputs import CONVENTIONS, make_rgb
-from fastadv.transfer.source import open_source
-from tests.models.source_files import MEAN, STD, refused, robustness_run
-from tests.shared_data import shared
+from fastadv.models.source import open_source
 
 
 @pytest.fixture(autouse=True)

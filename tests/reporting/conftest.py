@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor
 
 from fastadv.models import NormalizedModel, create_model
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture(scope="package")

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from synthetic_results import row
 
-from fastadv.reporting.cells import make_cells
-from fastadv.reporting.comparisons import compare
-from fastadv.reporting.findings import comparison_cells
-from fastadv.reporting.html import Section
+from fastadv.reporting.page.html import Section
 from fastadv.reporting.sections import study_sections
-from fastadv.reporting.settings import setting_labels
-from fastadv.reporting.study import Study, make_panels, name_within
+from fastadv.reporting.transfer.cells import make_cells
+from fastadv.reporting.transfer.comparisons import compare
+from fastadv.reporting.transfer.findings import comparison_cells
+from fastadv.reporting.transfer.settings import setting_labels
+from fastadv.reporting.transfer.study import Study, make_panels, name_within
 from fastadv.statistics import wilson
 
 

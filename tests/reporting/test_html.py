@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from fastadv.attacks import PGD, ThreatModel
-from fastadv.errors import FastadvError
+from fastadv.errors import OutputError
 from fastadv.models import NormalizedModel
 from fastadv.reporting import (
     Section,
@@ -206,7 +206,7 @@ def test_a_report_that_fails_leaves_the_old_one(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made_is_an_error_of_the_world(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(FastadvError, match="could not write"):
+    with pytest.raises(OutputError, match="could not write"):
         write_report(tmp_path / "file" / "report.html", "t", [])
 
 

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 from synthetic_results import row
 
-from fastadv.reporting.cells import seeds_interval
+from fastadv.reporting.transfer.cells import seeds_interval
 from fastadv.statistics import (
     fit_line,
     holm,

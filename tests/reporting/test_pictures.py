@@ -13,8 +13,8 @@ from torch.nn.functional import cross_entropy
 from fastadv.attacks import PGD, ThreatModel
 from fastadv.models import NormalizedModel
 from fastadv.reporting import adversarial_examples, loss_gradients
-from fastadv.reporting.palette import INK, WRONG
-from fastadv.reporting.pictures import pixel_gradients, visible_gradient
+from fastadv.reporting.figures.palette import INK, WRONG
+from fastadv.reporting.figures.pictures import pixel_gradients, visible_gradient
 
 NAMES = ["cat", "<script>alert(1)</script>", "dog", "eel"]
 

@@ -20,9 +20,6 @@ from scipy import stats
 from synthetic_results import ARCHS, row, synthetic_rows, synthetic_table
 
 from fastadv.cli import report as command
-from fastadv.reporting.cells import make_cells
-from fastadv.reporting.comparisons import compare, image_pairs
-from fastadv.reporting.findings import wins_finding
 from fastadv.reporting.reference import (
     accuracy_of_file,
     imagenet_accuracy,
@@ -30,8 +27,11 @@ from fastadv.reporting.reference import (
     transfer_accuracy,
 )
 from fastadv.reporting.sections import study_sections
-from fastadv.reporting.study import Study
-from fastadv.transfer.table import ResultsTable
+from fastadv.reporting.transfer.cells import make_cells
+from fastadv.reporting.transfer.comparisons import compare, image_pairs
+from fastadv.reporting.transfer.findings import wins_finding
+from fastadv.reporting.transfer.study import Study
+from fastadv.results.table import ResultsTable
 
 TITLES = [
     "Robust against standard",

@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 from synthetic_results import row
 
-from fastadv.transfer.table import ResultsTable
+from fastadv.results.table import ResultsTable
 
 BENCH = Path(__file__).parents[2] / "bench"
 

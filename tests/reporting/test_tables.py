@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fastadv.reporting import format_percent_ci, text_table
-from fastadv.reporting.tables import cell_number, format_cell, numeric_columns
+from fastadv.text_tables import cell_number, format_cell, numeric_columns
 
 
 def test_numbers_stand_right_and_text_left() -> None:

@@ -1,16 +1,11 @@
-"""Makes `small_runs` and `shared_data` importable; one thread keeps results exact."""
+"""One thread keeps results exact."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
-
-_TESTS = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(_TESTS), str(_TESTS / "training")]
 
 
 @pytest.fixture(autouse=True, scope="module")  # before what a module's tests share

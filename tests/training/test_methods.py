@@ -21,8 +21,8 @@ from fastadv.cli.train import TrainCommand
 from fastadv.errors import ConfigError
 from fastadv.kernels import ball_init
 from fastadv.models import NormalizedModel, create_model, save_model
+from fastadv.runs.distributed import World
 from fastadv.training import TrainConfig, Trainer, train
-from fastadv.training.distributed import World
 from fastadv.training.learner import Learner
 from fastadv.training.methodnames import METHODS
 from fastadv.training.methods import CLASSES, Part

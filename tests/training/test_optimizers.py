@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from fastadv.errors import ConfigError
 from fastadv.models import NormalizedModel, create_model
 from fastadv.models.view import AttackView
+from fastadv.runs.distributed import World
 from fastadv.training import TrainConfig, train_step
-from fastadv.training.distributed import World
 from fastadv.training.ema import EMA
 from fastadv.training.learner import Learner
 from fastadv.training.mixing import Mixing

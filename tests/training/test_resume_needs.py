@@ -16,11 +16,11 @@ from PIL import Image
 from small_runs import last_step, resume, signal_at_step, tiny, weights
 
 from fastadv.cli import train as command
-from fastadv.data.memory import MemoryLoader
+from fastadv.data.loading.memory import MemoryLoader
 from fastadv.errors import Preempted
 from fastadv.models import create_model, save_model
+from fastadv.runs.directory import RunDirectory
 from fastadv.training import train
-from fastadv.training.rundir import RunDirectory
 
 # Two epochs of two updates.
 SHORT: dict[str, Any] = {"num_train": 40}

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pair as pair_program
 import pytest
 import torch
 from pair import LONG, METHODS, SHORT, frozen_norms, of_method
@@ -21,11 +22,11 @@ from torch.distributed import TCPStore
 from fastadv.cli import train as command
 from fastadv.errors import ConfigError
 from fastadv.models import create_model, load_model
+from fastadv.runs.distributed import World, joined, read_environment
+from fastadv.runs.launch import _free_port, launch
+from fastadv.runs.peers import Peers
 from fastadv.training import Trainer, train
-from fastadv.training.distributed import World, joined, read_environment
-from fastadv.training.launch import _free_port, launch
 from fastadv.training.learner import Learner
-from fastadv.training.peers import Peers
 
 TOGETHER = 60.0  # seconds within which all ranks have stopped
 
@@ -43,7 +44,7 @@ class Pair:
         }
         program = [
             sys.executable,
-            str(Path(__file__).with_name("pair.py")),
+            str(pair_program.__file__),
             str(folder),
         ]
         began = time.monotonic()

@@ -21,11 +21,12 @@ from small_runs import STEPS_PER_EPOCH, environment, events, script, tiny, weigh
 from fastadv.cli import train as command
 from fastadv.errors import ConfigError, DataError
 from fastadv.phases import marked, phase
-from fastadv.training import Trainer, profile, train
-from fastadv.training.distributed import World
-from fastadv.training.loggers import Listeners, check_loggers
-from fastadv.training.profile import PhaseTimer, StepProfile, summary
-from fastadv.training.progress import Progress
+from fastadv.runs import profile
+from fastadv.runs.distributed import World
+from fastadv.runs.listeners import Listeners, check_loggers
+from fastadv.runs.profile import PhaseTimer, StepProfile, summary
+from fastadv.runs.progress import Progress
+from fastadv.training import Trainer, train
 
 TWO = {"epochs": 1, "eval_images": 10}
 

@@ -35,8 +35,8 @@ from small_runs import (
 )
 
 from fastadv.cli import train as train_command
-from fastadv.data import choice
-from fastadv.data.sources import ArraySet
+from fastadv.data.loading import choice
+from fastadv.data.sets.base import ArraySet
 from fastadv.errors import CheckpointError, ConfigError, Preempted
 from fastadv.training import RunDirectory, Trainer, train, validation
 

@@ -12,8 +12,8 @@ import pytest
 from small_runs import environment, events, execute, flags, last_step, script
 
 from fastadv.cli import train
-from fastadv.cli.slurm import parse_options
 from fastadv.errors import ConfigError
+from fastadv.runs.slurm import parse_options
 
 pytest.importorskip("submitit")
 

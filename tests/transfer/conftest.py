@@ -1,8 +1,7 @@
-"""Makes `small_runs` and `shared_data` importable; one thread keeps results exact."""
+"""One thread keeps results exact."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,6 @@ from fastadv.cli import transfer as command
 from fastadv.models import NormalizedModel
 from fastadv.training import train
 from fastadv.transfer import protocol
-
-_TESTS = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(_TESTS), str(_TESTS / "training")]
 
 
 @pytest.fixture(autouse=True)

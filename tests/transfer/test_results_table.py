@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 from small_runs import environment
 
-from fastadv.errors import CheckpointError, DataError
-from fastadv.transfer.table import SCHEMA, ResultsTable
+from fastadv.errors import DataError, OutputError
+from fastadv.results.table import SCHEMA, ResultsTable
 
 
 def _row(**changes: Any) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def test_a_folder_name_is_no_column(tmp_path: Path) -> None:
 
 _APPEND = """
 import sys
-from fastadv.transfer.table import ResultsTable
+from fastadv.results.table import ResultsTable
 table = ResultsTable(sys.argv[1])
 for i in range(40):
     table.append([{"source": sys.argv[2], "seed": i}])
@@ -100,7 +100,7 @@ def test_a_file_is_no_table(tmp_path: Path) -> None:
     file.write_text("mine")
     with pytest.raises(DataError, match="is a file; a results table is a directory"):
         ResultsTable(file)
-    with pytest.raises(CheckpointError, match="could not write"):
+    with pytest.raises(OutputError, match="could not write"):
         ResultsTable(file / "below").append([_row()])
     assert file.read_text() == "mine"
 

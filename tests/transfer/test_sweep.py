@@ -11,11 +11,11 @@ from sweep_runs import ROWS, recipe_file, values
 from fastadv.cli import train as train_command
 from fastadv.cli import transfer as command
 from fastadv.errors import ConfigError, DataError
+from fastadv.results.table import SCHEMA
 from fastadv.transfer import ResultsTable, TransferConfig
 from fastadv.transfer.engines import Ended, SerialEngine, run_task
 from fastadv.transfer.recipe import read_recipe
 from fastadv.transfer.sweep import Plan, make_plan, run_sweep
-from fastadv.transfer.table import SCHEMA
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 

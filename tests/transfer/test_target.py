@@ -14,7 +14,7 @@ from PIL import Image
 
 from fastadv.cli import transfer as command
 from fastadv.data import ImageSet, open_dataset, subset, train_val_split
-from fastadv.data.sources import FileSet
+from fastadv.data.sets.base import FileSet
 from fastadv.errors import ConfigError, DataError
 from fastadv.models import create_model, save_model
 from fastadv.transfer import ResultsTable, TransferConfig, target, transfer

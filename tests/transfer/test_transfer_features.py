@@ -24,9 +24,9 @@ from fastadv.data import (
     make_loader,
     open_dataset,
 )
+from fastadv.data.sets.downscale import Downscaled
 from fastadv.models import NormalizedModel, create_model
 from fastadv.transfer import features as module
-from fastadv.transfer.downscale import Downscaled
 from fastadv.transfer.features import FeatureCache, Features, extract, feature_key
 
 

@@ -20,22 +20,22 @@ from small_runs import tiny
 from fastadv.cli import transfer as command
 from fastadv.data import make_loader, open_dataset, subset, train_val_split
 from fastadv.errors import CheckpointError, ConfigError, DataError, TrainingDiverged
-from fastadv.evaluation import wilson
+from fastadv.evaluation.evaluate import wilson
+from fastadv.files import file_sha256
 from fastadv.models import (
     NormalizedModel,
     create_model,
-    file_sha256,
     load_model,
     save_model,
     state_hash,
 )
+from fastadv.models.source import Source
 from fastadv.models.view import AttackView
+from fastadv.results.table import OPTIONAL, SCHEMA
 from fastadv.training import train
 from fastadv.transfer import ResultsTable, TransferConfig, transfer
 from fastadv.transfer.identity import row_identity
 from fastadv.transfer.protocol import TransferRun
-from fastadv.transfer.source import Source
-from fastadv.transfer.table import OPTIONAL, SCHEMA
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 

@@ -1,0 +1,34 @@
+from fastadv.data.decoding import BadImage as BadImage
+from fastadv.data.decoding import decode_rgb as decode_rgb
+from fastadv.data.loading.choice import make_loader as make_loader
+from fastadv.data.loading.loader import Batch as Batch
+from fastadv.data.loading.loader import Loader as Loader
+from fastadv.data.loading.options import LoaderOptions as LoaderOptions
+from fastadv.data.opening import (
+    dataset_names as dataset_names,
+)
+from fastadv.data.opening import (
+    native_resolution as native_resolution,
+)
+from fastadv.data.opening import (
+    open_dataset as open_dataset,
+)
+from fastadv.data.sets.base import (
+    ArraySet as ArraySet,
+)
+from fastadv.data.sets.base import (
+    DatasetSplits as DatasetSplits,
+)
+from fastadv.data.sets.base import (
+    ImageSet as ImageSet,
+)
+from fastadv.data.sets.shapetex import ShapeTex as ShapeTex
+from fastadv.data.sets.subsets import (
+    Subset as Subset,
+)
+from fastadv.data.sets.subsets import (
+    subset as subset,
+)
+from fastadv.data.sets.subsets import (
+    train_val_split as train_val_split,
+)

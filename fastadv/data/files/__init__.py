@@ -1,0 +1,1 @@
+"""File formats that hold data sets, and what packs and checks them."""

@@ -1,0 +1,264 @@
+"""What is wrong with a data set, and what it consists of: `verify` and `statistics`.
+
+Both read and decode every image once, in threads. A JPEG whose compressed data were
+altered may still decode; such damage shows only against a checksum, which zip archives,
+TFRecord files and packed shards have, and which are checked here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastadv.data.decoding import BadImage, decode_rgb
+from fastadv.data.files.packing import CHECKSUMS, file_of, progress
+from fastadv.data.files.records import RecordSet
+from fastadv.data.files.tfrecord import damaged_records
+from fastadv.data.sets.base import Damage, DatasetSplits, ImageSet, SharedFile
+from fastadv.errors import DataError
+from fastadv.files import file_sha256
+
+_Result = TypeVar("_Result")
+_DIGEST = 16  # bytes: 2**-64 at four billion images
+
+
+@dataclass
+class Findings:
+    """What `verify` found.
+
+    Attributes:
+        images: Images looked at, per split.
+        corrupt: (image or file, reason).
+        duplicates: (training image, evaluation image, "bytes" or "pixels").
+        repeated: Images of a split that another of the same split equals; no failure.
+    """
+
+    images: dict[str, int] = field(default_factory=dict)
+    corrupt: Damage = field(default_factory=list)
+    duplicates: list[tuple[str, str, str]] = field(default_factory=list)
+    repeated: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def clean(self) -> bool:
+        """Whether nothing is corrupt and no image is in both splits."""
+        return not self.corrupt and not self.duplicates
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values, for JSON."""
+        return asdict(self) | {"clean": self.clean}
+
+
+def verify(
+    splits: DatasetSplits, *, jobs: int = 1, damage: Sequence[tuple[str, str]] = ()
+) -> Findings:
+    """Check every file, decode every image of both splits and compare them by content.
+
+    Args:
+        splits: What to look at.
+        jobs: Files read or images decoded at once.
+        damage: What `open_dataset` found wrong and left out, part of the findings.
+
+    Returns:
+        Every file that is damaged, every image that cannot be decoded and every
+        training image that is, by its bytes or its pixels, an evaluation image too.
+    """
+    findings = Findings(corrupt=[*damage])
+    opened = {f.path for s in (splits.train, splits.test) for f in _record_files(s)}
+    named = {Path(name) for name, _ in damage}
+    findings.corrupt += _damaged_files(opened, sorted(opened | named), jobs)
+    contents = []
+    for images in (splits.train, splits.test):
+        findings.images[images.split] = len(images)
+        digests: list[tuple[bytes, bytes] | None] = []
+        for result in _each(images, _digests, jobs, f"verifying {images.split}"):
+            if isinstance(result, BadImage):
+                findings.corrupt.append((result.name, result.reason))
+                digests.append(None)
+            else:
+                digests.append(result)
+        known = [d[1] for d in digests if d is not None]
+        findings.repeated[images.split] = len(known) - len(set(known))
+        contents.append(digests)
+    findings.duplicates = _shared(splits, *contents)
+    return findings
+
+
+def _shared(
+    splits: DatasetSplits,
+    train: list[tuple[bytes, bytes] | None],
+    test: list[tuple[bytes, bytes] | None],
+) -> list[tuple[str, str, str]]:
+    where: dict[bytes, list[int]] = {}
+    for i, digests in enumerate(train):
+        if digests is not None:
+            where.setdefault(digests[1], []).append(i)
+    found = []
+    for j, digests in enumerate(test):
+        for i in where.get(digests[1], ()) if digests is not None else ():
+            same = train[i] == digests  # equal bytes are equal pixels
+            pair = (splits.train.describe(i), splits.test.describe(j))
+            found.append((*pair, "bytes" if same else "pixels"))
+    return found
+
+
+def _digests(images: ImageSet, index: int) -> tuple[bytes, bytes] | BadImage:
+    """Return digests of the encoded bytes and of the pixels, or what is wrong."""
+    try:
+        source = file_of(images, index)
+        if source is None:
+            pixels = _pixel_digest(images.load(index))
+            return pixels, pixels
+        base, i = source
+        data, name = base.read(i), base.describe(i)
+        _check_encoding(data, name)
+        pixels = _pixel_digest(decode_rgb(data, name))
+    except BadImage as err:
+        return err
+    return hashlib.blake2b(data, digest_size=_DIGEST).digest(), pixels
+
+
+def _check_encoding(data: bytes, name: str) -> None:
+    """Find damage that decoding tolerates."""
+    if data.startswith(b"\xff\xd8") and b"\xff\xd9" not in data[-4096:]:
+        raise BadImage(name, "the JPEG data end without their end mark: truncated")
+    if data.startswith(b"\x89PNG"):
+        from PIL import Image
+
+        try:
+            with Image.open(io.BytesIO(data)) as image:
+                image.verify()  # the CRC of every chunk
+        # Decoders of damaged files raise anything from SyntaxError to struct.error.
+        except Exception as err:
+            raise BadImage(name, str(err) or type(err).__name__) from err
+        if b"IEND" not in data[-4096:]:
+            raise BadImage(name, "the PNG data end without their end mark: truncated")
+
+
+def _pixel_digest(image: NDArray[np.uint8]) -> bytes:
+    digest = hashlib.blake2b(repr(image.shape).encode(), digest_size=_DIGEST)
+    digest.update(np.ascontiguousarray(image).data)
+    return digest.digest()
+
+
+def _record_files(images: ImageSet) -> list[SharedFile]:
+    """Return the large files that images lie in; none for images in files of theirs."""
+    source = file_of(images, 0) if len(images) else None
+    return source[0].files if source and isinstance(source[0], RecordSet) else []
+
+
+def _damaged_files(
+    opened: set[Path], files: Sequence[Path], jobs: int
+) -> Iterator[tuple[str, str]]:
+    """Yield what the checksums of files and, of those that open, of records say."""
+    expected = {
+        folder / name: checksum
+        for folder in {file.parent for file in files}
+        for name, checksum in _checksums(folder)
+    }
+    summed = [file for file in files if file in expected and file.is_file()]
+    with ThreadPoolExecutor(jobs) as pool:
+        sums = progress(pool.map(file_sha256, summed), len(summed), "checking files")
+        for file, found in zip(summed, sums, strict=True):
+            if found != expected[file]:
+                yield str(file), f"differs from its SHA-256 in {CHECKSUMS}"
+    for file in sorted(opened):
+        if "tfrecord" in file.name or "-of-" in file.name:
+            for number in damaged_records(file):
+                yield f"{file}: record {number}", "CRC mismatch"
+
+
+def _checksums(folder: Path) -> Iterable[tuple[str, str]]:
+    """Return (file name, SHA-256) of every line of the checksums in a folder."""
+    try:
+        lines = (folder / CHECKSUMS).read_text().splitlines()
+    except OSError:
+        return []
+    entries = [line.split(maxsplit=1) for line in lines]
+    return [(e[1].lstrip("*"), e[0].lower()) for e in entries if len(e) == 2]
+
+
+def statistics(splits: DatasetSplits, *, jobs: int = 1) -> dict[str, Any]:
+    """Return counts, sizes and channel statistics of both splits, as plain values.
+
+    `mean` and `std` are over all pixels of all images, RGB in [0, 1]; bad images are
+    counted and left out.
+    """
+    return {
+        "name": splits.name,
+        "metric": splits.metric,
+        "splits": {
+            images.split: _statistics(images, jobs)
+            for images in (splits.train, splits.test)
+        },
+    }
+
+
+def _statistics(images: ImageSet, jobs: int) -> dict[str, Any]:
+    counts = np.bincount(images.labels, minlength=len(images.classes))
+    histogram = np.zeros((3, 256), dtype=np.int64)  # exact, whatever the order
+    sides = []
+    bad = 0
+    for result in _each(images, _histogram, jobs, f"reading {images.split}"):
+        if isinstance(result, BadImage):
+            bad += 1
+        else:
+            histogram += result[0]
+            sides.append(result[1])
+    if not sides:
+        raise DataError(f"no image of {images.name}/{images.split} can be decoded")
+    pixels = histogram.sum(axis=1)
+    levels = np.arange(256) / 255
+    mean = histogram @ levels / pixels
+    std = np.sqrt(np.maximum(histogram @ levels**2 / pixels - mean**2, 0))
+    height, width = np.array(sides).T
+    return {
+        "images": len(images),
+        "bad_images": bad,
+        "classes": dict(zip(images.classes, counts.tolist(), strict=True)),
+        "height": _spread(height),
+        "width": _spread(width),
+        "mean": mean.tolist(),
+        "std": std.tolist(),
+    }
+
+
+def _spread(values: NDArray[np.int64]) -> dict[str, float]:
+    return {
+        "min": int(values.min()),
+        "median": float(np.median(values)),
+        "max": int(values.max()),
+    }
+
+
+def _histogram(
+    images: ImageSet, index: int
+) -> tuple[NDArray[np.int64], tuple[int, int]] | BadImage:
+    try:
+        image = images.load(index)
+    except BadImage as err:
+        return err
+    counts = [np.bincount(image[..., c].ravel(), minlength=256) for c in range(3)]
+    return np.stack(counts), (image.shape[0], image.shape[1])
+
+
+def _each(
+    images: ImageSet,
+    work: Callable[[ImageSet, int], _Result],
+    jobs: int,
+    what: str,
+) -> Iterator[_Result]:
+    """Yield `work` of every image in order, a bounded number ahead."""
+    images.prepare()
+    n, step = len(images), 64 * jobs
+    with ThreadPoolExecutor(jobs) as pool:
+        for start in progress(range(0, n, step), -(-n // step), what):
+            part = range(start, min(start + step, n))
+            yield from pool.map(lambda i: work(images, i), part)

@@ -1,0 +1,327 @@
+"""Packing a data set into WebDataset shards: deterministic, parallel, resumable.
+
+Every shard is a function of the data and the plan alone, is written under a temporary
+name and renamed when whole, and has its own record of being finished. After a kill -9
+the same command makes what is missing, and the result is the same to the bit. Each
+`.tar` has an `.idx` (wds2idx v1.2, which DALI reads); `manifest.json` and `SHA256SUMS`
+come last. Images are copied as they are encoded; sets without files are stored as PNG.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import logging
+import os
+import re
+import shutil
+import sys
+import tarfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastadv.data.counter import derive_key, permutation
+from fastadv.data.files.shards import MANIFEST, PACKING
+from fastadv.data.sets.base import DatasetSplits, FileSet, ImageSet
+from fastadv.data.sets.folders import EVAL_FOLDERS
+from fastadv.data.sets.subsets import Subset
+from fastadv.errors import ConfigError, DataError
+from fastadv.files import FolderLock, file_sha256, replace_file, say_unlocked
+
+_log = logging.getLogger(__name__)
+
+FORMAT = "fastadv-shards/1"
+CHECKSUMS = "SHA256SUMS"
+_PLAIN_SHARD = 10_000  # images per shard of sets whose encoded sizes are not known
+_MAGIC = (
+    (b"\xff\xd8\xff", "jpg"),
+    (b"\x89PNG\r\n\x1a\n", "png"),
+    (b"GIF8", "gif"),
+    (b"BM", "bmp"),
+    (b"RIFF", "webp"),
+    (b"II*\0", "tif"),
+    (b"MM\0*", "tif"),
+    (b"P5", "pgm"),
+    (b"P6", "ppm"),
+)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file to write: the images at `indices` of a split, in that order."""
+
+    split: str
+    name: str
+    images: ImageSet
+    indices: NDArray[np.int64]
+    first: int  # the number of its first image within the split
+
+
+def file_of(images: ImageSet, index: int) -> tuple[FileSet, int] | None:
+    """Return the set of encoded files an image comes from, and its index there."""
+    if isinstance(images, Subset):
+        return file_of(images.base, int(images.indices[index]))
+    return (images, index) if isinstance(images, FileSet) else None
+
+
+def pack(
+    splits: DatasetSplits,
+    out: Path,
+    *,
+    shard_bytes: int = 256 << 20,
+    seed: int = 0,
+    jobs: int = 1,
+    done: Callable[[str], None] = lambda name: None,
+) -> dict[str, Any]:
+    """Write a data set as shards.
+
+    Args:
+        splits: What to pack.
+        out: Folder to write to; made if absent. With a pack begun there, goes on.
+        shard_bytes: Size to aim at.
+        seed: Order of the images in the shards; readers in sequence need it random.
+        jobs: Shards written at once.
+        done: Called with the name of every shard that was written.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        ConfigError: `out` holds something else, or the pack of another plan; or another
+            process packs there.
+        BadImage: An image cannot be read.
+        DataError: An image is of no known format.
+    """
+    plan = {
+        "format": FORMAT,
+        "name": splits.name,
+        "metric": splits.metric,
+        "classes": list(splits.train.classes),
+        "fingerprints": [splits.train.fingerprint, splits.test.fingerprint],
+        "shard_bytes": shard_bytes,
+        "seed": seed,
+    }
+    shards = [*_shards(splits.train, shard_bytes, seed)]
+    shards += _shards(splits.test, shard_bytes, seed)
+    records = _records(out, plan)
+    with _locked(out), ThreadPoolExecutor(jobs) as pool:
+        for temporary in out.glob(".*.tmp"):
+            temporary.unlink(missing_ok=True)
+        whole = pool.map(lambda shard: _is_whole(out, records.get(shard.name)), shards)
+        kept = [*progress(whole, len(shards), "checking shards")]
+        finished = {
+            shard.name: records[shard.name]
+            for shard, good in zip(shards, kept, strict=True)
+            if good
+        }
+        return _write_missing(out, plan, shards, finished, pool, done)
+
+
+def _write_missing(
+    out: Path,
+    plan: dict[str, Any],
+    shards: Sequence[Shard],
+    finished: dict[str, Any],
+    pool: ThreadPoolExecutor,
+    done: Callable[[str], None],
+) -> dict[str, Any]:
+    """Write the shards that are not finished, then the manifest; return that."""
+    state = out / PACKING
+    todo = [shard for shard in shards if shard.name not in finished]
+    if todo:
+        replace_file(state / "plan.json", json.dumps(plan).encode())
+
+    def write(shard: Shard) -> str:
+        entry = _write_shard(out, shard)
+        replace_file(state / f"{shard.name}.json", json.dumps(entry).encode())
+        finished[shard.name] = entry
+        return shard.name
+
+    for name in pool.map(write, todo):
+        done(name)  # from one thread: what it prints stays in lines
+    entries = [finished[shard.name] for shard in shards]
+    manifest = plan | {"shards": entries}
+    lines = "".join(f"{e['sha256']}  {e['file']}\n" for e in entries)
+    replace_file(out / CHECKSUMS, lines.encode())
+    replace_file(out / MANIFEST, json.dumps(manifest, indent=1).encode() + b"\n")
+    shutil.rmtree(state, ignore_errors=True)
+    return manifest
+
+
+def _shards(images: ImageSet, shard_bytes: int, seed: int) -> Iterator[Shard]:
+    n = len(images)
+    if isinstance(images, FileSet):
+        count = -(-sum(s + 2048 for s in images.sizes()) // shard_bytes)
+    else:
+        count = -(-n // _PLAIN_SHARD)
+    split = images.split if images.split in ("train", *EVAL_FOLDERS) else ""
+    split = split or ("train" if images.split.endswith("train") else "test")
+    order = permutation(derive_key(seed, "pack", split), n)
+    first = 0
+    for number, part in enumerate(np.array_split(order, min(max(1, count), n))):
+        yield Shard(split, f"{split}-{number:06d}.tar", images, part, first)
+        first += len(part)
+
+
+@contextlib.contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """Keep other processes from packing into `out`."""
+    lock = None
+    try:
+        lock = FolderLock(out / PACKING)
+    except BlockingIOError as err:
+        raise ConfigError(
+            f"{out} is being packed by {err.strerror}; wait until it ends, or choose "
+            "another folder"
+        ) from None
+    except OSError as err:
+        say_unlocked(out, err)
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+def _records(out: Path, plan: dict[str, Any]) -> dict[str, Any]:
+    """Return the records of finished shards; refuse a folder of something else."""
+    state = out / PACKING
+    finished: dict[str, Any] = {}
+    if (out / MANIFEST).exists():
+        stored = _json(out / MANIFEST)
+        finished = {e["file"]: e for e in stored.pop("shards", [])}
+    elif (state / "plan.json").exists():
+        stored = _json(state / "plan.json")
+        for record in state.glob("*.tar.json"):
+            with contextlib.suppress(DataError):
+                finished[record.name.removesuffix(".json")] = _json(record)
+    elif out.exists() and (not out.is_dir() or {*os.listdir(out)} - {PACKING}):
+        raise ConfigError(
+            f"{out} is not empty and holds no pack of ours; choose a new folder"
+        )
+    else:
+        return {}
+    if stored != plan:
+        changed = [k for k in plan if stored.get(k) != plan[k]]
+        raise ConfigError(
+            f"{out} holds a pack of other {', '.join(changed)}; choose a new folder, or "
+            "remove it"
+        )
+    return finished
+
+
+def _is_whole(out: Path, entry: dict[str, Any] | None) -> bool:
+    """Whether a shard and its index are there, the shard as it was written."""
+    if entry is None:
+        return False
+    path = out / entry["file"]
+    # An index is renamed before its shard, so a whole shard has one.
+    if not path.with_suffix(".idx").exists() or not path.exists():
+        return False
+    if path.stat().st_size != entry["bytes"]:
+        return False
+    return file_sha256(path) == str(entry["sha256"])
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError) as err:
+        raise DataError(f"cannot read {path}: {err}; remove it") from err
+    if not isinstance(values, dict):
+        raise DataError(f"{path} is no JSON object; remove it")
+    return values
+
+
+class _Digesting(io.RawIOBase):
+    """Passes bytes on to a file and digests them."""
+
+    def __init__(self, file: Any) -> None:
+        self.file, self.digest, self.size = file, hashlib.sha256(), 0
+
+    def write(self, data: Any) -> int:
+        self.file.write(data)
+        self.digest.update(data)
+        self.size += len(data)
+        return len(data)
+
+
+def _write_shard(out: Path, shard: Shard) -> dict[str, Any]:
+    path = out / shard.name
+    temporary = out / f".{shard.name}.tmp"
+    index: list[str] = []
+    try:
+        with open(temporary, "wb") as file:
+            sink = _Digesting(file)
+            for position, image in enumerate(shard.indices.tolist(), shard.first):
+                index.append(_add_sample(sink, shard.images, image, position))
+            sink.write(bytes(2 * tarfile.BLOCKSIZE))
+            file.flush()
+            os.fsync(file.fileno())
+        lines = "\n".join([f"v1.2 {len(index)}", *index]) + "\n"
+        replace_file(path.with_suffix(".idx"), lines.encode())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return {
+        "file": shard.name,
+        "split": shard.split,
+        "samples": len(index),
+        "bytes": sink.size,
+        "sha256": sink.digest.hexdigest(),
+    }
+
+
+def _add_sample(sink: _Digesting, images: ImageSet, i: int, position: int) -> str:
+    """Write one sample; return its line of the index."""
+    source = file_of(images, i)
+    if source is None:
+        data, stem = _png(images.load(i)), images.split
+    else:
+        base, index = source
+        data, stem = base.read(index), Path(base.members[index]).name
+    ending = next((e for magic, e in _MAGIC if data.startswith(magic)), None)
+    if ending is None:
+        raise DataError(
+            f"{images.describe(i)} is of no known image format; remove it, or see what "
+            "else is damaged with fastadv-data verify"
+        )
+    # Any other character could end the key, or a field of the index.
+    stem = re.sub(r"[^A-Za-z0-9_-]", "_", stem.partition(".")[0])[:60]
+    key = f"{position:08d}_{stem}"
+    label = str(int(images.labels[i])).encode()
+    parts = []
+    for end, content in ((ending, data), ("cls", label)):
+        header = tarfile.TarInfo(f"{key}.{end}")
+        header.size = len(content)
+        sink.write(header.tobuf(tarfile.USTAR_FORMAT))
+        parts.append(f"{end} {sink.size} {len(content)} {header.name}")
+        sink.write(content)
+        sink.write(bytes(-len(content) % tarfile.BLOCKSIZE))
+    return " ".join(parts)
+
+
+def _png(image: NDArray[np.uint8]) -> bytes:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def progress(items: Iterable[Any], total: int, what: str) -> Iterable[Any]:
+    """Show a bar on a terminal when it takes more than two seconds."""
+    from tqdm import tqdm  # type: ignore[import-untyped]
+
+    bar: Iterable[Any] = tqdm(
+        items, desc=what, total=total, delay=2, disable=not sys.stderr.isatty()
+    )
+    return bar

@@ -1,0 +1,124 @@
+"""Files by name: which format a name stands for, and which files a pattern names.
+
+`shards-{000000..000012}.tar`, `{train,val}-*.tar`; at http(s) addresses braces only.
+Not here: what is in the files (`paths`), or fetching them (`remote`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import glob
+import os
+import re
+from pathlib import Path
+
+from fastadv.data.files import remote
+from fastadv.errors import DataError
+
+_MAX_EXPANDED = 1_000_000  # files of one pattern: more is a typing error
+
+# Format by file name. ImageNet's TFRecords are called train-00000-of-01024.
+_FORMATS = {
+    "tar": re.compile(r"\.tar(\.\w+)?$|\.tgz$"),
+    "tfrecord": re.compile(r"\.tfrecords?(-\d+-of-\d+)?$|^[^.]*-\d{5}-of-\d{5}$"),
+    "recordio": re.compile(r"\.rec$"),
+    "columns": re.compile(r"\.(parquet|arrow)$"),
+    "npz": re.compile(r"\.npz$"),
+    "zip": re.compile(r"\.zip$"),
+}
+
+
+def looks_like_a_path(text: str) -> bool:
+    """Whether `text` can only be a path or pattern, not a mistyped name."""
+    return os.sep in text or file_format(text) is not None or is_pattern(text)
+
+
+def file_format(name: str) -> str | None:
+    """Return the format a file name stands for, or None."""
+    found = (f for f, pattern in _FORMATS.items() if pattern.search(name.lower()))
+    return next(found, None)
+
+
+def is_pattern(text: str) -> bool:
+    """Whether `text` has characters of a pattern."""
+    return any(c in text for c in "{*?[")
+
+
+def expand(text: str, *, download: bool = False) -> list[Path]:
+    """Return the files of a pattern with `{a,b}`, `{000..012}`, `*`, `?` and `[...]`.
+
+    Args:
+        text: The pattern. In an http(s) address only braces are patterns.
+        download: Fetch the files of an address that are not in the cache folder.
+
+    Raises:
+        DataError: A file the braces name is not there, or nothing matches.
+    """
+    if remote.is_address(text):
+        addresses = _braces(text)
+        if any(c in text for c in "*[") or not all(
+            file_format(remote.file_name(address)) for address in addresses
+        ):
+            raise DataError(
+                f"{text} does not name data files: an address needs a file name of "
+                f"{', '.join(_FORMATS)}, and of patterns only braces, like "
+                "https://host/train-{000000..000012}.tar"
+            )
+        return remote.local_copies(text, addresses, download=download)
+    paths: list[Path] = []
+    for name in _braces(os.path.expanduser(text)):
+        if glob.has_magic(name):
+            found = sorted(glob.glob(name, recursive=True), key=os.fsencode)
+        else:
+            found = [name] if os.path.exists(name) else []
+        if not found:
+            raise DataError(
+                f"{text}: no such file {name}"
+                if name != text
+                else f"no file matches {text}"
+            )
+        paths += map(Path, found)
+    return paths
+
+
+def _braces(text: str) -> list[str]:
+    match = re.search(r"\{([^{}]*)\}", text)
+    if match is None:
+        return [text]
+    span = re.fullmatch(r"(\d+)\.\.(\d+)", match[1])
+    if span:
+        low, high = int(span[1]), int(span[2])
+        if high - low >= _MAX_EXPANDED or high < low:
+            raise DataError(f"{{{match[1]}}} in {text} is no range of files")
+        inner = [str(i).zfill(len(span[1])) for i in range(low, high + 1)]
+    else:
+        inner = match[1].split(",")
+    return [
+        text[: match.start()] + middle + rest
+        for middle in inner
+        for rest in _braces(text[match.end() :])
+    ]
+
+
+def names_file(text: str, path: Path) -> bool:
+    """Whether a pattern stands for `path`, which need not be there."""
+    alternatives = _braces(os.path.expanduser(text))
+    return any(fnmatch.fnmatchcase(str(path), str(Path(a))) for a in alternatives)
+
+
+def existing(text: str) -> Path:
+    """Return the path, which is there.
+
+    Raises:
+        DataError: It is not; names what is near.
+    """
+    path = Path(text).expanduser()
+    if path.exists():
+        return path
+    message = f"no data set at {path.absolute()}: no such folder or zip archive"
+    if path.parent.is_dir():
+        near = difflib.get_close_matches(path.name, os.listdir(path.parent))
+        if near:
+            message += f"; perhaps you meant: {', '.join(near)}"
+    raise DataError(message)

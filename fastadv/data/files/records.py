@@ -1,0 +1,233 @@
+"""Images inside large files: what tar shards, TFRecord and RecordIO have in common.
+
+A scanner lists the records of one file: key, label, offset and size of the encoded
+image. The list is kept in the cache folder under the file's path, size and time, so a
+file is scanned once; images are then read with `pread`, by index, in any order.
+Not here: the formats (`shards`, `tfrecord`, `recordio`), or which file is of which
+split (`paths`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastadv.data.cache import cached_array
+from fastadv.data.decoding import BadImage
+from fastadv.data.sets.base import Damage, FileSet, SharedFile
+from fastadv.errors import DataError
+from fastadv.files import fastadv_cache_dir
+
+_VERSION = 1  # of the stored lists; part of their names
+_KEPT_OPEN = 512  # half of the usual limit of open files per process
+
+
+class Record(NamedTuple):
+    """One image of a file.
+
+    Attributes:
+        key: Its name in the file.
+        label: Class name or id, as text.
+        offset: Where its bytes begin, from the start of the file.
+        size: Number of bytes.
+    """
+
+    key: str
+    label: str
+    offset: int
+    size: int
+
+
+Scanner = Callable[[Path], list[Record]]
+Table = NDArray[Any]  # structured, the fields of Record
+
+
+class RecordSet(FileSet):
+    """One split of images that lie in a few large files.
+
+    Args:
+        name: The data set.
+        split: The split.
+        classes: Class names.
+        labels: Integers [n], class ids, files one after the other.
+        files: The files.
+        tables: The records of each file.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        split: str,
+        classes: Sequence[str],
+        labels: NDArray[np.int64],
+        files: Sequence[Path],
+        tables: Sequence[Table],
+    ) -> None:
+        members = [
+            f"{file.name}/{key.decode('utf-8', 'surrogateescape')}"
+            for file, table in zip(files, tables, strict=True)
+            for key in table["key"].tolist()
+        ]
+        super().__init__(name, split, classes, members, labels)
+        keep_open = len(files) <= _KEPT_OPEN
+        self.files = [SharedFile(file, keep_open=keep_open) for file in files]
+        counts = [len(table) for table in tables]
+        self._file_of = np.repeat(np.arange(len(files), dtype=np.int32), counts)
+        self._offsets = np.concatenate([t["offset"] for t in tables])
+        self._sizes = np.concatenate([t["size"] for t in tables])
+
+    def read(self, index: int) -> bytes:
+        """Return the encoded bytes of image `index`."""
+        file = self.files[int(self._file_of[index])]
+        try:
+            return file.read(int(self._sizes[index]), int(self._offsets[index]))
+        except OSError as err:
+            raise BadImage(self.describe(index), err.strerror or str(err)) from err
+
+    def sizes(self) -> list[int]:
+        """Return the size of every encoded image in bytes."""
+        sizes: list[int] = self._sizes.tolist()
+        return sizes
+
+
+def scan_files(
+    files: Sequence[Path], scan: Scanner, damage: Damage | None = None
+) -> dict[Path, Table]:
+    """Return the records of each file, from the cache where it has not changed.
+
+    Args:
+        files: The files.
+        scan: Lists the records of one.
+        damage: Files that cannot be scanned are added here, and left out.
+
+    Raises:
+        DataError: A file cannot be read, or is not what the scanner expects.
+    """
+    from tqdm import tqdm  # type: ignore[import-untyped]
+
+    bar = tqdm(
+        files,
+        desc="reading indices",
+        unit="file",
+        delay=2,
+        disable=not sys.stderr.isatty(),
+    )
+    tables = {}
+    for file in bar:
+        try:
+            tables[file] = _table(file, scan)
+        except DataError as err:
+            if damage is None:
+                raise
+            damage.append((str(file), str(err)))
+    return tables
+
+
+def _table(file: Path, scan: Scanner) -> Table:
+    try:
+        status = file.stat()
+    except OSError as err:
+        raise DataError(f"cannot read {file}: {err.strerror}") from err
+    name = repr(
+        (
+            str(file.resolve()),
+            status.st_size,
+            status.st_mtime_ns,
+            scan.__name__,
+            _VERSION,
+        )
+    )
+    key = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+    stored = fastadv_cache_dir() / "indices" / f"{key}.npy"
+    return cached_array(stored, lambda: _as_table(file, scan(file)))
+
+
+def _as_table(file: Path, records: Sequence[Record]) -> Table:
+    if not records:
+        raise DataError(f"{file} holds no images")
+
+    def encoded(texts: list[str]) -> NDArray[Any]:
+        return np.array([text.encode("utf-8", "surrogateescape") for text in texts])
+
+    keys, labels = (
+        encoded([r.key for r in records]),
+        encoded([r.label for r in records]),
+    )
+    kind = [
+        ("key", keys.dtype),
+        ("label", labels.dtype),
+        ("offset", "<i8"),
+        ("size", "<i8"),
+    ]
+    table = np.empty(len(records), dtype=kind)
+    table["key"], table["label"] = keys, labels
+    table["offset"] = [r.offset for r in records]
+    table["size"] = [r.size for r in records]
+    return table
+
+
+def label_texts(tables: Iterable[Table]) -> list[str]:
+    """Return the label of every record, files one after the other."""
+    return [
+        t.decode("utf-8", "replace") for part in tables for t in part["label"].tolist()
+    ]
+
+
+def resolve_labels(
+    splits: dict[str, list[str]],
+    where: str,
+    *,
+    names: Sequence[str] | None = None,
+    from_one: bool = False,
+) -> tuple[list[str], dict[str, NDArray[np.int64]]]:
+    """Turn labels as text into class ids that all splits share.
+
+    Labels that are all whole numbers are ids; others are names, sorted bytewise.
+
+    Args:
+        splits: Labels of each split; the first split decides which classes there are.
+        where: The data set in messages.
+        names: Class names by id, if they are known.
+        from_one: Ids that begin with 1 are lowered by one (ImageNet's TFRecords).
+
+    Returns:
+        Class names in id order, and int64 ids for each split.
+
+    Raises:
+        DataError: A class that the first split does not have.
+    """
+    first = next(iter(splits))
+    every = {split: sorted(set(texts)) for split, texts in splits.items()}
+    try:
+        numbers = {t: int(t) for texts in every.values() for t in texts}
+    except ValueError:
+        known = names or sorted(every[first], key=lambda t: t.encode())
+        numbers = {name: i for i, name in enumerate(known)}
+    else:
+        low = min(numbers.values())
+        if low < 0:
+            raise DataError(f"{where}: class id {low} is negative; ids start at 0")
+        if from_one and low == 1:
+            numbers = {text: number - 1 for text, number in numbers.items()}
+        top = max((numbers[t] for t in every[first]), default=-1)
+        known = names or [str(i) for i in range(top + 1)]
+    classes = list(known)
+    for split, texts in every.items():
+        strange = [t for t in texts if not 0 <= numbers.get(t, -1) < len(classes)]
+        if strange:
+            raise DataError(
+                f"{where}: label(s) {', '.join(map(repr, strange[:8]))} are in {split} "
+                f"but not among the {len(classes)} classes of {first}; the splits' "
+                "classes differ: remove those images or add the classes"
+            )
+    ids = {
+        split: np.array([numbers[t] for t in texts], dtype=np.int64)
+        for split, texts in splits.items()
+    }
+    return classes, ids

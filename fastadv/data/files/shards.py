@@ -1,0 +1,182 @@
+"""WebDataset tar shards, read in place and in any order.
+
+A sample is the consecutive members of one key, which is the path up to the first dot
+of the file name: an image, and its class as `.cls`, `.json` or `.txt`. Nothing is
+extracted. Compressed shards have no random access and are refused.
+Not here: writing shards (`packing`).
+
+Source: the WebDataset format, github.com/webdataset/webdataset.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fastadv.data.files.records import Record
+from fastadv.data.sets.folders import IMAGE_SUFFIXES
+from fastadv.errors import DataError
+
+MANIFEST = "manifest.json"
+PACKING = ".packing"  # the folder of a pack that is not finished
+_IMAGE_ENDINGS = frozenset(suffix[1:] for suffix in IMAGE_SUFFIXES)
+_LABEL_ENDINGS = ("cls", "json", "txt")  # in order of preference
+_JSON_LABELS = ("label", "cls", "class", "class_name", "target")
+_MAX_LABEL = 1 << 20  # bytes: anything longer is no label
+
+Member = tuple[str, int, int]  # ending, offset, size
+
+
+def scan_tar(path: Path) -> list[Record]:
+    """List the samples of one shard.
+
+    Raises:
+        DataError: Not an uncompressed tar file, or cut short; a sample lacks its image
+            or its label, or has one twice.
+    """
+    records = []
+    seen = set()
+    with open(path, "rb") as file:
+        _check_end(path)
+        for key, members in _samples(path):
+            if key in seen:
+                raise _wrong(
+                    path, key, "occurs twice; keys must be unique and together"
+                )
+            seen.add(key)
+            records.append(_record(path, key, members, file.fileno()))
+    return records
+
+
+def class_names(files: list[Path]) -> list[str] | None:
+    """Return the class names in a manifest or `classes.txt` beside the shards."""
+    for folder in dict.fromkeys(p for f in files for p in (f.parent, f.parent.parent)):
+        try:
+            if (folder / MANIFEST).is_file():
+                manifest = json.loads((folder / MANIFEST).read_text())
+                if "classes" in manifest:  # else another program's
+                    return [str(name) for name in manifest["classes"]]
+            if (folder / "classes.txt").is_file():
+                return (folder / "classes.txt").read_text().split("\n")[:-1]
+        except (OSError, ValueError, KeyError, TypeError) as err:
+            raise DataError(
+                f"cannot read the class names of {folder} ({err}); restore or remove "
+                f"{MANIFEST}"
+            ) from err
+    return None
+
+
+def missing_shards(folder: Path) -> list[str]:
+    """Return the names of the shards that a manifest in `folder` lists and lacks."""
+    try:
+        listed = json.loads((folder / MANIFEST).read_text())["shards"]
+        return [e["file"] for e in listed if not (folder / e["file"]).exists()]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []  # none, or another program's
+
+
+def _wrong(path: Path, key: str, what: str) -> DataError:
+    return DataError(f"shard {path}: sample {key!r} {what}; pack the shard again")
+
+
+def _check_end(path: Path) -> None:
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        start = file.read(2)
+        file.seek(max(0, size - 1024))
+        end = file.read()
+    if start in (b"\x1f\x8b", b"BZ", b"\xfd7", b"\x28\xb5"):
+        raise DataError(
+            f"shard {path} is compressed, so single images cannot be read from it; "
+            "decompress it first (gunzip, unzstd)"
+        )
+    # Without the two blocks of zeros, a shard cut at a member would look whole.
+    if size < 1024 or any(end):
+        raise DataError(
+            f"shard {path} is cut short or no tar file: it does not end with the mark "
+            "of a tar archive; fetch or pack it again"
+        )
+
+
+def _samples(path: Path) -> Iterator[tuple[str, list[Member]]]:
+    """Yield (key, members) of each group of consecutive members."""
+    current: str | None = None
+    members: list[Member] = []
+    try:
+        with tarfile.open(path, "r:") as archive:
+            while (info := archive.next()) is not None:
+                archive.members.clear()  # type: ignore[attr-defined] # it would keep all
+                folder, _, file = info.name.rpartition("/")
+                stem, dot, ending = file.partition(".")
+                if info.issparse():
+                    raise _wrong(path, info.name, "is a sparse file")
+                if not info.isreg() or not stem or not dot:
+                    continue  # folders, hidden files, files without an ending
+                key = f"{folder}/{stem}" if folder else stem
+                if key != current:
+                    if current is not None:
+                        yield current, members
+                    current, members = key, []
+                members.append((ending.lower(), info.offset_data, info.size))
+    except tarfile.TarError as err:
+        raise DataError(
+            f"cannot read {path} as a tar shard: {err}; fetch or pack it again"
+        ) from err
+    if current is not None:
+        yield current, members
+
+
+def _record(path: Path, key: str, members: list[Member], descriptor: int) -> Record:
+    found = {ending: (offset, size) for ending, offset, size in members}
+    if len(found) < len(members):
+        raise _wrong(path, key, "has a member twice")
+    images = [e for e in found if e.rpartition(".")[2] in _IMAGE_ENDINGS]
+    if len(images) != 1:
+        raise _wrong(
+            path,
+            key,
+            f"has {len(images)} images (members: {', '.join(sorted(found))}); expected "
+            f"one of {' '.join(sorted(_IMAGE_ENDINGS))}",
+        )
+    ending = next((e for e in _LABEL_ENDINGS if e in found), None)
+    if ending is None:
+        raise _wrong(
+            path,
+            key,
+            f"has no label member (members: {', '.join(sorted(found))}); expected "
+            ".cls, .json or .txt",
+        )
+    offset, size = found[ending]
+    text = os.pread(descriptor, min(size, _MAX_LABEL), offset).decode(
+        "utf-8", "replace"
+    )
+    label = _json_label(path, key, text) if ending == "json" else text.strip()
+    if not label:
+        raise _wrong(path, key, f"has an empty .{ending} member")
+    return Record(key, label, *found[images[0]])
+
+
+def _json_label(path: Path, key: str, text: str) -> str:
+    try:
+        values: Any = json.loads(text)
+    except ValueError as err:
+        raise _wrong(path, key, f"has a .json member that is not JSON ({err})") from err
+    if isinstance(values, dict):
+        field = next((f for f in _JSON_LABELS if f in values), None)
+        if field is None:
+            raise _wrong(
+                path,
+                key,
+                f"has no label in its .json member (fields: {', '.join(values)}); "
+                f"expected one of {', '.join(_JSON_LABELS)}",
+            )
+        values = values[field]
+    if isinstance(values, bool) or not isinstance(values, int | str):
+        raise _wrong(
+            path, key, f"has the label {values!r} in .json; use a name or an id"
+        )
+    return str(values).strip()

@@ -1,0 +1,1 @@
+"""The order of an epoch and the pixels of a batch."""

@@ -1,0 +1,123 @@
+"""Which loader serves an image set: `make_loader`.
+
+`auto` looks at memory, at whether the set is of files, and at the device. Not here: what
+the loaders do (`loaders`, `memory`, `streaming`, `dali`).
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from typing import Any, get_args
+
+import torch
+
+from fastadv.data.decoding import BadImage
+from fastadv.data.loading.loader import Loader, storage_side
+from fastadv.data.loading.options import Backend, LoaderOptions
+from fastadv.data.sets.base import Augment, ImageSet
+from fastadv.errors import ConfigError, unknown_name
+from fastadv.machine import available_memory, ranks_on_this_machine
+
+_log = logging.getLogger(__name__)
+
+MEMORY_SHARE = 0.25  # of what is available: the model and its attack need the rest
+_PEEKED = 64  # images looked at to learn whether a set is square
+
+
+def make_loader(
+    imageset: ImageSet, *, backend: Backend = "auto", **options: Any
+) -> Loader:
+    """Make the loader of an image set.
+
+    Args:
+        imageset: Where images come from.
+        backend: memory: decode once and keep; torchvision: decode in worker
+            processes, every epoch; dali: decode by NVIDIA DALI, every epoch, or where
+            that cannot run, which is logged once, as torchvision does; auto: see
+            `choose_backend`.
+        **options: The fields of `LoaderOptions`; `batch_size`, `resolution`
+            and `train` are required.
+
+    Raises:
+        ConfigError: An option that cannot work.
+        DataError: The set has no images.
+        BadImage: With `on_bad_image="fail"` in memory, the first bad image.
+
+    Example:
+        >>> from fastadv.data import ShapeTex, make_loader
+        >>> images = ShapeTex(64, resolution=32, cache=False)
+        >>> loader = make_loader(images, batch_size=16, resolution=32, train=True)
+        >>> len(loader), next(iter(loader)).images.dtype
+        (4, torch.uint8)
+    """
+    if backend not in get_args(Backend):
+        raise ConfigError(unknown_name("loader backend", backend, get_args(Backend)))
+    chosen = LoaderOptions(**options)
+    if backend == "auto":
+        backend = choose_backend(imageset, chosen)
+    elif backend == "dali":
+        # A run may go on where DALI is not: on another node, after an update of CUDA.
+        backend = _dali_or_not(imageset, chosen)
+    if backend == "memory":
+        from fastadv.data.loading.memory import MemoryLoader
+
+        return MemoryLoader(imageset, chosen)
+    if backend == "dali":
+        from fastadv.data.loading.dali import DALILoader
+
+        return DALILoader(imageset, chosen)
+    from fastadv.data.loading.streaming import TorchvisionLoader
+
+    return TorchvisionLoader(imageset, chosen)
+
+
+def choose_backend(imageset: ImageSet, options: LoaderOptions) -> Backend:
+    """What `auto` stands for: `"memory"`, `"dali"` or `"torchvision"`.
+
+    Memory if the set takes at most a quarter of what is available, and if keeping
+    square images loses nothing: random resized crops of images that are not square
+    reach their borders only when decoded anew. Otherwise DALI on CUDA, where it decodes
+    on the device, if it can run; its absence is logged once.
+    """
+    augment = imageset.augment_default if options.augment == "auto" else options.augment
+    cropped = options.train and augment == "rrc"
+    if _fits(imageset, options, augment) and (not cropped or _looks_square(imageset)):
+        return "memory"
+    if torch.device(options.device).type == "cuda":
+        return _dali_or_not(imageset, options)
+    return "torchvision"
+
+
+def _dali_or_not(imageset: ImageSet, options: LoaderOptions) -> Backend:
+    from fastadv.data.loading.dali import declined_reason
+
+    reason = declined_reason(imageset, options.device)
+    if reason is None:
+        return "dali"
+    _say_once(reason)
+    return "torchvision"
+
+
+@functools.cache
+def _say_once(reason: str) -> None:
+    _log.warning("images are decoded by torchvision, not by DALI: %s", reason)
+
+
+def _looks_square(imageset: ImageSet) -> bool:
+    """Whether images spread over the set all have equal sides."""
+    for index in range(0, len(imageset), max(1, len(imageset) // _PEEKED)):
+        try:
+            height, width = imageset.load(index).shape[:2]
+        except BadImage:
+            continue  # the loader will name it
+        if height != width:
+            return False
+    return True
+
+
+def _fits(imageset: ImageSet, options: LoaderOptions, augment: Augment) -> bool:
+    size = len(imageset) * storage_side(augment, options) ** 2 * 3
+    # Every rank on this machine keeps its own copy.
+    size *= ranks_on_this_machine()
+    return size <= MEMORY_SHARE * available_memory()

@@ -1,0 +1,356 @@
+"""How batches arrive: the loader contract.
+
+The order of an epoch, sharding by rank, exact resumption and the accounting
+of bad images are here, once; `memory`, `streaming` and `dali` only turn index
+arrays into pixels, and `choice` chooses among them. Every random choice is a
+function of (seed, epoch, image index), so nothing depends on workers, on batches
+already taken, or on global random state. Not here: normalisation, casting,
+adversarial anything.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fastadv.data.counter import derive_key, permutation, uniforms
+from fastadv.data.decoding import BadImage
+from fastadv.data.loading.colour import (
+    COLOUR_DRAWS,
+    PUBLISHED_JITTER,
+    PUBLISHED_LIGHTING,
+    colour_changes,
+)
+from fastadv.data.loading.geometry import (
+    DRAWS,
+    Boxes,
+    box_table,
+    crop_flip_boxes,
+    plain_geometry,
+)
+from fastadv.data.loading.options import Backend, LoaderOptions, OnBadImage
+from fastadv.data.sets.base import Augment, ImageSet
+from fastadv.errors import ConfigError, DataError
+from fastadv.kernels.crops import resized_crops
+
+_log = logging.getLogger(__name__)
+
+# Stored images are this much larger than random resized crops of them, so that
+# a full-size crop is still shrunk slightly, never enlarged.
+RRC_STORAGE = 1.15
+
+
+@dataclass
+class Batch:
+    """What a loader yields.
+
+    Attributes:
+        images: uint8 [N, 3, H, W] in 0..255 on the device, channels_last: the
+            memory is [N, H, W, 3].
+        labels: int64 [N], class ids, on the device.
+        indices: int64 [N], positions in the image set, on the device. A bad
+            image's replacement keeps the position it stands in for.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    indices: torch.Tensor
+
+
+class Loader(ABC):
+    """Batches of one image set, one epoch per iteration.
+
+    Iterating to the end advances to the next epoch. Leaving an iteration
+    early and starting another begins the same epoch again; only
+    `load_state_dict` makes the next iteration start inside an epoch.
+
+    In training, ranks take consecutive parts of each batch of all of them, cut
+    from one global order; it is padded by wrapping around, so that ranks do
+    equally many steps. In evaluation they take every world_size-th position,
+    and every image is delivered exactly once.
+
+    Attributes:
+        imageset: Where images come from.
+        options: How batches are made.
+        augment: The augmentation `options.augment` stands for.
+        resolution: Side of the images delivered; see `set_resolution`.
+        color_jitter: What `options.color_jitter` stands for.
+        lighting: What `options.lighting` stands for.
+        epoch: The epoch of the current or next iteration.
+        bad_images: (name, reason) of every undecodable image met so far.
+        backend: `"dali"`, `"memory"` or `"torchvision"`.
+    """
+
+    backend: Backend
+
+    def __init__(self, imageset: ImageSet, options: LoaderOptions) -> None:
+        if not len(imageset):
+            raise DataError(
+                f"{imageset.name}/{imageset.split} has no images; add some, or choose "
+                "another split"
+            )
+        self.imageset = imageset
+        self.options = options
+        self.augment: Augment = (
+            imageset.augment_default if options.augment == "auto" else options.augment
+        )
+        cropped = options.train and self.augment == "rrc"
+        self.color_jitter = _implied(options.color_jitter, PUBLISHED_JITTER, cropped)
+        self.lighting = _implied(options.lighting, PUBLISHED_LIGHTING, cropped)
+        self.resolution = options.resolution
+        self.epoch = 0
+        self.bad_images: list[tuple[str, str]] = []
+        self._logged = 0
+        self._position = 0  # images of the epoch's order taken by all ranks
+        self._resume = 0
+        if not len(self) and options.train:
+            raise ConfigError(
+                f"batch_size={options.batch_size} with drop_last leaves no batch of "
+                f"the {len(imageset)} images of {imageset.name}/{imageset.split} on "
+                f"{options.world_size} rank(s); use a smaller batch_size"
+            )
+
+    @abstractmethod
+    def _images(self, batches: list[NDArray[np.int64]]) -> Iterator[torch.Tensor]:
+        """Yield uint8 [N, R, R, 3] on the device for each array of indices."""
+
+    def __len__(self) -> int:
+        """Return the number of batches of a whole epoch on this rank."""
+        return len(self._batches(0))
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield the batches of `self.epoch`, then advance it."""
+        start, self._resume = self._resume, 0
+        batches = self._batches(start)
+        self._position = start
+        device = torch.device(self.options.device)
+        for indices, images in zip(batches, self._images(batches), strict=True):
+            # Before the yield: whoever holds a batch has consumed it.
+            self._position += len(indices) * self.options.world_size
+            labels = torch.from_numpy(self.imageset.labels[indices])
+            yield Batch(
+                images.permute(0, 3, 1, 2),
+                labels.to(device, non_blocking=True),
+                torch.from_numpy(indices).to(device, non_blocking=True),
+            )
+        self._log_bad_images()
+        self.epoch += 1
+        self._position = 0
+
+    @property
+    def held_bytes(self) -> int:
+        """Memory that images are kept in, on the host or the device."""
+        return 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next iteration; its start unless resumed in it."""
+        if epoch != self.epoch:
+            self.epoch = epoch
+            self._position = self._resume = 0
+
+    def set_resolution(self, side: int) -> None:
+        """Deliver training images of another side from the next epoch on.
+
+        The same crops are taken; they are resized to `side`.
+
+        Args:
+            side: Pixels, at most `options.resolution`, the largest of the run.
+
+        Raises:
+            ConfigError: A larger side, or a loader of evaluation: make another.
+        """
+        largest = self.options.resolution
+        if not self.options.train and side != largest:
+            raise ConfigError(
+                f"resolution {side} asked of an evaluation loader made for {largest}; "
+                "make another loader"
+            )
+        if not 1 <= side <= largest:
+            raise ConfigError(
+                f"resolution {side} is outside [1, {largest}]; make the loader with the "
+                "largest resolution of the run"
+            )
+        self.resolution = side
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position after the last batch yielded, JSON-able.
+
+        The position counts images of all ranks, so that resuming with another
+        batch size or world size continues with the images not yet seen.
+        """
+        return {
+            "epoch": self.epoch,
+            "position": self._position,
+            "resolution": self.resolution,
+            "seed": self.options.seed,
+            "train": self.options.train,
+            "fingerprint": self.imageset.fingerprint,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state`: the same batches, to the bit, as without a stop.
+
+        Raises:
+            ConfigError: The state is of a loader with another seed or mode.
+            DataError: The image set is not the one the state was saved for.
+        """
+        for name in ("seed", "train"):
+            if state[name] != getattr(self.options, name):
+                raise ConfigError(
+                    f"the saved loader state has {name}={state[name]}, this loader "
+                    f"{name}={getattr(self.options, name)}; resume with the saved value"
+                )
+        if state["fingerprint"] != self.imageset.fingerprint:
+            raise DataError(
+                f"{self.imageset.name}/{self.imageset.split} changed since the state "
+                "was saved (names, sizes or parameters differ); restore it, or start "
+                "afresh"
+            )
+        self.set_resolution(int(state.get("resolution", self.options.resolution)))
+        self.epoch = int(state["epoch"])
+        self._position = self._resume = int(state["position"])
+
+    def _batches(self, start: int) -> list[NDArray[np.int64]]:
+        """Return this rank's index arrays from global position `start` on."""
+        o = self.options
+        order = np.arange(len(self.imageset))
+        if o.train:
+            order = permutation(derive_key(o.seed, "order", self.epoch), len(order))
+            rest = order[start:]
+            # Wrap-around: np.resize repeats from the beginning. The rest is padded, not
+            # the whole, since another number of ranks may have come this far.
+            padding = np.resize(order, -len(rest) % o.world_size)
+            rest = np.concatenate([rest, padding])
+            whole = o.batch_size * o.world_size
+            together = [rest[i : i + whole] for i in range(0, len(rest), whole)]
+            batches = [np.split(part, o.world_size)[o.rank] for part in together]
+        else:
+            mine = order[start:][o.rank :: o.world_size]
+            batches = [
+                mine[i : i + o.batch_size] for i in range(0, len(mine), o.batch_size)
+            ]
+        if o.drop_last and batches and len(batches[-1]) < o.batch_size:
+            batches.pop()
+        if o.train and len(batches) > 1 and len(batches[-1]) == 1:
+            # BatchNorm cannot train on one image at 1x1 resolution.
+            batches[-2:] = [np.concatenate(batches[-2:])]
+        return batches
+
+    def _draws(self, indices: NDArray[np.int64]) -> NDArray[np.float64]:
+        return augmentation_draws(self.options.seed, self.epoch, indices)
+
+    def _colours(self, indices: NDArray[np.int64]) -> torch.Tensor | None:
+        """Return the colour changes of images, float32 [n, 6]; None: none."""
+        o = self.options
+        if not o.train or not (self.color_jitter or self.lighting):
+            return None
+        key = derive_key(o.seed, "colour", self.epoch)
+        draws = uniforms(key, indices, COLOUR_DRAWS)
+        return torch.from_numpy(colour_changes(draws, self.color_jitter, self.lighting))
+
+    def _finished(
+        self, images: torch.Tensor, indices: NDArray[np.int64], side: int
+    ) -> torch.Tensor:
+        """Do on the device what is left after decoding: shifts, flips and colours.
+
+        Args:
+            images: uint8 [n, S, S, 3]: random resized crops of `side`, or else whole
+                images of the size that `crop_flip` shifts.
+            indices: int64 [n], which they are.
+            side: Of the images returned.
+        """
+        colours = self._colours(indices)
+        shifted = self.options.train and self.augment == "crop_flip"
+        if not shifted and colours is None and images.shape[1] == side:
+            return images
+        n, size = len(indices), images.shape[1]
+        if shifted:
+            boxes = crop_flip_boxes(self._draws(indices), size)
+        else:
+            whole, zero = np.full(n, size), np.zeros(n, dtype=np.int64)
+            boxes = Boxes(zero, zero, whole, whole, zero > 0)
+        table = box_table(boxes)
+        cut: torch.Tensor = resized_crops(images, torch.arange(n), table, side, colours)
+        return cut
+
+    def _note_bad(self, bad: list[tuple[str, str]]) -> None:
+        self.bad_images.extend(b for b in bad if b not in self.bad_images)
+
+    def _log_bad_images(self) -> None:
+        for name, reason in self.bad_images[self._logged :]:
+            _log.warning(
+                "bad image %s (%s): replaced by one of its class", name, reason
+            )
+        self._logged = len(self.bad_images)
+
+
+def _implied(value: float | None, published: float, cropped: bool) -> float:
+    if value is None:
+        return published if cropped else 0.0
+    return value
+
+
+def augmentation_draws(
+    seed: int, epoch: int, indices: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Return the draws of the crop and flip of each image, [n, DRAWS]."""
+    return uniforms(derive_key(seed, "augment", epoch), indices, DRAWS)
+
+
+def replacements(imageset: ImageSet, index: int, seed: int) -> Iterator[int]:
+    """Yield the other images of the class of `index`, in a seeded order."""
+    members = np.flatnonzero(imageset.labels == imageset.labels[index])
+    order = permutation(derive_key(seed, "replace", index), len(members))
+    yield from (int(m) for m in members[order] if m != index)
+
+
+def load_or_replace(
+    imageset: ImageSet, index: int, seed: int, on_bad_image: OnBadImage
+) -> tuple[NDArray[np.uint8], list[tuple[str, str]]]:
+    """Load an image, or the first readable one that may replace it.
+
+    Returns:
+        uint8 [H, W, 3], and (name, reason) of the images that failed.
+
+    Raises:
+        BadImage: It is bad and `on_bad_image` is "fail".
+        DataError: No image of its class can be decoded.
+    """
+    try:
+        return imageset.load(index), []
+    except BadImage as err:
+        if on_bad_image == "fail":
+            raise
+        bad = [(err.name, err.reason)]
+    for other in replacements(imageset, index, seed):
+        try:
+            return imageset.load(other), bad
+        except BadImage as err:
+            bad.append((err.name, err.reason))
+    raise no_readable_image(imageset, index, bad)
+
+
+def no_readable_image(
+    imageset: ImageSet, index: int, bad: list[tuple[str, str]]
+) -> DataError:
+    """Return the error for a class all of whose images are bad."""
+    name = imageset.classes[int(imageset.labels[index])]
+    return DataError(
+        f"no image of class {name!r} in {imageset.name}/{imageset.split} can be "
+        f"decoded ({len(bad)} tried; {bad[0][0]}: {bad[0][1]}); restore it or remove "
+        "the class"
+    )
+
+
+def storage_side(augment: Augment, options: LoaderOptions) -> int:
+    """Return the side at which decoded images are kept in memory."""
+    if options.train and augment == "rrc":
+        return round(RRC_STORAGE * options.resolution)
+    return plain_geometry(augment, options.resolution)[1]

@@ -1,0 +1,95 @@
+"""What a loader is asked for: the keywords of `make_loader`, checked."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+
+from fastadv.data.sets.base import Augment
+from fastadv.errors import ConfigError, unknown_name
+from fastadv.machine import ranks_on_this_machine, usable_cores
+
+Backend = Literal["auto", "dali", "memory", "torchvision"]
+OnBadImage = Literal["skip", "fail"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoaderOptions:
+    """How to make batches of an image set; the keywords of `make_loader`.
+
+    Raises:
+        ConfigError: A value that cannot work.
+    """
+
+    batch_size: int
+    """Images per batch and rank."""
+    resolution: int
+    """Side of the images delivered, pixels; of the largest, where a run changes it."""
+    train: bool
+    """Shuffle and augment; otherwise the set's order and a centre crop."""
+    seed: int = 0
+    """Chooses order, crops and flips."""
+    augment: Literal["auto", "none", "crop_flip", "rrc"] = "auto"
+    """rrc: random resized crop and flip; crop_flip: reflect-padded crop and
+    flip; auto: what suits the set. Evaluation zooms by 256/224 with rrc."""
+    color_jitter: float | None = 0.0
+    """Brightness, contrast and saturation vary by this share in training; None: what
+    the augmentation implies, 0.1 with rrc as published and else 0."""
+    lighting: float | None = 0.0
+    """Standard deviation of the lighting noise along the principal components of
+    ImageNet's colours; None: 0.05 with rrc as published and else 0."""
+    device: str | torch.device = "cpu"
+    """Where batches are put."""
+    rank: int = 0
+    """This process among `world_size`."""
+    world_size: int = 1
+    """Number of processes sharing one epoch."""
+    drop_last: bool = False
+    """Leave out a last batch that is not full."""
+    on_bad_image: OnBadImage = "skip"
+    """skip: count, name and replace by an image of the same class; fail."""
+    workers: int | None = None
+    """Decoding threads (memory, dali) or processes (torchvision; 0: none); by
+    default one per core this process may use (ranks on one machine share its cores), at
+    most 8."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("batch_size", 1), ("resolution", 1), ("world_size", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(
+                    f"{name}={getattr(self, name)}; use {name} >= {least}"
+                )
+        if not 0 <= self.rank < self.world_size:
+            raise ConfigError(
+                f"rank={self.rank} is outside [0, {self.world_size}) for "
+                f"world_size={self.world_size}"
+            )
+        if self.color_jitter is not None and not 0 <= self.color_jitter <= 1:
+            raise ConfigError(
+                f"color_jitter={self.color_jitter} is outside [0, 1]; 0.1 is published"
+            )
+        if self.lighting is not None and not 0 <= self.lighting <= 1:
+            raise ConfigError(
+                f"lighting={self.lighting} is outside [0, 1]; 0.05 is published"
+            )
+        if self.workers is not None and self.workers < 0:
+            raise ConfigError(f"workers={self.workers}; use workers >= 0")
+        augments = ("auto", *get_args(Augment))
+        if self.augment not in augments:
+            raise ConfigError(unknown_name("augment", self.augment, augments))
+        if self.on_bad_image not in get_args(OnBadImage):
+            raise ConfigError(
+                unknown_name("on_bad_image", self.on_bad_image, get_args(OnBadImage))
+            )
+
+    @property
+    def worker_count(self) -> int:
+        """`workers`, or its default: this rank's share of the cores, at most eight."""
+        if self.workers is not None:
+            return self.workers
+        # Slurm binds each of its tasks to cores of their own; elsewhere ranks share all.
+        sharing = 1 if "SLURM_CPUS_PER_TASK" in os.environ else ranks_on_this_machine()
+        return max(1, min(8, usable_cores() // sharing))

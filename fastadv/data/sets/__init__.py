@@ -1,0 +1,1 @@
+"""What a data set is: images and labels by index, splits, subsets, named sets."""

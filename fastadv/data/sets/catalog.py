@@ -1,0 +1,431 @@
+"""The data sets known by name: what each is, and where its files are looked for.
+
+Adding one is one entry in `CATALOG`: citation, licence, published sizes, metric, and
+the layouts it may have on disk. Whatever its own layout is, every entry is also read
+as an image folder or zip archive (`NAME/train/<class>/`, `NAME/test/<class>/`).
+Nothing is downloaded. Not here: drawn sets (`shapetex`) and paths (`registry`).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastadv.data.sets import arrays
+from fastadv.data.sets import layouts as published
+from fastadv.data.sets.base import (
+    Augment,
+    DatasetSplits,
+    FileSet,
+    ImageSet,
+    Metric,
+    check_classes,
+)
+from fastadv.data.sets.folders import open_folder, open_zip, some
+from fastadv.errors import DataError
+
+_log = logging.getLogger(__name__)
+
+# (folder, name, **options) -> (train, test)
+Reader = Callable[..., tuple[ImageSet, ImageSet]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """One way a data set lies on disk.
+
+    Attributes:
+        needs: Glob patterns below its folder, alternatives by `|`; each must match.
+        read: Opens it: (folder, name, **options) -> (train, test).
+        folders: Names its folder may have below the root, besides the data set's.
+        lister: What `read` takes options for, where that is not itself.
+    """
+
+    needs: tuple[str, ...]
+    read: Reader
+    folders: tuple[str, ...] = ()
+    lister: Callable[..., Any] | None = None
+
+    def missing(self, folder: Path) -> list[str]:
+        """Return the patterns that match nothing in `folder`."""
+        return [n for n in self.needs if not _has(folder, n)]
+
+
+def _has(folder: Path, patterns: str) -> bool:
+    return any(next(folder.glob(p), None) is not None for p in patterns.split("|"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A data set known by name.
+
+    Attributes:
+        citation: Who to cite.
+        licence: Terms, as its authors state them.
+        classes: Number of classes published.
+        train: Training images published.
+        test: Test images published.
+        splits: Which published lists the two splits are.
+        metric: The accuracy its literature reports.
+        layouts: How it may lie on disk, besides image folder and zip.
+        augment: What `augment="auto"` means for it, where the reader does not say.
+        resolution: Side to train at when its images are smaller than any network
+            takes; None: that of its images.
+    """
+
+    citation: str
+    licence: str
+    classes: int
+    train: int
+    test: int
+    splits: str
+    metric: Metric = "top1"
+    layouts: tuple[Layout, ...] = ()
+    augment: Augment = "rrc"
+    resolution: int | None = None
+
+
+def _files(
+    lister: published.Lister, needs: tuple[str, ...], *folders: str
+) -> tuple[Layout, ...]:
+    def read(folder: Path, name: str, **options: Any) -> tuple[ImageSet, ImageSet]:
+        return published.open_published(name, folder, lister, **options)
+
+    return (Layout(needs=needs, read=read, folders=folders, lister=lister),)
+
+
+def _cifar(class_name: str, usual: str, *needs: str) -> tuple[Layout, ...]:
+    def read(folder: Path, name: str) -> tuple[ImageSet, ImageSet]:
+        return arrays.open_cifar(folder, name, class_name)
+
+    return (Layout(needs=needs, read=read, folders=(usual,)),)
+
+
+def _idx(
+    usual: str, classes: tuple[str, ...], augment: Augment = "none"
+) -> tuple[Layout, ...]:
+    def read(folder: Path, name: str) -> tuple[ImageSet, ImageSet]:
+        return arrays.open_idx(folder, name, classes, augment)
+
+    needs = (
+        "train-images?idx3-ubyte*",
+        "train-labels?idx1-ubyte*",
+        "t10k-images?idx3-ubyte*",
+        "t10k-labels?idx1-ubyte*",
+    )
+    return (Layout(needs=needs, read=read, folders=(f"{usual}/raw", usual)),)
+
+
+_CALTECH_TERMS = "CC BY 4.0"
+_RESEARCH = "non-commercial research"
+
+CATALOG: dict[str, Entry] = {
+    "aircraft": Entry(
+        citation="Maji et al. 2013, arXiv:1306.5151 (FGVC-Aircraft 2013b)",
+        licence=_RESEARCH,
+        classes=100,
+        train=6667,
+        test=3333,
+        splits="variants, trainval -> test",
+        metric="mean_per_class",
+        layouts=_files(
+            published.aircraft,
+            (
+                "data/images",
+                "data/images_variant_trainval.txt",
+                "data/images_variant_test.txt",
+            ),
+            "fgvc-aircraft-2013b",
+        ),
+    ),
+    "birdsnap": Entry(
+        citation="Berg et al., CVPR 2014",
+        licence="images of several owners; research",
+        classes=500,
+        train=32677,
+        test=8171,
+        splits="train -> test (image folder)",
+    ),
+    "caltech101": Entry(
+        citation="Fei-Fei, Fergus and Perona, CVPR workshop 2004",
+        licence=_CALTECH_TERMS,
+        classes=101,
+        train=3030,
+        test=5647,
+        splits="first 30 files per class -> rest; no background class",
+        metric="mean_per_class",
+        layouts=_files(
+            published.first_files("101_ObjectCategories", 30, "BACKGROUND_Google"),
+            ("101_ObjectCategories",),
+            "caltech-101",
+        ),
+    ),
+    "caltech256": Entry(
+        citation="Griffin, Holub and Perona, Caltech technical report 7694, 2007",
+        licence=_CALTECH_TERMS,
+        classes=257,
+        train=15420,
+        test=15187,
+        splits="first 60 files per class -> rest",
+        metric="mean_per_class",
+        layouts=_files(
+            published.first_files("256_ObjectCategories", 60),
+            ("256_ObjectCategories",),
+            "caltech-256",
+        ),
+    ),
+    "cifar10": Entry(
+        citation="Krizhevsky, technical report 2009",
+        licence="not stated",
+        classes=10,
+        train=50000,
+        test=10000,
+        splits="train -> test",
+        layouts=_cifar(
+            "CIFAR10",
+            "cifar-10-batches-py",
+            "data_batch_1",
+            "test_batch",
+            "batches.meta",
+        ),
+        augment="crop_flip",
+    ),
+    "cifar100": Entry(
+        citation="Krizhevsky, technical report 2009",
+        licence="not stated",
+        classes=100,
+        train=50000,
+        test=10000,
+        splits="train -> test, fine classes",
+        layouts=_cifar("CIFAR100", "cifar-100-python", "train", "test", "meta"),
+        augment="crop_flip",
+    ),
+    "dtd": Entry(
+        citation="Cimpoi et al., CVPR 2014",
+        licence="research",
+        classes=47,
+        train=3760,
+        test=1880,
+        splits="train1 + val1 -> test1; option partition",
+        layouts=_files(
+            published.dtd,
+            ("images", "labels/train1.txt", "labels/val1.txt", "labels/test1.txt"),
+            "dtd/dtd",
+        ),
+    ),
+    "fashion_mnist": Entry(
+        citation="Xiao, Rasul and Vollgraf 2017, arXiv:1708.07747",
+        licence="MIT",
+        classes=10,
+        train=60000,
+        test=10000,
+        splits="train -> test",
+        layouts=_idx("FashionMNIST", arrays.FASHION_NAMES, "crop_flip"),
+        augment="crop_flip",
+        resolution=32,
+    ),
+    "flowers102": Entry(
+        citation="Nilsback and Zisserman, ICVGIP 2008",
+        licence="not stated",
+        classes=102,
+        train=2040,
+        test=6149,
+        splits="train + val -> test",
+        metric="mean_per_class",
+        layouts=_files(
+            published.flowers102,
+            ("jpg", "imagelabels.mat", "setid.mat"),
+            "flowers-102",
+        ),
+    ),
+    "food101": Entry(
+        citation="Bossard, Guillaumin and Van Gool, ECCV 2014",
+        licence="images of several owners; scientific fair use",
+        classes=101,
+        train=75750,
+        test=25250,
+        splits="train -> test",
+        layouts=_files(
+            published.food101, ("images", "meta/train.txt", "meta/test.txt"), "food-101"
+        ),
+    ),
+    "kmnist": Entry(
+        citation="Clanuwat et al. 2018, arXiv:1812.01718",
+        licence="CC BY-SA 4.0",
+        classes=10,
+        train=60000,
+        test=10000,
+        splits="train -> test",
+        layouts=_idx("KMNIST", arrays.KMNIST_NAMES),
+        augment="none",
+        resolution=32,
+    ),
+    "mnist": Entry(
+        citation="LeCun et al., Proceedings of the IEEE 1998",
+        licence="CC BY-SA 3.0",
+        classes=10,
+        train=60000,
+        test=10000,
+        splits="train -> test",
+        layouts=_idx("MNIST", arrays.DIGIT_NAMES),
+        augment="none",
+        resolution=32,
+    ),
+    "oxford_pets": Entry(
+        citation="Parkhi et al., CVPR 2012",
+        licence="CC BY-SA 4.0",
+        classes=37,
+        train=3680,
+        test=3669,
+        splits="trainval -> test",
+        metric="mean_per_class",
+        layouts=_files(
+            published.oxford_pets,
+            ("images", "annotations/trainval.txt", "annotations/test.txt"),
+            "oxford-iiit-pet",
+        ),
+    ),
+    "stanford_cars": Entry(
+        citation="Krause et al., 3dRR workshop 2013",
+        licence=_RESEARCH,
+        classes=196,
+        train=8144,
+        test=8041,
+        splits="train -> test",
+        layouts=_files(
+            published.stanford_cars,
+            (
+                "devkit/cars_meta.mat",
+                "devkit/cars_train_annos.mat",
+                "cars_test_annos_withlabels.mat",
+                "cars_train",
+                "cars_test",
+            ),
+            "StanfordCars",
+        ),
+    ),
+    "sun397": Entry(
+        citation="Xiao et al., CVPR 2010",
+        licence=_RESEARCH,
+        classes=397,
+        train=19850,
+        test=19850,
+        splits="official partition 01; option partition",
+        layouts=_files(
+            published.sun397,
+            ("a", "Training_01.txt|[Pp]artitions/Training_01.txt"),
+            "SUN397",
+        ),
+    ),
+    "svhn": Entry(
+        citation="Netzer et al., NIPS workshop 2011",
+        licence=_RESEARCH,
+        classes=10,
+        train=73257,
+        test=26032,
+        splits="train -> test",
+        layouts=(
+            Layout(
+                needs=("train_32x32.mat", "test_32x32.mat"),
+                read=arrays.open_svhn,
+                folders=("SVHN",),
+            ),
+        ),
+        augment="none",
+    ),
+}
+
+
+def default_root() -> Path:
+    """Where named sets are looked for: `$FASTADV_DATA`, else ./data."""
+    return Path(os.environ.get("FASTADV_DATA") or "data").expanduser()
+
+
+def open_entry(name: str, root: Path, **options: Any) -> DatasetSplits:
+    """Open a data set of the catalogue from its files below `root`.
+
+    Raises:
+        DataError: No folder has one of its layouts; says what was expected where, and
+            what was found.
+    """
+    entry = CATALOG[name]
+    near: list[str] = []
+    for layout in entry.layouts:
+        for folder in _places(name, layout, root):
+            if not folder.is_dir():
+                continue
+            missing = layout.missing(folder)
+            if not missing:
+                return _splits(name, entry, layout.read(folder, name, **options))
+            if len(missing) < len(layout.needs):
+                near.append(f"{folder} lacks {', '.join(missing)}")
+    generic = _image_folder(name, entry, root)
+    if generic is not None and not options:
+        return _splits(name, entry, generic)
+    raise DataError(_not_found(name, entry, root, near))
+
+
+def _places(name: str, layout: Layout, root: Path) -> list[Path]:
+    return [*(root / folder for folder in (name, *layout.folders)), root]
+
+
+def _image_folder(
+    name: str, entry: Entry, root: Path
+) -> tuple[ImageSet, ImageSet] | None:
+    names = [name, *(f for layout in entry.layouts for f in layout.folders)]
+    for folder in names:
+        if (root / folder / "train").is_dir():
+            return open_folder((root / folder).resolve())
+    archive = root / f"{name}.zip"
+    return open_zip(archive) if archive.exists() else None
+
+
+def _not_found(name: str, entry: Entry, root: Path, near: list[str]) -> str:
+    ways = [
+        f"{', '.join(layout.needs)} in {_either([name, *layout.folders])} or in the "
+        "root itself"
+        for layout in entry.layouts
+    ]
+    ways.append(f"{name}/train/<class>/ and {name}/test/<class>/ (or {name}.zip)")
+    if near:
+        found = "; ".join(near)
+    elif root.is_dir():
+        listed = os.listdir(root)
+        found = f"found {some(listed)}" if listed else "the folder is empty"
+    else:
+        found = "there is no such folder"
+    return (
+        f"{name} is not in {root.absolute()}: expected {'; or '.join(ways)}. "
+        f"{found[0].upper()}{found[1:]}. Nothing is downloaded: unpack it there, or set "
+        "the environment variable FASTADV_DATA to the folder above it (fastadv-data: "
+        "--root; Python: open_dataset(..., root=...))"
+    )
+
+
+def _either(names: list[str]) -> str:
+    return " or ".join(f"{n}/" for n in names)
+
+
+def _splits(name: str, entry: Entry, sets: tuple[ImageSet, ImageSet]) -> DatasetSplits:
+    train, test = sets
+    found = (len(train.classes), len(train), len(test))
+    if found != (entry.classes, entry.train, entry.test):
+        _log.warning(
+            "%s: %d classes, %d training and %d test images found; published are %d, %d "
+            "and %d",
+            name,
+            *found,
+            entry.classes,
+            entry.train,
+            entry.test,
+        )
+    for part in sets:
+        part.name = name
+        if isinstance(part, FileSet):
+            part.augment_default = entry.augment
+    check_classes(train, test, hint="restore the files that are missing")
+    return DatasetSplits(name, train, test, entry.metric)

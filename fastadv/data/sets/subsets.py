@@ -1,0 +1,165 @@
+"""Seeded, stratified parts of an image set: few-image runs and validation splits.
+
+Every class with images is represented, shares are as proportional as whole
+images allow, and the choice depends on labels and seed alone. For one seed
+the subsets grow mostly by addition: within a class, more images means the
+same ones and others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fastadv.data.counter import derive_key, permutation
+from fastadv.data.sets.base import ImageSet, checked_index
+from fastadv.errors import ConfigError
+
+
+class Subset(ImageSet):
+    """Some images of another set, in the order given.
+
+    Attributes:
+        base: The set they come from.
+        indices: int64 [n], positions in `base`.
+    """
+
+    def __init__(
+        self, base: ImageSet, indices: ArrayLike, *, split: str | None = None
+    ) -> None:
+        self.base = base
+        self.indices = np.asarray(indices, dtype=np.int64)
+        self.name = base.name
+        self.split = split or base.split
+        self.classes = base.classes
+        self.labels = base.labels[self.indices]
+        self.augment_default = base.augment_default
+
+    def load(self, index: int) -> NDArray[np.uint8]:
+        """Return image `index` as uint8 [H, W, 3] RGB in 0..255."""
+        return self.base.load(int(self.indices[checked_index(index, len(self))]))
+
+    def describe(self, index: int) -> str:
+        """Return the name the base set gives the image."""
+        return self.base.describe(int(self.indices[index]))
+
+    def prepare(self) -> None:
+        """Prepare the base set."""
+        self.base.prepare()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Key of the base set and the positions taken, hex."""
+        digest = hashlib.sha256(self.base.fingerprint.encode())
+        digest.update(self.indices.tobytes())
+        return digest.hexdigest()[:32]
+
+
+def subset(s: ImageSet, n: int | None, seed: int) -> ImageSet:
+    """Return a stratified seeded subset of `n` images; `None` means all.
+
+    Args:
+        s: The set to take from.
+        n: Number of images, from the number of (non-empty) classes to len(s).
+        seed: Chooses the images.
+
+    Raises:
+        ConfigError: `n` is larger than the set or smaller than its classes.
+    """
+    if n is None:
+        return s
+    counts = np.bincount(s.labels, minlength=len(s.classes))
+    present = int((counts > 0).sum())
+    if n > len(s):
+        raise ConfigError(
+            f"a subset of n={n} images was asked of {s.name}/{s.split}, which has "
+            f"{len(s)}; use n <= {len(s)}, or no n for all of them"
+        )
+    if n < max(present, 1):
+        raise ConfigError(
+            f"a subset of n={n} images cannot contain all {present} classes of "
+            f"{s.name}/{s.split}; use n >= {max(present, 1)}"
+        )
+    take = allocate(counts, n, np.minimum(counts, 1), counts)
+    return Subset(s, stratified_pick(s.labels, take, seed))
+
+
+def train_val_split(
+    s: ImageSet, fraction: float, seed: int
+) -> tuple[ImageSet, ImageSet]:
+    """Split off a stratified seeded validation part.
+
+    Args:
+        s: The set to split.
+        fraction: Share for validation, in (0, 1). Every class keeps at least
+            one training image, and has one in validation if it has two.
+        seed: Chooses the images.
+
+    Returns:
+        (train, validation), disjoint, together all of `s`.
+
+    Raises:
+        ConfigError: `fraction` is outside (0, 1), or no class has two images.
+    """
+    if not 0.0 < fraction < 1.0:
+        raise ConfigError(
+            f"fraction={fraction} of {s.name}/{s.split} for validation is outside "
+            "(0, 1); use for example 0.1"
+        )
+    counts = np.bincount(s.labels, minlength=len(s.classes))
+    high = np.maximum(counts - 1, 0)
+    low = np.minimum(high, 1)
+    if not high.any():
+        raise ConfigError(
+            f"{s.name}/{s.split} has no class with two images, so no validation part "
+            "can be split off; add images or select on another split"
+        )
+    n = int(np.clip(round(fraction * len(s)), low.sum(), high.sum()))
+    picked = stratified_pick(s.labels, allocate(counts, n, low, high), seed)
+    rest = np.setdiff1d(np.arange(len(s)), picked)
+    train_name = f"{s.split}-train"
+    return Subset(s, rest, split=train_name), Subset(s, picked, split=f"{s.split}-val")
+
+
+def allocate(
+    counts: NDArray[np.int64],
+    n: int,
+    low: NDArray[np.int64],
+    high: NDArray[np.int64],
+) -> NDArray[np.int64]:
+    """Share `n` images among classes, as proportional as bounds allow.
+
+    Args:
+        counts: int64 [classes], images per class.
+        n: Total to hand out, in [low.sum(), high.sum()].
+        low: int64 [classes], least per class.
+        high: int64 [classes], most per class.
+
+    Returns:
+        int64 [classes] summing to `n`.
+    """
+    ideal = n * counts / max(int(counts.sum()), 1)
+    take = np.clip(np.floor(ideal).astype(np.int64), low, high)
+    while (missing := n - int(take.sum())) != 0:
+        step = 1 if missing > 0 else -1
+        room = take < high if step > 0 else take > low
+        # The class furthest from its share moves first; ties go to the lower id.
+        gap = np.where(room, step * (ideal - take), -np.inf)
+        order = np.argsort(-gap, kind="stable")[: abs(missing)]
+        take[order[room[order]]] += step
+    return take
+
+
+def stratified_pick(
+    labels: NDArray[np.int64], take: NDArray[np.int64], seed: int
+) -> NDArray[np.int64]:
+    """Return `take[c]` seeded positions of every class c, sorted, int64."""
+    picked = [np.empty(0, dtype=np.int64)]
+    for c in np.flatnonzero(take):
+        members = np.flatnonzero(labels == c)
+        order = permutation(derive_key(seed, "stratified", int(c)), len(members))
+        picked.append(members[order[: take[c]]])
+    return np.sort(np.concatenate(picked))

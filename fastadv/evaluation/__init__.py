@@ -1,0 +1,1 @@
+"""Accuracy on clean and attacked images, and the journal that resumes it."""

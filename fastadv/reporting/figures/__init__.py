@@ -1,0 +1,1 @@
+"""Drawing: palette, bars, lines, curves, pictures."""

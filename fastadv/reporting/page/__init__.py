@@ -1,0 +1,1 @@
+"""The HTML page, its tables, and their export."""

@@ -1,0 +1,96 @@
+"""Figures and tables of a report as files of their own: PNG, SVG, CSV, LaTeX."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from fastadv.files import write_atomic
+from fastadv.reporting.figures.palette import house_style
+from fastadv.reporting.page.html import Section, Table
+from fastadv.text_tables import format_cell
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+}
+
+
+def export_sections(sections: Sequence[Section], folder: Path) -> list[Path]:
+    """Write every figure as PNG and SVG, every table as CSV and LaTeX.
+
+    Args:
+        sections: files are named by their titles.
+        folder: made if it is missing; files of the same names are replaced.
+
+    Returns:
+        The files.
+
+    Raises:
+        CheckpointError: a file cannot be written.
+    """
+    written = []
+    for section in sections:
+        stem = re.sub(r"[^a-z0-9]+", "-", section.title.lower()).strip("-")
+        for number, (figure, _) in enumerate(section.figures, start=1):
+            name = stem if len(section.figures) == 1 else f"{stem}-{number}"
+            for kind in ("png", "svg"):
+                written.append(folder / f"{name}.{kind}")
+                write_atomic(written[-1], _drawn(figure, kind))
+        for number, table in enumerate(section.tables, start=1):
+            name = stem if len(section.tables) == 1 else f"{stem}-{number}"
+            for kind, text in (("csv", _csv(table)), ("tex", latex_table(table))):
+                written.append(folder / f"{name}.{kind}")
+                write_atomic(written[-1], text.encode("utf-8", errors="replace"))
+    return written
+
+
+def _drawn(figure: Figure, kind: str) -> bytes:
+    buffer = io.BytesIO()
+    with house_style():
+        # White: a file of its own has no page behind it.
+        figure.savefig(buffer, format=kind, dpi=200, facecolor="white")
+    return buffer.getvalue()
+
+
+def _csv(table: Table) -> str:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(table.columns)
+    writer.writerows(["" if c is None else c for c in row] for row in table.rows)
+    return buffer.getvalue()
+
+
+def latex_table(table: Table) -> str:
+    """A table in LaTeX, for the package booktabs."""
+    align = "".join(each[0] for each in table.alignment())
+    lines = [
+        rf"\begin{{tabular}}{{{align}}}",
+        r"\toprule",
+        *(_latex_row(row) for row in (table.columns,)),
+        r"\midrule",
+        *(_latex_row(row) for row in table.rows),
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+    if table.caption:
+        lines.insert(0, "% " + " ".join(table.caption.split()))
+    return "\n".join(lines) + "\n"
+
+
+def _latex_row(row: Sequence[object]) -> str:
+    cells = ("".join(_LATEX.get(c, c) for c in format_cell(cell)) for cell in row)
+    return " & ".join(cells) + r" \\"

@@ -1,0 +1,194 @@
+"""One self-contained HTML file: text, figures and tables, readable offline for years.
+
+Styles, figures (inline SVG) and the script that sorts tables are all inside the file;
+it loads nothing, and its content policy forbids it to. What the sections say is up to
+the caller; the page itself is the template `report.html` beside this file.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal
+from xml.etree import ElementTree
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from fastadv.files import write_atomic
+from fastadv.reporting.figures.palette import THEMED, house_style
+from fastadv.text_tables import cell_number, format_cell, numeric_columns
+
+Align = Literal["left", "right"]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table readers can sort by a click on a column.
+
+    Attributes:
+        columns: titles.
+        rows: cells, as many per row as there are columns; None is shown as `-`.
+        caption: what the table shows.
+        align: one of `left`, `right` per column; None aligns numbers right.
+
+    Raises:
+        ValueError: a row or `align` has more or fewer entries than there are columns.
+    """
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[object]]
+    caption: str = ""
+    align: Sequence[Align] | None = None
+
+    def __post_init__(self) -> None:
+        self.alignment()
+
+    def alignment(self) -> list[Align]:
+        """Where the cells of each column stand."""
+        numeric = numeric_columns(self.columns, self.rows)
+        if self.align is None:
+            return ["right" if right else "left" for right in numeric]
+        if len(self.align) != len(self.columns):
+            raise ValueError(
+                f"align has {len(self.align)} entries for {len(self.columns)} columns; "
+                "give left or right for each, or leave it None"
+            )
+        return list(self.align)
+
+
+@dataclass(frozen=True)
+class Section:
+    """One part of a report: what was asked, what came out, how to get it again.
+
+    Attributes:
+        title: heading.
+        text: paragraphs of plain text.
+        figures: (figure, caption); the caption is also what a screen reader says.
+        tables: shown after the figures.
+        command: shell commands that reproduce the section; empty for none.
+        findings: what the figures and tables show, in plain words; set off above them.
+    """
+
+    title: str
+    text: Sequence[str] = ()
+    figures: Sequence[tuple[Figure, str]] = ()
+    tables: Sequence[Table] = ()
+    command: str = ""
+    findings: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        if isinstance(self.text, str):
+            raise TypeError(
+                f"text of section {self.title!r} is one string; give a list of "
+                "paragraphs"
+            )
+
+
+def write_report(
+    path: str | PathLike[str],
+    title: str,
+    sections: Sequence[Section],
+    about: Mapping[str, object] | None = None,
+) -> Path:
+    """Write a report, whole or not at all; a file that was there is replaced.
+
+    Args:
+        path: of the HTML file; missing folders are made.
+        title: heading of the page.
+        sections: in reading order.
+        about: where the numbers come from, shown below the title: when, versions,
+            machine, commit. Entries that are None are left out.
+
+    Returns:
+        `path`.
+
+    Raises:
+        FastadvError: the file cannot be written.
+
+    Example:
+        >>> table = Table(["source", "top1"], [["standard", 61.5], ["l2 3", 70.25]])
+        >>> write_report("report.html", "Transfer", [Section("Pets", tables=[table])])
+        PosixPath('report.html')
+    """
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["cell"] = format_cell
+    environment.filters["sort_key"] = cell_number
+    source = files("fastadv.reporting.page").joinpath("report.html").read_text("utf-8")
+    drawn = [
+        [
+            (Markup(inline_svg(figure, f"s{number}f{index}-", caption)), caption)
+            for index, (figure, caption) in enumerate(section.figures)
+        ]
+        for number, section in enumerate(sections)
+    ]
+    page = environment.from_string(source).render(
+        title=title,
+        about={k: v for k, v in (about or {}).items() if v is not None},
+        sections=list(zip(sections, drawn, strict=True)),
+    )
+    # A lone surrogate (a file name in a foreign encoding) must not cost the report.
+    write_atomic(path, page.encode("utf-8", errors="replace"))
+    return Path(path)
+
+
+def inline_svg(figure: Figure, prefix: str, label: str) -> str:
+    """Draw a figure as an SVG element that lives inside a page.
+
+    Colours of `palette.THEMED` become CSS variables; size is left to the page.
+
+    Args:
+        figure: drawn with the style of the report.
+        prefix: put before every id, so that figures of one page do not collide.
+        label: what a screen reader says.
+    """
+    buffer = io.BytesIO()
+    with house_style():
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(buffer, format="svg", metadata=nothing, transparent=True)
+    root = ElementTree.fromstring(buffer.getvalue())
+    # matplotlib's own <style> would apply to every figure of the page.
+    for parent in list(root.iter()):
+        for child in list(parent):
+            if child.tag.endswith("}style"):
+                parent.remove(child)
+    for element in root.iter():
+        element.tag = _local(element.tag)
+        element.attrib = {
+            _local(key): _adapt(_local(key), value, prefix)
+            for key, value in element.attrib.items()
+        }
+    width = float(root.attrib.pop("width").removesuffix("pt"))
+    del root.attrib["height"]
+    root.attrib.update(
+        {
+            "role": "img",
+            "aria-label": label,
+            "style": f"--width: {width * 96 / 72:.0f}px",
+        }
+    )
+    return ElementTree.tostring(root, encoding="unicode", method="html")
+
+
+def _local(name: Any) -> str:
+    """A tag or attribute without its namespace: HTML knows SVG by its tag alone."""
+    return str(name).rpartition("}")[2]
+
+
+def _adapt(key: str, value: str, prefix: str) -> str:
+    if key == "id":
+        return prefix + value
+    if key == "href" and value.startswith("#"):
+        return f"#{prefix}{value[1:]}"
+    if key == "style":
+        for color, variable in THEMED.items():
+            value = value.replace(color, f"var({variable})")
+    return re.sub(r"url\(#", f"url(#{prefix}", value)

@@ -1,0 +1,106 @@
+"""Numbers as text: cells, and aligned tables for terminals. Loads nothing heavy.
+
+The same tables in HTML are `fastadv.reporting.page.html.Table`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+_NUMBER = re.compile(
+    r"(< )?(?P<number>[-+]?\d+(\.\d+)?(e[-+]?\d+)?) ?[%s]?( \[.*\])?", re.IGNORECASE
+)
+
+
+def format_percent_ci(
+    value: float, low: float | None = None, high: float | None = None
+) -> str:
+    """Write a percentage with its confidence interval, both in percent.
+
+    Example:
+        >>> format_percent_ci(71.234, 69.9, 72.5)
+        '71.2% [69.9, 72.5]'
+        >>> format_percent_ci(71.234)
+        '71.2%'
+    """
+    if low is None or high is None:
+        return f"{value:.1f}%"
+    return f"{value:.1f}% [{low:.1f}, {high:.1f}]"
+
+
+def format_cell(value: object) -> str:
+    """One printable line for any cell: None is `-`, floats keep four digits."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.1f}" if 100 <= abs(value) < 1e15 else f"{value:.4g}"
+    # A name with a line break or an escape sequence must not redraw the terminal.
+    return "".join(c if c.isprintable() else " " for c in str(value))
+
+
+def cell_number(value: object) -> float | None:
+    """The number a cell is sorted by, or None for text; of `< x` it is x.
+
+    Example:
+        >>> cell_number("71.2% [69.9, 72.5]")
+        71.2
+    """
+    if isinstance(value, int | float):
+        return float(value)
+    match = _NUMBER.fullmatch(str(value).strip())
+    return float(match["number"]) if match else None
+
+
+def numeric_columns(
+    columns: Sequence[str], rows: Sequence[Sequence[object]]
+) -> list[bool]:
+    """Which columns hold numbers only (None and empty cells do not count).
+
+    Raises:
+        ValueError: a row has more or fewer cells than there are columns.
+    """
+    for number, row in enumerate(rows):
+        if len(row) != len(columns):
+            raise ValueError(
+                f"row {number} has {len(row)} cells for the {len(columns)} columns "
+                f"{', '.join(columns)}; write None where there is no value"
+            )
+    found = []
+    for index in range(len(columns)):
+        filled = [row[index] for row in rows if row[index] not in (None, "", "-")]
+        numbers = [cell_number(cell) is not None for cell in filled]
+        found.append(bool(numbers) and all(numbers))
+    return found
+
+
+def text_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Lay a table out in plain text: numbers to the right, everything else left.
+
+    Args:
+        columns: titles.
+        rows: one sequence of cells per row, as many as there are columns.
+
+    Raises:
+        ValueError: a row has more or fewer cells than there are columns.
+
+    Example:
+        >>> print(text_table(["source", "top1"], [["standard", 61.5], ["l2 3", 70.25]]))
+        source     top1
+        --------  -----
+        standard   61.5
+        l2 3      70.25
+    """
+    right = numeric_columns(columns, rows)
+    lines = [[format_cell(cell) for cell in row] for row in (columns, *rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    lines.insert(1, ["-" * width for width in widths])
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if to_right else cell.ljust(width)
+            for cell, width, to_right in zip(line, widths, right, strict=True)
+        ).rstrip()
+        for line in lines
+    )
