@@ -15,7 +15,7 @@ import torchvision
 import yaml
 from torch import Tensor, nn
 
-from fastadv.errors import CheckpointError, ConfigError, OutputError
+from fastadv.errors import ConfigError, OutputError
 from fastadv.files import file_sha256
 from fastadv.models import (
     NormalizedModel,
