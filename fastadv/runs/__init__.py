@@ -1,0 +1,1 @@
+"""How a job lives: run directory, event log, listeners, ranks, launch, preemption, progress."""
