@@ -34,7 +34,7 @@ from fastadv.data.sets.base import DatasetSplits, FileSet, ImageSet
 from fastadv.data.sets.folders import EVAL_FOLDERS
 from fastadv.data.sets.subsets import Subset
 from fastadv.errors import ConfigError, DataError
-from fastadv.files import FolderLock, file_sha256, replace_file, say_unlocked
+from fastadv.files import FolderLock, file_sha256, replace_file, warn_without_lock
 
 _log = logging.getLogger(__name__)
 
@@ -183,7 +183,7 @@ def _locked(out: Path) -> Iterator[None]:
             "another folder"
         ) from None
     except OSError as err:
-        say_unlocked(out, err)
+        warn_without_lock(out, err)
     try:
         yield
     finally:
