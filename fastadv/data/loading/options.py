@@ -32,9 +32,10 @@ class LoaderOptions:
     """Shuffle and augment; otherwise the set's order and a centre crop."""
     seed: int = 0
     """Chooses order, crops and flips."""
-    augment: Literal["auto", "none", "crop_flip", "rrc"] = "auto"
+    augment: Literal["auto", "none", "crop_flip", "rrc", "utrera"] = "auto"
     """rrc: random resized crop and flip; crop_flip: reflect-padded crop and
-    flip; auto: what suits the set. Evaluation zooms by 256/224 with rrc."""
+    flip; utrera: see `loading.utrera`; auto: what suits the set. Evaluation zooms by
+    256/224 with rrc."""
     color_jitter: float | None = 0.0
     """Brightness, contrast and saturation vary by this share in training; None: what
     the augmentation implies, 0.1 with rrc as published and else 0."""
