@@ -28,7 +28,7 @@ from fastadv.evaluation.evaluate import Evaluation, evaluate
 from fastadv.kernels import use_backend
 from fastadv.models import NormalizedModel, create_model
 from fastadv.models.source import Source, open_source
-from fastadv.results.table import ResultsTable
+from fastadv.results.legacy import LegacyTable
 from fastadv.runs.progress import Progress
 from fastadv.threat import ThreatModel
 from fastadv.transfer.config import TransferConfig
@@ -70,7 +70,7 @@ class TransferRun:
     """
 
     def __init__(
-        self, config: TransferConfig, table: ResultsTable | None = None
+        self, config: TransferConfig, table: LegacyTable | None = None
     ) -> None:
         self.config = config
         self.device = resolve_device(config.device)
@@ -89,7 +89,7 @@ class TransferRun:
             misfrozen=misfrozen(self._model()) if config.freezes_by_name else None,
         )
         self._check_choices()
-        self.table = table or ResultsTable(config.results)
+        self.table = table or LegacyTable(config.results)
         self.bad_images: set[str] = set()
         self._features = SplitFeatures(self.splits, config.num_train, self._embed)
 
