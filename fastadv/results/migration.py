@@ -29,7 +29,9 @@ from fastadv.results.settings import (
 
 MIGRATED = ("1", "2", "3")
 
-ATTACKED = "attacked"  # what derives the identity of a robust accuracy from the clean one
+ATTACKED = (
+    "attacked"  # what derives the identity of a robust accuracy from the clean one
+)
 
 _SCHEDULES = {
     "x 0.1 every third": "thirds",

@@ -105,7 +105,10 @@ def _build(record: type, values: Mapping[str, Any]) -> Any:
 
 def _make_schema() -> pa.schema:
     """Return the columns: those of `Row`, one struct per kind in place of the setting."""
-    columns: list[tuple[str, pa.DataType]] = [("part", pa.string()), ("kind", pa.string())]
+    columns: list[tuple[str, pa.DataType]] = [
+        ("part", pa.string()),
+        ("kind", pa.string()),
+    ]
     hints = typing.get_type_hints(Row)
     for field in fields(Row):
         if field.name == "setting":

@@ -233,7 +233,9 @@ def _passes(column: pa.ChunkedArray, value: Any) -> pa.ChunkedArray:
     try:
         return pc.or_(missing, pc.is_in(column, pa.array(known, column.type)))
     except (pa.ArrowException, TypeError, ValueError) as error:
-        raise ConfigError(f"{value!r} is no value of a column of {column.type}") from error
+        raise ConfigError(
+            f"{value!r} is no value of a column of {column.type}"
+        ) from error
 
 
 def _in_order(table: pa.Table) -> pa.Table:
@@ -254,11 +256,15 @@ def _read(path: Path, columns: list[str]) -> pa.Table:
         version = (file.schema_arrow.metadata or {}).get(VERSION_KEY, b"none").decode()
         if version in MIGRATED:
             old = file.read().to_pylist()
-            rows = [r for i, each in enumerate(old) for r in migrate(each, path.stem, i)]
+            rows = [
+                r for i, each in enumerate(old) for r in migrate(each, path.stem, i)
+            ]
             return to_arrow(rows, path.stem).select(columns)
         if version == str(SCHEMA_VERSION):
             known = [name for name in columns if name in file.schema_arrow.names]
-            schema = pa.schema([SCHEMA.field(name) for name in columns], SCHEMA.metadata)
+            schema = pa.schema(
+                [SCHEMA.field(name) for name in columns], SCHEMA.metadata
+            )
             return conform(file.read(known), schema)
     except (pa.ArrowException, OSError) as error:
         raise DataError(

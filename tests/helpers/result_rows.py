@@ -25,8 +25,12 @@ from fastadv.results.settings import (
     TransferSetting,
 )
 
-SOURCE = SourceRecord(name="robust", given="runs/robust", digest="d", eps=3.0, norm="l2")
-TARGET = TargetRecord(name="digits", fingerprint="f", resolution=16, class_names=("0", "1"))
+SOURCE = SourceRecord(
+    name="robust", given="runs/robust", digest="d", eps=3.0, norm="l2"
+)
+TARGET = TargetRecord(
+    name="digits", fingerprint="f", resolution=16, class_names=("0", "1")
+)
 SETTING = TransferSetting(
     mode="full_network",
     protocol="salman2020",
@@ -63,7 +67,9 @@ def transfer_row(**changes: Any) -> Row:
         per_class_total=(4, 4),
         departures=(Departure(name="lrs", ours="0.1", published="0.01"),),
         defects=(Defect(code="selected_on_test", text="chosen on the test set"),),
-        provenance=Provenance.from_facts({"torch": "2", "numpy": "3", "gpu": None}, "x"),
+        provenance=Provenance.from_facts(
+            {"torch": "2", "numpy": "3", "gpu": None}, "x"
+        ),
     )
     return replace(row, **changes)
 
@@ -77,7 +83,13 @@ def evaluation_row(**changes: Any) -> Row:
         setting=EvaluationSetting(num_images=200, augment="auto", checked=True),
         value=12.0,
         attack=AttackRecord.from_description(
-            {"name": "autoattack", "norm": "l2", "eps": 0.5, "patience": 3, "none": None}
+            {
+                "name": "autoattack",
+                "norm": "l2",
+                "eps": 0.5,
+                "patience": 3,
+                "none": None,
+            }
         ),
         stages=(StageRecord(name="apgd-ce", attacked=180, value=13.0, seconds=1.5),),
         checks=ChecksRecord(

@@ -64,7 +64,9 @@ def test_nothing_of_an_old_row_is_lost() -> None:
                 assert {key: flat[key] for key in value} == value
             else:
                 assert (list(found) if name == "lrs" else found) == value
-        facts = {k: v for k, v in json.loads(old["environment"]).items() if v is not None}
+        facts = {
+            k: v for k, v in json.loads(old["environment"]).items() if v is not None
+        }
         provenance = vars(row.provenance) | {
             each.name: each.version for each in row.provenance.packages
         }
