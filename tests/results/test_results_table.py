@@ -87,7 +87,9 @@ def test_rows_are_filtered_by_columns_of_any_depth(tmp_path: Path) -> None:
         {"seed": 2, "attack.eps": 0.5},
         {"seed": 3, "attack.eps": 0.5},
     ]
-    with pytest.raises(ConfigError, match=r"unknown column 'datset'; perhaps .*dataset"):
+    with pytest.raises(
+        ConfigError, match=r"unknown column 'datset'; perhaps .*dataset"
+    ):
         table.rows(datset="x")
     with pytest.raises(ConfigError, match="'x' is no value of a column of int64"):
         table.rows(seed="x")
