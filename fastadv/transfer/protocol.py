@@ -346,15 +346,7 @@ class TransferRun:
         config = self.config
         if config.robust_eps is None:
             return None
-        # 2.5 eps / K crosses the ball from anywhere (Madry et al. 2018).
-        step_size = 2.5 * config.robust_eps / config.robust_steps
-        return PGD(
-            self._threat(),
-            config.robust_steps,
-            step_size,
-            random_start=True,
-            keep="best",
-        )
+        return PGD.judge(self._threat(), config.robust_steps)
 
     def _judged(self, model: NormalizedModel) -> Evaluation:
         """Accuracy on the test images, also under attack if that is asked for."""
