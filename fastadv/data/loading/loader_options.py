@@ -27,9 +27,10 @@ class LoaderOptions(OrderOptions):
 
     resolution: int
     """Side of the images delivered, in pixels; where a run changes it, the largest."""
-    augment: Literal["auto", "none", "crop_flip", "rrc"] = "auto"
+    augment: Literal["auto", "none", "crop_flip", "rrc", "utrera"] = "auto"
     """rrc: random resized crop and flip; crop_flip: reflect-padded crop and
-    flip; auto: what suits the set. Evaluation zooms by 256/224 with rrc."""
+    flip; utrera: see `loading.utrera`; auto: what suits the set. Evaluation zooms by
+    256/224 with rrc."""
     color_jitter: float | None = 0.0
     """Brightness, contrast and saturation vary by this share in training; None: what
     the augmentation implies, 0.1 with rrc as published and else 0."""
