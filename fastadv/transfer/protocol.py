@@ -68,12 +68,8 @@ class TransferRun:
         return (tuned.fit(self.experiment, split) for split in splits)
 
     def _attack(self) -> PGD | None:
-        threat, steps = self.experiment.threat, self.config.robust_steps
-        if threat is None:
-            return None
-        # 2.5 eps / K crosses the ball from anywhere (Madry et al. 2018).
-        step_size = 2.5 * threat.eps / steps
-        return PGD(threat, steps, step_size, random_start=True, keep="best")
+        threat = self.experiment.threat
+        return None if threat is None else PGD.judge(threat, self.config.robust_steps)
 
     def _judge(self, fitted: Fitted) -> Outcome:
         """Measure accuracy on the test images, also under attack if that is asked for."""
