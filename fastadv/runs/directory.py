@@ -27,12 +27,18 @@ import torch
 import yaml
 
 from fastadv.errors import CheckpointError, ConfigError
-from fastadv.runs.eventlog import EventLog
-from fastadv.files import FolderLock, replace_file, say_unlocked, sync_folder
+from fastadv.files import (
+    FolderLock,
+    file_sha256,
+    replace_file,
+    say_unlocked,
+    sync_folder,
+    write_atomic,
+)
 from fastadv.models import NormalizedModel, read_metadata, save_model
-from fastadv.files import file_sha256, write_atomic
-from fastadv.training.config import TrainConfig
+from fastadv.runs.eventlog import EventLog
 from fastadv.runs.listeners import Listeners
+from fastadv.training.config import TrainConfig
 
 # May differ when a run is resumed: none of them changes what is computed.
 _MAY_CHANGE = {

@@ -22,7 +22,8 @@ from fastadv.data import (
     make_loader,
     subset,
 )
-from fastadv.environment import provenance, resolve_device
+from fastadv.device import resolve_device
+from fastadv.environment import provenance
 from fastadv.errors import ConfigError, FastadvError, TrainingDiverged
 from fastadv.evaluation.evaluate import Evaluation, evaluate
 from fastadv.kernels import use_backend
@@ -118,8 +119,8 @@ class TransferRun:
     def _check_choices(self) -> None:
         """What can be known to fail before hours of work."""
         config = self.config
-        if config.method != "standard":
-            config.training().threat.check_side(self.resolution)
+        if config.method_config is not None:
+            config.method_config.threat.check_side(self.resolution)
         if config.robust_eps is not None:
             self._threat().check_side(self.resolution)
             if config.on_cached_features and not self._model().head_is_linear:
@@ -290,8 +291,8 @@ class TransferRun:
         chosen = settings.for_row() | {"lr": lr, "epoch": epoch}
         if self.config.precision != "fp32":
             chosen["precision"] = self.config.precision
-        if self.config.method != "standard":
-            training = self.config.training()
+        training = self.config.method_config
+        if training is not None:
             chosen["method"] = {
                 "name": training.method,
                 "norm": training.norm,
@@ -330,8 +331,9 @@ class TransferRun:
         trained = choose_trained(
             model, config.mode, config.k, by_name=settings.freeze_by_name
         )
-        training = None if config.method == "standard" else config.training()
-        method = make_method(model, training, self.resolution, config.precision)
+        method = make_method(
+            model, config.method_config, self.resolution, config.precision
+        )
         loader = self._loader(images, train=True, seed=seed)
         words = config.mode.replace("_", " ")
         yield from fine_tune(model, trained, loader, lr, settings, method, words)

@@ -22,8 +22,8 @@ from fastadv.models import NormalizedModel
 from fastadv.models.normalized import seeded_init
 from fastadv.models.view import AttackView
 from fastadv.runs.progress import Progress
-from fastadv.training.config import TrainConfig
 from fastadv.training.learner import training_attack
+from fastadv.training.method_config import MethodConfig
 from fastadv.training.methods import CLASSES, DTYPES, Method, Net
 from fastadv.training.step import train_step
 from fastadv.transfer.settings import Settings, published_names
@@ -123,7 +123,7 @@ def prepare_model(
 
 def make_method(
     model: NormalizedModel,
-    config: TrainConfig | None,
+    config: MethodConfig | None,
     side: int,
     precision: str = "fp32",
 ) -> Method:

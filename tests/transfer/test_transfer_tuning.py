@@ -131,7 +131,7 @@ def test_bf16_is_autocast_of_what_trains(tmp_path: Path, tuned: list[Any]) -> No
     assert used == [None, "bf16"]
     # The attack of adversarial fine-tuning, too.
     made = make_method(
-        tuned[1][1], tuning_config(source, method="pgd_at").training(), 32, "bf16"
+        tuned[1][1], tuning_config(source, method="pgd_at").method_config, 32, "bf16"
     )
     assert made.view is not None
     assert {p.dtype for p in made.view.net.parameters()} == {torch.bfloat16}
