@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fastadv.data import Loader
 from fastadv.data.counter import derive_key
-from fastadv.data.loading.streaming import Decoder, TorchvisionLoader
+from fastadv.data.loading.torchvision_loader import Decoder, TorchvisionLoader
 from fastadv.errors import ConfigError, TrainingDiverged
 from fastadv.models import NormalizedModel
 from fastadv.models.normalized import seeded_init

@@ -35,8 +35,8 @@ from small_runs import (
 )
 
 from fastadv.cli import train as train_command
-from fastadv.data.loading import choice
-from fastadv.data.sets.base import ArraySet
+from fastadv.data.loading import make_loader as choosing
+from fastadv.data.sets.image_set import ArraySet
 from fastadv.errors import CheckpointError, ConfigError, Preempted
 from fastadv.training import RunDirectory, Trainer, train, validation
 
@@ -226,12 +226,12 @@ def test_a_resumed_run_keeps_its_loader(
     run, whole = tmp_path / "run", tmp_path / "whole"
     options: dict[str, Any] = {"num_train": 60, "workers": 1}
     train(tiny(whole, loader=began, **options))
-    monkeypatch.setattr(choice, "_fits", lambda *_: began == "memory")
+    monkeypatch.setattr(choosing, "_fits", lambda *_: began == "memory")
     with monkeypatch.context() as patch:
         signal_at_step(patch, 3)
         with pytest.raises(Preempted):
             train(tiny(run, **options))
-    monkeypatch.setattr(choice, "_fits", lambda *_: began != "memory")
+    monkeypatch.setattr(choosing, "_fits", lambda *_: began != "memory")
     again = Trainer(tiny(run, resume=True, **options))
     assert again.loader.backend == began
     again.fit()

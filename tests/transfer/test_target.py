@@ -14,11 +14,11 @@ from PIL import Image
 
 from fastadv.cli import transfer as command
 from fastadv.data import ImageSet, open_dataset, subset, train_val_split
-from fastadv.data.sets.base import FileSet
+from fastadv.data.sets.image_set import FileSet
 from fastadv.errors import ConfigError, DataError
 from fastadv.models import create_model, save_model
 from fastadv.transfer import ResultsTable, TransferConfig, target, transfer
-from fastadv.transfer.features import content_hash, rows_of
+from fastadv.transfer.features import rows_of
 from fastadv.transfer.protocol import TransferRun
 from fastadv.transfer.recipe import read_recipe
 from fastadv.transfer.settings import make_settings
@@ -194,10 +194,10 @@ def test_subsets_have_keys_of_their_own_and_read_only_themselves(
 
     monkeypatch.setattr(type(train), "read", reading)
     first, second = subset(train, 6, 0), subset(train, 6, 1)
-    assert len({content_hash(s) for s in (train, first, second)}) == 3
+    assert len({s.content_hash() for s in (train, first, second)}) == 3
     assert len(read) == 40 + 6 + 6
     digits = open_dataset("digits").train
-    assert len({content_hash(subset(digits, 50, seed)) for seed in (0, 1)}) == 2
+    assert len({subset(digits, 50, seed).content_hash() for seed in (0, 1)}) == 2
 
 
 # ---- what is held out ----

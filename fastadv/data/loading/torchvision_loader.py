@@ -27,8 +27,8 @@ from fastadv.data.loading.geometry import (
     resized_crop_boxes,
 )
 from fastadv.data.loading.loader import Loader, augmentation_draws, load_or_replace
-from fastadv.data.loading.options import Backend, LoaderOptions
-from fastadv.data.sets.base import Augment, ImageSet
+from fastadv.data.loading.loader_options import Backend, LoaderOptions
+from fastadv.data.sets.image_set import Augment, ImageSet
 from fastadv.errors import DataError
 
 Request = tuple[int, int, int]  # (epoch, side, index)
@@ -80,14 +80,14 @@ class TorchvisionLoader(Loader):
             try:
                 prepared = next(batches, None)
             # What it left in its pipe is one of many errors; torch's own names it.
-            except (RuntimeError, OSError, EOFError) as err:
+            except (RuntimeError, OSError, EOFError) as error:
                 lost = self._lost_worker()
                 if lost is None:
                     raise
                 raise DataError(
                     f"decoding process {lost}: those that are killed mostly ran out of "
                     "memory; use fewer workers or a smaller batch_size, and resume"
-                ) from err
+                ) from error
             if prepared is None:
                 return
             if isinstance(prepared, DataError):
@@ -194,8 +194,8 @@ class Decoder(Dataset[Prepared | DataError]):
         # its message alone and lose the type.
         try:
             return self.prepared(requests)
-        except DataError as err:
-            return err
+        except DataError as error:
+            return error
 
     def prepared(self, requests: list[Request]) -> Prepared:
         """Decode and cut out the images asked for, all of one side."""
