@@ -9,6 +9,10 @@ from fastadv.data.dataset_options import dataset_options
 from fastadv.flags import Pairs
 from fastadv.ranges import AT_LEAST_0, AT_LEAST_1, Checked
 
+AugmentName = Literal["auto", "none", "crop_flip", "rrc"]
+Backend = Literal["auto", "dali", "memory", "torchvision"]
+OnBadImage = Literal["skip", "fail"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class ImagesConfig(Checked):
@@ -20,7 +24,7 @@ class ImagesConfig(Checked):
     """Side of the images in pixels."""
     workers: Annotated[int | None, AT_LEAST_0] = None
     """Number of decoding threads or processes. Default: one per core, at most 8."""
-    on_bad_image: Literal["skip", "fail"] = "skip"
+    on_bad_image: OnBadImage = "skip"
     """What happens at an unreadable image. With skip, it is counted, named and replaced by
     another of its class; with fail, the command stops."""
 
@@ -40,7 +44,7 @@ class TrainingImagesConfig(ImagesConfig):
 
     num_train: Annotated[int | None, AT_LEAST_1] = None
     """Train on a stratified, seeded subset of N images. Default: all of them."""
-    augment: Literal["auto", "none", "crop_flip", "rrc"] = "auto"
+    augment: AugmentName = "auto"
     """Augmentation of the training images: random crops of padded images and flips
     (crop_flip), or random resized crops and flips (rrc). With auto, it is the usual one of
     the data set."""

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from tyro.conf import arg
 
-from fastadv.data.config import TrainingImagesConfig
+from fastadv.data.config import Backend, TrainingImagesConfig
 from fastadv.device import DeviceConfig
 from fastadv.errors import ConfigError, unknown_name
 from fastadv.models.names import ARCHITECTURES
@@ -66,7 +66,7 @@ class TrainConfig(MethodConfig, OptimizerConfig, TrainingImagesConfig, DeviceCon
     lighting: Annotated[float | None, Range(0, 1, "[]")] = None
     """Standard deviation of the noise along the principal components of ImageNet's
     colours. Default: 0.05 with random resized crops (rrc), as published, else 0."""
-    loader: Literal["auto", "dali", "memory", "torchvision"] = "auto"
+    loader: Backend = "auto"
     """How images are loaded. With auto, sets that fit are kept in memory; others are
     decoded by dali on CUDA, where it runs, else by torchvision."""
     progressive: Annotated[int | None, AT_LEAST_1] = None

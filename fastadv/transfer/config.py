@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from tyro.conf import arg
 
 from fastadv.attacks.config import ThreatConfig
-from fastadv.data.config import TrainingImagesConfig
+from fastadv.data.config import AugmentName, TrainingImagesConfig
 from fastadv.device import DeviceConfig
 from fastadv.errors import ConfigError
 from fastadv.flags import NormName, Pixels
@@ -97,7 +97,7 @@ class TransferConfig(TrainingImagesConfig, ThreatConfig, DeviceConfig):
     frozen_bn: Literal["eval", "train"] | None = None
     """Whether BatchNorm statistics of frozen layers stay as they are (eval) or follow the
     target images (train), as in the published runs. Default: eval."""
-    augment: Literal["auto", "none", "crop_flip", "rrc"] = "auto"
+    augment: AugmentName = "auto"
     """Augmentation of the training images; it also decides how images are cropped for
     evaluation. With auto, it is that of the protocol, or the usual one of the data set."""
     method: MethodName = "standard"
