@@ -26,10 +26,10 @@ from fastadv.results.table import ResultsTable
 from fastadv.runs.progress import Progress
 from fastadv.transfer.config import PUBLISHED_SIDE, TransferConfig
 from fastadv.transfer.engines import Ended, Engine
+from fastadv.transfer.freezing import choose_trained
 from fastadv.transfer.identity import row_identity
 from fastadv.transfer.recipe import one_seed_each
-from fastadv.transfer.target import held_out, open_target
-from fastadv.transfer.tuning import choose_trained
+from fastadv.transfer.target import hold_out, open_target
 
 log = logging.getLogger(__name__)
 
@@ -199,7 +199,7 @@ class _Opened:
             (config.dataset, train.fingerprint, part, config.holds_out),
             config.dataset,
             lambda: (
-                held_out(config, train, config.seeds[0])
+                hold_out(config, train, config.seeds[0])
                 if config.holds_out
                 else subset(train, config.num_train, config.seeds[0])
             ),

@@ -18,10 +18,10 @@ from fastadv.data.sets.image_set import FileSet
 from fastadv.errors import ConfigError, DataError
 from fastadv.models import create_model, save_model
 from fastadv.transfer import ResultsTable, TransferConfig, target, transfer
+from fastadv.transfer.experiment import Experiment
 from fastadv.transfer.features import rows_of
-from fastadv.transfer.protocol import TransferRun
+from fastadv.transfer.procedure import make_procedure
 from fastadv.transfer.recipe import read_recipe
-from fastadv.transfer.settings import make_settings
 from fastadv.transfer.sweep import make_plan
 from fastadv.transfer.target import open_target
 
@@ -115,13 +115,13 @@ def test_a_recipe_gives_options_with_their_data_set(
 def embedded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Sizes of the sets that were embedded."""
     sizes: list[int] = []
-    real = TransferRun._embed
+    real = Experiment._embed
 
-    def embedding(run: TransferRun, images: ImageSet) -> Any:
+    def embedding(run: Experiment, images: ImageSet) -> Any:
         sizes.append(len(images))
         return real(run, images)
 
-    monkeypatch.setattr(TransferRun, "_embed", embedding)
+    monkeypatch.setattr(Experiment, "_embed", embedding)
     return sizes
 
 
@@ -274,8 +274,8 @@ def test_what_is_held_out_goes_with_what_chooses(
 ) -> None:
     words: dict[str, Any] = {"mode": "full_network", "protocol": protocol}
     config = _config(source, select_on=select_on, **words)
-    settings = make_settings(config, "digits", 100, 16)
-    assert config.holds_out == (settings.select_on == "val")
+    procedure = make_procedure(config, "digits", 100, 16)
+    assert config.holds_out == (procedure.select_on == "val")
 
 
 # ---- what a seed decides ----

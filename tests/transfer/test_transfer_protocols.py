@@ -34,6 +34,7 @@ from fastadv.models.view import AttackView
 from fastadv.results.table import OPTIONAL, SCHEMA
 from fastadv.training import train
 from fastadv.transfer import ResultsTable, TransferConfig, transfer
+from fastadv.transfer.experiment import Experiment
 from fastadv.transfer.identity import row_identity
 from fastadv.transfer.protocol import TransferRun
 
@@ -144,7 +145,7 @@ def test_mean_per_class_is_what_is_chosen_and_reported(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = TransferRun(_config(source, tmp_path / "results"))
-    object.__setattr__(run.splits, "metric", "mean_per_class")
+    object.__setattr__(run.experiment.splits, "metric", "mean_per_class")
     [row] = run.rows()
     correct = np.array(row["per_class_correct"])
     total = np.array(row["per_class_total"])
@@ -302,7 +303,9 @@ def test_a_row_that_cannot_be_stored_is_printed(
 
 def test_subsets_are_stratified_and_seeded(source: Path, tmp_path: Path) -> None:
     def sets(seed: int) -> tuple[Any, Any]:
-        return TransferRun(_config(source, tmp_path / "r", num_train=100))._split(seed)
+        config = _config(source, tmp_path / "r", num_train=100)
+        split = Experiment(config).split(seed)
+        return split.train, split.val
 
     train_set, val_set = sets(0)
     assert np.bincount(train_set.labels).tolist() == [9] * 10
@@ -366,8 +369,9 @@ def test_saying_what_would_be_taken_is_the_same_number(
     source: Path, tmp_path: Path
 ) -> None:
     def identity(**changes: Any) -> str:
-        run = TransferRun(_config(source, tmp_path / "r", **changes))
-        return row_identity(run.config, 0, run.source, run.splits, run.resolution)
+        found = Experiment(_config(source, tmp_path / "r", **changes))
+        known = found.source, found.splits, found.resolution
+        return row_identity(found.config, 0, *known)
 
     plain = identity()
     assert plain == identity(solver="lbfgs", arch="resnet8_cifar")

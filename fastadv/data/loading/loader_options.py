@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 
-from fastadv.data.config import AugmentName, OnBadImage
+from fastadv.data.config import OnBadImage
 from fastadv.data.loading.order import OrderOptions
 from fastadv.data.sets.image_set import Augment, ImageSet
 from fastadv.machine import ranks_on_this_machine, usable_cores
@@ -25,9 +25,10 @@ class LoaderOptions(OrderOptions):
 
     resolution: Annotated[int, AT_LEAST_1]
     """Side of the images delivered, in pixels; where a run changes it, the largest."""
-    augment: AugmentName = "auto"
+    augment: Literal["auto", "none", "crop_flip", "rrc", "utrera"] = "auto"
     """rrc: random resized crop and flip; crop_flip: reflect-padded crop and
-    flip; auto: what suits the set. Evaluation zooms by 256/224 with rrc."""
+    flip; utrera: see `loading.utrera`; auto: what suits the set. Evaluation zooms by
+    256/224 with rrc."""
     color_jitter: Annotated[float | None, Range(0, 1, "[]")] = 0.0
     """Brightness, contrast and saturation vary by this share in training; None: what
     the augmentation implies, 0.1 with rrc as published and else 0."""
