@@ -24,7 +24,7 @@ from fastadv.attacks.engine import (
 from fastadv.attacks.objectives import OBJECTIVES, Context
 from fastadv.errors import ConfigError, unknown_name
 from fastadv.kernels.arguments import memory_order
-from fastadv.kernels.reference import to_pixels
+from fastadv.kernels.pixels import to_pixels
 from fastadv.models.view import AttackView
 from fastadv.threat import ThreatModel
 
