@@ -16,7 +16,7 @@ from fastadv.data import (
     train_val_split,
 )
 from fastadv.data.dataset_options import dataset_options
-from fastadv.data.loading.options import Backend
+from fastadv.data.loading.loader_options import Backend
 from fastadv.errors import ConfigError
 from fastadv.runs.distributed import World
 from fastadv.training.config import TrainConfig

@@ -21,14 +21,14 @@ from typing import Any
 from fastadv.data import DatasetSplits, subset
 from fastadv.errors import ConfigError, DataError, FastadvError, Preempted
 from fastadv.models.source import Source, open_source
-from fastadv.results.table import ResultsTable
+from fastadv.results.legacy import LegacyTable
 from fastadv.runs.progress import Progress
 from fastadv.transfer.config import PUBLISHED_SIDE, TransferConfig
 from fastadv.transfer.engines import Ended, Engine
+from fastadv.transfer.freezing import choose_trained
 from fastadv.transfer.identity import row_identity
 from fastadv.transfer.recipe import one_seed_each
-from fastadv.transfer.target import held_out, open_target
-from fastadv.transfer.tuning import choose_trained
+from fastadv.transfer.target import hold_out, open_target
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ class Failure:
 
 def make_plan(
     configs: Sequence[TransferConfig],
-    table: ResultsTable,
+    table: LegacyTable,
     *,
     skip_missing: bool = False,
 ) -> Plan:
@@ -198,7 +198,7 @@ class _Opened:
             (config.dataset, train.fingerprint, part, config.holds_out),
             config.dataset,
             lambda: (
-                held_out(config, train, config.seeds[0])
+                hold_out(config, train, config.seeds[0])
                 if config.holds_out
                 else subset(train, config.num_train, config.seeds[0])
             ),
@@ -241,7 +241,7 @@ class _Described:
     computed again; but a report knows only what they say.
     """
 
-    def __init__(self, table: ResultsTable) -> None:
+    def __init__(self, table: LegacyTable) -> None:
         self._table = table
         self._rows: dict[str, dict[str, Any]] | None = None
         self._differing: Counter[str] = Counter()
@@ -278,7 +278,7 @@ class _Described:
 
 
 def run_sweep(
-    plan: Plan, engine: Engine, table: ResultsTable, *, retries: int = 2
+    plan: Plan, engine: Engine, table: LegacyTable, *, retries: int = 2
 ) -> list[Failure]:
     """Run a plan's tasks until each is finished or given up.
 

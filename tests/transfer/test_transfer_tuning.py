@@ -22,15 +22,12 @@ from fastadv.data import (
 )
 from fastadv.errors import ConfigError, DataError
 from fastadv.models import create_model
-from fastadv.transfer import TransferConfig, protocol, target, transfer
+from fastadv.transfer import TransferConfig, target, transfer
+from fastadv.transfer import tuned as module
+from fastadv.transfer.freezing import choose_trained, prepare_model
+from fastadv.transfer.procedure import Procedure
 from fastadv.transfer.protocol import TransferRun
-from fastadv.transfer.settings import Settings
-from fastadv.transfer.tuning import (
-    choose_trained,
-    fine_tune,
-    make_method,
-    prepare_model,
-)
+from fastadv.transfer.tuned import fine_tune, make_method
 
 # ---- what trains ----
 
@@ -70,8 +67,8 @@ def test_the_last_blocks_train_and_nothing_else(arch: str, k: int) -> None:
 @pytest.mark.parametrize("arch", ["mobilenet_v2", "shufflenet_v2_x1_0", "densenet121"])
 def test_an_update_moves_exactly_the_last_blocks(arch: str) -> None:
     images = open_dataset("digits").train
-    settings = Settings(epochs=1, batch_size=4)
-    model = prepare_model(create_model(arch, 3, seed=0), 10, 0, settings)
+    procedure = Procedure(epochs=1, batch_size=4)
+    model = prepare_model(create_model(arch, 3, seed=0), 10, 0, procedure)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     pixels = np.stack([images.load(i) for i in range(4)])
     few = ArraySet(pixels, images.labels[:4], images.classes, name="x", split="train")
@@ -81,7 +78,7 @@ def test_an_update_moves_exactly_the_last_blocks(arch: str) -> None:
         keep_vars=True
     ).values()} | {id(p) for p in model.head.parameters()}  # fmt: skip
     method = make_method(model, None, 32)
-    assert list(fine_tune(model, trained, loader, 0.1, settings, method, "x")) == [1]
+    assert list(fine_tune(model, trained, loader, 0.1, procedure, method, "x")) == [1]
     after = model.state_dict(keep_vars=True)
     moved = {k for k, v in after.items() if not torch.equal(v, before[k])}
     assert moved == {k for k, v in after.items() if id(v) in inside}
@@ -167,7 +164,7 @@ def test_selection_never_touches_the_test_images(
         log.append("tuned")
 
     monkeypatch.setattr(ArraySet, "load", loading)
-    monkeypatch.setattr(protocol, "fine_tune", tuning)
+    monkeypatch.setattr(module, "fine_tune", tuning)
     config = tuning_config(source_file(tmp_path), lrs=(0.05, 0.01))
     transfer(config)
     last = len(log) - log[::-1].index("tuned")

@@ -88,10 +88,10 @@ def _fetch(address: str, target: Path) -> None:
         if announced is not None and size != int(announced):
             raise OSError(f"{size} of {announced} bytes came")
         os.replace(temporary, target)
-    except (OSError, http.client.HTTPException, ValueError) as err:
+    except (OSError, http.client.HTTPException, ValueError) as error:
         raise DataError(
-            f"cannot fetch {address}: {err}; check the address and the network, and run "
+            f"cannot fetch {address}: {error}; check the address and the network, and run "
             "the command again: files already fetched are kept"
-        ) from err
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)

@@ -27,7 +27,7 @@ from miniatures import (
 from PIL import Image
 
 from fastadv.data import open_dataset
-from fastadv.data.opening import native_resolution
+from fastadv.data.opening.by_name import native_resolution
 from fastadv.data.sets.catalog import CATALOG
 from fastadv.errors import ConfigError, DataError
 

@@ -1,7 +1,7 @@
 """Readers of the published transfer sets, in the layouts they are distributed in.
 
 A reader lists the images of both splits per class, as paths below its folder; opening
-them and checking that they exist is done once, in `open_published`. Class names come
+them and checking that they exist is done once, in `open_official`. Class names come
 from the data set's own lists and are sorted bytewise. Nothing is written.
 Not here: which layouts a name may have, and where they are looked for (`catalog`).
 """
@@ -21,15 +21,15 @@ from fastadv.data.sets.folders import (
     IMAGE_SUFFIXES,
     FolderSet,
     Members,
+    abridged,
     agreed_classes,
-    some,
 )
 from fastadv.errors import ConfigError, DataError
 
 Lister = Callable[..., tuple[Members, Members]]
 
 
-def open_published(
+def open_official(
     name: str, folder: Path, lister: Lister, **options: Any
 ) -> tuple[FolderSet, FolderSet]:
     """Open both splits of a published set.
@@ -46,16 +46,16 @@ def open_published(
     """
     try:
         train, test = lister(folder, **options)
-    except OSError as err:
+    except OSError as error:
         raise DataError(
-            f"{name}: cannot read {err.filename}: {err.strerror or err}; unpack the "
+            f"{name}: cannot read {error.filename}: {error.strerror or error}; unpack the "
             "original archive again"
-        ) from err
-    except (ValueError, KeyError, IndexError, TypeError) as err:
+        ) from error
+    except (ValueError, KeyError, IndexError, TypeError) as error:
         raise DataError(
-            f"{name}: the lists in {folder} are not as published ({err}); unpack the "
+            f"{name}: the lists in {folder} are not as published ({error}); unpack the "
             "original archive again"
-        ) from err
+        ) from error
     for split, members in (("train", train), ("test", test)):
         _check_files(f"{name}/{split}", folder, members)
     classes = agreed_classes(train, test, f"{name} in {folder}", "test")
@@ -78,7 +78,7 @@ def _check_files(what: str, folder: Path, members: Members) -> None:
     if missing := [path for path in paths if path not in present]:
         raise DataError(
             f"{what}: {len(missing)} of the {len(paths)} images listed are not in "
-            f"{folder}: {some(missing, 3)}; unpack the original archive again"
+            f"{folder}: {abridged(missing, 3)}; unpack the original archive again"
         )
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from fastadv.data.decoding import BadImage
 from fastadv.data.files.remote import fetch_hint
-from fastadv.data.sets.base import Damage, FileSet, ImageSet, option_hint
+from fastadv.data.sets.image_set import Damage, FileSet, ImageSet, option_hint
 from fastadv.errors import ConfigError, DataError, unknown_name
 from fastadv.files import fastadv_cache_dir
 
@@ -97,8 +97,8 @@ def map_arrow(file: Path) -> pa.Table:
             return pa.ipc.open_file(source).read_all()
         source.seek(0)
         return pa.ipc.open_stream(source).read_all()
-    except (pa.ArrowException, OSError) as err:
-        raise DataError(f"cannot read {file} as an Arrow file: {err}") from err
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"cannot read {file} as an Arrow file: {error}") from error
 
 
 def open_columns(
@@ -128,10 +128,10 @@ def open_columns(
         for file in files:
             try:
                 tables.setdefault(split, []).append((file, *_opened(file)))
-            except DataError as err:
+            except DataError as error:
                 if damage is None:
                     raise
-                damage.append((str(file), str(err)))
+                damage.append((str(file), str(error)))
     tables = {split: parts for split, parts in tables.items() if parts}
     if not tables:
         raise DataError(f"{name}: none of its files can be read")
@@ -183,8 +183,8 @@ def _converted(file: Path) -> Path:
             for batch in source.iter_batches(batch_size=_ROWS):
                 writer.write_batch(batch)
         os.replace(temporary, target)
-    except (pa.ArrowException, OSError) as err:
-        raise DataError(f"cannot read {file} as a Parquet file: {err}") from err
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"cannot read {file} as a Parquet file: {error}") from error
     finally:
         temporary.unlink(missing_ok=True)
     return target
@@ -254,8 +254,8 @@ class HubSet(FileSet):
             return bytes(value["bytes"])
         try:
             return Path(value["path"]).read_bytes()
-        except (OSError, TypeError) as err:
-            raise BadImage(self.describe(index), f"no image bytes ({err})") from err
+        except (OSError, TypeError) as error:
+            raise BadImage(self.describe(index), f"no image bytes ({error})") from error
 
     def sizes(self) -> list[int]:
         """Return 0 for every image: `fingerprint` has the package's own key instead."""
@@ -292,11 +292,11 @@ def open_hub(
     """
     try:
         import datasets
-    except ImportError as err:
+    except ImportError as error:
         raise ConfigError(
             f"hf:{name} needs the datasets package: pip install 'fastadv[hub]'. A folder "
             "of its Parquet files opens without"
-        ) from err
+        ) from error
     from fastadv.data.files.records import resolve_labels
 
     local = None if download else datasets.DownloadConfig(local_files_only=True)
@@ -304,9 +304,9 @@ def open_hub(
     datasets.config.HF_HUB_OFFLINE = offline or not download
     try:
         opened = datasets.load_dataset(name, config, download_config=local)
-    except Exception as err:  # whatever the hub, the network and the cache raise
+    except Exception as error:  # whatever the hub, the network and the cache raise
         hint = "" if download else f"; {fetch_hint(f'hf:{name}')}"
-        raise DataError(f"cannot open hf:{name}: {err}{hint}") from err
+        raise DataError(f"cannot open hf:{name}: {error}{hint}") from error
     finally:
         datasets.config.HF_HUB_OFFLINE = offline
     features = next(iter(opened.values())).features

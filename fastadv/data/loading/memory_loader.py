@@ -17,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 
 from fastadv.data.decoding import BadImage
-from fastadv.data.loading.choice import MEMORY_SHARE
 from fastadv.data.loading.geometry import (
     Boxes,
     box_table,
@@ -27,13 +26,14 @@ from fastadv.data.loading.geometry import (
     resized_crop_boxes,
 )
 from fastadv.data.loading.loader import (
+    MEMORY_SHARE,
     Loader,
     no_readable_image,
     replacements,
     storage_side,
 )
-from fastadv.data.loading.options import Backend, LoaderOptions
-from fastadv.data.sets.base import ImageSet
+from fastadv.data.loading.loader_options import Backend, LoaderOptions
+from fastadv.data.sets.image_set import ImageSet
 from fastadv.kernels.crops import resized_crops
 
 _DECODE_CHUNK = 64  # images per task: small ones cost less than scheduling them
@@ -75,10 +75,10 @@ class MemoryLoader(Loader):
             for i in chunk:
                 try:
                     image = self.imageset.load(i)
-                except BadImage as err:
+                except BadImage as error:
                     if self.options.on_bad_image == "fail":
                         raise
-                    bad.append((i, err))
+                    bad.append((i, error))
                 else:
                     store[i] = resize_center_crop(image, shorter, side)
             return bad
@@ -98,7 +98,7 @@ class MemoryLoader(Loader):
             for chunk, failed in zip(chunks, pool.map(decode, chunks), strict=True):
                 bad.update(failed)
                 bar.update(len(chunk))
-        self._note_bad([(err.name, err.reason) for err in bad.values()])
+        self._note_bad([(error.name, error.reason) for error in bad.values()])
         for i in bad:
             others = replacements(self.imageset, i, self.options.seed)
             other = next((r for r in others if r not in bad), None)

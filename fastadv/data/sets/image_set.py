@@ -23,12 +23,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fastadv.data.decoding import decode_rgb
+from fastadv.data.decoding import BadImage, decode_rgb
 from fastadv.errors import DataError
 
-Augment = Literal["none", "crop_flip", "rrc"]
+Augment = Literal["none", "crop_flip", "rrc", "utrera"]
 Metric = Literal["top1", "mean_per_class"]
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 _opening = threading.Lock()
 
 
@@ -68,6 +68,18 @@ class ImageSet(ABC):
     @abstractmethod
     def fingerprint(self) -> str:
         """A cheap key of the content, hex; equal sets have equal keys."""
+
+    def content_hash(self) -> str:
+        """Hash the images themselves, their order and labels: 64 hexadecimal digits.
+
+        Encoded images are read, not decoded; `fingerprint` trusts their names and sizes.
+        """
+        return self.part_hash(self, np.arange(len(self)))
+
+    def part_hash(self, part: ImageSet, positions: NDArray[np.int64]) -> str:
+        """Return the `content_hash` of `part`, the images at `positions` of this set."""
+        # In memory or drawn: the fingerprint covers all pixels, or all parameters.
+        return hashlib.sha256(part.fingerprint.encode()).hexdigest()
 
     def describe(self, index: int) -> str:
         """Return what to call image `index` in a message."""
@@ -173,6 +185,18 @@ class FileSet(ImageSet):
     @abstractmethod
     def read(self, index: int) -> bytes:
         """Return the encoded bytes of image `index`; BadImage on failure."""
+
+    def part_hash(self, part: ImageSet, positions: NDArray[np.int64]) -> str:
+        """Return the `content_hash` of `part`, the images at `positions` of this set."""
+        digest = hashlib.sha256()
+        for index in positions.tolist():
+            try:
+                data = self.read(index)
+            except BadImage as error:
+                data = f"bad: {error.reason}".encode()
+            digest.update(len(data).to_bytes(8, "little") + data)
+        digest.update(part.labels.tobytes())
+        return digest.hexdigest()
 
     @abstractmethod
     def sizes(self) -> Sequence[int]:
@@ -290,7 +314,7 @@ def check_classes(
             f"{part.split}: {listed}"
         )
         if part is held and not strict:
-            _log.warning("%s: %s", part.name, what)
+            log.warning("%s: %s", part.name, what)
         elif damage is not None:
             damage.append((f"{part.name}/{part.split}", what))
         else:

@@ -16,10 +16,10 @@ from typing import Any, get_args, get_type_hints
 
 from fastadv.data.decoding import BadImage
 from fastadv.data.files.patterns import looks_like_a_path
-from fastadv.data.paths import open_path
+from fastadv.data.opening.by_path import open_path
 from fastadv.data.sets import arrays
-from fastadv.data.sets.base import Damage, DatasetSplits
 from fastadv.data.sets.catalog import CATALOG, default_root, open_entry
+from fastadv.data.sets.image_set import Damage, DatasetSplits
 from fastadv.data.sets.shapetex import RESOLUTIONS, ShapeTex
 from fastadv.errors import ConfigError, DataError, unknown_name
 
@@ -36,7 +36,7 @@ _HUB = "hf:"
 
 def dataset_names() -> tuple[str, ...]:
     """Return the names `open_dataset` knows; any path works besides."""
-    return tuple(sorted({*MADE, *CATALOG}))
+    return tuple(sorted({*BUILT_IN, *CATALOG}))
 
 
 def open_dataset(
@@ -79,8 +79,8 @@ def open_dataset(
         (1297, 500)
     """
     name = os.fspath(name_or_path)
-    if name in MADE:
-        return MADE[name](resolution, **_checked(name, options))
+    if name in BUILT_IN:
+        return BUILT_IN[name](resolution, **_checked(name, options))
     if name in CATALOG:
         options = _checked(name, options)
         root = options.pop("root", None)
@@ -134,8 +134,8 @@ def option_names(name: str) -> list[str]:
 
 def _openers(name: str) -> list[Callable[..., Any]]:
     """Return the functions whose keywords are the options of a data set."""
-    if name in MADE:
-        return [MADE[name]]
+    if name in BUILT_IN:
+        return [BUILT_IN[name]]
     if name in CATALOG:
         layouts = CATALOG[name].layouts
         return [_rooted, *(layout.lister or layout.read for layout in layouts)]
@@ -191,8 +191,8 @@ def _open_hub(
     holdout: float = 0.1,
     strict: bool = True,
 ) -> DatasetSplits:
-    from fastadv.data.files.columns import open_hub
-    from fastadv.data.paths import pair_splits
+    from fastadv.data.files.parquet import open_hub
+    from fastadv.data.opening.by_path import pair_splits
 
     sets = open_hub(
         name,
@@ -234,7 +234,7 @@ def _open_digits(resolution: int) -> DatasetSplits:
 
 
 # Sets that need no files.
-MADE: dict[str, Callable[..., DatasetSplits]] = {
+BUILT_IN: dict[str, Callable[..., DatasetSplits]] = {
     "digits": _open_digits,
     "shapetex": _open_shapetex("shape"),
     "shapetex_texture": _open_shapetex("texture"),

@@ -34,13 +34,13 @@ from fastadv.data.loading.geometry import (
     scaled_size,
 )
 from fastadv.data.loading.loader import Loader, augmentation_draws
-from fastadv.data.loading.options import Backend, LoaderOptions
-from fastadv.data.loading.streaming import Decoder
-from fastadv.data.sets.base import FileSet, ImageSet
-from fastadv.data.sets.subsets import Subset
+from fastadv.data.loading.loader_options import Backend, LoaderOptions
+from fastadv.data.loading.torchvision_loader import Decoder
+from fastadv.data.sets.image_set import ImageSet
+from fastadv.data.sets.subsets import files_and_positions
 from fastadv.errors import ConfigError
 
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 _AHEAD = 2  # batches being read, and as many being decoded, before they are asked for
 # Device and pinned host memory that a decoding thread has from the start, in bytes: what
@@ -59,7 +59,7 @@ class DALILoader(Loader):
 
     def __init__(self, imageset: ImageSet, options: LoaderOptions) -> None:
         super().__init__(imageset, options)
-        found = _files(imageset)
+        found = files_and_positions(imageset)
         reason = declined_reason(imageset, options.device)
         if reason is not None or found is None:
             raise ConfigError(
@@ -181,8 +181,8 @@ class DALILoader(Loader):
             self._pipeline.release_outputs()
         # What DALI cannot decode after all ends its pipeline. Ours says which it is, and
         # what to do about it.
-        except RuntimeError as err:
-            _log.debug("DALI gave up a batch: %s", err)
+        except RuntimeError as error:
+            log.debug("DALI gave up a batch: %s", error)
             requests = [(epoch, side, int(i)) for i in fed.indices]
             prepared = self._decoder.prepared(requests)
             fed.bad[:] = prepared.bad
@@ -214,7 +214,7 @@ class _Fed:
 
 def declined_reason(imageset: ImageSet, device: str | torch.device) -> str | None:
     """Return why DALI cannot serve this set on this device, or None."""
-    if _files(imageset) is None:
+    if files_and_positions(imageset) is None:
         return f"{imageset.name}/{imageset.split} is not a set of encoded files"
     device = torch.device(device)
     if device.type not in ("cpu", "cuda"):
@@ -240,27 +240,18 @@ def _probe(device: torch.device) -> str | None:
         pipeline.schedule_run()
         pipeline.share_outputs()
         pipeline.release_outputs()
-    except ImportError as err:
+    except ImportError as error:
         return (
-            f"nvidia.dali does not import ({err}); pip install 'fastadv[dali-cuda130]', "
+            f"nvidia.dali does not import ({error}); pip install 'fastadv[dali-cuda130]', "
             "or with CUDA 12 'fastadv[dali-cuda120]'"
         )
-    except (OSError, RuntimeError, AttributeError, TypeError) as err:
-        first = str(err).strip().partition("\n")[0] or type(err).__name__
+    except (OSError, RuntimeError, AttributeError, TypeError) as error:
+        first = str(error).strip().partition("\n")[0] or type(error).__name__
         return (
             f"this nvidia.dali does not work on {device} ({first}); install the build "
             f"for the CUDA of torch ({torch.version.cuda or 'none'}) and the driver"
         )
     return None
-
-
-def _files(imageset: ImageSet) -> tuple[FileSet, NDArray[np.int64]] | None:
-    """Return the set of files below subsets, and where in it each image lies."""
-    positions = np.arange(len(imageset))
-    while isinstance(imageset, Subset):
-        positions = imageset.indices[positions]
-        imageset = imageset.base
-    return (imageset, positions) if isinstance(imageset, FileSet) else None
 
 
 # Stands in the pipeline for an image that DALI does not decode.

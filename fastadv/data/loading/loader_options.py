@@ -1,4 +1,4 @@
-"""What a loader is asked for: the keywords of `make_loader`, checked."""
+"""The options of a loader, which are the keywords of `make_loader`, and their checks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Literal, get_args
 
 import torch
 
-from fastadv.data.sets.base import Augment
+from fastadv.data.loading.order import OrderOptions
+from fastadv.data.sets.image_set import Augment, ImageSet
 from fastadv.errors import ConfigError, unknown_name
 from fastadv.machine import ranks_on_this_machine, usable_cores
 
@@ -17,24 +18,19 @@ OnBadImage = Literal["skip", "fail"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoaderOptions:
+class LoaderOptions(OrderOptions):
     """How to make batches of an image set; the keywords of `make_loader`.
 
     Raises:
         ConfigError: A value that cannot work.
     """
 
-    batch_size: int
-    """Images per batch and rank."""
     resolution: int
-    """Side of the images delivered, pixels; of the largest, where a run changes it."""
-    train: bool
-    """Shuffle and augment; otherwise the set's order and a centre crop."""
-    seed: int = 0
-    """Chooses order, crops and flips."""
-    augment: Literal["auto", "none", "crop_flip", "rrc"] = "auto"
+    """Side of the images delivered, in pixels; where a run changes it, the largest."""
+    augment: Literal["auto", "none", "crop_flip", "rrc", "utrera"] = "auto"
     """rrc: random resized crop and flip; crop_flip: reflect-padded crop and
-    flip; auto: what suits the set. Evaluation zooms by 256/224 with rrc."""
+    flip; utrera: see `loading.utrera`; auto: what suits the set. Evaluation zooms by
+    256/224 with rrc."""
     color_jitter: float | None = 0.0
     """Brightness, contrast and saturation vary by this share in training; None: what
     the augmentation implies, 0.1 with rrc as published and else 0."""
@@ -43,12 +39,6 @@ class LoaderOptions:
     ImageNet's colours; None: 0.05 with rrc as published and else 0."""
     device: str | torch.device = "cpu"
     """Where batches are put."""
-    rank: int = 0
-    """This process among `world_size`."""
-    world_size: int = 1
-    """Number of processes sharing one epoch."""
-    drop_last: bool = False
-    """Leave out a last batch that is not full."""
     on_bad_image: OnBadImage = "skip"
     """skip: count, name and replace by an image of the same class; fail."""
     workers: int | None = None
@@ -57,16 +47,9 @@ class LoaderOptions:
     most 8."""
 
     def __post_init__(self) -> None:
-        for name, least in (("batch_size", 1), ("resolution", 1), ("world_size", 1)):
-            if getattr(self, name) < least:
-                raise ConfigError(
-                    f"{name}={getattr(self, name)}; use {name} >= {least}"
-                )
-        if not 0 <= self.rank < self.world_size:
-            raise ConfigError(
-                f"rank={self.rank} is outside [0, {self.world_size}) for "
-                f"world_size={self.world_size}"
-            )
+        super().__post_init__()
+        if self.resolution < 1:
+            raise ConfigError(f"resolution={self.resolution}; use resolution >= 1")
         if self.color_jitter is not None and not 0 <= self.color_jitter <= 1:
             raise ConfigError(
                 f"color_jitter={self.color_jitter} is outside [0, 1]; 0.1 is published"
@@ -84,6 +67,10 @@ class LoaderOptions:
             raise ConfigError(
                 unknown_name("on_bad_image", self.on_bad_image, get_args(OnBadImage))
             )
+
+    def augment_of(self, images: ImageSet) -> Augment:
+        """Return the augmentation of a set: its own default where this is `"auto"`."""
+        return images.augment_default if self.augment == "auto" else self.augment
 
     @property
     def worker_count(self) -> int:

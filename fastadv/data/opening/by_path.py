@@ -25,7 +25,8 @@ from fastadv.data.files.patterns import (
     is_pattern,
     names_file,
 )
-from fastadv.data.sets.base import (
+from fastadv.data.sets.folders import EVAL_FOLDERS, open_folder, open_zip
+from fastadv.data.sets.image_set import (
     Damage,
     DatasetSplits,
     ImageSet,
@@ -33,11 +34,10 @@ from fastadv.data.sets.base import (
     check_classes,
     option_hint,
 )
-from fastadv.data.sets.folders import EVAL_FOLDERS, open_folder, open_zip
 from fastadv.data.sets.subsets import train_val_split
 from fastadv.errors import ConfigError, DataError, unknown_name
 
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 # What the transfer literature reports; everything else is top-1.
 _MEAN_PER_CLASS = ("aircraft", "caltech", "flowers", "oxford_pets", "pets")
@@ -202,7 +202,7 @@ def _open_recordio(
 def _open_columns(
     name: str, groups: Groups, columns: Columns, damage: Damage | None
 ) -> dict[str, ImageSet]:
-    from fastadv.data.files.columns import open_columns
+    from fastadv.data.files.parquet import open_columns
 
     return open_columns(name, groups, damage=damage, **columns)
 
@@ -265,7 +265,7 @@ def pair_splits(
         return pair
     (only,) = sets.values()
     check_classes(only, None, damage=damage)
-    _log.warning(
+    log.warning(
         "%s has one split only (%d images): %g of it, stratified, with seed 0, is held "
         "out for evaluation. Name files of both splits in one pattern, like "
         "{train,val}-*.tar, or give %s; another share by holdout",
@@ -285,7 +285,7 @@ def _by_split(files: Sequence[Path]) -> Groups:
     # Without a training split, the first is the only one there is.
     order = [s for s in ("train", "", *EVAL_FOLDERS) if s in groups]
     if order[2:]:
-        _log.warning("evaluating on %s; %s ignored", order[1] or "the rest", order[2:])
+        log.warning("evaluating on %s; %s ignored", order[1] or "the rest", order[2:])
     return {split: groups[split] for split in order[:2]}
 
 

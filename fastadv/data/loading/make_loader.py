@@ -1,7 +1,8 @@
-"""Which loader serves an image set: `make_loader`.
+"""The choice of a loader for an image set: `make_loader`.
 
-`auto` looks at memory, at whether the set is of files, and at the device. Not here: what
-the loaders do (`loaders`, `memory`, `streaming`, `dali`).
+`auto` looks at the memory that is free, at whether the images are files, and at the
+device. Not here: what the loaders do (`memory_loader`, `torchvision_loader`,
+`dali_loader`).
 """
 
 from __future__ import annotations
@@ -13,15 +14,14 @@ from typing import Any, get_args
 import torch
 
 from fastadv.data.decoding import BadImage
-from fastadv.data.loading.loader import Loader, storage_side
-from fastadv.data.loading.options import Backend, LoaderOptions
-from fastadv.data.sets.base import Augment, ImageSet
+from fastadv.data.loading.loader import MEMORY_SHARE, Loader, storage_side
+from fastadv.data.loading.loader_options import Backend, LoaderOptions
+from fastadv.data.sets.image_set import Augment, ImageSet
 from fastadv.errors import ConfigError, unknown_name
 from fastadv.machine import available_memory, ranks_on_this_machine
 
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
-MEMORY_SHARE = 0.25  # of what is available: the model and its attack need the rest
 _PEEKED = 64  # images looked at to learn whether a set is square
 
 
@@ -54,20 +54,24 @@ def make_loader(
     if backend not in get_args(Backend):
         raise ConfigError(unknown_name("loader backend", backend, get_args(Backend)))
     chosen = LoaderOptions(**options)
+    if backend not in ("auto", "torchvision") and _only_streamed(chosen):
+        raise ConfigError(
+            f"the {backend} loader cannot augment as utrera; use torchvision, or auto"
+        )
     if backend == "auto":
         backend = choose_backend(imageset, chosen)
     elif backend == "dali":
         # A run may go on where DALI is not: on another node, after an update of CUDA.
         backend = _dali_or_not(imageset, chosen)
     if backend == "memory":
-        from fastadv.data.loading.memory import MemoryLoader
+        from fastadv.data.loading.memory_loader import MemoryLoader
 
         return MemoryLoader(imageset, chosen)
     if backend == "dali":
-        from fastadv.data.loading.dali import DALILoader
+        from fastadv.data.loading.dali_loader import DALILoader
 
         return DALILoader(imageset, chosen)
-    from fastadv.data.loading.streaming import TorchvisionLoader
+    from fastadv.data.loading.torchvision_loader import TorchvisionLoader
 
     return TorchvisionLoader(imageset, chosen)
 
@@ -78,9 +82,12 @@ def choose_backend(imageset: ImageSet, options: LoaderOptions) -> Backend:
     Memory if the set takes at most a quarter of what is available, and if keeping
     square images loses nothing: random resized crops of images that are not square
     reach their borders only when decoded anew. Otherwise DALI on CUDA, where it decodes
-    on the device, if it can run; its absence is logged once.
+    on the device, if it can run; its absence is logged once. Training images augmented as
+    by Utrera et al. are always decoded by torchvision.
     """
-    augment = imageset.augment_default if options.augment == "auto" else options.augment
+    if _only_streamed(options):
+        return "torchvision"
+    augment = options.augment_of(imageset)
     cropped = options.train and augment == "rrc"
     if _fits(imageset, options, augment) and (not cropped or _looks_square(imageset)):
         return "memory"
@@ -89,8 +96,13 @@ def choose_backend(imageset: ImageSet, options: LoaderOptions) -> Backend:
     return "torchvision"
 
 
+def _only_streamed(options: LoaderOptions) -> bool:
+    """Whether only torchvision augments so: by transforms of single Pillow images."""
+    return options.train and options.augment == "utrera"
+
+
 def _dali_or_not(imageset: ImageSet, options: LoaderOptions) -> Backend:
-    from fastadv.data.loading.dali import declined_reason
+    from fastadv.data.loading.dali_loader import declined_reason
 
     reason = declined_reason(imageset, options.device)
     if reason is None:
@@ -101,7 +113,7 @@ def _dali_or_not(imageset: ImageSet, options: LoaderOptions) -> Backend:
 
 @functools.cache
 def _say_once(reason: str) -> None:
-    _log.warning("images are decoded by torchvision, not by DALI: %s", reason)
+    log.warning("images are decoded by torchvision, not by DALI: %s", reason)
 
 
 def _looks_square(imageset: ImageSet) -> bool:

@@ -27,8 +27,9 @@ from fastadv.data.loading.geometry import (
     resized_crop_boxes,
 )
 from fastadv.data.loading.loader import Loader, augmentation_draws, load_or_replace
-from fastadv.data.loading.options import Backend, LoaderOptions
-from fastadv.data.sets.base import Augment, ImageSet
+from fastadv.data.loading.loader_options import Backend, LoaderOptions
+from fastadv.data.loading.utrera import augment_utrera
+from fastadv.data.sets.image_set import Augment, ImageSet
 from fastadv.errors import DataError
 
 Request = tuple[int, int, int]  # (epoch, side, index)
@@ -45,7 +46,6 @@ class TorchvisionLoader(Loader):
     """Batches decoded on the fly; see `Loader`."""
 
     backend: Backend = "torchvision"
-    decoder: type[Decoder]  # set below: a published augmentation has its own
 
     def __init__(self, imageset: ImageSet, options: LoaderOptions) -> None:
         super().__init__(imageset, options)
@@ -53,7 +53,7 @@ class TorchvisionLoader(Loader):
         self._requests = _Requests()
         workers = options.worker_count
         self._loader: DataLoader[Prepared | DataError] = DataLoader(
-            self.decoder(imageset, options, self.augment),
+            Decoder(imageset, options, self.augment),
             batch_sampler=self._requests,
             num_workers=workers,
             collate_fn=_unchanged,
@@ -80,14 +80,14 @@ class TorchvisionLoader(Loader):
             try:
                 prepared = next(batches, None)
             # What it left in its pipe is one of many errors; torch's own names it.
-            except (RuntimeError, OSError, EOFError) as err:
+            except (RuntimeError, OSError, EOFError) as error:
                 lost = self._lost_worker()
                 if lost is None:
                     raise
                 raise DataError(
                     f"decoding process {lost}: those that are killed mostly ran out of "
                     "memory; use fewer workers or a smaller batch_size, and resume"
-                ) from err
+                ) from error
             if prepared is None:
                 return
             if isinstance(prepared, DataError):
@@ -194,8 +194,8 @@ class Decoder(Dataset[Prepared | DataError]):
         # its message alone and lose the type.
         try:
             return self.prepared(requests)
-        except DataError as err:
-            return err
+        except DataError as error:
+            return error
 
     def prepared(self, requests: list[Request]) -> Prepared:
         """Decode and cut out the images asked for, all of one side."""
@@ -215,14 +215,13 @@ class Decoder(Dataset[Prepared | DataError]):
         full = self.options.resolution
         if not self.options.train:
             return resize_center_crop(image, *plain_geometry(self.augment, full))
+        if self.augment == "utrera":
+            return augment_utrera(image, side, self.options.seed, epoch, index)
         if self.augment != "rrc":
             return resize_center_crop(image, full, full)
         draws = augmentation_draws(self.options.seed, epoch, np.array([index]))
         height, width = (np.array([size]) for size in image.shape[:2])
         return resized_crop(image, resized_crop_boxes(draws, height, width), side)
-
-
-TorchvisionLoader.decoder = Decoder
 
 
 def _unchanged(prepared: Any) -> Any:
