@@ -20,7 +20,7 @@ from fastadv.training.config import CompileName, NormName, Pixels
 if TYPE_CHECKING:
     from fastadv.attacks import Attack
     from fastadv.data import Batch, DatasetSplits, Loader
-    from fastadv.evaluation.evaluate import Evaluation
+    from fastadv.evaluation.accuracy import Evaluation
     from fastadv.models.source import Source
 
 PROG = "fastadv-eval"
