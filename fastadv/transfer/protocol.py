@@ -14,7 +14,7 @@ from fastadv.environment import provenance
 from fastadv.errors import FastadvError
 from fastadv.evaluation.evaluate import evaluate
 from fastadv.kernels import use_backend
-from fastadv.results.table import ResultsTable
+from fastadv.results.legacy import LegacyTable
 from fastadv.transfer import fixed, tuned
 from fastadv.transfer.config import TransferConfig
 from fastadv.transfer.experiment import Experiment, Fitted, SeedSplit
@@ -38,11 +38,11 @@ class TransferRun:
     """
 
     def __init__(
-        self, config: TransferConfig, table: ResultsTable | None = None
+        self, config: TransferConfig, table: LegacyTable | None = None
     ) -> None:
         self.config = config
         self.experiment = Experiment(config)
-        self.table = table or ResultsTable(config.results)
+        self.table = table or LegacyTable(config.results)
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Run every seed; each row is in the table before it is yielded."""

@@ -21,7 +21,7 @@ from typing import Any
 from fastadv.data import DatasetSplits, subset
 from fastadv.errors import ConfigError, DataError, FastadvError, Preempted
 from fastadv.models.source import Source, open_source
-from fastadv.results.table import ResultsTable
+from fastadv.results.legacy import LegacyTable
 from fastadv.runs.progress import Progress
 from fastadv.transfer.config import PUBLISHED_SIDE, TransferConfig
 from fastadv.transfer.engines import Ended, Engine
@@ -102,7 +102,7 @@ class Failure:
 
 def make_plan(
     configs: Sequence[TransferConfig],
-    table: ResultsTable,
+    table: LegacyTable,
     *,
     skip_missing: bool = False,
 ) -> Plan:
@@ -241,7 +241,7 @@ class _Described:
     computed again; but a report knows only what they say.
     """
 
-    def __init__(self, table: ResultsTable) -> None:
+    def __init__(self, table: LegacyTable) -> None:
         self._table = table
         self._rows: dict[str, dict[str, Any]] | None = None
         self._differing: Counter[str] = Counter()
@@ -278,7 +278,7 @@ class _Described:
 
 
 def run_sweep(
-    plan: Plan, engine: Engine, table: ResultsTable, *, retries: int = 2
+    plan: Plan, engine: Engine, table: LegacyTable, *, retries: int = 2
 ) -> list[Failure]:
     """Run a plan's tasks until each is finished or given up.
 
