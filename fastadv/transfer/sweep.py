@@ -21,6 +21,7 @@ from typing import Any
 from fastadv.data import DatasetSplits, subset
 from fastadv.errors import ConfigError, DataError, FastadvError, Preempted
 from fastadv.models.source import Source, open_source
+from fastadv.ranges import ordered_fields
 from fastadv.results.legacy import LegacyTable
 from fastadv.runs.progress import Progress
 from fastadv.transfer.config import PUBLISHED_SIDE, TransferConfig
@@ -64,7 +65,7 @@ class Task:
         words = [config.name or Path(config.source).name, config.dataset, config.mode]
         changed = [
             f"{field.name}={value}"
-            for field in dataclasses.fields(TransferConfig)
+            for field in ordered_fields(TransferConfig)
             if field.name not in _IN_WORDS
             and (value := getattr(config, field.name)) != field.default
         ]
