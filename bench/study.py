@@ -21,7 +21,7 @@ from harness import Results
 from fastadv.files import file_sha256
 from fastadv.reporting import training_curves
 from fastadv.reporting.transfer.cells import make_cells
-from fastadv.transfer import ResultsTable
+from fastadv.transfer import LegacyTable
 
 PAGES = Path(__file__).parents[1] / "docs" / "studies"
 
@@ -75,13 +75,13 @@ def pretraining(results: Results, runs: Path) -> dict[str, list[dict[str, Any]]]
 
 def transfer(results: Results, table: Path) -> None:
     """Means and standard deviations over seeds, of the experiments of the report."""
-    for cell in make_cells(ResultsTable(table).rows()):
+    for cell in make_cells(LegacyTable(table).rows()):
         accuracies = list(cell.values.values())
         results.add(
             what="transfer",
-            **asdict(cell.setting),
-            target=cell.setting.target,
-            trains=cell.setting.trains,
+            **asdict(cell.condition),
+            target=cell.condition.target,
+            trains=cell.condition.trains,
             source=cell.source,
             source_eps=None if cell.threat is None else cell.threat[1],
             num_pool=cell.n,

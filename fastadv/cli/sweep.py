@@ -64,7 +64,7 @@ def body(argv: list[str]) -> None:
     """Parse, plan, run, and say what came out."""
     command = common.parse(SweepCommand, argv, PROG)
 
-    from fastadv.results.table import ResultsTable
+    from fastadv.results.legacy import LegacyTable
     from fastadv.transfer.engines import make_engine
     from fastadv.transfer.recipe import read_recipe
     from fastadv.transfer.sweep import make_plan, run_sweep
@@ -76,7 +76,7 @@ def body(argv: list[str]) -> None:
     # Absolute: workers need not share the working directory.
     [folder] = results
     configs = [dataclasses.replace(config, results=folder) for config in configs]
-    table = ResultsTable(configs[0].results, once=True)
+    table = LegacyTable(configs[0].results, once=True)
     plan = make_plan(configs, table, skip_missing=command.skip_missing)
     _announce(plan, command)
     if command.dry_run:

@@ -106,7 +106,7 @@ def make_engine(
 def run_task(config: TransferConfig) -> Ended:
     """Compute a task's rows into the table at `config.results`."""
     # Not at the top: a sweep's `--help` imports no torch.
-    from fastadv.results.table import ResultsTable
+    from fastadv.results.legacy import LegacyTable
     from fastadv.transfer.protocol import TransferRun
 
     try:
@@ -115,7 +115,7 @@ def run_task(config: TransferConfig) -> Ended:
                 f"{socket.gethostname()} does not see the results folder "
                 f"{config.results}; every worker needs it, e.g. on a shared file system"
             )
-        for _ in TransferRun(config, ResultsTable(config.results, once=True)).rows():
+        for _ in TransferRun(config, LegacyTable(config.results, once=True)).rows():
             pass
     except (FastadvError, ValueError, TypeError) as error:
         return Ended(config, str(error))

@@ -21,14 +21,15 @@ from typing import Any
 from fastadv.data import DatasetSplits, subset
 from fastadv.errors import ConfigError, DataError, FastadvError, Preempted
 from fastadv.models.source import Source, open_source
-from fastadv.results.table import ResultsTable
-from fastadv.runs.progress import Progress
+from fastadv.progress import Progress
+from fastadv.ranges import ordered_fields
+from fastadv.results.legacy import LegacyTable
 from fastadv.transfer.config import PUBLISHED_SIDE, TransferConfig
 from fastadv.transfer.engines import Ended, Engine
+from fastadv.transfer.freezing import choose_trained
 from fastadv.transfer.identity import row_identity
 from fastadv.transfer.recipe import one_seed_each
-from fastadv.transfer.target import held_out, open_target
-from fastadv.transfer.tuning import choose_trained
+from fastadv.transfer.target import hold_out, open_target
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ class Task:
         words = [config.name or Path(config.source).name, config.dataset, config.mode]
         changed = [
             f"{field.name}={value}"
-            for field in dataclasses.fields(TransferConfig)
+            for field in ordered_fields(TransferConfig)
             if field.name not in _IN_WORDS
             and (value := getattr(config, field.name)) != field.default
         ]
@@ -102,7 +103,7 @@ class Failure:
 
 def make_plan(
     configs: Sequence[TransferConfig],
-    table: ResultsTable,
+    table: LegacyTable,
     *,
     skip_missing: bool = False,
 ) -> Plan:
@@ -198,7 +199,7 @@ class _Opened:
             (config.dataset, train.fingerprint, part, config.holds_out),
             config.dataset,
             lambda: (
-                held_out(config, train, config.seeds[0])
+                hold_out(config, train, config.seeds[0])
                 if config.holds_out
                 else subset(train, config.num_train, config.seeds[0])
             ),
@@ -241,7 +242,7 @@ class _Described:
     computed again; but a report knows only what they say.
     """
 
-    def __init__(self, table: ResultsTable) -> None:
+    def __init__(self, table: LegacyTable) -> None:
         self._table = table
         self._rows: dict[str, dict[str, Any]] | None = None
         self._differing: Counter[str] = Counter()
@@ -278,7 +279,7 @@ class _Described:
 
 
 def run_sweep(
-    plan: Plan, engine: Engine, table: ResultsTable, *, retries: int = 2
+    plan: Plan, engine: Engine, table: LegacyTable, *, retries: int = 2
 ) -> list[Failure]:
     """Run a plan's tasks until each is finished or given up.
 

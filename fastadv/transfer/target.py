@@ -51,7 +51,7 @@ def target_name(config: TransferConfig, splits: DatasetSplits) -> str:
     return f"{splits.name} ({words})" if words else splits.name
 
 
-def reduced(splits: DatasetSplits, side: int | None) -> DatasetSplits:
+def reduce_splits(splits: DatasetSplits, side: int | None) -> DatasetSplits:
     """The data set with its images first reduced to `side` pixels, if that is given."""
     if side is None:
         return splits
@@ -59,7 +59,7 @@ def reduced(splits: DatasetSplits, side: int | None) -> DatasetSplits:
     return DatasetSplits(splits.name, train, test, splits.metric)
 
 
-def held_out(
+def hold_out(
     config: TransferConfig, train: ImageSet, seed: int
 ) -> tuple[ImageSet, ImageSet]:
     """Training and validation part of a seed's images.
@@ -88,7 +88,7 @@ def _warn_once(text: str) -> None:
     log.warning(text)
 
 
-def check_classes(splits: DatasetSplits) -> None:
+def check_splits(splits: DatasetSplits) -> None:
     """Both splits must speak of the same classes, each with something to learn from.
 
     Raises:

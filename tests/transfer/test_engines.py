@@ -25,7 +25,7 @@ from small_runs import environment, script
 from sweep_runs import ROWS, recipe_file, values
 
 from fastadv.errors import ConfigError
-from fastadv.transfer import ResultsTable
+from fastadv.transfer import LegacyTable
 from fastadv.transfer.engines import SerialEngine, make_engine
 from fastadv.transfer.recipe import read_recipe
 from fastadv.transfer.sweep import make_plan, run_sweep
@@ -136,7 +136,7 @@ def test_crashes_are_retried_so_often_and_then_reported(
         tmp_path, runs, sources=[f"{runs}/eps0"], protocols=["fixed_feature"]
     )
     configs = read_recipe(file, results=str(tmp_path / "r"))
-    table = ResultsTable(tmp_path / "r", once=True)
+    table = LegacyTable(tmp_path / "r", once=True)
     table.prepare()
     [failure] = run_sweep(make_plan(configs, table), SerialEngine(), table, retries=2)
     assert failure.reason == "OSError: the disk is gone"

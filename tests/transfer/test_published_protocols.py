@@ -14,34 +14,34 @@ from PIL import Image
 from torch.optim.lr_scheduler import StepLR
 from tuned_runs import moved, source_file, statistics, tuning_config
 
-from fastadv.data import (
-    ArraySet,
-    LoaderOptions,
-)
+from fastadv.data import ArraySet, make_loader
+from fastadv.data.loading.utrera import utrera_transform
 from fastadv.errors import ConfigError
+from fastadv.evaluation.evaluate import evaluate
 from fastadv.models import create_model
 from fastadv.transfer import TransferConfig, protocol, transfer
-from fastadv.transfer.protocol import TransferRun
-from fastadv.transfer.settings import Settings, make_settings, published_names
-from fastadv.transfer.tuning import (
-    UtreraLoader,
+from fastadv.transfer.experiment import Experiment
+from fastadv.transfer.freezing import (
     choose_trained,
-    misfrozen,
-    utrera_transform,
+    describe_misfreezing,
+    published_names,
 )
+from fastadv.transfer.procedure import Procedure, make_procedure
+from fastadv.transfer.protocol import TransferRun
 
 
 def test_salman2020_keeps_its_defects_and_says_so(
     tmp_path: Path, tuned: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     judged: list[int] = []
-    real = protocol.evaluate
+    real = evaluate
 
     def counting(model: Any, loader: Any, *rest: Any) -> Any:
         judged.append(len(loader.imageset))
         return real(model, loader, *rest)
 
     monkeypatch.setattr(protocol, "evaluate", counting)
+    monkeypatch.setattr("fastadv.transfer.tuned.evaluate", counting)
     config = tuning_config(
         source_file(tmp_path),
         mode="fixed_feature",
@@ -52,8 +52,8 @@ def test_salman2020_keeps_its_defects_and_says_so(
         batch_size=None,
     )
     run = TransferRun(config)
-    assert run.settings.lrs == (0.01, 0.001)
-    assert run.settings.batch_size == 64
+    assert run.experiment.procedure.lrs == (0.01, 0.001)
+    assert run.experiment.procedure.batch_size == 64
     [row] = run.rows()
     # On the test set after epochs 1, 6 and 7 with each learning rate, and at the end.
     assert judged == [500] * 7
@@ -81,10 +81,10 @@ def test_salman2020_keeps_its_defects_and_says_so(
 
 
 def _settings(
-    dataset: str, n: int = 5000, misfrozen: str | None = None, **changes: Any
-) -> Settings:
+    dataset: str, n: int = 5000, misfreezing: str | None = None, **changes: Any
+) -> Procedure:
     config = TransferConfig(source="s", dataset=dataset, **changes)
-    return make_settings(config, dataset, n, config.side(32), misfrozen=misfrozen)
+    return make_procedure(config, dataset, n, config.side(32), misfreezing=misfreezing)
 
 
 def test_salman2020_settings() -> None:
@@ -179,11 +179,11 @@ def test_utrera2021_augments_all_but_what_is_grey(
         resolution=32,
     )
     for downscale in (None, 16):
-        run = TransferRun(dataclasses.replace(config, downscale=downscale))
-        assert run.settings.augment == augment
-        assert isinstance(run._loader(run.splits.train, train=True), UtreraLoader) == (
-            augment == "utrera"
-        )
+        found = Experiment(dataclasses.replace(config, downscale=downscale))
+        assert found.procedure.augment == augment
+        loader = found.loader(found.splits.train, train=True)
+        assert loader.augment == augment
+        assert (loader.backend == "torchvision") == (augment == "utrera")
 
 
 def test_utrera2021_runs(tmp_path: Path, tuned: list[Any]) -> None:
@@ -205,9 +205,11 @@ def test_the_augmentation_of_utrera2021() -> None:
     white = np.full((64, 32, 32, 3), 255, np.uint8)
     images = ArraySet(white, [0] * 64, ["a"], name="x", split="train")
     options: dict[str, Any] = {"batch_size": 64, "resolution": 32, "train": True}
-    options |= {"augment": "none", "workers": 0}
+    options |= {"augment": "utrera", "workers": 0}
     state = torch.random.get_rng_state()
-    loader = UtreraLoader(images, LoaderOptions(**options))
+    with pytest.raises(ConfigError, match="memory loader cannot augment as utrera"):
+        make_loader(images, backend="memory", **options)
+    loader = make_loader(images, **options)
     first, second = next(iter(loader)), next(iter(loader))
     assert torch.equal(torch.random.get_rng_state(), state)
     assert torch.equal(first.images, second.images)  # the same epoch, begun again
@@ -253,17 +255,19 @@ def test_what_freezing_by_name_froze() -> None:
     assert len(trained.parameters) == len(dense)
     head = sum(p.numel() for p in model.head.parameters())
     left = sum(p.numel() for p in trained.parameters) - head
-    assert misfrozen(model) == (
+    assert describe_misfreezing(model) == (
         f"freezing by layer name left {left:,} parameters of the trunk training"
     )
     assert left == 25_343_616
     with torch.device("meta"):
-        assert misfrozen(create_model("wide_resnet50_2", 5)) is None
-        assert "stops with an error" in str(misfrozen(create_model("vgg16_bn", 5)))
-    words: dict[str, Any] = {"protocol": "salman2020", "misfrozen": "all wrong"}
+        assert describe_misfreezing(create_model("wide_resnet50_2", 5)) is None
+        assert "stops with an error" in str(
+            describe_misfreezing(create_model("vgg16_bn", 5))
+        )
+    words: dict[str, Any] = {"protocol": "salman2020", "misfreezing": "all wrong"}
     assert "all wrong" in str(_settings("dtd", **words).notes)
     assert "all wrong" not in str(_settings("dtd", mode="full_network", **words).notes)
-    assert "all wrong" not in str(_settings("dtd", misfrozen="all wrong").notes)
+    assert "all wrong" not in str(_settings("dtd", misfreezing="all wrong").notes)
 
 
 def test_what_the_papers_never_ran_is_said() -> None:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from sweep_runs import ROWS, recipe_file, values
 
 from fastadv.cli import train as train_command
 from fastadv.cli import transfer as command
 from fastadv.errors import ConfigError, DataError
-from fastadv.results.table import SCHEMA
-from fastadv.transfer import ResultsTable, TransferConfig
+from fastadv.results.legacy import SCHEMA
+from fastadv.transfer import LegacyTable, TransferConfig
 from fastadv.transfer.engines import Ended, SerialEngine, run_task
-from fastadv.transfer.recipe import read_recipe
+from fastadv.transfer.recipe import COMMAND, read_recipe
 from fastadv.transfer.sweep import Plan, make_plan, run_sweep
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
@@ -63,7 +65,7 @@ def test_a_recipe_is_a_product_of_its_lists(tmp_path: Path) -> None:
     [
         ({"sources": []}, r"sources is \[\]; a recipe needs a list of at least one"),
         ({"datasets": None}, "datasets is None"),
-        ({"seeds": [0, 1, 0]}, "--seeds 0 1 0: 0 is there more than once"),
+        ({"seeds": [0, 1, 0]}, "`seeds=0 1 0`: 0 is there more than once"),
         (
             {"protocols": [{"epochs": 3}]},
             "entry 1 of protocols is .* with the key mode",
@@ -72,7 +74,7 @@ def test_a_recipe_is_a_product_of_its_lists(tmp_path: Path) -> None:
         ({"num_train": "many"}, "num_train: 'many' is not a value of type int"),
         ({"num_train": []}, "num_train: an axis needs at least one value"),
         ({"protocols": ["fixed"]}, "mode: 'fixed' is not one of"),
-        ({"val_fraction": [0.1, 2]}, "--val-fraction 2"),
+        ({"val_fraction": [0.1, 2]}, "`val_fraction=2.0` cannot work"),
     ],
 )
 def test_wrong_recipes_say_where(
@@ -97,17 +99,35 @@ def test_the_recipes_of_the_project(name: str, experiments: int) -> None:
     assert f"fastadv-transfer sweep recipes/{file.name}" in file.read_text()
 
 
+@pytest.mark.parametrize("says", [True, False])
 def test_recipes_of_the_two_kinds_are_told_apart(
-    capsys: pytest.CaptureFixture[str],
+    says: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = RECIPES / "trades.yaml"
-    assert command.main(["sweep", str(file)]) == 2
-    error = capsys.readouterr().err
-    assert "trades.yaml is a recipe of fastadv-train (run: fastadv-train" in error
-    file = RECIPES / "salman2020.yaml"
-    assert train_command.main(["--config", str(file)]) == 2
-    error = capsys.readouterr().err
-    assert f"is a sweep of transfers (run: fastadv-transfer sweep {file})" in error
+    """Also those that do not say which command they are for, as older ones do not."""
+    for name, words, told in (
+        ("trades", ["sweep"], "fastadv-train (run: fastadv-train --config"),
+        ("salman2020", ["--config"], f"{COMMAND} (run: {COMMAND}"),
+    ):
+        text = (RECIPES / f"{name}.yaml").read_text()
+        file = tmp_path / f"{name}.yaml"
+        file.write_text(text if says else re.sub("(?m)^command: .*\n", "", text))
+        main = command.main if words == ["sweep"] else train_command.main
+        assert main([*words, str(file)]) == 2
+        assert f"{file} is a recipe of {told} {file})" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [path.name for path in RECIPES.glob("*.yaml")])
+def test_recipes_say_which_command_they_are_for(name: str) -> None:
+    command = yaml.safe_load((RECIPES / name).read_text())["command"]
+    assert command in (COMMAND, "fastadv-train --config")
+    assert f"{command} recipes/{name}" in (RECIPES / name).read_text()
+
+
+def test_a_recipe_without_a_command_still_works(tmp_path: Path) -> None:
+    old = tmp_path / "old.yaml"
+    recipe = RECIPES / "transfer-small.yaml"
+    old.write_text(recipe.read_text().replace(f"command: {COMMAND}\n", ""))
+    assert read_recipe(old) == read_recipe(recipe)
 
 
 def test_missing_sources_and_data_are_all_named(runs: Path, tmp_path: Path) -> None:
@@ -117,7 +137,7 @@ def test_missing_sources_and_data_are_all_named(runs: Path, tmp_path: Path) -> N
         sources=[f"{runs}/eps{{0,7}}"],
         datasets=["digits", "digit"],
     )
-    table = ResultsTable(tmp_path / "r", once=True)
+    table = LegacyTable(tmp_path / "r", once=True)
     with pytest.raises(DataError, match=r"2 source\(s\) or .*(?s:.*'digit'.*eps7)"):
         make_plan(read_recipe(file), table)
     plan = make_plan(read_recipe(file), table, skip_missing=True)
@@ -128,7 +148,7 @@ def test_data_are_looked_for_without_a_source(runs: Path, tmp_path: Path) -> Non
     file = recipe_file(
         tmp_path, runs, sources=[f"{runs}/eps7"], datasets=["digits", "digit"]
     )
-    table = ResultsTable(tmp_path / "r", once=True)
+    table = LegacyTable(tmp_path / "r", once=True)
     with pytest.raises(DataError, match=r"2 source\(s\) or .*(?s:.*eps7.*'digit')"):
         make_plan(read_recipe(file), table)
 
@@ -155,7 +175,7 @@ def test_one_number_twice_is_refused(runs: Path, tmp_path: Path) -> None:
     twice = [f"{runs}/eps0", {"source": f"{runs}/eps0", "name": "other"}]
     file = recipe_file(tmp_path, runs, sources=twice)
     with pytest.raises(ConfigError, match="defines the same number as"):
-        make_plan(read_recipe(file), ResultsTable(tmp_path / "r"))
+        make_plan(read_recipe(file), LegacyTable(tmp_path / "r"))
 
 
 def test_a_dry_run_lists_the_tasks(
@@ -196,7 +216,7 @@ def test_finished_rows_are_never_computed_again(
 ) -> None:
     results = str(tmp_path / "r")
     configs = read_recipe(recipe_file(tmp_path, runs), results=results)
-    table = ResultsTable(results, once=True)
+    table = LegacyTable(results, once=True)
     table.prepare()
     plan = make_plan(configs, table)
     assert {i for task in plan.tasks for i in task.identities} == set(undisturbed)
@@ -236,7 +256,7 @@ def test_tasks_of_the_same_features_do_not_run_beside_each_other(
 ) -> None:
     protocols = [{"mode": "fixed_feature", "num_train": [40, 50, 60]}]
     file = recipe_file(tmp_path, runs, protocols=protocols)
-    table = ResultsTable(tmp_path / "r", once=True)
+    table = LegacyTable(tmp_path / "r", once=True)
     table.prepare()
     plan = make_plan(read_recipe(file, results=str(table.path)), table)
     engine = _TwoSlots()
@@ -260,7 +280,7 @@ def test_errors_are_reported_and_the_rest_is_done(
     assert "1 row(s) could not be computed" in complaint
     assert "lr 1e+30 diverged" in complaint
     assert "again" not in complaint  # the same would happen
-    assert len(ResultsTable(tmp_path / "r").rows()) == 1
+    assert len(LegacyTable(tmp_path / "r").rows()) == 1
 
 
 def test_rows_that_call_their_source_otherwise_are_said(
@@ -273,7 +293,7 @@ def test_rows_that_call_their_source_otherwise_are_said(
         )
         return make_plan(read_recipe(file, results=str(table.path)), table)
 
-    table = ResultsTable(tmp_path / "r", once=True)
+    table = LegacyTable(tmp_path / "r", once=True)
     table.prepare()
     assert run_sweep(plan(), SerialEngine(), table) == []
     caplog.clear()

@@ -17,11 +17,11 @@ from fastadv.data import ImageSet, open_dataset, subset, train_val_split
 from fastadv.data.sets.image_set import FileSet
 from fastadv.errors import ConfigError, DataError
 from fastadv.models import create_model, save_model
-from fastadv.transfer import ResultsTable, TransferConfig, target, transfer
+from fastadv.transfer import LegacyTable, TransferConfig, target, transfer
+from fastadv.transfer.experiment import Experiment
 from fastadv.transfer.features import rows_of
-from fastadv.transfer.protocol import TransferRun
+from fastadv.transfer.procedure import make_procedure
 from fastadv.transfer.recipe import read_recipe
-from fastadv.transfer.settings import make_settings
 from fastadv.transfer.sweep import make_plan
 from fastadv.transfer.target import open_target
 
@@ -69,7 +69,7 @@ def test_options_reach_the_data_set_and_the_row(source: Path, tmp_path: Path) ->
     assert command.main(words) == 0
     assert command.main([*words, *option]) == 0
     assert command.main([*words, *option, "--dataset-option", "strict=true"]) == 0
-    plain, other, same = ResultsTable(tmp_path / "results").rows()
+    plain, other, same = LegacyTable(tmp_path / "results").rows()
     assert (plain["metric"], other["metric"]) == ("top1", "mean_per_class")
     assert plain["dataset"] == "data"
     assert other["dataset"] == same["dataset"] == "data (metric mean_per_class)"
@@ -101,7 +101,7 @@ def test_a_recipe_gives_options_with_their_data_set(
     }
     file = tmp_path / "recipe.yaml"
     file.write_text(yaml.safe_dump(recipe))
-    plan = make_plan(read_recipe(file), ResultsTable(tmp_path / "results"))
+    plan = make_plan(read_recipe(file), LegacyTable(tmp_path / "results"))
     assert [task.config.dataset_option for task in plan.tasks] == [
         (),
         ("metric=mean_per_class",),
@@ -115,13 +115,13 @@ def test_a_recipe_gives_options_with_their_data_set(
 def embedded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Sizes of the sets that were embedded."""
     sizes: list[int] = []
-    real = TransferRun._embed
+    real = Experiment._embed
 
-    def embedding(run: TransferRun, images: ImageSet) -> Any:
+    def embedding(run: Experiment, images: ImageSet) -> Any:
         sizes.append(len(images))
         return real(run, images)
 
-    monkeypatch.setattr(TransferRun, "_embed", embedding)
+    monkeypatch.setattr(Experiment, "_embed", embedding)
     return sizes
 
 
@@ -251,7 +251,7 @@ def test_a_sweep_says_it_before_its_workers_do(
             {"mode": "full_network", "protocol": "utrera2021"},
         )
     ]
-    table = ResultsTable(tmp_path / "results")
+    table = LegacyTable(tmp_path / "results")
     plan = make_plan(configs, table)
     assert len(plan.tasks) == 2 + 1 + 2
     assert [text for text in caplog.messages if "held out" in text] == [_HELD_OUT]
@@ -274,8 +274,8 @@ def test_what_is_held_out_goes_with_what_chooses(
 ) -> None:
     words: dict[str, Any] = {"mode": "full_network", "protocol": protocol}
     config = _config(source, select_on=select_on, **words)
-    settings = make_settings(config, "digits", 100, 16)
-    assert config.holds_out == (settings.select_on == "val")
+    procedure = make_procedure(config, "digits", 100, 16)
+    assert config.holds_out == (procedure.select_on == "val")
 
 
 # ---- what a seed decides ----
@@ -295,7 +295,7 @@ def test_one_row_where_no_seed_changes_anything(source: Path, tmp_path: Path) ->
         "seeds": [2, 0, 1],
     }
     file.write_text(yaml.safe_dump(recipe))
-    plan = make_plan(read_recipe(file), ResultsTable(tmp_path / "results"))
+    plan = make_plan(read_recipe(file), LegacyTable(tmp_path / "results"))
     assert (plan.rows, plan.done, plan.tasks) == (1, 1, [])
     for changes in ({"select_on": None}, {"num_train": 99}, {"solver": "sgd"}):
         kept = TransferConfig(**(vars(config) | {"seeds": (2, 0, 1)} | changes))
@@ -303,5 +303,5 @@ def test_one_row_where_no_seed_changes_anything(source: Path, tmp_path: Path) ->
 
 
 def test_a_seed_twice_is_refused(source: Path) -> None:
-    with pytest.raises(ConfigError, match="--seeds 0 1 0: 0 is there more than once"):
+    with pytest.raises(ConfigError, match="`seeds=0 1 0`: 0 is there more than once"):
         _config(source, seeds=(0, 1, 0))

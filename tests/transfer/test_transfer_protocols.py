@@ -20,7 +20,6 @@ from small_runs import tiny
 from fastadv.cli import transfer as command
 from fastadv.data import make_loader, open_dataset, subset, train_val_split
 from fastadv.errors import CheckpointError, ConfigError, DataError, TrainingDiverged
-from fastadv.evaluation.evaluate import wilson
 from fastadv.files import file_sha256
 from fastadv.models import (
     NormalizedModel,
@@ -31,9 +30,11 @@ from fastadv.models import (
 )
 from fastadv.models.source import Source
 from fastadv.models.view import AttackView
-from fastadv.results.table import OPTIONAL, SCHEMA
+from fastadv.results.legacy import OPTIONAL, SCHEMA
+from fastadv.statistics import wilson
 from fastadv.training import train
-from fastadv.transfer import ResultsTable, TransferConfig, transfer
+from fastadv.transfer import LegacyTable, TransferConfig, transfer
+from fastadv.transfer.experiment import Experiment
 from fastadv.transfer.identity import row_identity
 from fastadv.transfer.protocol import TransferRun
 
@@ -144,7 +145,7 @@ def test_mean_per_class_is_what_is_chosen_and_reported(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = TransferRun(_config(source, tmp_path / "results"))
-    object.__setattr__(run.splits, "metric", "mean_per_class")
+    object.__setattr__(run.experiment.splits, "metric", "mean_per_class")
     [row] = run.rows()
     correct = np.array(row["per_class_correct"])
     total = np.array(row["per_class_total"])
@@ -217,7 +218,7 @@ def test_what_diverged_is_no_result(
     config = _config(source, tmp_path / "r", epochs=1, lrs=(1e30,), **changes)
     with pytest.raises(TrainingDiverged, match=complaint):
         transfer(config)
-    assert ResultsTable(tmp_path / "r").rows() == []
+    assert LegacyTable(tmp_path / "r").rows() == []
     [row] = transfer(dataclasses.replace(config, lrs=(1e30, 0.01)))
     assert json.loads(row["hyperparameters"])["lr"] == 0.01
     assert re.search(complaint, caplog.text)
@@ -231,7 +232,7 @@ def test_rows_say_all_that_is_needed_to_repeat_them(
 ) -> None:
     results = tmp_path / "results"
     yielded = transfer(_config(source, results, seeds=(3, 1), name="mine"))
-    rows = ResultsTable(results).rows()
+    rows = LegacyTable(results).rows()
     assert [row["seed"] for row in rows] == [3, 1]
     for row, same in zip(rows, yielded, strict=True):
         assert set(same) <= set(SCHEMA.names) == set(row)
@@ -288,10 +289,10 @@ def test_a_row_that_cannot_be_stored_is_printed(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    def full(table: ResultsTable, rows: Any) -> None:
+    def full(table: LegacyTable, rows: Any) -> None:
         raise CheckpointError("no space left")
 
-    monkeypatch.setattr(ResultsTable, "append", full)
+    monkeypatch.setattr(LegacyTable, "append", full)
     with pytest.raises(CheckpointError, match="no space left"):
         transfer(_config(source, tmp_path / "r"))
     [message] = [r.getMessage() for r in caplog.records if r.levelname == "ERROR"]
@@ -302,7 +303,9 @@ def test_a_row_that_cannot_be_stored_is_printed(
 
 def test_subsets_are_stratified_and_seeded(source: Path, tmp_path: Path) -> None:
     def sets(seed: int) -> tuple[Any, Any]:
-        return TransferRun(_config(source, tmp_path / "r", num_train=100))._split(seed)
+        config = _config(source, tmp_path / "r", num_train=100)
+        split = Experiment(config).split(seed)
+        return split.train, split.val
 
     train_set, val_set = sets(0)
     assert np.bincount(train_set.labels).tolist() == [9] * 10
@@ -366,8 +369,9 @@ def test_saying_what_would_be_taken_is_the_same_number(
     source: Path, tmp_path: Path
 ) -> None:
     def identity(**changes: Any) -> str:
-        run = TransferRun(_config(source, tmp_path / "r", **changes))
-        return row_identity(run.config, 0, run.source, run.splits, run.resolution)
+        found = Experiment(_config(source, tmp_path / "r", **changes))
+        known = found.source, found.splits, found.resolution
+        return row_identity(found.config, 0, *known)
 
     plain = identity()
     assert plain == identity(solver="lbfgs", arch="resnet8_cifar")

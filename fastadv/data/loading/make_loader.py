@@ -13,9 +13,10 @@ from typing import Any, get_args
 
 import torch
 
+from fastadv.data.config import Backend
 from fastadv.data.decoding import BadImage
 from fastadv.data.loading.loader import MEMORY_SHARE, Loader, storage_side
-from fastadv.data.loading.loader_options import Backend, LoaderOptions
+from fastadv.data.loading.loader_options import LoaderOptions
 from fastadv.data.sets.image_set import Augment, ImageSet
 from fastadv.errors import ConfigError, unknown_name
 from fastadv.machine import available_memory, ranks_on_this_machine
@@ -54,6 +55,10 @@ def make_loader(
     if backend not in get_args(Backend):
         raise ConfigError(unknown_name("loader backend", backend, get_args(Backend)))
     chosen = LoaderOptions(**options)
+    if backend not in ("auto", "torchvision") and _only_streamed(chosen):
+        raise ConfigError(
+            f"the {backend} loader cannot augment as utrera; use torchvision, or auto"
+        )
     if backend == "auto":
         backend = choose_backend(imageset, chosen)
     elif backend == "dali":
@@ -78,8 +83,11 @@ def choose_backend(imageset: ImageSet, options: LoaderOptions) -> Backend:
     Memory if the set takes at most a quarter of what is available, and if keeping
     square images loses nothing: random resized crops of images that are not square
     reach their borders only when decoded anew. Otherwise DALI on CUDA, where it decodes
-    on the device, if it can run; its absence is logged once.
+    on the device, if it can run; its absence is logged once. Training images augmented as
+    by Utrera et al. are always decoded by torchvision.
     """
+    if _only_streamed(options):
+        return "torchvision"
     augment = options.augment_of(imageset)
     cropped = options.train and augment == "rrc"
     if _fits(imageset, options, augment) and (not cropped or _looks_square(imageset)):
@@ -87,6 +95,11 @@ def choose_backend(imageset: ImageSet, options: LoaderOptions) -> Backend:
     if torch.device(options.device).type == "cuda":
         return _dali_or_not(imageset, options)
     return "torchvision"
+
+
+def _only_streamed(options: LoaderOptions) -> bool:
+    """Whether only torchvision augments so: by transforms of single Pillow images."""
+    return options.train and options.augment == "utrera"
 
 
 def _dali_or_not(imageset: ImageSet, options: LoaderOptions) -> Backend:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch._C import _remove_worker_pids
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from fastadv.data.config import Backend
 from fastadv.data.loading.geometry import (
     plain_geometry,
     resize_center_crop,
@@ -27,7 +28,8 @@ from fastadv.data.loading.geometry import (
     resized_crop_boxes,
 )
 from fastadv.data.loading.loader import Loader, augmentation_draws, load_or_replace
-from fastadv.data.loading.loader_options import Backend, LoaderOptions
+from fastadv.data.loading.loader_options import LoaderOptions
+from fastadv.data.loading.utrera import augment_utrera
 from fastadv.data.sets.image_set import Augment, ImageSet
 from fastadv.errors import DataError
 
@@ -45,7 +47,6 @@ class TorchvisionLoader(Loader):
     """Batches decoded on the fly; see `Loader`."""
 
     backend: Backend = "torchvision"
-    decoder: type[Decoder]  # set below: a published augmentation has its own
 
     def __init__(self, imageset: ImageSet, options: LoaderOptions) -> None:
         super().__init__(imageset, options)
@@ -53,7 +54,7 @@ class TorchvisionLoader(Loader):
         self._requests = _Requests()
         workers = options.worker_count
         self._loader: DataLoader[Prepared | DataError] = DataLoader(
-            self.decoder(imageset, options, self.augment),
+            Decoder(imageset, options, self.augment),
             batch_sampler=self._requests,
             num_workers=workers,
             collate_fn=_unchanged,
@@ -215,14 +216,13 @@ class Decoder(Dataset[Prepared | DataError]):
         full = self.options.resolution
         if not self.options.train:
             return resize_center_crop(image, *plain_geometry(self.augment, full))
+        if self.augment == "utrera":
+            return augment_utrera(image, side, self.options.seed, epoch, index)
         if self.augment != "rrc":
             return resize_center_crop(image, full, full)
         draws = augmentation_draws(self.options.seed, epoch, np.array([index]))
         height, width = (np.array([size]) for size in image.shape[:2])
         return resized_crop(image, resized_crop_boxes(draws, height, width), side)
-
-
-TorchvisionLoader.decoder = Decoder
 
 
 def _unchanged(prepared: Any) -> Any:

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from fastadv.data.decoding import BadImage, decode_rgb
 from fastadv.errors import DataError
 
-Augment = Literal["none", "crop_flip", "rrc"]
+Augment = Literal["none", "crop_flip", "rrc", "utrera"]
 Metric = Literal["top1", "mean_per_class"]
 log = logging.getLogger(__name__)
 _opening = threading.Lock()

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from fastadv.errors import ConfigError
-from fastadv.training.config import scheduled
+from fastadv.training.optimizer_config import scheduled
 from fastadv.transfer.config import PUBLISHED_SIDE, SGD_CHOICES, TransferConfig
 
 # Salman et al. normalised these two by their own statistics, every other set not at all.
@@ -22,12 +22,12 @@ Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Procedure:
     """Every setting of a run.
 
     Attributes:
         epochs, batch_size, lrs, momentum, weight_decay: of SGD.
-        augment: of the loader; `"utrera"` is `UtreraLoader`.
+        augment: of the loader.
         frozen_bn: mode of the BatchNorm of frozen layers.
         select_on: what learning rate and epoch are chosen on; `"none"`: one learning
             rate, the last epoch, and no image is held out.
@@ -36,7 +36,7 @@ class Settings:
         select_every: epochs between evaluations of which the best counts; None: the
             last epoch counts.
         statistics: (mean, std) of the inputs; None: the source's.
-        freeze_by_name: freeze as `published_names` says.
+        freeze_by_name: freeze as `freezing.published_names` says.
         normal_head: the head's weights begin as N(0, 1), its bias as 0.
         defects: what is wrong with the published way, in words.
         changed: how flags depart from what was published, in words.
@@ -47,7 +47,7 @@ class Settings:
     lrs: tuple[float, ...] = (0.01, 0.001)
     momentum: float = 0.9
     weight_decay: float = 5e-4
-    augment: str = "auto"
+    augment: Literal["auto", "none", "crop_flip", "rrc", "utrera"] = "auto"
     frozen_bn: Literal["eval", "train"] = "eval"
     select_on: Literal["val", "test", "none"] = "val"
     floored_thirds: bool = False
@@ -78,14 +78,14 @@ class Settings:
         return lr * 0.1 ** (epoch // period) if period else lr
 
 
-def make_settings(
+def make_procedure(
     config: TransferConfig,
     dataset: str,
     num_pool: int,
     resolution: int,
     *,
-    misfrozen: str | None = None,
-) -> Settings:
+    misfreezing: str | None = None,
+) -> Procedure:
     """The settings of `config` on `dataset`.
 
     Args:
@@ -93,18 +93,18 @@ def make_settings(
         dataset: name of the data set.
         num_pool: images to train on, those for validation included.
         resolution: side of the images, pixels.
-        misfrozen: what freezing by name does to the network, see `tuning.misfrozen`.
+        misfreezing: what freezing by name does to the network, in words.
 
     Raises:
         ConfigError: several learning rates and nothing to choose one on.
     """
     frozen = config.mode in ("fixed_feature", "last_k_blocks")
     if config.protocol == "salman2020":
-        settings = _salman(dataset, frozen, config.freezes_by_name, misfrozen)
+        procedure = _salman(dataset, frozen, config.freezes_by_name, misfreezing)
     elif config.protocol == "utrera2021":
-        settings = _utrera(dataset, num_pool, frozen)
+        procedure = _utrera(dataset, num_pool, frozen)
     else:
-        settings = Settings()
+        procedure = Procedure()
     given: dict[str, Any] = {
         name: getattr(config, name)
         for name in (*SGD_CHOICES, "select_on", "frozen_bn")
@@ -117,9 +117,9 @@ def make_settings(
         changed.append("one row for all seeds, which change nothing here")
     if config.protocol != "fastadv":
         changed += [
-            f"{name} {_words(value)} instead of {_words(getattr(settings, name))}"
+            f"{name} {_words(value)} instead of {_words(getattr(procedure, name))}"
             for name, value in given.items()
-            if value != getattr(settings, name)
+            if value != getattr(procedure, name)
         ]
         if resolution != PUBLISHED_SIDE:
             changed.append(f"resolution {resolution} instead of {PUBLISHED_SIDE}")
@@ -127,15 +127,15 @@ def make_settings(
             changed.append(f"precision {config.precision} instead of fp32")
         if config.method != "standard":
             changed.append(f"method {config.method} instead of standard")
-    defects = tuple(d for d in settings.defects if not _repaired(d, given))
-    merged = {f: getattr(settings, f) for f in Settings.__dataclass_fields__} | given
-    settings = Settings(**merged | {"defects": defects, "changed": tuple(changed)})
-    if settings.select_on == "none" and len(settings.lrs) > 1:
+    defects = tuple(d for d in procedure.defects if not _repaired(d, given))
+    merged = {f: getattr(procedure, f) for f in Procedure.__dataclass_fields__} | given
+    procedure = Procedure(**merged | {"defects": defects, "changed": tuple(changed)})
+    if procedure.select_on == "none" and len(procedure.lrs) > 1:
         raise ConfigError(
-            f"--lrs {_words(settings.lrs)}: --protocol {config.protocol} has one learning "
+            f"--lrs {_words(procedure.lrs)}: --protocol {config.protocol} has one learning "
             "rate and chooses nothing; give one, or --select-on val"
         )
-    return settings
+    return procedure
 
 
 _TRAIN_BN = "BatchNorm of frozen layers in train mode"
@@ -174,8 +174,8 @@ _UTRERA_GREY = ("mnist", "kmnist", "fashion_mnist", "digits")
 
 
 def _salman(
-    dataset: str, frozen: bool, by_name: bool, misfrozen: str | None
-) -> Settings:
+    dataset: str, frozen: bool, by_name: bool, misfreezing: str | None
+) -> Procedure:
     """Source: Salman et al. 2020, appendix A, and their code for what it leaves out."""
     statistics = _PUBLISHED_STATISTICS.get(dataset, _NO_STATISTICS)
     defects = [_TRAIN_BN] if frozen else []
@@ -184,9 +184,9 @@ def _salman(
         if statistics is _NO_STATISTICS
         else "inputs normalised by the target's statistics"
     )
-    if by_name and misfrozen is not None:
-        defects.append(misfrozen)
-    return Settings(
+    if by_name and misfreezing is not None:
+        defects.append(misfreezing)
+    return Procedure(
         augment="rrc",
         frozen_bn="train",
         select_on="test",
@@ -197,14 +197,14 @@ def _salman(
     )
 
 
-def _utrera(dataset: str, num_pool: int, frozen: bool) -> Settings:
+def _utrera(dataset: str, num_pool: int, frozen: bool) -> Procedure:
     """Source: Utrera et al. 2021, appendix A, and their code for what it leaves out.
 
     Inputs are normalised as the source's, as in that code when it loaded models for
     ImageNet. A later state of it loaded them for the target, which gave natural sources
     the target's statistics and left robust ones theirs; that is not reproduced.
     """
-    return Settings(
+    return Procedure(
         epochs=100 if num_pool <= 1600 else 150,
         batch_size=128,
         lrs=(0.1,),
@@ -215,23 +215,3 @@ def _utrera(dataset: str, num_pool: int, frozen: bool) -> Settings:
         normal_head=True,
         defects=(_TRAIN_BN,) if frozen else (),
     )
-
-
-def published_names(names: list[str]) -> list[str] | None:
-    """What of a network the code of Salman et al. trained in fixed-feature mode.
-
-    It froze everything up to the first name with "layer4" in it, and all others with it:
-    right for ResNets, half of a DenseNet (`denselayer4`), and an error for networks
-    without such a name.
-
-    Args:
-        names: of the parameters, in the order of the network.
-
-    Returns:
-        Names of the parameters that train; None where the published code stops.
-    """
-    marked = ["layer4" in name for name in names]
-    if True not in marked:
-        return None
-    first = marked.index(True)
-    return [n for n, m in zip(names[first:], marked[first:], strict=True) if not m]
