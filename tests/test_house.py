@@ -43,8 +43,13 @@ def _part(path: Path) -> str:
 
 
 def _imported(tree: ast.Module) -> Iterator[tuple[int, str]]:
-    """Line and full name of everything imported, wherever in the file."""
+    """Line and full name of everything imported, wherever in the file.
+
+    A string that names a module counts: it ends in `python -m` or `import_module`.
+    """
     for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and node.value in _modules():
+            yield node.lineno, str(node.value)
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -53,6 +58,20 @@ def _imported(tree: ast.Module) -> Iterator[tuple[int, str]]:
             yield from (
                 (node.lineno, f"{node.module}.{alias.name}") for alias in node.names
             )
+
+
+@functools.cache
+def _modules() -> dict[str, Path]:
+    """Full name -> file of every module; `fastadv` itself names too much else."""
+    names = {
+        (".".join(path.relative_to(ROOT).with_suffix("").parts)): path
+        for path in SOURCES
+    }
+    return {
+        f"fastadv.{name}" if name.startswith("kernels.") else name: path
+        for name, path in names.items()
+        if path.stem != "__init__"
+    }
 
 
 @functools.cache
@@ -86,6 +105,11 @@ def test_imports_point_one_way() -> None:
         if LEVEL[imported] > LEVEL[importer]
     ]
     assert upward == []
+
+
+def test_a_module_named_in_a_string_is_an_import() -> None:
+    tree = ast.parse('"""fastadv.cli is a part."""\nMODULE = "fastadv.cli.train"')
+    assert list(_imported(tree)) == [(2, "fastadv.cli.train")]
 
 
 def test_no_two_parts_need_each_other() -> None:

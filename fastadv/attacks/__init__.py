@@ -1,8 +1,8 @@
-"""Attacks: what is maximised (`objectives`), how (`pgd`, `apgd`), and who judges."""
+"""Attacks: their contract, the objectives they maximise, and how they maximise them."""
 
 from fastadv.attacks.apgd import APGD
 from fastadv.attacks.autoattack import Cascade, make_attack
-from fastadv.attacks.engine import AttackResult
+from fastadv.attacks.contract import Attack, AttackResult
 from fastadv.attacks.objectives import OBJECTIVES, Context, Objective
 from fastadv.attacks.package import Budget, PackageAttack
 from fastadv.attacks.pgd import PGD
@@ -12,6 +12,7 @@ __all__ = [
     "APGD",
     "OBJECTIVES",
     "PGD",
+    "Attack",
     "AttackResult",
     "Budget",
     "Cascade",

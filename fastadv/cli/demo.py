@@ -222,7 +222,7 @@ def _attack_section(
     batch = next(
         iter(make_loader(shown, batch_size=6, resolution=resolution, train=False))
     )
-    attack = PGD(ThreatModel("l2", EPS), num_steps=20, step_size=2.5 * EPS / 20)
+    attack = PGD.judge(ThreatModel("l2", EPS), 20, random_start=False, keep="last")
     examples = adversarial_examples(
         models, batch.images, batch.labels, test.classes, attack
     )

@@ -18,8 +18,9 @@ from fastadv.threat import ThreatModel
 from fastadv.training.config import CompileName, NormName, Pixels
 
 if TYPE_CHECKING:
+    from fastadv.attacks import Attack
     from fastadv.data import Batch, DatasetSplits, Loader
-    from fastadv.evaluation.evaluate import Attack, Evaluation
+    from fastadv.evaluation.evaluate import Evaluation
     from fastadv.models.source import Source
 
 PROG = "fastadv-eval"
@@ -120,10 +121,6 @@ class EvalCommand:
         """`num_steps`, or the default of the attack."""
         return self.num_steps or (_PGD_STEPS if self.attack == "pgd" else _APGD_STEPS)
 
-    def pgd_step_size(self, eps: float) -> float:
-        """`step_size`, or its default."""
-        return 2.5 * eps / self.steps if self.step_size is None else self.step_size
-
 
 def evaluate_checkpoint(command: EvalCommand) -> dict[str, Any]:
     """Run the evaluation; plain values, accuracies as shares in [0, 1]."""
@@ -170,7 +167,7 @@ def evaluate_checkpoint(command: EvalCommand) -> dict[str, Any]:
         "data": splits.name,
         "resolution": resolution,
         "seed": command.seed,
-    } | _settings(command, threat)
+    } | _settings(attack)
     journal = None
     if command.out is not None:
         depends = {
@@ -223,16 +220,15 @@ def _attack(
     if threat.eps == 0:
         return None
     if command.attack == "pgd":
-        return PGD(
+        own = {} if command.step_size is None else {"step_size": command.step_size}
+        return PGD.judge(
             threat,
             command.steps,
-            command.pgd_step_size(threat.eps),
-            random_start=True,
             num_restarts=command.num_restarts,
             objective=command.objective,
-            keep="best",
             seed=command.seed,
             compile=command.compile,
+            **own,
         )
     budget = Budget(
         command.steps, command.num_restarts, command.num_targets, command.num_queries
@@ -244,25 +240,13 @@ def _attack(
     return attack
 
 
-def _settings(command: EvalCommand, threat: ThreatModel) -> dict[str, Any]:
-    """What the attack is, in plain values; nothing where there is none."""
-    if threat.eps == 0:
+def _settings(attack: Attack | None) -> dict[str, Any]:
+    """Return what the attack is, as the journal and the printed result name it."""
+    if attack is None:
         return {}
-    settings: dict[str, Any] = {
-        "norm": threat.norm,
-        "eps": threat.eps,
-        "attack": command.attack,
-        "num_steps": command.steps,
-        "num_restarts": command.num_restarts,
-    }
-    if command.attack == "pgd":
-        step_size = command.pgd_step_size(threat.eps)
-        return settings | {"step_size": step_size, "objective": command.objective}
-    return settings | {
-        "judge": command.judge,
-        "num_targets": command.num_targets,
-        "num_queries": command.num_queries,
-    }
+    found = attack.describe()
+    settings = {"attack": found.pop("name")} | found
+    return {k: v for k, v in settings.items() if k not in ("random_start", "keep")}
 
 
 def _shown(loader: Loader) -> Iterator[Batch]:

@@ -48,7 +48,7 @@ def example_section(rows: Sequence[dict[str, Any]], data: str) -> Section:
     figures: list[tuple[Figure, str]] = []
     for (side, threat), models in attacked.items():
         batch, classes = images[side]
-        attack = PGD(threat, num_steps=_STEPS, step_size=2.5 * threat.eps / _STEPS)
+        attack = PGD.judge(threat, _STEPS, random_start=False, keep="last")
         figures.append(
             (
                 adversarial_examples(

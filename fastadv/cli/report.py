@@ -64,9 +64,9 @@ def _names(pairs: Sequence[str]) -> dict[str, str]:
 
 
 def _read(folder: str) -> list[dict[str, Any]]:
-    from fastadv.results.table import ResultsTable
+    from fastadv.results.legacy import LegacyTable
 
-    table = ResultsTable(folder)
+    table = LegacyTable(folder)
     if not table.path.is_dir():
         raise DataError(f"there is no results table at {table.path}")
     rows = table.rows()

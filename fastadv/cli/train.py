@@ -16,7 +16,7 @@ from fastadv.cli import common
 from fastadv.errors import ConfigError
 from fastadv.training.config import TrainConfig
 
-PROG = "fastadv-train"
+PROG, MODULE = "fastadv-train", "fastadv.cli.train"
 PLAN_DEVICES, PROFILE_STEPS = (1, 8), 20  # of the bare flags
 
 Devices = Annotated[
@@ -119,12 +119,15 @@ def _body(argv: list[str]) -> None:
     if slurm is not None:
         from fastadv.runs.slurm import submit
 
-        print(submit(slurm, _here(argv), config.out_path, dry_run=dry_run))
+        job = submit(
+            MODULE, _here(argv), slurm, config.out_path, program=PROG, dry_run=dry_run
+        )
+        print(job)
         return
     if nproc is not None:
         from fastadv.runs.launch import launch
 
-        raise SystemExit(launch(nproc, _here(argv)))
+        raise SystemExit(launch(MODULE, nproc, _here(argv)))
 
     from fastadv.runs.distributed import joined
     from fastadv.training.trainer import Trainer

@@ -8,14 +8,13 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from fastadv.attacks.autoattack import BLACK_BOX, CascadeResult
+from fastadv.attacks.autoattack import BLACK_BOX
 from fastadv.attacks.checks import Checks, check_model, masking_warning
-from fastadv.attacks.engine import AttackResult
+from fastadv.attacks.contract import Attack
 from fastadv.data import Batch
 from fastadv.evaluation.journal import BatchVerdict, Journal
 from fastadv.kernels import normalize
@@ -129,18 +128,6 @@ class Evaluation:
         return [*found, masked] if masked else found
 
 
-class Attack(Protocol):
-    """What can be evaluated: `PGD`, `APGD`, `Cascade`, and whatever is called alike."""
-
-    def prepare(self, model: nn.Module) -> nn.Module:
-        """What calls accept in place of `model`, to be made once for many batches."""
-
-    def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, offset: int = 0
-    ) -> AttackResult:
-        """Attack a batch."""
-
-
 def evaluate(
     model: NormalizedModel,
     batches: Iterable[Batch],
@@ -173,8 +160,7 @@ def evaluate(
             if journal is not None:
                 journal.add(number, verdict)
         seen += len(batch.labels)
-    alone = () if attack is None else (type(attack).__name__.lower(),)
-    names = getattr(attack, "names", alone)
+    names = () if attack is None else attack.names
     return summarize(list(done.values()), names, model.num_classes)
 
 
@@ -198,12 +184,10 @@ def _judge(
     if attack is not None:
         began = time.perf_counter()
         found = attack(target, batch.images, labels, offset=offset)
-        if isinstance(found, CascadeResult):
-            fell_to, seconds = found.fell_to, found.seconds
-        else:
-            fell_to = (~found.success).long()
-        nonfinite = int(found.nonfinite)  # waits for the device
-        seconds = seconds or (time.perf_counter() - began,)
+        fell_to, nonfinite = found.fell_to, int(found.nonfinite)  # waits for the device
+        # The last attack has ended when the device has.
+        before = found.seconds[:-1]
+        seconds = (*before, time.perf_counter() - began - sum(before))
     fell_to = torch.where(right, fell_to, -torch.ones_like(fell_to))
     return BatchVerdict(
         labels.tolist(), fell_to.tolist(), list(seconds), nonfinite, looked

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from fastadv.attacks.checks import Checks
-from fastadv.errors import CheckpointError, ConfigError
-from fastadv.runs.eventlog import EventLog
+from fastadv.errors import ConfigError
+from fastadv.runs.eventlog import EventLog, refuse_changes
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,8 @@ class Journal:
     Raises:
         ConfigError: the folder holds an evaluation and `resume` was not asked for, or
             one of other settings, or something else.
-        CheckpointError: the file cannot be read or written.
+        CheckpointError: The file cannot be read.
+        OutputError: The file cannot be written.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class Journal:
         settings = json.loads(json.dumps(settings))  # tuples become lists, as on disk
         events = self._log.read()
         if not events:
-            self._begin(folder, settings)
+            self._log.append("start", settings=settings)
             return
         if "settings" not in events[0]:
             raise ConfigError(
@@ -69,7 +70,7 @@ class Journal:
                 f"{folder} already holds an evaluation; add --resume to continue it, or "
                 "choose another --out"
             )
-        self._check_same(folder, events[0]["settings"], settings)
+        refuse_changes(folder, events[0]["settings"], settings)
         for event in events:
             if event["event"] == "batch":
                 checks = event["checks"] and Checks(**event["checks"])
@@ -77,28 +78,6 @@ class Journal:
                 self.verdicts[event["number"]] = BatchVerdict(
                     **values | {"checks": checks}
                 )
-
-    def _begin(self, folder: Path, settings: dict[str, Any]) -> None:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise CheckpointError(
-                f"could not make {folder}: {error.strerror or error}"
-            ) from error
-        self._log.append("start", settings=settings)
-
-    @staticmethod
-    def _check_same(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-        changed = [
-            f"{key}: {before.get(key)} -> {now.get(key)}"
-            for key in sorted(before.keys() | now.keys())
-            if before.get(key) != now.get(key)
-        ]
-        if changed:
-            raise ConfigError(
-                f"--resume would change what {folder} computes ({', '.join(changed)}); "
-                "resume with the same choices, or start another --out"
-            )
 
     def add(self, number: int, verdict: BatchVerdict) -> None:
         """Make the verdict on batch `number` durable."""

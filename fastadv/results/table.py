@@ -1,110 +1,62 @@
-"""The results table: one row per number, with everything needed to reproduce it.
+"""The results table: a directory of Parquet files that is only ever added to.
 
-A directory of Parquet files that is only ever added to, each file written whole. Several
-processes may append at once; nothing is rewritten. Rows of older schema versions are
-migrated as they are read; a table of any other version is refused.
+Every file, called a part, is written whole or not at all, and several processes may
+append at once. Rows of older schema versions are migrated as they are read; a table of
+any other version is refused.
 """
 
 from __future__ import annotations
 
 import io
+import itertools
 import secrets
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from fastadv.errors import DataError
+from fastadv.errors import ConfigError, DataError, unknown_name
 from fastadv.files import write_atomic
-
-SCHEMA_VERSION = 3
-Read = TypeVar("Read")
-
-SCHEMA = pa.schema(
-    [
-        ("time", pa.timestamp("ms", tz="UTC")),
-        ("source", pa.string()),
-        ("source_path", pa.string()),
-        ("source_hash", pa.string()),  # SHA-256 of the checkpoint file
-        ("arch", pa.string()),
-        ("source_norm", pa.string()),
-        ("source_eps", pa.float64()),  # pixel units; 0 for standard training
-        ("dataset", pa.string()),
-        ("dataset_fingerprint", pa.string()),
-        ("resolution", pa.int64()),
-        ("mode", pa.string()),
-        ("protocol", pa.string()),
-        ("select_on", pa.string()),
-        ("num_train", pa.int64()),
-        ("num_val", pa.int64()),
-        ("num_test", pa.int64()),
-        ("num_classes", pa.int64()),
-        ("seed", pa.int64()),
-        ("hyperparameters", pa.string()),  # JSON, the chosen ones
-        ("metric", pa.string()),
-        ("value", pa.float64()),  # percent
-        ("ci_low", pa.float64()),  # 95 %, over the draw of test images
-        ("ci_high", pa.float64()),
-        ("val_value", pa.float64()),  # percent; what the choice was made on
-        ("per_class_correct", pa.list_(pa.int64())),
-        ("per_class_total", pa.list_(pa.int64())),
-        ("bad_images", pa.int64()),
-        ("wall_seconds", pa.float64()),
-        ("environment", pa.string()),  # JSON: versions, machine, commit
-        # Since version 2:
-        ("identity", pa.string()),  # hash of what defines the number: `identity`
-        ("num_pool", pa.int64()),  # images asked for: num_train + num_val
-        ("num_available", pa.int64()),  # training images there are
-        ("class_names", pa.list_(pa.string())),
-        ("k_blocks", pa.int64()),  # trained blocks, of last_k_blocks
-        ("downscale", pa.int64()),  # side images were first reduced to, pixels
-        ("source_accuracy", pa.float64()),  # percent, on the source's own test data
-        ("robust_value", pa.float64()),  # percent, `metric` under `attack`
-        ("robust_ci_low", pa.float64()),
-        ("robust_ci_high", pa.float64()),
-        ("attack", pa.string()),  # JSON: norm, eps, steps, ...
-        ("notes", pa.string()),  # known defects of a published protocol
-        # Since version 3:
-        ("source_given", pa.string()),  # what --source was; opens it again
-    ],
-    metadata={"fastadv_schema": str(SCHEMA_VERSION)},
+from fastadv.results.identity import digest
+from fastadv.results.migration import MIGRATED, migrate
+from fastadv.results.row import Row
+from fastadv.results.schema import (
+    SCHEMA,
+    SCHEMA_VERSION,
+    VERSION_KEY,
+    conform,
+    from_arrow,
+    to_arrow,
 )
 
-# What a row may leave empty: it does not apply to every experiment, or is not known of
-# every source.
-OPTIONAL = frozenset(
-    {
-        "source_norm",
-        "source_eps",
-        "k_blocks",
-        "downscale",
-        "source_accuracy",
-        "robust_value",
-        "robust_ci_low",
-        "robust_ci_high",
-        "attack",
-        "notes",
-    }
-)
-_MIGRATED = ("1", "2")  # older versions, of which SCHEMA only adds columns
+# Parts whose rows are there once begin with this; others with the time of writing.
+_ONCE = "row"
+# Where a bare name of a column is looked for, after the columns of the row itself.
+_WITHIN = ("target", "attack", "source", "transfer", "evaluation", "provenance")
+_OTHER_NAMES = {"dataset": "target.name", "source": "source.name"}
 
 
 class ResultsTable:
     """A table at a directory.
 
     Args:
-        path: the directory; made at the first append.
-        once: a row whose `identity` the table was given before is not added again, by
-            whichever process: its file is named by the identity.
+        path: The directory; made at the first append.
+        once: Whether a row whose `identity` the table has is not added again, by
+            whichever process.
+
+    Raises:
+        DataError: There is a file at the path.
     """
 
     def __init__(self, path: str | Path, *, once: bool = False) -> None:
         self.path = Path(path).expanduser()
         self.once = once
+        self._identities: dict[str, frozenset[str]] = {}
         if self.path.exists() and not self.path.is_dir():
             raise DataError(
                 f"{self.path} is a file; a results table is a directory of .parquet files"
@@ -114,7 +66,7 @@ class ResultsTable:
         """Make the directory and see that it can be written, before hours of work.
 
         Raises:
-            DataError: it cannot; or what is there is of an unknown schema version, which
+            DataError: It cannot; or what is there is of an unknown schema version, which
                 a `once` table leaves to those who ask for its `identities`: every task
                 of a sweep would open all of its files.
         """
@@ -130,122 +82,196 @@ class ResultsTable:
         if not self.once:
             self.identities()
 
-    def append(self, rows: list[dict[str, Any]]) -> None:
-        """Add rows; keys of `SCHEMA` that a row lacks are stored as missing.
+    def append(self, rows: Sequence[Row]) -> None:
+        """Add rows, all of them or none: they are one file.
+
+        A `once` table leaves out those whose identity it has. Rows of one experiment
+        should be appended together.
 
         Raises:
-            ValueError: a key the schema does not have, or with `once` no `identity`.
-            OutputError: the file cannot be written; nothing was added.
+            ValueError: The table is `once` and a row has no identity.
+            OutputError: The file cannot be written; nothing was added.
         """
-        unknown = {key for row in rows for key in row} - set(SCHEMA.names)
-        if unknown:
-            raise ValueError(f"no such columns in the results table: {sorted(unknown)}")
         if not self.once:
-            # Named by time, so that files read back in the order they were written.
+            # Named by time, so that parts read back in the order they were written.
             self._write(f"{time.time_ns():020d}-{secrets.token_hex(4)}", rows)
             return
-        for row in rows:
-            if not row.get("identity"):
-                raise ValueError("a row without identity cannot be added once")
-            # Two writers of one row write one file, so it cannot be there twice; the
-            # first is kept where it is seen.
-            if row["identity"] not in self:
-                self._write(_OF_IDENTITY + row["identity"], [row])
+        names = [row.identity for row in rows]
+        if not all(names):
+            raise ValueError("a row without identity cannot be added once")
+        first = dict(zip(reversed(names), reversed(rows), strict=True))
+        new = [row for row in first.values() if row.identity not in self][::-1]
+        # Two writers of the same rows write the same file.
+        if len(new) == 1:
+            self._write(f"{_ONCE}-{new[0].identity}", new)
+        elif new:
+            self._write(f"{_ONCE}s-{digest([row.identity for row in new])}", new)
 
-    def _write(self, name: str, rows: list[dict[str, Any]]) -> None:
+    def _write(self, part: str, rows: Sequence[Row]) -> None:
         buffer = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), buffer)
-        write_atomic(self.path / f"{name}.parquet", buffer.getvalue())
+        pq.write_table(to_arrow(rows, part), buffer, compression="zstd")
+        write_atomic(self.path / f"{part}.parquet", buffer.getvalue())
 
     def __contains__(self, identity: object) -> bool:
-        """Whether a `once` table, this or another process's, was given the row."""
-        return (self.path / f"{_OF_IDENTITY}{identity}.parquet").exists()
-
-    def rows(self) -> list[dict[str, Any]]:
-        """All rows, oldest first; those of older schema versions with empty columns.
-
-        Raises:
-            DataError: a file that is no Parquet file, or of an unknown schema version.
-        """
-        parts = [
-            (_written_at(path, rows), path.name, rows)
-            for path, rows in self._each(lambda _, part: _migrated(part.read()))
-        ]
-        return [
-            row for _, _, rows in sorted(parts, key=lambda p: p[:2]) for row in rows
-        ]
-
-    def columns(self, *names: str) -> list[dict[str, Any]]:
-        """Some columns of all rows, in no order; faster than `rows`.
-
-        Raises:
-            DataError: a file that is no Parquet file, or of an unknown schema version.
-        """
-
-        def read(path: Path, part: pq.ParquetFile) -> list[dict[str, Any]]:
-            known = [name for name in names if name in part.schema_arrow.names]
-            rows: list[dict[str, Any]] = part.read(known).to_pylist()
-            return [dict.fromkeys(names) | row for row in rows]
-
-        return [row for _, rows in self._each(read) for row in rows]
+        """Return whether the table, this or another process's, has the row."""
+        if (self.path / f"{_ONCE}-{identity}.parquet").exists():
+            return True
+        return any(identity in found for found in self._identities_of_parts())
 
     def identities(self) -> set[str]:
-        """Identities of all rows: what need not be computed again.
+        """Return the identities of all rows: what need not be computed again.
 
         Raises:
-            DataError: a file that is no Parquet file, or of an unknown schema version.
+            DataError: A file is no Parquet file, or of an unknown schema version.
         """
+        return set().union(*self._identities_of_parts())
 
-        def read(path: Path, part: pq.ParquetFile) -> set[str]:
-            if path.name.startswith(_OF_IDENTITY):
-                return {path.stem.removeprefix(_OF_IDENTITY)}
-            if "identity" not in part.schema_arrow.names:
-                return set()
-            return set(part.read(["identity"])["identity"].to_pylist())
+    def _identities_of_parts(self) -> Iterable[frozenset[str]]:
+        """Return the identities of every part; each part is opened once only."""
+        paths = self._parts()
+        for path in paths:
+            if path.name not in self._identities:
+                found = _read(path, ["identity"])["identity"].to_pylist()
+                self._identities[path.name] = frozenset(found) - {None}
+        return [self._identities[path.name] for path in paths]
 
-        return set().union(*(found for _, found in self._each(read))) - {None}
+    def rows(self, **filters: Any) -> list[Row]:
+        """Return the rows that pass every filter, oldest first.
 
-    def _each(
-        self, read: Callable[[Path, pq.ParquetFile], Read]
-    ) -> Iterator[tuple[Path, Read]]:
-        """What `read` makes of every file, each of a known version."""
-        for path in self.path.glob("*.parquet"):
-            try:
-                part = pq.ParquetFile(path)
-                _check_version(part.schema_arrow, path)
-                found = read(path, part)
-            except (pa.ArrowException, OSError) as error:
-                raise _unreadable(path, error) from None
-            yield path, found
+        Args:
+            filters: Values by name of the column, for example `kind="transfer"`; a list
+                or tuple passes any of its values, None passes a missing value. A member
+                of a struct is named with a dot (`**{"source.eps": 3.0}`), or by its last
+                name alone, which is looked for in the row, its target, attack, source
+                and setting, in this order. `dataset` and `source` are their names.
+
+        Raises:
+            DataError: A file is no Parquet file or of an unknown schema version, or a row
+                is of an unknown kind.
+            ConfigError: There is no such column.
+        """
+        return from_arrow(self.arrow(**filters))
+
+    def columns(self, *names: str, **filters: Any) -> list[dict[str, Any]]:
+        """Return some columns of the rows, oldest first; faster than `rows`.
+
+        Args:
+            names: Names as in the filters of `rows`; they are the keys of the result.
+            filters: As in `rows`.
+
+        Raises:
+            DataError: A file is no Parquet file, or of an unknown schema version.
+            ConfigError: There is no such column.
+        """
+        found = self.arrow(*names, **filters)
+        values = [_column(found, column_path(name)).to_pylist() for name in names]
+        return [dict(zip(names, row, strict=True)) for row in zip(*values, strict=True)]
+
+    def arrow(self, *names: str, **filters: Any) -> pa.Table:
+        """Return the rows that pass every filter as an Arrow table, oldest first.
+
+        Args:
+            names: Columns that are needed; the top-level columns they are in are
+                returned. All of them if there are none.
+            filters: As in `rows`.
+
+        Raises:
+            DataError: A file is no Parquet file, or of an unknown schema version.
+            ConfigError: There is no such column.
+        """
+        wanted = [column_path(name)[0] for name in names] or list(SCHEMA.names)
+        needed = [column_path(name)[0] for name in filters]
+        columns = list(dict.fromkeys([*wanted, *needed, "part", "time", "identity"]))
+        tables = [_read(path, columns) for path in self._parts()]
+        schema = pa.schema([SCHEMA.field(name) for name in columns], SCHEMA.metadata)
+        found = pa.concat_tables(tables) if tables else schema.empty_table()
+        for name, value in filters.items():
+            found = found.filter(_passes(_column(found, column_path(name)), value))
+        return _in_order(found).select(list(dict.fromkeys(wanted)))
+
+    def _parts(self) -> list[Path]:
+        return sorted(self.path.glob("*.parquet"))
 
 
-_OF_IDENTITY = "row-"
+def column_path(name: str) -> list[str]:
+    """Return where a column is: its name, and those of the members of structs.
+
+    Raises:
+        ConfigError: There is no such column.
+    """
+    name = _OTHER_NAMES.get(name, name)
+    if _has(name.split(".")):
+        return name.split(".")
+    for within in _WITHIN:
+        if _has([within, name]):
+            return [within, name]
+    known = {f.name for column in _WITHIN for f in SCHEMA.field(column).type}
+    raise ConfigError(unknown_name("column", name, known | {*SCHEMA.names, "dataset"}))
 
 
-def _unreadable(path: Path, error: Exception) -> DataError:
-    return DataError(f"{path} cannot be read ({error}); move it away to use the rest")
+def _has(path: list[str]) -> bool:
+    kind = pa.struct(list(SCHEMA))
+    for name in path:
+        if not pa.types.is_struct(kind) or kind.get_field_index(name) < 0:
+            return False
+        kind = kind.field(name).type
+    return True
 
 
-def _check_version(schema: pa.Schema, path: Path) -> None:
-    version = (schema.metadata or {}).get(b"fastadv_schema", b"none").decode()
-    if version not in (str(SCHEMA_VERSION), *_MIGRATED):
+def _column(table: pa.Table, path: list[str]) -> pa.ChunkedArray:
+    column = table[path[0]]
+    return pc.struct_field(column, path[1:]) if path[1:] else column
+
+
+def _passes(column: pa.ChunkedArray, value: Any) -> pa.ChunkedArray:
+    """Return which elements are the value, or one of the values."""
+    values = list(value) if isinstance(value, list | tuple | set) else [value]
+    known = [each for each in values if each is not None]
+    missing = pc.and_(column.is_null(), len(known) < len(values))
+    if not known:
+        return missing
+    try:
+        return pc.or_(missing, pc.is_in(column, pa.array(known, column.type)))
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{value!r} is no value of a column of {column.type}"
+        ) from error
+
+
+def _in_order(table: pa.Table) -> pa.Table:
+    """Return the rows in the order they were written: by part name, else by time."""
+    stamps = [part.partition("-")[0] for part in table["part"].to_pylist()]
+    times = table["time"].cast(pa.int64()).to_pylist()
+    keys = [
+        (int(stamp) if stamp.isdecimal() else (when or 0) * 1000, number)
+        for stamp, when, number in zip(stamps, times, itertools.count())
+    ]
+    return table.take(pa.array([number for _, number in sorted(keys)], pa.int64()))
+
+
+def _read(path: Path, columns: list[str]) -> pa.Table:
+    """Return columns of a part, in today's schema."""
+    try:
+        file = pq.ParquetFile(path)
+        version = (file.schema_arrow.metadata or {}).get(VERSION_KEY, b"none").decode()
+        if version in MIGRATED:
+            old = file.read().to_pylist()
+            rows = [
+                r for i, each in enumerate(old) for r in migrate(each, path.stem, i)
+            ]
+            return to_arrow(rows, path.stem).select(columns)
+        if version == str(SCHEMA_VERSION):
+            known = [name for name in columns if name in file.schema_arrow.names]
+            schema = pa.schema(
+                [SCHEMA.field(name) for name in columns], SCHEMA.metadata
+            )
+            return conform(file.read(known), schema)
+    except (pa.ArrowException, OSError) as error:
         raise DataError(
-            f"{path} has schema version {version}, this fastadv reads "
-            f"{', '.join(_MIGRATED)} and {SCHEMA_VERSION}; nothing was changed. Use "
-            "another --results"
-        )
-
-
-def _migrated(table: pa.Table) -> list[dict[str, Any]]:
-    """Rows with every column of `SCHEMA`, in its order."""
-    rows: list[dict[str, Any]] = table.to_pylist()
-    return [{name: row.get(name) for name in SCHEMA.names} for row in rows]
-
-
-def _written_at(path: Path, rows: list[dict[str, Any]]) -> int:
-    """When a part was written, nanoseconds: by its name, else by its row."""
-    stamp = path.name.partition("-")[0]
-    if stamp.isdecimal():
-        return int(stamp)
-    when = rows[0]["time"] if rows else None
-    return int(when.timestamp() * 1e9) if when else 0
+            f"{path} cannot be read ({error}); move it away to use the rest"
+        ) from None
+    raise DataError(
+        f"{path} has schema version {version}, this fastadv reads "
+        f"{', '.join(MIGRATED)} and {SCHEMA_VERSION}; nothing was changed. Use another "
+        "--results"
+    )

@@ -84,13 +84,9 @@ def training_attack(
 
 def judging_attack(config: TrainConfig, num_steps: int) -> PGD:
     """What validations attack with, in full precision."""
-    return PGD(
+    return PGD.judge(
         config.threat,
         num_steps,
-        # 2.5 eps / K crosses the ball from anywhere (Madry et al. 2018).
-        2.5 * config.threat.eps / num_steps,
-        random_start=True,
-        keep="best",
         seed=config.seed,
         # Too few batches to compile for.
         compile="off" if config.compile == "off" else "auto",

@@ -92,14 +92,8 @@ class OverfitWatch:
     ) -> None:
         self.images, self.labels, self.every = images, labels, every
         self.weights: dict[str, Tensor] | None = None
-        self._full = self._judge = PGD(
-            threat,
-            _STEPS,
-            2.5 * threat.eps / _STEPS,
-            random_start=True,
-            seed=seed,
-            dtype=dtype,
-            compile="off",
+        self._full = self._judge = PGD.judge(
+            threat, _STEPS, seed=seed, dtype=dtype, compile="off"
         )
 
     @classmethod

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,7 +24,8 @@ from fastadv.errors import (
 )
 from fastadv.kernels import use_backend
 from fastadv.kernels.registry import check_backend_name
-from fastadv.models import create_model, load_model
+from fastadv.models import create_model, load_model, save_model
+from fastadv.models.names import MODEL_FILE
 from fastadv.models.view import AttackView
 from fastadv.phases import phase
 from fastadv.runs.directory import RunDirectory
@@ -33,7 +35,12 @@ from fastadv.runs.distributed import (
     random_state,
     set_random_state,
 )
-from fastadv.runs.listeners import PICTURE, check_loggers, loggers
+from fastadv.runs.listeners import (
+    PICTURE,
+    ListenerGroup,
+    check_listeners,
+    open_listeners,
+)
 from fastadv.runs.preemption import StopRequest, stop_on_signal
 from fastadv.runs.profile import StepProfile
 from fastadv.training.config import TrainConfig, learning_rate
@@ -49,6 +56,24 @@ from fastadv.training.validation import Interrupted, Validation
 
 log = logging.getLogger(__name__)
 
+# Choices that may differ when a run is resumed: none of them changes what is computed.
+MAY_CHANGE = (
+    "out",
+    "resume",
+    "device",
+    "workers",
+    "save_minutes",
+    "backend",
+    "data",
+    "dataset_option",
+    "keep_every",
+    "pictures_every",
+    "tensorboard",
+    "wandb",
+    "parallel",
+)
+# The parts of the state that are saved with the weights, too.
+METADATA = ("config", "resolution", "classes", "epoch", "step", "best")
 _LOG_SECONDS = 10.0  # between "train" events; reading the losses waits for the device
 
 
@@ -94,11 +119,13 @@ class Trainer:
     ) -> None:
         self.config = config
         self.world = world or World()
-        check_loggers(config, writes=self.world.leads)
+        check_listeners(**self._listeners, writes=self.world.leads)
         if config.backend != "auto":
             check_backend_name(config.backend)
         self.device = self.world.device(config.device)
-        self.run = RunDirectory(config.out_path, writes=self.world.leads)
+        self.run = RunDirectory(
+            config.out_path, may_change=MAY_CHANGE, writes=self.world.leads
+        )
         self.images = RunImages(config, self.device, self.world)
         self.resolution, self.batch_size = (
             self.images.resolution,
@@ -151,7 +178,7 @@ class Trainer:
             self.runlog.note,
         )
         prepares = self.world.leads and not dry_run
-        state = self.world.share(self.run.prepare(config) if prepares else None)
+        state = self.world.share(self._open_run() if prepares else None)
         self.resumed = state is not None
         try:
             if state is not None:
@@ -186,7 +213,20 @@ class Trainer:
         scale = radius_at(self.config, side, self.resolution, epoch)
         self.learner.begin_epoch(scale)
 
+    @property
+    def _listeners(self) -> dict[str, Any]:
+        """Return what of the configuration chooses listeners."""
+        return {"tensorboard": self.config.tensorboard, "wandb": self.config.wandb}
+
     # ---- state ----
+
+    def _open_run(self) -> dict[str, Any] | None:
+        """Lock the run directory; return the state to resume from, if there is one."""
+        config = self.config
+        state = self.run.prepare(config.to_dict(), resume=config.resume)
+        if state is not None and not self.run.has_best:
+            state["best"] = -1.0  # the best epoch is chosen again from those to come
+        return state
 
     def _state(self, epoch: int) -> dict[str, Any]:
         return {
@@ -201,6 +241,14 @@ class Trainer:
             "loader_backend": self.loader.backend,
             "rng": self.world.gather(random_state()),
         } | self.learner.state_dict()
+
+    def _open_listeners(self) -> AbstractContextManager[ListenerGroup]:
+        if not self.world.leads:
+            return contextlib.nullcontext(ListenerGroup())
+        config = self.config
+        return open_listeners(
+            self.run.path, self.step, config.to_dict(), **self._listeners
+        )
 
     def _load_state(self, state: dict[str, Any]) -> None:
         self.images.check_classes(state["classes"])
@@ -222,7 +270,14 @@ class Trainer:
                 f"the weights after step {self.step - 1} are not finite"
             )
         if self.world.leads:
-            self.run.save(model, state, step=self.step, best=best, keep=keep)
+            metadata = {key: state[key] for key in METADATA}
+            self.run.save(
+                lambda folder: save_model(model, folder / MODEL_FILE, metadata),
+                state,
+                step=self.step,
+                best=best,
+                keep=keep,
+            )
         self._saved_at = time.monotonic()
 
     # ---- the loop ----
@@ -241,7 +296,7 @@ class Trainer:
         self._saved_at = time.monotonic()
         with (
             use_backend(config.backend),
-            loggers(config, self.run, self.step),
+            self._open_listeners() as self.run.listeners,
             contextlib.closing(self.profile),
             stop_on_signal() as stop,
         ):

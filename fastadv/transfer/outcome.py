@@ -42,18 +42,9 @@ class Outcome:
             names = ("robust_value", "robust_ci_low", "robust_ci_high", "attack")
             return found | dict.fromkeys(names)
         low, high = self.robust.interval(metric)
-        what = {
-            "name": "pgd",
-            "norm": attack.threat.norm,
-            "eps": attack.threat.eps,
-            "num_steps": attack.num_steps,
-            "step_size": attack.step_size,
-            "random_start": True,
-            "keep": "best",
-        }
         return found | {
             "robust_value": 100 * self.robust.value(metric),
             "robust_ci_low": 100 * low,
             "robust_ci_high": 100 * high,
-            "attack": json.dumps(what),
+            "attack": json.dumps(attack.describe()),
         }

@@ -14,7 +14,7 @@ from fastadv.environment import provenance
 from fastadv.errors import FastadvError
 from fastadv.evaluation.evaluate import evaluate
 from fastadv.kernels import use_backend
-from fastadv.results.table import ResultsTable
+from fastadv.results.legacy import LegacyTable
 from fastadv.transfer import fixed, tuned
 from fastadv.transfer.config import TransferConfig
 from fastadv.transfer.experiment import Experiment, Fitted, SeedSplit
@@ -38,11 +38,11 @@ class TransferRun:
     """
 
     def __init__(
-        self, config: TransferConfig, table: ResultsTable | None = None
+        self, config: TransferConfig, table: LegacyTable | None = None
     ) -> None:
         self.config = config
         self.experiment = Experiment(config)
-        self.table = table or ResultsTable(config.results)
+        self.table = table or LegacyTable(config.results)
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Run every seed; each row is in the table before it is yielded."""
@@ -68,12 +68,8 @@ class TransferRun:
         return (tuned.fit(self.experiment, split) for split in splits)
 
     def _attack(self) -> PGD | None:
-        threat, steps = self.experiment.threat, self.config.robust_steps
-        if threat is None:
-            return None
-        # 2.5 eps / K crosses the ball from anywhere (Madry et al. 2018).
-        step_size = 2.5 * threat.eps / steps
-        return PGD(threat, steps, step_size, random_start=True, keep="best")
+        threat = self.experiment.threat
+        return None if threat is None else PGD.judge(threat, self.config.robust_steps)
 
     def _judge(self, fitted: Fitted) -> Outcome:
         """Measure accuracy on the test images, also under attack if that is asked for."""

@@ -13,7 +13,7 @@ from typing import Any, Self
 from fastadv.data import DatasetSplits, subset
 from fastadv.errors import ConfigError, DataError, FastadvError
 from fastadv.models.source import Source, open_source
-from fastadv.results.table import ResultsTable
+from fastadv.results.legacy import LegacyTable
 from fastadv.runs.tasks import Place, Task
 from fastadv.transfer.config import PUBLISHED_SIDE, TransferConfig
 from fastadv.transfer.freezing import choose_trained
@@ -41,7 +41,7 @@ def run_transfer(config: TransferConfig, place: Place) -> None:
         config = dataclasses.replace(config, workers=min(8, place.threads))
     if config.device == "auto" and place.device is not None:
         config = dataclasses.replace(config, device=place.device)
-    for _ in TransferRun(config, ResultsTable(config.results, once=True)).rows():
+    for _ in TransferRun(config, LegacyTable(config.results, once=True)).rows():
         pass
 
 
@@ -104,7 +104,7 @@ class SweepPlan:
 
 def plan_sweep(
     configs: Sequence[TransferConfig],
-    table: ResultsTable,
+    table: LegacyTable,
     *,
     skip_missing: bool = False,
 ) -> SweepPlan:
@@ -241,7 +241,7 @@ class _Described:
     computed again; but a report knows only what the rows state.
     """
 
-    def __init__(self, table: ResultsTable) -> None:
+    def __init__(self, table: LegacyTable) -> None:
         self._table = table
         self._rows: dict[str, dict[str, Any]] | None = None
         self._differing: Counter[str] = Counter()

@@ -13,7 +13,7 @@ from fastadv.cli.examples import example_section
 from fastadv.errors import ConfigError
 from fastadv.models import NormalizedModel, create_model, save_model
 from fastadv.models.inputs import CONVENTIONS
-from fastadv.transfer import ResultsTable, TransferConfig, transfer
+from fastadv.transfer import LegacyTable, TransferConfig, transfer
 
 
 def _config(folder: Path, source: str, **changes: Any) -> TransferConfig:
@@ -39,7 +39,7 @@ def _rows(folder: Path, *sources: tuple[str, int]) -> list[dict[str, Any]]:
         )
         source = f"{file},arch=resnet8_cifar,{options}"
         transfer(_config(folder, source, resolution=side))
-    return ResultsTable(folder / "results").rows()
+    return LegacyTable(folder / "results").rows()
 
 
 def test_sources_are_opened_as_they_were(
@@ -91,5 +91,5 @@ def test_sources_are_shown_at_their_own_size(
         model = create_model("resnet8_cifar", 10, seed=side)
         save_model(model, file, {"resolution": side})
         transfer(_config(tmp_path, str(file)))
-    example_section(ResultsTable(tmp_path / "results").rows(), "digits")
+    example_section(LegacyTable(tmp_path / "results").rows(), "digits")
     assert sides == [(["net16"], 16), (["net24"], 24)]

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from fastadv.transfer import ResultsTable
+from fastadv.transfer import LegacyTable
 
 ROWS = 6 + 4  # of the recipe below, with two sources
 
@@ -32,7 +32,7 @@ def recipe_file(folder: Path, runs: Path, **changes: Any) -> Path:
 
 def values(results: Path) -> dict[str, list[int]]:
     """What was measured by identity; fails where a row is there twice."""
-    rows = ResultsTable(results).rows()
+    rows = LegacyTable(results).rows()
     found = {row["identity"]: row["per_class_correct"] for row in rows}
     assert len(found) == len(rows)
     return found

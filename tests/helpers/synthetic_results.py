@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fastadv.results.table import ResultsTable
+from fastadv.results.legacy import LegacyTable
 
 ARCHS = {"resnet18": 0.0, "resnet50": 2.0, "wide_resnet50_2": 3.0}
 EPS = (0.0, 0.1, 1.0, 3.0)
@@ -104,5 +104,5 @@ def synthetic_rows() -> list[dict[str, Any]]:
 
 def synthetic_table(folder: Path) -> Path:
     """The rows as a results table in `folder`."""
-    ResultsTable(folder).append(synthetic_rows())
+    LegacyTable(folder).append(synthetic_rows())
     return folder

@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 from synthetic_results import row
 
-from fastadv.results.table import ResultsTable
+from fastadv.results.legacy import LegacyTable
 
 BENCH = Path(__file__).parents[2] / "bench"
 
@@ -34,7 +34,7 @@ def page(
 ) -> list[list[str]]:
     """Cells of the Markdown table of these rows."""
     study, tables = bench
-    ResultsTable(folder / "table").append(rows)
+    LegacyTable(folder / "table").append(rows)
     results = study.Results("study")
     study.transfer(results, folder / "table")
     results.write()

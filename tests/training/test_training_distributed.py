@@ -339,7 +339,7 @@ def test_more_ranks_than_devices(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_number_of_processes_that_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="--nproc 0 cannot work"):
-        launch(0, [])
+        launch("fastadv.cli.train", 0, [])
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(ConfigError, match="torchrun and Slurm start the ranks"):
-        launch(2, [])
+        launch("fastadv.cli.train", 2, [])

@@ -37,7 +37,7 @@ from small_runs import (
 from fastadv.cli import train as train_command
 from fastadv.data.loading import make_loader as choosing
 from fastadv.data.sets.image_set import ArraySet
-from fastadv.errors import CheckpointError, ConfigError, Preempted
+from fastadv.errors import ConfigError, OutputError, Preempted
 from fastadv.training import RunDirectory, Trainer, train, validation
 
 NOT_DONE = STEPS - 4  # kills come no later, so that they meet a living process
@@ -454,7 +454,7 @@ def test_a_limit_on_the_size_of_files(whole: Path, tmp_path: Path) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, before[1]))
     try:
-        with pytest.raises(CheckpointError, match="File too large"):
+        with pytest.raises(OutputError, match="File too large"):
             train(tiny(run, random_start=True))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

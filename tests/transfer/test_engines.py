@@ -25,9 +25,9 @@ from small_runs import environment, script
 from sweep_runs import ROWS, recipe_file, values
 
 from fastadv.errors import ConfigError
+from fastadv.results.legacy import LegacyTable
 from fastadv.runs.executors import SerialExecutor, make_executor
 from fastadv.runs.tasks import run_tasks
-from fastadv.transfer import ResultsTable
 from fastadv.transfer.recipe import read_recipe
 from fastadv.transfer.sweep import plan_sweep
 
@@ -137,7 +137,7 @@ def test_crashes_are_retried_so_often_and_then_reported(
         tmp_path, runs, sources=[f"{runs}/eps0"], protocols=["fixed_feature"]
     )
     configs = read_recipe(file, results=str(tmp_path / "r"))
-    table = ResultsTable(tmp_path / "r", once=True)
+    table = LegacyTable(tmp_path / "r", once=True)
     table.prepare()
     tasks = plan_sweep(configs, table).tasks
     [failure] = run_tasks(tasks, SerialExecutor(), table, retries=2)

@@ -11,10 +11,10 @@ from sweep_runs import ROWS, recipe_file, values
 from fastadv.cli import train as train_command
 from fastadv.cli import transfer as command
 from fastadv.errors import ConfigError, DataError
+from fastadv.results.legacy import LegacyTable
 from fastadv.results.table import SCHEMA
 from fastadv.runs.executors import SerialExecutor
 from fastadv.runs.tasks import Ended, Place, Task, run_task, run_tasks
-from fastadv.transfer import ResultsTable
 from fastadv.transfer.recipe import read_recipe
 from fastadv.transfer.sweep import SweepPlan, plan_sweep
 
@@ -118,7 +118,7 @@ def test_missing_sources_and_data_are_all_named(runs: Path, tmp_path: Path) -> N
         sources=[f"{runs}/eps{{0,7}}"],
         datasets=["digits", "digit"],
     )
-    table = ResultsTable(tmp_path / "r", once=True)
+    table = LegacyTable(tmp_path / "r", once=True)
     with pytest.raises(DataError, match=r"2 source\(s\) or .*(?s:.*'digit'.*eps7)"):
         plan_sweep(read_recipe(file), table)
     plan = plan_sweep(read_recipe(file), table, skip_missing=True)
@@ -129,7 +129,7 @@ def test_data_are_looked_for_without_a_source(runs: Path, tmp_path: Path) -> Non
     file = recipe_file(
         tmp_path, runs, sources=[f"{runs}/eps7"], datasets=["digits", "digit"]
     )
-    table = ResultsTable(tmp_path / "r", once=True)
+    table = LegacyTable(tmp_path / "r", once=True)
     with pytest.raises(DataError, match=r"2 source\(s\) or .*(?s:.*eps7.*'digit')"):
         plan_sweep(read_recipe(file), table)
 
@@ -156,7 +156,7 @@ def test_one_number_twice_is_refused(runs: Path, tmp_path: Path) -> None:
     twice = [f"{runs}/eps0", {"source": f"{runs}/eps0", "name": "other"}]
     file = recipe_file(tmp_path, runs, sources=twice)
     with pytest.raises(ConfigError, match="defines the same number as"):
-        plan_sweep(read_recipe(file), ResultsTable(tmp_path / "r"))
+        plan_sweep(read_recipe(file), LegacyTable(tmp_path / "r"))
 
 
 def test_a_dry_run_lists_the_tasks(
@@ -197,7 +197,7 @@ def test_finished_rows_are_never_computed_again(
 ) -> None:
     results = str(tmp_path / "r")
     configs = read_recipe(recipe_file(tmp_path, runs), results=results)
-    table = ResultsTable(results, once=True)
+    table = LegacyTable(results, once=True)
     table.prepare()
     plan = plan_sweep(configs, table)
     assert {i for task in plan.tasks for i in task.identities} == set(undisturbed)
@@ -237,7 +237,7 @@ def test_tasks_of_the_same_features_do_not_run_beside_each_other(
 ) -> None:
     protocols = [{"mode": "fixed_feature", "num_train": [40, 50, 60]}]
     file = recipe_file(tmp_path, runs, protocols=protocols)
-    table = ResultsTable(tmp_path / "r", once=True)
+    table = LegacyTable(tmp_path / "r", once=True)
     table.prepare()
     plan = plan_sweep(read_recipe(file, results=str(table.path)), table)
     engine = _TwoSlots()
@@ -261,7 +261,7 @@ def test_errors_are_reported_and_the_rest_is_done(
     assert "1 row(s) could not be computed" in complaint
     assert "lr 1e+30 diverged" in complaint
     assert "again" not in complaint  # the same would happen
-    assert len(ResultsTable(tmp_path / "r").rows()) == 1
+    assert len(LegacyTable(tmp_path / "r").rows()) == 1
 
 
 def test_rows_that_call_their_source_otherwise_are_said(
@@ -274,7 +274,7 @@ def test_rows_that_call_their_source_otherwise_are_said(
         )
         return plan_sweep(read_recipe(file, results=str(table.path)), table)
 
-    table = ResultsTable(tmp_path / "r", once=True)
+    table = LegacyTable(tmp_path / "r", once=True)
     table.prepare()
     assert run_tasks(plan().tasks, SerialExecutor(), table) == []
     caplog.clear()

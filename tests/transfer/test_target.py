@@ -17,7 +17,7 @@ from fastadv.data import ImageSet, open_dataset, subset, train_val_split
 from fastadv.data.sets.image_set import FileSet
 from fastadv.errors import ConfigError, DataError
 from fastadv.models import create_model, save_model
-from fastadv.transfer import ResultsTable, TransferConfig, target, transfer
+from fastadv.transfer import LegacyTable, TransferConfig, target, transfer
 from fastadv.transfer.experiment import Experiment
 from fastadv.transfer.features import rows_of
 from fastadv.transfer.procedure import make_procedure
@@ -69,7 +69,7 @@ def test_options_reach_the_data_set_and_the_row(source: Path, tmp_path: Path) ->
     assert command.main(words) == 0
     assert command.main([*words, *option]) == 0
     assert command.main([*words, *option, "--dataset-option", "strict=true"]) == 0
-    plain, other, same = ResultsTable(tmp_path / "results").rows()
+    plain, other, same = LegacyTable(tmp_path / "results").rows()
     assert (plain["metric"], other["metric"]) == ("top1", "mean_per_class")
     assert plain["dataset"] == "data"
     assert other["dataset"] == same["dataset"] == "data (metric mean_per_class)"
@@ -101,7 +101,7 @@ def test_a_recipe_gives_options_with_their_data_set(
     }
     file = tmp_path / "recipe.yaml"
     file.write_text(yaml.safe_dump(recipe))
-    plan = plan_sweep(read_recipe(file), ResultsTable(tmp_path / "results"))
+    plan = plan_sweep(read_recipe(file), LegacyTable(tmp_path / "results"))
     assert [task.setting.dataset_option for task in plan.tasks] == [
         (),
         ("metric=mean_per_class",),
@@ -251,7 +251,7 @@ def test_a_sweep_says_it_before_its_workers_do(
             {"mode": "full_network", "protocol": "utrera2021"},
         )
     ]
-    table = ResultsTable(tmp_path / "results")
+    table = LegacyTable(tmp_path / "results")
     plan = plan_sweep(configs, table)
     assert len(plan.tasks) == 2 + 1 + 2
     assert [text for text in caplog.messages if "held out" in text] == [_HELD_OUT]
@@ -295,7 +295,7 @@ def test_one_row_where_no_seed_changes_anything(source: Path, tmp_path: Path) ->
         "seeds": [2, 0, 1],
     }
     file.write_text(yaml.safe_dump(recipe))
-    plan = plan_sweep(read_recipe(file), ResultsTable(tmp_path / "results"))
+    plan = plan_sweep(read_recipe(file), LegacyTable(tmp_path / "results"))
     assert (plan.rows, plan.done, plan.tasks) == (1, 1, [])
     for changes in ({"select_on": None}, {"num_train": 99}, {"solver": "sgd"}):
         kept = TransferConfig(**(vars(config) | {"seeds": (2, 0, 1)} | changes))

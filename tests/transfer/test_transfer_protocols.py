@@ -31,9 +31,9 @@ from fastadv.models import (
 )
 from fastadv.models.source import Source
 from fastadv.models.view import AttackView
-from fastadv.results.table import OPTIONAL, SCHEMA
+from fastadv.results.legacy import OPTIONAL, SCHEMA
 from fastadv.training import train
-from fastadv.transfer import ResultsTable, TransferConfig, transfer
+from fastadv.transfer import LegacyTable, TransferConfig, transfer
 from fastadv.transfer.experiment import Experiment
 from fastadv.transfer.identity import row_identity
 from fastadv.transfer.protocol import TransferRun
@@ -218,7 +218,7 @@ def test_what_diverged_is_no_result(
     config = _config(source, tmp_path / "r", epochs=1, lrs=(1e30,), **changes)
     with pytest.raises(TrainingDiverged, match=complaint):
         transfer(config)
-    assert ResultsTable(tmp_path / "r").rows() == []
+    assert LegacyTable(tmp_path / "r").rows() == []
     [row] = transfer(dataclasses.replace(config, lrs=(1e30, 0.01)))
     assert json.loads(row["hyperparameters"])["lr"] == 0.01
     assert re.search(complaint, caplog.text)
@@ -232,7 +232,7 @@ def test_rows_say_all_that_is_needed_to_repeat_them(
 ) -> None:
     results = tmp_path / "results"
     yielded = transfer(_config(source, results, seeds=(3, 1), name="mine"))
-    rows = ResultsTable(results).rows()
+    rows = LegacyTable(results).rows()
     assert [row["seed"] for row in rows] == [3, 1]
     for row, same in zip(rows, yielded, strict=True):
         assert set(same) <= set(SCHEMA.names) == set(row)
@@ -289,10 +289,10 @@ def test_a_row_that_cannot_be_stored_is_printed(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    def full(table: ResultsTable, rows: Any) -> None:
+    def full(table: LegacyTable, rows: Any) -> None:
         raise CheckpointError("no space left")
 
-    monkeypatch.setattr(ResultsTable, "append", full)
+    monkeypatch.setattr(LegacyTable, "append", full)
     with pytest.raises(CheckpointError, match="no space left"):
         transfer(_config(source, tmp_path / "r"))
     [message] = [r.getMessage() for r in caplog.records if r.levelname == "ERROR"]

@@ -34,7 +34,7 @@ from fastadv.data.sets.folders import EVAL_FOLDERS
 from fastadv.data.sets.image_set import DatasetSplits, FileSet, ImageSet
 from fastadv.data.sets.subsets import files_and_positions
 from fastadv.errors import ConfigError, DataError
-from fastadv.files import FolderLock, file_sha256, replace_file, say_unlocked
+from fastadv.files import FolderLock, file_sha256, replace_file, warn_without_lock
 
 log = logging.getLogger(__name__)
 
@@ -176,7 +176,7 @@ def _locked(out: Path) -> Iterator[None]:
             "another folder"
         ) from None
     except OSError as error:
-        say_unlocked(out, error)
+        warn_without_lock(out, error)
     try:
         yield
     finally:

@@ -14,7 +14,7 @@ import pytest
 from small_runs import environment
 
 from fastadv.errors import DataError, OutputError
-from fastadv.results.table import SCHEMA, ResultsTable
+from fastadv.results.legacy import SCHEMA, LegacyTable
 
 
 def _row(**changes: Any) -> dict[str, Any]:
@@ -23,11 +23,11 @@ def _row(**changes: Any) -> dict[str, Any]:
 
 
 def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
-    table = ResultsTable(tmp_path / "results")
+    table = LegacyTable(tmp_path / "results")
     assert table.rows() == []
     table.append([_row()])
     table.append([_row(seed=1), _row(seed=2, source="b, with \u00fcmlaut")])
-    rows = ResultsTable(tmp_path / "results").rows()
+    rows = LegacyTable(tmp_path / "results").rows()
     assert [row["seed"] for row in rows] == [0, 1, 2]
     assert rows[2]["source"] == "b, with \u00fcmlaut"
     assert list(rows[0]) == SCHEMA.names
@@ -37,7 +37,7 @@ def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
 
 
 def test_columns_that_do_not_exist_are_refused(tmp_path: Path) -> None:
-    table = ResultsTable(tmp_path / "results")
+    table = LegacyTable(tmp_path / "results")
     with pytest.raises(ValueError, match=r"no such columns .*\['acuracy'\]"):
         table.append([_row(), _row(acuracy=3)])
     assert table.rows() == []
@@ -46,7 +46,7 @@ def test_columns_that_do_not_exist_are_refused(tmp_path: Path) -> None:
 def test_a_folder_name_is_no_column(tmp_path: Path) -> None:
     """Arrow can read `seed=7/` as a column seed of value 7."""
     for name in ("seed=7", "eps=3"):
-        table = ResultsTable(tmp_path / name / "results")
+        table = LegacyTable(tmp_path / name / "results")
         table.append([_row(seed=1)])
         [row] = table.rows()
         assert list(row) == SCHEMA.names
@@ -55,8 +55,8 @@ def test_a_folder_name_is_no_column(tmp_path: Path) -> None:
 
 _APPEND = """
 import sys
-from fastadv.results.table import ResultsTable
-table = ResultsTable(sys.argv[1])
+from fastadv.results.legacy import LegacyTable
+table = LegacyTable(sys.argv[1])
 for i in range(40):
     table.append([{"source": sys.argv[2], "seed": i}])
 """
@@ -68,7 +68,7 @@ def test_processes_append_at_once(tmp_path: Path) -> None:
         subprocess.Popen([*words, name], env=environment()) for name in ("a", "b", "c")
     ]
     assert [process.wait(60) for process in running] == [0, 0, 0]
-    rows = ResultsTable(tmp_path / "results").rows()
+    rows = LegacyTable(tmp_path / "results").rows()
     assert len(rows) == 120
     for name in ("a", "b", "c"):  # nothing lost, and each in its own order
         assert [r["seed"] for r in rows if r["source"] == name] == list(range(40))
@@ -78,7 +78,7 @@ def test_processes_append_at_once(tmp_path: Path) -> None:
 
 
 def test_other_versions_and_other_files_are_refused(tmp_path: Path) -> None:
-    table = ResultsTable(tmp_path)
+    table = LegacyTable(tmp_path)
     table.append([_row()])
     foreign = tmp_path / "foreign.parquet"
     foreign.write_bytes(b"not parquet at all")
@@ -99,16 +99,16 @@ def test_a_file_is_no_table(tmp_path: Path) -> None:
     file = tmp_path / "results.parquet"
     file.write_text("mine")
     with pytest.raises(DataError, match="is a file; a results table is a directory"):
-        ResultsTable(file)
+        LegacyTable(file)
     with pytest.raises(OutputError, match="could not write"):
-        ResultsTable(file / "below").append([_row()])
+        LegacyTable(file / "below").append([_row()])
     assert file.read_text() == "mine"
 
 
 def test_a_row_is_added_once(tmp_path: Path) -> None:
-    table = ResultsTable(tmp_path, once=True)
+    table = LegacyTable(tmp_path, once=True)
     table.append([_row(identity="a"), _row(identity="b", seed=1)])
-    ResultsTable(tmp_path, once=True).append([_row(identity="a", value=99.0)])
+    LegacyTable(tmp_path, once=True).append([_row(identity="a", value=99.0)])
     assert "a" in table
     assert "c" not in table
     rows = table.rows()
@@ -116,7 +116,7 @@ def test_a_row_is_added_once(tmp_path: Path) -> None:
         ("a", 12.5),
         ("b", 12.5),
     ]
-    ResultsTable(tmp_path).append(
+    LegacyTable(tmp_path).append(
         [_row(identity="c")]
     )  # by hand, under a name of its time
     assert table.identities() == {"a", "b", "c"}
@@ -135,7 +135,7 @@ def test_rows_of_older_versions_are_migrated(
     file = tmp_path / "old.parquet"
     pq.write_table(pa.Table.from_pylist([_row()], schema=old), file)
     before = file.read_bytes()
-    table = ResultsTable(tmp_path)
+    table = LegacyTable(tmp_path)
     table.prepare()
     table.append([_row(seed=1, identity="x")])
     rows = table.rows()
