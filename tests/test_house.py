@@ -19,7 +19,8 @@ SOURCES = sorted([*ROOT.glob("fastadv/**/*.py"), *ROOT.glob("kernels/*.py")])
 # not import it back. A new package needs a place here.
 LAYERS = (
     {"errors", "files", "lazy", "machine", "phases", "statistics", "text_tables"},
-    {"threat"},
+    {"ranges", "threat"},
+    {"device", "flags"},
     {"environment", "kernels", "results"},
     {"models", "data"},
     {"runs"},

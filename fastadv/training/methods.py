@@ -2,7 +2,7 @@
 
 A method is an objective and an attack, and yields the losses of a batch, one for each
 update; `step.py` does the updates, the schedules are `schedule.py`. What a method takes and
-where it comes from is the table in `methodnames.py`.
+where it comes from is the table in `method_config.py`.
 """
 
 from __future__ import annotations

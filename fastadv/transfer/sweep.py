@@ -13,6 +13,7 @@ from typing import Any, Self
 from fastadv.data import DatasetSplits, subset
 from fastadv.errors import ConfigError, DataError, FastadvError
 from fastadv.models.source import Source, open_source
+from fastadv.ranges import ordered_fields
 from fastadv.results.legacy import LegacyTable
 from fastadv.runs.tasks import Place, Task
 from fastadv.transfer.config import PUBLISHED_SIDE, TransferConfig
@@ -54,7 +55,7 @@ class TransferTask(Task):
         words = [config.name or Path(config.source).name, config.dataset, config.mode]
         changed = [
             f"{field.name}={value}"
-            for field in dataclasses.fields(TransferConfig)
+            for field in ordered_fields(TransferConfig)
             if field.name not in _NOT_IN_NAMES
             and (value := getattr(config, field.name)) != field.default
         ]

@@ -64,7 +64,7 @@ def test_a_recipe_is_a_product_of_its_lists(tmp_path: Path) -> None:
     [
         ({"sources": []}, r"sources is \[\]; a recipe needs a list of at least one"),
         ({"datasets": None}, "datasets is None"),
-        ({"seeds": [0, 1, 0]}, "--seeds 0 1 0: 0 is there more than once"),
+        ({"seeds": [0, 1, 0]}, "`seeds=0 1 0`: 0 is there more than once"),
         (
             {"protocols": [{"epochs": 3}]},
             "entry 1 of protocols is .* with the key mode",
@@ -73,7 +73,7 @@ def test_a_recipe_is_a_product_of_its_lists(tmp_path: Path) -> None:
         ({"num_train": "many"}, "num_train: 'many' is not a value of type int"),
         ({"num_train": []}, "num_train: an axis needs at least one value"),
         ({"protocols": ["fixed"]}, "mode: 'fixed' is not one of"),
-        ({"val_fraction": [0.1, 2]}, "--val-fraction 2"),
+        ({"val_fraction": [0.1, 2]}, "`val_fraction=2.0` cannot work"),
     ],
 )
 def test_wrong_recipes_say_where(

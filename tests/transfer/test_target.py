@@ -303,5 +303,5 @@ def test_one_row_where_no_seed_changes_anything(source: Path, tmp_path: Path) ->
 
 
 def test_a_seed_twice_is_refused(source: Path) -> None:
-    with pytest.raises(ConfigError, match="--seeds 0 1 0: 0 is there more than once"):
+    with pytest.raises(ConfigError, match="`seeds=0 1 0`: 0 is there more than once"):
         _config(source, seeds=(0, 1, 0))

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fastadv.data.config import Backend
 from fastadv.data.decoding import BadImage
 from fastadv.data.loading.geometry import (
     Boxes,
@@ -32,7 +33,7 @@ from fastadv.data.loading.loader import (
     replacements,
     storage_side,
 )
-from fastadv.data.loading.loader_options import Backend, LoaderOptions
+from fastadv.data.loading.loader_options import LoaderOptions
 from fastadv.data.sets.image_set import ImageSet
 from fastadv.kernels.crops import resized_crops
 
