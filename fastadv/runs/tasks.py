@@ -18,7 +18,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from fastadv.errors import DataError, FastadvError, Preempted
-from fastadv.runs.progress import Progress
+from fastadv.progress import Progress
 
 if TYPE_CHECKING:  # commands that only print their help need no Parquet
     from fastadv.results.legacy import LegacyTable

@@ -26,7 +26,7 @@ from fastadv.attacks import PGD
 from fastadv.cli import train as command
 from fastadv.data import make_loader, open_dataset
 from fastadv.errors import ConfigError
-from fastadv.evaluation.evaluate import Accuracy, Evaluation
+from fastadv.evaluation.accuracy import Accuracy, Evaluation
 from fastadv.kernels import launch_counts, reset_launch_counts
 from fastadv.kernels._cpp import LIBRARY
 from fastadv.models import create_model, load_model, read_metadata
