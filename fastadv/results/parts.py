@@ -252,15 +252,16 @@ def merge(folder: Path, *, everything: bool = False) -> int:
 
 def _some(paths: list[Path]) -> list[Path]:
     """Return the parts of single appends, and merged ones that are no larger."""
-    found = [path for path in paths if path.name.startswith(_APPENDED)]
     sizes = []
     for path in paths:
-        if path.name.startswith(_MERGED):
+        if path.name.startswith((*_APPENDED, _MERGED)):
             with contextlib.suppress(FileNotFoundError):
-                sizes.append((pq.read_metadata(path).num_rows, path))
-    total = len(found)
-    for rows, path in sorted(sizes):
-        if rows > total:
+                merged = path.name.startswith(_MERGED)
+                sizes.append((merged, pq.read_metadata(path).num_rows, path))
+    found: list[Path] = []
+    total = 0
+    for merged, rows, path in sorted(sizes):
+        if merged and rows > total:
             break
         found.append(path)
         total += rows

@@ -7,23 +7,30 @@ migrated as they are read; a table of any other version is refused.
 
 from __future__ import annotations
 
+import io
 import itertools
 import logging
 import tempfile
-from collections.abc import Iterable, Sequence
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from fastadv.errors import ConfigError, DataError, FastadvError, unknown_name
+from fastadv.files import write_atomic
 from fastadv.results import parts
 from fastadv.results.identity import digest
 from fastadv.results.row import Row
 from fastadv.results.schema import SCHEMA, from_arrow, to_arrow
 
 log = logging.getLogger(__name__)
+
+# Those who read the folder as one data set pass over names that begin so.
+ARRAYS = "_arrays"
 
 # Where a bare name of a column is looked for, after the columns of the row itself.
 _WITHIN = ("target", "attack", "source", "transfer", "evaluation", "provenance")
@@ -112,6 +119,51 @@ class ResultsTable:
             except (FastadvError, OSError) as error:
                 # The rows are there; only reading them stays slow.
                 log.warning("the parts of %s were not merged: %s", self.path, error)
+
+    def save_arrays(self, identity: str, arrays: Mapping[str, np.ndarray]) -> str:
+        """Write the arrays of a row that is to be appended; return their file's name.
+
+        The name belongs into `Row.arrays`. A file whose row was never written is
+        harmless.
+
+        Args:
+            identity: Identity of the row.
+            arrays: Arrays by name.
+
+        Raises:
+            ValueError: An array holds Python objects, or the identity cannot be a name.
+            OutputError: The file cannot be written.
+        """
+        if any(np.asarray(values).dtype.hasobject for values in arrays.values()):
+            raise ValueError("arrays of a row hold numbers or text, not Python objects")
+        name = f"{identity}.npz"
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+        write_atomic(self._array_file(name), buffer.getvalue())
+        return name
+
+    def arrays(self, row: Row) -> dict[str, np.ndarray]:
+        """Return the arrays of a row by name; empty if it has none.
+
+        Raises:
+            DataError: The file is missing or damaged.
+            ValueError: The row names a file outside of the table.
+        """
+        if row.arrays is None:
+            return {}
+        path = self._array_file(row.arrays)
+        try:
+            with np.load(path, allow_pickle=False) as found:
+                return {name: found[name] for name in found.files}
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise DataError(
+                f"the arrays of a row, {path}, cannot be read: {error}"
+            ) from None
+
+    def _array_file(self, name: str) -> Path:
+        if Path(name).name != name or not name.endswith(".npz"):
+            raise ValueError(f"{name!r} is no name of a file of arrays")
+        return self.path / ARRAYS / name
 
     def compact(self) -> int:
         """Merge all parts into one and return how many they were.
