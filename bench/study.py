@@ -79,9 +79,9 @@ def transfer(results: Results, table: Path) -> None:
         accuracies = list(cell.values.values())
         results.add(
             what="transfer",
-            **asdict(cell.setting),
-            target=cell.setting.target,
-            trains=cell.setting.trains,
+            **asdict(cell.condition),
+            target=cell.condition.target,
+            trains=cell.condition.trains,
             source=cell.source,
             source_eps=None if cell.threat is None else cell.threat[1],
             num_pool=cell.n,

@@ -9,18 +9,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from tyro.conf import UseAppendAction, arg
+from tyro.conf import arg
 
+from fastadv.attacks.config import AttackConfig
 from fastadv.cli import common
-from fastadv.data.dataset_options import dataset_options
+from fastadv.data.config import ImagesConfig
+from fastadv.device import DeviceConfig
 from fastadv.errors import ConfigError, unknown_name
+from fastadv.flags import NormName, Pixels, PrintJson
+from fastadv.ranges import AT_LEAST_1
 from fastadv.threat import ThreatModel
-from fastadv.training.config import CompileName, NormName, Pixels
 
 if TYPE_CHECKING:
     from fastadv.attacks import Attack
     from fastadv.data import Batch, DatasetSplits, Loader
-    from fastadv.evaluation.evaluate import Evaluation
+    from fastadv.evaluation.accuracy import Evaluation
     from fastadv.models.source import Source
 
 PROG = "fastadv-eval"
@@ -30,91 +33,75 @@ _PGD_STEPS, _APGD_STEPS = 20, 100
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalCommand:
+class EvalCommand(AttackConfig, ImagesConfig, DeviceConfig):
     """Measure clean and robust accuracy, with 95 % confidence intervals.
 
     An image counts as robust when it is classified correctly and no attack changes that.
-    --attack pgd is quick; --attack autoattack is the field's standard: APGD-CE, APGD-T,
-    FAB-T and Square in turn, each on the images that survived those before it.
+    --attack pgd is quick; --attack autoattack is the standard of the field: APGD-CE,
+    APGD-T, FAB-T and Square in turn, each on the images that withstood those before it.
     """
 
     checkpoint: Annotated[str, arg(aliases=["--source", "--model-path"])]
-    """A run directory, a checkpoint file, torchvision:NAME, timm:NAME, hf:ORG/NAME or
-    package:NAME; `fastadv-models show SOURCE` says what it is."""
+    """The network: a run directory, a checkpoint file, torchvision:NAME, timm:NAME,
+    hf:ORG/NAME or package:NAME. `fastadv-models show SOURCE` describes it."""
     data: Annotated[str, arg(aliases=["--dataset"])]
     """A data set name, an ImageFolder or a .zip of one; its evaluation split is used."""
-    dataset_option: UseAppendAction[tuple[str, ...]] = ()
-    """KEY=VALUE of that data set, e.g. partition=2 or root=DIR."""
     arch: str | None = None
-    """Architecture, where the checkpoint does not say."""
+    """Architecture, if the checkpoint does not state it."""
     download: bool = False
-    """Fetch a named checkpoint that is not on this machine."""
-    resolution: int | None = None
-    """Side of the images in pixels; default that of the checkpoint's training."""
+    """Download a named checkpoint that is not on this machine."""
+    resolution: Annotated[int | None, AT_LEAST_1] = None
+    """Side of the images in pixels. Default: that of the checkpoint's training."""
     norm: Annotated[NormName | None, arg(aliases=["--constraint"])] = None
-    """Norm of the attack; default that of the checkpoint's training, else l2."""
+    """Norm of the attack. Default: that of the checkpoint's training, else l2."""
     eps: Pixels | None = None
-    """Radius in pixel units; default that of the checkpoint's training; 0: no attack."""
+    """Radius of the attack in [0, 1] pixel units; 0 means no attack. Default: that of the
+    checkpoint's training."""
     attack: Annotated[str, arg(metavar="{" + ",".join(ATTACKS) + "}")] = "pgd"
-    """Which attack; fab and square need the package pyautoattack."""
+    """The attack; fab and square need the package pyautoattack."""
     judge: Literal["fastadv", "package"] = "fastadv"
-    """Whose APGD: ours on the fused kernels, or all of it pyautoattack's."""
-    num_steps: Annotated[int | None, arg(aliases=["--attack-steps"])] = None
-    """Gradient steps per run; default 20 for pgd, 100 for the others."""
+    """Whose APGD runs: that of fastadv on its fused kernels, or that of pyautoattack, with
+    everything else of that package (package)."""
+    num_steps: Annotated[int | None, AT_LEAST_1, arg(aliases=["--attack-steps"])] = None
+    """Number of gradient steps of each run. Default: 20 for pgd, 100 for the others."""
     step_size: Annotated[Pixels | None, arg(aliases=["--attack-lr"])] = None
-    """Length of a PGD step in pixel units; default 2.5 eps / num_steps."""
-    num_restarts: int = 1
-    """Random restarts; the worst counts."""
-    num_targets: int = 9
-    """Wrong classes that apgd-t and fab head for, the likeliest first."""
-    num_queries: int = 5000
-    """Forward passes of square."""
+    """Length of a PGD step in [0, 1] pixel units. Default: 2.5 eps / num_steps."""
+    num_restarts: Annotated[int, AT_LEAST_1] = 1
+    """Number of random restarts, of which the worst counts."""
+    num_targets: Annotated[int, AT_LEAST_1] = 9
+    """Number of wrong classes that apgd-t and fab aim at, the likeliest first."""
+    num_queries: Annotated[int, AT_LEAST_1] = 5000
+    """Number of forward passes of square."""
     objective: Literal["cross_entropy", "margin", "dlr"] = "cross_entropy"
-    """What PGD maximises."""
-    num_images: int | None = None
-    """Evaluate a stratified, seeded subset of so many images."""
-    batch_size: int = 64
-    """Images per batch; changes the result of what pyautoattack runs alone."""
+    """Loss that PGD maximises."""
+    num_images: Annotated[int | None, AT_LEAST_1] = None
+    """Evaluate a stratified, seeded subset of N images. Default: all of them."""
+    batch_size: Annotated[int, AT_LEAST_1] = 64
+    """Images per batch. It changes the results of what pyautoattack runs."""
     seed: int = 0
-    """Of the subset and the random starts."""
-    device: str = "auto"
-    """cpu, cuda, cuda:1, ...; auto takes a GPU when there is one."""
-    compile: CompileName = "auto"
-    """How the steps of pgd run; see fastadv-train."""
-    backend: str = "auto"
-    """Kernel backend (see fastadv-doctor)."""
-    workers: int | None = None
-    """Decoding threads or processes; default one per core, at most 8."""
-    on_bad_image: Literal["skip", "fail"] = "skip"
-    """skip: count, name and replace by one of its class; fail: stop."""
+    """Random seed of the subset and the random starts."""
     out: Annotated[str | None, arg(aliases=["--out-dir"])] = None
-    """Folder for the verdicts on finished batches, from which --resume goes on."""
+    """Folder for the verdicts on finished batches, from which --resume continues."""
     resume: bool = False
     """Continue the evaluation in --out."""
-    json: bool = False
-    """Print one JSON object instead of lines."""
+    json: PrintJson = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.attack not in ATTACKS:
-            raise ConfigError(unknown_name("--attack", self.attack, ATTACKS))
+            raise ConfigError(unknown_name("`attack`", self.attack, ATTACKS))
         if self.attack == "pgd" and self.judge == "package":
             raise ConfigError(
-                "--judge package has no pgd; use --attack autoattack or apgd-ce with it"
+                "`judge=package` has no pgd; use `attack=autoattack` or apgd-ce with it"
             )
         own = self.step_size is not None or self.objective != "cross_entropy"
         if self.attack != "pgd" and own:
             raise ConfigError(
-                f"--step-size and --objective are pgd's, {self.attack} chooses its own; "
-                "leave them out, or use --attack pgd"
+                f"`step_size` and `objective` belong to pgd, {self.attack} chooses its "
+                "own; leave them out, or use `attack=pgd`"
             )
         if self.resume and self.out is None:
-            raise ConfigError("--resume needs --out, the folder of what to continue")
-        names = ("resolution", "num_steps", "num_restarts", "num_targets")
-        for name in (*names, "num_queries", "num_images", "batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                flag = name.replace("_", "-")
-                raise ConfigError(f"--{flag} {value} must be at least 1")
+            raise ConfigError("`resume` needs `out`, the folder of what to continue")
 
     @property
     def steps(self) -> int:
@@ -128,7 +115,7 @@ def evaluate_checkpoint(command: EvalCommand) -> dict[str, Any]:
 
     from fastadv import __version__
     from fastadv.data import make_loader, open_dataset, subset
-    from fastadv.environment import resolve_device
+    from fastadv.device import resolve_device
     from fastadv.evaluation.evaluate import evaluate
     from fastadv.evaluation.journal import Journal
     from fastadv.kernels import use_backend
@@ -139,8 +126,7 @@ def evaluate_checkpoint(command: EvalCommand) -> dict[str, Any]:
     )
     device = resolve_device(command.device)
     resolution = command.resolution or source.resolution
-    options = dataset_options(command.dataset_option)
-    splits = open_dataset(command.data, resolution=resolution, **options)
+    splits = open_dataset(command.data, resolution=resolution, **command.options)
     model = source.load().to(device).to(memory_format=torch.channels_last)
     _check_same_classes(source, model.num_classes, splits)
     threat = _threat(command, source.norm, source.eps)
@@ -251,7 +237,7 @@ def _settings(attack: Attack | None) -> dict[str, Any]:
 
 def _shown(loader: Loader) -> Iterator[Batch]:
     """The batches, with a line on stderr now and then."""
-    from fastadv.runs.progress import Progress
+    from fastadv.progress import Progress
 
     progress = Progress(len(loader))
     for number, batch in enumerate(loader):

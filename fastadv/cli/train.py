@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from tyro.conf import arg
 
 from fastadv.cli import common
 from fastadv.errors import ConfigError
+from fastadv.flags import PrintJson
 from fastadv.training.config import TrainConfig
 
 PROG, MODULE = "fastadv-train", "fastadv.cli.train"
@@ -58,37 +58,29 @@ def _steps(words: list[str]) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainCommand(TrainConfig):  # noqa: D101, it shows the help of TrainConfig
-    __doc__ = TrainConfig.__doc__
+class LaunchFlags:
+    """Where a run starts, and what is done instead of it."""
 
-    dry_run: Annotated[bool, arg(help="Open the data, build the model, and stop.")] = (
-        False
-    )
-    plan: Annotated[
-        Devices | None,
-        arg(
-            help="Measure 20 steps, print memory, time and device-hours of the whole run "
-            "on these numbers of devices, and stop."
-        ),
-    ] = None
-    profile: Annotated[
-        Steps | None,
-        arg(
-            help="Write down where so many steps go, and a trace, in the run directory."
-        ),
-    ] = None
-    nproc: Annotated[
-        int | None,
-        arg(help="Start so many processes here, one for each GPU (or on the CPU)."),
-    ] = None
-    slurm: Annotated[
-        str | None,
-        arg(
-            help="Submit to Slurm instead: nodes=2,gpus_per_node=8,time=1440,... (what "
-            "submitit takes; time in minutes or H:MM:SS). --dry-run prints the script."
-        ),
-    ] = None
-    json: Annotated[bool, arg(help="Print the result as one JSON object.")] = False
+    dry_run: bool = False
+    """Open the data, build the model, and stop."""
+    plan: Devices | None = None
+    """Measure 20 steps, print memory, time and device-hours of the whole run on these
+    numbers of devices, and stop. Without numbers: 1 and 8."""
+    profile: Steps | None = None
+    """Measure where the time of N steps goes, and write it and a trace in the run
+    directory. Without a number: 20 steps."""
+    nproc: int | None = None
+    """Start N processes on this machine, one for each GPU, or all on the CPU."""
+    slurm: str | None = None
+    """Submit the run to Slurm with the options of submitit, for example
+    nodes=2,gpus_per_node=8,time=1440; time is in minutes or H:MM:SS. --dry-run prints the
+    script."""
+    json: PrintJson = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainCommand(TrainConfig, LaunchFlags):  # noqa: D101, it shows the help of TrainConfig
+    __doc__ = TrainConfig.__doc__
 
 
 def _body(argv: list[str]) -> None:

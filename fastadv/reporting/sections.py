@@ -1,39 +1,35 @@
-"""The sections of a transfer study that its results table has data for."""
+"""The sections of a report, by the kind of result they show.
+
+A new kind of result gets its section by one file that makes it, and one line here.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
 from fastadv.reporting.page.html import Section
-from fastadv.reporting.transfer.study import Study
-from fastadv.reporting.transfer.study_classes import per_class, under_attack
-from fastadv.reporting.transfer.study_images import (
-    against_epochs,
-    against_images,
-    by_blocks,
-    gain_against_images,
-)
-from fastadv.reporting.transfer.study_sources import (
-    against_eps,
-    against_source_accuracy,
-    by_granularity,
-    by_width,
-    robust_and_standard,
-)
+from fastadv.reporting.transfer.sections import transfer_sections
+
+Row = Mapping[str, Any]
+
+# Given the rows of its kind and the published names of data sets, by ours.
+SECTIONS: dict[str, Callable[[Sequence[Row], Mapping[str, str]], Sequence[Section]]] = {
+    "transfer": transfer_sections,
+}
 
 
-def study_sections(study: Study) -> list[Section]:
-    """The sections there are data for, in reading order."""
-    builders = (
-        robust_and_standard,
-        against_eps,
-        by_width,
-        against_source_accuracy,
-        by_granularity,
-        against_images,
-        gain_against_images,
-        by_blocks,
-        against_epochs,
-        under_attack,
-        per_class,
-    )
-    sections = [builder(study) for builder in builders]
-    return [section for section in sections if section is not None]
+def report_sections(
+    rows: Sequence[Row], names: Mapping[str, str] | None = None
+) -> list[Section]:
+    """Make the sections that a results table has data for, in reading order.
+
+    Args:
+        rows: Rows of the results table.
+        names: Published name of a data set by ours, where they differ.
+    """
+    return [
+        section
+        for make_sections in SECTIONS.values()
+        for section in make_sections(rows, names or {})
+    ]

@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 
 from fastadv.data.counter import derive_key
-from fastadv.environment import resolve_device
+from fastadv.device import resolve_device
 from fastadv.errors import ConfigError, FastadvError, Preempted
 from fastadv.runs.peers import PeerFailed, Peers
 from fastadv.runs.preemption import StopRequest

@@ -19,9 +19,10 @@ from fastadv.runs.distributed import World
 from fastadv.threat import ThreatModel
 from fastadv.training.config import TrainConfig
 from fastadv.training.ema import EMA
-from fastadv.training.methodnames import METHODS, default_lr
+from fastadv.training.method_config import MethodConfig
 from fastadv.training.methods import CLASSES, DTYPES, Net, PGDTraining
 from fastadv.training.mixing import Mixing
+from fastadv.training.optimizer_config import default_lr
 from fastadv.training.optimizers import make_optimizer
 from fastadv.training.overfit import Look, OverfitWatch
 from fastadv.training.parallel import Parallel
@@ -44,15 +45,22 @@ def resolve_precision(wanted: str, device: torch.device) -> str:
 
 
 def training_attack(
-    config: TrainConfig, side: int, dtype: torch.dtype | None
+    config: MethodConfig, side: int, dtype: torch.dtype | None, seed: int = 0
 ) -> PGD | None:
-    """The attack of `config.method` on images of `side` pixels; None if it has none."""
+    """Return the attack of a training method, or None if it does not attack.
+
+    Args:
+        config: The method and its attack.
+        side: Side of the images in pixels.
+        dtype: Data type that the attack computes in; None is that of the weights.
+        seed: Random seed of the starts.
+    """
     if not config.adversarial:
         return None
-    entry, threat, name = METHODS[config.method], config.threat, config.method
+    threat, name, share = config.threat, config.method, config.entry.step_share
     step_size, random_start = config.step_size, config.random_start
-    if step_size is None and entry.step_share is not None:
-        step_size = entry.step_share * threat.eps / config.attack_steps
+    if step_size is None and share is not None:
+        step_size = share * threat.eps / config.attack_steps
     objective, start_eps = "cross_entropy", None
     if name in ("trades", "mart", "discrepancy"):
         objective = {"trades": "kl", "discrepancy": "feature_distance"}.get(
@@ -65,7 +73,7 @@ def training_attack(
     elif name == "rs_fgsm":
         random_start = True
     elif name == "n_fgsm":
-        # From x + eta a step without projection: a ball that it cannot leave.
+        # A step without projection from x + eta: within a ball that it cannot leave.
         start_eps = config.parameters["noise"] * threat.eps
         threat = ThreatModel(threat.norm, start_eps + (step_size or 0.0))
         random_start = True
@@ -75,7 +83,7 @@ def training_attack(
         step_size,
         random_start,
         objective=objective,
-        seed=config.seed,
+        seed=seed,
         dtype=dtype,
         compile=config.compile,
         start_eps=start_eps,
@@ -154,7 +162,7 @@ class Learner:
 
     def _choose(self, precision: str) -> None:
         self.precision, dtype = precision, DTYPES.get(precision)
-        self.attack = training_attack(self.config, self.side, dtype)
+        self.attack = training_attack(self.config, self.side, dtype, self.config.seed)
         self.view = AttackView(self.model, dtype=dtype) if self.attack else None
 
     def _assemble(self) -> None:

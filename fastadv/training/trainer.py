@@ -43,10 +43,11 @@ from fastadv.runs.listeners import (
 )
 from fastadv.runs.preemption import StopRequest, stop_on_signal
 from fastadv.runs.profile import StepProfile
-from fastadv.training.config import TrainConfig, learning_rate
+from fastadv.training.config import TrainConfig
 from fastadv.training.images import RunImages
 from fastadv.training.interval import Interval
 from fastadv.training.learner import Learner, judging_attack
+from fastadv.training.optimizer_config import learning_rate
 from fastadv.training.overfit import Look, OverfitWatch, held_out
 from fastadv.training.runlog import RunLog
 from fastadv.training.snapshots import draw, shown

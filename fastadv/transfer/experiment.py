@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from fastadv.data import ImageSet, Loader, LoaderOptions, make_loader, subset
-from fastadv.environment import resolve_device
+from fastadv.device import resolve_device
 from fastadv.errors import ConfigError
 from fastadv.models import NormalizedModel
 from fastadv.models.source import open_source
@@ -113,8 +113,8 @@ class Experiment:
     def _check_choices(self) -> None:
         """Refuse, before hours of work, what can be known to fail."""
         config = self.config
-        if config.method != "standard":
-            config.training().threat.check_side(self.resolution)
+        if config.method_config is not None:
+            config.method_config.threat.check_side(self.resolution)
         threat = self.threat
         if threat is not None:
             threat.check_side(self.resolution)

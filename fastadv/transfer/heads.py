@@ -18,9 +18,9 @@ from torch import Tensor
 
 from fastadv.data.counter import derive_key, permutation
 from fastadv.errors import DataError
-from fastadv.evaluation.evaluate import Accuracy
+from fastadv.evaluation.accuracy import Accuracy
 from fastadv.models.normalized import seeded_init
-from fastadv.training.config import scheduled
+from fastadv.training.optimizer_config import scheduled
 from fastadv.transfer.features import Features
 
 log = logging.getLogger(__name__)

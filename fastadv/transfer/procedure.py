@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from fastadv.errors import ConfigError
-from fastadv.training.config import scheduled
+from fastadv.training.optimizer_config import scheduled
 from fastadv.transfer.config import PUBLISHED_SIDE, SGD_CHOICES, TransferConfig
 
 # Salman et al. normalised these two by their own statistics, every other set not at all.

@@ -16,9 +16,9 @@ from fastadv.errors import TrainingDiverged
 from fastadv.evaluation.evaluate import evaluate
 from fastadv.models import NormalizedModel, create_model
 from fastadv.models.view import AttackView
-from fastadv.runs.progress import Progress
-from fastadv.training.config import TrainConfig
+from fastadv.progress import Progress
 from fastadv.training.learner import training_attack
+from fastadv.training.method_config import MethodConfig
 from fastadv.training.methods import CLASSES, DTYPES, Method, Net
 from fastadv.training.step import train_step
 from fastadv.transfer.config import TransferConfig
@@ -70,8 +70,8 @@ def _method_for_row(config: TransferConfig) -> dict[str, object]:
     found: dict[str, object] = {}
     if config.precision != "fp32":
         found["precision"] = config.precision
-    if config.method != "standard":
-        training = config.training()
+    training = config.method_config
+    if training is not None:
         found["method"] = {
             "name": training.method,
             "norm": training.norm,
@@ -91,7 +91,7 @@ def _candidates(
     trained = choose_trained(
         model, config.mode, config.k, by_name=procedure.freeze_by_name
     )
-    training = None if config.method == "standard" else config.training()
+    training = config.method_config
     method = make_method(model, training, experiment.resolution, config.precision)
     loader = experiment.loader(split.train, train=True, seed=split.seed)
     title = config.mode.replace("_", " ")
@@ -121,7 +121,7 @@ def _initial_model(experiment: Experiment, seed: int) -> NormalizedModel:
 
 def make_method(
     model: NormalizedModel,
-    config: TrainConfig | None,
+    config: MethodConfig | None,
     side: int,
     precision: str = "fp32",
 ) -> Method:

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import tyro
 from tyro.extras import get_parser
 
 from fastadv.cli import common
+from fastadv.cli.flagrules import make_rules
 
 ROOT = Path(__file__).parents[2]
 LISTED = ROOT / "tests" / "cli" / "flags.txt"
@@ -61,7 +61,7 @@ def _values(metavar: str | None) -> str:
 
 
 def _lines(kind: type[Any]) -> list[str]:
-    with warnings.catch_warnings(), _rules():
+    with warnings.catch_warnings(), make_rules():
         warnings.simplefilter("ignore", DeprecationWarning)
         parser = get_parser(kind)
     actions = {action.dest.replace("-", "_"): action for action in parser._actions}
@@ -77,12 +77,6 @@ def _lines(kind: type[Any]) -> list[str]:
         more = ", repeatable" if type(action).__name__ == "_AppendAction" else ""
         lines.append(" ".join(filter(None, (*words, values, f"({default}{more})"))))
     return sorted(lines)
-
-
-def _rules() -> contextlib.AbstractContextManager[Any]:
-    """The rules by which `common.parse` reads the flags, where it has rules of its own."""
-    rules: tyro.constructors.ConstructorRegistry | None = getattr(common, "RULES", None)
-    return contextlib.nullcontext() if rules is None else rules
 
 
 def flag_list() -> str:

@@ -24,7 +24,7 @@ from fastadv.errors import Preempted, TrainingDiverged
 from fastadv.models import state_hash
 from fastadv.runs.distributed import World, joined
 from fastadv.training import TrainConfig, Trainer, trainer
-from fastadv.training.methodnames import METHODS as ENTRIES
+from fastadv.training.method_config import METHODS as ENTRIES
 from fastadv.training.validation import Validation
 
 # Two updates: enough to meet every part, too few for rounding to grow.

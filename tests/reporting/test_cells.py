@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Any
 
 import pytest
 from synthetic_results import row
 
 from fastadv.reporting.page.html import Section
-from fastadv.reporting.sections import study_sections
-from fastadv.reporting.transfer.cells import make_cells
+from fastadv.reporting.transfer.cells import Cell, make_cells
 from fastadv.reporting.transfer.comparisons import compare
-from fastadv.reporting.transfer.findings import comparison_cells
-from fastadv.reporting.transfer.settings import setting_labels
-from fastadv.reporting.transfer.study import Study, make_panels, name_within
+from fastadv.reporting.transfer.condition import condition_labels
+from fastadv.reporting.transfer.curves import Axis, draw_curves, even_axis
+from fastadv.reporting.transfer.findings import comparison_columns
+from fastadv.reporting.transfer.sections import study_sections
+from fastadv.reporting.transfer.study import Study, line_colors, name_within
 from fastadv.statistics import wilson
 
 
@@ -51,10 +53,10 @@ def test_other_hyperparameters_are_other_experiments(
     name: str, values: tuple[Any, Any], words: list[str]
 ) -> None:
     rows = [tuned(**{name: value}) for value in values]
-    labels = setting_labels(cell.setting for cell in make_cells(rows)).values()
+    labels = condition_labels(cell.condition for cell in make_cells(rows)).values()
     assert sorted(labels) == [f"synthetic_set, last block, {word}" for word in words]
     # Nothing is said of what is the same in all.
-    [label] = setting_labels(c.setting for c in make_cells(rows[:1])).values()
+    [label] = condition_labels(c.condition for c in make_cells(rows[:1])).values()
     assert label == "synthetic_set, last block"
 
 
@@ -62,7 +64,7 @@ def test_a_learning_rate_nobody_chose_is_part_of_the_experiment() -> None:
     rows = [tuned(lr=lr) for lr in (0.1, 0.01)]
     assert len(make_cells(rows)) == 1
     apart = make_cells([r | {"select_on": "none", "val_value": None} for r in rows])
-    labels = setting_labels(cell.setting for cell in apart).values()
+    labels = condition_labels(cell.condition for cell in apart).values()
     assert [label.rpartition(", ")[2] for label in labels] == ["lr 0.01", "lr 0.1"]
 
 
@@ -87,7 +89,7 @@ def test_published_epochs_follow_the_number_of_images() -> None:
         for n, epochs in ((400, 100), (3200, 150), (3200, 11))
     ]
     cells = make_cells(rows)
-    by_epochs = {(cell.n, cell.epochs): cell.setting for cell in cells}
+    by_epochs = {(cell.n, cell.epochs): cell.condition for cell in cells}
     assert by_epochs[400, 100] == by_epochs[3200, 150] != by_epochs[3200, 11]
 
 
@@ -111,7 +113,7 @@ def test_a_curve_over_epochs_has_a_point_for_each() -> None:
 
 def test_blocks_are_called_what_they_are() -> None:
     rows = [tuned() | {"k_blocks": k, "identity": str(k)} for k in (0, 1, 3)]
-    labels = setting_labels(cell.setting for cell in make_cells(rows)).values()
+    labels = condition_labels(cell.condition for cell in make_cells(rows)).values()
     words = [label.removeprefix("synthetic_set, ") for label in labels]
     assert words == ["head only", "last block", "last 3 blocks"]
 
@@ -134,15 +136,12 @@ def test_two_sources_of_one_radius_are_two_lines_and_two_names() -> None:
     labels = ["standard", "l2 0.5", "l2 1 (pgd)", "l2 1 (trades)"]
     assert [cell.label for cell in cells] == labels
     study = Study(cells, {})
-    place = {0.0: 0.0, 0.5: 1.0, 1.0: 2.0}
-    [panel] = make_panels(
-        study,
-        cells,
-        study.title,
-        name_within(cells, lambda c: c.arch),
-        lambda c: place[c.threat[1] if c.threat else 0.0],
-        least=3,
-    )
+    axis: Axis[Cell] = even_axis("eps", lambda c: c.radius, (0.0, 0.5, 1.0), str)
+    name = name_within(cells, lambda c: c.arch)
+    colors = partial(line_colors, name=name)
+    curves = draw_curves(study, cells, axis, study.title, name, colors, least=3)
+    assert curves is not None
+    [panel] = curves.panels
     drawn = {n: [p.y for p in points.values()] for n, points in panel.series.items()}
     assert drawn == {
         "resnet18": [60.5, 61.5],
@@ -194,7 +193,7 @@ def test_other_images_of_one_name_are_another_data_set() -> None:
         for eps in (0.0, 0.5)
     ]
     cells = make_cells(rows)
-    assert [(str(c.setting), c.mean) for c in cells] == [
+    assert [(str(c.condition), c.mean) for c in cells] == [
         ("aircraft, fixed features", 40.0),
         ("aircraft, fixed features", 45.0),
         ("aircraft aaaaaa, fixed features", 50.0),
@@ -206,7 +205,7 @@ def test_other_images_of_one_name_are_another_data_set() -> None:
     # Published numbers go by the plain name.
     assert all(c.published({}) == 41.40 for c in cells if c.robust and c.mean > 50)
     [plain, _] = make_cells(rows[:2])
-    assert str(plain.setting) == "aircraft, fixed features"
+    assert str(plain.condition) == "aircraft, fixed features"
 
 
 # ---- published counterparts ----
@@ -251,11 +250,11 @@ def test_both_sources_of_a_difference_are_held_against_the_published() -> None:
     study, [pair] = Study(cells, {}), compare(cells)
     alone = "not tested: a single seed"
     remarks = "not as published: other source weights"
-    assert comparison_cells(study, pair)["remarks"] == f"{alone}; {remarks}"
+    assert comparison_columns(study, pair)["remarks"] == f"{alone}; {remarks}"
     rows[1]["source_path"] = "/nowhere/resnet18_l2_eps0.ckpt"
     cells = make_cells(rows)
     study, [pair] = Study(cells, {}), compare(cells)
-    assert comparison_cells(study, pair)["remarks"] == alone
+    assert comparison_columns(study, pair)["remarks"] == alone
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,10 @@ from synthetic_results import row
 
 from fastadv.reporting.figures.palette import source_colors
 from fastadv.reporting.page.html import Section
-from fastadv.reporting.sections import study_sections
 from fastadv.reporting.transfer.cells import make_cells
+from fastadv.reporting.transfer.findings import published_finding
+from fastadv.reporting.transfer.sections import study_sections
 from fastadv.reporting.transfer.study import Study
-from fastadv.reporting.transfer.study_sources import published_finding
 from fastadv.statistics import holm
 
 

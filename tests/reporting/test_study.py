@@ -20,16 +20,16 @@ from scipy import stats
 from synthetic_results import ARCHS, row, synthetic_rows, synthetic_table
 
 from fastadv.cli import report as command
-from fastadv.reporting.reference import (
+from fastadv.reporting.literature import (
     accuracy_of_file,
     imagenet_accuracy,
     limited_accuracy,
     transfer_accuracy,
 )
-from fastadv.reporting.sections import study_sections
 from fastadv.reporting.transfer.cells import make_cells
 from fastadv.reporting.transfer.comparisons import compare, image_pairs
 from fastadv.reporting.transfer.findings import wins_finding
+from fastadv.reporting.transfer.sections import study_sections
 from fastadv.reporting.transfer.study import Study
 from fastadv.results.legacy import LegacyTable
 
@@ -229,7 +229,7 @@ def test_findings_say_what_an_independent_count_says() -> None:
     # Those of cifar10 with all images have one; those of svhn are of few.
     assert "have a published counterpart" in second
     assert len(few) == 6
-    gain = {(p.robust.setting.k_blocks, p.robust.n): p.difference for p in few}
+    gain = {(p.robust.condition.k_blocks, p.robust.n): p.difference for p in few}
     assert gain[3, 100] > 2
     assert gain[3, 1600] < 2
     [table] = sections["Source accuracy against transfer"].tables
@@ -238,7 +238,9 @@ def test_findings_say_what_an_independent_count_says() -> None:
     y = [
         np.mean([r["value"] for r in c.rows.values()])
         for c in cells
-        if c.setting.dataset == "cifar10" and not c.setting.downscale and not c.robust
+        if c.condition.dataset == "cifar10"
+        and not c.condition.downscale
+        and not c.robust
     ]
     theirs = stats.linregress(x, y)
     assert line[2] == "standard"

@@ -13,7 +13,7 @@ from sklearn.preprocessing import StandardScaler
 from fastadv.data import ArraySet, make_loader
 from fastadv.errors import DataError
 from fastadv.models.normalized import seeded_init
-from fastadv.training.config import scheduled
+from fastadv.training.optimizer_config import scheduled
 from fastadv.transfer.features import Features
 from fastadv.transfer.heads import LinearHead, SGDGrid, fit_exact, fit_sgd
 

@@ -128,7 +128,7 @@ def test_bf16_is_autocast_of_what_trains(tmp_path: Path, tuned: list[Any]) -> No
     assert used == [None, "bf16"]
     # The attack of adversarial fine-tuning, too.
     made = make_method(
-        tuned[1][1], tuning_config(source, method="pgd_at").training(), 32, "bf16"
+        tuned[1][1], tuning_config(source, method="pgd_at").method_config, 32, "bf16"
     )
     assert made.view is not None
     assert {p.dtype for p in made.view.net.parameters()} == {torch.bfloat16}
@@ -279,28 +279,49 @@ def test_the_command_shows_protocol_and_robustness(
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"mode": "last_k_blocks"}, "needs --k, the number of blocks that train"),
-        ({"k": 3}, "--k 3 is of --mode last_k_blocks, not of fixed_feature"),
-        ({"mode": "last_k_blocks", "k": -1}, "--k -1 must be at least 0"),
+        ({"mode": "last_k_blocks"}, "needs `k`, the number of blocks that train"),
+        ({"k": 3}, "`k=3` belongs to `mode=last_k_blocks`, not to fixed_feature"),
+        (
+            {"mode": "last_k_blocks", "k": -1},
+            "`k=-1` cannot work; it must be at least 0",
+        ),
         (
             {"solver": "lbfgs", "lrs": (0.1,)},
-            "--lrs is of --solver sgd; lbfgs is exact",
+            "`lrs` belongs to `solver=sgd`; lbfgs is exact",
         ),
-        ({"mode": "scratch", "frozen_bn": "train"}, "--mode scratch freezes nothing"),
-        ({"mode": "scratch", "solver": "sgd"}, "--solver sgd is of features"),
-        ({"protocol": "salman2020", "solver": "sgd"}, "--solver sgd is of features"),
-        ({"precision": "bf16"}, "--precision bf16 is of networks that train"),
-        ({"method": "pgd_at"}, "use --mode last_k_blocks --k 0"),
-        ({"mode": "scratch", "eps": 1.0}, "--eps is of adversarial fine-tuning; add"),
-        ({"mode": "scratch", "method": "mart", "eps": 0.0}, "needs an --eps above 0"),
+        ({"mode": "scratch", "frozen_bn": "train"}, "`mode=scratch` freezes nothing"),
+        ({"mode": "scratch", "solver": "sgd"}, "`solver=sgd` belongs to features"),
+        (
+            {"protocol": "salman2020", "solver": "sgd"},
+            "`solver=sgd` belongs to features",
+        ),
+        ({"precision": "bf16"}, "`precision=bf16` belongs to networks that train"),
+        ({"method": "pgd_at"}, "use `mode=last_k_blocks` `k=0`"),
+        (
+            {"mode": "scratch", "eps": 1.0},
+            "`eps` belongs to adversarial fine-tuning; add",
+        ),
+        ({"mode": "scratch", "method": "mart", "eps": 0.0}, "needs an `eps` above 0"),
         ({"robust_eps": 4.0, "norm": "linf"}, r"4 of 255 is 4/255"),
-        ({"downscale": 0}, "--downscale 0 must be at least 1"),
-        ({"lrs": ()}, "--lrs needs at least one value"),
-        ({"seeds": (0, -1)}, r"--seeds -1 must be in 0\.\.4294967295"),
-        ({"source_accuracy": 250.0}, r"--source-accuracy 250.0 must be in \[0, 100\]"),
-        ({"source_accuracy": math.nan}, "--source-accuracy nan must be in"),
-        ({"robust_steps": 7}, "--robust-steps 7 is of --robust-eps; add that"),
-        ({"norm": "linf"}, "--norm linf is of --eps and --robust-eps; add --method"),
+        ({"downscale": 0}, "`downscale=0` cannot work; it must be at least 1"),
+        ({"lrs": ()}, "`lrs` needs at least one value"),
+        (
+            {"seeds": (0, -1)},
+            r"`seeds=-1` cannot work; it must be in \[0, 4294967296\)",
+        ),
+        (
+            {"source_accuracy": 250.0},
+            r"`source_accuracy=250.0` cannot .* in \[0, 100\]",
+        ),
+        (
+            {"source_accuracy": math.nan},
+            "`source_accuracy=nan` cannot work; it must be in",
+        ),
+        ({"robust_steps": 7}, "`robust_steps=7` belongs to `robust_eps`; add that"),
+        (
+            {"norm": "linf"},
+            "`norm=linf` belongs to `eps` and `robust_eps`; add `method",
+        ),
     ],
 )
 def test_choices_that_do_not_go_together(

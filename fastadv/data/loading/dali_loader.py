@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fastadv.data.config import Backend
 from fastadv.data.decoding import MAX_PIXELS, BadImage
 from fastadv.data.loading.geometry import (
     central,
@@ -34,7 +35,7 @@ from fastadv.data.loading.geometry import (
     scaled_size,
 )
 from fastadv.data.loading.loader import Loader, augmentation_draws
-from fastadv.data.loading.loader_options import Backend, LoaderOptions
+from fastadv.data.loading.loader_options import LoaderOptions
 from fastadv.data.loading.torchvision_loader import Decoder
 from fastadv.data.sets.image_set import ImageSet
 from fastadv.data.sets.subsets import files_and_positions

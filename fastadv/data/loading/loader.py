@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fastadv.data.config import Backend, OnBadImage
 from fastadv.data.counter import derive_key, permutation, uniforms
 from fastadv.data.decoding import BadImage
 from fastadv.data.loading.colour import (
@@ -35,7 +36,7 @@ from fastadv.data.loading.geometry import (
     crop_flip_boxes,
     plain_geometry,
 )
-from fastadv.data.loading.loader_options import Backend, LoaderOptions, OnBadImage
+from fastadv.data.loading.loader_options import LoaderOptions
 from fastadv.data.loading.order import EpochOrder
 from fastadv.data.sets.image_set import Augment, ImageSet
 from fastadv.errors import ConfigError, DataError

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 import torch
 
+from fastadv.data.config import OnBadImage
 from fastadv.data.loading.order import OrderOptions
 from fastadv.data.sets.image_set import Augment, ImageSet
-from fastadv.errors import ConfigError, unknown_name
 from fastadv.machine import ranks_on_this_machine, usable_cores
-
-Backend = Literal["auto", "dali", "memory", "torchvision"]
-OnBadImage = Literal["skip", "fail"]
+from fastadv.ranges import AT_LEAST_0, AT_LEAST_1, Range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,48 +23,26 @@ class LoaderOptions(OrderOptions):
         ConfigError: A value that cannot work.
     """
 
-    resolution: int
+    resolution: Annotated[int, AT_LEAST_1]
     """Side of the images delivered, in pixels; where a run changes it, the largest."""
     augment: Literal["auto", "none", "crop_flip", "rrc", "utrera"] = "auto"
     """rrc: random resized crop and flip; crop_flip: reflect-padded crop and
     flip; utrera: see `loading.utrera`; auto: what suits the set. Evaluation zooms by
     256/224 with rrc."""
-    color_jitter: float | None = 0.0
+    color_jitter: Annotated[float | None, Range(0, 1, "[]")] = 0.0
     """Brightness, contrast and saturation vary by this share in training; None: what
     the augmentation implies, 0.1 with rrc as published and else 0."""
-    lighting: float | None = 0.0
+    lighting: Annotated[float | None, Range(0, 1, "[]")] = 0.0
     """Standard deviation of the lighting noise along the principal components of
     ImageNet's colours; None: 0.05 with rrc as published and else 0."""
     device: str | torch.device = "cpu"
     """Where batches are put."""
     on_bad_image: OnBadImage = "skip"
     """skip: count, name and replace by an image of the same class; fail."""
-    workers: int | None = None
+    workers: Annotated[int | None, AT_LEAST_0] = None
     """Decoding threads (memory, dali) or processes (torchvision; 0: none); by
     default one per core this process may use (ranks on one machine share its cores), at
     most 8."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.resolution < 1:
-            raise ConfigError(f"resolution={self.resolution}; use resolution >= 1")
-        if self.color_jitter is not None and not 0 <= self.color_jitter <= 1:
-            raise ConfigError(
-                f"color_jitter={self.color_jitter} is outside [0, 1]; 0.1 is published"
-            )
-        if self.lighting is not None and not 0 <= self.lighting <= 1:
-            raise ConfigError(
-                f"lighting={self.lighting} is outside [0, 1]; 0.05 is published"
-            )
-        if self.workers is not None and self.workers < 0:
-            raise ConfigError(f"workers={self.workers}; use workers >= 0")
-        augments = ("auto", *get_args(Augment))
-        if self.augment not in augments:
-            raise ConfigError(unknown_name("augment", self.augment, augments))
-        if self.on_bad_image not in get_args(OnBadImage):
-            raise ConfigError(
-                unknown_name("on_bad_image", self.on_bad_image, get_args(OnBadImage))
-            )
 
     def augment_of(self, images: ImageSet) -> Augment:
         """Return the augmentation of a set: its own default where this is `"auto"`."""

@@ -13,9 +13,10 @@ from typing import Any, get_args
 
 import torch
 
+from fastadv.data.config import Backend
 from fastadv.data.decoding import BadImage
 from fastadv.data.loading.loader import MEMORY_SHARE, Loader, storage_side
-from fastadv.data.loading.loader_options import Backend, LoaderOptions
+from fastadv.data.loading.loader_options import LoaderOptions
 from fastadv.data.sets.image_set import Augment, ImageSet
 from fastadv.errors import ConfigError, unknown_name
 from fastadv.machine import available_memory, ranks_on_this_machine

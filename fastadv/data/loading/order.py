@@ -7,13 +7,14 @@ has a length and a fingerprint. Not here: what a loader makes of the indices (`l
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastadv.data.counter import derive_key, permutation
 from fastadv.errors import ConfigError, DataError
+from fastadv.ranges import AT_LEAST_1, Checked
 
 
 class Ordered(Protocol):
@@ -30,14 +31,14 @@ class Ordered(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OrderOptions:
+class OrderOptions(Checked):
     """How an epoch is ordered and cut into batches.
 
     Raises:
         ConfigError: A value that cannot work.
     """
 
-    batch_size: int
+    batch_size: Annotated[int, AT_LEAST_1]
     """Images per batch and rank."""
     train: bool
     """Shuffle and augment; otherwise the set's order and a centre crop."""
@@ -45,15 +46,13 @@ class OrderOptions:
     """Chooses order, crops and flips."""
     rank: int = 0
     """This process among `world_size`."""
-    world_size: int = 1
+    world_size: Annotated[int, AT_LEAST_1] = 1
     """Number of processes sharing one epoch."""
     drop_last: bool = False
     """Leave out a last batch that is not full."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "world_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)}; use {name} >= 1")
+        super().__post_init__()
         if not 0 <= self.rank < self.world_size:
             raise ConfigError(
                 f"rank={self.rank} is outside [0, {self.world_size}) for "

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch._C import _remove_worker_pids
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from fastadv.data.config import Backend
 from fastadv.data.loading.geometry import (
     plain_geometry,
     resize_center_crop,
@@ -27,7 +28,7 @@ from fastadv.data.loading.geometry import (
     resized_crop_boxes,
 )
 from fastadv.data.loading.loader import Loader, augmentation_draws, load_or_replace
-from fastadv.data.loading.loader_options import Backend, LoaderOptions
+from fastadv.data.loading.loader_options import LoaderOptions
 from fastadv.data.loading.utrera import augment_utrera
 from fastadv.data.sets.image_set import Augment, ImageSet
 from fastadv.errors import DataError

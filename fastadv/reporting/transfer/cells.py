@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from fastadv.reporting.reference import (
+from fastadv.reporting.literature import (
     Threat,
     accuracy_of_file,
     limited_accuracy,
@@ -21,7 +21,7 @@ from fastadv.reporting.reference import (
     threat,
     transfer_accuracy,
 )
-from fastadv.reporting.transfer.settings import Row, Setting, make_setting
+from fastadv.reporting.transfer.condition import Condition, Row, make_condition
 from fastadv.statistics import mean_interval
 
 # By how much trains.
@@ -31,7 +31,7 @@ _PUBLISHED_SIDE = 224  # pixels
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """One source, in one setting, with `n` training images.
+    """One source, in one condition, with `n` training images.
 
     Attributes:
         source: name of the source.
@@ -43,7 +43,7 @@ class Cell:
         named: whether arch and threat do not say which source it is.
     """
 
-    setting: Setting
+    condition: Condition
     source: str
     arch: str
     threat: Threat | None
@@ -90,6 +90,11 @@ class Cell:
         return f"{norm} {pixels}"
 
     @property
+    def radius(self) -> float:
+        """Radius of the pretraining, 0 where it is unknown; pixel units."""
+        return self.threat[1] if self.threat else 0.0
+
+    @property
     def label(self) -> str:
         """The threat in words, and the name of the source where that is not enough."""
         if self.threat is None:
@@ -130,12 +135,12 @@ class Cell:
         found = self._published(names)
         if found is None:
             return []
-        setting, row = self.setting, next(iter(self.rows.values()))
+        condition, row = self.condition, next(iter(self.rows.values()))
         words = []
-        if setting.protocol != found[1]:
-            words.append(f"protocol {setting.protocol or 'unknown'}")
-        if setting.resolution != _PUBLISHED_SIDE:
-            words.append(f"{setting.resolution} px")
+        if condition.protocol != found[1]:
+            words.append(f"protocol {condition.protocol or 'unknown'}")
+        if condition.resolution != _PUBLISHED_SIDE:
+            words.append(f"{condition.resolution} px")
         # What flags changed of a published protocol, as the row words it.
         words += [
             note
@@ -150,17 +155,17 @@ class Cell:
         """The published number, and the protocol it was measured by."""
         if self.threat is None:
             return None
-        setting, of = self.setting, threat(*self.threat)
-        dataset = names.get(setting.dataset, setting.dataset)
+        condition, of = self.condition, threat(*self.threat)
+        dataset = names.get(condition.dataset, condition.dataset)
         if self.complete:
-            key = (dataset, setting.mode, setting.published_side(), self.arch)
+            key = (dataset, condition.mode, condition.published_side(), self.arch)
             found = transfer_accuracy().get((*key, of))
             if found is not None:
                 return found, "salman2020"
-        if setting.mode != "last_k_blocks" or setting.downscale:
+        if condition.mode != "last_k_blocks" or condition.downscale:
             return None
         n = None if self.complete else self.n
-        limited = (dataset, self.arch, setting.k_blocks, n, of)
+        limited = (dataset, self.arch, condition.k_blocks, n, of)
         found = limited_accuracy().get(limited)
         return None if found is None else (found, "utrera2021")
 
@@ -198,7 +203,7 @@ def seeds_interval(
 
 
 def make_cells(rows: Iterable[Row]) -> list[Cell]:
-    """Collect rows into cells, in order of setting, arch, threat and n.
+    """Collect rows into cells, in order of condition, arch, threat and n.
 
     Of rows that define the same number the newest counts, and of learning rates that
     were run one by one the one that did best on what they were to be chosen on. Sources
@@ -214,16 +219,16 @@ def make_cells(rows: Iterable[Row]) -> list[Cell]:
         lambda r: (r["dataset"], r.get("downscale")),
         "dataset_fingerprint",
     )
-    found: dict[tuple[Setting, str, str, Threat | None, int], list[Row]] = {}
+    found: dict[tuple[Condition, str, str, Threat | None, int], list[Row]] = {}
     for row in newest.values():
         eps = row.get("source_eps")
         of = None if eps is None else threat(row.get("source_norm"), eps)
         n = int(
             row.get("num_pool") or (row["num_train"] or 0) + (row.get("num_val") or 0)
         )
-        setting = make_setting(row, n, of_dataset(row))
+        condition = make_condition(row, n, of_dataset(row))
         source = f"{row['source']} {of_source(row)}".rstrip()
-        key = (setting, source, str(row["arch"]), of, n)
+        key = (condition, source, str(row["arch"]), of, n)
         found.setdefault(key, []).append(row)
     sources: dict[tuple[str, Threat | None], set[str]] = {}
     for _, name, arch, of, _ in found:
@@ -262,8 +267,8 @@ def _versions(
 
 def _order(cell: Cell) -> tuple[Any, ...]:
     norm, eps = cell.threat or ("", math.inf)
-    setting = cell.setting
-    place = (setting.target, _RANK.get(setting.mode, len(_RANK)), setting)
+    condition = cell.condition
+    place = (condition.target, _RANK.get(condition.mode, len(_RANK)), condition)
     return *place, cell.arch, norm or "", eps, cell.source, cell.n
 
 
@@ -289,10 +294,10 @@ def with_most_images(
         family: what shares one number: that of which there are most settings, and the
             largest of those; every setting by itself if it is None.
     """
-    of = family or (lambda cell: cell.setting)
-    found: dict[object, dict[int, set[Setting]]] = {}
+    of = family or (lambda cell: cell.condition)
+    found: dict[object, dict[int, set[Condition]]] = {}
     for cell in cells:
-        found.setdefault(of(cell), {}).setdefault(cell.n, set()).add(cell.setting)
+        found.setdefault(of(cell), {}).setdefault(cell.n, set()).add(cell.condition)
     most = {
         key: max(sizes, key=lambda n: (len(sizes[n]), n))
         for key, sizes in found.items()

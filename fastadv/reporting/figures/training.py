@@ -6,6 +6,7 @@ Accuracies in logs are fractions of 1; the axis shows percent.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -31,12 +32,12 @@ def training_curves(
     """Draw training loss, and clean and robust validation accuracy, against epochs.
 
     Args:
-        runs: events of `log.jsonl` by the name of the run. `train` events give `loss`,
-            `val` events `clean_acc` and `robust_acc` as fractions of 1.
-        colors: by run, from `source_colors`; chosen here when None.
+        runs: Events of `log.jsonl` by the name of the run. `train` events give `loss`,
+            `val` events give `clean_acc` and `robust_acc` as fractions of 1.
+        colors: Colour of each run, from `source_colors`; chosen here when None.
 
     Raises:
-        ValueError: no run has a `train` or `val` event.
+        ValueError: No run has a `train` or `val` event.
     """
     kinds = {event.get("event") for log in runs.values() for event in log}
     if not kinds & {"train", "val"}:
@@ -49,12 +50,11 @@ def training_curves(
         figure = new_figure(8.4, 3.1)
         loss, accuracy = figure.subplots(1, 2)
         for name, log in runs.items():
-            events = _without_redone(log)
-            epochs = _epochs(events)
-            _curve(loss, events, epochs, ("train", "loss"), palette[name], "-", 1)
-            clean, robust = ("val", "clean_acc"), ("val", "robust_acc")
-            _curve(accuracy, events, epochs, clean, palette[name], "-", 100)
-            _curve(accuracy, events, epochs, robust, palette[name], "--", 100)
+            values = partial(_values, _without_redone(log))
+            color = palette[name]
+            _draw(loss, values("train", "loss"), color, "-")
+            _draw(accuracy, values("val", "clean_acc", 100), color, "-")
+            _draw(accuracy, values("val", "robust_acc", 100), color, "--")
         loss.set_title("training loss (on adversarial images for robust runs)")
         accuracy.set_title("validation accuracy (%)")
         accuracy.set_ylim(0, 100)
@@ -71,7 +71,7 @@ def training_curves(
 
 
 def _without_redone(log: Iterable[Event]) -> list[Event]:
-    """The train and val events, less those a run resumed from before them did again."""
+    """Return the train and val events, without those that a resumed run did again."""
     kept: list[Event] = []
     for event in log:
         if event.get("event") == "train":
@@ -87,7 +87,7 @@ def _step(event: Event) -> int:
 
 
 def _epochs(events: Sequence[Event]) -> list[float]:
-    """Epochs done at each event: by its step where steps are logged, else its epoch."""
+    """Return the epochs done at each event, by its step where steps are logged."""
     train = [e["epoch"] for e in events if e.get("event") == "train" and "epoch" in e]
     last_step = max(map(_step, events), default=0)
     if not train or not last_step:
@@ -96,21 +96,20 @@ def _epochs(events: Sequence[Event]) -> list[float]:
     return [_step(e) * count / last_step for e in events]
 
 
-def _curve(
-    ax: Axes,
-    events: Sequence[Event],
-    epochs: Sequence[float],
-    what: tuple[str, str],
-    color: str,
-    style: str,
-    factor: float,
-) -> None:
-    event, key = what
-    points = [
-        (x, factor * e[key])
-        for x, e in zip(epochs, events, strict=True)
-        if e.get("event") == event and e.get(key) is not None
+def _values(
+    events: Sequence[Event], kind: str, key: str, factor: float = 1
+) -> list[tuple[float, float]]:
+    """Return (epochs done, factor x value) of each event of `kind` that has `key`."""
+    return [
+        (epochs, factor * event[key])
+        for epochs, event in zip(_epochs(events), events, strict=True)
+        if event.get("event") == kind and event.get(key) is not None
     ]
+
+
+def _draw(
+    ax: Axes, points: Sequence[tuple[float, float]], color: str, style: str
+) -> None:
     if points:
         marker = "o" if len(points) <= 12 else ""
         x, y = zip(*points, strict=True)

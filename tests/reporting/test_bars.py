@@ -10,33 +10,20 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from synthetic_results import row
 
 from fastadv.reporting import (
     accuracy_under_attack,
+    grouped_bars,
     source_colors,
     training_curves,
-    transfer_bars,
 )
-
-
-def row(source: str, dataset: str, value: float, **more: Any) -> dict[str, Any]:
-    return {
-        "source": source,
-        "source_eps": 0.0 if source == "standard" else 0.5,
-        "arch": "resnet18",
-        "dataset": dataset,
-        "mode": "fixed_feature",
-        "resolution": 32,
-        "num_train": 100,
-        "seed": 0,
-        "protocol": "p",
-        "metric": "top1",
-        "value": value,
-        "ci_low": value - 3,
-        "ci_high": value + 2,
-        **more,
-    }
+from fastadv.reporting.figures.bars import Bar
+from fastadv.reporting.transfer.cells import make_cells
+from fastadv.reporting.transfer.study import Study
+from fastadv.reporting.transfer.study_sources import robust_and_standard
 
 
 def bars(ax: Axes) -> dict[tuple[str, str], float]:
@@ -63,94 +50,115 @@ def whiskers(ax: Axes) -> list[tuple[float, float]]:
 BLUE, ORANGE = source_colors(["standard", "l2 0.5"]).values()
 
 
+def pair(dataset: str, standard: float, robust: float, **more: Any) -> list[Any]:
+    """Rows of a standard and a robust source; intervals are -3 and +2 points."""
+    return [
+        row(
+            source=name,
+            source_eps=eps,
+            dataset=dataset,
+            value=value,
+            ci_low=value - 3,
+            ci_high=value + 2,
+            **more,
+        )
+        for name, eps, value in (("standard", 0.0, standard), ("l2 0.5", 0.5, robust))
+    ]
+
+
+def drawn(rows: list[Any]) -> Figure:
+    """The bars of the section that compares robust with standard sources."""
+    section = robust_and_standard(Study(make_cells(rows), {}))
+    assert section is not None
+    return section.figures[0][0]
+
+
 def test_bars_are_the_rows_and_whiskers_their_intervals() -> None:
-    figure = transfer_bars(
-        [
-            row("standard", "pets", 60.0),
-            row("l2 0.5", "pets", 70.5),
-            row("l2 0.5", "dtd", 40.0, mode="full_network"),
-        ]
-    )
-    fixed, full = figure.axes
-    assert (fixed.get_title("left"), full.get_title("left")) == (
-        "fixed features",
-        "full network",
-    )
-    assert bars(fixed) == {("pets", BLUE): 60.0, ("pets", ORANGE): 70.5}
-    assert bars(full) == {("dtd", ORANGE): 40.0}
-    assert whiskers(fixed) == [(57.0, 62.0), (67.5, 72.5)]
-    assert fixed.get_ylim()[0] == 0
+    full = pair("dtd", 30.0, 40.0, mode="full_network")
+    (ax,) = drawn([*pair("pets", 60.0, 70.5), *full]).axes
+    assert bars(ax) == {
+        ("pets\nfixed features\nn = 1000", BLUE): 60.0,
+        ("pets\nfixed features\nn = 1000", ORANGE): 70.5,
+        ("dtd\nfull network\nn = 1000", BLUE): 30.0,
+        ("dtd\nfull network\nn = 1000", ORANGE): 40.0,
+    }
+    ends = [(27.0, 32.0), (57.0, 62.0), (37.0, 42.0), (67.5, 72.5)]
+    assert sorted(whiskers(ax)) == sorted(ends)
+    assert ax.get_ylim()[0] == 0
 
 
-def test_seeds_are_averaged_and_the_whisker_is_their_range() -> None:
-    rows = [row("standard", "pets", v, seed=i) for i, v in enumerate((50.0, 53, 62))]
-    (ax,) = transfer_bars(rows).axes
-    assert bars(ax) == {("pets", BLUE): pytest.approx(55.0)}
-    assert whiskers(ax) == [(50.0, 62.0)]
+def test_seeds_are_averaged_and_the_whisker_is_the_interval_of_their_mean() -> None:
+    rows = [r for i, v in enumerate((50.0, 53, 62)) for r in pair("pets", v, v, seed=i)]
+    [cell, _] = make_cells(rows)
+    (ax,) = drawn(rows).axes
+    assert bars(ax)["pets\nfixed features\nn = 1000", BLUE] == pytest.approx(55.0)
+    assert whiskers(ax)[0] == pytest.approx(cell.interval()[1:])
+    assert cell.interval()[1] < 50.0
 
 
 def test_other_settings_are_never_averaged_and_are_named() -> None:
-    (ax,) = transfer_bars(
-        [
-            row("standard", "pets", 50.0),
-            row("standard", "pets", 80.0, num_train=9000),
-            row("standard", "dtd", 30.0),
-        ]
-    ).axes
-    assert bars(ax) == {
-        ("pets\nnum train 100", BLUE): 50.0,
-        ("pets\nnum train 9000", BLUE): 80.0,
-        ("dtd", BLUE): 30.0,
+    rows = [
+        *pair("pets", 50.0, 51.0),
+        *pair("pets", 80.0, 81.0, resolution=64, num_pool=9000),
+        *pair("dtd", 30.0, 31.0),
+    ]
+    (ax,) = drawn(rows).axes
+    blue = {group: h for (group, color), h in bars(ax).items() if color == BLUE}
+    assert blue == {
+        "pets\nfixed features\n224 px\nn = 1000": 50.0,
+        "pets\nfixed features\n64 px\nn = 9000": 80.0,
+        "dtd\nfixed features\nn = 1000": 30.0,
     }
 
 
 def test_architectures_of_one_source_stay_apart() -> None:
-    figure = transfer_bars(
-        [row("l2 0.5", "pets", 50.0), row("l2 0.5", "pets", 60.0, arch="vgg16_bn")]
-    )
-    assert sorted(bars(figure.axes[0]).values()) == [50.0, 60.0]
-    labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert labels == ["l2 0.5 (resnet18)", "l2 0.5 (vgg16_bn)"]
+    rows = [*pair("pets", 50.0, 55.0), *pair("pets", 60.0, 65.0, arch="vgg16_bn")]
+    groups = bars(drawn(rows).axes[0])
+    assert sorted(groups.values()) == [50.0, 55.0, 60.0, 65.0]
+    assert {group.rpartition("\n")[2] for group, _ in groups} == {
+        "resnet18",
+        "vgg16_bn",
+    }
 
 
 def test_a_missing_interval_has_no_whisker() -> None:
-    rows = [row("standard", "pets", 50.0, ci_low=None, ci_high=None)]
-    assert whiskers(transfer_bars(rows).axes[0]) == []
+    (ax,) = grouped_bars({"pets": {"a": Bar(50.0)}}, {"a": BLUE}).axes
+    assert whiskers(ax) == []
 
 
 def test_many_data_sets_are_stacked_and_keep_their_bars() -> None:
-    names = [f"set{i}" for i in range(12)]
-    rows = [
-        row(source, name, 5.0 * i, mode=mode)
-        for i, name in enumerate(names)
-        for source in ("standard", "l2 0.5")
-        for mode in ("fixed_feature", "full_network")
-    ]
-    axes = transfer_bars(rows).axes
-    assert len(axes) == 2
-    for ax in axes:
-        assert bars(ax)["set7", ORANGE] == 35.0
-        assert len(ax.patches) == 24
+    rows = [r for i in range(12) for r in pair(f"set{i:02}", 5.0 * i, 5.0 * i + 1)]
+    first, second = drawn(rows).axes
+    assert bars(first)["set07\nfixed features\nn = 1000", ORANGE] == 36.0
+    assert (len(first.patches), len(second.patches)) == (16, 8)
 
 
 def test_a_data_set_named_like_mathematics_is_drawn_as_it_is() -> None:
-    figure = transfer_bars([row("standard", r"$\frac{$", 50.0)])
+    figure = drawn(pair(r"$\frac{$", 50.0, 51.0))
     figure.canvas.draw()
-    assert figure.axes[0].get_xticklabels()[0].get_text() == r"$\frac{$"
+    text = figure.axes[0].get_xticklabels()[0].get_text()
+    assert text.splitlines()[0] == r"$\frac{$"
 
 
-@pytest.mark.parametrize(
-    ("rows", "message"),
-    [
-        ([], "no results to draw"),
-        ([{"source": "a", "value": 1}], "row 0 has no dataset"),
-    ],
-)
-def test_transfer_bars_says_what_is_missing(
-    rows: list[dict[str, Any]], message: str
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        transfer_bars(rows)
+def test_a_value_stands_in_its_bar_and_not_at_the_tip_of_the_whisker() -> None:
+    wide, low = Bar(62.5, 0.0, 100.0), Bar(2.0, 1.0, 9.0)
+    (ax,) = grouped_bars({"g": {"a": wide, "b": low}}, {"a": BLUE, "b": ORANGE}).axes
+    written = {text.get_text(): text.xy[1] for text in ax.texts}  # type: ignore[attr-defined]
+    assert written == {"62.5": 0, "2.0": 9.0}
+
+
+def test_published_values_are_hollow_diamonds_on_their_bars() -> None:
+    groups = {"g": {"a": Bar(50.0, published=55.0), "b": Bar(60.0)}}
+    figure = grouped_bars(groups, {"a": BLUE, "b": ORANGE})
+    [diamond] = figure.axes[0].lines
+    assert diamond.get_xydata().tolist() == [[-0.2, 55.0]]
+    assert diamond.get_markerfacecolor() == "none"
+    assert list(figure.axes[0].texts) == []  # the values would stand below the diamonds
+
+
+def test_no_bars_is_an_error_that_says_so() -> None:
+    with pytest.raises(ValueError, match="no groups of bars"):
+        grouped_bars({}, {"a": BLUE})
 
 
 def test_accuracy_under_attack_in_percent_with_wilson_intervals() -> None:
@@ -247,7 +255,7 @@ def test_tables_load_no_matplotlib_and_charts_no_torch() -> None:
     code = (
         "import sys, fastadv.reporting as r\n"
         "r.text_table; assert 'matplotlib' not in sys.modules\n"
-        "r.transfer_bars; r.write_report; assert 'torch' not in sys.modules\n"
+        "r.grouped_bars; r.write_report; assert 'torch' not in sys.modules\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -1,8 +1,8 @@
 """Published numbers, to be shown beside ours. Percent, as printed in the papers.
 
-Shipped as CSV files in `reference/`; every line names its source. salman2020: Salman et
-al. 2020 (2007.08489), the tables of transfer and ImageNet accuracy. utrera2021: Utrera et
-al. 2021 (2007.05869), few target images.
+They are shipped as CSV files in `literature/`; every line names its source. salman2020:
+Salman et al. 2020 (2007.08489), the tables of transfer and ImageNet accuracy. utrera2021:
+Utrera et al. 2021 (2007.05869), few target images.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ _FILE = re.compile(r"(?P<arch>.+)_(?P<norm>l2|linf)_eps(?P<eps>[0-9.]+)$")
 
 
 def _rows(name: str) -> list[dict[str, str]]:
-    text = files("fastadv.reporting").joinpath(f"reference/{name}.csv").read_text()
+    text = files("fastadv.reporting").joinpath(f"literature/{name}.csv").read_text()
     return list(csv.DictReader(text.splitlines()))
 
 
 def threat(norm: str | None, eps: float | str) -> Threat:
-    """A threat model as key: standard training has no norm, radii are rounded."""
+    """Return a threat model as a key: standard training has no norm, radii are rounded."""
     radius = parse_pixels(eps) if isinstance(eps, str) else eps
     return (norm, round(radius, 6)) if radius else (None, 0.0)
 
 
 @functools.cache
 def transfer_accuracy() -> dict[tuple[str, str, int | None, str, Threat], float]:
-    """By dataset, mode, side images were reduced to, arch and threat."""
+    """Return accuracies by data set, mode, side images were reduced to, arch and threat."""
     return {
         (
             row["dataset"],
@@ -48,7 +48,10 @@ def transfer_accuracy() -> dict[tuple[str, str, int | None, str, Threat], float]
 
 @functools.cache
 def limited_accuracy() -> dict[tuple[str, str, int, int | None, Threat], float]:
-    """By dataset, arch, fine-tuned blocks, training images (None: all) and threat."""
+    """Return accuracies by data set, arch, tuned blocks, training images and threat.
+
+    The number of training images is None for all.
+    """
     return {
         (
             row["dataset"],
@@ -63,7 +66,7 @@ def limited_accuracy() -> dict[tuple[str, str, int, int | None, Threat], float]:
 
 @functools.cache
 def imagenet_accuracy() -> dict[tuple[str, Threat], float]:
-    """Clean ImageNet accuracy by arch and threat."""
+    """Return clean ImageNet accuracies by arch and threat."""
     return {
         (row["arch"], threat(row["norm"], row["eps"])): float(
             row["clean_accuracy_percent"]
@@ -72,8 +75,13 @@ def imagenet_accuracy() -> dict[tuple[str, Threat], float]:
     }
 
 
+def published_datasets() -> set[str]:
+    """Return the names of all target data sets with published numbers."""
+    return {key[0] for key in (*transfer_accuracy(), *limited_accuracy())}
+
+
 def accuracy_of_file(path: str) -> float | None:
-    """ImageNet accuracy of a published checkpoint, known by its file name.
+    """Return the ImageNet accuracy of a published checkpoint, by its file name.
 
     Example:
         >>> accuracy_of_file("models/resnet18_l2_eps3.ckpt")
@@ -86,8 +94,8 @@ def accuracy_of_file(path: str) -> float | None:
     return imagenet_accuracy().get((match["arch"], threat(match["norm"], eps)))
 
 
-# Those of Utrera et al.: the ImageNet models of the `robustness` package, and torchvision's
-# natural one, whose file was renamed since.
+# What Utrera et al. transferred: the ImageNet models of the `robustness` package, and
+# torchvision's natural one, whose file was renamed since.
 _LIMITED_FILES = (
     "imagenet_l2_3_0.pt",
     "imagenet_linf_4.pt",
@@ -98,7 +106,7 @@ _LIMITED_FILES = (
 
 
 def published_weights(path: str, protocol: str) -> bool:
-    """Whether a file is, by its name, what the paper of `protocol` transferred."""
+    """Return whether a file is, by its name, what the paper of `protocol` transferred."""
     if protocol == "utrera2021":
         return path.rpartition("/")[2] in _LIMITED_FILES
     return accuracy_of_file(path) is not None

@@ -16,12 +16,12 @@ _MODE_NAMES = {
 # Chosen on validation or test images, or said elsewhere in the row.
 _CHOSEN = ("C", "lr", "lrs", "epoch")
 _ELSEWHERE = ("epochs", "solver", "method")
-# What `setting_labels` words by itself.
+# What `condition_labels` words by itself.
 _WORDED = ("dataset", "version", "mode", "k_blocks", "epochs", "recipe")
 
 
 @dataclass(frozen=True, order=True)
-class Setting:
+class Condition:
     """What must be equal for two numbers to be compared.
 
     Empty strings and zeros stand for what does not apply.
@@ -62,13 +62,13 @@ class Setting:
         return self.downscale or None
 
 
-def make_setting(row: Row, n: int, version: str) -> Setting:
+def make_condition(row: Row, n: int, version: str) -> Condition:
     """The setting of a row.
 
     Args:
         row: of the results table.
         n: images to train with, those for validation included.
-        version: see `Setting`.
+        version: see `Condition`.
     """
     used = json.loads(row.get("hyperparameters") or "{}")
     select_on = str(row.get("select_on") or "")
@@ -83,7 +83,7 @@ def make_setting(row: Row, n: int, version: str) -> Setting:
     # Source: Utrera et al. 2021, appendix A. A curve over n has both.
     if protocol == "utrera2021" and epochs == (100 if n <= 1600 else 150):
         epochs = 0
-    return Setting(
+    return Condition(
         dataset=str(row["dataset"]),
         version=version,
         mode=str(row["mode"]),
@@ -114,18 +114,18 @@ def _said(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def setting_labels(settings: Iterable[Setting]) -> dict[Setting, str]:
+def condition_labels(conditions: Iterable[Condition]) -> dict[Condition, str]:
     """A short name of each, with whatever else tells apart those of one short name.
 
     Hyper-parameters are said only among settings of one protocol and solver: those
     names stand for what goes with them.
     """
-    listed = list(dict.fromkeys(settings))
+    listed = list(dict.fromkeys(conditions))
     labels = {}
     for setting in listed:
         peers = [s for s in listed if str(s) == str(setting)]
         words = [str(setting)]
-        for name in (f.name for f in fields(Setting) if f.name not in _WORDED):
+        for name in (f.name for f in fields(Condition) if f.name not in _WORDED):
             if len({getattr(peer, name) for peer in peers}) > 1:
                 words.append(_word(name, getattr(setting, name)))
         alike = [

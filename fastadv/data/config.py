@@ -1,0 +1,50 @@
+"""Which images a command reads, and how. Needs no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from fastadv.data.dataset_options import dataset_options
+from fastadv.flags import Pairs
+from fastadv.ranges import AT_LEAST_0, AT_LEAST_1, Checked
+
+AugmentName = Literal["auto", "none", "crop_flip", "rrc"]
+Backend = Literal["auto", "dali", "memory", "torchvision"]
+OnBadImage = Literal["skip", "fail"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImagesConfig(Checked):
+    """The images of a data set, and how they are read."""
+
+    dataset_option: Pairs = ()
+    """Option KEY=VALUE of the data set, for example partition=2 or root=DIR."""
+    resolution: Annotated[int | None, AT_LEAST_1] = None
+    """Side of the images in pixels."""
+    workers: Annotated[int | None, AT_LEAST_0] = None
+    """Number of decoding threads or processes. Default: one per core, at most 8."""
+    on_bad_image: OnBadImage = "skip"
+    """What happens at an unreadable image. With skip, it is counted, named and replaced by
+    another of its class; with fail, the command stops."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        dataset_options(self.dataset_option)  # raises where one is no KEY=VALUE
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of the data set, as `open_dataset` takes them."""
+        return dataset_options(self.dataset_option)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingImagesConfig(ImagesConfig):
+    """The images that a network is trained on."""
+
+    num_train: Annotated[int | None, AT_LEAST_1] = None
+    """Train on a stratified, seeded subset of N images. Default: all of them."""
+    augment: AugmentName = "auto"
+    """Augmentation of the training images: random crops of padded images and flips
+    (crop_flip), or random resized crops and flips (rrc). With auto, it is the usual one of
+    the data set."""
