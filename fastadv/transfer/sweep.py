@@ -22,9 +22,10 @@ from fastadv.data import DatasetSplits, subset
 from fastadv.errors import ConfigError, DataError, FastadvError, Preempted
 from fastadv.models.source import Source, open_source
 from fastadv.ranges import ordered_fields
+from fastadv.reporting.literature import PUBLISHED_SIDE
 from fastadv.results.legacy import LegacyTable
 from fastadv.runs.progress import Progress
-from fastadv.transfer.config import PUBLISHED_SIDE, TransferConfig
+from fastadv.transfer.config import TransferConfig
 from fastadv.transfer.engines import Ended, Engine
 from fastadv.transfer.freezing import choose_trained
 from fastadv.transfer.identity import row_identity
