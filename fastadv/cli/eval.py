@@ -23,7 +23,7 @@ from fastadv.threat import ThreatModel
 if TYPE_CHECKING:
     from fastadv.attacks import Attack
     from fastadv.data import Batch, DatasetSplits, Loader
-    from fastadv.evaluation.evaluate import Evaluation
+    from fastadv.evaluation.accuracy import Evaluation
     from fastadv.models.source import Source
 
 PROG = "fastadv-eval"
@@ -237,7 +237,7 @@ def _settings(attack: Attack | None) -> dict[str, Any]:
 
 def _shown(loader: Loader) -> Iterator[Batch]:
     """The batches, with a line on stderr now and then."""
-    from fastadv.runs.progress import Progress
+    from fastadv.progress import Progress
 
     progress = Progress(len(loader))
     for number, batch in enumerate(loader):

@@ -17,9 +17,8 @@ import logging
 import os
 import re
 import shutil
-import sys
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +33,14 @@ from fastadv.data.sets.folders import EVAL_FOLDERS
 from fastadv.data.sets.image_set import DatasetSplits, FileSet, ImageSet
 from fastadv.data.sets.subsets import files_and_positions
 from fastadv.errors import ConfigError, DataError
-from fastadv.files import FolderLock, file_sha256, replace_file, warn_without_lock
+from fastadv.files import (
+    FolderLock,
+    atomic,
+    file_sha256,
+    replace_file,
+    warn_without_lock,
+)
+from fastadv.progress import track
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +115,7 @@ def pack(
         for temporary in out.glob(".*.tmp"):
             temporary.unlink(missing_ok=True)
         whole = pool.map(lambda shard: _is_whole(out, records.get(shard.name)), shards)
-        kept = [*progress(whole, len(shards), "checking shards")]
+        kept = [*track(whole, len(shards), "checking shards")]
         finished = {
             shard.name: records[shard.name]
             for shard, good in zip(shards, kept, strict=True)
@@ -249,22 +255,16 @@ class _Digesting(io.RawIOBase):
 
 def _write_shard(out: Path, shard: Shard) -> dict[str, Any]:
     path = out / shard.name
-    temporary = out / f".{shard.name}.tmp"
     index: list[str] = []
-    try:
+    with atomic(path) as temporary:
         with open(temporary, "wb") as file:
             sink = _Digesting(file)
             encoded = _encoder(shard.images)
             for position, image in enumerate(shard.indices.tolist(), shard.first):
                 index.append(_add_sample(sink, *encoded(image), position))
             sink.write(bytes(2 * tarfile.BLOCKSIZE))
-            file.flush()
-            os.fsync(file.fileno())
         lines = "\n".join([f"v1.2 {len(index)}", *index]) + "\n"
         replace_file(path.with_suffix(".idx"), lines.encode())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return {
         "file": shard.name,
         "split": shard.split,
@@ -322,13 +322,3 @@ def _png(image: NDArray[np.uint8]) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def progress(items: Iterable[Any], total: int, what: str) -> Iterable[Any]:
-    """Show a bar on a terminal when it takes more than two seconds."""
-    from tqdm import tqdm  # type: ignore[import-untyped]
-
-    bar: Iterable[Any] = tqdm(
-        items, desc=what, total=total, delay=2, disable=not sys.stderr.isatty()
-    )
-    return bar
