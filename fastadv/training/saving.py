@@ -6,7 +6,7 @@ from typing import Any
 
 from fastadv.errors import TrainingDiverged
 from fastadv.models import NormalizedModel, save_model
-from fastadv.models.names import MODEL_FILE
+from fastadv.models.architecture_names import MODEL_FILE
 from fastadv.runs.directory import RunDirectory
 from fastadv.training.config import TrainConfig
 
