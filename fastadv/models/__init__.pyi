@@ -1,3 +1,4 @@
+from fastadv.models.activations import Stage as Stage
 from fastadv.models.checkpoint import (
     load_model as load_model,
 )

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from fastadv.kernels.conv import CHANNELS, conv3x3, unsupported_reason
+from fastadv.models.activations import RETURNED_BY
 from fastadv.models.folding import own_tensor
 from fastadv.models.stem import Frozen, FrozenStem
 
@@ -100,6 +101,7 @@ def _fuse(graph: fx.GraphModule, node: fx.Node, modules: dict[str, nn.Module]) -
     with graph.graph.inserting_after(chain[-1]):
         fused = graph.graph.call_module(str(node.target), arguments)
     chain[-1].replace_all_uses_with(fused)
+    fused.meta[RETURNED_BY] = chain[-1].meta.get(RETURNED_BY, [])
     for dead in reversed(chain):
         graph.graph.erase_node(dead)
 
