@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from fastadv.cli import common
-from fastadv.cli.eval import EvalCommand, evaluate_checkpoint
 from fastadv.cli.report import ReportCommand, make_report
 from fastadv.errors import ConfigError
+from fastadv.evaluation.config import EvaluationConfig
 
 PROG = "fastadv-demo"
 SOURCE_DATA, TARGET_DATA = "shapetex", "digits"
@@ -50,6 +50,8 @@ class DemoCommand:
 
 def run_demo(command: DemoCommand) -> tuple[Path, str]:
     """Run every part; return the path of the report and the table of what came out."""
+    from fastadv.evaluation.source import evaluate_checkpoint
+
     out = _fresh(Path(command.out).expanduser())
     sources = {"standard": out / "standard", "robust": out / "robust"}
     for name, run in sources.items():
@@ -58,14 +60,15 @@ def run_demo(command: DemoCommand) -> tuple[Path, str]:
     _heading(f"under attack: PGD-20, l2 {EPS:g}")
     accuracy = {
         name: evaluate_checkpoint(
-            EvalCommand(
+            EvaluationConfig(
                 checkpoint=str(run),
                 data=SOURCE_DATA,
                 norm="l2",
                 eps=EPS,
                 num_images=480,
+                results=str(out / "evaluations"),
             )
-        )
+        ).result
         for name, run in sources.items()
     }
     for name, found in accuracy.items():

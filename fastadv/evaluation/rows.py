@@ -13,7 +13,9 @@ from fastadv.results.row import AttackRecord, ChecksRecord, Row, StageRecord
 from fastadv.results.table import ResultsTable
 
 
-def evaluation_rows(found: Evaluation, attack: Attack | None, **common: Any) -> list[Row]:
+def evaluation_rows(
+    found: Evaluation, attack: Attack | None, **common: Any
+) -> list[Row]:
     """Return the row of the clean accuracy and, after an attack, that of the robust one.
 
     Args:
