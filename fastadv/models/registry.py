@@ -20,8 +20,8 @@ from torchvision.models.resnet import Bottleneck, ResNet
 from fastadv.errors import ConfigError, unknown_name
 from fastadv.models import timm_models
 from fastadv.models.activations import Stage
+from fastadv.models.architecture_names import ARCHITECTURES, TIMM_PREFIX
 from fastadv.models.cifar import CifarResNet, WideResNet
-from fastadv.models.names import ARCHITECTURES, TIMM_PREFIX
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,9 +26,9 @@ from fastadv.models.folding import (
     own_tensor,
     trace,
 )
-from fastadv.models.frozen import rewrite_convs
+from fastadv.models.frozen_convs import rewrite_convs
+from fastadv.models.frozen_stem import Frozen
 from fastadv.models.normalized import NormalizedModel
-from fastadv.models.stem import Frozen
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from fastadv import reporting
 from fastadv.cli.examples import example_section
 from fastadv.errors import ConfigError
 from fastadv.models import NormalizedModel, create_model, save_model
-from fastadv.models.inputs import CONVENTIONS
+from fastadv.models.input_conventions import CONVENTIONS
 from fastadv.transfer import LegacyTable, TransferConfig, transfer
 
 

@@ -1,7 +1,7 @@
 """The attack view's convolutions: frozen weights, so other algorithms pay.
 
 `rewrite_convs` exchanges, in a traced network, the convolutions that have a quicker form
-for one with the same weights: the strided stem (`stem.py`), and 3x3 convolutions of stride
+for one with the same weights: the strided stem (`frozen_stem.py`), and 3x3 convolutions of stride
 1, which run by Winograd's algorithm together with the addition and the ReLU behind them.
 Both fall back to the plain convolution where a call does not fit.
 """
@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from fastadv.kernels.conv import CHANNELS, conv3x3, unsupported_reason
 from fastadv.models.activations import RETURNED_BY
 from fastadv.models.folding import own_tensor
-from fastadv.models.stem import Frozen, FrozenStem
+from fastadv.models.frozen_stem import Frozen, FrozenStem
 
 _ADDITIONS = {operator.add, operator.iadd, torch.add}
 _RELUS = {F.relu, torch.relu, "relu", "relu_"}
