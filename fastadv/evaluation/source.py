@@ -208,7 +208,7 @@ def check_same_classes(source: Source, images: ImageSet) -> None:
 def _threat(config: EvaluationConfig, source: Source, resolution: int) -> ThreatModel:
     """Return the threat model that was chosen, or that of the network's training."""
     if config.norm not in (None, source.norm) and config.eps is None:
-        raise ConfigError(f"`norm={config.norm}` needs `eps`, for example 0.5 or 4/255")
+        raise ConfigError(f"`norm={config.norm}` needs `eps`, e.g. 0.5 or 4/255")
     eps = source.eps if config.eps is None else config.eps
     norm: Any = config.norm or source.norm or "l2"
     threat = ThreatModel(norm, eps or 0.0)

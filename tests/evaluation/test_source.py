@@ -78,7 +78,9 @@ def test_clean_and_robust_accuracy_are_two_rows(source: Source, tmp_path: Path) 
     assert robust.checks.zero_gradient_share == 0
 
 
-def test_verdicts_and_logits_lie_beside_the_rows(source: Source, tmp_path: Path) -> None:
+def test_verdicts_and_logits_lie_beside_the_rows(
+    source: Source, tmp_path: Path
+) -> None:
     evaluated = _evaluated(source, PGD.judge(THREAT, 2))
     table = ResultsTable(tmp_path)
     stored = store(table, evaluated.rows, evaluated.found)
