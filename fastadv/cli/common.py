@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import inspect
+import json
 import logging
-import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar
 
 import tyro
 import yaml
 
 from fastadv import __version__
 from fastadv.cli.flagrules import make_rules
-from fastadv.errors import EXIT_OK, EXIT_USAGE, ConfigError, FastadvError, unknown_name
+from fastadv.cli.words import flag_value, read_yaml_config, without_flag
+from fastadv.errors import (
+    EXIT_OK,
+    EXIT_USAGE,
+    ConfigError,
+    FastadvError,
+    in_flags,
+    unknown_name,
+)
 from fastadv.machine import keep_freed_memory
 from fastadv.ranges import ordered_fields
 
@@ -25,60 +32,6 @@ _EVERYWHERE = (
     "Every command also takes --config FILE, which reads flags from a YAML file, "
     "--print-config, which prints all flags as such a file, and --version."
 )
-# An argument in a message: `name=value` or `name`, in backquotes.
-_ARGUMENT = re.compile(r"`([a-z][a-z0-9_]*)(?:=([^`]*))?`")
-
-
-def flag_value(argv: Sequence[str], *flags: str) -> str | None:
-    """The value given to a flag, before the real parsing; `--flag V` or `--flag=V`."""
-    for i, word in enumerate(argv):
-        name, has_value, value = word.partition("=")
-        if name.replace("_", "-") in flags:
-            if has_value:
-                return value
-            return argv[i + 1] if i + 1 < len(argv) else None
-    return None
-
-
-def without_flag(argv: Sequence[str], flag: str) -> list[str]:
-    """`argv` less a flag and its value."""
-    rest: list[str] = []
-    skip = False
-    for word in argv:
-        if skip:
-            skip = False
-        elif word == flag:
-            skip = True
-        elif not word.startswith(flag + "="):
-            rest.append(word)
-    return rest
-
-
-def read_yaml_config(path: Path, config_type: type[Any]) -> dict[str, Any]:
-    """The values of a `--config` file; every key is a flag of the command.
-
-    Raises:
-        ConfigError: unreadable, not a mapping, a key that is no flag, or a value that
-            is not of its type.
-    """
-    from fastadv.runs.configfile import SWEEP_KEYS, load_config_file, typed
-
-    values = load_config_file(path)
-    if all(key in values for key in SWEEP_KEYS):
-        raise ConfigError(
-            f"{path} is a sweep of transfers (run: fastadv-transfer sweep {path}), not the "
-            "flags of one command"
-        )
-    hints = get_type_hints(config_type)
-    kinds = {each.name: hints[each.name] for each in fields(config_type)}
-    for key, value in values.items():
-        if key not in kinds:
-            raise ConfigError(f"{path}: {unknown_name('key', str(key), kinds)}")
-        try:
-            values[key] = typed(kinds[key], value)
-        except ValueError as error:
-            raise ConfigError(f"{path}: {key}: {error}") from None
-    return values
 
 
 def parse(config_type: type[Config], argv: Sequence[str], prog: str) -> Config:
@@ -129,11 +82,11 @@ def run_commands(
     """Run `prog COMMAND ...`.
 
     Args:
-        prog: the program.
-        about: what it is for, shown above the list of commands.
-        commands: for each name the dataclass of its flags, and what it does with them,
-            which returns the exit code.
-        argv: the words after `prog`; None takes the process's.
+        prog: Name of the program.
+        about: What it is for, shown above the list of commands.
+        commands: For each name the dataclass of its flags, and a function of them that
+            returns the exit code.
+        argv: Words after `prog`; None takes those of the process.
     """
     code = EXIT_OK
 
@@ -183,25 +136,26 @@ def run(
     return EXIT_OK
 
 
-def _complain(prog: str, error: object, code: int) -> int:
-    print(f"{prog}: {in_flags(str(error))}", file=sys.stderr)
+def show(
+    command: Any,
+    values: Callable[[], Any],
+    text: Callable[[], str],
+    code: int = EXIT_OK,
+) -> int:
+    """Print a result, as one JSON object if `command.json` says so, and return `code`."""
+    print(json.dumps(values(), default=str) if command.json else text())
     return code
 
 
-def in_flags(message: str) -> str:
-    """Write the arguments that a library's message names as flags.
+def part(command: Any, kind: type[Config]) -> Config:
+    """Return the fields of a command that are those of `kind`, as one."""
+    names = [field.name for field in ordered_fields(kind)]
+    return kind(**{name: getattr(command, name) for name in names})
 
-    Example:
-        >>> in_flags("`num_steps=0` cannot work; `eps` can")
-        '--num-steps 0 cannot work; --eps can'
-    """
 
-    def flag(found: re.Match[str]) -> str:
-        name, value = found.groups()
-        words = "--" + name.replace("_", "-")
-        return words if value is None else f"{words} {value}"
-
-    return _ARGUMENT.sub(flag, message)
+def _complain(prog: str, error: object, code: int) -> int:
+    print(f"{prog}: {in_flags(str(error))}", file=sys.stderr)
+    return code
 
 
 def _is_ours(error: BaseException) -> bool:
