@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import logging
 import sys
@@ -14,7 +13,7 @@ import tyro
 import yaml
 
 from fastadv import __version__
-from fastadv.cli.flagrules import make_rules
+from fastadv.cli.flagrules import description, make_rules
 from fastadv.cli.words import flag_value, read_yaml_config, without_flag
 from fastadv.errors import (
     EXIT_OK,
@@ -28,10 +27,6 @@ from fastadv.machine import keep_freed_memory
 from fastadv.ranges import ordered_fields
 
 Config = TypeVar("Config")
-_EVERYWHERE = (
-    "Every command also takes --config FILE, which reads flags from a YAML file, "
-    "--print-config, which prints all flags as such a file, and --version."
-)
 
 
 def parse(config_type: type[Config], argv: Sequence[str], prog: str) -> Config:
@@ -44,7 +39,7 @@ def parse(config_type: type[Config], argv: Sequence[str], prog: str) -> Config:
     default = None
     path = flag_value(args, "--config")
     if path is not None:
-        default = config_type(**read_yaml_config(Path(path), config_type))
+        default = config_type(**read_yaml_config(Path(path), config_type, prog))
         args = without_flag(args, "--config")
     prints = "--print-config" in args
     args = [word for word in args if word != "--print-config"]
@@ -57,7 +52,7 @@ def parse(config_type: type[Config], argv: Sequence[str], prog: str) -> Config:
         prog=prog,
         args=args,
         default=default,
-        description=f"{_described(config_type)}\n\n{_EVERYWHERE}",
+        description=description(config_type),
         registry=make_rules(all_flags=all_flags),
     )
     if prints:
@@ -66,11 +61,6 @@ def parse(config_type: type[Config], argv: Sequence[str], prog: str) -> Config:
         print(yaml.safe_dump(values, sort_keys=False), end="")
         raise SystemExit(EXIT_OK)
     return config
-
-
-def _described(config_type: type[Any]) -> str:
-    """Return the docstring of a command without the sections for Python callers."""
-    return inspect.cleandoc(config_type.__doc__ or "").partition("\n\nRaises:")[0]
 
 
 def run_commands(
@@ -88,10 +78,8 @@ def run_commands(
             returns the exit code.
         argv: Words after `prog`; None takes those of the process.
     """
-    code = EXIT_OK
 
-    def body(words: list[str]) -> None:
-        nonlocal code
+    def body(words: list[str]) -> int:
         if not words or words[0] in ("-h", "--help"):
             lines = [f"usage: {prog} COMMAND [-h] [OPTIONS]", "", about.strip(), ""]
             for name, (kind, _) in commands.items():
@@ -102,13 +90,13 @@ def run_commands(
         if words[0] not in commands:
             raise ConfigError(unknown_name("command", words[0], commands))
         kind, act = commands[words[0]]
-        code = act(parse(kind, words[1:], f"{prog} {words[0]}"))
+        return act(parse(kind, words[1:], f"{prog} {words[0]}"))
 
-    return run(prog, body, argv) or code
+    return run(prog, body, argv)
 
 
 def run(
-    prog: str, body: Callable[[list[str]], None], argv: Sequence[str] | None
+    prog: str, body: Callable[[list[str]], int | None], argv: Sequence[str] | None
 ) -> int:
     """Run a command's body; turn its errors into one line and an exit code."""
     logging.basicConfig(
@@ -121,7 +109,7 @@ def run(
         print(f"fastadv {__version__}")
         return EXIT_OK
     try:
-        body(words)
+        return body(words) or EXIT_OK
     except FastadvError as error:
         return _complain(prog, error, error.exit_code)
     except (ValueError, TypeError) as error:
@@ -133,18 +121,12 @@ def run(
     except BrokenPipeError:
         sys.stderr.close()
         return EXIT_OK
-    return EXIT_OK
 
 
-def show(
-    command: Any,
-    values: Callable[[], Any],
-    text: Callable[[], str],
-    code: int = EXIT_OK,
-) -> int:
-    """Print a result, as one JSON object if `command.json` says so, and return `code`."""
+def show(command: Any, values: Callable[[], Any], text: Callable[[], str]) -> int:
+    """Print a result, as one JSON object if `command.json` says so."""
     print(json.dumps(values(), default=str) if command.json else text())
-    return code
+    return EXIT_OK
 
 
 def part(command: Any, kind: type[Config]) -> Config:

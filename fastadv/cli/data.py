@@ -91,8 +91,8 @@ def _verify(command: VerifyCommand) -> int:
     from fastadv.data.files.inspection import open_and_verify
 
     findings = open_and_verify(command)
-    code = EXIT_OK if findings.clean else EXIT_FAILED
-    return common.show(command, findings.as_dict, findings.text, code)
+    common.show(command, findings.as_dict, findings.text)
+    return EXIT_OK if findings.clean else EXIT_FAILED
 
 
 def _pack(command: PackCommand) -> int:
@@ -123,11 +123,9 @@ def _pack(command: PackCommand) -> int:
 def _unpack(command: UnpackCommand) -> int:
     from fastadv.data.files.archives import unpack
 
+    most = int(command.max_gb * 1e9)
     files, size = unpack(
-        command.archive,
-        command.out,
-        max_bytes=int(command.max_gb * 1e9),
-        max_files=command.max_files,
+        command.archive, command.out, max_bytes=most, max_files=command.max_files
     )
     text = f"{command.out}: {files} files, {size / 1e6:.1f} MB"
     return common.show(command, lambda: {"files": files, "bytes": size}, lambda: text)

@@ -97,8 +97,8 @@ class EvalCommand(AttackConfig, ImagesConfig, DeviceConfig):
         own = self.step_size is not None or self.objective != "cross_entropy"
         if self.attack != "pgd" and own:
             raise ConfigError(
-                f"`step_size` and `objective` belong to pgd, {self.attack} chooses its "
-                "own; leave them out, or use `attack=pgd`"
+                f"`step_size` and `objective` are pgd's, {self.attack} chooses its own; "
+                "leave them out, or use `attack=pgd`"
             )
         if self.resume and self.out is None:
             raise ConfigError("`resume` needs `out`, the folder of what to continue")
@@ -237,7 +237,7 @@ def _settings(attack: Attack | None) -> dict[str, Any]:
 
 def _shown(loader: Loader) -> Iterator[Batch]:
     """The batches, with a line on stderr now and then."""
-    from fastadv.runs.progress import Progress
+    from fastadv.progress import Progress
 
     progress = Progress(len(loader))
     for number, batch in enumerate(loader):

@@ -35,21 +35,19 @@ def without_flag(argv: Sequence[str], flag: str) -> list[str]:
     return rest
 
 
-def read_yaml_config(path: Path, config_type: type[Any]) -> dict[str, Any]:
-    """Return the values of a `--config` file; every key is a flag of the command.
+def read_yaml_config(path: Path, config_type: type[Any], prog: str) -> dict[str, Any]:
+    """Read the values of a `--config` file; every key is a flag of the command `prog`.
 
     Raises:
-        ConfigError: The file is unreadable or no mapping, a key is no flag, or a value is
-            not of its type.
+        ConfigError: The file is unreadable, not a mapping or for another command, a key
+            is no flag, or a value is not of its type.
     """
-    from fastadv.runs.configfile import SWEEP_KEYS, load_config_file, typed
+    from fastadv.runs.configfile import load_config_file, refuse_other_command, typed
+    from fastadv.transfer.recipe import COMMAND, PARTS
 
-    values = load_config_file(path)
-    if all(key in values for key in SWEEP_KEYS):
-        raise ConfigError(
-            f"{path} is a sweep of transfers (run: fastadv-transfer sweep {path}), not the "
-            "flags of one command"
-        )
+    values = load_config_file(path, f"{prog} --config")
+    if PARTS.keys() <= values.keys():  # a sweep written before files named commands
+        refuse_other_command(path, COMMAND, prog)
     hints = get_type_hints(config_type)
     kinds = {each.name: hints[each.name] for each in fields(config_type)}
     for key, value in values.items():

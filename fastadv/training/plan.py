@@ -17,7 +17,7 @@ import torch
 from fastadv.data import Batch
 from fastadv.environment import cpu_name
 from fastadv.kernels import use_backend
-from fastadv.runs.progress import clock
+from fastadv.progress import clock
 from fastadv.text_tables import text_table
 from fastadv.training.config import TrainConfig
 from fastadv.training.images import EVAL_BATCH

@@ -11,9 +11,9 @@ import torch
 from fastadv.environment import provenance
 from fastadv.errors import TrainingDiverged
 from fastadv.evaluation.evaluate import Evaluation
+from fastadv.progress import Progress
 from fastadv.runs.directory import RunDirectory
 from fastadv.runs.distributed import World
-from fastadv.runs.progress import Progress
 from fastadv.training.config import TrainConfig
 from fastadv.training.images import RunImages
 from fastadv.training.interval import Interval, in_words

@@ -39,7 +39,7 @@ from fastadv.files import fastadv_cache_dir
 from fastadv.kernels import normalize
 from fastadv.models import NormalizedModel, state_hash
 from fastadv.models.view import AttackView
-from fastadv.runs.progress import Progress
+from fastadv.progress import Progress
 
 log = logging.getLogger(__name__)
 

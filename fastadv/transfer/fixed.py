@@ -12,7 +12,7 @@ import torch
 
 from fastadv.errors import TrainingDiverged
 from fastadv.models import NormalizedModel
-from fastadv.runs.progress import Progress
+from fastadv.progress import Progress
 from fastadv.transfer.experiment import Experiment, Fitted, SeedSplit
 from fastadv.transfer.heads import LinearHead, SGDGrid, fit_exact, fit_sgd
 

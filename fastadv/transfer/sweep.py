@@ -21,9 +21,9 @@ from typing import Any
 from fastadv.data import DatasetSplits, subset
 from fastadv.errors import ConfigError, DataError, FastadvError, Preempted
 from fastadv.models.source import Source, open_source
+from fastadv.progress import Progress
 from fastadv.ranges import ordered_fields
 from fastadv.results.legacy import LegacyTable
-from fastadv.runs.progress import Progress
 from fastadv.transfer.config import PUBLISHED_SIDE, TransferConfig
 from fastadv.transfer.engines import Ended, Engine
 from fastadv.transfer.freezing import choose_trained

@@ -16,7 +16,7 @@ from fastadv.errors import TrainingDiverged
 from fastadv.evaluation.evaluate import evaluate
 from fastadv.models import NormalizedModel, create_model
 from fastadv.models.view import AttackView
-from fastadv.runs.progress import Progress
+from fastadv.progress import Progress
 from fastadv.training.learner import training_attack
 from fastadv.training.method_config import MethodConfig
 from fastadv.training.methods import CLASSES, DTYPES, Method, Net

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from sweep_runs import ROWS, recipe_file, values
 
 from fastadv.cli import train as train_command
@@ -14,7 +16,7 @@ from fastadv.errors import ConfigError, DataError
 from fastadv.results.legacy import SCHEMA
 from fastadv.transfer import LegacyTable, TransferConfig
 from fastadv.transfer.engines import Ended, SerialEngine, run_task
-from fastadv.transfer.recipe import read_recipe
+from fastadv.transfer.recipe import COMMAND, read_recipe
 from fastadv.transfer.sweep import Plan, make_plan, run_sweep
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
@@ -97,17 +99,35 @@ def test_the_recipes_of_the_project(name: str, experiments: int) -> None:
     assert f"fastadv-transfer sweep recipes/{file.name}" in file.read_text()
 
 
+@pytest.mark.parametrize("says", [True, False])
 def test_recipes_of_the_two_kinds_are_told_apart(
-    capsys: pytest.CaptureFixture[str],
+    says: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = RECIPES / "trades.yaml"
-    assert command.main(["sweep", str(file)]) == 2
-    error = capsys.readouterr().err
-    assert "trades.yaml is a recipe of fastadv-train (run: fastadv-train" in error
-    file = RECIPES / "salman2020.yaml"
-    assert train_command.main(["--config", str(file)]) == 2
-    error = capsys.readouterr().err
-    assert f"is a sweep of transfers (run: fastadv-transfer sweep {file})" in error
+    """Also those that do not say which command they are for, as older ones do not."""
+    for name, words, told in (
+        ("trades", ["sweep"], "fastadv-train (run: fastadv-train --config"),
+        ("salman2020", ["--config"], f"{COMMAND} (run: {COMMAND}"),
+    ):
+        text = (RECIPES / f"{name}.yaml").read_text()
+        file = tmp_path / f"{name}.yaml"
+        file.write_text(text if says else re.sub("(?m)^command: .*\n", "", text))
+        main = command.main if words == ["sweep"] else train_command.main
+        assert main([*words, str(file)]) == 2
+        assert f"{file} is a recipe of {told} {file})" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [path.name for path in RECIPES.glob("*.yaml")])
+def test_recipes_say_which_command_they_are_for(name: str) -> None:
+    command = yaml.safe_load((RECIPES / name).read_text())["command"]
+    assert command in (COMMAND, "fastadv-train --config")
+    assert f"{command} recipes/{name}" in (RECIPES / name).read_text()
+
+
+def test_a_recipe_without_a_command_still_works(tmp_path: Path) -> None:
+    old = tmp_path / "old.yaml"
+    recipe = RECIPES / "transfer-small.yaml"
+    old.write_text(recipe.read_text().replace(f"command: {COMMAND}\n", ""))
+    assert read_recipe(old) == read_recipe(recipe)
 
 
 def test_missing_sources_and_data_are_all_named(runs: Path, tmp_path: Path) -> None:

@@ -21,13 +21,14 @@ from numpy.typing import NDArray
 
 from fastadv.data.config import DatasetConfig
 from fastadv.data.decoding import BadImage, decode_rgb
-from fastadv.data.files.packing import CHECKSUMS, progress
+from fastadv.data.files.packing import CHECKSUMS
 from fastadv.data.files.records import RecordSet
 from fastadv.data.files.tfrecord import damaged_records
 from fastadv.data.sets.image_set import Damage, DatasetSplits, ImageSet, SharedFile
 from fastadv.data.sets.subsets import base_and_positions, files_and_positions
 from fastadv.errors import DataError
 from fastadv.files import file_sha256
+from fastadv.progress import track
 
 _Result = TypeVar("_Result")
 _DIGEST = 16  # bytes: 2**-64 at four billion images
@@ -210,7 +211,7 @@ def _damaged_files(
     }
     summed = [file for file in files if file in expected and file.is_file()]
     with ThreadPoolExecutor(jobs) as pool:
-        sums = progress(pool.map(file_sha256, summed), len(summed), "checking files")
+        sums = track(pool.map(file_sha256, summed), len(summed), "checking files")
         for file, found in zip(summed, sums, strict=True):
             if found != expected[file]:
                 yield str(file), f"differs from its SHA-256 in {CHECKSUMS}"
@@ -306,7 +307,7 @@ def _each(
     images.prepare()
     n, step = len(images), 64 * jobs
     with ThreadPoolExecutor(jobs) as pool:
-        for start in progress(range(0, n, step), -(-n // step), what):
+        for start in track(range(0, n, step), -(-n // step), what):
             part = range(start, min(start + step, n))
             yield from pool.map(work, part)
 

@@ -17,9 +17,8 @@ import logging
 import os
 import re
 import shutil
-import sys
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +34,7 @@ from fastadv.data.sets.image_set import DatasetSplits, FileSet, ImageSet
 from fastadv.data.sets.subsets import files_and_positions
 from fastadv.errors import ConfigError, DataError
 from fastadv.files import FolderLock, file_sha256, replace_file, warn_without_lock
+from fastadv.progress import track
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ def pack(
         for temporary in out.glob(".*.tmp"):
             temporary.unlink(missing_ok=True)
         whole = pool.map(lambda shard: _is_whole(out, records.get(shard.name)), shards)
-        kept = [*progress(whole, len(shards), "checking shards")]
+        kept = [*track(whole, len(shards), "checking shards")]
         finished = {
             shard.name: records[shard.name]
             for shard, good in zip(shards, kept, strict=True)
@@ -322,13 +322,3 @@ def _png(image: NDArray[np.uint8]) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def progress(items: Iterable[Any], total: int, what: str) -> Iterable[Any]:
-    """Show a bar on a terminal when it takes more than two seconds."""
-    from tqdm import tqdm  # type: ignore[import-untyped]
-
-    bar: Iterable[Any] = tqdm(
-        items, desc=what, total=total, delay=2, disable=not sys.stderr.isatty()
-    )
-    return bar

@@ -10,7 +10,6 @@ split (`paths`).
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +22,7 @@ from fastadv.data.decoding import BadImage
 from fastadv.data.sets.image_set import Damage, FileSet, SharedFile
 from fastadv.errors import DataError
 from fastadv.files import fastadv_cache_dir
+from fastadv.progress import track
 
 _VERSION = 1  # of the stored lists; part of their names
 _KEPT_OPEN = 512  # half of the usual limit of open files per process
@@ -111,17 +111,8 @@ def scan_files(
     Raises:
         DataError: A file cannot be read, or is not what the scanner expects.
     """
-    from tqdm import tqdm  # type: ignore[import-untyped]
-
-    bar = tqdm(
-        files,
-        desc="reading indices",
-        unit="file",
-        delay=2,
-        disable=not sys.stderr.isatty(),
-    )
     tables = {}
-    for file in bar:
+    for file in track(files, len(files), "reading indices"):
         try:
             tables[file] = _table(file, scan)
         except DataError as error:

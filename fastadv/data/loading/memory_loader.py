@@ -8,7 +8,6 @@ is large, use the streaming loader.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -36,6 +35,7 @@ from fastadv.data.loading.loader import (
 from fastadv.data.loading.loader_options import LoaderOptions
 from fastadv.data.sets.image_set import ImageSet
 from fastadv.kernels.crops import resized_crops
+from fastadv.progress import track
 
 _DECODE_CHUNK = 64  # images per task: small ones cost less than scheduling them
 
@@ -66,8 +66,6 @@ class MemoryLoader(Loader):
 
     def _decode(self, shorter: int, side: int) -> NDArray[np.uint8]:
         """Return all images, uint8 [n, side, side, 3]; bad ones replaced."""
-        from tqdm import tqdm  # type: ignore[import-untyped]
-
         n = len(self.imageset)
         store = np.empty((n, side, side, 3), dtype=np.uint8)
 
@@ -88,17 +86,11 @@ class MemoryLoader(Loader):
             range(i, min(i + _DECODE_CHUNK, n)) for i in range(0, n, _DECODE_CHUNK)
         ]
         bad: dict[int, BadImage] = {}
-        bar = tqdm(
-            total=n,
-            desc=f"decoding {self.imageset.name}/{self.imageset.split}",
-            unit="image",
-            delay=2,
-            disable=not sys.stderr.isatty(),
-        )
-        with bar, ThreadPoolExecutor(max(1, self.options.worker_count)) as pool:
-            for chunk, failed in zip(chunks, pool.map(decode, chunks), strict=True):
+        name = f"{self.imageset.name}/{self.imageset.split}"
+        what = f"chunks of {_DECODE_CHUNK} images decoded, {name}"
+        with ThreadPoolExecutor(max(1, self.options.worker_count)) as pool:
+            for failed in track(pool.map(decode, chunks), len(chunks), what):
                 bad.update(failed)
-                bar.update(len(chunk))
         self._note_bad([(error.name, error.reason) for error in bad.values()])
         for i in bad:
             others = replacements(self.imageset, i, self.options.seed)
