@@ -33,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from harness import Results, Timing, interleaved, ratio
 
 from fastadv.kernels import _cpp, launch_counts, pgd_step_, reset_launch_counts
+from fastadv.kernels.step import Step
 from fastadv.models import IMAGENET_MEAN, IMAGENET_STD
 
 CHANNELS, SIDE = 3, 224
@@ -154,9 +155,8 @@ def bench(
     if device.type == "cpu":
         cases |= triad_cases(x.numel(), full)
         sizes = torch.full((batch,), step), torch.full((batch,), eps)
-        cases["kernel"] = lambda: _cpp.pgd_step(
-            x, x0, g, *sizes, mean, std, norm, z, None
-        )
+        operands = Step(x, x0, g, *sizes, mean, std, norm, z)
+        cases["kernel"] = lambda: _cpp.step(operands)
     reset_launch_counts()
     cold = with_cold_caches(cases, device)
     timings = interleaved(cold, repeats=repeats, warmup=3, device=device)

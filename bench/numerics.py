@@ -63,7 +63,7 @@ def steps() -> str:
             step = make(norm, SHAPE, FLOAT_DTYPES[0])
             want = step.oracle()
             step.run()
-            op = step.operator.__name__
+            op = f"{step.op}_"
             errors = largest(step.x - want.x), largest(step.z - want.z)
             rows.append([f"{op} {norm}", backend, *errors])
     return markdown(["operator", "backend", "x", "z, float32"], sorted(rows))

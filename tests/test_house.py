@@ -172,6 +172,22 @@ def test_no_two_modules_need_each_other() -> None:
     assert _circles(edges) == ["fastadv.cli.train", "fastadv.runs.launch"]
 
 
+def test_the_floors_of_data_point_down() -> None:
+    """Its single modules, then what a set is, then file formats, then what uses them."""
+    floors = {"sets": 1, "files": 2, "loading": 3, "opening": 3}
+    upward, found = [], 0
+    for path in (p for p in SOURCES if _part(p) == "data" and p.name != "__init__.py"):
+        own = floors.get(path.parent.name, 0)
+        for line, name in _imported(_tree(path)):
+            words = _home(name).split(".")
+            if words[:2] == ["fastadv", "data"] and len(words) > 2:
+                found += 1
+                if floors.get(words[2], 0) > own:
+                    upward.append(f"{path.name}:{line}: {name}")
+    assert upward == []
+    assert found > 50
+
+
 @pytest.mark.parametrize("package", ["torch", "numpy"])
 def test_the_lowest_layer_needs_nothing(package: str) -> None:
     for path in SOURCES:
@@ -280,7 +296,14 @@ def test_every_package_is_packed() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["threat", "errors", "models.names", "text_tables", "data.counter", "progress"],
+    [
+        "threat",
+        "errors",
+        "models.architecture_names",
+        "text_tables",
+        "data.counter",
+        "progress",
+    ],
 )
 def test_examples_in_docstrings(name: str) -> None:
     module = importlib.import_module(f"fastadv.{name}")

@@ -94,8 +94,8 @@ float gray_mean(const uint8_t *p, int64_t pixels) {
   int64_t i = 0;
   for (; i + 3 * kLanes <= size; i += 3 * kLanes)
     for (int64_t k = 0; k < 3; ++k)
-      total[k] += weights[k] *
-                  load_bytes(p + i + k * kLanes, std::integral_constant<int64_t, kLanes>{});
+      total[k] +=
+          weights[k] * load_bytes(p + i + k * kLanes, std::integral_constant<int64_t, kLanes>{});
   for (; i < size; ++i) sums += kGray[i % 3] * p[i];
   for (const vf &v : total) sums += sum(v);
   return static_cast<float>(sums / pixels);

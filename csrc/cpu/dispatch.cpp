@@ -11,16 +11,16 @@
 #include "crops.h"
 #include "step.h"
 
-#define FA_DECLARE(isa)                         \
-  namespace isa {                               \
-  int32_t pgd_step(const FaStep &);             \
-  int32_t apgd_step(const FaStep &);            \
-  int32_t ball_init(const FaInit &);            \
-  int32_t normalize(const FaNormalize &);       \
-  int32_t triad(const FaTriad &);               \
-  int32_t conv3x3(const FaConv3x3 &);           \
+#define FA_DECLARE(isa)                            \
+  namespace isa {                                  \
+  int32_t pgd_step(const FaStep &);                \
+  int32_t apgd_step(const FaStep &);               \
+  int32_t ball_init(const FaInit &);               \
+  int32_t normalize(const FaNormalize &);          \
+  int32_t triad(const FaTriad &);                  \
+  int32_t conv3x3(const FaConv3x3 &);              \
   int32_t conv3x3_weight(const FaConv3x3Weight &); \
-  int32_t crops(const FaCrops &);               \
+  int32_t crops(const FaCrops &);                  \
   }
 FA_DECLARE(fa_baseline)
 #if FA_X86
@@ -42,10 +42,9 @@ struct Kernels {
   int32_t (*crops)(const FaCrops &);
 };
 
-#define FA_ENTRY(label, isa) \
-  { label, isa::pgd_step, isa::apgd_step, isa::ball_init, isa::normalize, isa::triad, isa::conv3x3, \
-    isa::conv3x3_weight, \
-    isa::crops }
+#define FA_ENTRY(label, isa)                                                       \
+  {label,      isa::pgd_step, isa::apgd_step,      isa::ball_init, isa::normalize, \
+   isa::triad, isa::conv3x3,  isa::conv3x3_weight, isa::crops}
 
 Kernels choose() {
 #if FA_X86
@@ -88,6 +87,18 @@ int64_t detect_last_level_cache() {
 }  // namespace
 
 extern "C" {
+const int64_t *fa_abi() {
+  static const int64_t abi[] = {1,
+                                sizeof(FaStep),
+                                sizeof(FaInit),
+                                sizeof(FaNormalize),
+                                sizeof(FaTriad),
+                                sizeof(FaConv3x3),
+                                sizeof(FaConv3x3Weight),
+                                sizeof(FaCrops),
+                                0};
+  return abi;
+}
 int32_t fa_pgd_step(const FaStep *args) { return kernels().pgd_step(*args); }
 int32_t fa_apgd_step(const FaStep *args) { return kernels().apgd_step(*args); }
 int32_t fa_ball_init(const FaInit *args) { return kernels().ball_init(*args); }

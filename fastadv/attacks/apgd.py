@@ -29,7 +29,7 @@ from fastadv.attacks.engine import (
 from fastadv.attacks.objectives import DLR_TARGETED, Context, Objective, succeeded
 from fastadv.kernels import apgd_step_
 from fastadv.kernels.arguments import memory_order
-from fastadv.kernels.reference import to_pixels
+from fastadv.kernels.pixels import to_pixels
 from fastadv.models.view import AttackView
 from fastadv.threat import ThreatModel
 

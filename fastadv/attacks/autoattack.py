@@ -24,7 +24,7 @@ from fastadv.attacks.package import (
     PackageAttack,
 )
 from fastadv.errors import unknown_name
-from fastadv.kernels.reference import to_pixels
+from fastadv.kernels.pixels import to_pixels
 from fastadv.threat import ThreatModel
 
 Judge = Literal["fastadv", "package"]

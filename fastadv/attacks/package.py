@@ -21,7 +21,7 @@ from fastadv.attacks.engine import check_counts, check_labels, checked_logits
 from fastadv.attacks.objectives import OBJECTIVES, Context
 from fastadv.errors import ConfigError, unknown_name
 from fastadv.kernels.arguments import memory_order
-from fastadv.kernels.reference import to_pixels
+from fastadv.kernels.pixels import to_pixels
 from fastadv.models.view import AttackView
 from fastadv.threat import ThreatModel
 

@@ -23,7 +23,7 @@ from fastadv.threat import ThreatModel
 if TYPE_CHECKING:
     from fastadv.attacks import Attack
     from fastadv.data import Batch, DatasetSplits, Loader
-    from fastadv.evaluation.evaluate import Evaluation
+    from fastadv.evaluation.accuracy import Evaluation
     from fastadv.models.source import Source
 
 PROG = "fastadv-eval"

@@ -12,7 +12,7 @@ from tyro.conf import Positional, arg
 from fastadv.cli import common
 from fastadv.errors import ConfigError, unknown_name
 from fastadv.flags import PrintJson
-from fastadv.models.names import EXPORT_FORMATS
+from fastadv.models.architecture_names import EXPORT_FORMATS
 from fastadv.ranges import AT_LEAST_1, Checked
 
 if TYPE_CHECKING:

@@ -7,10 +7,10 @@ from typing import Any
 
 from fastadv.errors import ConfigError, unknown_name
 from fastadv.models import get_spec, list_models
+from fastadv.models.architecture_names import SALMAN2020, TIMM_PREFIX
 from fastadv.models.checkpoint import decimals, state_hash
-from fastadv.models.names import SALMAN2020, TIMM_PREFIX
-from fastadv.models.origins import torchvision_files
 from fastadv.models.source import Source
+from fastadv.models.weights import torchvision_files
 from fastadv.text_tables import text_table
 from fastadv.threat import ThreatModel
 

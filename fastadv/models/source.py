@@ -82,7 +82,7 @@ def open_source(
     """Find a model by path or name, and read what its file says of itself.
 
     Args:
-        source: as `fastadv.models.origins` reads it: a run directory, a file,
+        source: as `fastadv.models.weights` reads it: a run directory, a file,
             `torchvision:NAME`, `timm:NAME`, `hf:org/name`, with options after it.
         name: what to call it; default its own.
         arch: architecture, where nothing else says it.

@@ -17,7 +17,6 @@ from fastadv.results.row import Row
 from fastadv.results.settings import KINDS
 
 SCHEMA_VERSION = 4
-VERSION_KEY = b"fastadv_schema"
 
 _PLAIN = {
     str: pa.string(),
@@ -115,7 +114,7 @@ def _make_schema() -> pa.schema:
             columns += [(kind, _arrow_type(KINDS[kind])) for kind in KINDS]
         else:
             columns.append((field.name, _arrow_type(_inner(hints[field.name]))))
-    return pa.schema(columns, metadata={VERSION_KEY: str(SCHEMA_VERSION)})
+    return pa.schema(columns)
 
 
 SCHEMA = _make_schema()

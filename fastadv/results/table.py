@@ -1,41 +1,37 @@
 """The results table: a directory of Parquet files that is only ever added to.
 
 Every file, called a part, is written whole or not at all, and several processes may
-append at once. Rows of older schema versions are migrated as they are read; a table of
-any other version is refused.
+append at once; `parts` says how many parts become few. Rows of older schema versions are
+migrated as they are read; a table of any other version is refused.
 """
 
 from __future__ import annotations
 
 import io
 import itertools
-import secrets
+import logging
 import tempfile
-import time
-from collections.abc import Iterable, Sequence
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from fastadv.errors import ConfigError, DataError, unknown_name
+from fastadv.errors import ConfigError, DataError, FastadvError, unknown_name
 from fastadv.files import write_atomic
+from fastadv.results import parts
 from fastadv.results.identity import digest
-from fastadv.results.migration import MIGRATED, migrate
 from fastadv.results.row import Row
-from fastadv.results.schema import (
-    SCHEMA,
-    SCHEMA_VERSION,
-    VERSION_KEY,
-    conform,
-    from_arrow,
-    to_arrow,
-)
+from fastadv.results.schema import SCHEMA, from_arrow, to_arrow
 
-# Parts whose rows are there once begin with this; others with the time of writing.
-_ONCE = "row"
+log = logging.getLogger(__name__)
+
+# Those who read the folder as one data set pass over names that begin so.
+ARRAYS = "_arrays"
+
 # Where a bare name of a column is looked for, after the columns of the row itself.
 _WITHIN = ("target", "attack", "source", "transfer", "evaluation", "provenance")
 _OTHER_NAMES = {"dataset": "target.name", "source": "source.name"}
@@ -92,30 +88,100 @@ class ResultsTable:
             ValueError: The table is `once` and a row has no identity.
             OutputError: The file cannot be written; nothing was added.
         """
-        if not self.once:
-            # Named by time, so that parts read back in the order they were written.
-            self._write(f"{time.time_ns():020d}-{secrets.token_hex(4)}", rows)
+        if not rows:
             return
-        names = [row.identity for row in rows]
-        if not all(names):
+        if not self.once:
+            self._write(parts.new_name("part"), rows)
+            return
+        if not all(row.identity for row in rows):
             raise ValueError("a row without identity cannot be added once")
-        first = dict(zip(reversed(names), reversed(rows), strict=True))
-        new = [row for row in first.values() if row.identity not in self][::-1]
+        new = [row for row in rows if not self._has(row.identity)]
         # Two writers of the same rows write the same file.
         if len(new) == 1:
-            self._write(f"{_ONCE}-{new[0].identity}", new)
+            self._write(f"once-{new[0].identity}", new)
         elif new:
-            self._write(f"{_ONCE}s-{digest([row.identity for row in new])}", new)
+            self._write(f"once-many-{digest([row.identity for row in new])}", new)
+
+    def _has(self, identity: str | None) -> bool:
+        try:
+            return identity in self
+        except DataError as error:
+            # What was computed must not be lost for a foreign file; readers take rows of
+            # a `once` table once.
+            log.warning("%s", error)
+            return False
 
     def _write(self, part: str, rows: Sequence[Row]) -> None:
+        parts.write(self.path, part, to_arrow(rows, part))
+        if parts.count_appended(self.path) >= parts.MANY:
+            try:
+                parts.merge(self.path)
+            except (FastadvError, OSError) as error:
+                # The rows are there; only reading them stays slow.
+                log.warning("the parts of %s were not merged: %s", self.path, error)
+
+    def save_arrays(self, identity: str, arrays: Mapping[str, np.ndarray]) -> str:
+        """Write the arrays of a row that is to be appended; return their file's name.
+
+        The name belongs into `Row.arrays`. A file whose row was never written is
+        harmless.
+
+        Args:
+            identity: Identity of the row.
+            arrays: Arrays by name.
+
+        Raises:
+            ValueError: An array holds Python objects, or the identity cannot be a name.
+            OutputError: The file cannot be written.
+        """
+        if any(np.asarray(values).dtype.hasobject for values in arrays.values()):
+            raise ValueError("arrays of a row hold numbers or text, not Python objects")
+        name = f"{identity}.npz"
         buffer = io.BytesIO()
-        pq.write_table(to_arrow(rows, part), buffer, compression="zstd")
-        write_atomic(self.path / f"{part}.parquet", buffer.getvalue())
+        np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+        write_atomic(self._array_file(name), buffer.getvalue())
+        return name
+
+    def arrays(self, row: Row) -> dict[str, np.ndarray]:
+        """Return the arrays of a row by name; empty if it has none.
+
+        Raises:
+            DataError: The file is missing or damaged.
+            ValueError: The row names a file outside of the table.
+        """
+        if row.arrays is None:
+            return {}
+        path = self._array_file(row.arrays)
+        try:
+            with np.load(path, allow_pickle=False) as found:
+                return {name: found[name] for name in found.files}
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise DataError(
+                f"the arrays of a row, {path}, cannot be read: {error}"
+            ) from None
+
+    def _array_file(self, name: str) -> Path:
+        if Path(name).name != name or not name.endswith(".npz"):
+            raise ValueError(f"{name!r} is no name of a file of arrays")
+        return self.path / ARRAYS / name
+
+    def compact(self) -> int:
+        """Merge all parts into one and return how many they were.
+
+        Parts of older schema versions are replaced by today's. Others may read and write
+        the table meanwhile; nothing is done while another process merges.
+
+        Raises:
+            DataError: A part cannot be read; nothing was changed.
+            OutputError: The merged part cannot be written; nothing was changed.
+        """
+        return parts.merge(self.path, everything=True)
 
     def __contains__(self, identity: object) -> bool:
-        """Return whether the table, this or another process's, has the row."""
-        if (self.path / f"{_ONCE}-{identity}.parquet").exists():
-            return True
+        """Return whether the table has the row, whichever process wrote it."""
+        for old_or_new in ("once", "row"):
+            if (self.path / f"{old_or_new}-{identity}{parts.SUFFIX}").exists():
+                return True
         return any(identity in found for found in self._identities_of_parts())
 
     def identities(self) -> set[str]:
@@ -128,12 +194,14 @@ class ResultsTable:
 
     def _identities_of_parts(self) -> Iterable[frozenset[str]]:
         """Return the identities of every part; each part is opened once only."""
-        paths = self._parts()
-        for path in paths:
+
+        def read(path: Path) -> frozenset[str]:
             if path.name not in self._identities:
-                found = _read(path, ["identity"])["identity"].to_pylist()
+                found = parts.read(path, ["identity"])["identity"].to_pylist()
                 self._identities[path.name] = frozenset(found) - {None}
-        return [self._identities[path.name] for path in paths]
+            return self._identities[path.name]
+
+        return [found for _, found in parts.each(self.path, read)]
 
     def rows(self, **filters: Any) -> list[Row]:
         """Return the rows that pass every filter, oldest first.
@@ -182,15 +250,12 @@ class ResultsTable:
         wanted = [column_path(name)[0] for name in names] or list(SCHEMA.names)
         needed = [column_path(name)[0] for name in filters]
         columns = list(dict.fromkeys([*wanted, *needed, "part", "time", "identity"]))
-        tables = [_read(path, columns) for path in self._parts()]
-        schema = pa.schema([SCHEMA.field(name) for name in columns], SCHEMA.metadata)
-        found = pa.concat_tables(tables) if tables else schema.empty_table()
+        tables = [t for _, t in parts.each(self.path, lambda p: parts.read(p, columns))]
+        schema = pa.schema([SCHEMA.field(name) for name in columns])
+        found = parts.distinct([schema.empty_table(), *tables])
         for name, value in filters.items():
             found = found.filter(_passes(_column(found, column_path(name)), value))
         return _in_order(found).select(list(dict.fromkeys(wanted)))
-
-    def _parts(self) -> list[Path]:
-        return sorted(self.path.glob("*.parquet"))
 
 
 def column_path(name: str) -> list[str]:
@@ -240,38 +305,10 @@ def _passes(column: pa.ChunkedArray, value: Any) -> pa.ChunkedArray:
 
 def _in_order(table: pa.Table) -> pa.Table:
     """Return the rows in the order they were written: by part name, else by time."""
-    stamps = [part.partition("-")[0] for part in table["part"].to_pylist()]
+    named = (parts.written_at(part) for part in table["part"].to_pylist())
     times = table["time"].cast(pa.int64()).to_pylist()
     keys = [
-        (int(stamp) if stamp.isdecimal() else (when or 0) * 1000, number)
-        for stamp, when, number in zip(stamps, times, itertools.count())
+        ((when or 0) * 1000 if stamp is None else stamp, number)
+        for stamp, when, number in zip(named, times, itertools.count())
     ]
     return table.take(pa.array([number for _, number in sorted(keys)], pa.int64()))
-
-
-def _read(path: Path, columns: list[str]) -> pa.Table:
-    """Return columns of a part, in today's schema."""
-    try:
-        file = pq.ParquetFile(path)
-        version = (file.schema_arrow.metadata or {}).get(VERSION_KEY, b"none").decode()
-        if version in MIGRATED:
-            old = file.read().to_pylist()
-            rows = [
-                r for i, each in enumerate(old) for r in migrate(each, path.stem, i)
-            ]
-            return to_arrow(rows, path.stem).select(columns)
-        if version == str(SCHEMA_VERSION):
-            known = [name for name in columns if name in file.schema_arrow.names]
-            schema = pa.schema(
-                [SCHEMA.field(name) for name in columns], SCHEMA.metadata
-            )
-            return conform(file.read(known), schema)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(
-            f"{path} cannot be read ({error}); move it away to use the rest"
-        ) from None
-    raise DataError(
-        f"{path} has schema version {version}, this fastadv reads "
-        f"{', '.join(MIGRATED)} and {SCHEMA_VERSION}; nothing was changed. Use another "
-        "--results"
-    )

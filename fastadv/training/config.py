@@ -11,7 +11,7 @@ from tyro.conf import arg
 from fastadv.data.config import Backend, TrainingImagesConfig
 from fastadv.device import DeviceConfig
 from fastadv.errors import ConfigError, unknown_name
-from fastadv.models.names import ARCHITECTURES
+from fastadv.models.architecture_names import ARCHITECTURES
 from fastadv.ranges import AT_LEAST_0, AT_LEAST_1, Range
 from fastadv.training.method_config import MethodConfig
 from fastadv.training.optimizer_config import OptimizerConfig

@@ -10,7 +10,7 @@ import torch
 
 from fastadv.environment import provenance
 from fastadv.errors import TrainingDiverged
-from fastadv.evaluation.evaluate import Evaluation
+from fastadv.evaluation.accuracy import Evaluation
 from fastadv.progress import Progress
 from fastadv.runs.directory import RunDirectory
 from fastadv.runs.distributed import World

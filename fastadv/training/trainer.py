@@ -25,7 +25,7 @@ from fastadv.errors import (
 from fastadv.kernels import use_backend
 from fastadv.kernels.registry import check_backend_name
 from fastadv.models import create_model, load_model, save_model
-from fastadv.models.names import MODEL_FILE
+from fastadv.models.architecture_names import MODEL_FILE
 from fastadv.models.view import AttackView
 from fastadv.phases import phase
 from fastadv.runs.directory import RunDirectory

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fastadv.data.counter import derive_key, permutation
 from fastadv.errors import DataError
-from fastadv.evaluation.evaluate import Accuracy
+from fastadv.evaluation.accuracy import Accuracy
 from fastadv.models.normalized import seeded_init
 from fastadv.training.optimizer_config import scheduled
 from fastadv.transfer.features import Features

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastadv.attacks import PGD
-from fastadv.evaluation.evaluate import Accuracy
+from fastadv.evaluation.accuracy import Accuracy
 
 
 @dataclass(frozen=True)

@@ -146,8 +146,7 @@ def _expanded(values: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def one_seed_each(config: TransferConfig) -> list[TransferConfig]:
-    """What can run apart: features serve all seeds at once, fine-tuning is by the seed."""
+    """Return what can run apart: all seeds together on features, else each seed."""
     if config.on_cached_features:
         return [config]
-    seeds = config.seeds or ()
-    return [dataclasses.replace(config, seeds=(seed,)) for seed in seeds]
+    return [dataclasses.replace(config, seeds=(seed,)) for seed in config.seeds]

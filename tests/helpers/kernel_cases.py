@@ -10,13 +10,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastadv import kernels
 from fastadv.kernels import reference
+from fastadv.kernels.step import Start, Step
 
 U8, F32, F16, BF16 = torch.uint8, torch.float32, torch.float16, torch.bfloat16
 
@@ -91,42 +92,31 @@ def as_layout(t: Tensor, layout: str) -> Tensor:
     return t.contiguous()
 
 
-@dataclass
-class Step:
-    """Arguments of one step, ready for any backend."""
+@dataclass(frozen=True)
+class StepCase(Step):
+    """A step that runs through the public operators and knows its oracle."""
 
-    x: Tensor  # [N, C, H, W] float32 iterate or float16 perturbation
-    x0: Tensor
-    grad: Tensor
-    norm: str
-    step_size: Tensor  # [N]
-    eps: Tensor  # [N]
-    mean: Tensor  # [C]
-    std: Tensor  # [C]
-    z: Tensor | None
-    nonfinite: Tensor
-
-    operator: ClassVar[Callable[..., Tensor]] = staticmethod(kernels.pgd_step_)
-    definition: ClassVar[Callable[..., None]] = staticmethod(reference.pgd_step)
-
-    def run(self) -> Step:
+    def run(self) -> StepCase:
         """Run in place with whatever backend is chosen."""
-        self.operator(**vars(self))
+        arguments = vars(self).copy()
+        if self.x_prev is None:
+            del arguments["x_prev"], arguments["momentum"]
+        getattr(kernels, f"{self.op}_")(**arguments)
         return self
 
     def image(self) -> Tensor:
-        """The iterate in float64, whatever the state holds."""
+        """Return the iterate in float64, whatever the state holds."""
         if self.x.dtype == F16:
             return (self.pixels() + self.x.double()).clamp(0, 1)
         return self.x.double()
 
     def pixels(self) -> Tensor:
-        """The clean images in float64."""
+        """Return the clean images in float64."""
         clean = self.x0 / 255 if self.x0.dtype == U8 else self.x0
         return clean.double()
 
-    def oracle(self) -> Step:
-        """The reference's answer in float64, on copies; its `x` is always an image."""
+    def oracle(self) -> StepCase:
+        """Return the reference's answer in float64, on copies; its `x` is an image."""
         wide: dict[str, Any] = {
             name: value.double()
             for name, value in vars(self).items()
@@ -135,19 +125,8 @@ class Step:
         wide["x"] = self.image().clone()
         step = replace(self, **wide, nonfinite=torch.zeros_like(self.nonfinite))
         if step.x.numel():
-            step.definition(**vars(step))
+            reference.step(step)
         return step
-
-
-@dataclass
-class ApgdStep(Step):
-    """Arguments of one APGD step."""
-
-    x_prev: Tensor
-    momentum: float
-
-    operator: ClassVar[Callable[..., Tensor]] = staticmethod(kernels.apgd_step_)
-    definition: ClassVar[Callable[..., None]] = staticmethod(reference.apgd_step)
 
 
 def feasible(
@@ -168,7 +147,7 @@ def make_step(
     layout: str = "nchw",
     device: str = "cpu",
     seed: int = 0,
-) -> Step:
+) -> StepCase:
     """A feasible iterate, a gradient with a few non-finite and zero elements."""
     random = torch.Generator().manual_seed(seed)
     n, c = shape[:2]
@@ -188,15 +167,15 @@ def make_step(
     z = None
     if dtypes.z is not None:
         z = as_layout(torch.full(shape, 99.0, dtype=dtypes.z, device=device), other)
-    return Step(
+    return StepCase(
         as_layout(x.to(device), layout),
         as_layout(x0.to(device), layout),
         as_layout(grad.to(device), other),
-        norm,
         step_size.to(device),
         eps.to(device),
         torch.tensor(MEAN[:c], device=device),
         torch.tensor(STD[:c], device=device),
+        norm,
         z,
         torch.zeros(1, dtype=torch.int64, device=device),
     )
@@ -218,17 +197,17 @@ def make_apgd(
     device: str = "cpu",
     seed: int = 0,
     momentum: float = 0.75,
-) -> ApgdStep:
+) -> StepCase:
     """As `make_step`, with another point of the ball for the iterate before."""
     step = make_step(norm, shape, dtypes, layout, device, seed)
     random = torch.Generator().manual_seed(seed + 1)
     clean = step.pixels().float().cpu().contiguous()
     before, _ = feasible(clean, norm, step.eps.cpu(), random)
     x_prev = as_layout(before.to(device), layout)
-    return ApgdStep(**vars(step), x_prev=x_prev, momentum=momentum)
+    return replace(step, x_prev=x_prev, momentum=momentum)
 
 
-def check_step(step: Step, what: str) -> None:
+def check_step(step: StepCase, what: str) -> None:
     """Run it and compare everything it writes with the float64 reference."""
     want = step.oracle()
     before = step.x.clone()
@@ -246,7 +225,7 @@ def check_step(step: Step, what: str) -> None:
         image = step.image() if step.x.dtype == F16 else want.x
         mean, std = (v.double().view(1, -1, 1, 1) for v in (step.mean, step.std))
         close(step.z, (image - mean) / std, TOLERANCES[step.z.dtype], f"{what}: z")
-    if isinstance(step, ApgdStep):
+    if step.x_prev is not None:
         assert torch.equal(step.x_prev, before), what
 
 
@@ -255,8 +234,8 @@ def step_cases(
     layout: str,
     dtypes: tuple[Dtypes, ...],
     device: str,
-    make: Callable[..., Step] = make_step,
-) -> Iterator[tuple[Step, str]]:
+    make: Callable[..., StepCase] = make_step,
+) -> Iterator[tuple[StepCase, str]]:
     """Every shape and dtype combination, with a name for the message."""
     for shape, combination in itertools.product(SHAPES, dtypes):
         name = f"{make.__name__} {norm} {layout} {list(shape)} {combination}"
@@ -277,9 +256,8 @@ def check_ball_init(
             if not got.numel():
                 assert got.shape == step.x0.shape
                 continue
-            want = reference.ball_init(
-                step.x0.contiguous(), step.eps.double(), norm, seed, offset
-            )
+            start = Start(step.x0.contiguous(), step.eps.double(), norm, seed, offset)
+            want = reference.ball_init(start)
             what = f"{norm} {layout} {list(shape)} {dtype} seed {seed}"
             close(got, want, (0, PIXEL_TOLERANCE), what)
 

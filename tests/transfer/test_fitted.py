@@ -9,7 +9,8 @@ import pytest
 import torch
 from tuned_runs import source_file, tuning_config
 
-from fastadv.evaluation.evaluate import Accuracy, evaluate
+from fastadv.evaluation.accuracy import Accuracy
+from fastadv.evaluation.evaluate import evaluate
 from fastadv.models import NormalizedModel
 from fastadv.transfer import fixed, transfer, tuned
 from fastadv.transfer.experiment import Experiment

@@ -13,11 +13,11 @@ from sweep_runs import ROWS, recipe_file, values
 from fastadv.cli import train as train_command
 from fastadv.cli import transfer as command
 from fastadv.errors import ConfigError, DataError
-from fastadv.results.legacy import SCHEMA
-from fastadv.transfer import LegacyTable, TransferConfig
-from fastadv.transfer.engines import Ended, SerialEngine, run_task
+from fastadv.results.legacy import SCHEMA, LegacyTable
+from fastadv.runs.executors import SerialExecutor
+from fastadv.runs.tasks import Ended, Place, Task, run_task, run_tasks
 from fastadv.transfer.recipe import COMMAND, read_recipe
-from fastadv.transfer.sweep import Plan, make_plan, run_sweep
+from fastadv.transfer.sweep import SweepPlan, plan_sweep
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 
@@ -139,8 +139,8 @@ def test_missing_sources_and_data_are_all_named(runs: Path, tmp_path: Path) -> N
     )
     table = LegacyTable(tmp_path / "r", once=True)
     with pytest.raises(DataError, match=r"2 source\(s\) or .*(?s:.*'digit'.*eps7)"):
-        make_plan(read_recipe(file), table)
-    plan = make_plan(read_recipe(file), table, skip_missing=True)
+        plan_sweep(read_recipe(file), table)
+    plan = plan_sweep(read_recipe(file), table, skip_missing=True)
     assert (plan.rows, len(plan.tasks), len(plan.missing)) == (5, 3, 2)
 
 
@@ -150,7 +150,7 @@ def test_data_are_looked_for_without_a_source(runs: Path, tmp_path: Path) -> Non
     )
     table = LegacyTable(tmp_path / "r", once=True)
     with pytest.raises(DataError, match=r"2 source\(s\) or .*(?s:.*eps7.*'digit')"):
-        make_plan(read_recipe(file), table)
+        plan_sweep(read_recipe(file), table)
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_one_number_twice_is_refused(runs: Path, tmp_path: Path) -> None:
     twice = [f"{runs}/eps0", {"source": f"{runs}/eps0", "name": "other"}]
     file = recipe_file(tmp_path, runs, sources=twice)
     with pytest.raises(ConfigError, match="defines the same number as"):
-        make_plan(read_recipe(file), LegacyTable(tmp_path / "r"))
+        plan_sweep(read_recipe(file), LegacyTable(tmp_path / "r"))
 
 
 def test_a_dry_run_lists_the_tasks(
@@ -199,16 +199,16 @@ def test_a_dry_run_lists_the_tasks(
 # ---- running ----
 
 
-class _Counting(SerialEngine):
+class _Counting(SerialExecutor):
     """A serial engine that keeps what it was given."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen: list[TransferConfig] = []
+        self.seen: list[Task] = []
 
-    def start(self, config: TransferConfig) -> None:
-        self.seen.append(config)
-        super().start(config)
+    def start(self, task: Task) -> None:
+        self.seen.append(task)
+        super().start(task)
 
 
 def test_finished_rows_are_never_computed_again(
@@ -218,37 +218,37 @@ def test_finished_rows_are_never_computed_again(
     configs = read_recipe(recipe_file(tmp_path, runs), results=results)
     table = LegacyTable(results, once=True)
     table.prepare()
-    plan = make_plan(configs, table)
+    plan = plan_sweep(configs, table)
     assert {i for task in plan.tasks for i in task.identities} == set(undisturbed)
-    assert run_sweep(plan, _Counting(), table) == []
+    assert run_tasks(plan.tasks, _Counting(), table) == []
     assert values(Path(results)) == undisturbed
     # One row of three seeds is lost; only that is computed.
     lost = plan.tasks[0].identities[1]
     next(Path(results).glob(f"*{lost}*")).unlink()
-    plan, engine = make_plan(configs, table), _Counting()
+    plan, engine = plan_sweep(configs, table), _Counting()
     assert (plan.rows, plan.done, len(plan.tasks)) == (ROWS, ROWS - 1, 1)
-    assert run_sweep(plan, engine, table) == []
-    assert [config.seeds for config in engine.seen] == [(1,)]
+    assert run_tasks(plan.tasks, engine, table) == []
+    assert [task.setting.seeds for task in engine.seen] == [(1,)]
     assert values(Path(results)) == undisturbed
-    assert make_plan(configs, table).tasks == []
+    assert plan_sweep(configs, table).tasks == []
 
 
-class _TwoSlots(SerialEngine):
+class _TwoSlots(SerialExecutor):
     """Two tasks are under way before the first of them is run."""
 
     slots = 2
 
     def __init__(self) -> None:
         super().__init__()
-        self.begun: list[TransferConfig] = []
+        self.begun: list[Task] = []
         self.pairs: list[list[str]] = []
 
-    def start(self, config: TransferConfig) -> None:
-        self.begun.append(config)
+    def start(self, task: Task) -> None:
+        self.begun.append(task)
 
     def wait(self) -> list[Ended]:
-        self.pairs.append([Path(config.source).name for config in self.begun])
-        return [run_task(self.begun.pop(0))]
+        self.pairs.append([Path(task.setting.source).name for task in self.begun])
+        return [run_task(self.begun.pop(0), Place())]
 
 
 def test_tasks_of_the_same_features_do_not_run_beside_each_other(
@@ -258,9 +258,9 @@ def test_tasks_of_the_same_features_do_not_run_beside_each_other(
     file = recipe_file(tmp_path, runs, protocols=protocols)
     table = LegacyTable(tmp_path / "r", once=True)
     table.prepare()
-    plan = make_plan(read_recipe(file, results=str(table.path)), table)
+    plan = plan_sweep(read_recipe(file, results=str(table.path)), table)
     engine = _TwoSlots()
-    assert run_sweep(plan, engine, table) == []
+    assert run_tasks(plan.tasks, engine, table) == []
     assert len(table.rows()) == plan.rows == 6
     # As recipes order them, those of one source come one after the other.
     assert engine.pairs[0] == ["eps0", "eps0.25"]
@@ -286,16 +286,16 @@ def test_errors_are_reported_and_the_rest_is_done(
 def test_rows_that_call_their_source_otherwise_are_said(
     runs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def plan(**source: Any) -> Plan:
+    def plan(**source: Any) -> SweepPlan:
         entry = {"source": f"{runs}/eps0.25"} | source
         file = recipe_file(
             tmp_path, runs, sources=[entry], protocols=["fixed_feature"], num_train=40
         )
-        return make_plan(read_recipe(file, results=str(table.path)), table)
+        return plan_sweep(read_recipe(file, results=str(table.path)), table)
 
     table = LegacyTable(tmp_path / "r", once=True)
     table.prepare()
-    assert run_sweep(plan(), SerialEngine(), table) == []
+    assert run_tasks(plan().tasks, SerialExecutor(), table) == []
     caplog.clear()
     assert (plan().tasks, caplog.messages) == ([], [])
     found = plan(name="mine", source_accuracy=61.2)

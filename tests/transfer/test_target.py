@@ -22,7 +22,7 @@ from fastadv.transfer.experiment import Experiment
 from fastadv.transfer.features import rows_of
 from fastadv.transfer.procedure import make_procedure
 from fastadv.transfer.recipe import read_recipe
-from fastadv.transfer.sweep import make_plan
+from fastadv.transfer.sweep import plan_sweep
 from fastadv.transfer.target import open_target
 
 
@@ -101,8 +101,8 @@ def test_a_recipe_gives_options_with_their_data_set(
     }
     file = tmp_path / "recipe.yaml"
     file.write_text(yaml.safe_dump(recipe))
-    plan = make_plan(read_recipe(file), LegacyTable(tmp_path / "results"))
-    assert [task.config.dataset_option for task in plan.tasks] == [
+    plan = plan_sweep(read_recipe(file), LegacyTable(tmp_path / "results"))
+    assert [task.setting.dataset_option for task in plan.tasks] == [
         (),
         ("metric=mean_per_class",),
     ]
@@ -252,7 +252,7 @@ def test_a_sweep_says_it_before_its_workers_do(
         )
     ]
     table = LegacyTable(tmp_path / "results")
-    plan = make_plan(configs, table)
+    plan = plan_sweep(configs, table)
     assert len(plan.tasks) == 2 + 1 + 2
     assert [text for text in caplog.messages if "held out" in text] == [_HELD_OUT]
     blocks: dict[str, Any] = {"mode": "last_k_blocks", "k": 99}
@@ -261,9 +261,9 @@ def test_a_sweep_says_it_before_its_workers_do(
     with pytest.raises(
         DataError, match=r"(?s)n=41 images.*which has 40.*--k 99: "
     ) as no:
-        make_plan(configs, table)
+        plan_sweep(configs, table)
     assert str(no.value).startswith("2 source(s) or data set(s) cannot be used")
-    plan = make_plan(configs, table, skip_missing=True)
+    plan = plan_sweep(configs, table, skip_missing=True)
     assert (len(plan.tasks), plan.rows, len(plan.missing)) == (5, 6, 2)
 
 
@@ -295,7 +295,7 @@ def test_one_row_where_no_seed_changes_anything(source: Path, tmp_path: Path) ->
         "seeds": [2, 0, 1],
     }
     file.write_text(yaml.safe_dump(recipe))
-    plan = make_plan(read_recipe(file), LegacyTable(tmp_path / "results"))
+    plan = plan_sweep(read_recipe(file), LegacyTable(tmp_path / "results"))
     assert (plan.rows, plan.done, plan.tasks) == (1, 1, [])
     for changes in ({"select_on": None}, {"num_train": 99}, {"solver": "sgd"}):
         kept = TransferConfig(**(vars(config) | {"seeds": (2, 0, 1)} | changes))

@@ -20,7 +20,6 @@ from small_runs import tiny
 from fastadv.cli import transfer as command
 from fastadv.data import make_loader, open_dataset, subset, train_val_split
 from fastadv.errors import CheckpointError, ConfigError, DataError, TrainingDiverged
-from fastadv.evaluation.evaluate import wilson
 from fastadv.files import file_sha256
 from fastadv.models import (
     NormalizedModel,
@@ -32,6 +31,7 @@ from fastadv.models import (
 from fastadv.models.source import Source
 from fastadv.models.view import AttackView
 from fastadv.results.legacy import OPTIONAL, SCHEMA
+from fastadv.statistics import wilson
 from fastadv.training import train
 from fastadv.transfer import LegacyTable, TransferConfig, transfer
 from fastadv.transfer.experiment import Experiment

@@ -33,7 +33,13 @@ from fastadv.data.sets.folders import EVAL_FOLDERS
 from fastadv.data.sets.image_set import DatasetSplits, FileSet, ImageSet
 from fastadv.data.sets.subsets import files_and_positions
 from fastadv.errors import ConfigError, DataError
-from fastadv.files import FolderLock, file_sha256, replace_file, warn_without_lock
+from fastadv.files import (
+    FolderLock,
+    atomic,
+    file_sha256,
+    replace_file,
+    warn_without_lock,
+)
 from fastadv.progress import track
 
 log = logging.getLogger(__name__)
@@ -249,22 +255,16 @@ class _Digesting(io.RawIOBase):
 
 def _write_shard(out: Path, shard: Shard) -> dict[str, Any]:
     path = out / shard.name
-    temporary = out / f".{shard.name}.tmp"
     index: list[str] = []
-    try:
+    with atomic(path) as temporary:
         with open(temporary, "wb") as file:
             sink = _Digesting(file)
             encoded = _encoder(shard.images)
             for position, image in enumerate(shard.indices.tolist(), shard.first):
                 index.append(_add_sample(sink, *encoded(image), position))
             sink.write(bytes(2 * tarfile.BLOCKSIZE))
-            file.flush()
-            os.fsync(file.fileno())
         lines = "\n".join([f"v1.2 {len(index)}", *index]) + "\n"
         replace_file(path.with_suffix(".idx"), lines.encode())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return {
         "file": shard.name,
         "split": shard.split,

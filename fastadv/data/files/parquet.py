@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +20,7 @@ from fastadv.data.decoding import BadImage
 from fastadv.data.files.remote import fetch_hint
 from fastadv.data.sets.image_set import Damage, FileSet, ImageSet, option_hint
 from fastadv.errors import ConfigError, DataError, unknown_name
-from fastadv.files import fastadv_cache_dir
+from fastadv.files import atomic, fastadv_cache_dir
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -175,18 +173,16 @@ def _converted(file: Path) -> Path:
     target = fastadv_cache_dir() / "parquet" / f"{key}.arrow"
     if target.exists():
         return target
-    temporary = target.with_name(f".{key}.{secrets.token_hex(4)}.tmp")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
         source = parquet.ParquetFile(file)
-        with pa.ipc.new_file(str(temporary), source.schema_arrow) as writer:
+        with (
+            atomic(target) as temporary,
+            pa.ipc.new_file(str(temporary), source.schema_arrow) as writer,
+        ):
             for batch in source.iter_batches(batch_size=_ROWS):
                 writer.write_batch(batch)
-        os.replace(temporary, target)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"cannot read {file} as a Parquet file: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return target
 
 

@@ -1,7 +1,7 @@
 """The attack view's convolutions: frozen weights, so other algorithms pay.
 
 `rewrite_convs` exchanges, in a traced network, the convolutions that have a quicker form
-for one with the same weights: the strided stem (`stem.py`), and 3x3 convolutions of stride
+for one with the same weights: the strided stem (`frozen_stem.py`), and 3x3 convolutions of stride
 1, which run by Winograd's algorithm together with the addition and the ReLU behind them.
 Both fall back to the plain convolution where a call does not fit.
 """
@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from fastadv.kernels.conv import CHANNELS, conv3x3, unsupported_reason
+from fastadv.models.activations import RETURNED_BY
 from fastadv.models.folding import own_tensor
-from fastadv.models.stem import Frozen, FrozenStem
+from fastadv.models.frozen_stem import Frozen, FrozenStem
 
 _ADDITIONS = {operator.add, operator.iadd, torch.add}
 _RELUS = {F.relu, torch.relu, "relu", "relu_"}
@@ -100,6 +101,7 @@ def _fuse(graph: fx.GraphModule, node: fx.Node, modules: dict[str, nn.Module]) -
     with graph.graph.inserting_after(chain[-1]):
         fused = graph.graph.call_module(str(node.target), arguments)
     chain[-1].replace_all_uses_with(fused)
+    fused.meta[RETURNED_BY] = chain[-1].meta.get(RETURNED_BY, [])
     for dead in reversed(chain):
         graph.graph.erase_node(dead)
 

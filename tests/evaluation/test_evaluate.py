@@ -17,10 +17,12 @@ from fastadv.attacks import PGD, AttackResult, Cascade
 from fastadv.attacks.checks import Checks
 from fastadv.data import Batch
 from fastadv.errors import CheckpointError, ConfigError
-from fastadv.evaluation.evaluate import Accuracy, evaluate, wilson
+from fastadv.evaluation.accuracy import Accuracy
+from fastadv.evaluation.evaluate import evaluate
 from fastadv.evaluation.journal import Journal
 from fastadv.models import NormalizedModel, create_model
 from fastadv.runs.eventlog import EventLog
+from fastadv.statistics import wilson
 from fastadv.threat import ThreatModel
 
 SIDE = 4

@@ -1,6 +1,6 @@
 """Match a state dict to an architecture: fill a network, or say what does not fit.
 
-Keys are those of the bare network; wrappers come off in `published.py`.
+Keys are those of the bare network; wrappers come off in `foreign_checkpoints.py`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from fastadv.errors import CheckpointError
+from fastadv.models.architecture_names import ARCHITECTURES
 from fastadv.models.dialects import from_lukemelas
-from fastadv.models.names import ARCHITECTURES
 from fastadv.models.normalized import replace_head, seeded_init
 from fastadv.models.registry import ArchSpec, get_spec
 

@@ -9,7 +9,7 @@ A source is written as one word, so that it fits a flag or a line of a recipe:
     package:NAME                    the weights file inside an installed Python package
 
 and may end in what the file does not say: `,arch=resnet50`, `,input=caffe` (see
-`inputs.py`), `,norm=linf`, `,eps=4/255` (of its training; 0 is standard), `,name=mine`.
+`input_conventions.py`), `,norm=linf`, `,eps=4/255` (of its training; 0 is standard), `,name=mine`.
 Nothing is downloaded unless that was asked for.
 """
 
@@ -25,9 +25,12 @@ from typing import Any
 
 from fastadv.errors import CheckpointError, ConfigError, unknown_name
 from fastadv.models import hub, timm_models
-from fastadv.models.inputs import InputConvention, get_convention
-from fastadv.models.names import ARCHITECTURES, MODEL_FILE, TIMM_PREFIX
-from fastadv.models.published import convention_from_filename, threat_from_filename
+from fastadv.models.architecture_names import ARCHITECTURES, MODEL_FILE, TIMM_PREFIX
+from fastadv.models.foreign_checkpoints import (
+    convention_from_filename,
+    threat_from_filename,
+)
+from fastadv.models.input_conventions import InputConvention, get_convention
 from fastadv.threat import parse_norm, parse_pixels
 
 WEIGHT_SUFFIXES = (".safetensors", ".ckpt", ".pth", ".pt", ".th", ".bin")

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from fastadv.errors import ConfigError, unknown_name
-from fastadv.models.names import IMAGENET_MEAN, IMAGENET_STD
+from fastadv.models.architecture_names import IMAGENET_MEAN, IMAGENET_STD
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from fastadv.errors import CheckpointError
-from fastadv.models.inputs import CONVENTIONS, InputConvention
-from fastadv.models.names import TIMM_PREFIX
+from fastadv.models.architecture_names import TIMM_PREFIX
+from fastadv.models.input_conventions import CONVENTIONS, InputConvention
 
 _PARALLEL = ("module.", "_orig_mod.")
 _WRAPPERS = (*_PARALLEL, "model.", "net.")

@@ -1,8 +1,7 @@
-"""Where the tasks of a sweep run: in this process, in local ones, or on Ray.
+"""Where tasks run: in this process, in local processes, or on Ray.
 
-An engine only runs tasks and says what became of them. What is retried, and what counts
-as finished, is `sweep`'s business; rows are written by the task itself, the moment they
-are known, so that no crash of anything else can lose them.
+An executor only runs tasks and reports what became of them. What is retried, and what
+counts as finished, is decided in `tasks`.
 """
 
 from __future__ import annotations
@@ -21,52 +20,21 @@ from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
-from fastadv.errors import ConfigError, DataError, FastadvError
+from fastadv.errors import ConfigError
 from fastadv.machine import usable_cores
-from fastadv.transfer.config import TransferConfig
+from fastadv.runs.tasks import Ended, Executor, Place, Task, run_task
 
 EngineName = Literal["serial", "processes", "ray"]
-# One per worker, beside the table's files. Readers of Parquet data sets pass over names
-# that begin so.
+# One log per worker, beside the files of the table. Readers of Parquet data sets pass
+# over names that begin with an underscore.
 _LOGS = "_logs"
 _REACH_SECONDS = 5.0
-_LAST_SECONDS = 10.0  # an idle worker has to end
+_CLOSE_SECONDS = 10.0  # an idle worker has so long to end
 
 
-@dataclass(frozen=True)
-class Ended:
-    """A task that is over.
-
-    Attributes:
-        config: what ran.
-        error: why it failed; None if it did not.
-        crashed: it may work another time: the process died, or something failed that
-            fastadv does not know.
-    """
-
-    config: TransferConfig
-    error: str | None = None
-    crashed: bool = False
-
-
-class Engine(Protocol):
-    """Runs up to `slots` tasks at once."""
-
-    slots: int
-
-    def start(self, config: TransferConfig) -> None:
-        """Begin a task; there must be a free slot."""
-
-    def wait(self) -> list[Ended]:
-        """Block until a task has ended, or a while; those that have."""
-
-    def close(self) -> None:
-        """End everything that still runs."""
-
-
-def make_engine(
+def make_executor(
     name: EngineName,
     results: Path,
     *,
@@ -74,20 +42,20 @@ def make_engine(
     address: str | None = None,
     cpus_per_task: float = 1,
     gpus_per_task: float = 0,
-) -> Engine:
-    """The engine of a name.
+) -> Executor:
+    """Make an executor.
 
     Args:
         name: serial, processes or ray.
-        results: folder of the table; the workers' logs go below it.
-        workers: tasks at once; default one per core (processes), or what the cluster
-            has room for (ray).
-        address: of a Ray cluster, `auto` or `host:port`; None starts one here.
-        cpus_per_task: cores a Ray task reserves.
-        gpus_per_task: GPUs a Ray task reserves, also a fraction.
+        results: Folder of the table; the workers' logs go below it.
+        workers: Number of tasks at once; by default one per core (processes), or as many
+            as the cluster has room for (ray).
+        address: Address of a Ray cluster, `auto` or `host:port`; None starts one here.
+        cpus_per_task: Cores that a Ray task reserves.
+        gpus_per_task: GPUs that a Ray task reserves; it may be a fraction.
 
     Raises:
-        ConfigError: an argument that does not fit, or Ray missing or unreachable.
+        ConfigError: An argument does not fit, or Ray is missing or unreachable.
     """
     if workers is not None and workers < 1:
         raise ConfigError(f"--workers {workers} must be at least 1")
@@ -97,53 +65,31 @@ def make_engine(
                 f"--workers {workers} needs --engine processes or --engine ray; serial "
                 "runs one task at a time"
             )
-        return SerialEngine()
+        return SerialExecutor()
     if name == "processes":
-        return ProcessEngine(workers or usable_cores(), results / _LOGS)
-    return RayEngine(workers, address, cpus_per_task, gpus_per_task)
+        return ProcessExecutor(workers or usable_cores(), results / _LOGS)
+    return RayExecutor(workers, address, cpus_per_task, gpus_per_task)
 
 
-def run_task(config: TransferConfig) -> Ended:
-    """Compute a task's rows into the table at `config.results`."""
-    # Not at the top: a sweep's `--help` imports no torch.
-    from fastadv.results.legacy import LegacyTable
-    from fastadv.transfer.protocol import TransferRun
-
-    try:
-        if not Path(config.results).is_dir():
-            raise DataError(
-                f"{socket.gethostname()} does not see the results folder "
-                f"{config.results}; every worker needs it, e.g. on a shared file system"
-            )
-        for _ in TransferRun(config, LegacyTable(config.results, once=True)).rows():
-            pass
-    except (FastadvError, ValueError, TypeError) as error:
-        return Ended(config, str(error))
-    except Exception as error:  # whatever it is must not end the other tasks
-        logging.getLogger(__name__).exception("a task failed")
-        return Ended(config, f"{type(error).__name__}: {error}", crashed=True)
-    return Ended(config)
-
-
-class SerialEngine:
+class SerialExecutor:
     """One task after another in this process."""
 
     slots = 1
 
     def __init__(self) -> None:
-        self._next: TransferConfig | None = None
+        self._next: Task | None = None
 
-    def start(self, config: TransferConfig) -> None:
-        """Note the task; `wait` runs it."""
-        self._next = config
+    def start(self, task: Task) -> None:
+        """Keep the task; `wait` runs it."""
+        self._next = task
 
     def wait(self) -> list[Ended]:
-        """Run the task."""
-        config, self._next = self._next, None
-        return [] if config is None else [run_task(config)]
+        """Run the task that was started."""
+        task, self._next = self._next, None
+        return [] if task is None else [run_task(task, Place())]
 
     def close(self) -> None:
-        """Nothing runs between calls."""
+        """Do nothing: no task runs between calls."""
 
 
 # ---- local processes ----
@@ -153,15 +99,15 @@ class SerialEngine:
 class _Worker:
     process: BaseProcess
     connection: Connection
-    task: TransferConfig | None = None
+    task: Task | None = None
 
 
-class ProcessEngine:
-    """Local processes that live as long as they do not die, each with its share of cores.
+class ProcessExecutor:
+    """Local processes, each with its share of the cores; one that died is replaced.
 
     Args:
-        workers: how many.
-        logs: folder of what they print.
+        workers: Number of processes.
+        logs: Folder of the files that their output goes to.
     """
 
     def __init__(self, workers: int, logs: Path) -> None:
@@ -169,7 +115,7 @@ class ProcessEngine:
         self.logs = logs
         self._workers: dict[int, _Worker] = {}
 
-    def start(self, config: TransferConfig) -> None:
+    def start(self, task: Task) -> None:
         """Give the task to an idle worker, or to a new one."""
         number = next(
             n
@@ -179,10 +125,10 @@ class ProcessEngine:
         worker = self._workers.get(number)
         if worker is None or not worker.process.is_alive():
             worker = self._workers[number] = self._spawn(number)
-        worker.task = config
-        # Died this very moment: `wait` will say so.
+        worker.task = task
+        # If it died this very moment, `wait` will report that.
         with contextlib.suppress(OSError):
-            worker.connection.send(config)
+            worker.connection.send(task)
 
     def _spawn(self, number: int) -> _Worker:
         # Not fork: threads of torch and CUDA do not survive it.
@@ -209,32 +155,32 @@ class ProcessEngine:
             if worker.connection not in ready and worker.process.is_alive():
                 continue
             task, worker.task = worker.task, None
+            if task is None:
+                continue
             try:
                 # It may have answered before it died.
                 if not worker.connection.poll():
                     raise EOFError
-                ended.append(worker.connection.recv())
+                ended.append(replace(worker.connection.recv(), task=task))
             except (EOFError, OSError):
                 worker.process.join()
                 code = worker.process.exitcode or 0
                 how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
                 log = self.logs / f"worker-{number}.log"
-                if task is not None:
-                    ended.append(
-                        Ended(task, f"its process died ({how}); see {log}", True)
-                    )
+                reason = f"its process died ({how}); see {log}"
+                ended.append(Ended(task, reason, crashed=True))
                 worker.connection.close()
                 del self._workers[number]
         return ended
 
     def close(self) -> None:
-        """Let idle workers go, kill the others: rows are written whole or not at all."""
+        """End idle workers and kill the others: rows are written whole or not at all."""
         for worker in self._workers.values():
             worker.connection.close()
             if worker.task is not None:
                 worker.process.kill()
         for worker in self._workers.values():
-            worker.process.join(_LAST_SECONDS)
+            worker.process.join(_CLOSE_SECONDS)
             if worker.process.is_alive():
                 worker.process.kill()
                 worker.process.join()
@@ -242,7 +188,7 @@ class ProcessEngine:
 
 
 def _work(connection: Connection, number: int, threads: int, logs: Path) -> None:
-    """A worker's life: tasks in, what became of them out, until the sweep is gone."""
+    """Run the tasks that come through `connection` until its other end is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group
     threading.Thread(target=_die_with_parent, daemon=True).start()
     logs.mkdir(parents=True, exist_ok=True)
@@ -254,28 +200,18 @@ def _work(connection: Connection, number: int, threads: int, logs: Path) -> None
     import torch
 
     torch.set_num_threads(threads)
+    gpus = torch.cuda.device_count()
+    place = Place(threads, f"cuda:{number % gpus}" if gpus else None)
     while True:
         try:
-            config: TransferConfig = connection.recv()
+            task: Task = connection.recv()
         except EOFError:
             return
-        ended = run_task(_placed(config, number, threads, torch.cuda.device_count()))
-        connection.send(replace(ended, config=config))
-
-
-def _placed(
-    config: TransferConfig, number: int, threads: int, gpus: int
-) -> TransferConfig:
-    """The task with this worker's share of decoders, and its GPU where there are any."""
-    if config.workers is None:
-        config = replace(config, workers=min(8, threads))
-    if config.device == "auto" and gpus:
-        config = replace(config, device=f"cuda:{number % gpus}")
-    return config
+        connection.send(run_task(task, place))
 
 
 def _die_with_parent() -> None:
-    """A sweep that was killed leaves no worker behind to compute what another redoes."""
+    """End with the parent, so that no worker computes what another sweep redoes."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         multiprocessing.connection.wait([parent.sentinel])
@@ -285,16 +221,16 @@ def _die_with_parent() -> None:
 # ---- Ray ----
 
 
-class RayEngine:
-    """A Ray cluster: this machine's own, or one that exists.
+class RayExecutor:
+    """A Ray cluster: one of this machine, or one that exists.
 
     Sources, data and the results folder must be at the same paths on every node.
 
     Args:
-        workers: tasks at once; None for what the cluster has room for.
+        workers: Number of tasks at once; None for as many as the cluster has room for.
         address: `auto`, `host:port` or `ray://host:port`; None starts a local cluster.
-        cpus: cores a task reserves.
-        gpus: GPUs a task reserves.
+        cpus: Cores that a task reserves.
+        gpus: GPUs that a task reserves.
 
     Raises:
         ConfigError: Ray is not installed or there is no cluster at the address.
@@ -303,7 +239,7 @@ class RayEngine:
     def __init__(
         self, workers: int | None, address: str | None, cpus: float, gpus: float
     ) -> None:
-        # What is computed here is nobody else's business.
+        # No statistics of use are sent to anybody.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         try:
@@ -339,31 +275,31 @@ class RayEngine:
             )
         self.slots = workers or int(min(fits, default=1))
         self._ray = ray
-        # Retries are the sweep's, which first looks what the dead task had finished.
+        # `run_tasks` retries: it first looks what the dead task had finished.
         self._run = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(_ray_task)
         self._folder = os.getcwd()
         self._threads = max(1, int(cpus))
-        self._running: dict[Any, TransferConfig] = {}
+        self._running: dict[Any, Task] = {}
 
-    def start(self, config: TransferConfig) -> None:
+    def start(self, task: Task) -> None:
         """Queue the task on the cluster."""
-        self._running[self._run.remote(config, self._threads, self._folder)] = config
+        self._running[self._run.remote(task, self._threads, self._folder)] = task
 
     def wait(self) -> list[Ended]:
         """Wait for a task to end, or for a node to be lost."""
         ready, _ = self._ray.wait(list(self._running), timeout=0.5)
         ended = []
         for reference in ready:
-            config = self._running.pop(reference)
+            task = self._running.pop(reference)
             try:
-                ended.append(replace(self._ray.get(reference), config=config))
+                ended.append(replace(self._ray.get(reference), task=task))
             except self._ray.exceptions.RayError as error:
                 lines = str(error).strip().splitlines() or [type(error).__name__]
-                ended.append(Ended(config, f"its Ray worker died: {lines[0]}", True))
+                ended.append(Ended(task, f"its Ray worker died: {lines[0]}", True))
         return ended
 
     def close(self) -> None:
-        """Cancel what runs and leave the cluster; one of our own ends with that."""
+        """Cancel what runs and leave the cluster; one that was started here ends."""
         for reference in self._running:
             with contextlib.suppress(self._ray.exceptions.RayError):
                 self._ray.cancel(reference, force=True)
@@ -371,16 +307,16 @@ class RayEngine:
         self._ray.shutdown()
 
 
-def _ray_task(config: TransferConfig, threads: int, folder: str) -> Ended:
+def _ray_task(task: Task, threads: int, folder: str) -> Ended:
     import torch
 
-    os.chdir(folder)  # what relative paths are relative to
+    os.chdir(folder)  # relative paths are relative to it
     torch.set_num_threads(threads)
-    return run_task(_placed(config, 0, threads, gpus=0))
+    return run_task(task, Place(threads))
 
 
 def _check_reachable(address: str) -> None:
-    """Ray itself tries for a minute and then prints a page."""
+    """Refuse an address nobody answers at; Ray would try for a minute."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdecimal():
         raise ConfigError(
