@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from tyro.conf import Positional
 
 from fastadv.cli import common
-from fastadv.data.config import DatasetConfig
+from fastadv.data.opening.config import DatasetConfig
 from fastadv.errors import EXIT_FAILED, EXIT_OK, DataError
 from fastadv.flags import PrintJson
 from fastadv.ranges import ABOVE_0, AT_LEAST_1, Checked
@@ -90,7 +90,7 @@ def _stats(command: StatsCommand) -> int:
 def _verify(command: VerifyCommand) -> int:
     from fastadv.data.files.inspection import open_and_verify
 
-    findings = open_and_verify(command)
+    findings = open_and_verify(command.data, command.open, command.threads)
     common.show(command, findings.as_dict, findings.text)
     return EXIT_OK if findings.clean else EXIT_FAILED
 

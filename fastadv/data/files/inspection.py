@@ -19,7 +19,6 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fastadv.data.config import DatasetConfig
 from fastadv.data.decoding import BadImage, decode_rgb
 from fastadv.data.files.packing import CHECKSUMS
 from fastadv.data.files.records import RecordSet
@@ -80,17 +79,25 @@ def _listed(title: str, findings: list[str]) -> list[str]:
     return [*lines, f"  and {left} more; --json lists all"] if left > 0 else lines
 
 
-def open_and_verify(config: DatasetConfig) -> Findings:
-    """Open a data set and check all of it, what cannot be opened included."""
+def open_and_verify(
+    name: str, open_splits: Callable[[Damage], DatasetSplits], jobs: int
+) -> Findings:
+    """Open a data set and check all of it, what cannot be opened included.
+
+    Args:
+        name: What to call the data set in the findings.
+        open_splits: Opens it; adds what it has to leave out to the list it is given.
+        jobs: Files read or images decoded at once.
+    """
     damage: Damage = []
     try:
-        splits = config.open(damage)
+        splits = open_splits(damage)
     except DataError as error:
         if not damage:
             raise
         # Too little is left to be opened; what is wrong with the rest is known.
-        return Findings(corrupt=[*damage, (config.data, str(error))])
-    return verify(splits, jobs=config.threads, damage=damage)
+        return Findings(corrupt=[*damage, (name, str(error))])
+    return verify(splits, jobs=jobs, damage=damage)
 
 
 def verify(
