@@ -1,6 +1,6 @@
 # make demo    train, attack, transfer, report; under ten minutes on two cores
 # make test    the test suite
-# make lint    ruff, mypy
+# make lint    ruff, mypy, clang-format
 # make bench   the benchmarks whose results are in bench/results
 # Each creates .venv first if it is not there.
 
@@ -12,6 +12,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 NATIVE := CMakeLists.txt setup.py $(wildcard csrc/*/*)
+FORMATTED := $(wildcard csrc/*/*) tests/kernels/cuda_emulator.h
 # What attacks are compared with, in tests and benchmarks. Without dependencies: their pins
 # conflict with each other and with current torch. The second line is for `import foolbox`.
 PEERS := torchattacks foolbox eagerpy robustness adversarial-robustness-toolbox \
@@ -41,6 +42,7 @@ test: $(VENV)/.installed-dev
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(FORMATTED)
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python bench/bench_pgd_step.py

@@ -29,8 +29,8 @@ from harness import Results
 from fastadv import NormalizedModel, ThreatModel
 from fastadv.attacks.autoattack import STANDARD, Cascade, make_attack
 from fastadv.data import make_loader, open_dataset, subset
-from fastadv.evaluation.evaluate import wilson
 from fastadv.models import load_model
+from fastadv.statistics import wilson
 
 BATCH = 250  # the package's default
 

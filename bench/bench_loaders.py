@@ -35,9 +35,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from harness import Results, interleaved, ratio
 
 from fastadv.data import Batch, ImageSet, make_loader, open_dataset, subset
-from fastadv.data.loading.dali import declined_reason
-from fastadv.data.sets.base import FileSet
-from fastadv.data.sets.subsets import Subset
+from fastadv.data.loading.dali_loader import declined_reason
+from fastadv.data.sets.subsets import files_and_positions
 
 BATCH, WORKERS = 64, 2
 HEIGHT, WIDTH, QUALITY = 375, 500, 90
@@ -74,13 +73,15 @@ def write_photos(folder: Path, count: int) -> None:
 
 def write_files(images: ImageSet, folder: Path) -> None:
     """Extract the encoded files of a subset, for the peer."""
-    if not (isinstance(images, Subset) and isinstance(images.base, FileSet)):
+    found = files_and_positions(images)
+    if found is None:
         raise SystemExit("--small has to be an archive or folder of files")
-    for i, index in enumerate(images.indices):
+    base, positions = found
+    for i, index in enumerate(positions.tolist()):
         place = folder / str(images.labels[i])
         place.mkdir(parents=True, exist_ok=True)
-        name = Path(images.base.members[index]).name
-        (place / f"{i}-{name}").write_bytes(images.base.read(int(index)))
+        name = Path(base.members[index]).name
+        (place / f"{i}-{name}").write_bytes(base.read(index))
 
 
 def peer(folder: Path, side: int) -> Callable[[], object]:

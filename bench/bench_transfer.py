@@ -38,18 +38,16 @@ from fastadv.data import (
 )
 from fastadv.models import create_model
 from fastadv.transfer.features import FeatureCache, Features, rows_of
-from fastadv.transfer.heads import Schedule, fit_sgd
-from fastadv.transfer.settings import Settings
-from fastadv.transfer.tuning import (
-    choose_trained,
-    fine_tune,
-    make_method,
-    prepare_model,
-)
+from fastadv.transfer.freezing import choose_trained, prepare_model
+from fastadv.transfer.heads import SGDGrid, fit_sgd
+from fastadv.transfer.procedure import Procedure
+from fastadv.transfer.tuned import fine_tune, make_method
 
 SEEDS = (0, 1, 2, 3, 4)
 LRS = tuple(float(lr) for lr in np.logspace(-4, 0, 12))
-SCHEDULE = Schedule(epochs=150, batch_size=64, momentum=0.9, weight_decay=5e-4)
+GRID = SGDGrid(
+    seeds=SEEDS, lrs=LRS, epochs=150, batch_size=64, momentum=0.9, weight_decay=5e-4
+)
 
 
 class Case:
@@ -84,17 +82,15 @@ class Case:
         parts = [train_val_split(self.images, 0.1, seed)[0] for seed in SEEDS]
         rows = np.stack([rows_of(part, self.images) for part in parts])
         began = time.perf_counter()
-        heads = fit_sgd(
-            features, rows, SEEDS, LRS, self.classes, SCHEDULE, device=self.device
-        )
+        heads = fit_sgd(features, rows, self.classes, GRID, device=self.device)
         for head in itertools.chain(*heads):
             head.accuracy(features)
         return time.perf_counter() - began
 
     def published_epoch(self, batches: int) -> float:
         """Seconds of an epoch as published, from a few of its batches."""
-        settings = Settings(epochs=1, frozen_bn="train")
-        model = prepare_model(self.model, self.classes, 0, settings)
+        procedure = Procedure(epochs=1, frozen_bn="train")
+        model = prepare_model(self.model, self.classes, 0, procedure)
         trained = choose_trained(model, "fixed_feature")
         method = make_method(model, None, self.side)
         # Kept images as `make_loader` would: decoding is no part of an epoch.
@@ -102,7 +98,9 @@ class Case:
         loader = make_loader(few, **vars(self.options(train=True)))
 
         def epoch() -> None:
-            for _ in fine_tune(model, trained, loader, 0.01, settings, method, "epoch"):
+            for _ in fine_tune(
+                model, trained, loader, 0.01, procedure, method, "epoch"
+            ):
                 pass
 
         timing = interleaved({"epoch": epoch}, repeats=2, warmup=1, device=self.device)[
@@ -129,13 +127,13 @@ def main() -> None:
             found, cached = case.features(cache)
             solving = case.heads(found)
         epoch = case.published_epoch(words.batches)
-        ours, one_run = one_pass + cached + solving, epoch * SCHEDULE.epochs
+        ours, one_run = one_pass + cached + solving, epoch * GRID.epochs
         results.add(
             arch=words.arch,
             resolution=side,
             images=count,
             heads=runs,
-            epochs=SCHEDULE.epochs,
+            epochs=GRID.epochs,
             device=words.device,
             threads=torch.get_num_threads(),
             features_s=one_pass,

@@ -72,7 +72,7 @@ def main() -> None:
     known = [
         path.stem
         for path in RECIPES.glob("*.yaml")
-        if "\nsources:" not in path.read_text()  # a sweep of transfers
+        if "\ncommand: fastadv-train" in path.read_text()
     ]
     # The two that begin with another's run come last.
     known.sort(key=lambda name: ("--init-from" in small(name), name))

@@ -1,6 +1,6 @@
 from fastadv.attacks.pgd import PGD as PGD
-from fastadv.data.loading.choice import make_loader as make_loader
-from fastadv.data.opening import open_dataset as open_dataset
+from fastadv.data.loading.make_loader import make_loader as make_loader
+from fastadv.data.opening.by_name import open_dataset as open_dataset
 from fastadv.models.checkpoint import load_model as load_model
 from fastadv.models.create import create_model as create_model
 from fastadv.models.normalized import NormalizedModel as NormalizedModel

@@ -1,4 +1,4 @@
-"""What a result was made with: versions, machine, commit; and choosing a device."""
+"""What a result was made with: versions, machine and commit."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from fastadv import __version__
-from fastadv.errors import ConfigError
 from fastadv.machine import usable_cores
 
 PACKAGES = ("torch", "torchvision", "triton", "numba", "numpy", "nvidia-dali-cuda130")
@@ -75,25 +74,3 @@ def provenance() -> dict[str, Any]:
         facts["gpu"] = torch.cuda.get_device_name()
         facts["cuda"] = torch.version.cuda
     return facts
-
-
-def resolve_device(name: str) -> torch.device:
-    """The device for `auto`, `cpu`, `cuda`, `cuda:1`, ...
-
-    Raises:
-        ConfigError: not a device name, or a device that is not there.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ConfigError(
-            f"--device {name!r} is not a device; use auto, cpu, cuda or cuda:N"
-        ) from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(
-            f"--device {name} is not there: {torch.cuda.device_count()} CUDA device(s) "
-            "found. Use --device cpu, or see fastadv-doctor"
-        )
-    return device

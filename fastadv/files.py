@@ -1,6 +1,4 @@
-"""Where fastadv keeps what it can make again, files written whole or not at all, and a
-lock on a folder.
-"""
+"""The cache folder, files that are written whole or not at all, and a lock on a folder."""
 
 from __future__ import annotations
 
@@ -12,11 +10,12 @@ import logging
 import os
 import secrets
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 from fastadv.errors import OutputError
 
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 def fastadv_cache_dir() -> Path:
@@ -32,29 +31,39 @@ def fastadv_cache_dir() -> Path:
     return Path(base).expanduser() / "fastadv"
 
 
-def replace_file(path: Path, *chunks: bytes | memoryview) -> None:
-    """Write `chunks` so that `path` holds all of them or what it held before.
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Yield a temporary path; when the block ends, what was written there is `path`.
 
-    A temporary file in the same folder is written, synced and renamed over `path`;
-    then the folder is synced. Missing folders are made. Of several processes that
-    write one path, one wins; none sees a mixture.
+    The temporary file lies in the same folder. It is synced and renamed over `path`;
+    then the folder is synced. Missing folders are made. Of several processes that write
+    one path, one wins; none sees a mixture.
 
     Raises:
-        OSError: the file cannot be written. The old file is untouched and no temporary
-            file is left.
+        OSError: The file cannot be written. As after any exception in the block, the old
+            file is untouched and no temporary file is left.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.writelines(chunks)
-            file.flush()
+        yield temporary
+        with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
         sync_folder(path.parent)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def replace_file(path: Path, *chunks: bytes | memoryview) -> None:
+    """Write `chunks` so that `path` holds either all of them or what it held before.
+
+    Raises:
+        OSError: The file cannot be written; see `atomic`.
+    """
+    with atomic(path) as temporary, open(temporary, "wb") as file:
+        file.writelines(chunks)
 
 
 def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
@@ -75,17 +84,17 @@ def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:
-    """The SHA-256 of a file as 64 hexadecimal digits.
+    """Return the SHA-256 of a file as 64 hexadecimal digits.
 
     Raises:
-        OSError: the file cannot be read.
+        OSError: The file cannot be read.
     """
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in `folder` durable, as far as the file system can."""
+    """Make the names in `folder` durable, where the file system supports it."""
     # Some network file systems cannot sync a folder; the rename itself has happened.
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
@@ -95,13 +104,14 @@ def sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def say_unlocked(folder: Path, error: OSError) -> None:
-    """Log that `folder` has no lock, after `FolderLock` raised `error`.
+def warn_without_lock(folder: Path, error: OSError) -> None:
+    """Log a warning that `folder` has no lock, after `FolderLock` raised `error`.
 
-    Not of a folder that cannot be written: writing to it fails with a better message.
+    A folder that cannot be written is not reported: writing to it fails with a better
+    message.
     """
     if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
-        _log.warning(
+        log.warning(
             "%s is on a file system without locks (%s): nothing keeps a second process "
             "from writing there",
             folder,
@@ -110,18 +120,18 @@ def say_unlocked(folder: Path, error: OSError) -> None:
 
 
 class FolderLock:
-    """Held by the one process that may write a folder; gone when it is, however it ended.
+    """A lock of the one process that may write a folder; it ends with the process.
 
     A POSIX record lock on `FOLDER/.lock`: unlike flock's, decoding processes do not
     inherit it, and those live on for seconds when their parent is killed. Within one
     process it excludes nobody.
 
     Args:
-        folder: made if it is missing.
+        folder: The folder, which is made if it is missing.
 
     Raises:
-        BlockingIOError: another process holds it; the text says which.
-        OSError: the file cannot be written, or the file system has no locks.
+        BlockingIOError: Another process holds the lock; the text says which.
+        OSError: The file cannot be written, or the file system has no locks.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -140,7 +150,7 @@ class FolderLock:
             raise
 
     def release(self) -> None:
-        """Let others write."""
+        """Release the lock, so that another process may write."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1

@@ -1,85 +1,81 @@
 """The C++ CPU backend: loads `fastadv_cpu.so` and passes it pointers and sizes.
 
-The library speaks plain C (`csrc/cpu/step.h`) instead of linking torch: one build
-serves every torch version, and its OpenMP loops run in torch's own thread pool, because
-torch loads libgomp before us. A second pool would fight the first for the cores.
+Its OpenMP loops run in torch's own thread pool, because torch loads libgomp before us; a
+second pool would fight the first for the cores.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Mapping
 from ctypes import c_float, c_int32, c_int64, c_uint64, c_void_p
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from fastadv.kernels.registry import Operands, operand_reasons
+from fastadv.kernels import _native
+from fastadv.kernels._native import CODES, float32, pointer, structure
+from fastadv.kernels.registry import STEP_DTYPES, Operands, operand_reasons
+from fastadv.kernels.step import Start, Step
 
 LIBRARY = Path(__file__).with_name("fastadv_cpu.so")
-_CODES = {torch.float32: 1, torch.bfloat16: 2, torch.float16: 3, torch.uint8: 4}
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+# The operands of the convolutions; the steps' are in the registry.
+_CONVOLUTION = dict.fromkeys(
+    ("x", "weight", "bias", "residual", "mask", "grad"), (torch.float32,)
+)
 _ACCEPTED = {
-    "x": (torch.float32, torch.float16),
-    "x_prev": (torch.float32,),
-    "x0": (torch.uint8, torch.float32),
-    "grad": _FLOATS,
-    "z": _FLOATS,
+    "conv3x3": _CONVOLUTION,
+    "conv3x3_weight": _CONVOLUTION,
+    "crops": {"images": (torch.uint8,)},
 }
-
-
-class _Step(ctypes.Structure):
-    _fields_ = [
-        *((name, c_void_p) for name in ("x", "x_prev", "x0", "grad", "z")),
-        *((name, c_void_p) for name in ("step", "eps", "mean", "std", "nonfinite")),
-        *((name, c_int64) for name in ("n", "c", "hw")),
-        ("momentum", c_float),
-        *((name, c_int32) for name in ("x_dtype", "x0_dtype", "grad_dtype", "z_dtype")),
-        *((name, c_int32) for name in ("channels_last", "l2", "threads")),
-    ]
-
-
-class _Init(ctypes.Structure):
-    _fields_ = [
-        *((name, c_void_p) for name in ("out", "x0", "eps")),
-        *((name, c_uint64) for name in ("seed", "offset")),
-        *((name, c_int64) for name in ("n", "c", "hw")),
-        *((name, c_int32) for name in ("x0_dtype", "channels_last", "l2", "threads")),
-    ]
-
-
-class _Triad(ctypes.Structure):
-    _fields_ = [
-        *((name, c_void_p) for name in ("x", "z", "a", "b")),
-        ("size", c_int64),
-        *((name, c_int32) for name in ("stream", "threads")),
-    ]
-
-
-class _Normalize(ctypes.Structure):
-    _fields_ = [
-        *((name, c_void_p) for name in ("z", "x", "mean", "std")),
-        *((name, c_int64) for name in ("n", "c", "hw")),
-        *((name, c_int32) for name in ("x_dtype", "z_dtype")),
-        *((name, c_int32) for name in ("channels_last", "threads")),
-    ]
+_Step = structure(
+    (c_void_p, "x x_prev x0 grad z step eps mean std nonfinite"),
+    (c_int64, "n c hw"),
+    (c_float, "momentum"),
+    (c_int32, "x_dtype x0_dtype grad_dtype z_dtype channels_last l2 threads"),
+)
+_Init = structure(
+    (c_void_p, "out x0 eps"),
+    (c_uint64, "seed offset"),
+    (c_int64, "n c hw"),
+    (c_int32, "x0_dtype channels_last l2 threads"),
+)
+_Normalize = structure(
+    (c_void_p, "z x mean std"),
+    (c_int64, "n c hw"),
+    (c_int32, "x_dtype z_dtype channels_last threads"),
+)
+_Triad = structure(
+    (c_void_p, "x z a b"), (c_int64, "size"), (c_int32, "stream threads")
+)
+_Conv = structure(
+    (c_void_p, "out x mask weight bias residual"),
+    (c_int64, "n h w in_channels out_channels"),
+    (c_int32, "transposed relu threads"),
+)
+_Weight = structure(
+    (c_void_p, "weight x grad"),
+    (c_int64, "n h w in_channels out_channels"),
+    (c_int32, "threads"),
+)
+_Crops = structure(
+    (c_void_p, "out images index boxes colour"),
+    (c_int64, "n h w side"),
+    (c_int32, "threads"),
+)
+_MIRRORS = (_Step, _Init, _Normalize, _Triad, _Conv, _Weight, _Crops)
 
 
 @functools.cache
 def _load() -> ctypes.CDLL | str:
-    """The library, or why there is none."""
-    if not LIBRARY.exists():
-        return (
-            f"{LIBRARY.name} was not built (no C++ compiler, CMake or OpenMP when "
-            "fastadv was installed); install them and reinstall"
-        )
-    try:
-        library = ctypes.CDLL(str(LIBRARY))
-    except OSError as error:
-        return f"{LIBRARY.name} does not load: {error}; reinstall fastadv"
-    library.fa_isa.restype = ctypes.c_char_p
-    library.fa_last_level_cache.restype = c_int64
+    """Return the library, or why it cannot be used."""
+    needs = "C++ compiler with CMake and OpenMP"
+    library = _native.load(LIBRARY, needs, "fa_abi", _MIRRORS)
+    if not isinstance(library, str):
+        library.fa_isa.restype = ctypes.c_char_p
+        library.fa_last_level_cache.restype = c_int64
     return library
 
 
@@ -91,36 +87,30 @@ def _library() -> ctypes.CDLL:
 
 
 def isa() -> str:
-    """The instruction set in use: `"avx512"`, `"avx2"` or `"baseline"`."""
+    """Return the instruction set in use: `"avx512"`, `"avx2"` or `"baseline"`."""
     name: bytes = _library().fa_isa()
     return name.decode()
 
 
 def unavailable_reason() -> str | None:
-    """Why the native library is not there, or None."""
+    """Return why the native library cannot be used, or None."""
     library = _load()
     return library if isinstance(library, str) else None
 
 
 def not_supported_reasons(operands: Operands) -> list[str]:
-    """Runs CPU tensors; float32 state, half-precision gradients and outputs."""
-    built = _built()
-    return operand_reasons(operands, "cpu", built, built["z"])
+    """Return why a call is declined: the library takes float32 and half precision."""
+    accepted = _ACCEPTED.get(operands.op) or _step_dtypes()
+    return operand_reasons(operands, "cpu", accepted)
 
 
 @functools.cache
-def _built() -> dict[str, tuple[torch.dtype, ...]]:
-    """The accepted dtypes that the compiler of the library knew."""
-    codes = _CODES if _library().fa_has_f16() else _CODES.keys() - {torch.float16}
-    return {name: tuple(d for d in ds if d in codes) for name, ds in _ACCEPTED.items()}
-
-
-def pointer(t: Tensor | None) -> int | None:
-    return None if t is None else t.data_ptr()
-
-
-def _float32(t: Tensor) -> Tensor:
-    return t.to(torch.float32).contiguous()
+def _step_dtypes() -> dict[str, tuple[torch.dtype, ...]]:
+    """Return the dtypes of a step that the compiler of the library knew."""
+    codes = CODES if _library().fa_has_f16() else CODES.keys() - {torch.float16}
+    return {
+        name: tuple(d for d in ds if d in codes) for name, ds in STEP_DTYPES.items()
+    }
 
 
 def _layout(t: Tensor) -> dict[str, int]:
@@ -134,152 +124,110 @@ def _layout(t: Tensor) -> dict[str, int]:
     }
 
 
-def run(function: str, arguments: ctypes.Structure) -> None:
+def _run(function: str, arguments: ctypes.Structure) -> None:
     if getattr(_library(), function)(ctypes.byref(arguments)):
         raise RuntimeError(f"{function} was built without one of these dtypes")
 
 
-def _step(
-    function: str,
-    x: Tensor,
-    x_prev: Tensor | None,
-    x0: Tensor,
-    grad: Tensor,
-    step_size: Tensor,
-    eps: Tensor,
-    momentum: float,
-    mean: Tensor,
-    std: Tensor,
-    norm: str,
-    z: Tensor | None,
-    nonfinite: Tensor | None,
-) -> None:
-    step, radius, mean, std = (_float32(t) for t in (step_size, eps, mean, std))
-    run(
-        function,
-        _Step(
-            x=x.data_ptr(),
-            x_prev=pointer(x_prev),
-            x0=x0.data_ptr(),
-            grad=grad.data_ptr(),
-            z=pointer(z),
-            step=step.data_ptr(),
-            eps=radius.data_ptr(),
-            mean=mean.data_ptr(),
-            std=std.data_ptr(),
-            nonfinite=pointer(nonfinite),
-            momentum=momentum,
-            x_dtype=_CODES[x.dtype],
-            x0_dtype=_CODES[x0.dtype],
-            grad_dtype=_CODES[grad.dtype],
-            z_dtype=0 if z is None else _CODES[z.dtype],
-            l2=int(norm == "l2"),
-            **_layout(x),
-        ),
-    )
+def step(step: Step) -> None:
+    """Take one step: linf in one pass, l2 in two (PGD) or three (APGD) cached passes."""
+    fields, _made = _native.step_fields(step)
+    _run(f"fa_{step.op}", _Step(**fields, **_layout(step.x)))
 
 
-def pgd_step(
-    x: Tensor,
-    x0: Tensor,
-    grad: Tensor,
-    step_size: Tensor,
-    eps: Tensor,
-    mean: Tensor,
-    std: Tensor,
-    norm: str,
-    z: Tensor | None,
-    nonfinite: Tensor | None,
-) -> None:
-    """As `reference.pgd_step`, single pass for linf, two cached passes for l2."""
-    images = (x, None, x0, grad)
-    _step("fa_pgd_step", *images, step_size, eps, 1.0, mean, std, norm, z, nonfinite)
-
-
-def apgd_step(
-    x: Tensor,
-    x_prev: Tensor,
-    x0: Tensor,
-    grad: Tensor,
-    step_size: Tensor,
-    eps: Tensor,
-    momentum: float,
-    mean: Tensor,
-    std: Tensor,
-    norm: str,
-    z: Tensor | None,
-    nonfinite: Tensor | None,
-) -> None:
-    """As `reference.apgd_step`, single pass for linf, three cached passes for l2."""
-    images = (x, x_prev, x0, grad)
-    sizes = (step_size, eps, momentum)
-    _step("fa_apgd_step", *images, *sizes, mean, std, norm, z, nonfinite)
-
-
-def ball_init(x0: Tensor, eps: Tensor, norm: str, seed: int, offset: int) -> Tensor:
-    """As `reference.ball_init`."""
-    out = torch.empty_like(x0, dtype=torch.float32)
-    radius = _float32(eps)
-    run(
-        "fa_ball_init",
-        _Init(
-            out=out.data_ptr(),
-            x0=x0.data_ptr(),
-            eps=radius.data_ptr(),
-            seed=seed & (2**64 - 1),
-            offset=offset,
-            x0_dtype=_CODES[x0.dtype],
-            l2=int(norm == "l2"),
-            **_layout(x0),
-        ),
-    )
+def ball_init(start: Start) -> Tensor:
+    """Return a random start, as `reference.ball_init` does."""
+    fields, out, _made = _native.start_fields(start)
+    _run("fa_ball_init", _Init(**fields, **_layout(start.x0)))
     return out
 
 
 def normalize(x: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype) -> Tensor:
-    """As `reference.normalize`."""
-    z = torch.empty_like(x, dtype=dtype)
-    mean, std = _float32(mean), _float32(std)
-    run(
-        "fa_normalize",
-        _Normalize(
-            z=z.data_ptr(),
-            x=x.data_ptr(),
-            mean=mean.data_ptr(),
-            std=std.data_ptr(),
-            x_dtype=_CODES[x.dtype],
-            z_dtype=_CODES[dtype],
-            **_layout(x),
-        ),
-    )
+    """Return the normalised images, as `reference.normalize` does."""
+    fields, z, _made = _native.normalize_fields(x, mean, std, dtype)
+    _run("fa_normalize", _Normalize(**fields, **_layout(x)))
     return z
 
 
-def triad(x: Tensor, a: Tensor, b: Tensor, z: Tensor | None, *, stream: bool) -> None:
-    """For benchmarks only: the memory traffic of a step, `x += (a - b) / 2; z = x`.
+def _dense(t: Tensor | None) -> Tensor | None:
+    return None if t is None else t.contiguous(memory_format=torch.channels_last)
+
+
+def _map_sizes(x: Tensor, out_channels: int) -> dict[str, int]:
+    n, channels, h, w = x.shape
+    sizes = {"n": n, "h": h, "w": w, "threads": torch.get_num_threads()}
+    return {**sizes, "in_channels": channels, "out_channels": out_channels}
+
+
+def conv3x3(
+    out: Tensor, tensors: Mapping[str, Tensor | None], transposed: bool, relu: bool
+) -> None:
+    """Write the convolution that `fastadv.kernels.conv` defines to `out`.
 
     Args:
-        x: float32, dense; overwritten.
-        a: like x.
-        b: like x.
-        z: like x, written too; None writes nothing.
-        stream: write `z` past the caches.
+        out: Result, float32 [N, O, H, W], channels_last.
+        tensors: `x`, `weight`, and where not None `bias`, `residual` and `mask`.
+        transposed: Whether to compute the input gradient of the convolution instead.
+        relu: Whether to clip the result at zero from below.
     """
-    run(
-        "fa_triad",
-        _Triad(
-            x=x.data_ptr(),
-            z=pointer(z),
-            a=a.data_ptr(),
-            b=b.data_ptr(),
-            size=x.numel(),
-            stream=int(stream),
-            threads=torch.get_num_threads(),
-        ),
-    )
+    # Copies must live until the call returns.
+    dense = {name: _dense(t) if name != "bias" else t for name, t in tensors.items()}
+    pointers = {name: pointer(t) for name, t in {**dense, "out": out}.items()}
+    sizes = _map_sizes(out, out.shape[1])
+    sizes["in_channels"] = dense["x"].shape[1]
+    _run("fa_conv3x3", _Conv(**pointers, **sizes, transposed=transposed, relu=relu))
+
+
+def conv3x3_weight(weight: Tensor, x: Tensor, grad: Tensor) -> None:
+    """Write the gradient [O, I, 3, 3] of a convolution's weight to `weight`."""
+    x, grad = _dense(x), _dense(grad)
+    pointers = {"weight": pointer(weight), "x": pointer(x), "grad": pointer(grad)}
+    _run("fa_conv3x3_weight", _Weight(**pointers, **_map_sizes(x, grad.shape[1])))
+
+
+def crops(
+    images: Tensor,
+    index: Tensor,
+    boxes: Tensor,
+    side: int,
+    colour: Tensor | None,
+    threads: int | None,
+) -> Tensor:
+    """Cut, resize and recolour boxes, as `reference.crops` does."""
+    out = images.new_empty(len(index), side, side, 3)
+    tensors = {"out": out, "images": images.contiguous()}
+    tensors |= {"index": index.to(torch.int64).contiguous()}
+    tensors |= {"boxes": boxes.to(torch.int32).contiguous()}
+    if colour is not None:
+        tensors["colour"] = float32(colour)
+    pointers = {name: t.data_ptr() for name, t in tensors.items()}
+    sizes = {"n": len(index), "h": images.shape[1], "w": images.shape[2], "side": side}
+    threads = threads or torch.get_num_threads()
+    _run("fa_crops", _Crops(**pointers, **sizes, threads=threads))
+    return out
+
+
+def triad(x: Tensor, a: Tensor, b: Tensor, z: Tensor | None, *, stream: bool) -> None:
+    """Move the memory of a step, `x += (a - b) / 2; z = x`; for benchmarks only.
+
+    Args:
+        x: float32 tensor, dense; it is overwritten.
+        a: Tensor like `x`.
+        b: Tensor like `x`.
+        z: Tensor like `x` that is written too; None writes nothing.
+        stream: Whether to write `z` past the caches.
+    """
+    pointers = {
+        "x": x.data_ptr(),
+        "z": pointer(z),
+        "a": a.data_ptr(),
+        "b": b.data_ptr(),
+    }
+    options = {"stream": int(stream), "threads": torch.get_num_threads()}
+    _run("fa_triad", _Triad(**pointers, size=x.numel(), **options))
 
 
 def last_level_cache() -> int:
-    """Bytes of the last-level cache that cores share, as the library sees it."""
+    """Return the bytes of the last-level cache that cores share, as the library sees it."""
     size: int = _library().fa_last_level_cache()
     return size

@@ -1,8 +1,8 @@
 """The Numba backend: the CPU fallback where `fastadv_cpu.so` could not be built.
 
-Chooses threads and hands flat arrays to `_numba_kernels.py`, which is imported at the
-first call: Numba takes half a second to import and seconds to compile a kernel (once;
-the result is cached on disk). float32 only; half precision is the C++ backend's.
+It chooses threads and hands flat arrays to `_numba_kernels.py`, which is imported at the
+first call: Numba takes half a second to import and seconds to compile a kernel, once,
+because the result is cached on disk. It computes in float32 only.
 """
 
 from __future__ import annotations
@@ -16,18 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastadv.kernels.registry import Operands, operand_reasons
+from fastadv.kernels.registry import STEP_DTYPES, Operands, operand_reasons
+from fastadv.kernels.step import Start, Step
 
 # Elements. x, x0, the gradient and two tables of one tile are about 100 KiB: they stay
 # in a core's second-level cache between the passes over a tile.
 TILE = 6144
 
 _ACCEPTED = {
-    "x": (torch.float32,),
-    "x_prev": (torch.float32,),
+    **dict.fromkeys(STEP_DTYPES, (torch.float32,)),
     "x0": (torch.uint8, torch.float32),
-    "grad": (torch.float32,),
-    "z": (torch.float32,),
 }
 # Numba's fallback thread pool (workqueue) aborts the process on concurrent calls.
 _one_at_a_time = threading.Lock()
@@ -35,20 +33,20 @@ _one_at_a_time = threading.Lock()
 
 @functools.cache
 def unavailable_reason() -> str | None:
-    """Why Numba is not there, or None. Looks for it without importing it."""
+    """Return why Numba is not there, or None; look for it without importing it."""
     if importlib.util.find_spec("numba") is None:
         return "numba is not installed; pip install numba"
     return None
 
 
 def not_supported_reasons(operands: Operands) -> list[str]:
-    """Runs float32 CPU tensors; clean images may be uint8."""
-    return operand_reasons(operands, "cpu", _ACCEPTED, (torch.float32,))
+    """Return why a call is declined: only clean images may be other than float32."""
+    return operand_reasons(operands, "cpu", _ACCEPTED)
 
 
 @functools.cache
 def _kernels() -> ModuleType:
-    """The compiled functions, on a thread pool shared with torch where possible."""
+    """Return the compiled functions, which share torch's thread pool where possible."""
     import numba
     from numba.np.ufunc import parallel
 
@@ -73,7 +71,7 @@ def _call(name: str, *args: Any) -> Any:
 
 
 def _rows(t: Tensor) -> Any:
-    """A dense image tensor as numpy [rows, plane] in memory order, sharing memory."""
+    """Return a dense image tensor as NumPy [rows, plane], which shares its memory."""
     n, c, h, w = t.shape
     if t.is_contiguous():
         return t.detach().reshape(n * c, h * w).numpy()
@@ -81,7 +79,7 @@ def _rows(t: Tensor) -> Any:
 
 
 def _unit(images: Tensor) -> Any:
-    """What a pixel is divided by: one is exact, and spares a second set of kernels."""
+    """Return what a pixel is divided by; one is exact and spares further kernels."""
     import numpy as np
 
     return np.float32(255 if images.dtype == torch.uint8 else 1)
@@ -92,7 +90,7 @@ def _vector(t: Tensor) -> Any:
 
 
 def _tables(mean: Tensor, std: Tensor, like: Tensor) -> tuple[Any, Any]:
-    """Mean and 1/std of every element of a tile, [planes, tile]; see the kernels."""
+    """Return mean and 1/std of every element of a tile, [planes, tile] each."""
     import numpy as np
 
     _, c, h, w = like.shape
@@ -104,74 +102,33 @@ def _tables(mean: Tensor, std: Tensor, like: Tensor) -> tuple[Any, Any]:
     return tuple(np.tile(t, (1, pixels)) for t in tables)  # type: ignore[return-value]
 
 
-def pgd_step(
-    x: Tensor,
-    x0: Tensor,
-    grad: Tensor,
-    step_size: Tensor,
-    eps: Tensor,
-    mean: Tensor,
-    std: Tensor,
-    norm: str,
-    z: Tensor | None,
-    nonfinite: Tensor | None,
-) -> None:
-    """As `reference.pgd_step`, single pass for linf, two passes for l2."""
-    bad = _call(
-        f"step_{norm}",
-        _rows(x),
-        _rows(x0),
-        _unit(x0),
-        _rows(grad),
-        _rows(x if z is None else z),
-        z is not None,
-        _vector(step_size),
-        _vector(eps),
-        *_tables(mean, std, x),
-    )
-    if nonfinite is not None:
-        nonfinite += bad
-
-
-def apgd_step(
-    x: Tensor,
-    x_prev: Tensor,
-    x0: Tensor,
-    grad: Tensor,
-    step_size: Tensor,
-    eps: Tensor,
-    momentum: float,
-    mean: Tensor,
-    std: Tensor,
-    norm: str,
-    z: Tensor | None,
-    nonfinite: Tensor | None,
-) -> None:
-    """As `reference.apgd_step`, single pass for linf, three passes for l2."""
+def step(step: Step) -> None:
+    """Take one step: linf in one pass, l2 in two (PGD) or three (APGD) passes."""
     import numpy as np
 
-    bad = _call(
-        f"apgd_{norm}",
-        _rows(x),
-        _rows(x_prev),
-        _rows(x0),
-        _unit(x0),
-        _rows(grad),
-        _rows(x if z is None else z),
-        z is not None,
-        _vector(step_size),
-        _vector(eps),
-        np.float32(momentum),
-        *_tables(mean, std, x),
+    x_prev, z = (step.x if t is None else t for t in (step.x_prev, step.z))
+    images = _rows(step.x), _rows(x_prev), _rows(step.x0), _unit(step.x0)
+    arrays = _kernels().Arrays(
+        *images,
+        _rows(step.grad),
+        _rows(z),
+        step.z is not None,
+        _vector(step.step_size),
+        _vector(step.eps),
+        np.float32(step.momentum),
+        *_tables(step.mean, step.std, step.x),
     )
-    if nonfinite is not None:
-        nonfinite += bad
+    kind = "step" if step.x_prev is None else "apgd"
+    bad = _call(f"{kind}_{step.norm}", arrays)
+    if step.nonfinite is not None:
+        step.nonfinite.add_(bad)
 
 
-def ball_init(x0: Tensor, eps: Tensor, norm: str, seed: int, offset: int) -> Tensor:
-    """As `reference.ball_init`."""
+def ball_init(start: Start) -> Tensor:
+    """Return a random start, as `reference.ball_init` does."""
     import numpy as np
 
+    x0 = start.x0
     n, c, h, w = x0.shape
     out = torch.empty_like(x0, dtype=torch.float32)
     channels_last = not x0.is_contiguous()
@@ -181,16 +138,15 @@ def ball_init(x0: Tensor, eps: Tensor, norm: str, seed: int, offset: int) -> Ten
         _rows(x0).reshape(n, c * h * w),
         _unit(x0),
         channels_last,
-        norm == "l2",
-        _vector(eps),
-        np.uint64(seed & (2**64 - 1)),
-        np.uint64(offset & (2**64 - 1)),
+        start.norm == "l2",
+        _vector(start.eps),
+        tuple(np.uint64(key & (2**64 - 1)) for key in (start.seed, start.offset)),
     )
     return out
 
 
 def normalize(x: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype) -> Tensor:
-    """As `reference.normalize`."""
+    """Return the normalised images, as `reference.normalize` does."""
     z = torch.empty_like(x, dtype=dtype)
     _call("normalize", _rows(x), _unit(x), *_tables(mean, std, x), _rows(z))
     return z

@@ -1,4 +1,4 @@
-"""The compiled loops of the Numba backend. Plain arrays only: no torch, no policy.
+"""The compiled loops of the Numba backend, on plain arrays without torch.
 
 Importing this imports Numba, so `_numba.py` does it at the first call. Image arrays are
 [rows, plane]: one row per (sample, channel) for NCHW, one per sample for channels_last.
@@ -10,6 +10,7 @@ Sums go tile by tile in float64 in a fixed order: results do not depend on threa
 # Numba infers the types of compiled functions from their arguments.
 # mypy: allow-untyped-defs, allow-untyped-calls
 
+from collections import namedtuple
 from collections.abc import Callable
 from typing import Any
 
@@ -28,8 +29,17 @@ _MASK, _HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
 _SAMPLE_PIXEL = np.uint64(0xFFFFFFFF)
 
 
+# The operands of a step. `unit` divides a clean pixel (255 for uint8, else 1), `write_z`
+# says whether `z` is wanted, `step` and `eps` have one value per sample, and PGD ignores
+# `x_prev` and `momentum`. A tile has the parts of the same arrays, without the numbers.
+Arrays = namedtuple(
+    "Arrays", "x x_prev x0 unit grad z write_z step eps momentum mean inv"
+)
+Tile = namedtuple("Tile", "x x_prev x0 unit grad z mean inv")
+
+
 def _jit(**options: Any) -> Callable[[Any], Any]:
-    """`numba.njit` without zero-division checks, cached on disk where that works."""
+    """Return `numba.njit` without checks of division, cached on disk where that works."""
 
     def decorate(function: Any) -> Any:
         common = {"nogil": True, "error_model": "numpy", **options}
@@ -56,56 +66,56 @@ def _clip(value, low, high):
 
 @_inline
 def _ascend(gx, step):
-    """`step * sign(gx)`, nothing for an element that is not finite."""
+    """Return `step * sign(gx)`, or zero for an element that is not finite."""
     move = step if gx > _ZERO else _ZERO
     move = -step if gx < _ZERO else move
     return move if abs(gx) <= _LARGEST else _ZERO
 
 
 @_inline
-def _linf_tile(x, x0, unit, grad, step, eps, inv):
+def _linf_tile(t, step, eps):
     bad = 0
-    for j in range(x.size):
-        gx = grad[j] * inv[j]
+    for j in range(t.x.size):
+        gx = t.grad[j] * t.inv[j]
         bad += not abs(gx) <= _LARGEST
-        clean = np.float32(x0[j]) / unit
-        d = _clip((x[j] - clean) + _ascend(gx, step), -eps, eps)
-        x[j] = _clip(clean + d, _ZERO, _ONE)
+        clean = np.float32(t.x0[j]) / t.unit
+        d = _clip((t.x[j] - clean) + _ascend(gx, step), -eps, eps)
+        t.x[j] = _clip(clean + d, _ZERO, _ONE)
     return bad
 
 
 @_inline
 def _blend(x, x_prev, clean, ahead, momentum):
-    """The point less `clean` that momentum makes of the plain step to `clean + ahead`."""
+    """Return the point, less `clean`, that momentum makes of a step to `clean + ahead`."""
     d = x - clean
     u = _clip(clean + ahead, _ZERO, _ONE) - clean
     return d + momentum * (u - d) + (_ONE - momentum) * (d - (x_prev - clean))
 
 
 @_inline
-def _apgd_linf_tile(x, x_prev, x0, unit, grad, step, eps, momentum, inv):
+def _apgd_linf_tile(t, step, eps, momentum):
     bad = 0
-    for j in range(x.size):
-        gx = grad[j] * inv[j]
+    for j in range(t.x.size):
+        gx = t.grad[j] * t.inv[j]
         bad += not abs(gx) <= _LARGEST
-        clean, old = np.float32(x0[j]) / unit, x[j]
+        clean, old = np.float32(t.x0[j]) / t.unit, t.x[j]
         ahead = _clip((old - clean) + _ascend(gx, step), -eps, eps)
-        w = _blend(old, x_prev[j], clean, ahead, momentum)
-        x_prev[j] = old
-        x[j] = _clip(clean + _clip(w, -eps, eps), _ZERO, _ONE)
+        w = _blend(old, t.x_prev[j], clean, ahead, momentum)
+        t.x_prev[j] = old
+        t.x[j] = _clip(clean + _clip(w, -eps, eps), _ZERO, _ONE)
     return bad
 
 
 @_summing
-def _sum_tile(x, x0, unit, grad, inv, out):
+def _sum_tile(t, out):
     """Write |gx|^2, <d, gx>, |d|^2 of a tile to `out`; return the non-finite count."""
     gg, dg, dd, bad = 0.0, 0.0, 0.0, 0
-    for j in range(x.size):
-        gx = grad[j] * inv[j]
+    for j in range(t.x.size):
+        gx = t.grad[j] * t.inv[j]
         finite = abs(gx) <= _LARGEST
         bad += not finite
         g = np.float64(gx if finite else _ZERO)
-        d = np.float64(x[j] - np.float32(x0[j]) / unit)
+        d = np.float64(t.x[j] - np.float32(t.x0[j]) / t.unit)
         gg += g * g
         dg += d * g
         dd += d * d
@@ -114,35 +124,35 @@ def _sum_tile(x, x0, unit, grad, inv, out):
 
 
 @_inline
-def _move_tile(x, x0, unit, grad, scale, shrink, inv):
-    for j in range(x.size):
-        gx = grad[j] * inv[j]
+def _move_tile(t, scale, shrink):
+    for j in range(t.x.size):
+        gx = t.grad[j] * t.inv[j]
         gx = gx if abs(gx) <= _LARGEST else _ZERO
-        clean = np.float32(x0[j]) / unit
-        x[j] = _clip(clean + ((x[j] - clean) + scale * gx) * shrink, _ZERO, _ONE)
+        clean = np.float32(t.x0[j]) / t.unit
+        t.x[j] = _clip(clean + ((t.x[j] - clean) + scale * gx) * shrink, _ZERO, _ONE)
 
 
 @_summing
-def _blend_tile(x, x_prev, x0, unit, grad, scale, shrink, momentum, inv):
+def _blend_tile(t, scale, shrink, momentum):
     """Leave `clean + w` in x and the old x in x_prev; return |w|^2."""
     ww = 0.0
-    for j in range(x.size):
-        gx = grad[j] * inv[j]
+    for j in range(t.x.size):
+        gx = t.grad[j] * t.inv[j]
         gx = gx if abs(gx) <= _LARGEST else _ZERO
-        clean, old = np.float32(x0[j]) / unit, x[j]
+        clean, old = np.float32(t.x0[j]) / t.unit, t.x[j]
         ahead = ((old - clean) + scale * gx) * shrink
-        w = _blend(old, x_prev[j], clean, ahead, momentum)
-        x_prev[j] = old
-        x[j] = clean + w
+        w = _blend(old, t.x_prev[j], clean, ahead, momentum)
+        t.x_prev[j] = old
+        t.x[j] = clean + w
         ww += np.float64(w) * np.float64(w)
     return ww
 
 
 @_inline
-def _shrink_tile(x, x0, unit, shrink):
-    for j in range(x.size):
-        clean = np.float32(x0[j]) / unit
-        x[j] = _clip(clean + (x[j] - clean) * shrink, _ZERO, _ONE)
+def _shrink_tile(t, shrink):
+    for j in range(t.x.size):
+        clean = np.float32(t.x0[j]) / t.unit
+        t.x[j] = _clip(clean + (t.x[j] - clean) * shrink, _ZERO, _ONE)
 
 
 @_inline
@@ -152,26 +162,58 @@ def _normalize_tile(x, unit, mean, inv, z):
 
 
 @_inline
-def _tile(k, tiles, shape, width):
-    """Tile number `k` of [rows, plane] as (row, first, end)."""
+def _place(k, planes, plane, width):
+    """Return sample, row, first and end of tile `k` of [rows, plane]."""
+    tiles = (plane + width - 1) // width
     row, first = k // tiles, k % tiles * width
-    return row, first, min(first + width, shape[1])
+    return row // planes, row, first, min(first + width, plane)
+
+
+@_inline
+def _tile(s, k):
+    """Return the sample that tile `k` belongs to, and the tile."""
+    planes, width = s.inv.shape
+    n, r, a, b = _place(k, planes, s.x.shape[1], width)
+    p = r % planes
+    return n, Tile(
+        s.x[r, a:b], s.x_prev[r, a:b], s.x0[r, a:b], s.unit, s.grad[r, a:b],
+        s.z[r, a:b], s.mean[p], s.inv[p],
+    )  # fmt: skip
+
+
+@_inline
+def _tiles(s):
+    """Return the number of tiles of one sample."""
+    planes, width = s.inv.shape
+    return planes * ((s.x.shape[1] + width - 1) // width)
+
+
+@_inline
+def _finish(s, t):
+    """Write the next normalised input of a tile, if it is wanted."""
+    if s.write_z:
+        _normalize_tile(t.x, _ONE, t.mean, t.inv, t.z)
 
 
 @_parallel
-def step_linf(x, x0, unit, grad, z, write_z, step, eps, mean, inv):
-    """One linf step in place; returns the number of non-finite gradient elements."""
-    planes, width = inv.shape
-    tiles = (x.shape[1] + width - 1) // width
+def step_linf(s):
+    """Take one linf step in place; return the number of non-finite elements."""
     bad = 0
-    for k in prange(x.shape[0] * tiles):
-        r, a, b = _tile(k, tiles, x.shape, width)
-        n, p = r // planes, r % planes
-        bad += _linf_tile(
-            x[r, a:b], x0[r, a:b], unit, grad[r, a:b], step[n], eps[n], inv[p]
-        )
-        if write_z:
-            _normalize_tile(x[r, a:b], _ONE, mean[p], inv[p], z[r, a:b])
+    for k in prange(s.step.size * _tiles(s)):
+        n, t = _tile(s, k)
+        bad += _linf_tile(t, s.step[n], s.eps[n])
+        _finish(s, t)
+    return bad
+
+
+@_parallel
+def apgd_linf(s):
+    """Take one linf APGD step in place; return the number of non-finite elements."""
+    bad = 0
+    for k in prange(s.step.size * _tiles(s)):
+        n, t = _tile(s, k)
+        bad += _apgd_linf_tile(t, s.step[n], s.eps[n], s.momentum)
+        _finish(s, t)
     return bad
 
 
@@ -181,106 +223,73 @@ def _shrink_to(eps, length):
 
 
 @_parallel
-def _plan_moves(x, x0, unit, grad, step, eps, inv, scale, shrink):
+def _plan_moves(s, scale, shrink):
     """Write each sample's move, d <- shrink * (d + scale * g); return the bad elements."""
-    planes, width = inv.shape
-    tiles = (x.shape[1] + width - 1) // width
-    parts = np.empty((x.shape[0] * tiles, 3))
+    tiles = _tiles(s)
+    parts = np.empty((s.step.size * tiles, 3))
     bad = 0
-    for k in prange(x.shape[0] * tiles):
-        r, a, b = _tile(k, tiles, x.shape, width)
-        bad += _sum_tile(
-            x[r, a:b], x0[r, a:b], unit, grad[r, a:b], inv[r % planes], parts[k]
-        )
-    for n in range(step.size):
+    for k in prange(s.step.size * tiles):
+        _, t = _tile(s, k)
+        bad += _sum_tile(t, parts[k])
+    for n in range(s.step.size):
         gg, dg, dd = 0.0, 0.0, 0.0
-        for k in range(n * planes * tiles, (n + 1) * planes * tiles):
+        for k in range(n * tiles, (n + 1) * tiles):
             gg, dg, dd = gg + parts[k, 0], dg + parts[k, 1], dd + parts[k, 2]
-        s = step[n] / (np.sqrt(gg) + TINY)
-        scale[n] = s
-        shrink[n] = _shrink_to(eps[n], np.sqrt(max(0.0, dd + 2 * s * dg + s * s * gg)))
+        a = s.step[n] / (np.sqrt(gg) + TINY)
+        scale[n] = a
+        squared = dd + 2 * a * dg + a * a * gg
+        shrink[n] = _shrink_to(s.eps[n], np.sqrt(max(0.0, squared)))
     return bad
 
 
 @_parallel
-def step_l2(x, x0, unit, grad, z, write_z, step, eps, mean, inv):
-    """One L2 step in place; returns the number of non-finite gradient elements."""
-    planes, width = inv.shape
-    tiles = (x.shape[1] + width - 1) // width
-    scale, shrink = np.empty_like(step), np.empty_like(step)
-    bad = _plan_moves(x, x0, unit, grad, step, eps, inv, scale, shrink)
-    for k in prange(x.shape[0] * tiles):
-        r, a, b = _tile(k, tiles, x.shape, width)
-        n, p = r // planes, r % planes
-        _move_tile(
-            x[r, a:b], x0[r, a:b], unit, grad[r, a:b], scale[n], shrink[n], inv[p]
-        )
-        if write_z:
-            _normalize_tile(x[r, a:b], _ONE, mean[p], inv[p], z[r, a:b])
+def step_l2(s):
+    """Take one L2 step in place; return the number of non-finite elements."""
+    scale, shrink = np.empty_like(s.step), np.empty_like(s.step)
+    bad = _plan_moves(s, scale, shrink)
+    for k in prange(s.step.size * _tiles(s)):
+        n, t = _tile(s, k)
+        _move_tile(t, scale[n], shrink[n])
+        _finish(s, t)
     return bad
 
 
 @_parallel
-def apgd_linf(x, x_prev, x0, unit, grad, z, write_z, step, eps, momentum, mean, inv):
-    """One linf APGD step in place; returns the number of non-finite elements."""
-    planes, width = inv.shape
-    tiles = (x.shape[1] + width - 1) // width
-    bad = 0
-    for k in prange(x.shape[0] * tiles):
-        r, a, b = _tile(k, tiles, x.shape, width)
-        n, p = r // planes, r % planes
-        bad += _apgd_linf_tile(
-            x[r, a:b], x_prev[r, a:b], x0[r, a:b], unit, grad[r, a:b],
-            step[n], eps[n], momentum, inv[p],
-        )  # fmt: skip
-        if write_z:
-            _normalize_tile(x[r, a:b], _ONE, mean[p], inv[p], z[r, a:b])
-    return bad
-
-
-@_parallel
-def apgd_l2(x, x_prev, x0, unit, grad, z, write_z, step, eps, momentum, mean, inv):
-    """One L2 APGD step in place; returns the number of non-finite elements."""
-    planes, width = inv.shape
-    tiles = (x.shape[1] + width - 1) // width
-    scale, shrink = np.empty_like(step), np.empty_like(step)
-    bad = _plan_moves(x, x0, unit, grad, step, eps, inv, scale, shrink)
-    parts = np.empty(x.shape[0] * tiles)
-    for k in prange(x.shape[0] * tiles):
-        r, a, b = _tile(k, tiles, x.shape, width)
-        n, p = r // planes, r % planes
-        parts[k] = _blend_tile(
-            x[r, a:b], x_prev[r, a:b], x0[r, a:b], unit, grad[r, a:b],
-            scale[n], shrink[n], momentum, inv[p],
-        )  # fmt: skip
-    for n in range(step.size):
+def apgd_l2(s):
+    """Take one L2 APGD step in place; return the number of non-finite elements."""
+    tiles = _tiles(s)
+    scale, shrink = np.empty_like(s.step), np.empty_like(s.step)
+    bad = _plan_moves(s, scale, shrink)
+    parts = np.empty(s.step.size * tiles)
+    for k in prange(s.step.size * tiles):
+        n, t = _tile(s, k)
+        parts[k] = _blend_tile(t, scale[n], shrink[n], s.momentum)
+    for n in range(s.step.size):
         ww = 0.0
-        for k in range(n * planes * tiles, (n + 1) * planes * tiles):
+        for k in range(n * tiles, (n + 1) * tiles):
             ww += parts[k]
-        shrink[n] = _shrink_to(eps[n], np.sqrt(ww))
-    for k in prange(x.shape[0] * tiles):
-        r, a, b = _tile(k, tiles, x.shape, width)
-        n, p = r // planes, r % planes
-        _shrink_tile(x[r, a:b], x0[r, a:b], unit, shrink[n])
-        if write_z:
-            _normalize_tile(x[r, a:b], _ONE, mean[p], inv[p], z[r, a:b])
+        shrink[n] = _shrink_to(s.eps[n], np.sqrt(ww))
+    for k in prange(s.step.size * tiles):
+        n, t = _tile(s, k)
+        _shrink_tile(t, shrink[n])
+        _finish(s, t)
     return bad
 
 
 @_parallel
 def normalize(x, unit, mean, inv, z):
     """Write `(x / unit - mean) * inv` to `z`."""
-    width = inv.shape[1]
+    planes, width = inv.shape
     tiles = (x.shape[1] + width - 1) // width
     for k in prange(x.shape[0] * tiles):
-        r, a, b = _tile(k, tiles, x.shape, width)
-        p = r % inv.shape[0]
+        _, r, a, b = _place(k, planes, x.shape[1], width)
+        p = r % planes
         _normalize_tile(x[r, a:b], unit, mean[p], inv[p], z[r, a:b])
 
 
 @_inline
 def philox(c0, c1, c2, c3, k0, k1):
-    """Philox4x32-10 on 32-bit words held in uint64; the layout is in philox.py."""
+    """Compute Philox4x32-10 on 32-bit words held in uint64; philox.py has the layout."""
     for _ in range(10):
         p0, p1 = c0 * _M0, c2 * _M1
         c0, c1, c2, c3 = (
@@ -334,8 +343,9 @@ def _random_sample(out, channels_last, l2, low, high, k0, k1):
 
 
 @_parallel
-def ball_init(out, x0, unit, channels_last, l2, eps, seed, offset):
+def ball_init(out, x0, unit, channels_last, l2, eps, key):
     """Fill out[n, a, b] (pixels, channels or channels, pixels) around x0[n, a * b]."""
+    seed, offset = key
     k0, k1 = seed & _MASK, seed >> _HALF
     size = x0.shape[1]
     for n in prange(out.shape[0]):

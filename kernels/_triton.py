@@ -1,9 +1,9 @@
 """The Triton backend: any CUDA or ROCm GPU, half-precision gradients and states.
 
-Decides when it runs and how kernels are launched; `_triton_kernels.py` and
+This module decides how kernels are launched; `_triton_kernels.py` and
 `_triton_start_kernels.py` hold them and are imported at the first call. With
-TRITON_INTERPRET=1 (tests) it also runs CPU tensors, slowly, but only when forced:
-otherwise it would take every call from the C++ backend.
+TRITON_INTERPRET=1 (in tests) the backend also runs CPU tensors, slowly, but only when it
+is forced: otherwise it would take every call from the C++ backend.
 """
 
 from __future__ import annotations
@@ -27,18 +27,11 @@ from torch import Tensor
 from fastadv.kernels import _tuning
 from fastadv.kernels._tuning import LaunchConfig, Platform, Task, power_of_two
 from fastadv.kernels.registry import Operands, forced_backend, operand_reasons
+from fastadv.kernels.step import Start, Step
 
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
-_ACCEPTED = {
-    "x": (torch.float32, torch.float16),
-    "x_prev": (torch.float32,),
-    "x0": (torch.uint8, torch.float32),
-    "grad": _FLOATS,
-    "z": _FLOATS,
-}
 _LONGEST = 2**31 - 1  # offsets in a sample are 32-bit
 
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 def _interpreting() -> bool:
@@ -57,7 +50,7 @@ def _missing() -> str | None:
 
 
 def unavailable_reason() -> str | None:
-    """Why Triton cannot run here, or None."""
+    """Return why Triton cannot run here, or None."""
     missing = _missing()
     if missing is None and _interpreting() and forced_backend() != "triton":
         return "TRITON_INTERPRET=1 is for tests: it runs only when forced"
@@ -65,9 +58,9 @@ def unavailable_reason() -> str | None:
 
 
 def not_supported_reasons(operands: Operands) -> list[str]:
-    """Runs GPU tensors (CPU ones when interpreting) of fewer than 2^31 per sample."""
+    """Return why a call is declined: by its dtypes, its device or its size."""
     device = "cpu" if _interpreting() else "cuda"
-    reasons = operand_reasons(operands, device, _ACCEPTED, _FLOATS)
+    reasons = operand_reasons(operands, device)
     for name, tensor in operands.tensors.items():
         if tensor.shape[1:].numel() > _LONGEST:
             reasons.append(f"{name} has more than {_LONGEST} elements in a sample")
@@ -81,7 +74,7 @@ def _load(name: str) -> ModuleType:
 
 @functools.cache
 def _platform(index: int | None) -> Platform:
-    """The GPU of this index; None stands for the interpreter."""
+    """Describe the GPU of this index; None stands for the interpreter."""
     version = importlib.import_module("triton").__version__
     if index is None:
         return Platform(version, "interpreter", "none", 1 << 20)
@@ -90,19 +83,6 @@ def _platform(index: int | None) -> Platform:
         found.gcnArchName if torch.version.hip else f"{found.major}.{found.minor}"
     )
     return Platform(version, found.name, capability, found.L2_cache_size)
-
-
-def _launch(
-    kernel: Any, like: Tensor, programs: int, warps: int, *args: Any, **constants: Any
-) -> None:
-    # Triton launches on the current device, which need not be the tensor's.
-    on_device = (
-        torch.cuda.device(like.device) if like.is_cuda else contextlib.nullcontext()
-    )
-    with on_device:
-        # Fusion is stated because Triton's default for it changes in 3.10.
-        options = {"num_warps": warps, "enable_fp_fusion": True}
-        kernel[(programs,)](*args, **constants, **options)
 
 
 @dataclass(frozen=True)
@@ -121,7 +101,7 @@ class _Grid:
         return cls(rows, plane, {"C": c, "LAST": last})
 
     def tiles(self, width: int) -> int:
-        """Tiles per row."""
+        """Return the number of tiles in a row."""
         return math.ceil(self.plane / width)
 
 
@@ -135,136 +115,113 @@ class _Pass:
     constants: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class _Step:
-    """A `pgd_step`, or with an `x_prev` an `apgd_step`, whatever it is launched with."""
+def _launch(each: _Pass, like: Tensor, samples: int, warps: int, *first: int) -> None:
+    # Triton launches on the current device, which need not be the tensor's.
+    on_device = (
+        torch.cuda.device(like.device) if like.is_cuda else contextlib.nullcontext()
+    )
+    with on_device:
+        # Fusion is stated because Triton's default for it changes in 3.10.
+        options = {"num_warps": warps, "enable_fp_fusion": True}
+        launch = each.kernel[(samples * each.programs,)]
+        launch(*each.arguments, *first, **each.constants, **options)
 
-    norm: str
-    x: Tensor
-    x_prev: Tensor | None
-    x0: Tensor
-    grad: Tensor
-    z: Tensor | None
-    step_size: Tensor
-    eps: Tensor
-    mean: Tensor
-    std: Tensor
-    momentum: float
-    nonfinite: Tensor | None
 
-    def task(self) -> Task:
-        """What its tuned choice is kept by."""
-        tensors = (self.x, self.x0, self.grad, self.z)
-        return Task(
-            "pgd_step" if self.x_prev is None else "apgd_step",
-            self.norm,
-            "nchw" if self.x.is_contiguous() else "channels_last",
-            "-".join(
-                "none" if t is None else str(t.dtype).removeprefix("torch.")
-                for t in tensors
-            ),
-            power_of_two(self.x.shape[0]),
-            power_of_two(self.x[0].numel()),
-        )
+def _task(step: Step) -> Task:
+    """Return what the tuned choice for a step is kept by."""
+    tensors = (step.x, step.x0, step.grad, step.z)
+    return Task(
+        step.op,
+        step.norm,
+        "nchw" if step.x.is_contiguous() else "channels_last",
+        "-".join(
+            "none" if t is None else str(t.dtype).removeprefix("torch.")
+            for t in tensors
+        ),
+        power_of_two(step.x.shape[0]),
+        power_of_two(step.x[0].numel()),
+    )
 
-    def sample_bytes(self) -> int:
-        """Bytes of one sample that every pass of an L2 step reads."""
-        read = (self.x, self.x_prev, self.x0, self.grad)
-        size = sum(t.element_size() for t in read if t is not None)
-        return size * self.x[0].numel()
 
-    def scratch(self) -> _Step:
-        """The same step on copies."""
-        tensors = {k: v for k, v in vars(self).items() if isinstance(v, Tensor)}
-        return replace(self, **{name: t.clone() for name, t in tensors.items()})
+def _sample_bytes(step: Step) -> int:
+    """Return the bytes of one sample that every pass of an L2 step reads."""
+    read = (t for name, t in step.images().items() if name != "z")
+    return sum(t.element_size() for t in read) * step.x[0].numel()
 
-    def passes(self, config: LaunchConfig) -> list[_Pass]:
-        """One for linf, two for L2, three for L2 with momentum."""
-        kernels = _load("_triton_kernels")
-        x, n = self.x, self.x.shape[0]
-        step, eps, mean, std = (
-            t.contiguous() for t in (self.step_size, self.eps, self.mean, self.std)
-        )
-        images = (x, self.x_prev, self.x0, self.grad)
-        grid = _Grid.of(x)
-        rows, tiles = grid.rows // n, grid.tiles(config.block)
-        block = {**grid.constants, "BLOCK": config.block}
-        written = (*images, self.z, step, eps, mean, std)
-        if self.norm == "linf":
-            rest = (self.nonfinite, self.momentum, grid.plane, tiles)
-            return [_Pass(kernels.step_linf, rows * tiles, (*written, *rest), block)]
-        width = config.width(x[0].numel())
-        sum_tiles = grid.tiles(width)
-        count = rows * sum_tiles
-        kinds = 3 if self.x_prev is None else 4
-        parts = torch.empty((kinds, n * count), dtype=torch.float64, device=x.device)
-        wide = {**block, "WIDTH": width}
-        block["PARTS"] = power_of_two(count)
-        sums = (x, self.x0, self.grad, std, self.nonfinite, parts)
-        sums += (grid.plane, sum_tiles, n * count)
-        passes = [_Pass(kernels.sums_l2, count, sums, wide)]
-        if self.x_prev is not None:
-            lengths = (*images, step, eps, std, self.momentum, parts, count)
-            lengths += (grid.plane, sum_tiles, n * count)
-            wide = {**wide, "PARTS": block["PARTS"]}
-            passes.append(_Pass(kernels.lengths_l2, count, lengths, wide))
-        move = (*written, self.momentum, parts, count, grid.plane, tiles, n * count)
-        passes.append(_Pass(kernels.move_l2, rows * tiles, move, block))
-        return passes
 
-    def run(self, config: LaunchConfig) -> None:
-        """Launch all passes, group of samples by group."""
-        x, n = self.x, self.x.shape[0]
-        passes = self.passes(config)
-        group = config.group(
-            n, self.sample_bytes(), _platform(x.device.index).cache_bytes
-        )
-        for first in range(0, n, group):
-            samples = min(group, n - first)
-            for each in passes:
-                _launch(
-                    each.kernel,
-                    x,
-                    samples * each.programs,
-                    config.num_warps,
-                    *each.arguments,
-                    first * each.programs,
-                    **each.constants,
+def _passes(step: Step, config: LaunchConfig) -> list[_Pass]:
+    """Return the kernels of a step: one for linf, two for L2, three for L2 of APGD."""
+    kernels = _load("_triton_kernels")
+    x, n = step.x, step.x.shape[0]
+    size, eps, mean, std = (
+        t.contiguous() for t in (step.step_size, step.eps, step.mean, step.std)
+    )
+    images = (x, step.x_prev, step.x0, step.grad)
+    grid = _Grid.of(x)
+    rows, tiles = grid.rows // n, grid.tiles(config.block)
+    block = {**grid.constants, "BLOCK": config.block}
+    written = (*images, step.z, size, eps, mean, std)
+    if step.norm == "linf":
+        rest = (step.nonfinite, step.momentum, grid.plane, tiles)
+        return [_Pass(kernels.step_linf, rows * tiles, (*written, *rest), block)]
+    width = config.width(x[0].numel())
+    sum_tiles = grid.tiles(width)
+    count = rows * sum_tiles
+    kinds = 3 if step.x_prev is None else 4
+    parts = torch.empty((kinds, n * count), dtype=torch.float64, device=x.device)
+    wide = {**block, "WIDTH": width}
+    block["PARTS"] = power_of_two(count)
+    sums = (x, step.x0, step.grad, std, step.nonfinite, parts)
+    sums += (grid.plane, sum_tiles, n * count)
+    passes = [_Pass(kernels.sums_l2, count, sums, wide)]
+    if step.x_prev is not None:
+        lengths = (*images, size, eps, std, step.momentum, parts, count)
+        lengths += (grid.plane, sum_tiles, n * count)
+        wide = {**wide, "PARTS": block["PARTS"]}
+        passes.append(_Pass(kernels.lengths_l2, count, lengths, wide))
+    move = (*written, step.momentum, parts, count, grid.plane, tiles, n * count)
+    passes.append(_Pass(kernels.move_l2, rows * tiles, move, block))
+    return passes
+
+
+def _run(step: Step, config: LaunchConfig) -> None:
+    """Launch all passes of a step, group of samples by group."""
+    x, n = step.x, step.x.shape[0]
+    passes = _passes(step, config)
+    cache = _platform(x.device.index).cache_bytes
+    group = config.group(n, _sample_bytes(step), cache)
+    for first in range(0, n, group):
+        samples = min(group, n - first)
+        for each in passes:
+            _launch(each, x, samples, config.num_warps, first * each.programs)
+
+
+def _times(step: Step, platform: Platform) -> dict[LaunchConfig, float]:
+    """Return milliseconds of the candidates that run, measured on copies of all tensors.
+
+    The result is empty when the device has no memory left for the copies.
+    """
+    errors = importlib.import_module("triton.errors")
+    n, size = step.x.shape[0], _sample_bytes(step)
+    tried = _tuning.candidates(step.norm, n, size, platform.cache_bytes)
+    times = {}
+    try:
+        tensors = {k: v for k, v in vars(step).items() if isinstance(v, Tensor)}
+        scratch = replace(step, **{name: t.clone() for name, t in tensors.items()})
+        for config in tried:
+            try:
+                times[config] = _milliseconds(
+                    functools.partial(_run, scratch, config), step.x
                 )
-
-    def run_as_chosen(self) -> None:
-        """Launch with the tuned choice if there is one, else as reasoned."""
-        platform = _platform(self.x.device.index)
-        may_measure = _tuning.wanted() and not _capturing(self.x)
-        measure = (lambda: self.times(platform)) if may_measure else None
-        self.run(_tuning.choose(self.task(), platform, measure))
-
-    def times(self, platform: Platform) -> dict[LaunchConfig, float]:
-        """Milliseconds of the candidates that run, measured on copies of all tensors.
-
-        Empty when the device has no memory left for the copies.
-        """
-        errors = importlib.import_module("triton.errors")
-        tried = _tuning.candidates(
-            self.norm, self.x.shape[0], self.sample_bytes(), platform.cache_bytes
-        )
-        times = {}
-        try:
-            scratch = self.scratch()
-            for config in tried:
-                try:
-                    times[config] = _milliseconds(
-                        functools.partial(scratch.run, config), self.x
-                    )
-                except errors.TritonError as error:  # too many registers, ...
-                    _log.info("%s does not run here: %s", config, error)
-        except torch.OutOfMemoryError:
-            _log.warning("no memory left to tune %s; using the default", self.task())
-        return times
+            except errors.TritonError as error:  # too many registers, ...
+                log.info("%s does not run here: %s", config, error)
+    except torch.OutOfMemoryError:
+        log.warning("no memory left to tune %s; using the default", _task(step))
+    return times
 
 
 def _milliseconds(run: Callable[[], None], like: Tensor) -> float:
-    """Median time, with a cold L2 cache: a network ran since these images were used."""
+    """Return the median time with a cold L2 cache, as it is after a network has run."""
     if not like.is_cuda:  # interpreted
         start = time.perf_counter()
         run()
@@ -276,7 +233,7 @@ def _milliseconds(run: Callable[[], None], like: Tensor) -> float:
 
 
 def _capturing(like: Tensor) -> bool:
-    """Whether a CUDA graph is being captured, in which nothing can be measured."""
+    """Return whether a CUDA graph is being captured, in which nothing can be measured."""
     if not (like.is_cuda and torch.cuda.is_current_stream_capturing()):
         return False
     _warn_of_capture()
@@ -285,7 +242,7 @@ def _capturing(like: Tensor) -> bool:
 
 @functools.cache
 def _warn_of_capture() -> None:
-    _log.warning(
+    log.warning(
         "%s=1: nothing is measured while a CUDA graph is captured; a step without a "
         "choice on disk is captured as the default launches it. Run one before the "
         "capture",
@@ -293,77 +250,46 @@ def _warn_of_capture() -> None:
     )
 
 
-def pgd_step(
-    x: Tensor,
-    x0: Tensor,
-    grad: Tensor,
-    step_size: Tensor,
-    eps: Tensor,
-    mean: Tensor,
-    std: Tensor,
-    norm: str,
-    z: Tensor | None,
-    nonfinite: Tensor | None,
-) -> None:
-    """As `reference.pgd_step`, single pass for linf, two passes for l2."""
-    _Step(
-        norm, x, None, x0, grad, z, step_size, eps, mean, std, 1.0, nonfinite
-    ).run_as_chosen()
+def step(step: Step) -> None:
+    """Take one step: linf in one pass, l2 in two (PGD) or three (APGD) passes."""
+    platform = _platform(step.x.device.index)
+    may_measure = _tuning.wanted() and not _capturing(step.x)
+    measure = (lambda: _times(step, platform)) if may_measure else None
+    _run(step, _tuning.choose(_task(step), platform, measure))
 
 
-def apgd_step(
-    x: Tensor,
-    x_prev: Tensor,
-    x0: Tensor,
-    grad: Tensor,
-    step_size: Tensor,
-    eps: Tensor,
-    momentum: float,
-    mean: Tensor,
-    std: Tensor,
-    norm: str,
-    z: Tensor | None,
-    nonfinite: Tensor | None,
-) -> None:
-    """As `reference.apgd_step`, single pass for linf, three passes for l2."""
-    _Step(
-        norm, x, x_prev, x0, grad, z, step_size, eps, mean, std, momentum, nonfinite
-    ).run_as_chosen()
-
-
-def ball_init(x0: Tensor, eps: Tensor, norm: str, seed: int, offset: int) -> Tensor:
-    """As `reference.ball_init`, one pass for linf, two for l2."""
+def ball_init(start: Start) -> Tensor:
+    """Return a random start: linf in one pass, l2 in two."""
     kernels, config = _load("_triton_start_kernels"), _tuning.DEFAULT
+    x0, key = start.x0, (start.seed, start.offset)
     n, c, h, w = x0.shape
     out = torch.empty_like(x0, dtype=torch.float32)
-    radius = eps.contiguous()
-    l2 = norm == "l2"
+    radius = start.eps.contiguous()
+    l2 = start.norm == "l2"
     tiles = math.ceil(h * w / config.block)
     parts = torch.empty(n * tiles, dtype=torch.float64, device=x0.device)
-    start = (out, x0, radius, parts, seed, offset, h * w, tiles)
+    draw = (out, x0, radius, parts, *key, h * w, tiles)
     constants = {**_Grid.of(x0).constants, "L2": l2, "BLOCK": config.block}
-    programs = n * tiles
-    _launch(kernels.random_start, x0, programs, config.num_warps, *start, **constants)
+    one = _Pass(kernels.random_start, tiles, draw, constants)
+    _launch(one, x0, n, config.num_warps)
     if l2:
         row = c * h * w
         blocks = math.ceil(row / config.block)
-        scale = (out, x0, radius, parts, tiles, seed, offset, row, blocks)
+        scale = (out, x0, radius, parts, tiles, *key, row, blocks)
         constants = {"PARTS": power_of_two(tiles), "BLOCK": config.block}
-        programs = n * blocks
-        _launch(
-            kernels.scale_start, x0, programs, config.num_warps, *scale, **constants
-        )
+        two = _Pass(kernels.scale_start, blocks, scale, constants)
+        _launch(two, x0, n, config.num_warps)
     return out
 
 
 def normalize(x: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype) -> Tensor:
-    """As `reference.normalize`."""
+    """Return the normalised images, as `reference.normalize` does."""
     kernels, config = _load("_triton_kernels"), _tuning.DEFAULT
     z = torch.empty_like(x, dtype=dtype)
     grid = _Grid.of(x)
     tiles = grid.tiles(config.block)
     args = (x, z, mean.contiguous(), std.contiguous(), grid.plane, tiles)
     constants = {**grid.constants, "BLOCK": config.block}
-    programs = grid.rows * tiles
-    _launch(kernels.normalize, x, programs, config.num_warps, *args, **constants)
+    each = _Pass(kernels.normalize, tiles, args, constants)
+    _launch(each, x, grid.rows, config.num_warps)
     return z

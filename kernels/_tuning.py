@@ -1,10 +1,10 @@
-"""Launch configurations of the Triton kernels: a reasoned one, or measured and kept.
+"""Launch configurations of the Triton kernels: a default, or measured and kept.
 
 Nothing is measured unless FASTADV_TUNE=1 is set. Then the first call of each kind
 (`Task`) times the candidates and the choice is kept on disk, one small JSON file per
 kind, in a folder per fastadv version, Triton version and device. Later processes read
-it, with the variable or without. No torch and no Triton here: `_triton.py` says what
-runs where and how long it took.
+it, with the variable or without. This module needs neither torch nor Triton: `_triton.py`
+says what runs where and how long it took.
 
 A choice of another `sum_width` or `block` adds up in another order, so an L2 step may
 differ in its last bit; the same choice gives the same bits.
@@ -28,31 +28,32 @@ from fastadv.files import fastadv_cache_dir, replace_file
 
 ENV_VAR = "FASTADV_TUNE"
 MAX_PARTS = 512
-# What two timings of one configuration may differ by without meaning anything.
+# Two timings of one configuration may differ by this share without meaning anything.
 NOISE = 0.02
 
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 def power_of_two(n: int) -> int:
-    """The smallest power of two that is at least `n`."""
+    """Return the smallest power of two that is at least `n`."""
     return 1 << max(0, n - 1).bit_length()
 
 
 @dataclass(frozen=True)
 class LaunchConfig:
-    """How much work one program does, and one launch. The defaults are reasoned.
+    """How much work one program does, and one launch.
 
     Attributes:
-        block: elements of an elementwise program: 4 per thread, so that a float32 load
+        block: Elements of an elementwise program: 4 per thread, so that a float32 load
             is 16 bytes per thread, a bfloat16 load 8 and a uint8 load 4, all of them
             coalesced (8 per thread would split the float32 loads in two).
-        num_warps: with about 48 registers a thread an SM holds 5 programs of 8 warps.
-            Their 28 bytes per thread in flight (x, x0, bfloat16 gradient) make 36 KB;
-            3.35 TB/s x 600 ns asks for 15 KB of each of an H100's 132 SMs.
-        sum_width: elements of one partial sum. 224 px makes 37 programs per sample, so
-            a batch of 8 already fills 132 SMs twice.
-        l2_share: the share of the L2 cache that the images of one group of samples may
+        num_warps: Warps of a program. With about 48 registers a thread an SM holds 5
+            programs of 8 warps. Their 28 bytes per thread in flight (x, x0, bfloat16
+            gradient) make 36 KB; 3.35 TB/s x 600 ns asks for 15 KB of each of an H100's
+            132 SMs.
+        sum_width: Elements of one partial sum. Images of 224 px make 37 programs per
+            sample, so a batch of 8 already fills 132 SMs twice.
+        l2_share: The share of the L2 cache that the images of one group of samples may
             fill; the passes of an L2 step then run group by group, and all but the
             first read from the cache. 0 runs whole batches. It is 0 because groups are
             small launches: half of an H100's 50 MB is read in 8 us, of which the ramp
@@ -61,7 +62,7 @@ class LaunchConfig:
             bandwidth gain more; a measurement decides.
 
     Raises:
-        ValueError: a value that no kernel can be launched with.
+        ValueError: No kernel can be launched with these values.
     """
 
     block: int = 1024
@@ -82,15 +83,15 @@ class LaunchConfig:
             raise ValueError(f"l2_share={self.l2_share!r} must be in [0, 1]")
 
     def width(self, row: int) -> int:
-        """Elements per partial sum for samples of `row` elements: a power of two.
+        """Return the elements per partial sum for samples of `row` elements.
 
-        Each program of a later pass reads all of its sample's sums (24 bytes each), so
-        on huge images wider tiles keep them at `MAX_PARTS`.
+        It is a power of two. Each program of a later pass reads all of its sample's sums
+        (24 bytes each), so on huge images wider tiles keep them at `MAX_PARTS`.
         """
         return max(self.sum_width, power_of_two(math.ceil(row / MAX_PARTS)))
 
     def group(self, samples: int, sample_bytes: int, cache_bytes: int) -> int:
-        """Samples per group, of `samples` that take `sample_bytes` each."""
+        """Return the samples per group, of `samples` that take `sample_bytes` each."""
         if not self.l2_share:
             return samples
         fitting = int(self.l2_share * cache_bytes) // sample_bytes
@@ -103,7 +104,7 @@ DEFAULT = LaunchConfig()
 def candidates(
     norm: str, samples: int, sample_bytes: int, cache_bytes: int
 ) -> Iterator[LaunchConfig]:
-    """What is timed: the default first, then everything with a reason to be faster."""
+    """Yield what is timed: the default, then everything with a reason to be faster."""
     # 4, 8 and 16 elements per thread: more bytes in flight against more programs.
     shapes = ((1024, 8), (1024, 4), (2048, 8), (2048, 4), (4096, 8))
     widths, shares = (
@@ -120,13 +121,13 @@ def candidates(
 
 @dataclass(frozen=True)
 class Platform:
-    """What a choice is good for.
+    """The software and the device that a choice is made for.
 
     Attributes:
-        triton: version.
-        device: name of the GPU, as its driver gives it.
-        capability: such as `"9.0"`, or ROCm's name of the architecture.
-        cache_bytes: size of its L2 cache.
+        triton: Version of Triton.
+        device: Name of the GPU, as its driver gives it.
+        capability: Compute capability such as `"9.0"`, or ROCm's architecture.
+        cache_bytes: Size of its L2 cache.
     """
 
     triton: str
@@ -162,17 +163,17 @@ def _key(task: Task, platform: Platform) -> dict[str, Any]:
 
 
 def choice_file(task: Task, platform: Platform) -> Path:
-    """Where a choice is kept: its key in words, software and device for the folder."""
-    words = [
+    """Return the file of a choice; software and device make the folder's name."""
+    parts = [
         re.sub(r"[^A-Za-z0-9.-]+", "-", str(value))
         for value in _key(task, platform).values()
     ]
-    folder, name = "_".join(words[:4]), "_".join(words[4:])
+    folder, name = "_".join(parts[:4]), "_".join(parts[4:])
     return fastadv_cache_dir() / "triton" / folder / f"{name}.json"
 
 
 def _read(task: Task, platform: Platform) -> LaunchConfig | None:
-    """The choice on disk. A file that is not one is reported and counts as absent."""
+    """Return the choice on disk; a damaged file is reported and counts as absent."""
     path = choice_file(task, platform)
     try:
         found = json.loads(path.read_bytes())
@@ -182,7 +183,7 @@ def _read(task: Task, platform: Platform) -> LaunchConfig | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, KeyError) as error:
-        _log.warning(
+        log.warning(
             "ignoring %s (%s: %s), using the default launch configuration; "
             "%s=1 measures and writes it again",
             path,
@@ -196,7 +197,7 @@ def _read(task: Task, platform: Platform) -> LaunchConfig | None:
 def _keep(
     task: Task, platform: Platform, times: dict[LaunchConfig, float]
 ) -> LaunchConfig:
-    """Write the fastest to disk; the default, where nothing beats it by more than noise."""
+    """Write the fastest to disk, or the default where the gain is within the noise."""
     best = min(times, key=times.__getitem__)
     if DEFAULT in times and times[best] > (1 - NOISE) * times[DEFAULT]:
         best = DEFAULT
@@ -207,11 +208,11 @@ def _keep(
         "default_milliseconds": times.get(DEFAULT),
     }
     path = choice_file(task, platform)
-    _log.info("%s: chose %s of %d candidates", path.stem, record, len(times))
+    log.info("%s: chose %s of %d candidates", path.stem, record, len(times))
     try:
         replace_file(path, json.dumps(record, indent=1).encode())
     except OSError as error:
-        _log.warning(
+        log.warning(
             "cannot keep a launch configuration in %s (%s); set FASTADV_CACHE to a "
             "writable folder",
             path,
@@ -228,13 +229,13 @@ def choose(
     platform: Platform,
     measure: Callable[[], dict[LaunchConfig, float]] | None = None,
 ) -> LaunchConfig:
-    """The configuration to launch `task` with: from disk, measured now, or the default.
+    """Return the configuration for `task`: from disk, measured now, or the default.
 
     Args:
-        task: of the call.
-        platform: it runs on.
-        measure: times the candidates, milliseconds of each that runs, the default
-            first; called when nothing is on disk. None measures nothing.
+        task: Kind of the call.
+        platform: Where it runs.
+        measure: Function that returns the milliseconds of each candidate that runs, the
+            default first; it is called when nothing is on disk. None measures nothing.
     """
     known = _chosen.get((task, platform))
     if known is None:
@@ -250,5 +251,5 @@ def choose(
 
 
 def wanted() -> bool:
-    """Whether FASTADV_TUNE asks for measurements."""
+    """Return whether FASTADV_TUNE asks for measurements."""
     return os.environ.get(ENV_VAR, "0").lower() in ("1", "true", "yes", "on")

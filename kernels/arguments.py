@@ -1,4 +1,4 @@
-"""What the operators accept: shapes, dtypes, devices, numbers and memory. No policy."""
+"""Checks of what the operators accept: shapes, dtypes, devices, numbers and memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WRITTEN = ("x", "x_prev", "z")
 
 
 def check_image(name: str, t: Tensor, dtypes: tuple[torch.dtype, ...]) -> None:
-    """Raise unless `t` is [N, C, H, W] of one of `dtypes`."""
+    """Raise unless image tensor `t` is [N, C, H, W] and has one of `dtypes`."""
     if t.dim() != 4:
         raise ValueError(f"{name} has shape {list(t.shape)}; expected [N, C, H, W]")
     if t.dtype not in dtypes:
@@ -25,12 +25,7 @@ def check_image(name: str, t: Tensor, dtypes: tuple[torch.dtype, ...]) -> None:
         raise TypeError(f"{name} is {t.dtype}; accepted: {accepted}")
 
 
-def _check_like(name: str, t: Tensor, like: Tensor) -> None:
-    if t.shape != like.shape:
-        raise ValueError(
-            f"{name} has shape {list(t.shape)}; x has {list(like.shape)}: "
-            "they must agree"
-        )
+def _check_device(name: str, t: Tensor, like: Tensor) -> None:
     if t.device != like.device:
         raise ValueError(
             f"{name} is on {t.device}, x on {like.device}; move one of them"
@@ -43,14 +38,11 @@ def check_vector(name: str, t: Tensor, length: int, like: Tensor) -> None:
         raise ValueError(f"{name} has shape {list(t.shape)}; expected [{length}]")
     if not t.is_floating_point():
         raise TypeError(f"{name} is {t.dtype}; expected a floating-point tensor")
-    if t.device != like.device:
-        raise ValueError(
-            f"{name} is on {t.device}, x on {like.device}; move one of them"
-        )
+    _check_device(name, t, like)
 
 
 def memory_order(t: Tensor) -> torch.memory_format | None:
-    """`contiguous_format` or `channels_last` if `t` is dense in it, else None."""
+    """Return `contiguous_format` or `channels_last` if `t` is dense in it, else None."""
     for order in (torch.contiguous_format, torch.channels_last):
         if t.is_contiguous(memory_format=order):
             return order
@@ -58,7 +50,7 @@ def memory_order(t: Tensor) -> torch.memory_format | None:
 
 
 def _extent(t: Tensor, dense: bool) -> tuple[int, int]:
-    """First byte of `t` and the one after its last."""
+    """Return the address of the first byte of `t` and of the one after its last."""
     first = t.data_ptr()
     if dense:
         return first, first + t.nbytes
@@ -67,7 +59,7 @@ def _extent(t: Tensor, dense: bool) -> tuple[int, int]:
 
 
 def _repeats(t: Tensor) -> bool:
-    """Whether two indices of `t` may name one address, as after `expand`."""
+    """Return whether two indices of `t` may name one address, as after `expand`."""
     reach = 0
     for stride, size in sorted(zip(t.stride(), t.shape, strict=True)):
         if size > 1 and stride <= reach:
@@ -79,9 +71,9 @@ def _repeats(t: Tensor) -> bool:
 def check_memory(images: Mapping[str, Tensor]) -> None:
     """Refuse operands that surely share memory with one that is written.
 
-    As PyTorch does for its own operators: dense tensors whose extents cross overlap;
-    others may interleave (two slices of one buffer), and then only those that begin at
-    the same byte are known to.
+    The rule is PyTorch's for its own operators: dense tensors overlap if their extents
+    cross; others may interleave, as two slices of one buffer do, and then only those that
+    begin at the same byte are known to overlap.
     """
     dense = {name: memory_order(t) is not None for name, t in images.items()}
     extents = {name: _extent(t, dense[name]) for name, t in images.items()}
@@ -104,13 +96,13 @@ def check_memory(images: Mapping[str, Tensor]) -> None:
 
 
 def per_sample(name: str, value: float | Tensor, like: Tensor) -> Tensor:
-    """A number, 0-d tensor or [N] tensor as one value per sample of `like`.
+    """Return a number, 0-d tensor or [N] tensor as one value per sample of `like`.
 
-    Numbers are checked; tensors are not read, which on a GPU would wait for it.
+    Numbers are checked. Tensors are not read, because on a GPU that would wait for it.
 
     Raises:
-        ValueError: the number is negative or not finite, or the shape is not [N].
-        TypeError: a tensor of integers.
+        ValueError: The number is negative or not finite, or the shape is not [N].
+        TypeError: The tensor holds integers.
     """
     n = like.shape[0]
     if not isinstance(value, Tensor):
@@ -125,19 +117,27 @@ def per_sample(name: str, value: float | Tensor, like: Tensor) -> Tensor:
 
 
 def check_step(
-    images: Mapping[str, Tensor],
+    images: Mapping[str, Tensor | None],
     state: tuple[torch.dtype, ...],
     mean: Tensor,
     std: Tensor,
-    z: Tensor | None,
     nonfinite: Tensor | None,
 ) -> None:
-    """Check everything a step takes but its two per-sample numbers."""
-    x = images["x"]
+    """Check all operands of a step except its step sizes and radii.
+
+    `images` has None where one is absent, and `state` the dtypes of an iterate.
+    """
+    present = {name: t for name, t in images.items() if t is not None}
+    x = present["x"]
     dtypes = {"x": state, "x_prev": state, "x0": CLEAN, "grad": GRAD, "z": GRAD}
-    for name, image in {**images, **({} if z is None else {"z": z})}.items():
+    for name, image in present.items():
         check_image(name, image, dtypes[name])
-        _check_like(name, image, x)
+        if image.shape != x.shape:
+            raise ValueError(
+                f"{name} has shape {list(image.shape)}; x has {list(x.shape)}: "
+                "they must agree"
+            )
+        _check_device(name, image, x)
     for name, vector in (("mean", mean), ("std", std)):
         check_vector(name, vector, x.shape[1], x)
     if nonfinite is not None:
@@ -146,7 +146,4 @@ def check_step(
                 f"nonfinite is {nonfinite.dtype} {list(nonfinite.shape)}; expected "
                 "int64 [1]"
             )
-        if nonfinite.device != x.device:
-            raise ValueError(
-                f"nonfinite is on {nonfinite.device}, x on {x.device}; move one of them"
-            )
+        _check_device("nonfinite", nonfinite, x)

@@ -1,20 +1,18 @@
 """A 3x3 convolution by Winograd's F(4x4, 3x3), with its gradients.
 
-CPU only, in the C++ library: on a GPU cuDNN has its own, and elsewhere the caller keeps
-`torch.nn.functional.conv2d`, which `unsupported_reason` tells it to.
+Only the C++ backend has it: on a GPU cuDNN has its own, and elsewhere the caller keeps
+`torch.nn.functional.conv2d`, as `unsupported_reason` tells it to.
 """
 
 from __future__ import annotations
 
-import ctypes
-from ctypes import c_int32, c_int64, c_void_p
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastadv.kernels import _cpp
-from fastadv.kernels.registry import count_launch, forced_backend
+from fastadv.kernels import _cpp, registry
+from fastadv.kernels.registry import Operands, select
 
 _library = torch.library.Library("fastadv", "FRAGMENT")
 _library.define(
@@ -26,27 +24,13 @@ _library.define("conv3x3_weight(Tensor x, Tensor grad) -> Tensor")
 CHANNELS = 16
 
 
-class _Conv(ctypes.Structure):
-    _fields_ = [
-        *((name, c_void_p) for name in ("out", "x", "mask")),
-        *((name, c_void_p) for name in ("weight", "bias", "residual")),
-        *((name, c_int64) for name in ("n", "h", "w")),
-        *((name, c_int64) for name in ("in_channels", "out_channels")),
-        *((name, c_int32) for name in ("transposed", "relu", "threads")),
-    ]
-
-
-class _Weight(ctypes.Structure):
-    _fields_ = [
-        *((name, c_void_p) for name in ("weight", "x", "grad")),
-        *((name, c_int64) for name in ("n", "h", "w")),
-        *((name, c_int64) for name in ("in_channels", "out_channels")),
-        ("threads", c_int32),
-    ]
-
-
 def unsupported_reason(x: Tensor, weight: Tensor) -> str | None:
-    """Why `conv3x3` cannot convolve `x` [N, I, H, W] with `weight` [O, I, 3, 3], or None."""
+    """Return why `conv3x3` should not convolve these tensors, or None.
+
+    Args:
+        x: Images [N, I, H, W].
+        weight: Weight of the convolution [O, I, 3, 3].
+    """
     if x.device.type != "cpu" or x.dtype != torch.float32:
         return "needs float32 on the CPU"
     if (
@@ -62,24 +46,21 @@ def unsupported_reason(x: Tensor, weight: Tensor) -> str | None:
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _unavailable_reason() -> str | None:
-    """Why it cannot run here; to torch.compile a constant, asked when it compiles."""
-    forced = forced_backend()
-    if forced not in (None, "cpp"):
-        return f"the {forced} backend is forced"
-    missing = _cpp.unavailable_reason()
+    """Return why it cannot run here: to torch.compile a constant, found as it compiles."""
+    missing = registry.unavailable_reason("conv3x3")
     if missing is None and _cpp.isa() == "baseline":
         return "needs AVX2: with SSE it was no faster than a direct convolution"
     return missing
 
 
 def _pays(x: Tensor, weight: Tensor) -> bool:
-    """Whether Winograd's is the faster algorithm.
+    """Return whether Winograd's is the faster algorithm.
 
-    Counted in multiplications per pair of channels. Transforming the weights costs as much as
-    950 of them (512 channels at 7 px: 2.7 ms for one image, 8.0 for 16); a direct
-    convolution does its own a tenth faster. With 16 channels (128 images of 32 px) it
-    took 3.0 ms, Winograd's 3.8; with 32 at 16 px 2.6 and 1.4. Maps of 2x2 need a quarter of
-    the points.
+    Costs are counted in multiplications per pair of channels. To transform the weights
+    costs as much as 950 of them (512 channels at 7 px: 2.7 ms for one image, 8.0 for 16);
+    a direct convolution does its own a tenth faster. With 16 channels (128 images of 32
+    px) the direct one took 3.0 ms and Winograd's 3.8; with 32 at 16 px they took 2.6 and
+    1.4. Maps of 2x2 need a quarter of the points.
     """
     n, channels, h, w = x.shape
     whole = h <= 2 and w <= 2
@@ -93,8 +74,9 @@ def _out_shape(x: Tensor, weight: Tensor, transposed: bool) -> tuple[int, ...]:
     return (x.shape[0], weight.shape[1 if transposed else 0], *x.shape[2:])
 
 
-def _channels_last(t: Tensor) -> Tensor:
-    return t.contiguous(memory_format=torch.channels_last)
+def _empty(like: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Return an unwritten channels_last tensor of `shape`."""
+    return like.new_empty(shape).contiguous(memory_format=torch.channels_last)
 
 
 def _conv3x3(
@@ -115,29 +97,13 @@ def _conv3x3(
     out = torch.empty(shape, memory_format=torch.channels_last)
     if out.numel() == 0:
         return out
-    # Kept by name until the call returns: they may be copies.
-    tensors = {"x": x, "mask": mask, "weight": weight, "residual": residual}
-    dense = {
-        name: None if t is None else _channels_last(t) for name, t in tensors.items()
-    }
-    n, channels, h, w = x.shape
-    _cpp.run(
-        "fa_conv3x3",
-        _Conv(
-            out=out.data_ptr(),
-            bias=_cpp.pointer(bias),
-            **{name: _cpp.pointer(t) for name, t in dense.items()},
-            n=n,
-            h=h,
-            w=w,
-            in_channels=channels,
-            out_channels=shape[1],
-            transposed=transposed,
-            relu=relu,
-            threads=torch.get_num_threads(),
-        ),
-    )
-    count_launch("cpp", "conv3x3")
+    tensors = {"x": x, "weight": weight, "bias": bias}
+    tensors |= {"residual": residual, "mask": mask}
+    present = {name: t for name, t in tensors.items() if t is not None}
+    # Whoever calls this has asked `unsupported_reason`; a graph may have been compiled
+    # before another backend was forced.
+    _, backend = select(Operands("conv3x3", present), instead="cpp")
+    backend.conv3x3(out, present, transposed, relu)
     return out
 
 
@@ -149,34 +115,17 @@ def _conv3x3_fake(
     x: Tensor, weight: Tensor, *args: object, transposed: bool = False
 ) -> Tensor:
     transposed = bool(args[-1]) if args else transposed
-    return x.new_empty(_out_shape(x, weight, transposed)).contiguous(
-        memory_format=torch.channels_last
-    )
+    return _empty(x, _out_shape(x, weight, transposed))
 
 
 def _conv3x3_weight(x: Tensor, grad: Tensor) -> Tensor:
-    n, channels, h, w = x.shape
-    out = grad.shape[1]
-    weight = torch.empty(out, channels, 3, 3, memory_format=torch.channels_last)
-    if n == 0:
+    shape = (grad.shape[1], x.shape[1], 3, 3)
+    weight = torch.empty(shape, memory_format=torch.channels_last)
+    if len(x) == 0:
         return weight.zero_()
-    # Kept by name until the call returns: they may be copies.
-    x, grad = _channels_last(x), _channels_last(grad)
-    _cpp.run(
-        "fa_conv3x3_weight",
-        _Weight(
-            weight=weight.data_ptr(),
-            x=x.data_ptr(),
-            grad=grad.data_ptr(),
-            n=n,
-            h=h,
-            w=w,
-            in_channels=channels,
-            out_channels=out,
-            threads=torch.get_num_threads(),
-        ),
-    )
-    count_launch("cpp", "conv3x3_weight")
+    operands = Operands("conv3x3_weight", {"x": x, "grad": grad})
+    _, backend = select(operands, instead="cpp")
+    backend.conv3x3_weight(weight, x, grad)
     return weight
 
 
@@ -185,9 +134,7 @@ _library.impl("conv3x3_weight", _conv3x3_weight, "CPU")
 
 @torch.library.register_fake("fastadv::conv3x3_weight", lib=_library)
 def _conv3x3_weight_fake(x: Tensor, grad: Tensor) -> Tensor:
-    return x.new_empty(grad.shape[1], x.shape[1], 3, 3).contiguous(
-        memory_format=torch.channels_last
-    )
+    return _empty(x, (grad.shape[1], x.shape[1], 3, 3))
 
 
 class _Conv3x3(torch.autograd.Function):
@@ -244,25 +191,25 @@ def conv3x3(
     *,
     relu: bool = False,
 ) -> Tensor:
-    """`act(conv2d(x, weight, bias, padding=1) + residual)`, differentiable.
+    """Return `act(conv2d(x, weight, bias, padding=1) + residual)`, differentiable.
 
     The product of transformed tiles needs a quarter of the multiplications. Rounding is
     that of float32 sums: two to four times the error of a direct convolution
     (docs/numerics.md).
 
     Args:
-        x: float32 [N, I, H, W] on the CPU; channels_last is not copied.
-        weight: float32 [O, I, 3, 3], channels_last is not copied.
-        bias: float32 [O], or None.
-        residual: float32 [N, O, H, W], or None.
-        relu: clip at zero from below.
+        x: Images, float32 [N, I, H, W] on the CPU; channels_last is not copied.
+        weight: Weight, float32 [O, I, 3, 3]; channels_last is not copied.
+        bias: Bias, float32 [O], or None.
+        residual: What is added to the convolution, float32 [N, O, H, W], or None.
+        relu: Whether to clip the result at zero from below.
 
     Returns:
         float32 [N, O, H, W], channels_last.
 
     Raises:
-        ValueError: shapes disagree.
-        RuntimeError: `unsupported_reason` is not None.
+        ValueError: Shapes disagree.
+        BackendError: No backend can run it; `unsupported_reason` gives the reason before.
 
     Source:
         Winograd 1980; Lavin and Gray 2016, "Fast algorithms for convolutional networks".

@@ -1,4 +1,4 @@
-"""Operator schemas, memory order, dispatch. No arithmetic; checks are in arguments.py.
+"""The operators' schemas, memory order and dispatch; checks are in arguments.py.
 
 Schemas are defined once, here; a backend only fills in values. Backends see tensors
 that are checked, on one device, and dense in one memory order (NCHW or channels_last),
@@ -6,6 +6,10 @@ so that an implementation walks flat memory; anything else is copied on the way 
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +27,7 @@ from fastadv.kernels.arguments import (
     per_sample,
 )
 from fastadv.kernels.registry import Operands, select
+from fastadv.kernels.step import Start, Step
 from fastadv.threat import Norm, parse_norm
 
 _library = torch.library.Library("fastadv", "DEF")
@@ -44,96 +49,60 @@ _library.define(
 )
 
 
-def _run_step(op: str, images: dict[str, Tensor | None], **options: object) -> None:
+def _run_step(step: Step) -> None:
     """Check the memory of a step's images, make them dense, run, copy back."""
-    present = {name: t for name, t in images.items() if t is not None}
-    _, backend = select(Operands(op, present))
-    x = present["x"]
-    if x.numel() == 0:
+    images = step.images()
+    _, backend = select(Operands(step.op, images))
+    if step.x.numel() == 0:
         return
-    check_memory(present)
-    order = memory_order(x) or torch.contiguous_format
-    dense = {name: t.contiguous(memory_format=order) for name, t in present.items()}
-    getattr(backend, op)(**{**images, **dense}, **options)
-    for name in filter(present.__contains__, WRITTEN):
-        if dense[name] is not present[name]:
-            present[name].copy_(dense[name])
+    check_memory(images)
+    order = memory_order(step.x) or torch.contiguous_format
+    dense = {name: t.contiguous(memory_format=order) for name, t in images.items()}
+    copied = [name for name, t in images.items() if dense[name] is not t]
+    backend.step(replace(step, **dense) if copied else step)
+    for name in set(copied).intersection(WRITTEN):
+        images[name].copy_(dense[name])
 
 
-def _pgd_step(
-    x: Tensor,
-    x0: Tensor,
-    grad: Tensor,
-    step_size: Tensor,
-    eps: Tensor,
-    mean: Tensor,
-    std: Tensor,
-    norm: str,
-    z: Tensor | None = None,
-    nonfinite: Tensor | None = None,
-) -> None:
-    _run_step(
-        "pgd_step",
-        {"x": x, "x0": x0, "grad": grad, "z": z},
-        step_size=step_size,
-        eps=eps,
-        mean=mean,
-        std=std,
-        norm=norm,
-        nonfinite=nonfinite,
-    )
+def _step_operator(name: str) -> Callable[..., None]:
+    """Implement an operator whose schema names fields of `Step`."""
+    schema = getattr(torch.ops.fastadv, name).default._schema
+    names = [argument.name for argument in schema.arguments]
+
+    def run(*operands: Any, **options: Any) -> None:
+        _run_step(Step(**dict(zip(names, operands, strict=False)), **options))
+
+    return run
 
 
-def _apgd_step(
-    x: Tensor,
-    x_prev: Tensor,
-    x0: Tensor,
-    grad: Tensor,
-    step_size: Tensor,
-    eps: Tensor,
-    momentum: float,
-    mean: Tensor,
-    std: Tensor,
-    norm: str,
-    z: Tensor | None = None,
-    nonfinite: Tensor | None = None,
-) -> None:
-    _run_step(
-        "apgd_step",
-        {"x": x, "x_prev": x_prev, "x0": x0, "grad": grad, "z": z},
-        step_size=step_size,
-        eps=eps,
-        momentum=momentum,
-        mean=mean,
-        std=std,
-        norm=norm,
-        nonfinite=nonfinite,
-    )
+def _empty(like: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return an unwritten result in the memory order of `like`."""
+    order = memory_order(like) or torch.contiguous_format
+    return torch.empty_like(like, dtype=dtype, memory_format=order)
 
 
 def _ball_init(x0: Tensor, eps: Tensor, norm: str, seed: int, offset: int) -> Tensor:
     order = memory_order(x0) or torch.contiguous_format
     _, backend = select(Operands("ball_init", {"x0": x0}))
     if x0.numel() == 0:
-        return torch.empty_like(x0, dtype=torch.float32, memory_format=order)
-    start: Tensor = backend.ball_init(
-        x0.contiguous(memory_format=order), eps, norm, seed, offset
-    )
-    return start.contiguous(memory_format=order)
+        return _empty(x0, torch.float32)
+    dense = x0.contiguous(memory_format=order)
+    out: Tensor = backend.ball_init(Start(dense, eps, norm, seed, offset))
+    return out.contiguous(memory_format=order)
 
 
 def _normalize(x: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype) -> Tensor:
     order = memory_order(x) or torch.contiguous_format
     _, backend = select(Operands("normalize", {"x": x}, dtype))
     if x.numel() == 0:
-        return torch.empty_like(x, dtype=dtype, memory_format=order)
+        return _empty(x, dtype)
     z: Tensor = backend.normalize(x.contiguous(memory_format=order), mean, std, dtype)
     return z.contiguous(memory_format=order)
 
 
 for _name, _function in (
-    ("pgd_step_", _pgd_step),
-    ("apgd_step_", _apgd_step),
+    ("pgd_step_", _step_operator("pgd_step_")),
+    ("apgd_step_", _step_operator("apgd_step_")),
     ("ball_init", _ball_init),
     ("normalize", _normalize),
 ):
@@ -147,17 +116,13 @@ def _step_fake(*args: object, **kwargs: object) -> None:
 
 
 @torch.library.register_fake("fastadv::ball_init", lib=_library)
-def _ball_init_fake(
-    x0: Tensor, eps: Tensor, norm: str, seed: int, offset: int
-) -> Tensor:
-    order = memory_order(x0) or torch.contiguous_format
-    return torch.empty_like(x0, dtype=torch.float32, memory_format=order)
+def _ball_init_fake(x0: Tensor, *args: object) -> Tensor:
+    return _empty(x0, torch.float32)
 
 
 @torch.library.register_fake("fastadv::normalize", lib=_library)
 def _normalize_fake(x: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype) -> Tensor:
-    order = memory_order(x) or torch.contiguous_format
-    return torch.empty_like(x, dtype=dtype, memory_format=order)
+    return _empty(x, dtype)
 
 
 def pgd_step_(
@@ -173,7 +138,7 @@ def pgd_step_(
     z: Tensor | None = None,
     nonfinite: Tensor | None = None,
 ) -> Tensor:
-    """One projected ascent step, in place, with the next network input on the side.
+    """Take one projected ascent step in place and write the next network input.
 
         gx    = grad / std                       chain rule through the normalisation
         linf: d = clip(x + a * sign(gx) - x0, -e, e)
@@ -190,47 +155,40 @@ def pgd_step_(
         z     = (clip(x0 + delta, 0, 1) - mean) / std
 
     Args:
-        x: the state, [N, C, H, W]; overwritten. float32 (float64: reference only): the
-            iterate in [0, 1]. float16: the perturbation. Any memory layout;
-            channels_last and NCHW need no copies.
-        x0: the clean images, uint8 in 0..255 or float in [0, 1], [N, C, H, W].
-        grad: gradient of the objective with respect to the *normalised* input
-            `(x - mean) / std`; float32, bfloat16 or float16 [N, C, H, W].
+        x: State [N, C, H, W], which is overwritten: the iterate in [0, 1] as float32
+            (float64 on the reference only), or the perturbation as float16. Any memory
+            layout will do; channels_last and NCHW need no copies.
+        x0: Clean images [N, C, H, W], uint8 in 0..255 or float in [0, 1].
+        grad: Gradient [N, C, H, W] of the objective with respect to the *normalised*
+            input `(x - mean) / std`; float32, bfloat16 or float16.
         norm: `"linf"` or `"l2"`; the L2 norm is over a whole sample.
-        step_size: `a`, pixel units, a number or one per sample [N], finite and >= 0.
-        eps: radius `e`, pixel units, a number or one per sample [N], finite and >= 0.
-        mean: per channel [C], pixel units.
-        std: per channel [C], pixel units, > 0.
-        z: where to write the next normalised input (float32, bfloat16 or float16
-            [N, C, H, W]); None writes nothing.
-        nonfinite: int64 [1] counter the number of ignored elements is added to.
+        step_size: Step size `a` in pixel units, one number or one per sample [N], finite
+            and >= 0.
+        eps: Radius `e` in pixel units, one number or one per sample [N], finite and >= 0.
+        mean: Mean of each channel [C] in pixel units.
+        std: Standard deviation of each channel [C] in pixel units, > 0.
+        z: Tensor [N, C, H, W] that the next normalised input is written to; float32,
+            bfloat16 or float16. None writes nothing.
+        nonfinite: int64 [1] counter that the number of ignored elements is added to.
 
     Returns:
         `x`.
 
     Raises:
-        ValueError: shapes or devices disagree, `step_size` or `eps` is a negative or
-            non-finite number (tensors are not read), or `x` or `z` shares memory with
-            another operand or with itself.
-        TypeError: a dtype outside those named above.
-        BackendError: no backend accepts the call; the message lists why.
+        ValueError: Shapes or devices disagree, a number is out of its range (tensors are
+            not read), or a tensor that is written shares memory with another operand or
+            with itself.
+        TypeError: A dtype is none of those named above.
+        BackendError: No backend accepts the call; the message lists the reasons.
 
     Source:
         Madry et al. 2018 (PGD); Salman et al. 2020, `robustness` steps for L2.
     """
-    check_step({"x": x, "x0": x0, "grad": grad}, STATE, mean, std, z, nonfinite)
-    torch.ops.fastadv.pgd_step_(
-        x,
-        x0,
-        grad,
-        per_sample("step_size", step_size, x),
-        per_sample("eps", eps, x),
-        mean,
-        std,
-        parse_norm(norm),
-        z,
-        nonfinite,
-    )
+    images = {"x": x, "x0": x0, "grad": grad, "z": z}
+    check_step(images, STATE, mean, std, nonfinite)
+    sizes = per_sample("step_size", step_size, x), per_sample("eps", eps, x)
+    rest = mean, std, parse_norm(norm), z, nonfinite
+    torch.ops.fastadv.pgd_step_(x, x0, grad, *sizes, *rest)
     return x
 
 
@@ -249,7 +207,7 @@ def apgd_step_(
     z: Tensor | None = None,
     nonfinite: Tensor | None = None,
 ) -> Tensor:
-    """One step of Auto-PGD, in place: a projected ascent step with momentum.
+    """Take one step of Auto-PGD in place: a projected ascent step with momentum.
 
         gx    = grad / std
         P(d)  = clip(d, -e, e) for linf;  d * min(1, e / |d|) for l2
@@ -261,33 +219,23 @@ def apgd_step_(
 
     An element whose `gx` is not finite takes part in the momentum only.
 
+    The other operands, `Returns` and `Raises` are those of `pgd_step_`.
+
     Args:
-        x: the iterate, float32 (float64: reference only) [N, C, H, W] in [0, 1];
-            overwritten.
-        x_prev: the iterate before it, same shape and dtype, finite; overwritten with
-            the old `x`. Anything will do in the first step, where `momentum` is 1.
-        x0: the clean images, uint8 in 0..255 or float in [0, 1], [N, C, H, W].
-        grad: gradient of the objective with respect to the *normalised* input
-            `(x - mean) / std`; float32, bfloat16 or float16 [N, C, H, W].
-        norm: `"linf"` or `"l2"`; the L2 norm is over a whole sample.
-        step_size: `a`, pixel units, a number or one per sample [N], finite and >= 0.
-        eps: radius `e`, pixel units, a number or one per sample [N], finite and >= 0.
-        momentum: weight of the new step in [0, 1]: 1 in the first step, 0.75 after.
-        mean: per channel [C], pixel units.
-        std: per channel [C], pixel units, > 0.
-        z: where to write the next normalised input (float32, bfloat16 or float16
-            [N, C, H, W]); None writes nothing.
-        nonfinite: int64 [1] counter the number of ignored elements is added to.
-
-    Returns:
-        `x`.
-
-    Raises:
-        ValueError: shapes or devices disagree, a number is out of its range (tensors
-            are not read), or `x`, `x_prev` or `z` shares memory with another operand
-            or with itself.
-        TypeError: a dtype outside those named above.
-        BackendError: no backend accepts the call; the message lists why.
+        x: Iterate [N, C, H, W] in [0, 1], float32 (float64 on the reference only), which
+            is overwritten.
+        x_prev: Iterate before it, of the same shape and dtype, finite; it is overwritten
+            with the old `x`. Any values will do in the first step, where `momentum` is 1.
+        x0: Clean images.
+        grad: Gradient with respect to the *normalised* input.
+        norm: `"linf"` or `"l2"`.
+        step_size: Step size `a`.
+        eps: Radius `e`.
+        momentum: Weight of the new step in [0, 1]: 1 in the first step, 0.75 after it.
+        mean: Mean of each channel.
+        std: Standard deviation of each channel.
+        z: Tensor that the next normalised input is written to, or None.
+        nonfinite: Counter of ignored elements, or None.
 
     Source:
         Croce and Hein 2020, "Reliable evaluation of adversarial robustness with an
@@ -295,39 +243,28 @@ def apgd_step_(
     """
     if not 0 <= momentum <= 1:
         raise ValueError(f"momentum={momentum} must be a number in [0, 1]")
-    images = {"x": x, "x_prev": x_prev, "x0": x0, "grad": grad}
-    check_step(images, ITERATE, mean, std, z, nonfinite)
+    images = {"x": x, "x_prev": x_prev, "x0": x0, "grad": grad, "z": z}
+    check_step(images, ITERATE, mean, std, nonfinite)
     if x_prev.dtype != x.dtype:
         raise TypeError(f"x_prev is {x_prev.dtype}, x is {x.dtype}: they must agree")
-    torch.ops.fastadv.apgd_step_(
-        x,
-        x_prev,
-        x0,
-        grad,
-        per_sample("step_size", step_size, x),
-        per_sample("eps", eps, x),
-        float(momentum),
-        mean,
-        std,
-        parse_norm(norm),
-        z,
-        nonfinite,
-    )
+    sizes = per_sample("step_size", step_size, x), per_sample("eps", eps, x)
+    rest = mean, std, parse_norm(norm), z, nonfinite
+    torch.ops.fastadv.apgd_step_(x, x_prev, x0, grad, *sizes, float(momentum), *rest)
     return x
 
 
 def ball_init(
     x0: Tensor, *, norm: Norm, eps: float | Tensor, seed: int, offset: int = 0
 ) -> Tensor:
-    """A random start: uniform in the ball around `x0`, clipped to [0, 1].
+    """Draw a random start, uniform in the ball around `x0` and clipped to [0, 1].
 
     Args:
-        x0: clean images, uint8 in 0..255 or float32 in [0, 1], [N, C, H, W].
+        x0: Clean images [N, C, H, W], uint8 in 0..255 or float32 in [0, 1].
         norm: `"linf"` (uniform in the box) or `"l2"` (uniform in the ball).
-        eps: radius in pixel units, a number or one per sample [N].
-        seed: 64-bit key of the Philox generator (counted modulo 2^64).
-        offset: number of the first sample, so that ranks or batches that share a seed
-            draw different numbers: row n uses sample `offset + n`.
+        eps: Radius in pixel units, one number or one per sample [N].
+        seed: Key of the Philox generator, 64 bits, counted modulo 2^64.
+        offset: Number of the first sample: row n uses sample `offset + n`, so that ranks
+            or batches that share a seed draw different numbers.
 
     Returns:
         float32 [N, C, H, W] in the memory layout of `x0`. Every backend draws the same
@@ -345,13 +282,14 @@ def ball_init(
 def normalize(
     x: Tensor, *, mean: Tensor, std: Tensor, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """`(x - mean) / std`; uint8 images count in units of 1/255.
+    """Return `(x - mean) / std`; a uint8 image counts in units of 1/255.
 
     Args:
-        x: images, uint8 in 0..255 or float in [0, 1], [N, C, H, W].
-        mean: per channel [C], pixel units.
-        std: per channel [C], pixel units, > 0.
-        dtype: of the result: float32, bfloat16, float16 (float64: reference only).
+        x: Images [N, C, H, W], uint8 in 0..255 or float in [0, 1].
+        mean: Mean of each channel [C] in pixel units.
+        std: Standard deviation of each channel [C] in pixel units, > 0.
+        dtype: Dtype of the result: float32, bfloat16 or float16 (float64 on the reference
+            only).
 
     Returns:
         [N, C, H, W] in the memory layout of `x`.

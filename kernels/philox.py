@@ -1,7 +1,7 @@
-"""Philox4x32-10 in PyTorch: the random numbers every backend reproduces.
+"""Philox4x32-10 in PyTorch: the random numbers that every backend reproduces.
 
 One call per (sample, pixel, group of four channels) gives the four channels of that
-pixel, so the numbers do not depend on memory layout, batch split or thread count:
+pixel, so the numbers do not depend on memory layout, batch split or number of threads:
 
     counter = (pixel, channel // 4, sample low, sample high), key = (seed low, high)
 
@@ -50,7 +50,7 @@ def _samples(n: int, offset: int, device: torch.device) -> tuple[Tensor, Tensor]
 def pixel_words(
     n: int, c: int, h: int, w: int, seed: int, offset: int, device: torch.device
 ) -> Tensor:
-    """Words of every pixel: int64 [N, ceil(C/4), H, W, 4]."""
+    """Return the words of every pixel: int64 [N, ceil(C/4), H, W, 4]."""
     low, high = (s.view(n, 1, 1) for s in _samples(n, offset, device))
     pixel = torch.arange(h * w, device=device).view(1, 1, -1)
     group = torch.arange((c + 3) // 4, device=device).view(1, -1, 1)
@@ -59,18 +59,18 @@ def pixel_words(
 
 
 def _to_channels(lanes: Tensor, c: int) -> Tensor:
-    """[N, G, H, W, 4] lanes to [N, C, H, W] values."""
+    """Rearrange lanes [N, G, H, W, 4] as values [N, C, H, W]."""
     n, groups, h, w, _ = lanes.shape
     return lanes.permute(0, 1, 4, 2, 3).reshape(n, groups * 4, h, w)[:, :c]
 
 
 def to_uniform(words: Tensor, c: int) -> Tensor:
-    """Uniform numbers in [0, 1) with 24 bits: float64 [N, C, H, W]."""
+    """Return uniform numbers in [0, 1) with 24 bits: float64 [N, C, H, W]."""
     return _to_channels((words >> 8).double() * _UNIT, c)
 
 
 def to_normal(words: Tensor, c: int) -> Tensor:
-    """Standard normal numbers by Box-Muller on lane pairs: float64 [N, C, H, W]."""
+    """Return normal numbers, by Box-Muller on pairs of lanes: float64 [N, C, H, W]."""
     bits = (words >> 8).double()
     radius = (-2 * ((bits[..., 0::2] + 1) * _UNIT).log()).sqrt()
     angle = 2 * math.pi * _UNIT * bits[..., 1::2]
@@ -79,7 +79,7 @@ def to_normal(words: Tensor, c: int) -> Tensor:
 
 
 def sample_uniform(n: int, seed: int, offset: int, device: torch.device) -> Tensor:
-    """One number in (0, 1] per sample: float64 [N]."""
+    """Return one uniform number in (0, 1] per sample: float64 [N]."""
     low, high = _samples(n, offset, device)
     pixel = torch.full_like(low, SAMPLE_PIXEL)
     words = philox4x32((pixel, torch.zeros_like(low), low, high), seed)

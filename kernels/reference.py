@@ -1,8 +1,8 @@
 """The definition of every operator in plain PyTorch, and the oracle of the tests.
 
-Works in the dtype of the iterate (float64 gives the oracle; float16, a perturbation,
-works in float32) and reduces in float64.
-Tensors arrive checked and in one memory order; see `ops.py` for the contract.
+A step computes in the dtype of its iterate (float64 gives the oracle), a float16
+perturbation in float32, and sums are float64. Tensors arrive checked and in one memory
+order; `ops.py` has the contract.
 """
 
 from __future__ import annotations
@@ -11,28 +11,25 @@ import torch
 from torch import Tensor
 
 from fastadv.kernels import philox
+from fastadv.kernels.pixels import to_pixels
 from fastadv.kernels.registry import Operands
+from fastadv.kernels.step import Start, Step
 
 # |g| enters as |g| + TINY, so a gradient far below any meaningful size moves nothing
 # instead of being blown up to a full step of rounding noise.
 TINY = 1e-30
+GRAY = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in Pillow and torchvision
+_CHUNK = 64  # crops whose float32 copies are held at once: 51 MB at 258 px
 
 
 def unavailable_reason() -> str | None:
-    """Plain PyTorch runs everywhere."""
+    """Return None: plain PyTorch runs on every machine."""
     return None
 
 
 def not_supported_reasons(operands: Operands) -> list[str]:
-    """The reference declines nothing."""
+    """Return no reasons: the reference accepts every call."""
     return []
-
-
-def to_pixels(images: Tensor, dtype: torch.dtype) -> Tensor:
-    """uint8 images become [0, 1] by one correctly rounded division; others are cast."""
-    if images.dtype == torch.uint8:
-        return images.to(dtype) / 255
-    return images.to(dtype)
 
 
 def _per_channel(values: Tensor, dtype: torch.dtype) -> Tensor:
@@ -50,7 +47,7 @@ def _row_norm(rows: Tensor) -> Tensor:
 def _finite_gradient(
     grad: Tensor, std: Tensor, dtype: torch.dtype, nonfinite: Tensor | None
 ) -> Tensor:
-    """The gradient by the pixels; elements that are not finite are zero, counted."""
+    """Return the gradient by the pixels; non-finite elements are zero and are counted."""
     gx = grad.to(dtype) / _per_channel(std, dtype)
     finite = gx.isfinite()
     if nonfinite is not None:
@@ -59,14 +56,14 @@ def _finite_gradient(
 
 
 def _ascent(gx: Tensor, step: Tensor, norm: str) -> Tensor:
-    """The move of length `step` that raises the objective most."""
+    """Return the move of length `step` that raises the objective most."""
     if norm == "linf":
         return step * gx.sign()
     return (step.double() / (_row_norm(gx) + TINY)).to(gx.dtype) * gx
 
 
 def _project(d: Tensor, radius: Tensor, norm: str) -> Tensor:
-    """The point of the ball nearest to `d`."""
+    """Return the point of the ball that is nearest to `d`."""
     if norm == "linf":
         return torch.minimum(torch.maximum(d, -radius), radius)
     length = _row_norm(d)
@@ -75,90 +72,118 @@ def _project(d: Tensor, radius: Tensor, norm: str) -> Tensor:
 
 
 def toward_zero(d: Tensor) -> Tensor:
-    """float16 of the largest magnitude that `d` is not exceeded by."""
+    """Return the nearest float16 number that is nowhere larger in magnitude than `d`."""
     half = d.to(torch.float16)
     too_long = half.to(d.dtype).abs() > d.abs()
     # One less in the bits is one unit less in magnitude, whatever the sign.
     return (half.view(torch.int16) - too_long.to(torch.int16)).view(torch.float16)
 
 
-def pgd_step(
-    x: Tensor,
-    x0: Tensor,
-    grad: Tensor,
-    step_size: Tensor,
-    eps: Tensor,
-    mean: Tensor,
-    std: Tensor,
-    norm: str,
-    z: Tensor | None,
-    nonfinite: Tensor | None,
-) -> None:
-    """One projected ascent step, in place on `x`; see `fastadv.kernels.pgd_step_`."""
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    holds_delta = x.dtype == torch.float16
-    clean = to_pixels(x0, dtype)
-    step, radius = _per_sample(step_size, dtype), _per_sample(eps, dtype)
-    gx = _finite_gradient(grad, std, dtype, nonfinite)
-    delta = x.to(dtype) if holds_delta else x - clean
-    delta = _project(delta + _ascent(gx, step, norm), radius, norm)
+def step(s: Step) -> None:
+    """Take one step in place; see `fastadv.kernels.pgd_step_` and `apgd_step_`."""
+    dtype = torch.promote_types(s.x.dtype, torch.float32)
+    holds_delta = s.x.dtype == torch.float16
+    clean = to_pixels(s.x0, dtype)
+    step_size, radius = _per_sample(s.step_size, dtype), _per_sample(s.eps, dtype)
+    gx = _finite_gradient(s.grad, s.std, dtype, s.nonfinite)
+    d = s.x.to(dtype) if holds_delta else s.x - clean
+    moved = _project(d + _ascent(gx, step_size, s.norm), radius, s.norm)
+    if s.x_prev is not None:
+        previous = s.x_prev - clean
+        ahead = (clean + moved).clamp_(0, 1) - clean
+        moved = d + s.momentum * (ahead - d) + (1 - s.momentum) * (d - previous)
+        moved = _project(moved, radius, s.norm)
+        s.x_prev.copy_(s.x)
     if holds_delta:
-        x.copy_(toward_zero(torch.minimum(torch.maximum(delta, -clean), 1 - clean)))
-        image = (clean + x.to(dtype)).clamp_(0, 1)
+        s.x.copy_(toward_zero(torch.minimum(torch.maximum(moved, -clean), 1 - clean)))
+        image = (clean + s.x.to(dtype)).clamp_(0, 1)
     else:
-        image = x.copy_((clean + delta).clamp_(0, 1))
-    if z is not None:
-        z.copy_((image - _per_channel(mean, dtype)) / _per_channel(std, dtype))
+        image = s.x.copy_((clean + moved).clamp_(0, 1))
+    if s.z is not None:
+        s.z.copy_((image - _per_channel(s.mean, dtype)) / _per_channel(s.std, dtype))
 
 
-def apgd_step(
-    x: Tensor,
-    x_prev: Tensor,
-    x0: Tensor,
-    grad: Tensor,
-    step_size: Tensor,
-    eps: Tensor,
-    momentum: float,
-    mean: Tensor,
-    std: Tensor,
-    norm: str,
-    z: Tensor | None,
-    nonfinite: Tensor | None,
-) -> None:
-    """One APGD step, in place on `x`, `x_prev`; see `fastadv.kernels.apgd_step_`."""
-    dtype = x.dtype
-    clean = to_pixels(x0, dtype)
-    step, radius = _per_sample(step_size, dtype), _per_sample(eps, dtype)
-    gx = _finite_gradient(grad, std, dtype, nonfinite)
-    d, previous = x - clean, x_prev - clean
-    ahead = _project(d + _ascent(gx, step, norm), radius, norm)
-    ahead = (clean + ahead).clamp_(0, 1) - clean
-    d = d + momentum * (ahead - d) + (1 - momentum) * (d - previous)
-    x_prev.copy_(x)
-    x.copy_((clean + _project(d, radius, norm)).clamp_(0, 1))
-    if z is not None:
-        z.copy_((x - _per_channel(mean, dtype)) / _per_channel(std, dtype))
-
-
-def ball_init(x0: Tensor, eps: Tensor, norm: str, seed: int, offset: int) -> Tensor:
-    """A random point of the ball around `x0`; see `fastadv.kernels.ball_init`."""
-    n, c, h, w = x0.shape
-    words = philox.pixel_words(n, c, h, w, seed, offset, x0.device)
-    radius = _per_sample(eps, torch.float64)
-    if norm == "linf":
+def ball_init(start: Start) -> Tensor:
+    """Return a random point of the ball; see `fastadv.kernels.ball_init`."""
+    n, c, h, w = start.x0.shape
+    device, key = start.x0.device, (start.seed, start.offset)
+    words = philox.pixel_words(n, c, h, w, *key, device)
+    radius = _per_sample(start.eps, torch.float64)
+    if start.norm == "linf":
         delta = (2 * philox.to_uniform(words, c) - 1) * radius
     else:
         normal = philox.to_normal(words, c)
         length = _row_norm(normal)
         # u^(1/d) makes the point uniform in the ball rather than on its surface.
-        share = philox.sample_uniform(n, seed, offset, x0.device) ** (1 / (c * h * w))
+        share = philox.sample_uniform(n, *key, device) ** (1 / (c * h * w))
         delta = normal * (radius * share.view(-1, 1, 1, 1) / length.clamp_min(TINY))
-    start = (to_pixels(x0, torch.float64) + delta).clamp_(0, 1)
-    return start.to(torch.float32)
+    image = (to_pixels(start.x0, torch.float64) + delta).clamp_(0, 1)
+    return image.to(torch.float32)
 
 
 def normalize(x: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype) -> Tensor:
-    """`(x - mean) / std`, uint8 counted in 1/255; see `fastadv.kernels.normalize`."""
+    """Return `(x - mean) / std`; see `fastadv.kernels.normalize`."""
     work = torch.promote_types(dtype, torch.float32)
     pixels = to_pixels(x, work)
     return ((pixels - _per_channel(mean, work)) / _per_channel(std, work)).to(dtype)
+
+
+def crops(
+    images: Tensor,
+    index: Tensor,
+    boxes: Tensor,
+    side: int,
+    colour: Tensor | None,
+    threads: int | None,
+) -> Tensor:
+    """Cut, resize and recolour boxes; see `fastadv.kernels.crops.resized_crops`."""
+    on = images.device
+    boxes, index = boxes.to(on), index.to(on)
+    colour = None if colour is None else colour.to(on)
+    out = images.new_empty(len(index), side, side, 3)
+    for start in range(0, len(index), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        cut = _resized(images[index[part]], boxes[part], side)
+        out[part] = cut if colour is None else _recoloured(cut, colour[part])
+    return out
+
+
+def _resized(images: Tensor, boxes: Tensor, side: int) -> Tensor:
+    """Return one resized box of each image, by two products with matrices of weights."""
+    height, width = images.shape[1:3]
+    top, left, tall, wide, flip = boxes.unbind(1)
+    down = _weights(top, tall, height, side)
+    across = _weights(left, wide, width, side)
+    across = torch.where(flip.bool()[:, None, None], across.flip(1), across)
+    rows = torch.einsum("nyh,nhwc->nywc", down, images.float())
+    cut = torch.einsum("nxw,nywc->nyxc", across, rows)
+    return (cut + 0.5).clamp_(0, 255).to(torch.uint8)
+
+
+def _weights(start: Tensor, length: Tensor, size: int, side: int) -> Tensor:
+    """Return the triangle filter's weights along one axis, float32 [N, side, size]."""
+    on = start.device
+    scale = length.double() / side
+    support = scale.clamp(min=1)[:, None, None]
+    i = torch.arange(side, device=on, dtype=torch.float64)
+    centre = ((i + 0.5)[None, :] * scale[:, None])[:, :, None]
+    # These positions reflect into the image; `inside` keeps to the box.
+    at = torch.arange(1 - size, 2 * size - 1, device=on)
+    p = (at[None, :] - start[:, None])[:, None, :]
+    inside = (p >= 0) & (p < length[:, None, None])
+    weight = (1 - (p + 0.5 - centre).abs() / support).clamp_(min=0) * inside
+    weight /= weight.sum(2, keepdim=True)
+    folded = at.abs()
+    folded = torch.where(folded < size, folded, 2 * (size - 1) - folded)
+    out = weight.new_zeros(len(start), side, size)
+    return out.index_add_(2, folded, weight).float()
+
+
+def _recoloured(images: Tensor, colour: Tensor) -> Tensor:
+    x = images.float()
+    gray = x @ x.new_tensor(GRAY)
+    mean = gray.double().mean((1, 2)).float()
+    scale, gray_scale, mean_scale = (c[:, None, None, None] for c in colour[:, :3].T)
+    y = x * scale + gray[..., None] * gray_scale + colour[:, None, None, 3:]
+    y += mean[:, None, None, None] * mean_scale
+    return (y.clamp_(0, 255) + 0.5).to(torch.uint8)

@@ -1,10 +1,13 @@
-"""Which implementation runs an operator: backends state why they decline, the first
-that accepts runs, and a count is kept so that tests can see which one it was.
+"""The choice of the backend that runs an operator.
+
+Backends give the reasons why they decline a call, the first that accepts it runs, and a
+count is kept so that tests can see which one it was.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import os
 from collections import Counter
@@ -17,14 +20,27 @@ import torch
 from fastadv.errors import BackendError, unknown_name
 
 ENV_VAR = "FASTADV_BACKEND"
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+# The dtypes of the operands of a step that compiled backends take.
+STEP_DTYPES = {
+    "x": (torch.float32, torch.float16),
+    "x_prev": (torch.float32,),
+    "x0": (torch.uint8, torch.float32),
+    "grad": FLOATS,
+    "z": FLOATS,
+}
 
 
 @dataclass(frozen=True)
 class Operands:
     """What a backend may judge: the tensors and options of one operator call.
 
-    `tensors` holds every tensor by its schema name (absent optional ones left out);
-    `out_dtype` is what a freshly made result must be, where the caller chooses.
+    Attributes:
+        op: Name of the operator.
+        tensors: Every tensor by its schema name; optional ones that are absent are left
+            out.
+        out_dtype: The dtype that a freshly made result must have, where the caller
+            chooses it.
     """
 
     op: str
@@ -32,35 +48,37 @@ class Operands:
     out_dtype: torch.dtype | None = None
 
     def __str__(self) -> str:
-        shown = [
-            f"{name}{list(t.shape)} {str(t.dtype).removeprefix('torch.')}"
+        images = [
+            f"{name}{list(t.shape)} {_dtype_name(t.dtype)}"
             for name, t in self.tensors.items()
             if t.dim() == 4
         ]
         device = next(iter(self.tensors.values())).device
-        made = f" to {self.out_dtype}".replace("torch.", "") if self.out_dtype else ""
-        return f"{self.op}({', '.join(shown)}){made} on {device}"
+        made = f" to {_dtype_name(self.out_dtype)}" if self.out_dtype else ""
+        return f"{self.op}({', '.join(images)}){made} on {device}"
 
 
-def _names(dtypes: tuple[torch.dtype, ...]) -> str:
-    shown = [str(d).removeprefix("torch.") for d in dtypes]
-    return " or ".join(filter(None, (", ".join(shown[:-1]), shown[-1])))
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _either(dtypes: tuple[torch.dtype, ...]) -> str:
+    names = [_dtype_name(d) for d in dtypes]
+    return " or ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def operand_reasons(
     operands: Operands,
     device: str,
-    accepted: Mapping[str, tuple[torch.dtype, ...]],
-    made: tuple[torch.dtype, ...],
+    accepted: Mapping[str, tuple[torch.dtype, ...]] = STEP_DTYPES,
 ) -> list[str]:
-    """Why a backend that takes these devices and dtypes declines a call: [] if it runs.
+    """Return why a backend that takes these dtypes on `device` declines a call.
 
     Args:
-        operands: of the call.
-        device: the device type its tensors must be on: `"cpu"` or `"cuda"`.
-        accepted: dtypes of every operand by its schema name. `normalize` reads clean
-            images, so its `x` is judged as `x0`.
-        made: dtypes that a freshly made result may have.
+        operands: Operands of the call.
+        device: Device type that the tensors must be on, `"cpu"` or `"cuda"`.
+        accepted: Dtypes of every operand by its schema name. `normalize` reads clean
+            images, so its `x` is judged as `x0`, and its result as `z`.
     """
     if any(t.device.type != device for t in operands.tensors.values()):
         return [f"needs {device} tensors"]
@@ -68,12 +86,15 @@ def operand_reasons(
     for name, tensor in operands.tensors.items():
         allowed = accepted["x0" if operands.op == "normalize" else name]
         if tensor.dtype not in allowed:
-            got = _names((tensor.dtype,))
-            reasons.append(f"needs {name} as {_names(allowed)}, got {got}")
+            got = _dtype_name(tensor.dtype)
+            reasons.append(f"needs {name} as {_either(allowed)}, got {got}")
     out = operands.out_dtype
-    if out is not None and out not in made:
-        reasons.append(f"writes {_names(made)}, not {_names((out,))}")
+    if out is not None and out not in accepted["z"]:
+        reasons.append(f"writes {_either(accepted['z'])}, not {_dtype_name(out)}")
     return reasons
+
+
+_import = functools.cache(importlib.import_module)
 
 
 @dataclass(frozen=True)
@@ -82,36 +103,64 @@ class BackendInfo:
 
     The module at `module` implements
 
-        unavailable_reason() -> str | None          # this machine cannot run it
+        unavailable_reason() -> str | None            # this machine cannot run it
         not_supported_reasons(operands) -> list[str]  # it cannot run this call
-        pgd_step(...), apgd_step(...), ball_init(...), normalize(...)
+        step(step), ball_init(start), normalize(x, mean, std, dtype)
 
-    with the arguments that `reference.py` documents.
+    with the operands of `step.py`, and a function for each name in `extra`.
+
+    Attributes:
+        name: Name that users force the backend by.
+        module: Full name of the module.
+        summary: What the backend is, for `fastadv-doctor`.
+        extra: Operators that the backend has besides those that every backend has.
     """
 
     name: str
     module: str
     summary: str
+    extra: tuple[str, ...] = ()
 
     def load(self) -> ModuleType:
-        """Import the backend's module."""
-        return importlib.import_module(self.module)
+        """Import the module of the backend."""
+        return _import(self.module)
 
     def unavailable_reason(self) -> str | None:
-        """Why this backend cannot run on this machine, or None when it can."""
+        """Return why this backend cannot run on this machine, or None when it can."""
         reason: str | None = self.load().unavailable_reason()
         return reason
 
+    def declines(self, operands: Operands) -> list[str]:
+        """Return why this backend cannot run the call; [] when it can."""
+        if not self.has(operands.op):
+            return [f"has no {operands.op}"]
+        module = self.load()
+        missing = module.unavailable_reason()
+        return [missing] if missing else module.not_supported_reasons(operands)
 
+    def has(self, op: str) -> bool:
+        """Return whether the backend implements an operator."""
+        return op in (*EVERYWHERE, *self.extra)
+
+
+EVERYWHERE = ("pgd_step", "apgd_step", "ball_init", "normalize")
 BACKENDS: dict[str, BackendInfo] = {
     info.name: info
     for info in (
         BackendInfo("cuda", "fastadv.kernels._cuda", "CUDA C++, NVIDIA GPUs"),
         BackendInfo("triton", "fastadv.kernels._triton", "Triton, any GPU it supports"),
-        BackendInfo("cpp", "fastadv.kernels._cpp", "C++, vectorised and threaded CPU"),
+        BackendInfo(
+            "cpp",
+            "fastadv.kernels._cpp",
+            "C++, vectorised and threaded CPU",
+            ("conv3x3", "conv3x3_weight", "crops"),
+        ),
         BackendInfo("numba", "fastadv.kernels._numba", "Numba, CPU without a compiler"),
         BackendInfo(
-            "reference", "fastadv.kernels.reference", "plain PyTorch, anywhere"
+            "reference",
+            "fastadv.kernels.reference",
+            "plain PyTorch, anywhere",
+            ("crops",),
         ),
     )
 }
@@ -121,28 +170,28 @@ _forced: str | None = None
 
 
 def check_backend_name(name: str) -> str:
-    """Return `name` if a backend is called so, else raise with its near misses."""
+    """Return `name` if a backend has this name, else raise with its near misses."""
     if name not in BACKENDS:
         raise BackendError(unknown_name("kernel backend", name, BACKENDS))
     return name
 
 
 def forced_backend() -> str | None:
-    """The backend that `use_backend` or FASTADV_BACKEND forces, if any."""
+    """Return the backend that `use_backend` or FASTADV_BACKEND forces, if any."""
     name = _forced or os.environ.get(ENV_VAR) or None
     return check_backend_name(name) if name and name != "auto" else None
 
 
 @contextlib.contextmanager
 def use_backend(name: str | None) -> Iterator[None]:
-    """Force one backend for all calls inside the block (process-wide).
+    """Force one backend for all calls inside the block, in the whole process.
 
     Args:
-        name: a key of `BACKENDS`; "auto" leaves the choice to FASTADV_BACKEND or the
-            order of preference, None lifts any force.
+        name: A key of `BACKENDS`. "auto" leaves the choice to FASTADV_BACKEND or to the
+            order of preference; None lifts any force.
 
     Raises:
-        BackendError: no backend is called so.
+        BackendError: No backend has this name.
     """
     global _forced
     previous = _forced
@@ -154,35 +203,45 @@ def use_backend(name: str | None) -> Iterator[None]:
         _forced = previous
 
 
-def select(operands: Operands) -> tuple[str, ModuleType]:
-    """Return the first backend that accepts the call.
+def unavailable_reason(op: str) -> str | None:
+    """Return why no backend that may run here has the operator `op`, or None."""
+    forced = forced_backend()
+    if forced and not BACKENDS[forced].has(op):
+        return f"the {forced} backend is forced, which has no {op}"
+    having = [BACKENDS[forced]] if forced else BACKENDS.values()
+    reasons = [info.unavailable_reason() for info in having if info.has(op)]
+    return None if None in reasons else "; ".join(filter(None, reasons))
+
+
+def select(operands: Operands, instead: str | None = None) -> tuple[str, ModuleType]:
+    """Return name and module of the first backend that accepts the call, and count it.
+
+    Args:
+        operands: Operands of the call.
+        instead: Backend that runs, uncounted, a call that a forced backend declines; for
+            operators that not every backend has.
 
     Raises:
-        BackendError: none does; the message gives every backend's reasons.
+        BackendError: No backend accepts the call; the message gives their reasons.
     """
     forced = forced_backend()
     declined = []
     for info in [BACKENDS[forced]] if forced else BACKENDS.values():
-        module = info.load()
-        missing = module.unavailable_reason()
-        reasons = [missing] if missing else module.not_supported_reasons(operands)
+        reasons = info.declines(operands)
         if not reasons:
-            count_launch(info.name, operands.op)
-            return info.name, module
+            _launches[info.name, operands.op] += 1
+            return info.name, info.load()
         declined.append(f"{info.name}: {'; '.join(reasons)}")
+    if forced and instead and not BACKENDS[instead].declines(operands):
+        return instead, BACKENDS[instead].load()
     hint = f" {ENV_VAR} or use_backend() forces {forced}." if forced else ""
     raise BackendError(
         f"no backend can run {operands}:{hint}\n  " + "\n  ".join(declined)
     )
 
 
-def count_launch(backend: str, op: str) -> None:
-    """Note that `backend` ran `op` once."""
-    _launches[backend, op] += 1
-
-
 def launch_counts() -> dict[tuple[str, str], int]:
-    """How often each (backend, operator) ran since `reset_launch_counts`."""
+    """Return how often each (backend, operator) ran since `reset_launch_counts`."""
     return dict(_launches)
 
 

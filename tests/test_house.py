@@ -7,7 +7,7 @@ import doctest
 import functools
 import importlib
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -18,8 +18,18 @@ SOURCES = sorted([*ROOT.glob("fastadv/**/*.py"), *ROOT.glob("kernels/*.py")])
 # Lowest first; a part imports parts of lower layers, and of its own layer those that do
 # not import it back. A new package needs a place here.
 LAYERS = (
-    {"errors", "files", "lazy", "machine", "phases", "statistics", "text_tables"},
-    {"threat"},
+    {
+        "errors",
+        "files",
+        "lazy",
+        "machine",
+        "phases",
+        "progress",
+        "statistics",
+        "text_tables",
+    },
+    {"ranges", "threat"},
+    {"device", "flags"},
     {"environment", "kernels", "results"},
     {"models", "data"},
     {"runs"},
@@ -42,10 +52,37 @@ def _part(path: Path) -> str:
     return parts[0] if parts[0] == "kernels" else parts[1]
 
 
-def _imported(tree: ast.Module) -> Iterator[tuple[int, str]]:
-    """Line and full name of everything imported, wherever in the file."""
+@functools.cache
+def _modules() -> dict[str, Path]:
+    """Full name -> file of every module and package."""
+    names = {}
+    for path in SOURCES:
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        parts = ("fastadv", *parts) if parts[0] == "kernels" else parts
+        names[".".join(parts).removesuffix(".__init__")] = path
+    return names
+
+
+def _imported(tree: ast.Module, *, runs: bool = False) -> Iterator[tuple[int, str]]:
+    """Line and full name of everything imported, wherever in the file.
+
+    A string that names a module counts: it ends in `python -m` or `import_module`. With
+    `runs` imports for type checkers alone do not count.
+    """
+    idle = {
+        inner
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
     for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
+        if runs and node in idle:
+            continue
+        if isinstance(node, ast.Constant):
+            # `fastadv` alone is the name of much else.
+            if node.value in _modules() and node.value != "fastadv":
+                yield node.lineno, str(node.value)
+        elif isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"relative import in line {node.lineno}"
@@ -53,6 +90,29 @@ def _imported(tree: ast.Module) -> Iterator[tuple[int, str]]:
             yield from (
                 (node.lineno, f"{node.module}.{alias.name}") for alias in node.names
             )
+
+
+def _home(name: str) -> str:
+    """The module that an imported name comes from; packages say it in their stubs."""
+    if name in _modules():
+        return name
+    package, _, attribute = name.rpartition(".")
+    stub = _modules().get(package, ROOT).with_suffix(".pyi")
+    if stub.exists():
+        for _, full in _imported(_tree(stub)):
+            if full.endswith(f".{attribute}"):
+                return _home(full)
+    return package
+
+
+def _circles(edges: Mapping[str, set[str]]) -> list[str]:
+    """Those that reach themselves along the edges."""
+    reached = {name: set(targets) for name, targets in edges.items()}
+    before = -1
+    while before != (before := sum(map(len, reached.values()))):
+        for targets in reached.values():
+            targets |= {t for each in targets for t in reached.get(each, ())}
+    return sorted(name for name, targets in reached.items() if name in targets)
 
 
 @functools.cache
@@ -88,12 +148,44 @@ def test_imports_point_one_way() -> None:
     assert upward == []
 
 
+def test_a_module_named_in_a_string_is_an_import() -> None:
+    tree = ast.parse('"""fastadv.cli is a part."""\nMODULE = "fastadv.cli.train"')
+    assert list(_imported(tree)) == [(2, "fastadv.cli.train")]
+
+
 def test_no_two_parts_need_each_other() -> None:
-    reached = {part: {b for a, b in _edges() if a == part} for part in LEVEL}
-    for _ in LEVEL:
-        for part in LEVEL:
-            reached[part] |= {c for b in reached[part] for c in reached[b]}
-    assert [part for part in LEVEL if part in reached[part]] == []
+    assert _circles({a: {c for b, c in _edges() if a == b} for a in LEVEL}) == []
+
+
+def test_no_two_modules_need_each_other() -> None:
+    """But for the registry of kernels, whose table names the modules that need it."""
+    edges = {
+        module: {_home(name) for _, name in _imported(_tree(path), runs=True)}
+        - {module}
+        for module, path in _modules().items()
+    }
+    edges["fastadv.kernels.registry"].clear()
+    assert "fastadv.runs.eventlog" in edges["fastadv.runs.directory"]
+    assert "fastadv.models.create" in edges["fastadv.training.trainer"]  # by its stub
+    assert _circles(edges) == []
+    edges["fastadv.runs.launch"].add("fastadv.cli.train")
+    assert _circles(edges) == ["fastadv.cli.train", "fastadv.runs.launch"]
+
+
+def test_the_floors_of_data_point_down() -> None:
+    """Its single modules, then what a set is, then file formats, then what uses them."""
+    floors = {"sets": 1, "files": 2, "loading": 3, "opening": 3}
+    upward, found = [], 0
+    for path in (p for p in SOURCES if _part(p) == "data" and p.name != "__init__.py"):
+        own = floors.get(path.parent.name, 0)
+        for line, name in _imported(_tree(path)):
+            words = _home(name).split(".")
+            if words[:2] == ["fastadv", "data"] and len(words) > 2:
+                found += 1
+                if floors.get(words[2], 0) > own:
+                    upward.append(f"{path.name}:{line}: {name}")
+    assert upward == []
+    assert found > 50
 
 
 @pytest.mark.parametrize("package", ["torch", "numpy"])
@@ -204,7 +296,14 @@ def test_every_package_is_packed() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["threat", "errors", "models.names", "text_tables", "data.counter"],
+    [
+        "threat",
+        "errors",
+        "models.architecture_names",
+        "text_tables",
+        "data.counter",
+        "progress",
+    ],
 )
 def test_examples_in_docstrings(name: str) -> None:
     module = importlib.import_module(f"fastadv.{name}")

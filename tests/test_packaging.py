@@ -149,7 +149,7 @@ def test_the_wheel_holds_everything(native: Built) -> None:
     wanted |= {"fastadv/kernels/fastadv_cpu.so"}
     if shutil.which("nvcc", path=f"{os.environ['PATH']}:/usr/local/cuda/bin"):
         wanted |= {"fastadv/kernels/fastadv_cuda.so"}
-    assert {"fastadv/py.typed", "fastadv/reporting/report.html"} <= wanted
+    assert {"fastadv/py.typed", "fastadv/reporting/page/report.html"} <= wanted
     assert wanted - packed == set()
     extra = {p for p in packed - wanted if ".dist-info/" not in p}
     assert extra == set()  # no tests, no top-level `kernels`

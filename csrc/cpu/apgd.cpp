@@ -48,8 +48,7 @@ Sums blend_tile(const Tile<float, C, G> t, Move m, float momentum) {
   return {0, 0, sum(dd), 0};
 }
 
-template <typename C, typename G>
-Sums shrink_tile(const Tile<float, C, G> t, float shrink) {
+template <typename C, typename G> Sums shrink_tile(const Tile<float, C, G> t, float shrink) {
   for_tile(t.size, t.period, [&](int64_t i, int64_t j, auto n) {
     const vf clean = load_pixels(t.x0 + i, n), d = load_delta(t.x + i, clean, n);
     const vf v = store_delta(t.x + i, d * shrink, clean, n);
@@ -70,8 +69,7 @@ template <typename C, typename G> struct Step {
     const Tile<float, C, G> tile = batch.tile(n, k);
     if (passes == 1) return linf_tile(tile, a.step[n], a.eps[n], a.momentum);
     if (pass == 0) return sum_tile(tile);
-    return pass == 1 ? blend_tile(tile, moves[n], a.momentum)
-                     : shrink_tile(tile, moves[n].shrink);
+    return pass == 1 ? blend_tile(tile, moves[n], a.momentum) : shrink_tile(tile, moves[n].shrink);
   }
   void plan(int pass, int64_t n, const Sums &s) {
     const FaStep &a = batch.a;

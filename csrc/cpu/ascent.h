@@ -52,9 +52,7 @@ struct Sums {
 };
 
 // d <- shrink * (d + scale * g): what the sums of a sample decide.
-struct Move {
-  float scale, shrink;
-};
+struct Move { float scale, shrink; };
 
 inline float shrink_to(double eps, double length) {
   return length > eps ? static_cast<float>(eps / length) : 1.0f;
@@ -142,9 +140,15 @@ template <typename S, typename C, typename G> struct Batch {
   Tile<S, C, G> tile(int64_t n, int64_t k) const {
     const int64_t i = n * t.row + t.begin(k);
     const Pattern &p = t.pattern(k);
-    return {static_cast<S *>(a.x) + i, a.x_prev ? a.x_prev + i : nullptr,
-            static_cast<const C *>(a.x0) + i, static_cast<const G *>(a.grad) + i, t.size(k),
-            p.period, p.mean.data(), p.inv_std.data(), Output(a.z, a.z_dtype, i, past_caches)};
+    return {static_cast<S *>(a.x) + i,
+            a.x_prev ? a.x_prev + i : nullptr,
+            static_cast<const C *>(a.x0) + i,
+            static_cast<const G *>(a.grad) + i,
+            t.size(k),
+            p.period,
+            p.mean.data(),
+            p.inv_std.data(),
+            Output(a.z, a.z_dtype, i, past_caches)};
   }
 
   // The sums of a sample, taken again where floats overflowed or lost digits.
@@ -193,8 +197,7 @@ template <typename Op> int64_t by_tiles(Op &op) {
 #pragma omp parallel num_threads(a.threads)
   for (int pass = 0; pass < op.passes; ++pass) {
 #pragma omp for schedule(static)
-    for (int64_t k = 0; k < a.n * t.tiles; ++k)
-      parts[k] = op.run(pass, k / t.tiles, k % t.tiles);
+    for (int64_t k = 0; k < a.n * t.tiles; ++k) parts[k] = op.run(pass, k / t.tiles, k % t.tiles);
 #pragma omp single
     for (int64_t n = 0; n < a.n; ++n) {
       Sums s;
@@ -219,9 +222,8 @@ template <typename Op> void run_passes(Op op) {
 template <typename F> bool with_operands(const FaStep &a, const F &f) {
   if (a.z && !with_float(a.z_dtype, [](auto) {})) return false;
   bool known = false;
-  with_clean(a.x0_dtype, [&](auto c) {
-    known = with_float(a.grad_dtype, [&](auto g) { f(c, g); });
-  });
+  with_clean(a.x0_dtype,
+             [&](auto c) { known = with_float(a.grad_dtype, [&](auto g) { f(c, g); }); });
   return known;
 }
 

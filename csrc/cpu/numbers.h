@@ -12,9 +12,7 @@
 
 namespace FA_ISA {
 
-struct bf16 {
-  uint16_t bits;
-};
+struct bf16 { uint16_t bits; };
 
 #if defined(__FLT16_MAX__) && !defined(__CUDACC__)
 using f16 = _Float16;
@@ -36,9 +34,7 @@ inline float to_float(bf16 v) {
 inline float to_pixel(float v) { return v; }
 inline float to_pixel(uint8_t v) { return static_cast<float>(v) / 255.0f; }
 
-struct Words {
-  uint32_t v[4];
-};
+struct Words { uint32_t v[4]; };
 
 // Salmon et al., SC 2011. The counter layout is documented in kernels/philox.py.
 FA_HD inline Words philox(uint32_t c0, uint32_t c1, uint64_t sample, uint64_t seed) {

@@ -19,8 +19,7 @@ Sums linf_tile(const Tile<S, C, G> t, float step, float eps) {
   return {0, 0, 0, sum(check) == 0 ? 0 : t.count_bad()};
 }
 
-template <typename S, typename C, typename G>
-Sums move_tile(const Tile<S, C, G> t, Move m) {
+template <typename S, typename C, typename G> Sums move_tile(const Tile<S, C, G> t, Move m) {
   for_tile(t.size, t.period, [&](int64_t i, int64_t j, auto n) {
     const vf inv = t.inv_std(j), gx = finite_or_zero(load(t.g + i, n) * inv);
     const vf clean = load_pixels(t.x0 + i, n), d = load_delta(t.x + i, clean, n);
@@ -53,8 +52,9 @@ int32_t pgd_step(const FaStep &a) {
   bool known = false;
   const auto with_state = [&](auto s) {
     known = with_operands(a, [&](auto c, auto g) {
-      run_passes(Step<typename decltype(s)::type, typename decltype(c)::type,
-                      typename decltype(g)::type>(a));
+      run_passes(
+          Step<typename decltype(s)::type, typename decltype(c)::type, typename decltype(g)::type>(
+              a));
     });
   };
   if (a.x_dtype == FA_F32) with_state(Type<float>{});

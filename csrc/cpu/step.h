@@ -1,6 +1,6 @@
 // The plain C interface of the CPU kernels. Pointers and sizes only: no Python, no
 // torch, so one build serves every torch version. Called from kernels/_cpp.py, whose
-// ctypes structures mirror the ones below field by field.
+// ctypes structures mirror those of step.h, conv.h and crops.h field by field.
 #pragma once
 #include <cstdint>
 
@@ -11,18 +11,18 @@ enum FaDtype : int32_t { FA_NONE = 0, FA_F32 = 1, FA_BF16 = 2, FA_F16 = 3, FA_U8
 // One step; see the docstrings of fastadv.kernels.pgd_step_ and apgd_step_.
 // Every image tensor is dense, [n, c, hw] or, with channels_last, [n, hw, c].
 struct FaStep {
-  void *x;              // the state, overwritten: FA_F32 iterate, or FA_F16 perturbation
-  float *x_prev;        // apgd: the iterate before, overwritten; otherwise null
-  const void *x0;       // clean images, FA_U8 or FA_F32
-  const void *grad;     // FA_F32, FA_BF16 or FA_F16
-  void *z;              // next normalised input, or null
-  const float *step;    // [n]
-  const float *eps;     // [n]
-  const float *mean;    // [c]
-  const float *std;     // [c]
-  int64_t *nonfinite;   // [1], added to, or null
+  void *x;             // the state, overwritten: FA_F32 iterate, or FA_F16 perturbation
+  float *x_prev;       // apgd: the iterate before, overwritten; otherwise null
+  const void *x0;      // clean images, FA_U8 or FA_F32
+  const void *grad;    // FA_F32, FA_BF16 or FA_F16
+  void *z;             // next normalised input, or null
+  const float *step;   // [n]
+  const float *eps;    // [n]
+  const float *mean;   // [c]
+  const float *std;    // [c]
+  int64_t *nonfinite;  // [1], added to, or null
   int64_t n, c, hw;
-  float momentum;       // apgd
+  float momentum;  // apgd
   int32_t x_dtype, x0_dtype, grad_dtype, z_dtype;
   int32_t channels_last, l2, threads;
 };
@@ -31,7 +31,7 @@ struct FaStep {
 struct FaInit {
   float *out;
   const void *x0;
-  const float *eps;     // [n]
+  const float *eps;  // [n]
   uint64_t seed, offset;
   int64_t n, c, hw;
   int32_t x0_dtype, channels_last, l2, threads;
@@ -52,16 +52,20 @@ struct FaTriad {
   float *x, *z;
   const float *a, *b;
   int64_t size;
-  int32_t stream;       // write z past the caches
+  int32_t stream;  // write z past the caches
   int32_t threads;
 };
 
-int32_t fa_pgd_step(const FaStep *args);       // 0, or 1 for an unknown dtype
+// The version of this interface, the sizes of its structures, and a zero at the end. _cpp.py
+// compares them with its own before it calls anything else. The version rises when a structure
+// changes in meaning but not in size.
+const int64_t *fa_abi();
+int32_t fa_pgd_step(const FaStep *args);  // 0, or 1 for an unknown dtype
 int32_t fa_apgd_step(const FaStep *args);
 int32_t fa_ball_init(const FaInit *args);
 int32_t fa_normalize(const FaNormalize *args);
 int32_t fa_triad(const FaTriad *args);
-int64_t fa_last_level_cache();                 // bytes
-int32_t fa_has_f16();                          // 1 if FA_F16 was built
-const char *fa_isa();                          // "avx512", "avx2" or "baseline"
+int64_t fa_last_level_cache();  // bytes
+int32_t fa_has_f16();           // 1 if FA_F16 was built
+const char *fa_isa();           // "avx512", "avx2" or "baseline"
 }

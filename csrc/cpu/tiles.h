@@ -53,15 +53,12 @@ struct Tiling {
   int64_t begin(int64_t t) const {
     return t / tiles_per_plane * plane + t % tiles_per_plane * tile;
   }
-  int64_t size(int64_t t) const {
-    return std::min(tile, plane - t % tiles_per_plane * tile);
-  }
+  int64_t size(int64_t t) const { return std::min(tile, plane - t % tiles_per_plane * tile); }
 };
 
 // Calls body(i, j, n) for every vector of a tile: elements i to i + n, pattern index j. n is a
 // compile-time kLanes but for the last vector, so that loads and stores stay whole.
-template <typename Body>
-inline void for_tile(int64_t size, int64_t period, const Body &body) {
+template <typename Body> inline void for_tile(int64_t size, int64_t period, const Body &body) {
   const std::integral_constant<int64_t, kLanes> full;
   int64_t i = 0, j = 0;
   for (; i + kLanes <= size; i += kLanes) {
@@ -77,8 +74,7 @@ inline void for_tile(int64_t size, int64_t period, const Body &body) {
 class Output {
  public:
   // With `past_caches`, whole vectors at aligned addresses bypass the caches.
-  Output(void *z, int32_t dtype, int64_t first, bool past_caches)
-      : dtype_(z ? dtype : FA_NONE) {
+  Output(void *z, int32_t dtype, int64_t first, bool past_caches) : dtype_(z ? dtype : FA_NONE) {
     const int64_t size = dtype == FA_F32 ? 4 : 2;
     z_ = static_cast<char *>(z) + first * size;
     stream_ = past_caches && reinterpret_cast<uintptr_t>(z_) % (kLanes * size) == 0;

@@ -7,9 +7,6 @@
 // to rounding than 0, +-1, +-2, infinity (docs/numerics.md). All three transforms are vectors
 // over channels, so channels_last needs no rearrangement.
 //
-// The weight gradient is the same bilinear form read the other way: dw = G^T [ sum over tiles
-// (B^T x B) . (A g A^T) ] G, as many products again.
-//
 // A map of 2x2 pixels (the last stage of a ResNet at 64 px) is one tile without a border, whose
 // nine taps times four pixels take 9 products: see Whole.
 //
@@ -18,101 +15,24 @@
 // which costs next to nothing beside the products and saves storing them fourfold, and goes
 // through the tiles in blocks whose products stay in its own cache until they are transformed
 // back. Sums have one fixed order: results do not depend on the number of threads.
-#include "conv.h"
+#include "winograd.h"
 
 #include <omp.h>
-
-#include <algorithm>
-#include <cstdlib>
-#include <memory>
-
-#include "winograd.h"
 
 namespace FA_ISA {
 namespace {
 
-constexpr int64_t kBlock = 48;              // tiles whose products stay in L2
-constexpr int64_t kBlockBytes = 448 << 10;  // transformed input of a thread's block
-constexpr int64_t kChunkBytes = 12 << 20;   // transformed input shared through L3
-constexpr int64_t kWeightBytes = 3 << 20;  // transformed weights shared through L3
-constexpr int64_t kPanel = 2 * kLanes;      // output channels of a panel
-constexpr int64_t kInner = 128;             // tiles summed before the next channels: L1
-constexpr int kOuterRows = kLanes == 16 ? 8 : 4;  // divides the channels
+constexpr int64_t kBlockBytes = 448 << 10;    // transformed input of a thread's block
+constexpr int64_t kWeightBytes = 3 << 20;     // transformed weights shared through L3
 constexpr int kRows = kLanes == 16 ? 12 : 6;  // rows of the register tile: 24 or 12 sums
-
-template <typename T> constexpr int64_t kPoints = T::kSide * T::kSide;
-
-// What a tile is transformed from: the input with its border, or the gradient of the output.
-template <typename T> struct Input {
-  static constexpr int64_t kFrom = T::kIn, kBorder = T::kBorder;
-  static inline void line(const vf d[], vf t[]) { T::input(d, t); }
-};
-template <typename T> struct Gradient {
-  static constexpr int64_t kFrom = T::kOut, kBorder = 0;
-  static inline void line(const vf d[], vf t[]) { T::output_back(d, t); }
-};
-
-// Images [n, h, w, channels], counted only where the mask, if there is one, is positive.
-struct Images {
-  const float *x, *mask;
-  int64_t n, h, w, channels;
-};
-
-// Where in which image a tile is.
-template <typename T> struct Tiles {
-  int64_t h, w, rows, columns, count;
-  Tiles(int64_t n, int64_t height, int64_t width)
-      : h(height),
-        w(width),
-        rows((h + T::kOut - 1) / T::kOut),
-        columns((w + T::kOut - 1) / T::kOut),
-        count(n * rows * columns) {}
-  void locate(int64_t tile, int64_t &image, int64_t &y, int64_t &x) const {
-    x = tile % columns * T::kOut;
-    y = tile / columns % rows * T::kOut;
-    image = tile / columns / rows;
-  }
-};
-
-// One tile transformed: kLanes channels from c at a point go to at(point, c).
-template <typename T, typename From, typename At>
-inline void transform_tile(const Images &from, const Tiles<T> &tiles, int64_t tile, At at_point) {
-  constexpr int64_t side = T::kSide, border = From::kBorder, size = From::kFrom, none = 0;
-  int64_t image, y, x;
-  tiles.locate(tile, image, y, x);
-  const int64_t top = std::max(border - y, none), bottom = std::min(from.h - y + border, size);
-  const int64_t left = std::max(border - x, none), right = std::min(from.w - x + border, size);
-  const int64_t channels = from.channels;
-  const int64_t origin = ((image * from.h + y - border) * from.w + x - border) * channels;
-  for (int64_t c = 0; c < channels; c += kLanes) {
-    vf rows[side][size];  // columns transformed
-    for (int64_t j = 0; j < size; ++j) {
-      vf d[size]{}, t[side];
-      if (j >= left && j < right)
-        for (int64_t i = top; i < bottom; ++i) {
-          const int64_t k = origin + (i * from.w + j) * channels + c;
-          d[i] = at(from.x + k);
-          if (from.mask) d[i] = at(from.mask + k) > 0.0f ? d[i] : vf{};
-        }
-      From::line(d, t);
-      for (int64_t i = 0; i < side; ++i) rows[i][j] = t[i];
-    }
-    for (int64_t i = 0; i < side; ++i) {
-      vf t[side];
-      From::line(rows[i], t);
-      for (int64_t j = 0; j < side; ++j) put(at_point(i * side + j, c), t[j]);
-    }
-  }
-}
 
 // The transformed tile `index` of a block of `size` goes to v[point][index][channel].
 template <typename T>
 void input_tile(const FaConv3x3 &p, const Tiles<T> &tiles, int64_t tile, float *v, int64_t size) {
   const int64_t channels = p.in_channels;
-  transform_tile<T, Input<T>>({p.x, p.mask, p.n, p.h, p.w, channels}, tiles, tile,
-                              [=](int64_t point, int64_t c) {
-                                return v + point * size * channels + c;
-                              });
+  transform_tile<T, Input<T>>(
+      {p.x, p.mask, p.n, p.h, p.w, channels}, tiles, tile,
+      [=](int64_t point, int64_t c) { return v + point * size * channels + c; });
 }
 
 // Rows [begin, end) of the panel of output channels from `first`: u[point][k][kPanel].
@@ -157,8 +77,7 @@ void weight_panel(const FaConv3x3 &p, int64_t first, int64_t begin, int64_t end,
 }
 
 // m[r][0..kPanel) = sum over k of v[r][k] * u[k][0..kPanel) for `Rows` rows.
-template <int Rows>
-inline void product(const float *v, const float *u, int64_t depth, float *m) {
+template <int Rows> inline void product(const float *v, const float *u, int64_t depth, float *m) {
   vf sums[Rows][2] = {};
   // One pointer for three rows: twelve offsets would not fit the registers.
   const float *rows[(Rows + 2) / 3];
@@ -219,25 +138,6 @@ void output_tile(const FaConv3x3 &p, const Tiles<T> &tiles, int64_t tile, const 
     }
   }
 }
-
-// Memory that lives as long as its thread: fresh pages cost more than the products of a layer.
-class Scratch {
- public:
-  float *floats(int64_t count) {
-    if (count > size_) {
-      memory_.reset(static_cast<float *>(std::aligned_alloc(64, (count * 4 + 63) / 64 * 64)));
-      size_ = memory_ ? count : 0;
-    }
-    return memory_.get();
-  }
-
- private:
-  struct Free {
-    void operator()(float *p) const { std::free(p); }
-  };
-  std::unique_ptr<float, Free> memory_;
-  int64_t size_ = 0;
-};
 
 // A block of transformed tiles v[point][size][depth] times a panel, back to pixels.
 template <typename T>
@@ -316,7 +216,8 @@ bool by_panels(const FaConv3x3 &p, const Tiles<T> &tiles, int64_t panels, int64_
         weight_panel<T>(p, first, 0, depth, u);
         for (int64_t b = blocks * part / parts; b < blocks * (part + 1) / parts; ++b)
           block_panel(p, tiles, begin + b * kBlock, std::min(kBlock, count - b * kBlock),
-                      v + b * kBlock * kPoints<T> * depth, u, u + kPoints<T> * kPanel * depth, first);
+                      v + b * kBlock * kPoints<T> * depth, u, u + kPoints<T> * kPanel * depth,
+                      first);
       }
     }
   }
@@ -341,110 +242,7 @@ template <typename T> int32_t conv3x3_by(const FaConv3x3 &p) {
   return v && by_panels(p, tiles, panels, chunk, v) ? 0 : 2;
 }
 
-// u[r][0..kPanel) (+)= sum over the tiles of m[tile][r] * v[tile][0..kPanel), for Rows rows.
-template <int Rows>
-inline void outer(const float *m, int64_t stride, const float *v, int64_t count, bool add,
-                  float *u) {
-  vf sums[Rows][2] = {};
-  for (int64_t t = 0; t < count; ++t) {
-    const vf v0 = at(v + t * kPanel), v1 = at(v + t * kPanel + kLanes);
-#pragma GCC unroll 8
-    for (int r = 0; r < Rows; ++r) {
-      const vf s = splat(m[t * stride + r]);
-      sums[r][0] += s * v0;
-      sums[r][1] += s * v1;
-    }
-  }
-  // Blocks of tiles are summed by themselves first: a third of the rounding error.
-#pragma GCC unroll 8
-  for (int r = 0; r < Rows; ++r)
-    for (int half = 0; half < 2; ++half) {
-      float *const to = u + r * kPanel + half * kLanes;
-      put(to, add ? at(to) + sums[r][half] : sums[r][half]);
-    }
-}
-
-// Transformed gradient of one output channel and a panel of inputs, back to nine taps.
-template <typename T>
-void weight_back(const FaConv3x3Weight &p, const float *u, int64_t of_point, int64_t out,
-                 int64_t first) {
-  constexpr int64_t side = T::kSide;
-  for (int64_t j = 0; j < std::min(kPanel, p.in_channels - first); j += kLanes) {
-    vf rows[3][side];
-    for (int64_t column = 0; column < side; ++column) {
-      vf line[side], w[3];
-      for (int64_t i = 0; i < side; ++i) line[i] = at(u + (i * side + column) * of_point + j);
-      T::weight_back(line, w);
-      for (int64_t i = 0; i < 3; ++i) rows[i][column] = w[i];
-    }
-    for (int64_t i = 0; i < 3; ++i) {
-      vf w[3];
-      T::weight_back(rows[i], w);
-      for (int64_t l = 0; l < 3; ++l)
-        put(p.weight + (out * 9 + i * 3 + l) * p.in_channels + first + j, w[l]);
-    }
-  }
-}
-
-// Chunks of tiles are transformed for all threads; then each takes points of panels of input
-// channels, whose sums u[panel][point][out][kPanel] wait for the next chunk.
-template <typename T> int32_t weight_gradient(const FaConv3x3Weight &p) {
-  const Tiles<T> tiles(p.n, p.h, p.w);
-  const int64_t in = p.in_channels, out = p.out_channels;
-  const int64_t panels = (in + kPanel - 1) / kPanel, points = kPoints<T>;
-  const int64_t sums = panels * points * out * kPanel;
-  // With as many bytes of tiles as of sums, reading both costs no more than writing the tiles.
-  const int64_t per_tile = points * (panels * kPanel + out);
-  const int64_t wanted = std::max(kChunkBytes / 4, sums) / per_tile;
-  const int64_t chunk = std::min(std::max(wanted, kBlock), tiles.count);
-  static thread_local Scratch shared;
-  float *const u = shared.floats(sums + chunk * per_tile);
-  if (!u) return 2;
-  float *const v = u + sums;                               // [point][panel][tile][kPanel]
-  float *const m = v + chunk * points * panels * kPanel;   // [point][tile][out]
-  const Images x{p.x, nullptr, p.n, p.h, p.w, in}, grad{p.grad, nullptr, p.n, p.h, p.w, out};
-#pragma omp parallel num_threads(p.threads)
-  {
-    for (int64_t begin = 0; begin < tiles.count; begin += chunk) {
-      const int64_t count = std::min(chunk, tiles.count - begin);
-#pragma omp for schedule(static)
-      for (int64_t t = 0; t < count; ++t) {
-        transform_tile<T, Input<T>>(x, tiles, begin + t, [=](int64_t point, int64_t c) {
-          return v + ((point * panels + c / kPanel) * count + t) * kPanel + c % kPanel;
-        });
-        transform_tile<T, Gradient<T>>(grad, tiles, begin + t, [=](int64_t point, int64_t c) {
-          return m + (point * count + t) * out + c;
-        });
-      }
-#pragma omp for schedule(dynamic)
-      for (int64_t item = 0; item < panels * points; ++item) {
-        const int64_t panel = item / points, point = item % points;
-        const float *const vs = v + (point * panels + panel) * count * kPanel;
-        const float *const ms = m + point * count * out;
-        float *const us = u + item * out * kPanel;
-        for (int64_t t = 0; t < count; t += kInner) {
-          const int64_t size = std::min(kInner, count - t);
-          for (int64_t o = 0; o < out; o += kOuterRows)
-            outer<kOuterRows>(ms + t * out + o, out, vs + t * kPanel, size, begin + t > 0,
-                              us + o * kPanel);
-        }
-      }
-    }
-#pragma omp for schedule(static)
-    for (int64_t item = 0; item < panels * out; ++item) {
-      const int64_t panel = item / out, o = item % out;
-      weight_back<T>(p, u + (panel * points * out + o) * kPanel, out * kPanel, o, panel * kPanel);
-    }
-  }
-  return 0;
-}
-
 }  // namespace
-
-int32_t conv3x3_weight(const FaConv3x3Weight &p) {
-  if (p.in_channels % kLanes || p.out_channels % kLanes) return 1;
-  return p.h <= 2 && p.w <= 2 ? weight_gradient<Whole>(p) : weight_gradient<Tiled>(p);
-}
 
 int32_t conv3x3(const FaConv3x3 &p) {
   if (p.in_channels % kLanes || p.out_channels % kLanes) return 1;

@@ -1,8 +1,13 @@
-// The transforms of winograd.cpp, each of one line; both dimensions take them in turn.
+// What winograd.cpp and winograd_weight.cpp share: the transforms, each of one line (both
+// dimensions take them in turn), the tiles of a batch, and the memory of a thread.
 #pragma once
+#include <algorithm>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
+#include <memory>
 
+#include "conv.h"
 #include "vectors.h"
 
 namespace FA_ISA {
@@ -73,6 +78,91 @@ struct Whole {
   static inline void weight_back(const vf t[3], vf w[3]) {
     w[0] = t[2], w[1] = t[0] - t[1] - t[2], w[2] = t[1];
   }
+};
+
+constexpr int64_t kBlock = 48;             // tiles whose products stay in L2
+constexpr int64_t kChunkBytes = 12 << 20;  // transformed input shared through L3
+constexpr int64_t kPanel = 2 * kLanes;     // channels of a panel
+
+template <typename T> constexpr int64_t kPoints = T::kSide * T::kSide;
+
+// What a tile is transformed from: the input with its border, or the gradient of the output.
+template <typename T> struct Input {
+  static constexpr int64_t kFrom = T::kIn, kBorder = T::kBorder;
+  static inline void line(const vf d[], vf t[]) { T::input(d, t); }
+};
+template <typename T> struct Gradient {
+  static constexpr int64_t kFrom = T::kOut, kBorder = 0;
+  static inline void line(const vf d[], vf t[]) { T::output_back(d, t); }
+};
+
+// Images [n, h, w, channels], counted only where the mask, if there is one, is positive.
+struct Images {
+  const float *x, *mask;
+  int64_t n, h, w, channels;
+};
+
+// Where in which image a tile is.
+template <typename T> struct Tiles {
+  int64_t h, w, rows, columns, count;
+  Tiles(int64_t n, int64_t height, int64_t width)
+      : h(height), w(width), rows((h + T::kOut - 1) / T::kOut),
+        columns((w + T::kOut - 1) / T::kOut), count(n * rows * columns) {}
+  void locate(int64_t tile, int64_t &image, int64_t &y, int64_t &x) const {
+    x = tile % columns * T::kOut;
+    y = tile / columns % rows * T::kOut;
+    image = tile / columns / rows;
+  }
+};
+
+// One tile transformed: kLanes channels from c at a point go to at(point, c).
+template <typename T, typename From, typename At>
+inline void transform_tile(const Images &from, const Tiles<T> &tiles, int64_t tile, At at_point) {
+  constexpr int64_t side = T::kSide, border = From::kBorder, size = From::kFrom, none = 0;
+  int64_t image, y, x;
+  tiles.locate(tile, image, y, x);
+  const int64_t top = std::max(border - y, none), bottom = std::min(from.h - y + border, size);
+  const int64_t left = std::max(border - x, none), right = std::min(from.w - x + border, size);
+  const int64_t channels = from.channels;
+  const int64_t origin = ((image * from.h + y - border) * from.w + x - border) * channels;
+  for (int64_t c = 0; c < channels; c += kLanes) {
+    vf rows[side][size];  // columns transformed
+    for (int64_t j = 0; j < size; ++j) {
+      vf d[size]{}, t[side];
+      if (j >= left && j < right)
+        for (int64_t i = top; i < bottom; ++i) {
+          const int64_t k = origin + (i * from.w + j) * channels + c;
+          d[i] = at(from.x + k);
+          if (from.mask) d[i] = at(from.mask + k) > 0.0f ? d[i] : vf{};
+        }
+      From::line(d, t);
+      for (int64_t i = 0; i < side; ++i) rows[i][j] = t[i];
+    }
+    for (int64_t i = 0; i < side; ++i) {
+      vf t[side];
+      From::line(rows[i], t);
+      for (int64_t j = 0; j < side; ++j) put(at_point(i * side + j, c), t[j]);
+    }
+  }
+}
+
+// Memory that lives as long as its thread: fresh pages cost more than the products of a layer.
+class Scratch {
+ public:
+  float *floats(int64_t count) {
+    if (count > size_) {
+      memory_.reset(static_cast<float *>(std::aligned_alloc(64, (count * 4 + 63) / 64 * 64)));
+      size_ = memory_ ? count : 0;
+    }
+    return memory_.get();
+  }
+
+ private:
+  struct Free {
+    void operator()(float *p) const { std::free(p); }
+  };
+  std::unique_ptr<float, Free> memory_;
+  int64_t size_ = 0;
 };
 
 }  // namespace

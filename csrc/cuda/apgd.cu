@@ -51,8 +51,8 @@ FC_GLOBAL(kThreads, kFewBlocks) linf_kernel(FC_ARGS StepArgs a) {
       const Constants c = table[walk.channel];
       const float d = Iterate::perturbation(e.state, e.clean);
       const float move = signed_step(ascent(e.grad, c.inv_std, bad), step);
-      const float w = with_momentum(d, clip(d + move, -eps, eps), e.clean, get(loaded.x_prev, k),
-                                    a.momentum);
+      const float w =
+          with_momentum(d, clip(d + move, -eps, eps), e.clean, get(loaded.x_prev, k), a.momentum);
       const Settled settled = Iterate::settle(clip(w, -eps, eps), e.clean);
       before[k] = e.state;
       state[k] = settled.state;
@@ -92,8 +92,8 @@ FC_GLOBAL(kThreads, kFewBlocks) advance_kernel(FC_ARGS StepArgs a) {
       const Element e = loaded.elements[k];
       const float d = Iterate::perturbation(e.state, e.clean);
       const float gx = ascent(e.grad, table[walk.channel].inv_std, bad);
-      const float w = with_momentum(d, move.apply(d, gx), e.clean, get(loaded.x_prev, k),
-                                    a.momentum);
+      const float w =
+          with_momentum(d, move.apply(d, gx), e.clean, get(loaded.x_prev, k), a.momentum);
       squares += static_cast<double>(w) * w;
       before[k] = e.state;
       state[k] = w;
@@ -119,8 +119,7 @@ FC_GLOBAL(kThreads, kFewBlocks) advance_kernel(FC_ARGS StepArgs a) {
 }
 
 // Third pass of l2: projects the perturbation that x holds.
-template <typename C, typename Z>
-FC_GLOBAL(kThreads, kBlocks) finish_kernel(FC_ARGS StepArgs a) {
+template <typename C, typename Z> FC_GLOBAL(kThreads, kBlocks) finish_kernel(FC_ARGS StepArgs a) {
   constexpr int V = chunk_of<float, C, Z>();
   Move *const shared_move = reinterpret_cast<Move *>(shared_memory());
   Table table(reinterpret_cast<Constants *>(shared_move + 1), a.mean, a.std, a.channels);

@@ -43,9 +43,7 @@ FA_HD inline float half_toward_zero(float v) {
 }
 
 // What a step leaves of one element: the state to store and the image it stands for.
-struct Settled {
-  float state, image;
-};
+struct Settled { float state, image; };
 
 // The two kinds of state: the iterate in float32, or the perturbation in float16.
 template <bool kDelta> struct State {

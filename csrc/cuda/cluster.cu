@@ -3,9 +3,9 @@
 // the step there, and moves. Every byte of the sample crosses the memory bus once.
 //
 // The grid is as large as runs at one time. Each cluster takes every k-th sample; its share is cut
-// into stages, each with a barrier that counts the arriving bytes. Sums are taken while later stages
-// are still arriving, and while a sample is being moved, each stage that has been read is filled
-// with the next sample.
+// into stages, each with a barrier that counts the arriving bytes. Sums are taken while later
+// stages are still arriving, and while a sample is being moved, each stage that has been read is
+// filled with the next sample.
 #include <type_traits>
 
 #include "step.cuh"
@@ -188,7 +188,8 @@ Error launch_cluster(const FcStep &a, int32_t *cluster, bool dry_run) {
   const Error error = host::properties(a.call.device, &device);
   if (error) return error;
   if (device.major < 9 || row % kGrain) return 0;
-  for (const void *p : {static_cast<const void *>(a.x), a.x0, a.grad, static_cast<const void *>(a.z)})
+  for (const void *p :
+       {static_cast<const void *>(a.x), a.x0, a.grad, static_cast<const void *>(a.z)})
     if (!multiple_of(p, 16)) return 0;
   return with_state(a.x_dtype, [&](auto state) {
     return with_images(a, [&](auto clean, auto grad, auto out) {
@@ -205,8 +206,8 @@ Error launch_cluster(const FcStep &a, int32_t *cluster, bool dry_run) {
       Launch grid{size, kClusterThreads, size, static_cast<uint32_t>(shared), a.call.stream};
       int clusters = 0;
       const auto kernel = cluster_kernel<S, C, G, Z>;
-      const Error failed = host::clusters_at_once(kernel, grid, a.call.device,
-                                                  device.shared_limit, &clusters);
+      const Error failed =
+          host::clusters_at_once(kernel, grid, a.call.device, device.shared_limit, &clusters);
       if (failed || !clusters) return failed;
       *cluster = static_cast<int32_t>(size);
       if (dry_run) return Error{0};

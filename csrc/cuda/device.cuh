@@ -18,9 +18,7 @@
 
 namespace FA_ISA {
 
-struct f16 {
-  uint16_t bits;
-};
+struct f16 { uint16_t bits; };
 
 #define FC_DEVICE __device__ __forceinline__
 #define FC_GLOBAL(threads, blocks) __global__ void __launch_bounds__(threads, blocks)
@@ -57,10 +55,10 @@ FC_DEVICE void barrier_init_done() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 FC_DEVICE void barrier_expect(uint64_t *barrier, uint32_t bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(
-                   shared_address(barrier)),
-               "r"(bytes)
-               : "memory");
+  asm volatile(
+      "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
+      "r"(bytes)
+      : "memory");
 }
 FC_DEVICE void barrier_wait(uint64_t *barrier, uint32_t parity) {
   asm volatile(
@@ -76,8 +74,8 @@ FC_DEVICE void barrier_wait(uint64_t *barrier, uint32_t parity) {
 // Global to shared memory; addresses and size are multiples of 16 bytes.
 FC_DEVICE void copy_bulk(const void *to, const void *from, uint32_t bytes, uint64_t *barrier) {
   asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-          shared_address(to)),
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+          "r"(shared_address(to)),
       "l"(__cvta_generic_to_global(from)), "r"(bytes), "r"(shared_address(barrier))
       : "memory");
 }
@@ -117,9 +115,7 @@ struct Launch {
 
 namespace host {
 
-struct Device {
-  int multiprocessors = 0, shared_limit = 0, major = 0;
-};
+struct Device { int multiprocessors = 0, shared_limit = 0, major = 0; };
 
 inline int32_t runtime_version() {
   int version = 0;
@@ -135,8 +131,8 @@ inline const char *error_name(Error e) { return cudaGetErrorName(static_cast<cud
 inline const char *error_text(Error e) { return cudaGetErrorString(static_cast<cudaError_t>(e)); }
 
 inline Error properties(int device, Device *found) {
-  Error error = cudaDeviceGetAttribute(&found->multiprocessors, cudaDevAttrMultiProcessorCount,
-                                       device);
+  Error error =
+      cudaDeviceGetAttribute(&found->multiprocessors, cudaDevAttrMultiProcessorCount, device);
   if (!error)
     error = cudaDeviceGetAttribute(&found->shared_limit, cudaDevAttrMaxSharedMemoryPerBlockOptin,
                                    device);
@@ -202,12 +198,13 @@ Error clusters_at_once(void (*kernel)(Args), const Launch &l, int device, int sh
   static std::vector<Known> known;
   const std::lock_guard<std::mutex> lock(mutex);
   for (const Known &k : known)
-    if (k.kernel == kernel && k.cluster == l.cluster && k.shared == l.shared && k.device == device) {
+    if (k.kernel == kernel && k.cluster == l.cluster && k.shared == l.shared &&
+        k.device == device) {
       *clusters = k.clusters;
       return 0;
     }
-  Error error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                     shared_limit);
+  Error error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_limit);
   if (!error)
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
   if (error) return error;

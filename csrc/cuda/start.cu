@@ -53,8 +53,8 @@ template <typename C> FC_GLOBAL(kThreads, kBlocks) draw_kernel(FC_ARGS InitArgs 
 #pragma unroll
       for (uint32_t k = 0; k < 4; ++k) {
         if (channel + k >= a.c) break;
-        const uint32_t at = a.channels_last ? pixel * a.c + channel + k
-                                            : (channel + k) * a.hw + pixel;
+        const uint32_t at =
+            a.channels_last ? pixel * a.c + channel + k : (channel + k) * a.hw + pixel;
         if (a.l2) {
           out[at] = v[k];
           squares += static_cast<double>(v[k]) * v[k];
@@ -90,8 +90,8 @@ template <typename C> FC_GLOBAL(kThreads, kBlocks) scale_kernel(FC_ARGS InitArgs
   };
   const auto ready = [&] {
     if (threadIdx.x < 32) {
-      const double squares = sum_parts(
-          a.parts + static_cast<int64_t>(place.sample) * a.part_count, a.part_count);
+      const double squares =
+          sum_parts(a.parts + static_cast<int64_t>(place.sample) * a.part_count, a.part_count);
       const Words w = philox(kSamplePixel, 0, a.offset + place.sample, a.seed);
       // u^(1/d) makes the point uniform in the ball rather than on its surface.
       const double share = exp(log(static_cast<double>(uniform(w.v[0])) + kUnit) / a.row);
@@ -192,14 +192,18 @@ int32_t fc_normalize(const FcNormalize *a) {
       args.z = a->z, args.x = a->x, args.mean = a->mean, args.std = a->std;
       args.channels = Channels(call.c, call.hw, call.channels_last != 0);
       args.row = static_cast<uint32_t>(call.c * call.hw);
-      args.aligned = args.row % V == 0 && multiple_of(a->z, V * sizeof(Z)) &&
-                     multiple_of(a->x, V * sizeof(C));
+      args.aligned =
+          args.row % V == 0 && multiple_of(a->z, V * sizeof(Z)) && multiple_of(a->x, V * sizeof(C));
       return launch_tiles(normalize_kernel<C, Z>, call, tiles_of(args.row), table_bytes(call),
                           args);
     });
   });
 }
 
+const int64_t *fc_abi() {
+  static const int64_t abi[] = {1, sizeof(FcStep), sizeof(FcInit), sizeof(FcNormalize), 0};
+  return abi;
+}
 // A table of constants fits into the shared memory that every kernel has without asking.
 int64_t fc_max_channels() { return 4096; }
 const char *fc_architectures() { return FC_ARCHITECTURES; }

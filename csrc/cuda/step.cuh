@@ -38,9 +38,7 @@ struct Place {
       : sample(tiles.quotient(block)), tile(block - sample * tiles.divisor) {}
 };
 
-template <int V> struct Width {
-  static constexpr int value = V;
-};
+template <int V> struct Width { static constexpr int value = V; };
 
 // V elements of a thread at a time, kRounds times: loads all of them, calls ready(), uses them.
 template <int V, int kRounds, typename Load, typename Ready, typename Use>

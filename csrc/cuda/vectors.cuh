@@ -23,9 +23,7 @@ template <typename T, int V> struct Chunk {
   using Whole = typename Word<sizeof(T) * V>::type;
   uint32_t w[sizeof(T) * V / 4];
 };
-template <typename T> struct Chunk<T, 1> {
-  T v;
-};
+template <typename T> struct Chunk<T, 1> { T v; };
 
 FC_DEVICE void split(uint32_t *w, const uint32_t &v) { w[0] = v; }
 FC_DEVICE void split(uint32_t *w, const uint2 &v) { w[0] = v.x, w[1] = v.y; }
@@ -108,18 +106,14 @@ template <typename T, int V> FC_DEVICE void store(T *p, const float (&v)[V]) {
 
 // --- the images that a step reads
 
-struct Element {
-  float state, clean, grad;
-};
+struct Element { float state, clean, grad; };
 
 template <typename S, typename C, typename G, int V> struct Elements {
   Chunk<S, V> state;
   Chunk<C, V> clean;
   Chunk<G, V> grad;
 
-  FC_DEVICE Element operator[](int k) const {
-    return {get(state, k), get(clean, k), get(grad, k)};
-  }
+  FC_DEVICE Element operator[](int k) const { return {get(state, k), get(clean, k), get(grad, k)}; }
 };
 
 template <typename S, typename C, typename G> struct Images {
@@ -140,8 +134,7 @@ template <typename S, typename C, typename G> struct Images {
 
 template <typename T> FC_DEVICE T warp_sum(T v) {
 #pragma unroll
-  for (int distance = 16; distance; distance /= 2)
-    v += __shfl_xor_sync(kFullWarp, v, distance);
+  for (int distance = 16; distance; distance /= 2) v += __shfl_xor_sync(kFullWarp, v, distance);
   return v;
 }
 

@@ -1,23 +1,8 @@
-"""Attacks: what is maximised (`objectives`), how (`pgd`, `apgd`), and who judges."""
+"""Attacks: what is maximised (`objectives`), how (`pgd`, `apgd`), and who judges.
 
-from fastadv.attacks.apgd import APGD
-from fastadv.attacks.autoattack import Cascade, make_attack
-from fastadv.attacks.engine import AttackResult
-from fastadv.attacks.objectives import OBJECTIVES, Context, Objective
-from fastadv.attacks.package import Budget, PackageAttack
-from fastadv.attacks.pgd import PGD
-from fastadv.threat import ThreatModel
+Names are imported on first use, so that a command's `--help` imports no torch.
+"""
 
-__all__ = [
-    "APGD",
-    "OBJECTIVES",
-    "PGD",
-    "AttackResult",
-    "Budget",
-    "Cascade",
-    "Context",
-    "Objective",
-    "PackageAttack",
-    "ThreatModel",
-    "make_attack",
-]
+from fastadv.lazy import attach
+
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

@@ -1,24 +1,26 @@
-"""Auto-PGD: projected gradient ascent with momentum that finds its own step sizes.
+"""Auto-PGD (APGD): projected gradient ascent with momentum that adapts its step sizes.
 
 One step is the network's input gradient (see `engine.py`), one fused kernel, and two
-masked copies that remember the best iterate and its gradient. At a few checkpoints each
-sample whose loss stopped rising goes back to its best iterate and halves its step.
+masked copies that keep the best iterate and its gradient. At a few checkpoints, each
+sample whose loss stopped rising goes back to its best iterate and halves its step size.
 
-The host waits for the device at boundaries only: before a run, after steps 3 and 10, and
-at checkpoints (eight of them in 100 steps). There, samples that are fooled leave the
-batch; between boundaries nothing is read.
+The host waits for the device before a run, after steps 3 and 10, and at checkpoints (eight
+of them in 100 steps). Samples that are fooled leave the batch there. Between these points
+nothing is read from the device.
 """
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from fastadv.attacks.contract import AttackResult
 from fastadv.attacks.engine import (
-    AttackResult,
     GradientAttack,
     check_counts,
     check_labels,
@@ -27,23 +29,23 @@ from fastadv.attacks.engine import (
 from fastadv.attacks.objectives import DLR_TARGETED, Context, Objective, succeeded
 from fastadv.kernels import apgd_step_
 from fastadv.kernels.arguments import memory_order
-from fastadv.kernels.reference import to_pixels
+from fastadv.kernels.pixels import to_pixels
 from fastadv.models.view import AttackView
 from fastadv.threat import ThreatModel
 
-_MOMENTUM = 0.75  # weight of the new step, from the second on; the paper's alpha
-_RHO = 0.75  # share of steps that must raise the loss for the step size to stay
-# Most samples that fall at all fall in the first steps, and the first checkpoint is only
-# at 22 % of them: boundaries here spare fooled samples the way to it.
+_MOMENTUM = 0.75  # weight of the new step from the second step on; alpha in the paper
+_RHO = 0.75  # share of steps that must raise the loss, or else the step size is halved
+# Most samples that are fooled at all are fooled in the first steps, and the first checkpoint
+# comes after 22 % of the steps: after these steps, fooled samples leave the batch already.
 _EARLY = (3, 10)
 
 _Samples = TypeVar("_Samples", "_Run", Context)
 
 
 def checkpoints(num_steps: int) -> list[int]:
-    """Numbers of steps after which step sizes are reconsidered, ascending.
+    """Return the numbers of steps after which step sizes are adapted, ascending.
 
-    Source: Croce and Hein 2020, section 3; with the rounding of the authors' code.
+    Source: Croce and Hein 2020, section 3, with the rounding of the authors' code.
     """
     gap, least, less = (max(int(share * num_steps), 1) for share in (0.22, 0.06, 0.03))
     found = []
@@ -56,23 +58,24 @@ def checkpoints(num_steps: int) -> list[int]:
 
 
 class APGD(GradientAttack):
-    """Auto-PGD within a threat model; the budget is its only parameter.
+    """Auto-PGD within a threat model; the number of steps is its only parameter.
 
     Args:
-        threat: norm and radius, pixel units.
-        num_steps: gradient steps per run, >= 1.
+        threat: Norm and radius, in pixel units.
+        num_steps: Gradient steps per run, at least 1.
         objective: `"cross_entropy"` (APGD-CE), `"dlr"` (APGD-DLR), `"dlr_targeted"`
             (APGD-T: one run for each of the highest wrong classes), or any objective
             on the logits.
-        num_restarts: runs from different random starts; for the targeted objective, per
-            target. Only samples that are not yet fooled are attacked again.
-        num_targets: wrong classes that `"dlr_targeted"` heads for, from the highest
-            clean logit down; at most one less than there are classes.
-        seed: of the random starts; the same seed gives the same result.
-        dtype: compute dtype of the network; None keeps the model's.
+        num_restarts: Number of runs from different random starts; for the targeted
+            objective, per target class. Only samples that are not yet fooled are
+            attacked again.
+        num_targets: Number of wrong classes that `"dlr_targeted"` aims at, from the
+            highest clean logit down; at most one less than there are classes.
+        seed: Seed of the random starts; the same seed gives the same result.
+        dtype: Compute dtype of the network; None keeps the model's.
 
     Raises:
-        ValueError: a number out of range, or an objective on the embedding.
+        ValueError: A number is out of range, or the objective is on the embedding.
 
     Example:
         >>> attack = APGD(ThreatModel("linf", "8/255"), objective="dlr_targeted")
@@ -82,6 +85,8 @@ class APGD(GradientAttack):
         Croce and Hein 2020, "Reliable evaluation of adversarial robustness with an
         ensemble of diverse parameter-free attacks", algorithm 1.
     """
+
+    name = "apgd"
 
     def __init__(
         self,
@@ -125,27 +130,12 @@ class APGD(GradientAttack):
         offset: int = 0,
         active: Tensor | None = None,
     ) -> AttackResult:
-        """Attack the samples of a batch that are not fooled yet.
+        """Attack the images that are classified correctly; see `Attack.__call__`.
 
-        Args:
-            model: an `AttackView` (reused, and expected to be refreshed), a
-                `NormalizedModel`, or any module that takes [0, 1] images.
-            x: clean images, uint8 in 0..255 or float in [0, 1], [N, C, H, W].
-            y: int64 [N], true classes (targets for the targeted objective).
-            offset: number of the first sample in the random sequence, so that batches
-                (or ranks) of one data set draw different starts.
-            active: bool [N]; the others are not attacked and count as not fooled.
-
-        Returns:
-            For samples that were not attacked or misclassified to begin with, the clean
-            image. For fooled ones the first iterate that did it, for the rest the one
-            of the highest loss over all runs.
-
-        Raises:
-            ValueError: images outside [0, 1], labels that are no class ids, shapes that
-                do not fit, or too few classes for the objective.
-            TypeError: the model does not return logits [N, K].
+        The others keep their clean image. A fooled image is the first iterate that
+        fools, any other the iterate with the highest loss over all runs.
         """
+        began = time.perf_counter()
         view = self.prepare(model)
         self._check(view, x, y)
         layout = memory_order(x) or torch.contiguous_format
@@ -168,16 +158,28 @@ class APGD(GradientAttack):
         )
         runs = [target for target in targets for _ in range(self.num_restarts)]
         for number, target in enumerate(runs):
-            rows = (todo & ~found.success).nonzero().squeeze(1)  # the host waits
+            # The host waits for the device here.
+            rows = (todo & ~found.success).nonzero().squeeze(1)
             if not len(rows):
                 break
             start = self._start(x_nat, self.seed, number, offset)
             aim = _take(replace(context, targets=target), rows)
             self._run(view, rows, x_nat[rows], start[rows], aim, found)
-        return replace(found, x_adv=found.x_adv.contiguous(memory_format=layout))
+        return replace(
+            found,
+            x_adv=found.x_adv.contiguous(memory_format=layout),
+            seconds=(time.perf_counter() - began,),
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """Return what this attack is, in plain values; see `Attack.describe`."""
+        return super().describe() | {
+            "num_steps": self.num_steps,
+            "num_targets": self.num_targets,
+        }
 
     def _targets(self, logits: Tensor, labels: Tensor) -> list[Tensor | None]:
-        """What each run heads for: wrong classes [N], the highest first, or nothing."""
+        """Return the wrong classes [N] that each run aims at, likeliest first, or None."""
         if not self.objective.needs_targets:
             return [None]
         wrong = logits.scatter(1, labels[:, None], float("-inf"))
@@ -193,13 +195,30 @@ class APGD(GradientAttack):
         context: Context,
         found: AttackResult,
     ) -> None:
-        """One run on the samples `rows` of the batch; `found` takes what is better."""
+        """Attack the samples `rows` of the batch once, and update `found` in place."""
         mean, std = view.statistics(start.shape[1])
+        forward = partial(self._forward, view)
         z = self._normalized(view, start)
-        grad, loss, outputs = self._gradient(view, z, context)
-        fooled = succeeded(outputs, context, self.objective)
-        run = _Run.begin(rows, x_nat, start, z, grad, context, loss, fooled)
-        run.step_size.fill_(2 * self.threat.eps)
+        grad, loss, outputs = self._gradient(forward, z, context)
+        run = _Run(
+            rows=rows,
+            x_nat=x_nat,
+            x=start,
+            x_prev=start.clone(),
+            z=z,
+            grad=grad,
+            x_best=start.clone(),
+            grad_best=grad.clone(),
+            context=context,
+            loss=loss,
+            best=loss,
+            best_before=loss,
+            fooled=succeeded(outputs, context, self.objective),
+            rises=torch.zeros_like(rows),
+            # True, so that the first checkpoint looks at the number of rises only.
+            halved=torch.ones_like(rows, dtype=torch.bool),
+            step_size=torch.full_like(loss, 2 * self.threat.eps),
+        )
         radius = torch.full_like(run.step_size, self.threat.eps)
         checks = checkpoints(self.num_steps)
         since = 0
@@ -220,8 +239,8 @@ class APGD(GradientAttack):
                     nonfinite=found.nonfinite,
                 )
             if step < self.num_steps:
-                run.grad, loss, outputs = self._gradient(view, run.z, run.context)
-            else:  # nothing follows the last gradient
+                run.grad, loss, outputs = self._gradient(forward, run.z, run.context)
+            else:  # no step follows, so no gradient is needed
                 with torch.no_grad():
                     outputs = self._outputs(view, run.z)
                     loss = self.objective.per_sample(outputs, run.context)
@@ -238,26 +257,26 @@ class APGD(GradientAttack):
 
 @dataclass
 class _Run:
-    """Samples on their way, n of them; every tensor is [n, ...].
+    """State of a run on n samples; the first dimension of every tensor is n.
 
     Attributes:
-        rows: int64, which samples of the batch they are.
-        x_nat: clean images.
-        x: the iterate.
-        x_prev: the one before it.
-        z: the iterate as the network's input.
-        grad: gradient at the iterate.
-        x_best: the first iterate that fooled the model; until one does, the iterate of
+        rows: Position of each sample in the batch, int64.
+        x_nat: Clean images.
+        x: Current iterate.
+        x_prev: Previous iterate.
+        z: Current iterate as the network's input.
+        grad: Gradient at the current iterate.
+        x_best: First iterate that fooled the model; until one does, the iterate with
             the highest loss.
-        grad_best: gradient there.
-        context: of these samples.
-        loss: at the last step.
-        best: at `x_best`.
-        best_before: `best` at the checkpoint before.
-        fooled: bool.
-        rises: int64, steps since the checkpoint before that raised the loss.
-        halved: bool, whether that checkpoint halved the step size.
-        step_size: float32, pixel units.
+        grad_best: Gradient at `x_best`.
+        context: Context of the objective for these samples.
+        loss: Loss at the last step.
+        best: Loss at `x_best`.
+        best_before: Value of `best` at the previous checkpoint.
+        fooled: Whether an iterate fooled the model, bool.
+        rises: Number of steps since the previous checkpoint that raised the loss, int64.
+        halved: Whether the previous checkpoint halved the step size, bool.
+        step_size: Length of a step in pixel units, float32.
     """
 
     rows: Tensor
@@ -277,40 +296,8 @@ class _Run:
     halved: Tensor
     step_size: Tensor
 
-    @classmethod
-    def begin(
-        cls,
-        rows: Tensor,
-        x_nat: Tensor,
-        x: Tensor,
-        z: Tensor,
-        grad: Tensor,
-        context: Context,
-        loss: Tensor,
-        fooled: Tensor,
-    ) -> _Run:
-        """At the start `x`, which is overwritten as the run goes on."""
-        return cls(
-            rows=rows,
-            x_nat=x_nat,
-            x=x,
-            x_prev=x.clone(),
-            z=z,
-            grad=grad,
-            x_best=x.clone(),
-            grad_best=grad.clone(),
-            context=context,
-            loss=loss,
-            best=loss,
-            best_before=loss,
-            fooled=fooled,
-            rises=torch.zeros_like(rows),
-            halved=torch.ones_like(fooled),  # the first checkpoint asks for rises only
-            step_size=torch.empty_like(loss),
-        )
-
     def remember(self, loss: Tensor, wrong: Tensor) -> None:
-        """Take over the iterate and gradient of the samples that do better now."""
+        """Keep the iterate and gradient of the samples that do better now."""
         self.rises += loss > self.loss
         self.loss = loss
         better = ~self.fooled & (wrong | (loss > self.best))
@@ -321,11 +308,11 @@ class _Run:
         self.fooled = self.fooled | wrong
 
     def reconsider(self, steps: int) -> None:
-        """Halve step sizes that are too long, and go on from the best iterate there.
+        """Halve step sizes that are too long, and continue there from the best iterate.
 
-        Source: Croce and Hein 2020, conditions 1 and 2 of section 3. Their code counts
-        the first step as a rise if the loss after it is positive; as in the paper, here
-        it is one if the loss exceeds that of the start.
+        Source: Croce and Hein 2020, conditions 1 and 2 of section 3. As in the paper,
+        the first step counts as a rise if the loss after it exceeds that of the start;
+        in the authors' code, if the loss after it is positive.
         """
         seldom = self.rises <= _RHO * steps
         stuck = ~self.halved & (self.best_before >= self.best)
@@ -338,7 +325,7 @@ class _Run:
         self.rises = torch.zeros_like(self.rises)
 
     def without_fooled(self, found: AttackResult) -> _Run:
-        """What is left when the fooled samples have been reported; the host waits."""
+        """Report the fooled samples and return the rest; the host waits for the device."""
         left = (~self.fooled).nonzero().squeeze(1)
         if len(left) == len(self.rows):
             return self
@@ -346,7 +333,7 @@ class _Run:
         return _take(self, left)
 
     def report(self, found: AttackResult) -> None:
-        """Write what is better than before into `found`."""
+        """Write every sample that does better than before into `found`."""
         better = self.fooled | (self.best > found.loss[self.rows])
         mask = better.view(-1, 1, 1, 1)
         x_adv = torch.where(mask, self.x_best, found.x_adv[self.rows])
@@ -356,7 +343,7 @@ class _Run:
 
 
 def _take(whole: _Samples, rows: Tensor) -> _Samples:
-    """The same dataclass of tensors (or of such dataclasses, or None) for `rows`."""
+    """Select `rows` of a dataclass of tensors (or of such dataclasses, or None)."""
     parts: dict[str, Any] = {}
     for name in (field.name for field in fields(whole)):
         value = getattr(whole, name)

@@ -1,21 +1,21 @@
 """AutoAttack: four attacks in a row, each on the images that survived those before it.
 
-APGD-CE and APGD-T are ours, on the fused kernels; FAB-T and Square are the package's
-(see `package.py`), which can also run all four.
+APGD-CE and APGD-T run on the fused kernels. FAB-T and Square come from the package
+`pyautoattack` (see `package.py`), which can also run all four.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from dataclasses import asdict
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from fastadv.attacks.apgd import APGD
-from fastadv.attacks.engine import AttackResult
+from fastadv.attacks.contract import Attack, AttackResult
 from fastadv.attacks.objectives import DLR_TARGETED
 from fastadv.attacks.package import (
     STANDARD_BUDGET,
@@ -24,7 +24,7 @@ from fastadv.attacks.package import (
     PackageAttack,
 )
 from fastadv.errors import unknown_name
-from fastadv.kernels.reference import to_pixels
+from fastadv.kernels.pixels import to_pixels
 from fastadv.threat import ThreatModel
 
 Judge = Literal["fastadv", "package"]
@@ -39,11 +39,39 @@ _OBJECTIVE = {
 }
 
 
-class Stage(Protocol):
-    """An attack that can be one of several in a row."""
+class Cascade:
+    """Attacks in a row, each on the images that survived those before it.
+
+    Args:
+        stages: The attacks with their names, in order.
+        description: What `describe` returns; None describes each attack in turn.
+
+    Raises:
+        ValueError: There is no attack.
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[tuple[str, Attack]],
+        description: dict[str, Any] | None = None,
+    ) -> None:
+        if not stages:
+            raise ValueError("a cascade needs at least one attack, got none")
+        self.names = tuple(name for name, _ in stages)
+        self.stages = tuple(stage for _, stage in stages)
+        self._description = description
 
     def prepare(self, model: nn.Module) -> nn.Module:
-        """What calls accept in place of `model`, to be made once for many batches."""
+        """Return what the first attack works on, which the others accept, too."""
+        return self.stages[0].prepare(model)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what this attack is, in plain values; see `Attack.describe`."""
+        if self._description is not None:
+            return dict(self._description)
+        stages = [stage.describe() for stage in self.stages]
+        shared = {key: stages[0][key] for key in ("norm", "eps")}
+        return {"name": "+".join(self.names)} | shared | {"stages": stages}
 
     def __call__(
         self,
@@ -54,65 +82,29 @@ class Stage(Protocol):
         offset: int = 0,
         active: Tensor | None = None,
     ) -> AttackResult:
-        """Attack the `active` samples of a batch; see `APGD.__call__`."""
-
-
-@dataclass(frozen=True)
-class CascadeResult(AttackResult):
-    """What several attacks in a row found; `loss` is that of the last one on a sample.
-
-    Attributes:
-        fell_to: int64 [N], index of the attack that fooled a sample; the number of
-            attacks where none did. What is misclassified to begin with falls to the
-            first.
-        seconds: wall time of each attack.
-    """
-
-    fell_to: Tensor
-    seconds: tuple[float, ...]
-
-
-class Cascade:
-    """Attacks in a row, each on the samples that survived those before it.
-
-    Args:
-        stages: the attacks by name, in order.
-    """
-
-    def __init__(self, stages: Sequence[tuple[str, Stage]]) -> None:
-        if not stages:
-            raise ValueError("a cascade needs at least one attack, got none")
-        self.names = tuple(name for name, _ in stages)
-        self.stages = tuple(stage for _, stage in stages)
-
-    def prepare(self, model: nn.Module) -> nn.Module:
-        """What the first attack works on; the others accept it too."""
-        return self.stages[0].prepare(model)
-
-    def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, offset: int = 0
-    ) -> CascadeResult:
-        """Attack a batch; arguments as for `APGD`."""
+        """Attack a batch with one attack after the other; see `Attack.__call__`."""
         network = self.prepare(model)
-        x_adv, fell_to = to_pixels(x, torch.float32).clone(), torch.zeros_like(y)
-        active = torch.ones_like(y, dtype=torch.bool)
+        x_adv, stage_of = to_pixels(x, torch.float32).clone(), torch.zeros_like(y)
+        attacked = torch.ones_like(y, dtype=torch.bool) if active is None else active
+        left = attacked
         loss = torch.zeros(len(y), device=y.device)
         nonfinite = torch.zeros(1, dtype=torch.int64, device=y.device)
         seconds = []
         for stage in self.stages:
             _synchronize(x.device)
             began = time.perf_counter()
-            if active.any():
-                found = stage(network, x, y, offset=offset, active=active)
-                mask = active.view(-1, 1, 1, 1)
+            if left.any():
+                found = stage(network, x, y, offset=offset, active=left)
+                mask = left.view(-1, 1, 1, 1)
                 x_adv = torch.where(mask, found.x_adv, x_adv)
-                loss = torch.where(active, found.loss, loss)
+                loss = torch.where(left, found.loss, loss)
                 nonfinite += found.nonfinite
-                active = active & ~found.success
-            fell_to += active
+                left = left & ~found.success
+            stage_of += left | ~attacked
             _synchronize(x.device)
             seconds.append(time.perf_counter() - began)
-        return CascadeResult(x_adv, ~active, loss, nonfinite, fell_to, tuple(seconds))
+        success = attacked & ~left
+        return AttackResult(x_adv, success, loss, nonfinite, tuple(seconds), stage_of)
 
 
 def make_attack(
@@ -123,26 +115,26 @@ def make_attack(
     judge: Judge = "fastadv",
     seed: int = 0,
 ) -> Cascade:
-    """One attack, or the four of AutoAttack's standard version, by name.
+    """Make an attack, or the four of AutoAttack's standard version, by name.
 
     Args:
         name: `"autoattack"` or an `AttackName`.
-        threat: norm and radius, pixel units.
-        budget: how hard the attacks try.
+        threat: Norm and radius, in pixel units.
+        budget: Numbers of steps, restarts, targets and queries.
         judge: `"fastadv"` runs APGD on the fused kernels and everything on the attack
             view; `"package"` runs all in `pyautoattack`, on a plain copy of the model.
-        seed: of all random choices.
+        seed: Seed of all random choices.
 
     Raises:
-        ConfigError: the package is needed and not installed.
-        ValueError: unknown name, or a budget below 1.
+        ConfigError: The package is needed and not installed.
+        ValueError: A name is unknown, or a number of the budget is below 1.
     """
     known = ("autoattack", *get_args(AttackName))
     if name not in known:
         raise ValueError(unknown_name("attack", name, known))
     if judge not in get_args(Judge):
         raise ValueError(unknown_name("judge", judge, get_args(Judge)))
-    stages: list[tuple[str, Stage]] = []
+    stages: list[tuple[str, Attack]] = []
     for each in STANDARD if name == "autoattack" else (name,):
         if judge == "fastadv" and each in _OBJECTIVE:
             ours = APGD(
@@ -163,7 +155,11 @@ def make_attack(
                 independent=judge == "package",
             )
             stages.append((each, theirs))
-    return Cascade(stages)
+    return Cascade(
+        stages,
+        {"name": name, "norm": threat.norm, "eps": threat.eps, "judge": judge}
+        | asdict(budget),
+    )
 
 
 def _synchronize(device: torch.device) -> None:

@@ -1,7 +1,7 @@
-"""What makes a robust accuracy look better than it is: checks of a model under attack.
+"""Checks of a model for what makes its robust accuracy look better than it is.
 
-Each costs next to nothing beside an attack: two forward passes and one input gradient.
-What a check finds is reported, never repaired.
+Together they cost two forward passes and one input gradient, which is little beside an
+attack. What a check finds is reported and never repaired.
 """
 
 from __future__ import annotations
@@ -16,26 +16,27 @@ from fastadv.attacks.engine import PROBABILITIES, are_probabilities, checked_log
 from fastadv.kernels import normalize
 from fastadv.models.view import AttackView
 
-# Outputs of unit length that differ by more than this between two passes over the same
-# images are not rounding; the bound of AutoAttack's own check.
+# Outputs, scaled to unit length, that differ by more than this between two passes over the
+# same images do not differ by rounding. The bound is that of AutoAttack's own check.
 _SAME = 1e-4
-# Share of images a black-box attack may break after the white-box ones before it is
-# called masking; AutoAttack's bound.
+# If a black-box attack breaks a larger share of the images after the white-box attacks,
+# gradients are said to be masked. The bound is AutoAttack's.
 MASKING_GAIN = 0.002
 
 
 @dataclass(frozen=True)
 class Checks:
-    """What was found on some images; results of batches add up.
+    """What the checks found on some images; results of batches can be added.
 
     Attributes:
-        images: how many were looked at.
-        probabilities: every output row is >= 0 and sums to one: softmax, not logits.
-        randomised: two forward passes over the same images differ.
-        train_mode: a module of the model was in training mode when it was given. Attacks
-            and verdicts use an evaluation-mode image of it, whatever its mode.
-        zero_gradients: images at which the input gradient of the cross-entropy is zero
-            in every element.
+        images: Number of images that were checked.
+        probabilities: Whether every output row is >= 0 and sums to one, as after a
+            softmax; logits do not.
+        randomised: Whether two forward passes over the same images differ.
+        train_mode: Whether a module of the model was in training mode when it was given.
+            Attacks and verdicts use the model in evaluation mode, whatever its mode.
+        zero_gradients: Number of images at which the input gradient of the cross-entropy
+            is zero in every element.
     """
 
     images: int = 0
@@ -55,11 +56,11 @@ class Checks:
 
     @property
     def zero_gradient_share(self) -> float:
-        """Share of the images, in [0, 1]."""
+        """Share of images with a zero gradient, in [0, 1]."""
         return self.zero_gradients / max(self.images, 1)
 
     def warnings(self) -> list[str]:
-        """One sentence for each thing found."""
+        """Return one sentence for each problem found."""
         found = []
         if self.probabilities and self.images:
             found.append(PROBABILITIES)
@@ -85,16 +86,16 @@ class Checks:
 
 
 def check_model(model: nn.Module, view: AttackView, x: Tensor, y: Tensor) -> Checks:
-    """Look at a model on one batch.
+    """Check a model on one batch.
 
     Args:
-        model: as the caller gave it; only its training flags are read.
-        view: of that model, in evaluation mode.
-        x: clean images, uint8 in 0..255 or float in [0, 1], [N, C, H, W].
-        y: int64 [N], true classes.
+        model: The model as the caller gave it; only its training flags are read.
+        view: View of that model in evaluation mode.
+        x: Clean images, uint8 in 0..255 or float in [0, 1], [N, C, H, W].
+        y: True classes, int64 [N].
 
     Raises:
-        TypeError: the model does not return logits [N, K].
+        TypeError: The model does not return logits [N, K].
     """
     mean, std = view.statistics(x.shape[1])
     z = normalize(x, mean=mean, std=std, dtype=view.dtype)
@@ -118,10 +119,10 @@ def check_model(model: nn.Module, view: AttackView, x: Tensor, y: Tensor) -> Che
 
 
 def masking_warning(gain: float) -> str | None:
-    """A sentence if black-box attacks broke more than white-box ones explain, or None.
+    """Return a warning if black-box attacks broke too many images, or None.
 
     Args:
-        gain: share of the images that only a black-box attack broke, in [0, 1].
+        gain: Share of the images that only a black-box attack broke, in [0, 1].
 
     Source: Athalye, Carlini and Wagner 2018; the bound is AutoAttack's.
     """

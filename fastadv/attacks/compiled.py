@@ -1,9 +1,10 @@
-"""Running an attack's steps in larger pieces, where that works: Inductor, CUDA graphs.
+"""Running the steps of an attack with Inductor or as a CUDA graph, where that works.
 
-Two ways, alone or together. Inductor (`torch.compile`) compiles the network's forward
-pass and input gradient. A CUDA graph records all steps of an attack over buffers that stay
-where they are, and each further batch is copied in and replayed with one launch. Where
-either cannot be had the steps run one by one, and the reason is logged once.
+Both can be used alone or together. Inductor (`torch.compile`) compiles the network's
+forward pass and input gradient. A CUDA graph records all steps of an attack over buffers
+that stay where they are; each further batch is copied into them and replayed with one
+launch. Where either is not available the steps run one by one, and the reason is logged
+once.
 """
 
 from __future__ import annotations
@@ -11,18 +12,20 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 
+from fastadv.attacks.engine import Forward
 from fastadv.attacks.objectives import Context
 from fastadv.models.view import AttackView
 
 log = logging.getLogger(__name__)
 
 CompileMode: TypeAlias = Literal["auto", "off", "inductor", "graph", "full"]
-"""`auto` is a CUDA graph on CUDA and nothing elsewhere, `full` is Inductor and graph.
+"""`auto` means a CUDA graph on CUDA and nothing elsewhere, `full` Inductor and a graph.
 
 On the CPU Inductor was slower (torch 2.15, 2 cores): a step of the attack took 0.68 s
 instead of 0.52 on resnet18 (224 px, batch 16), 0.60 instead of 0.48 on resnet18_cifar
@@ -30,37 +33,37 @@ instead of 0.52 on resnet18 (224 px, batch 16), 0.60 instead of 0.48 on resnet18
 """
 
 Tensors: TypeAlias = tuple[Tensor, ...]
-Steps: TypeAlias = Callable[..., Tensors]
-"""Takes tensors (or None), may overwrite them, returns tensors; reads nothing back."""
-
-Forward: TypeAlias = Callable[[Tensor, Context], tuple[Tensor, Tensor, Tensor]]
+Inputs: TypeAlias = Sequence[Tensor | None]
+Steps: TypeAlias = Callable[[Forward, Inputs], Tensors]
+"""Runs an attack on one batch, with the given network: returns tensors, may overwrite its
+inputs, and never waits for the device."""
 
 COMPILER = "inductor"
 """The backend of `torch.compile`."""
 
 _WAYS = {
-    "auto": (),  # but a graph where one can be had
+    "auto": (),  # a graph where one is available
     "off": (),
     "inductor": ("inductor",),
     "graph": ("graph",),
     "full": ("inductor", "graph"),
 }
-# Compilation takes minutes, a graph holds the memory of an attack. A run has one shape of
-# batch, a smaller last one, and may change resolution now and then.
+# Compilation takes minutes, and a graph holds the memory of an attack. A run has one shape
+# of batch and a smaller last one, and may change its resolution now and then.
 _MOST_SHAPES = 4
 _MOST_CAPTURES = 16
 
 
 @dataclass(frozen=True)
 class CompileReport:
-    """How an attack's steps have been run.
+    """How the steps of an attack have been run.
 
     Attributes:
-        mode: of the last batch: `"eager"`, `"inductor"`, `"graph"` or `"full"`.
-        reason: why not as asked for, or None.
-        compiled: how often the network was compiled.
-        captured: how often a CUDA graph was recorded.
-        recompiles: how many of both repeated what had been done for another shape.
+        mode: How the last batch was run: `"eager"`, `"inductor"`, `"graph"` or `"full"`.
+        reason: Why the requested mode was not used, or None.
+        compiled: Number of compilations of the network.
+        captured: Number of recorded CUDA graphs.
+        recompiles: Number of both that repeated the work for another shape.
     """
 
     mode: str
@@ -70,7 +73,7 @@ class CompileReport:
     recompiles: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for a log."""
+        """Return the report as plain values, for a log."""
         return asdict(self)
 
 
@@ -85,18 +88,18 @@ def record_cuda_graph(
     """
     current = torch.cuda.current_stream(device)
     side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    # The outer context puts device and stream back, also if recording fails half-way.
+    # The outer context restores device and stream, also if recording fails half-way.
     with torch.cuda.stream(current):
         side.wait_stream(current)
         with torch.cuda.stream(side):
-            call()  # tunes kernels and makes workspaces, which must not be recorded
+            call()  # tunes kernels and allocates workspaces, which must not be recorded
         current.wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        # Of other threads (loaders, NCCL's watchdog) nothing is recorded: let them work.
+        # Other threads (loaders, NCCL's watchdog) go on working and are not recorded.
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             results = call()
     free = torch.cuda.mem_get_info(device)[0]
-    # Whoever trains needs the memory of a training step beside the graph's.
+    # Training needs the memory of a training step beside that of the graph.
     peak = torch.cuda.max_memory_allocated(device)
     needed = peak - torch.cuda.memory_allocated(device)
     if free < needed:
@@ -117,41 +120,68 @@ Recorder: TypeAlias = Callable[
     [Callable[[], Tensors], torch.device], Callable[[], Tensors]
 ]
 RECORDERS: dict[str, Recorder] = {"cuda": record_cuda_graph}
-"""Device type -> how a call is recorded there."""
+"""Maps a device type to the function that records a call there."""
 
 
 class Replay:
-    """A recorded attack: inputs go into buffers of its own, results come out as copies.
+    """A recorded attack, which copies its inputs into buffers and its results out of them.
 
     Args:
-        steps: what is recorded, a function of tensors.
-        tensors: of the shapes, dtypes, strides and device to come.
+        steps: The function of tensors that is recorded.
+        tensors: Example inputs, with the shapes, dtypes, strides and device of all to come.
 
     Raises:
-        Exception: whatever recording raises.
+        Exception: Recording failed, for whatever reason.
     """
 
-    def __init__(self, steps: Steps, tensors: Sequence[Tensor | None]) -> None:
+    def __init__(self, steps: Callable[[Inputs], Tensors], tensors: Inputs) -> None:
         self._inputs = [t.clone() if t is not None else None for t in tensors]
         device = next(t.device for t in tensors if t is not None)
-        self._replay = RECORDERS[device.type](lambda: steps(*self._inputs), device)
+        self._replay = RECORDERS[device.type](lambda: steps(self._inputs), device)
 
-    def __call__(self, tensors: Sequence[Tensor | None]) -> Tensors:
-        """The results of `steps` for `tensors`, which stay as they are."""
+    def __call__(self, tensors: Inputs) -> Tensors:
+        """Return the results of `steps` for `tensors`, which are not changed."""
         for buffer, given in zip(self._inputs, tensors, strict=True):
             if buffer is not None and given is not None:
                 buffer.copy_(given)
         return tuple(result.clone() for result in self._replay())
 
 
-class Runner:
-    """Runs the steps of one attack in the way asked for, or else one by one.
+class _CompiledNetwork:
+    """A compiled forward pass, and the eager one that takes over when it fails.
 
     Args:
-        mode: a `CompileMode`.
+        eager: The forward pass that is compiled.
+        compiled: The same, compiled at its first call.
+        on_failure: Is told the compiler's error.
+    """
+
+    def __init__(
+        self, eager: Forward, compiled: Forward, on_failure: Callable[[Exception], None]
+    ) -> None:
+        self._eager, self._compiled, self._on_failure = eager, compiled, on_failure
+        self.works = True
+
+    def __call__(self, z: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
+        if not self.works:
+            return self._eager(z, context)
+        try:
+            return self._compiled(z, context)
+        except Exception as error:
+            found = self._eager(z, context)  # raises again if the network is at fault
+            self.works = False
+            self._on_failure(error)
+            return found
+
+
+class Runner:
+    """Runs the steps of one attack in the requested mode, or else one by one.
+
+    Args:
+        mode: A `CompileMode`.
 
     Raises:
-        ValueError: no mode is called so.
+        ValueError: The mode is unknown.
     """
 
     def __init__(self, mode: CompileMode) -> None:
@@ -164,14 +194,13 @@ class Runner:
         self._reasons: set[str] = set()
         self._failed: set[str] = set()
         self._compiled = self._captured = 0
-        self._network: tuple[AttackView, Forward] | None = None
+        self._network: tuple[AttackView, _CompiledNetwork] | None = None
         self._shapes: set[Hashable] = set()
-        self._compiling = False
         self._replay: tuple[Hashable, Replay] | None = None
         self._last: Hashable = None
 
     def report(self) -> CompileReport:
-        """How the batches so far have been run."""
+        """Return how the batches so far have been run."""
         repeated = max(self._compiled - 1, 0) + max(self._captured - 1, 0)
         return CompileReport(
             self._ran, self._reason, self._compiled, self._captured, repeated
@@ -180,58 +209,46 @@ class Runner:
     def run(
         self,
         view: AttackView,
+        forward: Forward,
         steps: Steps,
-        tensors: Sequence[Tensor | None],
+        tensors: Inputs,
         *,
         reused: bool,
         constants: Hashable,
     ) -> Tensors:
-        """The results of `steps(*tensors)`.
+        """Return the results of `steps(network, tensors)`.
 
         Args:
-            view: what `steps` attacks.
-            steps: the whole attack on one batch; calls `forward` for the network.
-            tensors: batch, start and labels; `steps` may overwrite them.
-            reused: whether `view` will be attacked again.
-            constants: everything else the result depends on.
+            view: The network under attack.
+            forward: Its forward pass with the objective, run one by one.
+            steps: The whole attack on one batch; it is handed `forward`, or the same
+                compiled.
+            tensors: Batch, start and labels; `steps` may overwrite them.
+            reused: Whether `view` will be attacked again.
+            constants: Everything else that the result depends on.
         """
         device = next(t.device for t in tensors if t is not None)
         ways = self._ways(device, reused)
         shapes = tuple(
             None if t is None else (t.shape, t.stride(), t.dtype) for t in tensors
         )
-        self._compiling = "inductor" in ways and self._compiles((id(view), shapes))
-        try:
-            results = None
-            if "graph" in ways:
-                key = (constants, shapes, device, _addresses(view))
-                results = self._replayed(key, steps, tensors)
-            recorded = results is not None
-            if results is None:
-                results = steps(*tensors)
-            if recorded:
-                self._ran = "full" if self._compiling else "graph"
-            else:
-                self._ran = "inductor" if self._compiling else "eager"
-            return results
-        finally:
-            self._compiling = False
-
-    def forward(
-        self, view: AttackView, eager: Forward, z: Tensor, context: Context
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """`eager(z, context)`, compiled if this batch is to be; called by the steps."""
-        if not self._compiling:
-            return eager(z, context)
-        if self._network is None or self._network[0] is not view:
-            self._network = (view, self._compile(eager))
-        try:
-            return self._network[1](z, context)
-        except Exception as error:  # the compiler's, or else `eager` raises it again
-            found = eager(z, context)
-            self._fail("inductor", error)
-            self._compiling = False
-            return found
+        network = None
+        if "inductor" in ways and self._compiles((id(view), shapes)):
+            network = self._compiled_network(view, forward)
+        call = partial(steps, network or forward)
+        results = None
+        if "graph" in ways:
+            key = (constants, shapes, device, _addresses(view))
+            results = self._replayed(key, call, tensors)
+        recorded = results is not None
+        if results is None:
+            results = call(tensors)
+        compiled = network is not None and network.works
+        if recorded:
+            self._ran = "full" if compiled else "graph"
+        else:
+            self._ran = "inductor" if compiled else "eager"
+        return results
 
     # ---- parts ----
 
@@ -250,7 +267,7 @@ class Runner:
         return ways - self._failed
 
     def _explain(self, reason: str) -> None:
-        """Keep the reason, and log it the first time; for `auto` it is no loss."""
+        """Keep the reason and log it once, as a warning unless the mode is `auto`."""
         self._reason = reason
         if reason not in self._reasons:
             self._reasons.add(reason)
@@ -265,10 +282,11 @@ class Runner:
         self._explain(f"{way} failed: {text}")
 
     def _compiles(self, shapes: Hashable) -> bool:
-        """Whether the network is compiled for `shapes`, at first sight if at all.
+        """Return whether the network is compiled for `shapes`.
 
-        Not later: then results would depend on what came before, and a resumed run
-        would differ from an uninterrupted one.
+        That is decided when they are seen first. Were it decided later, results would
+        depend on the batches before, and a resumed run would differ from an
+        uninterrupted one.
         """
         if shapes not in self._shapes and len(self._shapes) == _MOST_SHAPES:
             self._explain(
@@ -278,7 +296,10 @@ class Runner:
         self._shapes.add(shapes)
         return True
 
-    def _compile(self, eager: Forward) -> Forward:
+    def _compiled_network(self, view: AttackView, eager: Forward) -> _CompiledNetwork:
+        """Return the forward pass of `view` compiled, which is done once for each view."""
+        if self._network is not None and self._network[0] is view:
+            return self._network[1]
         from torch._dynamo import lookup_backend
 
         compiler = lookup_backend(COMPILER)
@@ -290,33 +311,36 @@ class Runner:
         def forward(z: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
             return eager(z, context)
 
-        # Dynamo counts recompilations by code object, of all attacks together.
+        # Dynamo counts recompilations by code object, for all attacks together.
         forward.__code__ = forward.__code__.replace()
-        # In one graph or not at all: pieces of one would hide that little was gained.
-        compiled: Forward = torch.compile(
+        # One graph or none: several pieces of it would hide that little was gained.
+        compiled = torch.compile(
             forward, backend=counted, dynamic=False, fullgraph=True
         )
-        return compiled
+        network = _CompiledNetwork(eager, compiled, partial(self._fail, "inductor"))
+        self._network = (view, network)
+        return network
 
     def _replayed(
-        self, key: Hashable, steps: Steps, tensors: Sequence[Tensor | None]
+        self, key: Hashable, call: Callable[[Inputs], Tensors], tensors: Inputs
     ) -> Tensors | None:
-        """The results, recorded for this batch or before; None if they are not to be.
+        """Return the results of a recording, made now or before; None without one.
 
-        What comes twice in a row is recorded, in place of what was before: the smaller
-        last batch of an epoch comes alone, a new resolution does not.
+        A kind of batch is recorded when it comes twice in a row, in place of the one
+        before. So a new resolution is recorded, but not the smaller last batch of an
+        epoch, which comes alone.
         """
         again, self._last = key == self._last, key
         if self._replay is None or self._replay[0] != key:
             if not again:
                 return None
-            self._replay = None  # its memory first
+            self._replay = None  # frees its memory first
             if self._captured == _MOST_CAPTURES:
                 self._fail("graph", f"it was recorded {_MOST_CAPTURES} times already")
                 return None
             try:
-                self._replay = (key, Replay(steps, tensors))
-            except Exception as error:  # what is at fault elsewhere, eager steps raise
+                self._replay = (key, Replay(call, tensors))
+            except Exception as error:  # eager steps raise any that is not recording's
                 self._fail("graph", error)
                 return None
             self._captured += 1
@@ -324,5 +348,5 @@ class Runner:
 
 
 def _addresses(view: AttackView) -> tuple[int, ...]:
-    """Where the weights lie: recorded kernels read them there, whatever a module holds."""
+    """Return where the weights lie, from where recorded kernels read them."""
     return tuple(t.data_ptr() for t in (*view.parameters(), *view.buffers()))

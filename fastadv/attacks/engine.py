@@ -1,20 +1,21 @@
-"""What every attack along the input gradient shares: set-up, start, gradient, verdict.
+"""What every gradient attack shares: checks, random start, input gradient, verdict.
 
 The gradient is taken at the normalised input, in the frozen and folded `AttackView`, so
-no weight gradient is ever computed and nothing of the model changes. Nothing here waits
-for the device but the look at the range of float images.
+no weight gradient is ever computed and the model does not change. Nothing here waits for
+the device, except the checks of labels and of the range of float images.
 """
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal, TypeAlias
 from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 
+from fastadv.attacks.contract import AttackResult
 from fastadv.attacks.objectives import Context, Objective, get_objective, succeeded
 from fastadv.kernels import ball_init, normalize
 from fastadv.models.view import AttackView
@@ -22,52 +23,44 @@ from fastadv.phases import phase
 from fastadv.threat import ThreatModel
 
 _MASK64 = 2**64 - 1
-# Where a random start is needed although none was asked for (see `zero_at_clean`), this
-# share of eps is used: far enough for a gradient, too near to change the result.
+# An objective that is `zero_at_clean` needs a random start even where none was asked for.
+# Its radius is this share of eps: far enough for a gradient, too near to change the result.
 _NUDGE = 0.01
-_HALF_SCALE = 256.0  # of the loss in float16; its largest number is 65504
-_ONE = 1e-4  # rounding of a sum of a thousand float32 probabilities, with room
+_HALF_SCALE = 256.0  # factor of the loss in float16, whose largest number is 65504
+_ONE = (
+    1e-4  # bounds the rounding of a sum of a thousand float32 probabilities, with room
+)
 PROBABILITIES = (
     "the model returns probabilities, not logits: softmax flattens the loss that attacks "
     "climb. Remove the softmax from the model"
 )
 
 log = logging.getLogger(__name__)
-_looked_at: WeakSet[nn.Module] = WeakSet()
+_already_checked: WeakSet[nn.Module] = WeakSet()
 
 
-@dataclass(frozen=True)
-class AttackResult:
-    """What an attack found.
-
-    Attributes:
-        x_adv: float32 [N, C, H, W] in [0, 1], within eps of the clean images.
-        success: bool [N]; for a targeted objective, the target is predicted.
-        loss: float32 [N], the objective at `x_adv`.
-        nonfinite: int64 [1], gradient elements that were not finite and moved nothing,
-            over all steps and restarts. Where it is not zero the attack is weaker than
-            it looks.
-    """
-
-    x_adv: Tensor
-    success: Tensor
-    loss: Tensor
-    nonfinite: Tensor
+Forward: TypeAlias = Callable[[Tensor, Context], tuple[Tensor, Tensor, Tensor]]
+"""Maps (normalised images, context) to (summed loss with its graph; without graph: loss
+per sample [N], outputs)."""
 
 
 class GradientAttack:
-    """Base of the attacks that follow the gradient of an objective.
+    """Base class of the attacks that follow the gradient of an objective.
 
     Args:
-        threat: norm and radius, pixel units.
-        objective: a name in `OBJECTIVES`, or an `Objective`.
-        num_restarts: independent runs.
-        random_start: begin at a random point of the ball instead of the clean image.
-        start_eps: radius of that random point; None means that of the threat.
-        seed: of the random starts.
-        bn_mode: BatchNorm in `"eval"` or `"train"` mode while attacking.
-        dtype: compute dtype of the network; None keeps the model's.
+        threat: Norm and radius, in pixel units.
+        objective: A name in `OBJECTIVES`, or an `Objective`.
+        num_restarts: Number of independent runs.
+        random_start: Begin at a random point of the ball instead of the clean image.
+        seed: Seed of the random starts.
+        bn_mode: Mode of BatchNorm while attacking, `"eval"` or `"train"`.
+        dtype: Compute dtype of the network; None keeps the model's.
+
+    Attributes:
+        start_eps: Radius of the random start, in pixel units.
     """
+
+    name: ClassVar[str]
 
     def __init__(
         self,
@@ -79,7 +72,6 @@ class GradientAttack:
         seed: int,
         bn_mode: Literal["eval", "train"],
         dtype: torch.dtype | None,
-        start_eps: float | None = None,
     ) -> None:
         if dtype is not None and not dtype.is_floating_point:
             raise ValueError(
@@ -90,16 +82,31 @@ class GradientAttack:
         self.objective = get_objective(objective)
         self.num_restarts = num_restarts
         self.random_start = random_start
-        self.start_eps = threat.eps if start_eps is None else start_eps
+        self.start_eps = threat.eps
         self.seed = seed
         self.bn_mode: Literal["eval", "train"] = bn_mode
         self.dtype = dtype
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Name of the attack, as the contract has it."""
+        return (self.name,)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what this attack is, in plain values; see `Attack.describe`."""
+        return {
+            "name": self.name,
+            "norm": self.threat.norm,
+            "eps": self.threat.eps,
+            "objective": self.objective.name,
+            "num_restarts": self.num_restarts,
+        }
+
     def prepare(self, model: nn.Module) -> AttackView:
-        """The view of `model` that this attack works on; calls accept it in its place.
+        """Return the view of `model` that this attack works on.
 
         Raises:
-            ValueError: `model` is a view already, of another mode or dtype.
+            ValueError: `model` is a view already, with another mode or dtype.
         """
         if isinstance(model, AttackView):
             wanted = self.dtype or model.dtype
@@ -124,11 +131,11 @@ class GradientAttack:
         """Raise unless `view` can be attacked on this batch.
 
         Args:
-            view: what is attacked.
-            x: images.
-            y: labels.
-            values: also look at pixels and labels where that waits for the device.
-            soft: labels may be class probabilities [N, K], too.
+            view: The network under attack.
+            x: Images [N, C, H, W].
+            y: Labels [N].
+            values: Also check pixels and labels where that waits for the device.
+            soft: Accept class probabilities [N, K] as labels, too.
         """
         soft = soft and y.dim() == 2 and y.is_floating_point()
         if x.dim() != 4 or y.shape[:1] != x.shape[:1] or (y.dim() != 1 and not soft):
@@ -146,14 +153,8 @@ class GradientAttack:
             )
         if not soft and (values or y.device.type == "cpu"):
             check_labels(y, view.num_classes)
-        if values and x.is_floating_point() and x.numel():
-            low, high = torch.stack(torch.aminmax(x)).tolist()
-            if not (low >= 0 and high <= 1):
-                raise ValueError(
-                    f"x has values in [{low:.3g}, {high:.3g}]; attacks need images in "
-                    "[0, 1]. Remove Normalize from the transform and give mean/std to "
-                    "NormalizedModel."
-                )
+        if values:
+            check_pixels(x)
 
     def _outputs(self, view: AttackView, z: Tensor) -> Tensor:
         if self.objective.outputs == "features":
@@ -173,7 +174,7 @@ class GradientAttack:
         return z
 
     def _start(self, x_nat: Tensor, seed: int, restart: int, offset: int) -> Tensor:
-        """The first iterate, float32 [N, C, H, W] in memory of its own."""
+        """Return the first iterate, float32 [N, C, H, W], in memory of its own."""
         eps = self.start_eps
         if not self.random_start:
             if not self.objective.zero_at_clean:
@@ -191,7 +192,7 @@ class GradientAttack:
     def _forward(
         self, view: AttackView, z: Tensor, context: Context
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Summed loss with its graph; without it loss per sample [N] and outputs."""
+        """Compute the loss and the outputs at `z`, as a `Forward` does."""
         outputs = self._outputs(view, z)
         try:
             loss = self.objective.per_sample(outputs, context)
@@ -201,16 +202,17 @@ class GradientAttack:
             raise
         return loss.sum(), loss.detach(), outputs.detach()
 
+    @staticmethod
     def _gradient(
-        self, view: AttackView, z: Tensor, context: Context
+        forward: Forward, z: Tensor, context: Context
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Input gradient [N, C, H, W] at `z`, per-sample loss [N], and the outputs."""
+        """Return the input gradient [N, C, H, W] at `z`, loss per sample [N], outputs."""
         with torch.enable_grad():
             with phase("attack forward"):
-                total, loss, outputs = self._forward(view, z.requires_grad_(), context)
+                total, loss, outputs = forward(z.requires_grad_(), context)
             with phase("attack backward"):
-                # Of a loss near zero, half precision would keep nothing. The length of
-                # the gradient does not matter: the step takes its sign or direction.
+                # Half precision would lose the gradient of a loss near zero. Its length
+                # does not matter, because the step takes its sign or direction.
                 half = z.dtype == torch.float16
                 (grad,) = torch.autograd.grad(total * _HALF_SCALE if half else total, z)
         z.requires_grad_(False)
@@ -227,7 +229,7 @@ class GradientAttack:
         outputs: Tensor | None = None,
         loss: Tensor | None = None,
     ) -> AttackResult:
-        """The verdict on the iterate `x`; a forward pass where `outputs` are not given."""
+        """Judge the iterate `x`, with a forward pass where `outputs` are not given."""
         if outputs is None:
             outputs = self._outputs(view, z)
         if loss is None:
@@ -239,7 +241,7 @@ class GradientAttack:
 
 
 def check_counts(**numbers: int) -> None:
-    """Raise ValueError unless all are integers of at least one."""
+    """Raise ValueError unless all numbers are integers of at least one."""
     for name, value in numbers.items():
         if not isinstance(value, int):
             raise ValueError(f"{name}={value!r} must be an integer")
@@ -248,7 +250,7 @@ def check_counts(**numbers: int) -> None:
 
 
 def checked_logits(outputs: object) -> Tensor:
-    """`outputs` if they are logits [N, K]; a TypeError that says what they are if not."""
+    """Return `outputs` if they are logits [N, K], or raise a TypeError."""
     if isinstance(outputs, Tensor) and outputs.dim() == 2:
         return outputs
     if isinstance(outputs, Tensor):
@@ -264,20 +266,20 @@ def checked_logits(outputs: object) -> Tensor:
 
 
 def are_probabilities(outputs: Tensor) -> bool:
-    """Whether every row [K] of `outputs` is >= 0 and sums to one. Waits for the device."""
+    """Return whether every row [K] is >= 0 and sums to one; waits for the device."""
     outputs = outputs.detach().double()
     far = (outputs.sum(1) - 1).abs().amax()
     return bool((outputs.amin() >= 0).logical_and(far < _ONE).tolist())
 
 
 def warn_of_probabilities(view: AttackView, logits: Tensor) -> None:
-    """Log, once for each network, that it ends in a softmax if it seems to.
+    """Log a warning, once for each network, if it seems to end in a softmax.
 
-    Waits for the device the first time it sees the network, not again.
+    Only the first call for a network waits for the device.
     """
-    if view.live in _looked_at or not logits.numel():
+    if view.live in _already_checked or not logits.numel():
         return
-    _looked_at.add(view.live)
+    _already_checked.add(view.live)
     if are_probabilities(logits):
         log.warning(PROBABILITIES)
 
@@ -293,8 +295,20 @@ def check_labels(labels: Tensor, num_classes: int | None = None) -> None:
         )
 
 
+def check_pixels(x: Tensor) -> None:
+    """Raise ValueError unless float images lie in [0, 1]; waits for the device."""
+    if not (x.is_floating_point() and x.numel()):
+        return
+    low, high = torch.stack(torch.aminmax(x)).tolist()
+    if not (low >= 0 and high <= 1):
+        raise ValueError(
+            f"x has values in [{low:.3g}, {high:.3g}]; attacks need images in [0, 1]. "
+            "Remove Normalize from the transform and give mean/std to NormalizedModel."
+        )
+
+
 def worse_of(a: AttackResult, b: AttackResult) -> AttackResult:
-    """Per sample, the one that succeeded; if both or neither did, the higher loss."""
+    """Choose, per sample, the result that succeeded, or else that of the higher loss."""
     take = (b.success & ~a.success) | ((b.success == a.success) & (b.loss > a.loss))
     x_adv = torch.where(take.view(-1, 1, 1, 1), b.x_adv, a.x_adv)
     return AttackResult(

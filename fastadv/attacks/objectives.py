@@ -1,7 +1,7 @@
-"""What an attack maximises: functions of (outputs, context) with one loss per sample.
+"""Objectives that attacks maximise: functions of (outputs, context) with a loss per sample.
 
-An objective knows nothing of norms, steps or precision. Losses are summed over the
-batch by the engine, never averaged: a mean underflows in half precision.
+An objective does not depend on norms, steps or precision. The engine sums losses over the
+batch and never averages them, because a mean underflows in half precision.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from fastadv.errors import unknown_name
 
 @dataclass(frozen=True)
 class Context:
-    """What an objective may look at besides the outputs.
+    """What an objective may depend on besides the outputs.
 
     Attributes:
-        labels: int64 [N], the true classes (or the targets of a targeted attack); for
+        labels: True classes (or the targets of a targeted attack), int64 [N]; for
             cross-entropy also class probabilities, float32 [N, K].
-        clean: outputs (logits [N, K] or embedding [N, D]) of the clean images, without
-            gradient; present when the objective asks for it.
-        targets: int64 [N], the wrong class an untargeted attack heads for at present;
-            present when the objective asks for it.
+        clean: Outputs of the clean images (logits [N, K] or embedding [N, D]), without
+            gradient; present if the objective `needs_clean`.
+        targets: Wrong class that an untargeted attack aims at in this run, int64 [N];
+            present if the objective `needs_targets`.
     """
 
     labels: Tensor
@@ -36,18 +36,21 @@ class Context:
 
 @dataclass(frozen=True)
 class Objective:
-    """One entry of `OBJECTIVES`.
+    """A loss per sample, and what an attack must know to maximise it.
 
     Attributes:
-        name: how users ask for it.
-        per_sample: (outputs, context) -> loss [N] to be maximised.
-        outputs: whether `outputs` are the logits or the penultimate embedding.
-        needs_clean: whether `context.clean` must be filled; computed once per attack.
-        needs_targets: whether `context.targets` must be filled; only APGD does, with one
-            wrong class after another.
-        flips_success: a targeted attack succeeds when the label *is* predicted.
-        zero_at_clean: the gradient vanishes at the clean image (the distance to the
-            clean output is minimal there), so the attack must start elsewhere.
+        name: Name by which users choose it.
+        per_sample: Function (outputs, context) -> loss [N] to be maximised.
+        outputs: Whether `outputs` are the logits or the penultimate embedding.
+        needs_clean: Whether `context.clean` must be present; it is computed once per
+            attack.
+        needs_targets: Whether `context.targets` must be present. Only APGD provides it,
+            with one wrong class after another.
+        flips_success: Whether success means that the label *is* predicted, as for a
+            targeted attack.
+        zero_at_clean: Whether the gradient vanishes at the clean image (because the
+            distance to the clean output is minimal there), so that the attack must start
+            elsewhere.
     """
 
     name: str
@@ -60,12 +63,12 @@ class Objective:
 
 
 def cross_entropy(logits: Tensor, context: Context) -> Tensor:
-    """Cross-entropy [N] of the true class. Source: Madry et al. 2018."""
+    """Return the cross-entropy [N] of the true class. Source: Madry et al. 2018."""
     return F.cross_entropy(logits.float(), context.labels, reduction="none")
 
 
 def targeted(logits: Tensor, context: Context) -> Tensor:
-    """Minus the cross-entropy [N] of the target class in `context.labels`."""
+    """Return minus the cross-entropy [N] of the target class in `context.labels`."""
     return -cross_entropy(logits, context)
 
 
@@ -77,15 +80,18 @@ def _true_and_best_other(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor
 
 
 def margin(logits: Tensor, context: Context) -> Tensor:
-    """Best wrong logit minus the true one, [N]. Source: Carlini and Wagner 2017."""
+    """Return the best wrong logit minus the true one, [N].
+
+    Source: Carlini and Wagner 2017.
+    """
     true, other = _true_and_best_other(logits, context.labels)
     return other - true
 
 
 def dlr(logits: Tensor, context: Context) -> Tensor:
-    """Difference-of-logits ratio [N]: the margin in units of first minus third logit.
+    """Return the difference-of-logits ratio [N]: the margin over first minus third logit.
 
-    Source: Croce and Hein 2020, equation 6; needs at least three classes.
+    It needs at least three classes. Source: Croce and Hein 2020, equation 6.
     """
     if logits.shape[1] < 3:
         raise ValueError(
@@ -97,12 +103,12 @@ def dlr(logits: Tensor, context: Context) -> Tensor:
 
 
 def dlr_targeted(logits: Tensor, context: Context) -> Tensor:
-    """DLR towards one wrong class [N]; positive where it outranks the true class.
+    """Return the DLR towards one wrong class [N], positive where it outranks the true one.
 
-    Source: Croce and Hein 2020, equation 7; needs at least four classes.
+    It needs at least four classes. Source: Croce and Hein 2020, equation 7.
     """
     if context.targets is None:
-        raise ValueError("dlr_targeted heads for one wrong class: fill `targets`")
+        raise ValueError("dlr_targeted aims at one wrong class: fill `targets`")
     if logits.shape[1] < 4:
         raise ValueError(
             f"dlr_targeted needs at least 4 classes, got {logits.shape[1]}; use dlr "
@@ -117,14 +123,17 @@ def dlr_targeted(logits: Tensor, context: Context) -> Tensor:
 
 
 def kl_to_clean(logits: Tensor, context: Context) -> Tensor:
-    """KL divergence [N] from the clean prediction (TRADES). Source: Zhang 2019."""
+    """Return the KL divergence [N] from the clean prediction (TRADES).
+
+    Source: Zhang et al. 2019.
+    """
     clean = _clean(context).float().softmax(1)
     per_class = F.kl_div(logits.float().log_softmax(1), clean, reduction="none")
     return per_class.sum(1)
 
 
 def feature_distance(features: Tensor, context: Context) -> Tensor:
-    """Mean squared distance [N] to the clean embedding; needs no labels.
+    """Return the mean squared distance [N] to the clean embedding; needs no labels.
 
     Source: Zhang et al. 2023 (discrepancy mitigating).
     """
@@ -156,15 +165,15 @@ OBJECTIVES = {
 }
 
 
-# Not among the names: only an attack that chooses targets can use it.
+# It is not in OBJECTIVES, because only an attack that chooses targets can use it.
 DLR_TARGETED = Objective("dlr_targeted", dlr_targeted, needs_targets=True)
 
 
 def get_objective(objective: str | Objective) -> Objective:
-    """Look an objective up by name; an `Objective` of your own passes through.
+    """Look up an objective by name; an `Objective` is returned as it is.
 
     Raises:
-        ValueError: no objective is called so.
+        ValueError: The name is unknown.
     """
     if isinstance(objective, Objective):
         return objective
@@ -174,6 +183,6 @@ def get_objective(objective: str | Objective) -> Objective:
 
 
 def succeeded(logits: Tensor, context: Context, objective: Objective) -> Tensor:
-    """Bool [N]: the attack reached its aim on these logits."""
+    """Return whether the attack reached its aim on each row of logits, bool [N]."""
     hit = logits.argmax(1) == context.labels
     return hit if objective.flips_success else ~hit

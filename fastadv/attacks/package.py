@@ -1,50 +1,47 @@
-"""The attacks of `pyautoattack`, the package of the authors of AutoAttack.
+"""The attacks of the package `pyautoattack`, by the authors of AutoAttack.
 
-FAB and Square run here only; its APGD judges ours, on a plain copy of the model that
-shares nothing with the attack view.
+FAB and Square are available from this package only. Its APGD serves to judge that of
+`apgd.py`, on a plain copy of the model that shares nothing with the attack view.
 """
 
 from __future__ import annotations
 
 import copy
 import logging
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from fastadv.attacks.engine import (
-    AttackResult,
-    check_counts,
-    check_labels,
-    checked_logits,
-)
+from fastadv.attacks.contract import AttackResult
+from fastadv.attacks.engine import check_counts, check_labels, checked_logits
 from fastadv.attacks.objectives import OBJECTIVES, Context
 from fastadv.errors import ConfigError, unknown_name
 from fastadv.kernels.arguments import memory_order
-from fastadv.kernels.reference import to_pixels
+from fastadv.kernels.pixels import to_pixels
 from fastadv.models.view import AttackView
 from fastadv.threat import ThreatModel
 
 AttackName = Literal["apgd-ce", "apgd-dlr", "apgd-t", "fab", "square"]
 
 _MIN_CLASSES = {"apgd-dlr": 3, "apgd-t": 4}
-# The package's own warnings: `checks.py` says the same things once, not per batch.
+# The package warns for every batch of what `checks.py` says once.
 _quiet = logging.getLogger(f"{__name__}.quiet")
 _quiet.setLevel(logging.ERROR)
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How hard the attacks try; the defaults are AutoAttack's standard version.
+    """Effort of the attacks; the defaults are AutoAttack's standard version.
 
     Attributes:
-        num_steps: gradient steps of a run of APGD and FAB.
-        num_restarts: runs of each attack, for targeted ones per target.
-        num_targets: wrong classes that APGD-T and FAB-T head for.
-        num_queries: forward passes of Square.
+        num_steps: Gradient steps of a run of APGD and FAB.
+        num_restarts: Runs of each attack; for targeted attacks, per target class.
+        num_targets: Number of wrong classes that APGD-T and FAB-T aim at.
+        num_queries: Forward passes of Square.
     """
 
     num_steps: int = 100
@@ -57,24 +54,24 @@ STANDARD_BUDGET = Budget()
 
 
 class PixelModel(nn.Module):
-    """An attack view as a model of pixels: logits float32 [N, K] of [0, 1] images."""
+    """An attack view as a model that maps [0, 1] images to logits, float32 [N, K]."""
 
     def __init__(self, view: AttackView) -> None:
         super().__init__()
         self.view = view
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits of float images [N, C, H, W]."""
+        """Return the logits of float images [N, C, H, W] in [0, 1]."""
         mean, std = (v.view(1, -1, 1, 1) for v in self.view.statistics(x.shape[1]))
         z = ((x - mean) / std).to(self.view.dtype)
         return checked_logits(self.view(z)).float()
 
 
 class FrozenCopy(nn.Module):
-    """A model's own forward pass, on an evaluation-mode copy without weight gradients.
+    """A copy of a model in evaluation mode, without weight gradients.
 
-    The package computes input gradients by `.backward()`, which would fill the `.grad`
-    of every parameter of the model itself.
+    The package computes input gradients by `.backward()`, which on the model itself would
+    fill the `.grad` of every parameter.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -82,7 +79,7 @@ class FrozenCopy(nn.Module):
         self.copy = copy.deepcopy(model).requires_grad_(False).eval()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits of float images [N, C, H, W]."""
+        """Return the logits of float images [N, C, H, W] in [0, 1]."""
         return checked_logits(self.copy(x)).float()
 
 
@@ -91,16 +88,16 @@ class PackageAttack:
 
     Args:
         name: `"apgd-ce"`, `"apgd-dlr"`, `"apgd-t"`, `"fab"` (targeted) or `"square"`.
-        threat: norm and radius, pixel units.
-        budget: how hard it tries.
-        seed: of its random choices, with the number of the first sample added. They are
-            drawn for a batch at once, so that the batch size changes the result of
-            Square and of random starts a little.
-        independent: attack a plain copy of the model instead of its attack view.
+        threat: Norm and radius, in pixel units.
+        budget: Numbers of steps, restarts, targets and queries.
+        seed: Seed of the random choices, to which the number of the first image is added.
+            They are drawn for a whole batch, so that the batch size changes the result
+            of Square and of random starts slightly.
+        independent: Attack a plain copy of the model instead of its attack view.
 
     Raises:
-        ConfigError: the package is not installed.
-        ValueError: unknown name, or a budget below 1.
+        ConfigError: The package is not installed.
+        ValueError: The name is unknown, or a number of the budget is below 1.
 
     Source:
         Croce and Hein 2020 (AutoAttack, FAB); Andriushchenko et al. 2020 (Square).
@@ -125,8 +122,18 @@ class PackageAttack:
         self.seed = seed
         self.independent = independent
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Name of the attack, as the contract has it."""
+        return (self.name,)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what this attack is, in plain values; see `Attack.describe`."""
+        threat = {"norm": self.threat.norm, "eps": self.threat.eps}
+        return {"name": self.name} | threat | asdict(self.budget)
+
     def prepare(self, model: nn.Module) -> nn.Module:
-        """The network this attack works on; calls accept it in place of the model."""
+        """Return the attack view, or the copy, that this attack works on."""
         if isinstance(model, (AttackView, FrozenCopy)):
             return model
         return FrozenCopy(model) if self.independent else AttackView(model)
@@ -140,34 +147,22 @@ class PackageAttack:
         offset: int = 0,
         active: Tensor | None = None,
     ) -> AttackResult:
-        """Attack the samples of a batch that are not misclassified yet.
+        """Attack the images that are classified correctly; see `Attack.__call__`.
 
-        Args:
-            model: what `prepare` returned, an `AttackView`, a `NormalizedModel`, or any
-                module that takes [0, 1] images.
-            x: clean images, uint8 in 0..255 or float in [0, 1], [N, C, H, W].
-            y: int64 [N], true classes.
-            offset: number of the first sample in the data set.
-            active: bool [N]; the others are not attacked and count as not fooled.
-
-        Returns:
-            As from `APGD`; `loss` is the margin, best wrong logit minus the true one.
-
-        Raises:
-            ValueError: too few classes for the attack, or labels that are no class ids.
-            TypeError: the model does not return logits [N, K].
+        `loss` is the margin, the best wrong logit minus the true one.
         """
+        began = time.perf_counter()
         network = self.prepare(model)
         if isinstance(network, AttackView):
             network = PixelModel(network)
         layout = memory_order(x) or torch.contiguous_format
-        # The package flattens images by `view`: it takes no other layout.
+        # The package flattens images by `view`, which needs this layout.
         pixels = to_pixels(x.detach(), torch.float32).contiguous()
         found = pixels.clone()
         with torch.no_grad():
             logits = network(pixels)
             check_labels(y, logits.shape[1])
-            check_classes(self.name, logits.shape[1])
+            check_classes(self.names, logits.shape[1])
             todo = logits.argmax(1) == y
         todo = todo if active is None else todo & active
         rows = todo.nonzero().squeeze(1)
@@ -185,10 +180,11 @@ class PackageAttack:
             success=success if active is None else success & active,
             loss=loss,
             nonfinite=torch.zeros(1, dtype=torch.int64, device=x.device),
+            seconds=(time.perf_counter() - began,),
         )
 
     def _attack(self, network: nn.Module, num_classes: int, seed: int) -> Any:
-        """The package's attack, with what its standard version sets."""
+        """Return the package's attack, set up as in its standard version."""
         package = _package()
         budget = self.budget
         common = {
@@ -218,7 +214,7 @@ class PackageAttack:
 
 
 def check_classes(names: Sequence[str], num_classes: int) -> None:
-    """Raise ValueError where a model has too few classes for one of the attacks."""
+    """Raise ValueError if a model has too few classes for one of the attacks."""
     for name in names:
         least = _MIN_CLASSES.get(name, 0)
         if num_classes < least:
@@ -231,10 +227,10 @@ def check_classes(names: Sequence[str], num_classes: int) -> None:
 
 
 def _package() -> Any:
-    """The modules of `pyautoattack`.
+    """Return the package `pyautoattack` with its modules loaded.
 
     Raises:
-        ConfigError: it is not installed.
+        ConfigError: The package is not installed.
     """
     try:
         import pyautoattack

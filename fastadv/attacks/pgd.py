@@ -1,26 +1,23 @@
-"""Projected gradient descent on the fused kernels: how an objective is maximised.
+"""Projected gradient descent (PGD) on the fused kernels.
 
 One attack step is the network's input gradient (see `engine.py`) and one fused kernel.
-The loop never waits for the device.
+The loop over the steps never waits for the device.
 """
 
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from fastadv.attacks.compiled import CompileMode, CompileReport, Runner
-from fastadv.attacks.engine import (
-    AttackResult,
-    GradientAttack,
-    check_counts,
-    worse_of,
-)
+from fastadv.attacks.compiled import CompileMode, CompileReport, Inputs, Runner
+from fastadv.attacks.contract import AttackResult
+from fastadv.attacks.engine import Forward, GradientAttack, check_counts, worse_of
 from fastadv.attacks.objectives import Context, Objective
 from fastadv.kernels import normalize, pgd_step_
 from fastadv.kernels.arguments import memory_order, per_sample
@@ -30,34 +27,56 @@ from fastadv.phases import phase
 from fastadv.threat import ThreatModel
 
 
+class _Inputs(NamedTuple):
+    """Everything the steps of an attack read that changes between batches.
+
+    Attributes:
+        x_nat: Clean images [N, C, H, W].
+        x: Iterate, which the steps overwrite.
+        labels: Labels [N], or class probabilities [N, K].
+        clean: Outputs of the clean images, where the objective needs them.
+        mean: Mean of the network's normalisation [C].
+        std: Standard deviation of the network's normalisation [C].
+        nonfinite: Counter, int64 [1]; without it nothing is judged.
+    """
+
+    x_nat: Tensor
+    x: Tensor
+    labels: Tensor
+    clean: Tensor | None
+    mean: Tensor
+    std: Tensor
+    nonfinite: Tensor | None
+
+
 class PGD(GradientAttack):
-    """Projected gradient ascent within a threat model.
+    """Projected gradient ascent on an objective within a threat model.
 
     Args:
-        threat: norm and radius, pixel units.
-        num_steps: gradient steps per restart, >= 1.
-        step_size: length of a step in pixel units; None means 2/3 of eps (Salman et
-            al. 2020 with three steps), but never so short that the steps together
-            could not cross the ball: 2 eps for one step, eps for two.
-        random_start: begin at a random point of the ball instead of the clean image.
-        start_eps: radius of that random point, pixel units; None means that of `threat`.
-        num_restarts: independent runs, the worst kept per sample; more than one needs
-            `random_start`.
-        objective: a name in `OBJECTIVES`, or an `Objective`.
-        keep: `"last"` iterate, or the `"best"` over all iterates (one more forward per
-            attack; success first, then loss).
-        seed: of the random starts; the same seed gives the same result.
-        bn_mode: BatchNorm in `"eval"` (default) or `"train"` mode while attacking.
-        dtype: compute dtype of the network; None keeps the model's.
-        compile: how the steps are run, for an `AttackView` that is attacked again and
+        threat: Norm and radius, in pixel units.
+        num_steps: Gradient steps per restart, at least 1.
+        step_size: Length of a step in pixel units. None means 2/3 of eps (Salman et al.
+            2020 with three steps), but never so short that all steps together could not
+            cross the ball: 2 eps for one step, eps for two.
+        random_start: Begin at a random point of the ball instead of the clean image.
+        num_restarts: Number of independent runs, of which the worst is kept per sample;
+            more than one needs `random_start`.
+        objective: A name in `OBJECTIVES`, or an `Objective`.
+        keep: Whether the `"last"` iterate is returned or the `"best"` of all iterates
+            (success first, then loss), which costs one more forward pass per attack.
+        seed: Seed of the random starts; the same seed gives the same result.
+        bn_mode: Mode of BatchNorm while attacking, `"eval"` (default) or `"train"`.
+        dtype: Compute dtype of the network; None keeps the model's.
+        compile: How the steps are run, for an `AttackView` that is attacked again and
             again: `"off"`, one by one; `"inductor"`, with the network compiled by
             `torch.compile`; `"graph"`, recorded as one CUDA graph (which keeps the
             memory of a batch); `"full"`, both; `"auto"`, a graph on CUDA, else off.
-            Where that cannot be had, steps run one by one and the reason is logged
+            Where that is not available, steps run one by one and the reason is logged
             once; see `compile_report`.
+        start_eps: Radius of the random start in pixel units; None means eps.
 
     Raises:
-        ValueError: a number out of range, or restarts without a random start.
+        ValueError: A number is out of range, or restarts come without a random start.
 
     Example:
         >>> attack = PGD(ThreatModel("linf", "8/255"), num_steps=10, random_start=True)
@@ -65,8 +84,10 @@ class PGD(GradientAttack):
         >>> robust_acc = 1 - result.success.float().mean()
 
     Source:
-        Madry et al. 2018; defaults of Salman et al. 2020.
+        Madry et al. 2018, with the defaults of Salman et al. 2020.
     """
+
+    name = "pgd"
 
     def __init__(
         self,
@@ -108,29 +129,56 @@ class PGD(GradientAttack):
             seed=seed,
             bn_mode=bn_mode,
             dtype=dtype,
-            start_eps=start_eps,
         )
+        if start_eps is not None:
+            self.start_eps = start_eps
         self.num_steps = num_steps
         self.step_size = float(step_size)
         self.keep = keep
         self._runner = Runner(compile)
 
-    def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, offset: int = 0
-    ) -> AttackResult:
-        """Attack a batch and judge the result with one more forward pass.
+    @classmethod
+    def judge(cls, threat: ThreatModel, num_steps: int, **options: Any) -> PGD:
+        """Return the attack that measures robust accuracy.
+
+        It starts at a random point, keeps the best iterate, and takes steps of 2.5 eps /
+        num_steps, which cross the ball from anywhere (Madry et al. 2018).
 
         Args:
-            model: an `AttackView` (reused, and expected to be refreshed), a
-                `NormalizedModel`, or any module that takes [0, 1] images.
-            x: clean images, uint8 in 0..255 or float in [0, 1], [N, C, H, W].
-            y: int64 [N], true classes (targets for the targeted objective).
-            offset: number of the first sample in the random sequence, so that batches
-                (or ranks) of one data set draw different starts.
-
-        Raises:
-            ValueError: images outside [0, 1], or shapes that do not fit.
+            threat: Norm and radius, in pixel units.
+            num_steps: Gradient steps per restart, at least 1.
+            options: Other arguments of `PGD`, which also replace these choices.
         """
+        chosen: dict[str, Any] = {
+            "step_size": 2.5 * threat.eps / max(num_steps, 1),
+            "random_start": True,
+            "keep": "best",
+        }
+        return cls(threat, num_steps, **chosen | options)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what this attack is, in plain values; see `Attack.describe`."""
+        return super().describe() | {
+            "num_steps": self.num_steps,
+            "step_size": self.step_size,
+            "random_start": self.random_start,
+            "keep": self.keep,
+        }
+
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        offset: int = 0,
+        active: Tensor | None = None,
+    ) -> AttackResult:
+        """Attack a batch and judge the result; see `Attack.__call__`.
+
+        All images are attacked, active or not: a recorded batch keeps its shape.
+        """
+        began = time.perf_counter()
         view = self.prepare(model)
         self._check(view, x, y)
         layout = memory_order(x) or torch.contiguous_format
@@ -140,14 +188,19 @@ class PGD(GradientAttack):
         best: AttackResult | None = None
         for restart in range(self.num_restarts):
             start = self._start(x_nat, self.seed, restart, offset)
-            found = AttackResult(
-                *self._run(model, view, x_nat, start, context, nonfinite)
+            x_adv, success, loss, count = self._run(
+                view, x_nat, start, context, nonfinite, view is model
             )
+            found = AttackResult(x_adv, success, loss, count)
             best = found if best is None else worse_of(best, found)
         if best is None:
             raise AssertionError("an attack has at least one restart")
-        x_adv = best.x_adv.contiguous(memory_format=layout)
-        return replace(best, x_adv=x_adv)
+        return replace(
+            best,
+            x_adv=best.x_adv.contiguous(memory_format=layout),
+            success=best.success if active is None else best.success & active,
+            seconds=(time.perf_counter() - began,),
+        )
 
     def perturb(
         self,
@@ -158,11 +211,11 @@ class PGD(GradientAttack):
         seed: int | None = None,
         offset: int = 0,
     ) -> tuple[Tensor, Tensor]:
-        """The last iterate, and the same normalised for the network; nothing is judged.
+        """Return the last iterate, and the same normalised for the network.
 
-        What training wants: `num_steps` input gradients and not one forward more. Here,
-        for an objective that takes them, `y` may also be class probabilities, float32
-        [N, K]: of mixed images, or smoothed.
+        This is for training: it costs `num_steps` input gradients and no other forward
+        pass, and nothing is judged. For an objective that accepts them, `y` may also be
+        class probabilities, float32 [N, K], of mixed images or smoothed labels.
 
         Returns:
             (x_adv float32 [N, C, H, W] in [0, 1], z float32, both channels_last).
@@ -172,15 +225,15 @@ class PGD(GradientAttack):
         x_nat = x.detach().contiguous(memory_format=torch.channels_last)
         context = self._context(view, x_nat, y)
         start = self._start(x_nat, self.seed if seed is None else seed, 0, offset)
-        x_adv, z = self._run(model, view, x_nat, start, context, None)
+        x_adv, z = self._run(view, x_nat, start, context, None, view is model)
         return x_adv, z
 
     def compile_report(self) -> CompileReport:
-        """How the batches so far were run, and how often that was compiled for."""
+        """Return how the batches so far were run, and how often something was compiled."""
         return self._runner.report()
 
     def scaled(self, factor: float) -> PGD:
-        """The same attack with radius, step and random start times `factor`."""
+        """Return this attack with radius, step and random start multiplied by `factor`."""
         if factor == 1:
             return self
         attack = PGD(
@@ -204,33 +257,21 @@ class PGD(GradientAttack):
 
     def _run(
         self,
-        model: nn.Module,
         view: AttackView,
         x_nat: Tensor,
         start: Tensor,
         context: Context,
         nonfinite: Tensor | None,
+        reused: bool,
     ) -> tuple[Tensor, ...]:
-        """What `_steps` finds, run as `compile` says."""
+        """Return what `_steps` finds, run in the mode `compile`."""
         mean, std = view.statistics(start.shape[1])
-
-        def steps(
-            x_nat: Tensor,
-            x: Tensor,
-            labels: Tensor,
-            clean: Tensor | None,
-            mean: Tensor,
-            std: Tensor,
-            nonfinite: Tensor | None,
-        ) -> tuple[Tensor, ...]:
-            context = Context(labels, clean)
-            return self._steps(view, x_nat, x, context, mean, std, nonfinite)
-
         return self._runner.run(
             view,
-            steps,
-            (x_nat, start, context.labels, context.clean, mean, std, nonfinite),
-            reused=view is model,
+            partial(self._forward, view),
+            partial(self._steps, view),
+            _Inputs(x_nat, start, context.labels, context.clean, mean, std, nonfinite),
+            reused=reused,
             constants=(
                 self.threat,
                 self.num_steps,
@@ -242,21 +283,22 @@ class PGD(GradientAttack):
         )
 
     def _steps(
-        self,
-        view: AttackView,
-        x_nat: Tensor,
-        x: Tensor,
-        context: Context,
-        mean: Tensor,
-        std: Tensor,
-        nonfinite: Tensor | None,
+        self, view: AttackView, network: Forward, tensors: Inputs
     ) -> tuple[Tensor, ...]:
-        """All steps from the iterate `x`, overwritten: a function of tensors, to record.
+        """Run all steps, as a function of tensors that can be recorded.
+
+        Args:
+            view: The network under attack.
+            network: Its forward pass, possibly compiled.
+            tensors: The fields of `_Inputs`; the iterate is overwritten.
 
         Returns:
-            With a counter `nonfinite`, the fields of the `AttackResult` of the iterate
-            that `keep` chooses; without, the last iterate and its normalised image.
+            With a counter `nonfinite`, the first four fields of the `AttackResult` of
+            the iterate that `keep` chooses; without it, the last iterate and its
+            normalised image.
         """
+        x_nat, x, labels, clean, mean, std, nonfinite = _Inputs(*tensors)  # type: ignore[arg-type]
+        context = Context(labels, clean)
         z = normalize(x, mean=mean, std=std, dtype=view.dtype)
         step = partial(
             pgd_step_,
@@ -272,7 +314,7 @@ class PGD(GradientAttack):
         )
         best: AttackResult | None = None
         for _ in range(self.num_steps):
-            grad, loss, outputs = self._gradient(view, z, context)
+            grad, loss, outputs = self._gradient(network, z, context)
             if nonfinite is not None and self.keep == "best":
                 found = self._judge(
                     view, x.clone(), z, context, nonfinite, outputs, loss
@@ -285,9 +327,3 @@ class PGD(GradientAttack):
         last = self._judge(view, x, z, context, nonfinite)
         best = last if best is None else worse_of(best, last)
         return best.x_adv, best.success, best.loss, best.nonfinite
-
-    def _forward(
-        self, view: AttackView, z: Tensor, context: Context
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        eager = partial(super()._forward, view)
-        return self._runner.forward(view, eager, z, context)

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import field, fields, make_dataclass
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 import tyro
 import yaml
 
+from fastadv import __version__
+from fastadv.cli.flagrules import make_rules
 from fastadv.errors import EXIT_OK, EXIT_USAGE, ConfigError, FastadvError, unknown_name
 from fastadv.machine import keep_freed_memory
+from fastadv.ranges import ordered_fields
 
 Config = TypeVar("Config")
+_EVERYWHERE = (
+    "Every command also takes --config FILE, which reads flags from a YAML file, "
+    "--print-config, which prints all flags as such a file, and --version."
+)
+# An argument in a message: `name=value` or `name`, in backquotes.
+_ARGUMENT = re.compile(r"`([a-z][a-z0-9_]*)(?:=([^`]*))?`")
 
 
 def flag_value(argv: Sequence[str], *flags: str) -> str | None:
@@ -43,21 +54,19 @@ def without_flag(argv: Sequence[str], flag: str) -> list[str]:
     return rest
 
 
-def read_yaml_config(path: Path, config_type: type[Any]) -> dict[str, Any]:
-    """The values of a `--config` file; every key is a flag of the command.
+def read_yaml_config(path: Path, config_type: type[Any], prog: str) -> dict[str, Any]:
+    """Read the values of a `--config` file; every key is a flag of the command `prog`.
 
     Raises:
-        ConfigError: unreadable, not a mapping, a key that is no flag, or a value that
-            is not of its type.
+        ConfigError: The file is unreadable, not a mapping or for another command, a key
+            is no flag, or a value is not of its type.
     """
-    from fastadv.runs.configfile import SWEEP_KEYS, load_config_file, typed
+    from fastadv.runs.configfile import load_config_file, refuse_other_command, typed
+    from fastadv.transfer.recipe import COMMAND, PARTS
 
-    values = load_config_file(path)
-    if all(key in values for key in SWEEP_KEYS):
-        raise ConfigError(
-            f"{path} is a sweep of transfers (run: fastadv-transfer sweep {path}), not the "
-            "flags of one command"
-        )
+    values = load_config_file(path, f"{prog} --config")
+    if PARTS.keys() <= values.keys():  # a sweep written before files named commands
+        refuse_other_command(path, COMMAND, prog)
     hints = get_type_hints(config_type)
     kinds = {each.name: hints[each.name] for each in fields(config_type)}
     for key, value in values.items():
@@ -71,57 +80,42 @@ def read_yaml_config(path: Path, config_type: type[Any]) -> dict[str, Any]:
 
 
 def parse(config_type: type[Config], argv: Sequence[str], prog: str) -> Config:
-    """Flags over `--config FILE` over defaults.
+    """Read flags over `--config FILE` over defaults.
 
     `--print-config` prints what results, as YAML that `--config` reads, and exits;
-    `--help-all` shows the flags that the type calls `RARE`, too.
+    `--help-all` also shows the flags that the type calls `RARE`.
     """
     args = list(argv)
     default = None
     path = flag_value(args, "--config")
     if path is not None:
-        default = config_type(**read_yaml_config(Path(path), config_type))
+        default = config_type(**read_yaml_config(Path(path), config_type, prog))
         args = without_flag(args, "--config")
-    show = "--print-config" in args
+    prints = "--print-config" in args
     args = [word for word in args if word != "--print-config"]
+    all_flags = not {"-h", "--help"} & set(args)
     if "--help-all" in args:
         args = ["--help"]
-    elif {"-h", "--help"} & set(args):
-        config_type = _common_flags(config_type)
     # Both --flag and --no-flag exist, so that flags can say either over a file.
     config: Config = tyro.cli(  # type: ignore[assignment]
-        config_type, prog=prog, args=args, default=default
+        config_type,
+        prog=prog,
+        args=args,
+        default=default,
+        description=f"{_described(config_type)}\n\n{_EVERYWHERE}",
+        registry=make_rules(all_flags=all_flags),
     )
-    if show:
-        values = {f.name: getattr(config, f.name) for f in fields(config)}  # type: ignore[arg-type]
+    if prints:
+        names = [field.name for field in ordered_fields(config_type)]
+        values = {name: getattr(config, name) for name in names}
         print(yaml.safe_dump(values, sort_keys=False), end="")
         raise SystemExit(EXIT_OK)
     return config
 
 
-def _common_flags(config_type: type[Config]) -> type[Config]:
-    """The command without the flags it calls rare, for a help text that can be read."""
-    rare: tuple[str, ...] = getattr(config_type, "RARE", ())
-    if not rare:
-        return config_type
-    hints = get_type_hints(config_type, include_extras=True)
-    hidden = {
-        each.name: (Annotated[hints[each.name], tyro.conf.Suppress], each.default)
-        for each in fields(config_type)  # type: ignore[arg-type]
-        if each.name in rare
-    }
-    shown: type[Config] = make_dataclass(
-        config_type.__name__,
-        [
-            (name, kind, field(default=default))
-            for name, (kind, default) in hidden.items()
-        ],
-        bases=(config_type,),
-        frozen=True,
-        kw_only=True,
-    )
-    shown.__doc__ = config_type.__doc__
-    return shown
+def _described(config_type: type[Any]) -> str:
+    """Return the docstring of a command without the sections for Python callers."""
+    return inspect.cleandoc(config_type.__doc__ or "").partition("\n\nRaises:")[0]
 
 
 def run_commands(
@@ -167,8 +161,12 @@ def run(
     )
     if argv is None:  # the process is this command's own
         keep_freed_memory()
+    words = list(sys.argv[1:] if argv is None else argv)
+    if "--version" in words:
+        print(f"fastadv {__version__}")
+        return EXIT_OK
     try:
-        body(list(sys.argv[1:] if argv is None else argv))
+        body(words)
     except FastadvError as error:
         return _complain(prog, error, error.exit_code)
     except (ValueError, TypeError) as error:
@@ -184,8 +182,24 @@ def run(
 
 
 def _complain(prog: str, error: object, code: int) -> int:
-    print(f"{prog}: {error}", file=sys.stderr)
+    print(f"{prog}: {in_flags(str(error))}", file=sys.stderr)
     return code
+
+
+def in_flags(message: str) -> str:
+    """Write the arguments that a library's message names as flags.
+
+    Example:
+        >>> in_flags("`num_steps=0` cannot work; `eps` can")
+        '--num-steps 0 cannot work; --eps can'
+    """
+
+    def flag(found: re.Match[str]) -> str:
+        name, value = found.groups()
+        words = "--" + name.replace("_", "-")
+        return words if value is None else f"{words} {value}"
+
+    return _ARGUMENT.sub(flag, message)
 
 
 def _is_ours(error: BaseException) -> bool:

@@ -24,7 +24,7 @@ from fastadv.machine import usable_cores
 
 if TYPE_CHECKING:
     from fastadv.data import DatasetSplits
-    from fastadv.data.sets.base import Damage
+    from fastadv.data.sets.image_set import Damage
 
 PROG = "fastadv-data"
 _SHOWN = 20  # findings of a kind printed; --json has all
@@ -121,7 +121,7 @@ def _jobs(given: int) -> int:
 
 
 def _list(command: ListCommand) -> int:
-    from fastadv.data.opening import MADE, dataset_names, option_names
+    from fastadv.data.opening.by_name import BUILT_IN, dataset_names, option_names
     from fastadv.data.sets.catalog import CATALOG, default_root
     from fastadv.text_tables import text_table
 
@@ -144,7 +144,7 @@ def _list(command: ListCommand) -> int:
         for name, e in sorted(CATALOG.items())
     ]
     print(text_table(columns, cells))
-    print(f"made without files: {', '.join(sorted(MADE))}")
+    print(f"made without files: {', '.join(sorted(BUILT_IN))}")
     print("options, as --dataset-option KEY=VALUE:")
     holders: dict[str, list[str]] = {}
     for name in (*dataset_names(), "hf:NAME", "a path"):
@@ -158,7 +158,7 @@ def _list(command: ListCommand) -> int:
 
 
 def _entry(name: str) -> dict[str, Any]:
-    from fastadv.data.opening import option_names
+    from fastadv.data.opening.by_name import option_names
     from fastadv.data.sets.catalog import CATALOG
 
     entry = CATALOG.get(name)

@@ -2,7 +2,7 @@
 
 Trains a standard and an L2-robust network on `shapetex`, measures both under attack,
 transfers both to handwritten digits, and writes one HTML page. It uses the same pieces
-as the other commands and nothing of its own but the order.
+as the other commands and adds nothing but their order.
 """
 
 from __future__ import annotations
@@ -13,21 +13,22 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastadv.cli import common
-from fastadv.cli.eval import EvalCommand, evaluate_checkpoint
+from fastadv.cli.report import ReportCommand, make_report
 from fastadv.errors import ConfigError
+from fastadv.evaluation.config import EvaluationConfig
 
 if TYPE_CHECKING:
-    from fastadv.reporting import Section
+    from fastadv.results.row import Row
 
 PROG = "fastadv-demo"
 SOURCE_DATA, TARGET_DATA = "shapetex", "digits"
 EPS = 1.0  # L2, pixel units: visible as a faint texture at 32 px
 LRS = (0.05, 0.01)
+MODES = ("fixed_feature", "full_network")
 _MARKER = "demo.json"
 
 
@@ -40,7 +41,7 @@ class DemoCommand:
     arch: str = "resnet14_cifar"
     """Architecture of both networks."""
     epochs: int = 15
-    """Training epochs of each."""
+    """Training epochs of each network."""
     transfer_epochs: int = 15
     """Epochs of full-network fine-tuning."""
     num_transfer: int = 400
@@ -48,11 +49,14 @@ class DemoCommand:
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of each transfer."""
     seed: int = 0
-    """Of the pretraining."""
+    """Random seed of the pretraining."""
 
 
 def run_demo(command: DemoCommand) -> tuple[Path, str]:
-    """Run every part; returns the path of the report and the table of what came out."""
+    """Run every part; return the path of the report and the table of what came out."""
+    from fastadv.evaluation.source import evaluate_checkpoint
+    from fastadv.results.table import ResultsTable
+
     out = _fresh(Path(command.out).expanduser())
     sources = {"standard": out / "standard", "robust": out / "robust"}
     for name, run in sources.items():
@@ -61,14 +65,15 @@ def run_demo(command: DemoCommand) -> tuple[Path, str]:
     _heading(f"under attack: PGD-20, l2 {EPS:g}")
     accuracy = {
         name: evaluate_checkpoint(
-            EvalCommand(
+            EvaluationConfig(
                 checkpoint=str(run),
                 data=SOURCE_DATA,
                 norm="l2",
                 eps=EPS,
                 num_images=480,
+                results=str(out / "results"),
             )
-        )
+        ).result
         for name, run in sources.items()
     }
     for name, found in accuracy.items():
@@ -76,49 +81,45 @@ def run_demo(command: DemoCommand) -> tuple[Path, str]:
             f"{name}: clean {100 * found['clean_acc']:.1f} %, under attack "
             f"{100 * found['robust_acc']:.1f} % of {found['n']}"
         )
-    rows = []
-    for mode in ("fixed_feature", "full_network"):
+    for mode in MODES:
         for name, run in sources.items():
             _heading(f"transfer to {TARGET_DATA}: {name}, {mode}")
-            rows += _transfer(command, run, name, mode, out / "results")
+            _transfer(command, run, name, mode, out / "results")
     _heading("report")
-    return _report(command, out, sources, accuracy, rows), _summary(accuracy, rows)
+    rows = ResultsTable(out / "results").rows(kind="transfer")
+    return _report(out, sources, accuracy), _summary(accuracy, rows)
 
 
-def _summary(accuracy: dict[str, dict[str, Any]], rows: list[dict[str, Any]]) -> str:
-    """One line per source: accuracy, accuracy under attack, transfer."""
+def _summary(accuracy: dict[str, dict[str, Any]], rows: list[Row]) -> str:
+    """Return a table of one line per source: accuracy, under attack, after transfer."""
     from fastadv.reporting import format_percent_ci, text_table
+    from fastadv.results.settings import TransferSetting
 
-    modes = list(dict.fromkeys(row["mode"] for row in rows))
     lines = []
     for name, found in accuracy.items():
-        line = [name, *_shares(found)]
-        for mode in modes:
+        line = [name]
+        for kind in ("clean", "robust"):
+            shares = (found[f"{kind}_acc"], *found[f"{kind}_ci"])
+            line.append(format_percent_ci(*(100 * share for share in shares)))
+        for mode in MODES:
             values = [
-                r["value"] for r in rows if (r["source"], r["mode"]) == (name, mode)
+                row.value
+                for row in rows
+                if isinstance(row.setting, TransferSetting)
+                and (row.source.name, row.setting.mode) == (name, mode)
             ]
             mean = sum(values) / len(values)
             line.append(format_percent_ci(mean, min(values), max(values)))
         lines.append(line)
     columns = ["source", "clean", f"PGD-20 l2 {EPS:g}"]
-    table = text_table(columns + [f"{TARGET_DATA}, {mode}" for mode in modes], lines)
+    table = text_table(columns + [f"{TARGET_DATA}, {mode}" for mode in MODES], lines)
     return (
         f"{table}\nin brackets: 95 % intervals; for transfer, lowest and highest seed"
     )
 
 
-def _shares(found: dict[str, Any]) -> list[str]:
-    """Clean and robust accuracy of an evaluation, with their intervals."""
-    from fastadv.reporting import format_percent_ci
-
-    return [
-        format_percent_ci(100 * found[f"{kind}_acc"], *_percent(found[f"{kind}_ci"]))
-        for kind in ("clean", "robust")
-    ]
-
-
 def _fresh(out: Path) -> Path:
-    """An empty directory at `out`; only what an earlier demo made is removed."""
+    """Make an empty directory at `out`; only what an earlier demo made is removed."""
     if out.exists() and any(out.iterdir()):
         if not (out / _MARKER).exists():
             raise ConfigError(f"{out} exists and is not a demo's; choose another --out")
@@ -155,14 +156,14 @@ def _pretrain(command: DemoCommand, run: Path, eps: float) -> None:
 
 def _transfer(
     command: DemoCommand, run: Path, name: str, mode: Any, results: Path
-) -> list[dict[str, Any]]:
+) -> None:
     from fastadv.transfer.config import TransferConfig
     from fastadv.transfer.protocol import transfer
 
     tuning: dict[str, Any] = {}
     if mode == "full_network":
         tuning = {"epochs": command.transfer_epochs, "lrs": LRS}
-    return transfer(
+    transfer(
         TransferConfig(
             source=str(run),
             name=name,
@@ -177,158 +178,38 @@ def _transfer(
 
 
 def _report(
-    command: DemoCommand,
-    out: Path,
-    sources: dict[str, Path],
-    accuracy: dict[str, dict[str, Any]],
-    rows: list[dict[str, Any]],
+    out: Path, sources: dict[str, Path], accuracy: dict[str, dict[str, Any]]
 ) -> Path:
-    from fastadv.environment import provenance
-    from fastadv.reporting import write_report
-
-    sections = [
-        _attack_section(accuracy, sources),
-        _transfer_section(rows, command, sources),
-        _training_section(sources, command),
-    ]
-    about = {"made": datetime.now().astimezone().isoformat(timespec="seconds")}
-    about |= {k: v for k, v in provenance().items() if v is not None}
-    return write_report(
-        out / "report.html",
-        "fastadv demo: robust pretraining and transfer",
-        sections,
-        about,
-    )
-
-
-def _attack_section(
-    accuracy: dict[str, dict[str, Any]], sources: dict[str, Path]
-) -> Section:
-    from fastadv.attacks import PGD, ThreatModel
-    from fastadv.data import make_loader, open_dataset, subset
-    from fastadv.models import load_model
-    from fastadv.reporting import (
-        Section,
-        Table,
-        accuracy_under_attack,
-        adversarial_examples,
-        loss_gradients,
-    )
-
-    models = {name: load_model(run) for name, run in sources.items()}
-    resolution = accuracy["standard"]["resolution"]
-    test = open_dataset(SOURCE_DATA, resolution=resolution).test
-    shown = subset(test, len(test.classes), seed=0)
-    batch = next(
-        iter(make_loader(shown, batch_size=6, resolution=resolution, train=False))
-    )
-    attack = PGD(ThreatModel("l2", EPS), num_steps=20, step_size=2.5 * EPS / 20)
-    examples = adversarial_examples(
-        models, batch.images, batch.labels, test.classes, attack
-    )
-    gradients = loss_gradients(models, batch.images, batch.labels)
-    cells = [[name, *_shares(found)] for name, found in accuracy.items()]
-    return Section(
-        "Under attack",
-        [
-            "Two networks of one architecture, one budget and one seed; the robust one saw "
-            f"only adversarial images (l2 {EPS:g}) in training. Both are attacked with "
-            f"PGD-20 within l2 {EPS:g}; an image counts when no iterate changes its class."
-        ],
-        [
-            (
-                accuracy_under_attack(accuracy, attack="PGD-20"),
-                "Accuracy on clean images and under attack, with 95 % intervals.",
-            ),
-            (
-                examples,
-                "Clean images, adversarial ones, and the difference, amplified.",
-            ),
-            (gradients, "Gradient of the loss with respect to the pixels."),
-        ],
-        [
-            Table(
-                ["source", "clean", "PGD-20"],
-                cells,
-                f"Accuracy on {accuracy['standard']['n']} test images, 95 % intervals.",
-            )
-        ],
-        "".join(
-            f"fastadv-eval --checkpoint {run} --data {SOURCE_DATA} --eps {EPS:g} --norm l2 "
-            "--num-images 480\n"
-            for run in sources.values()
-        ),
-    )
-
-
-def _percent(interval: Sequence[float]) -> list[float]:
-    return [100 * bound for bound in interval]
-
-
-def _transfer_section(
-    rows: list[dict[str, Any]], command: DemoCommand, sources: dict[str, Path]
-) -> Section:
-    from fastadv.reporting import Section, Table, format_percent_ci, transfer_bars
-
-    cells = [
-        [
-            row["source"],
-            row["mode"],
-            row["seed"],
-            row["num_train"],
-            format_percent_ci(row["value"], row["ci_low"], row["ci_high"]),
-        ]
-        for row in rows
-    ]
-    seeds = " ".join(map(str, command.seeds))
-    common_flags = (
-        f"--dataset {TARGET_DATA} --num-train {command.num_transfer} --seeds {seeds}"
-    )
-    tuning = f"--epochs {command.transfer_epochs} --lrs {' '.join(map(str, LRS))}"
-    commands = "".join(
-        f"fastadv-transfer --source {run} --name {name} {common_flags} --mode {mode} "
-        f"--results {run.parent / 'results'}\n"
-        for mode in ("fixed_feature", f"full_network {tuning}")
-        for name, run in sources.items()
-    )
-    return Section(
-        f"Transfer to {TARGET_DATA}",
-        [
-            "Both networks on handwritten digits they never saw: with a logistic regression "
-            "on their frozen features, and fine-tuned whole. Subset, validation split and "
-            "head differ between seeds; the test images do not."
-        ],
-        [(transfer_bars(rows), f"Accuracy on {TARGET_DATA} by source and mode.")],
-        [
-            Table(
-                ["source", "mode", "seed", "training images", "accuracy"],
-                cells,
-                f"Every run, on {rows[0]['num_test']} test images; 95 % intervals.",
-            )
-        ],
-        commands,
-    )
-
-
-def _training_section(sources: dict[str, Path], command: DemoCommand) -> Section:
-    from fastadv.reporting import Section, training_curves
+    """Write the report of the results table, with how the sources were trained."""
+    from fastadv.reporting import Section, accuracy_under_attack, training_curves
     from fastadv.runs.directory import RunDirectory
 
-    events = {name: RunDirectory(run).events() for name, run in sources.items()}
-    commands = "".join(
-        f"fastadv-train --arch {command.arch} --eps {eps:g} --epochs {command.epochs} "
-        f"--schedule onecycle --eval-images 200 --seed {command.seed} --out {run}\n"
-        for run, eps in zip(sources.values(), (0.0, EPS), strict=True)
-    )
-    return Section(
-        "Training",
+    logs = {name: RunDirectory(run).events() for name, run in sources.items()}
+    first = Section(
+        "Two sources",
         [
-            f"{command.arch} on {SOURCE_DATA}: procedural images whose shape is the label, "
-            "with textures, colours and backgrounds that are independent of it."
+            f"Two networks of one architecture, one budget and one seed, trained on "
+            f"{SOURCE_DATA}: drawn images whose shape is the label, with textures, colours "
+            "and backgrounds that are independent of it. The robust one saw only "
+            f"adversarial images (l2 {EPS:g}) in training. Both are attacked with PGD-20 "
+            f"within l2 {EPS:g}; an image counts when no iterate changes its class."
         ],
-        [(training_curves(events), "Training loss and validation accuracy by epoch.")],
-        command=commands,
+        [
+            (training_curves(logs), "Training loss and validation accuracy by epoch."),
+            (
+                accuracy_under_attack(accuracy, attack="PGD-20"),
+                f"Accuracy on {accuracy['standard']['n']} test images, clean and under "
+                "attack, with 95 % intervals.",
+            ),
+        ],
     )
+    command = ReportCommand(
+        results=str(out / "results"),
+        out=str(out / "report.html"),
+        title="fastadv demo: robust pretraining and transfer",
+        examples=SOURCE_DATA,
+    )
+    return make_report(command, [first])[0]
 
 
 def _body(argv: list[str]) -> None:
@@ -341,7 +222,7 @@ def _body(argv: list[str]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+    """Run the command and return its exit code."""
     return common.run(PROG, _body, argv)
 
 

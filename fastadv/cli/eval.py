@@ -3,321 +3,30 @@
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
-
-from tyro.conf import UseAppendAction, arg
+from typing import Any
 
 from fastadv.cli import common
-from fastadv.data.dataset_options import dataset_options
-from fastadv.errors import ConfigError, unknown_name
+from fastadv.evaluation.config import EvaluationConfig
+from fastadv.flags import PrintJson
 from fastadv.threat import ThreatModel
-from fastadv.training.config import CompileName, NormName, Pixels
-
-if TYPE_CHECKING:
-    from fastadv.data import Batch, DatasetSplits, Loader
-    from fastadv.evaluation.evaluate import Attack, Evaluation
-    from fastadv.models.source import Source
 
 PROG = "fastadv-eval"
-# Of `fastadv.attacks.autoattack`, which would import torch for --help; a test compares.
-ATTACKS = ("pgd", "autoattack", "apgd-ce", "apgd-dlr", "apgd-t", "fab", "square")
-_PGD_STEPS, _APGD_STEPS = 20, 100
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalCommand:
-    """Measure clean and robust accuracy, with 95 % confidence intervals.
+class EvalCommand(EvaluationConfig):  # noqa: D101, it shows the help of its base
+    __doc__ = EvaluationConfig.__doc__
 
-    An image counts as robust when it is classified correctly and no attack changes that.
-    --attack pgd is quick; --attack autoattack is the field's standard: APGD-CE, APGD-T,
-    FAB-T and Square in turn, each on the images that survived those before it.
-    """
-
-    checkpoint: Annotated[str, arg(aliases=["--source", "--model-path"])]
-    """A run directory, a checkpoint file, torchvision:NAME, timm:NAME, hf:ORG/NAME or
-    package:NAME; `fastadv-models show SOURCE` says what it is."""
-    data: Annotated[str, arg(aliases=["--dataset"])]
-    """A data set name, an ImageFolder or a .zip of one; its evaluation split is used."""
-    dataset_option: UseAppendAction[tuple[str, ...]] = ()
-    """KEY=VALUE of that data set, e.g. partition=2 or root=DIR."""
-    arch: str | None = None
-    """Architecture, where the checkpoint does not say."""
-    download: bool = False
-    """Fetch a named checkpoint that is not on this machine."""
-    resolution: int | None = None
-    """Side of the images in pixels; default that of the checkpoint's training."""
-    norm: Annotated[NormName | None, arg(aliases=["--constraint"])] = None
-    """Norm of the attack; default that of the checkpoint's training, else l2."""
-    eps: Pixels | None = None
-    """Radius in pixel units; default that of the checkpoint's training; 0: no attack."""
-    attack: Annotated[str, arg(metavar="{" + ",".join(ATTACKS) + "}")] = "pgd"
-    """Which attack; fab and square need the package pyautoattack."""
-    judge: Literal["fastadv", "package"] = "fastadv"
-    """Whose APGD: ours on the fused kernels, or all of it pyautoattack's."""
-    num_steps: Annotated[int | None, arg(aliases=["--attack-steps"])] = None
-    """Gradient steps per run; default 20 for pgd, 100 for the others."""
-    step_size: Annotated[Pixels | None, arg(aliases=["--attack-lr"])] = None
-    """Length of a PGD step in pixel units; default 2.5 eps / num_steps."""
-    num_restarts: int = 1
-    """Random restarts; the worst counts."""
-    num_targets: int = 9
-    """Wrong classes that apgd-t and fab head for, the likeliest first."""
-    num_queries: int = 5000
-    """Forward passes of square."""
-    objective: Literal["cross_entropy", "margin", "dlr"] = "cross_entropy"
-    """What PGD maximises."""
-    num_images: int | None = None
-    """Evaluate a stratified, seeded subset of so many images."""
-    batch_size: int = 64
-    """Images per batch; changes the result of what pyautoattack runs alone."""
-    seed: int = 0
-    """Of the subset and the random starts."""
-    device: str = "auto"
-    """cpu, cuda, cuda:1, ...; auto takes a GPU when there is one."""
-    compile: CompileName = "auto"
-    """How the steps of pgd run; see fastadv-train."""
-    backend: str = "auto"
-    """Kernel backend (see fastadv-doctor)."""
-    workers: int | None = None
-    """Decoding threads or processes; default one per core, at most 8."""
-    on_bad_image: Literal["skip", "fail"] = "skip"
-    """skip: count, name and replace by one of its class; fail: stop."""
-    out: Annotated[str | None, arg(aliases=["--out-dir"])] = None
-    """Folder for the verdicts on finished batches, from which --resume goes on."""
-    resume: bool = False
-    """Continue the evaluation in --out."""
-    json: bool = False
-    """Print one JSON object instead of lines."""
-
-    def __post_init__(self) -> None:
-        if self.attack not in ATTACKS:
-            raise ConfigError(unknown_name("--attack", self.attack, ATTACKS))
-        if self.attack == "pgd" and self.judge == "package":
-            raise ConfigError(
-                "--judge package has no pgd; use --attack autoattack or apgd-ce with it"
-            )
-        own = self.step_size is not None or self.objective != "cross_entropy"
-        if self.attack != "pgd" and own:
-            raise ConfigError(
-                f"--step-size and --objective are pgd's, {self.attack} chooses its own; "
-                "leave them out, or use --attack pgd"
-            )
-        if self.resume and self.out is None:
-            raise ConfigError("--resume needs --out, the folder of what to continue")
-        names = ("resolution", "num_steps", "num_restarts", "num_targets")
-        for name in (*names, "num_queries", "num_images", "batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                flag = name.replace("_", "-")
-                raise ConfigError(f"--{flag} {value} must be at least 1")
-
-    @property
-    def steps(self) -> int:
-        """`num_steps`, or the default of the attack."""
-        return self.num_steps or (_PGD_STEPS if self.attack == "pgd" else _APGD_STEPS)
-
-    def pgd_step_size(self, eps: float) -> float:
-        """`step_size`, or its default."""
-        return 2.5 * eps / self.steps if self.step_size is None else self.step_size
-
-
-def evaluate_checkpoint(command: EvalCommand) -> dict[str, Any]:
-    """Run the evaluation; plain values, accuracies as shares in [0, 1]."""
-    import torch
-
-    from fastadv import __version__
-    from fastadv.data import make_loader, open_dataset, subset
-    from fastadv.environment import resolve_device
-    from fastadv.evaluation.evaluate import evaluate
-    from fastadv.evaluation.journal import Journal
-    from fastadv.kernels import use_backend
-    from fastadv.models.source import open_source
-
-    source = open_source(
-        command.checkpoint, arch=command.arch, download=command.download
-    )
-    device = resolve_device(command.device)
-    resolution = command.resolution or source.resolution
-    options = dataset_options(command.dataset_option)
-    splits = open_dataset(command.data, resolution=resolution, **options)
-    model = source.load().to(device).to(memory_format=torch.channels_last)
-    _check_same_classes(source, model.num_classes, splits)
-    threat = _threat(command, source.norm, source.eps)
-    threat.check_side(resolution)
-    doubt = threat.doubt(resolution)
-    if doubt:
-        logging.getLogger(__name__).warning(doubt)
-    attack = _attack(command, threat, model.num_classes)
-    images = subset(splits.test, command.num_images, command.seed)
-    loader = make_loader(
-        images,
-        batch_size=command.batch_size,
-        resolution=resolution,
-        train=False,
-        augment=source.augment,
-        device=device,
-        workers=command.workers,
-        on_bad_image=command.on_bad_image,
-    )
-    about: dict[str, Any] = {
-        "checkpoint_sha256": source.file_digest,
-        "source_hash": source.digest,
-        "arch": source.arch,
-        "data": splits.name,
-        "resolution": resolution,
-        "seed": command.seed,
-    } | _settings(command, threat)
-    journal = None
-    if command.out is not None:
-        depends = {
-            "data_fingerprint": images.fingerprint,
-            "augment": source.augment,
-            "batch_size": command.batch_size,
-            "fastadv": __version__,
-        }
-        folder = Path(command.out).expanduser()
-        journal = Journal(folder, about | depends, resume=command.resume)
-    with use_backend(command.backend):
-        found = evaluate(
-            model, _shown(loader), attack, checks=attack is not None, journal=journal
-        )
-    result = {"checkpoint": str(source.file)} | about | _numbers(found)
-    result["bad_images"] = len(loader.bad_images)
-    if journal is not None:
-        journal.finish(result)
-    return result
-
-
-def _check_same_classes(
-    source: Source, num_classes: int, splits: DatasetSplits
-) -> None:
-    classes = splits.test.classes
-    if num_classes != len(classes):
-        raise ConfigError(
-            f"{source.file} has {num_classes} classes, {splits.name} has "
-            f"{len(classes)}; evaluate on the data it was trained for, or use "
-            "fastadv-transfer"
-        )
-    if source.classes and source.classes != classes:
-        ours, theirs = next(
-            (a, b) for a, b in zip(source.classes, classes, strict=True) if a != b
-        )
-        raise ConfigError(
-            f"{source.file} was trained on other classes than {splits.name} has: class "
-            f"{ours!r} stands where the data has {theirs!r}; evaluate on the data it was "
-            "trained for, or use fastadv-transfer"
-        )
-
-
-def _attack(
-    command: EvalCommand, threat: ThreatModel, num_classes: int
-) -> Attack | None:
-    from fastadv.attacks import PGD
-    from fastadv.attacks.autoattack import make_attack
-    from fastadv.attacks.package import Budget, check_classes
-
-    if threat.eps == 0:
-        return None
-    if command.attack == "pgd":
-        return PGD(
-            threat,
-            command.steps,
-            command.pgd_step_size(threat.eps),
-            random_start=True,
-            num_restarts=command.num_restarts,
-            objective=command.objective,
-            keep="best",
-            seed=command.seed,
-            compile=command.compile,
-        )
-    budget = Budget(
-        command.steps, command.num_restarts, command.num_targets, command.num_queries
-    )
-    attack = make_attack(
-        command.attack, threat, budget, judge=command.judge, seed=command.seed
-    )
-    check_classes(attack.names, num_classes)
-    return attack
-
-
-def _settings(command: EvalCommand, threat: ThreatModel) -> dict[str, Any]:
-    """What the attack is, in plain values; nothing where there is none."""
-    if threat.eps == 0:
-        return {}
-    settings: dict[str, Any] = {
-        "norm": threat.norm,
-        "eps": threat.eps,
-        "attack": command.attack,
-        "num_steps": command.steps,
-        "num_restarts": command.num_restarts,
-    }
-    if command.attack == "pgd":
-        step_size = command.pgd_step_size(threat.eps)
-        return settings | {"step_size": step_size, "objective": command.objective}
-    return settings | {
-        "judge": command.judge,
-        "num_targets": command.num_targets,
-        "num_queries": command.num_queries,
-    }
-
-
-def _shown(loader: Loader) -> Iterator[Batch]:
-    """The batches, with a line on stderr now and then."""
-    from fastadv.runs.progress import Progress
-
-    progress = Progress(len(loader))
-    for number, batch in enumerate(loader):
-        yield batch
-        progress.update(number + 1, "batches")
-
-
-def _numbers(found: Evaluation) -> dict[str, Any]:
-    """An evaluation in plain values."""
-    numbers: dict[str, Any] = {
-        "n": found.clean.n,
-        "clean_acc": found.clean.top1,
-        "clean_ci": found.clean.interval("top1"),
-    }
-    if found.robust is None or found.checks is None:
-        return numbers
-    return numbers | {
-        "robust_acc": found.robust.top1,
-        "robust_ci": found.robust.interval("top1"),
-        "stages": [
-            {
-                "name": stage.name,
-                "attacked": stage.attacked,
-                "robust_acc": stage.robust.top1,
-                "robust_ci": stage.robust.interval("top1"),
-                "seconds": round(stage.seconds, 3),
-            }
-            for stage in found.stages
-        ],
-        "checks": {
-            "probabilities": found.checks.probabilities,
-            "randomised": found.checks.randomised,
-            "train_mode": found.checks.train_mode,
-            "zero_gradient_share": found.checks.zero_gradient_share,
-            "black_box_gain": found.black_box_gain,
-        },
-        "warnings": found.warnings(),
-    }
-
-
-def _threat(command: EvalCommand, norm: str | None, eps: float | None) -> ThreatModel:
-    if command.norm is not None and command.eps is None and command.norm != norm:
-        raise ConfigError(f"--norm {command.norm} needs --eps, e.g. 0.5 or 4/255")
-    radius = eps if command.eps is None else command.eps
-    return ThreatModel(command.norm or norm or "l2", radius or 0.0)  # type: ignore[arg-type]
+    json: PrintJson = False
 
 
 def _body(argv: list[str]) -> None:
     command = common.parse(EvalCommand, argv, PROG)
-    result = evaluate_checkpoint(command)
+    from fastadv.evaluation.source import evaluate_checkpoint
+
+    result = evaluate_checkpoint(command).result
     if command.json:
         print(json.dumps(result))
         return
@@ -354,7 +63,7 @@ def _print_share(what: str, value: float, ci: Sequence[float], n: int) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+    """Run the command and return its exit code."""
     return common.run(PROG, _body, argv)
 
 

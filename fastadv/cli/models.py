@@ -12,7 +12,7 @@ from tyro.conf import Positional, arg
 
 from fastadv.cli import common
 from fastadv.errors import EXIT_OK, ConfigError, unknown_name
-from fastadv.models.names import EXPORT_FORMATS
+from fastadv.models.architecture_names import EXPORT_FORMATS
 
 PROG = "fastadv-models"
 _SUFFIXES = {
@@ -88,8 +88,8 @@ class ConvertCommand:
 
 def _list(command: ListCommand) -> int:
     from fastadv.models import get_spec, list_models
-    from fastadv.models.names import SALMAN2020, TIMM_PREFIX
-    from fastadv.models.origins import torchvision_files
+    from fastadv.models.architecture_names import SALMAN2020, TIMM_PREFIX
+    from fastadv.models.weights import torchvision_files
     from fastadv.text_tables import text_table
 
     names = list_models(command.pattern)

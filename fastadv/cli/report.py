@@ -1,14 +1,14 @@
-"""fastadv-report: what a results table shows, as one HTML file."""
+"""fastadv-report: write what a results table shows as one HTML file."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
@@ -17,6 +17,7 @@ from fastadv.errors import ConfigError, DataError, unknown_name
 
 if TYPE_CHECKING:
     from fastadv.reporting import Section
+    from fastadv.results.row import Row
 
 PROG = "fastadv-report"
 
@@ -44,26 +45,45 @@ class ReportCommand:
     """Print the findings as JSON."""
 
 
-def _names(pairs: Sequence[str]) -> dict[str, str]:
-    """Published data set by ours."""
-    from fastadv.reporting.reference import limited_accuracy, transfer_accuracy
+def make_report(
+    command: ReportCommand, first: Sequence[Section] = ()
+) -> tuple[Path, list[Section]]:
+    """Write the report.
 
-    known = {key[0] for key in (*transfer_accuracy(), *limited_accuracy())}
-    names = {}
-    for pair in pairs:
-        mine, equals, published = pair.partition("=")
-        if not (mine and equals and published):
-            raise ConfigError(f"--compare {pair} must be MINE=PUBLISHED")
-        if published not in known:
-            raise ConfigError(
-                f"--compare {pair}: "
-                f"{unknown_name('published data set', published, known)}"
-            )
-        names[mine] = published
-    return names
+    Args:
+        command: The flags.
+        first: Sections to put before those of the results table.
+
+    Returns:
+        The path of the HTML file, and the sections in it.
+    """
+    from fastadv.environment import provenance
+    from fastadv.reporting import report_sections, write_report
+    from fastadv.reporting.page.export import export_sections
+
+    rows = _read(command.results)
+    names = _names(command.compare, {row.target.name for row in rows})
+    sections = [*first, *report_sections(rows, names)]
+    if command.examples is not None:
+        from fastadv.cli.examples import example_section
+
+        sections.insert(-1, example_section(rows, command.examples))
+    times = [row.time for row in rows if row.time]
+    about: dict[str, object] = {
+        "made": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "results": command.results,
+        "rows": len(rows),
+        "first": str(min(times))[:16],
+        "last": str(max(times))[:16],
+    }
+    about |= {k: v for k, v in provenance().items() if k in ("fastadv", "commit")}
+    path = write_report(command.out, command.title, sections, about)
+    if command.export is not None:
+        export_sections(sections, Path(command.export).expanduser())
+    return path, sections
 
 
-def _read(folder: str) -> list[dict[str, Any]]:
+def _read(folder: str) -> list[Row]:
     from fastadv.results.table import ResultsTable
 
     table = ResultsTable(folder)
@@ -75,56 +95,25 @@ def _read(folder: str) -> list[dict[str, Any]]:
     return rows
 
 
-def make_report(command: ReportCommand) -> tuple[Path, list[Section]]:
-    """Write the report; its path and sections."""
-    from fastadv.environment import provenance
-    from fastadv.reporting import write_report
-    from fastadv.reporting.page.export import export_sections
-    from fastadv.reporting.sections import study_sections
-    from fastadv.reporting.transfer.cells import make_cells
-    from fastadv.reporting.transfer.study import Study
+def _names(pairs: Sequence[str], ours: Collection[str]) -> dict[str, str]:
+    """Return the published name of each data set of `ours` that --compare names."""
+    from fastadv.reporting.literature import published_datasets
 
-    names = _names(command.compare)
-    rows = _read(command.results)
-    study = Study(make_cells(rows), names)
-    missing = set(names) - {cell.setting.dataset for cell in study.cells}
-    if missing:
-        known = {cell.setting.dataset for cell in study.cells}
-        raise ConfigError(
-            f"--compare: {unknown_name('data set', missing.pop(), known)}"
-        )
-    sections = study_sections(study)
-    if command.examples is not None:
-        from fastadv.cli.examples import example_section
-
-        sections.append(example_section(rows, command.examples))
-    sections.append(_all_numbers(study))
-    about: dict[str, object] = {
-        "made": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "results": command.results,
-        "rows": len(rows),
-        "first": str(min(row["time"] for row in rows if row["time"]))[:16],
-        "last": str(max(row["time"] for row in rows if row["time"]))[:16],
-    }
-    about |= {k: v for k, v in provenance().items() if k in ("fastadv", "commit")}
-    path = write_report(command.out, command.title, sections, about)
-    if command.export is not None:
-        export_sections(sections, Path(command.export).expanduser())
-    return path, sections
-
-
-def _all_numbers(study: Any) -> Section:
-    """Every cell of the table."""
-    from fastadv.reporting import Section
-    from fastadv.reporting.transfer.study import INTERVAL_NOTE
-
-    notes = sorted(
-        {row["notes"] for c in study.cells for row in c.rows.values() if row["notes"]}
-    )
-    text = [f"Known defects of the protocols used here: {note}." for note in notes]
-    text.insert(0, INTERVAL_NOTE)
-    table = study.table(study.cells)
-    return Section("All numbers", text, tables=[table])
+    known = published_datasets()
+    names = {}
+    for pair in pairs:
+        mine, equals, published = pair.partition("=")
+        if not (mine and equals and published):
+            raise ConfigError(f"--compare {pair} must be MINE=PUBLISHED")
+        if published not in known:
+            raise ConfigError(
+                f"--compare {pair}: "
+                f"{unknown_name('published data set', published, known)}"
+            )
+        if mine not in ours:
+            raise ConfigError(f"--compare: {unknown_name('data set', mine, ours)}")
+        names[mine] = published
+    return names
 
 
 def _body(argv: list[str]) -> None:

@@ -13,10 +13,10 @@ from tyro.conf import Positional, arg
 
 from fastadv.cli import common
 from fastadv.errors import ConfigError, FastadvError
-from fastadv.transfer.engines import EngineName
+from fastadv.runs.executors import EngineName
 
 if TYPE_CHECKING:
-    from fastadv.transfer.sweep import Plan
+    from fastadv.transfer.sweep import SweepPlan
 
 PROG = "fastadv-transfer sweep"
 
@@ -65,9 +65,10 @@ def body(argv: list[str]) -> None:
     command = common.parse(SweepCommand, argv, PROG)
 
     from fastadv.results.table import ResultsTable
-    from fastadv.transfer.engines import make_engine
+    from fastadv.runs.executors import make_executor
+    from fastadv.runs.tasks import run_tasks
     from fastadv.transfer.recipe import read_recipe
-    from fastadv.transfer.sweep import make_plan, run_sweep
+    from fastadv.transfer.sweep import plan_sweep
 
     configs = read_recipe(Path(command.recipe), results=command.results)
     results = {str(Path(c.results).expanduser().absolute()) for c in configs}
@@ -77,14 +78,14 @@ def body(argv: list[str]) -> None:
     [folder] = results
     configs = [dataclasses.replace(config, results=folder) for config in configs]
     table = ResultsTable(configs[0].results, once=True)
-    plan = make_plan(configs, table, skip_missing=command.skip_missing)
+    plan = plan_sweep(configs, table, skip_missing=command.skip_missing)
     _announce(plan, command)
     if command.dry_run:
         return
     table.prepare()
     failures = []
     if plan.tasks:
-        engine = make_engine(
+        executor = make_executor(
             command.engine,
             table.path,
             workers=command.workers,
@@ -92,7 +93,9 @@ def body(argv: list[str]) -> None:
             cpus_per_task=command.cpus_per_task,
             gpus_per_task=command.gpus_per_task,
         )
-        failures = run_sweep(plan, engine, table, retries=command.retries)
+        failures = run_tasks(
+            plan.tasks, executor, table, done=plan.done, retries=command.retries
+        )
     given_up = sum(len(failure.task.identities) for failure in failures)
     if command.json:
         summary = {
@@ -115,7 +118,7 @@ def body(argv: list[str]) -> None:
         raise FastadvError(f"{given_up} row(s) could not be computed:\n  {listed}")
 
 
-def _announce(plan: Plan, command: SweepCommand) -> None:
+def _announce(plan: SweepPlan, command: SweepCommand) -> None:
     for problem in plan.missing:
         print(f"left out: {problem}", file=sys.stderr)
     line = f"{plan.rows} rows, {plan.done} done, {len(plan.tasks)} task(s) left"

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from tyro.conf import arg
 
 from fastadv.cli import common
 from fastadv.errors import ConfigError
+from fastadv.flags import PrintJson
 from fastadv.training.config import TrainConfig
 
-PROG = "fastadv-train"
+PROG, MODULE = "fastadv-train", "fastadv.cli.train"
 PLAN_DEVICES, PROFILE_STEPS = (1, 8), 20  # of the bare flags
 
 Devices = Annotated[
@@ -58,37 +58,29 @@ def _steps(words: list[str]) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainCommand(TrainConfig):  # noqa: D101, it shows the help of TrainConfig
-    __doc__ = TrainConfig.__doc__
+class LaunchFlags:
+    """Where a run starts, and what is done instead of it."""
 
-    dry_run: Annotated[bool, arg(help="Open the data, build the model, and stop.")] = (
-        False
-    )
-    plan: Annotated[
-        Devices | None,
-        arg(
-            help="Measure 20 steps, print memory, time and device-hours of the whole run "
-            "on these numbers of devices, and stop."
-        ),
-    ] = None
-    profile: Annotated[
-        Steps | None,
-        arg(
-            help="Write down where so many steps go, and a trace, in the run directory."
-        ),
-    ] = None
-    nproc: Annotated[
-        int | None,
-        arg(help="Start so many processes here, one for each GPU (or on the CPU)."),
-    ] = None
-    slurm: Annotated[
-        str | None,
-        arg(
-            help="Submit to Slurm instead: nodes=2,gpus_per_node=8,time=1440,... (what "
-            "submitit takes; time in minutes or H:MM:SS). --dry-run prints the script."
-        ),
-    ] = None
-    json: Annotated[bool, arg(help="Print the result as one JSON object.")] = False
+    dry_run: bool = False
+    """Open the data, build the model, and stop."""
+    plan: Devices | None = None
+    """Measure 20 steps, print memory, time and device-hours of the whole run on these
+    numbers of devices, and stop. Without numbers: 1 and 8."""
+    profile: Steps | None = None
+    """Measure where the time of N steps goes, and write it and a trace in the run
+    directory. Without a number: 20 steps."""
+    nproc: int | None = None
+    """Start N processes on this machine, one for each GPU, or all on the CPU."""
+    slurm: str | None = None
+    """Submit the run to Slurm with the options of submitit, for example
+    nodes=2,gpus_per_node=8,time=1440; time is in minutes or H:MM:SS. --dry-run prints the
+    script."""
+    json: PrintJson = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainCommand(TrainConfig, LaunchFlags):  # noqa: D101, it shows the help of TrainConfig
+    __doc__ = TrainConfig.__doc__
 
 
 def _body(argv: list[str]) -> None:
@@ -111,25 +103,28 @@ def _body(argv: list[str]) -> None:
             "of the job (gpus_per_node, ntasks_per_node); leave --nproc out"
         )
     if devices is not None:
-        from fastadv.training.plan import make_plan
+        from fastadv.training.plan import plan_run
 
-        found = make_plan(config, devices)
+        found = plan_run(config, devices)
         print(json.dumps(found.to_dict()) if as_json else found.text())
         return
     if slurm is not None:
         from fastadv.runs.slurm import submit
 
-        print(submit(slurm, _here(argv), config.out_path, dry_run=dry_run))
+        job = submit(
+            MODULE, _here(argv), slurm, config.out_path, program=PROG, dry_run=dry_run
+        )
+        print(job)
         return
     if nproc is not None:
         from fastadv.runs.launch import launch
 
-        raise SystemExit(launch(nproc, _here(argv)))
+        raise SystemExit(launch(MODULE, nproc, _here(argv)))
 
-    from fastadv.runs.distributed import joined
+    from fastadv.runs.distributed import join_ranks
     from fastadv.training.trainer import Trainer
 
-    with joined(config.device) as world:
+    with join_ranks(config.device) as world:
         trainer = Trainer(config, dry_run=dry_run, world=world, profile=profile)
         if dry_run:
             trainer.describe()

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from fastadv.files import replace_file
 
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 _DIGEST_BYTES = 32
 _CHUNK = 1 << 20
 
@@ -42,11 +42,11 @@ def cached_array(path: Path, make: Callable[[], NDArray[Any]]) -> NDArray[Any]:
     array = make()
     try:
         write_array(path, array)
-    except OSError as err:
-        _log.warning(
+    except OSError as error:
+        log.warning(
             "cannot cache to %s (%s); set FASTADV_CACHE to a writable folder",
             path,
-            err,
+            error,
         )
     return array
 
@@ -67,7 +67,7 @@ def read_array(path: Path, *, mapped: bool = False) -> NDArray[Any] | None:
     except OSError:
         return None
     if not whole:
-        _log.warning("cache file %s is damaged; making it again", path)
+        log.warning("cache file %s is damaged; making it again", path)
         return None
     # By name again: what was renamed over it meanwhile is whole, too.
     array: NDArray[Any] = np.load(

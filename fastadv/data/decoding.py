@@ -88,13 +88,13 @@ def decode_rgb(
     except BadImage:
         raise
     # Decoders of damaged files raise anything from SyntaxError to struct.error.
-    except Exception as err:
-        reason = str(err) or type(err).__name__
-        if isinstance(err, UnidentifiedImageError):  # it would show an address
+    except Exception as error:
+        reason = str(error) or type(error).__name__
+        if isinstance(error, UnidentifiedImageError):  # it would show an address
             reason = "not an image of a known format" if data else "the file is empty"
-        if isinstance(err, OSError) and err.errno is not None:
-            reason = err.strerror or reason
-        raise BadImage(name, reason) from err
+        if isinstance(error, OSError) and error.errno is not None:
+            reason = error.strerror or reason
+        raise BadImage(name, reason) from error
 
 
 def _to_rgb(image: Image.Image, name: str) -> NDArray[np.uint8]:

@@ -1,53 +1,45 @@
-"""Verdicts on finished batches, on disk: what makes an evaluation resumable."""
+"""The journal of an evaluation: verdicts on finished batches, from which it resumes."""
 
 from __future__ import annotations
 
+import base64
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from torch import Tensor
+
 from fastadv.attacks.checks import Checks
-from fastadv.errors import CheckpointError, ConfigError
-from fastadv.runs.eventlog import EventLog
+from fastadv.errors import ConfigError
+from fastadv.evaluation.accuracy import BatchVerdict
+from fastadv.runs.eventlog import EventLog, refuse_changes
 
-
-@dataclass(frozen=True)
-class BatchVerdict:
-    """What happened to the images of one batch, in plain values.
-
-    Attributes:
-        labels: class ids.
-        fell_to: of each image, the index of the attack that broke it; -1: it was
-            misclassified without one; the number of attacks: it held.
-        seconds: wall time of each attack.
-        nonfinite: gradient elements that were not finite.
-        checks: what was found, if it was looked for.
-    """
-
-    labels: list[int]
-    fell_to: list[int]
-    seconds: list[float]
-    nonfinite: int = 0
-    checks: Checks | None = None
+_LOGITS = ("clean_logits", "attacked_logits")
 
 
 class Journal:
-    """Verdicts on finished batches, on disk: an evaluation that can be resumed.
+    """Verdicts on finished batches on disk, so that an evaluation can be resumed.
+
+    Logits are stored as base64 text of little-endian float32 numbers. Journals without
+    logits can be resumed, too.
 
     Args:
-        folder: where `log.jsonl` is, or will be.
-        settings: everything the verdicts depend on, as plain values: hash of the
+        folder: Folder that holds `log.jsonl`, or will hold it.
+        settings: Everything that the verdicts depend on, as plain values: hash of the
             weights, data, batch size, attack. A journal of other settings is refused.
-        resume: go on with what is there.
+        resume: Whether to continue an evaluation that is already there.
 
     Attributes:
-        verdicts: by number of the batch.
+        verdicts: Verdicts by the number of the batch.
 
     Raises:
-        ConfigError: the folder holds an evaluation and `resume` was not asked for, or
-            one of other settings, or something else.
-        CheckpointError: the file cannot be read or written.
+        ConfigError: The folder holds an evaluation and `resume` is false, or one of other
+            settings, or something else.
+        CheckpointError: The file cannot be read.
+        OutputError: The file cannot be written.
     """
 
     def __init__(
@@ -58,7 +50,7 @@ class Journal:
         settings = json.loads(json.dumps(settings))  # tuples become lists, as on disk
         events = self._log.read()
         if not events:
-            self._begin(folder, settings)
+            self._log.append("start", settings=settings)
             return
         if "settings" not in events[0]:
             raise ConfigError(
@@ -69,42 +61,37 @@ class Journal:
                 f"{folder} already holds an evaluation; add --resume to continue it, or "
                 "choose another --out"
             )
-        self._check_same(folder, events[0]["settings"], settings)
+        refuse_changes(folder, events[0]["settings"], settings)
         for event in events:
             if event["event"] == "batch":
-                checks = event["checks"] and Checks(**event["checks"])
-                values = {f.name: event[f.name] for f in fields(BatchVerdict)}
-                self.verdicts[event["number"]] = BatchVerdict(
-                    **values | {"checks": checks}
-                )
-
-    def _begin(self, folder: Path, settings: dict[str, Any]) -> None:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise CheckpointError(
-                f"could not make {folder}: {error.strerror or error}"
-            ) from error
-        self._log.append("start", settings=settings)
-
-    @staticmethod
-    def _check_same(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-        changed = [
-            f"{key}: {before.get(key)} -> {now.get(key)}"
-            for key in sorted(before.keys() | now.keys())
-            if before.get(key) != now.get(key)
-        ]
-        if changed:
-            raise ConfigError(
-                f"--resume would change what {folder} computes ({', '.join(changed)}); "
-                "resume with the same choices, or start another --out"
-            )
+                self.verdicts[event["number"]] = _verdict(event)
 
     def add(self, number: int, verdict: BatchVerdict) -> None:
-        """Make the verdict on batch `number` durable."""
+        """Store the verdict on batch `number` durably."""
         self.verdicts[number] = verdict
-        self._log.append("batch", number=number, **asdict(verdict))
+        plain = asdict(replace(verdict, clean_logits=None, attacked_logits=None))
+        logits = {name: _to_text(getattr(verdict, name)) for name in _LOGITS}
+        self._log.append("batch", number=number, **plain | logits)
 
     def finish(self, result: dict[str, Any]) -> None:
-        """Add what came out."""
+        """Store the result of the whole evaluation."""
         self._log.append("result", **result)
+
+
+def _verdict(event: dict[str, Any]) -> BatchVerdict:
+    """Return the verdict in an event; older journals lack some of its fields."""
+    values = {f.name: event[f.name] for f in fields(BatchVerdict) if f.name in event}
+    if values["checks"] is not None:
+        values["checks"] = Checks(**values["checks"])
+    for name in _LOGITS:
+        if values.get(name) is not None:
+            numbers = np.frombuffer(base64.b64decode(values[name]), "<f4")
+            shape = len(values["labels"]), values["num_classes"]
+            values[name] = torch.from_numpy(numbers.astype(np.float32)).view(shape)
+    return BatchVerdict(**values)
+
+
+def _to_text(logits: Tensor | None) -> str | None:
+    if logits is None:
+        return None
+    return base64.b64encode(logits.numpy().astype("<f4").tobytes()).decode()

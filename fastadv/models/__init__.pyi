@@ -1,3 +1,16 @@
+from fastadv.models.activations import Stage as Stage
+from fastadv.models.architecture_names import (
+    ARCHITECTURES as ARCHITECTURES,
+)
+from fastadv.models.architecture_names import (
+    IMAGENET_MEAN as IMAGENET_MEAN,
+)
+from fastadv.models.architecture_names import (
+    IMAGENET_STD as IMAGENET_STD,
+)
+from fastadv.models.architecture_names import (
+    list_models as list_models,
+)
 from fastadv.models.checkpoint import (
     load_model as load_model,
 )
@@ -17,30 +30,18 @@ from fastadv.models.export import (
 from fastadv.models.export import (
     plain_module as plain_module,
 )
-from fastadv.models.names import (
-    ARCHITECTURES as ARCHITECTURES,
-)
-from fastadv.models.names import (
-    IMAGENET_MEAN as IMAGENET_MEAN,
-)
-from fastadv.models.names import (
-    IMAGENET_STD as IMAGENET_STD,
-)
-from fastadv.models.names import (
-    list_models as list_models,
-)
 from fastadv.models.normalized import NormalizedModel as NormalizedModel
-from fastadv.models.origins import (
-    Weights as Weights,
-)
-from fastadv.models.origins import (
-    find_weights as find_weights,
-)
-from fastadv.models.origins import (
-    resolve_checkpoint as resolve_checkpoint,
-)
 from fastadv.models.registry import ArchSpec as ArchSpec
 from fastadv.models.registry import get_spec as get_spec
 from fastadv.models.source import Source as Source
 from fastadv.models.source import open_source as open_source
 from fastadv.models.view import AttackView as AttackView
+from fastadv.models.weights import (
+    Weights as Weights,
+)
+from fastadv.models.weights import (
+    find_weights as find_weights,
+)
+from fastadv.models.weights import (
+    resolve_checkpoint as resolve_checkpoint,
+)

@@ -23,18 +23,23 @@ from torch import Tensor, nn
 
 from fastadv.errors import CheckpointError
 from fastadv.files import write_atomic
-from fastadv.models.inputs import CONVENTIONS, make_rgb
-from fastadv.models.matching import fill_network, fitting_archs
-from fastadv.models.names import ARCHITECTURES, IMAGENET_MEAN, IMAGENET_STD, TIMM_PREFIX
-from fastadv.models.normalized import NormalizedModel
-from fastadv.models.origins import Weights, find_weights, resolve_checkpoint
-from fastadv.models.published import (
+from fastadv.models.architecture_names import (
+    ARCHITECTURES,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    TIMM_PREFIX,
+)
+from fastadv.models.fill_network import fill_network, fitting_archs
+from fastadv.models.foreign_checkpoints import (
     BareWeights,
     arch_from_filename,
     find_state_dict,
     unwrap,
 )
+from fastadv.models.input_conventions import CONVENTIONS, make_rgb
+from fastadv.models.normalized import NormalizedModel
 from fastadv.models.registry import get_spec
+from fastadv.models.weights import Weights, find_weights, resolve_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +126,7 @@ def load_model(
         source: A file of `save_model`; a run folder (its `checkpoints/best`, else
             `last`); a published checkpoint: a torchvision state dict, or the files
             of Salman et al. and MadryLab's `robustness` with their wrappers; or a name:
-            `torchvision:resnet18`, `timm:NAME`, `hf:org/name` (see `origins.py`, also
+            `torchvision:resnet18`, `timm:NAME`, `hf:org/name` (see `weights.py`, also
             for options such as `,input=caffe` after it).
         arch: Architecture, where neither the file nor its name says
             (`{arch}_l2_eps3.ckpt`). If the file says otherwise it is refused.

@@ -72,15 +72,11 @@ class CifarResNet(nn.Module):
         rest = (_BasicBlock(channels, channels, 1) for _ in range(n - 1))
         return nn.Sequential(first, *rest)
 
-    def embed(self, z: Tensor) -> Tensor:
-        """Embed normalised images [N,3,H,W] as [N,64]."""
-        x = F.relu(self.bn1(self.conv1(z)))
-        x = self.layer3(self.layer2(self.layer1(x)))
-        return torch.flatten(F.adaptive_avg_pool2d(x, 1), 1)
-
     def forward(self, z: Tensor) -> Tensor:
         """Classify normalised images [N,3,H,W]: logits [N,num_classes]."""
-        logits: Tensor = self.linear(self.embed(z))
+        x = F.relu(self.bn1(self.conv1(z)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        logits: Tensor = self.linear(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))
         return logits
 
 
@@ -135,12 +131,8 @@ class WideResNet(nn.Module):
         rest = (_WideBlock(channels, channels, 1) for _ in range(n - 1))
         return nn.Sequential(OrderedDict(layer=nn.Sequential(first, *rest)))
 
-    def embed(self, z: Tensor) -> Tensor:
-        """Embed normalised images [N,3,H,W] as [N,64k]."""
-        x = self.block3(self.block2(self.block1(self.conv1(z))))
-        return torch.flatten(F.adaptive_avg_pool2d(F.relu(self.bn1(x)), 1), 1)
-
     def forward(self, z: Tensor) -> Tensor:
         """Classify normalised images [N,3,H,W]: logits [N,num_classes]."""
-        logits: Tensor = self.fc(self.embed(z))
+        x = F.relu(self.bn1(self.block3(self.block2(self.block1(self.conv1(z))))))
+        logits: Tensor = self.fc(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))
         return logits

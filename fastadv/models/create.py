@@ -9,11 +9,11 @@ import os
 from collections.abc import Sequence
 
 from fastadv.errors import ConfigError
+from fastadv.models.architecture_names import IMAGENET_MEAN, IMAGENET_STD, TIMM_PREFIX
 from fastadv.models.checkpoint import load_model
-from fastadv.models.names import IMAGENET_MEAN, IMAGENET_STD, TIMM_PREFIX
 from fastadv.models.normalized import NormalizedModel, check_num_classes, seeded_init
-from fastadv.models.origins import torchvision_files
 from fastadv.models.registry import get_spec
+from fastadv.models.weights import torchvision_files
 
 
 def create_model(

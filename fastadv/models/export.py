@@ -25,15 +25,15 @@ from torch import Tensor, nn
 from fastadv import __version__
 from fastadv.errors import ConfigError, unknown_name
 from fastadv.files import file_sha256, write_atomic
-from fastadv.models.checkpoint import decimals, save_model, state_hash
-from fastadv.models.dialects import DETECTRON2_CONFIGS, TIMM_TWINS, to_detectron2
-from fastadv.models.names import (
+from fastadv.models.architecture_names import (
     ARCHITECTURES,
     IMAGENET_MEAN,
     IMAGENET_STD,
     MODEL_FILE,
     TIMM_PREFIX,
 )
+from fastadv.models.checkpoint import decimals, save_model, state_hash
+from fastadv.models.dialects import DETECTRON2_CONFIGS, TIMM_TWINS, to_detectron2
 from fastadv.models.normalized import NormalizedModel
 
 log = logging.getLogger(__name__)

@@ -11,11 +11,13 @@ from __future__ import annotations
 import inspect
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from fastadv.models import timm_models
+from fastadv.models.activations import RETURNED_BY
 
 _ALONE = "no convolution directly before it"
 _LAYERS = (nn.Conv2d, nn.Linear, nn.modules.batchnorm._BatchNorm)
@@ -39,6 +41,14 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         leaf = isinstance(module, (*_LAYERS, *self.timm.leaves))
         return leaf or super().is_leaf_module(module, name)
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        """Trace a call, and note on the node it returns which module returned it."""
+        result = super().call_module(m, forward, args, kwargs)
+        if isinstance(result, fx.Proxy):
+            names = result.node.meta.setdefault(RETURNED_BY, [])
+            names.append(self.path_of_module(m))
+        return result
 
 
 def trace(net: nn.Module) -> fx.GraphModule:
@@ -90,11 +100,14 @@ def fold_norms(graph: fx.GraphModule) -> tuple[list[Fold], dict[str, str]]:
             if plain:
                 graph.add_submodule(name, FrozenNorm(activation))
             continue
-        folds.append(Fold(str(node.all_input_nodes[0].target), name))
+        conv = node.all_input_nodes[0]
+        folds.append(Fold(str(conv.target), name))
+        conv.meta.pop(RETURNED_BY, None)  # what it outputs from now on, the norm did
         if activation is not None:
             node.target = f"{name}.act"
         else:
-            node.replace_all_uses_with(node.args[0])
+            node.replace_all_uses_with(conv)
+            conv.meta[RETURNED_BY] = node.meta.get(RETURNED_BY, [])
             graph.graph.erase_node(node)
     return folds, unfolded
 

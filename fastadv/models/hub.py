@@ -13,7 +13,7 @@ from urllib.parse import urlparse
 import torch
 
 from fastadv.errors import CheckpointError, ConfigError
-from fastadv.models.names import MODEL_FILE
+from fastadv.models.architecture_names import MODEL_FILE
 
 # In order of preference; what else a repository holds must be asked for by name.
 _USUAL_FILES = (MODEL_FILE, "pytorch_model.bin")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fastadv.errors import ConfigError
+from fastadv.models.activations import EMBEDDING, Stage, in_order, recording
 from fastadv.models.blocks import Block, trainable_blocks
 from fastadv.models.registry import ArchSpec, get_spec
 
@@ -108,6 +109,13 @@ class NormalizedModel(nn.Module):
         """Embed images that are already (x - mean) / std as [N,embedding_dim]."""
         return self.spec.features(self.net, z)
 
+    def activations(self, z: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+        """Return the outputs of named modules; see `fastadv.models.activations`."""
+        head = self.spec.head_path(self.net) if EMBEDDING in names else None
+        with recording(self.net, names, head) as found:
+            self.net(z)
+        return in_order(found, names)
+
     # ---- structure ----
 
     @property
@@ -152,6 +160,21 @@ class NormalizedModel(nn.Module):
         the residual blocks `layer1.0` ... `layer4.2` after the stem `conv1`.
         """
         return trainable_blocks(self.net, self.head)
+
+    def stages(self) -> tuple[Stage, ...]:
+        """Return the stages of a convolutional network, or a transformer's blocks.
+
+        Raises:
+            ConfigError: The stages of this architecture are not known.
+        """
+        stages = self.spec.stages
+        found = stages if isinstance(stages, tuple) else stages(self.net)
+        if not found:
+            raise ConfigError(
+                f"the stages of {self.arch} are not known; give them as `stages` of its "
+                "ArchSpec"
+            )
+        return found
 
     def trunk_parameters(self) -> Iterator[nn.Parameter]:
         """Iterate over all parameters except those of the head."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,8 +19,9 @@ from torchvision.models.resnet import Bottleneck, ResNet
 
 from fastadv.errors import ConfigError, unknown_name
 from fastadv.models import timm_models
+from fastadv.models.activations import Stage
+from fastadv.models.architecture_names import ARCHITECTURES, TIMM_PREFIX
 from fastadv.models.cifar import CifarResNet, WideResNet
-from fastadv.models.names import ARCHITECTURES, TIMM_PREFIX
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +34,8 @@ class ArchSpec:
             normalised images [N,3,H,W] to logits [N,num_classes].
         head: Dotted path of the classifier module, or a function that finds it.
         features: `features(net, z)` embeds normalised images as [N,D].
+        stages: The stages (for transformers: the blocks), or a function that finds them
+            in a network; empty if they are not known.
         head_is_linear: Whether `head(features(net, z))` equals `net(z)`. False for
             SqueezeNet, whose classifier is a 1x1 convolution with a ReLU before the
             pooling, so no function of the pooled embedding gives its logits.
@@ -44,6 +46,7 @@ class ArchSpec:
     build: Callable[[int], nn.Module]
     head: str | Callable[[nn.Module], str]
     features: Callable[[nn.Module, Tensor], Tensor]
+    stages: tuple[Stage, ...] | Callable[[nn.Module], tuple[Stage, ...]] = ()
     head_is_linear: bool = True
     image_size: int = 224
 
@@ -84,63 +87,31 @@ def _timm_spec(arch: str) -> ArchSpec:
         build=partial(timm_models.build, name),
         head=timm_models.head_path,
         features=timm_models.features,
+        stages=timm_models.stages,
     )
 
 
-# ---- embeddings, one function per family of forward passes ----
-# These repeat a few lines of torchvision's forward instead of hooking the classifier:
-# no state, no hook to leak, safe under threads and torch.compile.
+# ---- embeddings ----
+
+# What forward methods do between modules, as steps of a `trunk`.
+_OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu()": F.relu,
+    "pool()": partial(F.adaptive_avg_pool2d, output_size=1),
+    "mean()": partial(torch.mean, dim=(2, 3)),
+    "flatten()": partial(torch.flatten, start_dim=1),
+}
 
 
-def _resnet_features(net: Any, z: Tensor) -> Tensor:
-    x = net.maxpool(net.relu(net.bn1(net.conv1(z))))
-    x = net.layer4(net.layer3(net.layer2(net.layer1(x))))
-    return torch.flatten(net.avgpool(x), 1)
+def _run(steps: str, net: nn.Module, z: Tensor) -> Tensor:
+    """Embed `z` by the modules and operations that `steps` lists.
 
-
-def _densenet_features(net: Any, z: Tensor) -> Tensor:
-    x = F.relu(net.features(z), inplace=True)
-    return torch.flatten(F.adaptive_avg_pool2d(x, 1), 1)
-
-
-def _shufflenet_features(net: Any, z: Tensor) -> Tensor:
-    x = net.stage4(net.stage3(net.stage2(net.maxpool(net.conv1(z)))))
-    embedding: Tensor = net.conv5(x).mean([2, 3])
-    return embedding
-
-
-def _mnasnet_features(net: Any, z: Tensor) -> Tensor:
-    return _before_last(net.classifier, net.layers(z).mean([2, 3]))
-
-
-def _mobilenet_features(net: Any, z: Tensor) -> Tensor:
-    x = F.adaptive_avg_pool2d(net.features(z), 1)
-    return _before_last(net.classifier, torch.flatten(x, 1))
-
-
-def _avgpool_features(net: Any, z: Tensor) -> Tensor:
-    x = net.avgpool(net.features(z))
-    return _before_last(net.classifier, torch.flatten(x, 1))
-
-
-def _convnext_features(net: Any, z: Tensor) -> Tensor:
-    return _before_last(net.classifier, net.avgpool(net.features(z)))
-
-
-def _squeezenet_features(net: Any, z: Tensor) -> Tensor:
-    embedding: Tensor = net.features(z).mean([2, 3])
-    return embedding
-
-
-def _cifar_features(net: Any, z: Tensor) -> Tensor:
-    embedding: Tensor = net.embed(z)
-    return embedding
-
-
-def _before_last(classifier: nn.Sequential, x: Tensor) -> Tensor:
-    for layer in list(classifier)[:-1]:
-        x = layer(x)
-    return x
+    This repeats torchvision's forward instead of hooking the classifier: it has no state
+    and no hook to leak, and is safe under threads and torch.compile.
+    """
+    for step in steps.split():
+        run = _OPERATIONS[step] if step in _OPERATIONS else net.get_submodule(step)
+        z = run(z)
+    return z
 
 
 # ---- builders ----
@@ -172,37 +143,100 @@ def _small_stem(name: str, num_classes: int) -> nn.Module:
 
 # ---- the table ----
 
+# The steps from the image to the embedding.
+_RESNET = "conv1 bn1 relu maxpool layer1 layer2 layer3 layer4 avgpool flatten()"
+_CIFAR_RESNET = "conv1 bn1 relu() layer1 layer2 layer3 pool() flatten()"
+_WIDE_RESNET = "conv1 block1 block2 block3 bn1 relu() pool() flatten()"
+# The stride of the first stage, and the stages, each of twice the stride before.
+_LAYERS = "4 layer1 layer2 layer3 layer4"
+_VGG_POOLS = {
+    "vgg11_bn": (3, 7, 14, 21, 28),
+    "vgg13_bn": (6, 13, 20, 27, 34),
+    "vgg16_bn": (6, 13, 23, 33, 43),
+    "vgg19_bn": (6, 13, 26, 39, 52),
+}
+
+
+def _stages(text: str) -> tuple[Stage, ...]:
+    first, *names = text.split()
+    return tuple(Stage(name, int(first) * 2**i) for i, name in enumerate(names))
+
 
 def _torchvision_specs() -> Iterable[ArchSpec]:
     resnets = (
         "resnet18 resnet34 resnet50 resnet101 resnext50_32x4d "
         "wide_resnet50_2 wide_resnet101_2"
     )
-    families: list[tuple[str, str, Callable[[nn.Module, Tensor], Tensor]]] = [
-        (resnets, "fc", _resnet_features),
-        ("densenet121 densenet161", "classifier", _densenet_features),
-        ("shufflenet_v2_x1_0", "fc", _shufflenet_features),
-        ("mnasnet1_0", "classifier.1", _mnasnet_features),
-        ("mobilenet_v2", "classifier.1", _mobilenet_features),
-        ("efficientnet_b0", "classifier.1", _avgpool_features),
-        ("vgg11_bn vgg13_bn vgg16_bn vgg19_bn", "classifier.6", _avgpool_features),
-        ("convnext_tiny", "classifier.2", _convnext_features),
-        ("squeezenet1_1", "classifier.1", _squeezenet_features),
-    ]
-    for names, head, features in families:
+    for names, head, trunk, stages in (
+        (resnets, "fc", _RESNET, _LAYERS),
+        (
+            "densenet121 densenet161",
+            "classifier",
+            "features relu() pool() flatten()",
+            "4 " + " ".join(f"features.denseblock{i}" for i in range(1, 5)),
+        ),
+        (
+            "shufflenet_v2_x1_0",
+            "fc",
+            "conv1 maxpool stage2 stage3 stage4 conv5 mean()",
+            "8 stage2 stage3 stage4",
+        ),
+        (
+            "mnasnet1_0",
+            "classifier.1",
+            "layers mean() classifier.0",
+            "4 layers.8 layers.9 layers.11 layers.13",
+        ),
+        (
+            "mobilenet_v2",
+            "classifier.1",
+            "features pool() flatten() classifier.0",
+            "2 features.1 features.3 features.6 features.13 features.17",
+        ),
+        (
+            "efficientnet_b0",
+            "classifier.1",
+            "features avgpool flatten() classifier.0",
+            "2 features.1 features.2 features.3 features.5 features.7",
+        ),
+        *(
+            (
+                name,
+                "classifier.6",
+                "features avgpool flatten() "
+                + " ".join(f"classifier.{i}" for i in range(6)),
+                "2 " + " ".join(f"features.{i}" for i in pools),
+            )
+            for name, pools in _VGG_POOLS.items()
+        ),
+        (
+            "convnext_tiny",
+            "classifier.2",
+            "features avgpool classifier.0 classifier.1",
+            "4 features.1 features.3 features.5 features.7",
+        ),
+        (
+            "squeezenet1_1",
+            "classifier.1",
+            "features mean()",
+            "4 features.4 features.7 features.12",
+        ),
+    ):
         for name in names.split():
             yield ArchSpec(
                 name=name,
                 build=partial(_torchvision_net, name),
                 head=head,
-                features=features,
+                features=partial(_run, trunk),
+                stages=_stages(stages),
                 head_is_linear=not name.startswith("squeezenet"),
             )
     yield ArchSpec(
         name="wide_resnet50_4",
         build=_wide_resnet50_4,
         head="fc",
-        features=_resnet_features,
+        features=partial(_run, _RESNET),
+        stages=_stages(_LAYERS),
     )
 
 
@@ -213,19 +247,22 @@ def _small_image_specs() -> Iterable[ArchSpec]:
             name=f"{name}_cifar",
             build=partial(_small_stem, name),
             head="fc",
-            features=_resnet_features,
+            features=partial(_run, _RESNET),
+            stages=_stages(_LAYERS.replace("4", "1", 1)),
         )
     for depth in (8, 14, 20, 32, 44, 56):
         yield small(
             name=f"resnet{depth}_cifar",
             build=partial(CifarResNet, depth),
             head="linear",
-            features=_cifar_features,
+            features=partial(_run, _CIFAR_RESNET),
+            stages=_stages("1 layer1 layer2 layer3"),
         )
     for width in (4, 10):
         yield small(
             name=f"wide_resnet28_{width}_cifar",
             build=partial(WideResNet, 28, width),
             head="fc",
-            features=_cifar_features,
+            features=partial(_run, _WIDE_RESNET),
+            stages=_stages("1 block1 block2 block3"),
         )

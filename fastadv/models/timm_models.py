@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fastadv.errors import ConfigError, unknown_name
+from fastadv.models.activations import Stage
 
 
 def import_timm() -> Any:
@@ -102,6 +103,12 @@ def features(net: nn.Module, z: Tensor) -> Tensor:
     trunk: Tensor = net.forward_features(z)  # type: ignore[operator]
     embedding: Tensor = net.forward_head(trunk, pre_logits=True)  # type: ignore[operator]
     return torch.flatten(embedding, 1)
+
+
+def stages(net: nn.Module) -> tuple[Stage, ...]:
+    """Return the stages that timm lists in a network's `feature_info`, if it does."""
+    listed: Any = getattr(net, "feature_info", None) or ()
+    return tuple(Stage(entry["module"], entry["reduction"]) for entry in listed)
 
 
 @dataclass(frozen=True)

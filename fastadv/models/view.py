@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Literal, cast
 
 import torch
 from torch import Tensor, fx, nn
 
+from fastadv.models.activations import EMBEDDING, cut, in_order, recording
 from fastadv.models.folding import (
     Fold,
     FrozenNorm,
@@ -25,9 +26,9 @@ from fastadv.models.folding import (
     own_tensor,
     trace,
 )
-from fastadv.models.frozen import rewrite_convs
+from fastadv.models.frozen_convs import rewrite_convs
+from fastadv.models.frozen_stem import Frozen
 from fastadv.models.normalized import NormalizedModel
-from fastadv.models.stem import Frozen
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +84,7 @@ class AttackView(nn.Module):
         self._folds: list[Fold] = []
         self.unfolded: dict[str, str] = {}
         self.unfolded_reason: str | None = None
-        self._embedding: Callable[[Tensor], Tensor] | None = None
+        self._cuts: dict[tuple[str, ...], fx.GraphModule] = {}
         self.net = _share(self.live)
         if mode == "train":
             for module in self.net.modules():  # but no dropout: it would be noise
@@ -130,10 +131,10 @@ class AttackView(nn.Module):
         live = dict(self.live.named_modules())
         norms = {fold.conv: fold.norm for fold in self._folds}
         mine = list(self.net.named_modules())
-        if isinstance(self._embedding, nn.Module):
-            # It shares the layers, but holds parameters outside of layers by itself.
-            shared = {id(module) for _, module in mine}
-            own = self._embedding.named_modules()
+        # Cuts share the layers, but hold parameters outside of layers by themselves.
+        shared = {id(module) for _, module in mine}
+        for graph in self._cuts.values():
+            own = graph.named_modules()
             mine += [(name, module) for name, module in own if id(module) not in shared]
         for name, module in mine:
             source = live.get(name)
@@ -196,35 +197,33 @@ class AttackView(nn.Module):
         return logits
 
     def features(self, z: Tensor) -> Tensor:
-        """Penultimate embedding [N, D] of normalised images `z` [N, C, H, W].
+        """Embed normalised images `z` [N, C, H, W] as penultimate features [N, D].
 
         Raises:
-            TypeError: the model is not a `NormalizedModel`, so its head is unknown.
+            TypeError: The model is not a `NormalizedModel`, so its head is unknown.
         """
+        return self.activations(z, (EMBEDDING,))[EMBEDDING]
+
+    def activations(self, z: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+        """Return the outputs of named modules; see `fastadv.models.activations`."""
+        wanted = tuple(names)
+        if not isinstance(self.net, fx.GraphModule):
+            with recording(self.net, wanted, self._head(wanted)) as found:
+                self.net(z)
+        else:
+            if wanted not in self._cuts:
+                self._cuts[wanted] = cut(self.net, wanted, self._head(wanted))
+            found = dict(zip(wanted, self._cuts[wanted](z), strict=True))
+        return in_order(found, wanted)
+
+    def _head(self, names: tuple[str, ...]) -> str | None:
+        """Return the path of the head, where the embedding is among `names`."""
         model = self._model[0]
+        if EMBEDDING not in names:
+            return None
         if not isinstance(model, NormalizedModel):
             raise TypeError(
                 "features need a NormalizedModel (fastadv.create_model or load_model), "
                 f"got {type(model).__name__}: where its embedding ends is unknown"
             )
-        if self._embedding is None:
-            self._embedding = self._embedding_graph(model)
-        embedding = self._embedding(z)
-        return embedding.mean((2, 3)) if embedding.dim() == 4 else embedding
-
-    def _embedding_graph(self, model: NormalizedModel) -> Callable[[Tensor], Tensor]:
-        """The folded graph cut before the head, on the same modules."""
-        spec = model.spec
-        if not isinstance(self.net, fx.GraphModule):
-            return lambda z: spec.features(self.net, z)
-        head = spec.head_path(self.live)
-        graph = fx.Graph()
-        copied: dict[fx.Node, fx.Node] = {}
-        for node in self.net.graph.nodes:
-            if node.target == head:
-                graph.output(copied[node.args[0]])
-                break
-            copied[node] = graph.node_copy(node, copied.__getitem__)
-        else:
-            raise TypeError(f"{type(self.live).__name__} never calls its head {head!r}")
-        return fx.GraphModule(self.net, graph)
+        return model.spec.head_path(self.live)

@@ -1,39 +1,36 @@
-"""The sections of a transfer study that its results table has data for."""
+"""The sections of a report, by the kind of result they show.
+
+A new kind of result gets its section by one file that makes it, and one line here.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+
+from fastadv.reporting.evaluation import evaluation_sections
 from fastadv.reporting.page.html import Section
-from fastadv.reporting.transfer.study import Study
-from fastadv.reporting.transfer.study_classes import per_class, under_attack
-from fastadv.reporting.transfer.study_images import (
-    against_epochs,
-    against_images,
-    by_blocks,
-    gain_against_images,
-)
-from fastadv.reporting.transfer.study_sources import (
-    against_eps,
-    against_source_accuracy,
-    by_granularity,
-    by_width,
-    robust_and_standard,
-)
+from fastadv.reporting.transfer.sections import transfer_sections
+from fastadv.results.row import Row
+
+# Each is given the rows of its kind, and the published names of data sets by ours.
+SECTIONS: dict[str, Callable[[Sequence[Row], Mapping[str, str]], Sequence[Section]]] = {
+    "evaluation": evaluation_sections,
+    "transfer": transfer_sections,
+}
 
 
-def study_sections(study: Study) -> list[Section]:
-    """The sections there are data for, in reading order."""
-    builders = (
-        robust_and_standard,
-        against_eps,
-        by_width,
-        against_source_accuracy,
-        by_granularity,
-        against_images,
-        gain_against_images,
-        by_blocks,
-        against_epochs,
-        under_attack,
-        per_class,
-    )
-    sections = [builder(study) for builder in builders]
-    return [section for section in sections if section is not None]
+def report_sections(
+    rows: Sequence[Row], names: Mapping[str, str] | None = None
+) -> list[Section]:
+    """Make the sections that a results table has data for, in reading order.
+
+    Args:
+        rows: Rows of the results table.
+        names: Published name of a data set by ours, where they differ.
+    """
+    sections: list[Section] = []
+    for kind, make_sections in SECTIONS.items():
+        of_kind = [row for row in rows if row.kind == kind]
+        if of_kind:
+            sections += make_sections(of_kind, names or {})
+    return sections

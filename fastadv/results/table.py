@@ -1,120 +1,76 @@
-"""The results table: one row per number, with everything needed to reproduce it.
+"""The results table: a directory of Parquet files that is only ever added to.
 
-A directory of Parquet files that is only ever added to, each file written whole. Several
-processes may append at once; nothing is rewritten. Rows of older schema versions are
+Every file, called a part, is written whole or not at all, and several processes may
+append at once; `parts` says how many parts become few. Rows of older schema versions are
 migrated as they are read; a table of any other version is refused.
 """
 
 from __future__ import annotations
 
 import io
-import secrets
+import itertools
+import logging
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from fastadv.errors import DataError
+from fastadv.errors import DataError, FastadvError
 from fastadv.files import write_atomic
+from fastadv.results import parts
+from fastadv.results.columns import column, column_path, passes
+from fastadv.results.identity import digest
+from fastadv.results.row import Row
+from fastadv.results.schema import SCHEMA, from_arrow, to_arrow
 
-SCHEMA_VERSION = 3
-Read = TypeVar("Read")
+log = logging.getLogger(__name__)
 
-SCHEMA = pa.schema(
-    [
-        ("time", pa.timestamp("ms", tz="UTC")),
-        ("source", pa.string()),
-        ("source_path", pa.string()),
-        ("source_hash", pa.string()),  # SHA-256 of the checkpoint file
-        ("arch", pa.string()),
-        ("source_norm", pa.string()),
-        ("source_eps", pa.float64()),  # pixel units; 0 for standard training
-        ("dataset", pa.string()),
-        ("dataset_fingerprint", pa.string()),
-        ("resolution", pa.int64()),
-        ("mode", pa.string()),
-        ("protocol", pa.string()),
-        ("select_on", pa.string()),
-        ("num_train", pa.int64()),
-        ("num_val", pa.int64()),
-        ("num_test", pa.int64()),
-        ("num_classes", pa.int64()),
-        ("seed", pa.int64()),
-        ("hyperparameters", pa.string()),  # JSON, the chosen ones
-        ("metric", pa.string()),
-        ("value", pa.float64()),  # percent
-        ("ci_low", pa.float64()),  # 95 %, over the draw of test images
-        ("ci_high", pa.float64()),
-        ("val_value", pa.float64()),  # percent; what the choice was made on
-        ("per_class_correct", pa.list_(pa.int64())),
-        ("per_class_total", pa.list_(pa.int64())),
-        ("bad_images", pa.int64()),
-        ("wall_seconds", pa.float64()),
-        ("environment", pa.string()),  # JSON: versions, machine, commit
-        # Since version 2:
-        ("identity", pa.string()),  # hash of what defines the number: `identity`
-        ("num_pool", pa.int64()),  # images asked for: num_train + num_val
-        ("num_available", pa.int64()),  # training images there are
-        ("class_names", pa.list_(pa.string())),
-        ("k_blocks", pa.int64()),  # trained blocks, of last_k_blocks
-        ("downscale", pa.int64()),  # side images were first reduced to, pixels
-        ("source_accuracy", pa.float64()),  # percent, on the source's own test data
-        ("robust_value", pa.float64()),  # percent, `metric` under `attack`
-        ("robust_ci_low", pa.float64()),
-        ("robust_ci_high", pa.float64()),
-        ("attack", pa.string()),  # JSON: norm, eps, steps, ...
-        ("notes", pa.string()),  # known defects of a published protocol
-        # Since version 3:
-        ("source_given", pa.string()),  # what --source was; opens it again
-    ],
-    metadata={"fastadv_schema": str(SCHEMA_VERSION)},
-)
-
-# What a row may leave empty: it does not apply to every experiment, or is not known of
-# every source.
-OPTIONAL = frozenset(
-    {
-        "source_norm",
-        "source_eps",
-        "k_blocks",
-        "downscale",
-        "source_accuracy",
-        "robust_value",
-        "robust_ci_low",
-        "robust_ci_high",
-        "attack",
-        "notes",
-    }
-)
-_MIGRATED = ("1", "2")  # older versions, of which SCHEMA only adds columns
+# Those who read the folder as one data set pass over names that begin so.
+ARRAYS = "_arrays"
 
 
 class ResultsTable:
     """A table at a directory.
 
     Args:
-        path: the directory; made at the first append.
-        once: a row whose `identity` the table was given before is not added again, by
-            whichever process: its file is named by the identity.
+        path: The directory; made at the first append.
+        once: Whether a row whose `identity` the table has is not added again, by
+            whichever process.
+
+    Raises:
+        DataError: There is a file at the path.
     """
 
     def __init__(self, path: str | Path, *, once: bool = False) -> None:
         self.path = Path(path).expanduser()
         self.once = once
+        self._identities: dict[str, frozenset[str]] = {}
         if self.path.exists() and not self.path.is_dir():
             raise DataError(
                 f"{self.path} is a file; a results table is a directory of .parquet files"
             )
 
+    @classmethod
+    def existing(cls, path: str | Path) -> ResultsTable:
+        """Return the table at a directory.
+
+        Raises:
+            DataError: There is none.
+        """
+        table = cls(path)
+        if not table.path.is_dir():
+            raise DataError(f"there is no results table at {table.path}")
+        return table
+
     def prepare(self) -> None:
         """Make the directory and see that it can be written, before hours of work.
 
         Raises:
-            DataError: it cannot; or what is there is of an unknown schema version, which
+            DataError: It cannot; or what is there is of an unknown schema version, which
                 a `once` table leaves to those who ask for its `identities`: every task
                 of a sweep would open all of its files.
         """
@@ -125,127 +81,197 @@ class ResultsTable:
         except OSError as error:
             raise DataError(
                 f"results cannot be written to {self.path}: {error.strerror or error}; "
-                "choose another --results"
+                "choose another folder"
             ) from None
         if not self.once:
             self.identities()
 
-    def append(self, rows: list[dict[str, Any]]) -> None:
-        """Add rows; keys of `SCHEMA` that a row lacks are stored as missing.
+    def append(self, rows: Sequence[Row]) -> None:
+        """Add rows, all of them or none: they are one file.
+
+        A `once` table leaves out those whose identity it has. Rows of one experiment
+        should be appended together.
 
         Raises:
-            ValueError: a key the schema does not have, or with `once` no `identity`.
-            OutputError: the file cannot be written; nothing was added.
+            ValueError: The table is `once` and a row has no identity.
+            OutputError: The file cannot be written; nothing was added.
         """
-        unknown = {key for row in rows for key in row} - set(SCHEMA.names)
-        if unknown:
-            raise ValueError(f"no such columns in the results table: {sorted(unknown)}")
-        if not self.once:
-            # Named by time, so that files read back in the order they were written.
-            self._write(f"{time.time_ns():020d}-{secrets.token_hex(4)}", rows)
+        if not rows:
             return
-        for row in rows:
-            if not row.get("identity"):
-                raise ValueError("a row without identity cannot be added once")
-            # Two writers of one row write one file, so it cannot be there twice; the
-            # first is kept where it is seen.
-            if row["identity"] not in self:
-                self._write(_OF_IDENTITY + row["identity"], [row])
+        if not self.once:
+            self._write(parts.new_name("part"), rows)
+            return
+        if not all(row.identity for row in rows):
+            raise ValueError("a row without identity cannot be added once")
+        new = [row for row in rows if not self._has(row.identity)]
+        # Two writers of the same rows write the same file.
+        if len(new) == 1:
+            self._write(f"once-{new[0].identity}", new)
+        elif new:
+            self._write(f"once-many-{digest([row.identity for row in new])}", new)
 
-    def _write(self, name: str, rows: list[dict[str, Any]]) -> None:
+    def _has(self, identity: str | None) -> bool:
+        try:
+            return identity in self
+        except DataError as error:
+            # What was computed must not be lost for a foreign file; readers take rows of
+            # a `once` table once.
+            log.warning("%s", error)
+            return False
+
+    def _write(self, part: str, rows: Sequence[Row]) -> None:
+        parts.write(self.path, part, to_arrow(rows, part))
+        if parts.count_appended(self.path) >= parts.MANY:
+            try:
+                parts.merge(self.path)
+            except (FastadvError, OSError) as error:
+                # The rows are there; only reading them stays slow.
+                log.warning("the parts of %s were not merged: %s", self.path, error)
+
+    def save_arrays(self, identity: str, arrays: Mapping[str, np.ndarray]) -> str:
+        """Write the arrays of a row that is to be appended; return their file's name.
+
+        The name belongs into `Row.arrays`. A file whose row was never written is
+        harmless.
+
+        Args:
+            identity: Identity of the row.
+            arrays: Arrays by name.
+
+        Raises:
+            ValueError: An array holds Python objects, or the identity cannot be a name.
+            OutputError: The file cannot be written.
+        """
+        if any(np.asarray(values).dtype.hasobject for values in arrays.values()):
+            raise ValueError("arrays of a row hold numbers or text, not Python objects")
+        name = f"{identity}.npz"
         buffer = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), buffer)
-        write_atomic(self.path / f"{name}.parquet", buffer.getvalue())
+        np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+        write_atomic(self._array_file(name), buffer.getvalue())
+        return name
+
+    def arrays(self, row: Row) -> dict[str, np.ndarray]:
+        """Return the arrays of a row by name; empty if it has none.
+
+        Raises:
+            DataError: The file is missing or damaged.
+            ValueError: The row names a file outside of the table.
+        """
+        if row.arrays is None:
+            return {}
+        path = self._array_file(row.arrays)
+        try:
+            with np.load(path, allow_pickle=False) as found:
+                return {name: found[name] for name in found.files}
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise DataError(
+                f"the arrays of a row, {path}, cannot be read: {error}"
+            ) from None
+
+    def _array_file(self, name: str) -> Path:
+        if Path(name).name != name or not name.endswith(".npz"):
+            raise ValueError(f"{name!r} is no name of a file of arrays")
+        return self.path / ARRAYS / name
+
+    def compact(self) -> int:
+        """Merge all parts into one and return how many they were.
+
+        Parts of older schema versions are replaced by today's. Others may read and write
+        the table meanwhile; nothing is done while another process merges.
+
+        Raises:
+            DataError: A part cannot be read; nothing was changed.
+            OutputError: The merged part cannot be written; nothing was changed.
+        """
+        return parts.merge(self.path, everything=True)
 
     def __contains__(self, identity: object) -> bool:
-        """Whether a `once` table, this or another process's, was given the row."""
-        return (self.path / f"{_OF_IDENTITY}{identity}.parquet").exists()
-
-    def rows(self) -> list[dict[str, Any]]:
-        """All rows, oldest first; those of older schema versions with empty columns.
-
-        Raises:
-            DataError: a file that is no Parquet file, or of an unknown schema version.
-        """
-        parts = [
-            (_written_at(path, rows), path.name, rows)
-            for path, rows in self._each(lambda _, part: _migrated(part.read()))
-        ]
-        return [
-            row for _, _, rows in sorted(parts, key=lambda p: p[:2]) for row in rows
-        ]
-
-    def columns(self, *names: str) -> list[dict[str, Any]]:
-        """Some columns of all rows, in no order; faster than `rows`.
-
-        Raises:
-            DataError: a file that is no Parquet file, or of an unknown schema version.
-        """
-
-        def read(path: Path, part: pq.ParquetFile) -> list[dict[str, Any]]:
-            known = [name for name in names if name in part.schema_arrow.names]
-            rows: list[dict[str, Any]] = part.read(known).to_pylist()
-            return [dict.fromkeys(names) | row for row in rows]
-
-        return [row for _, rows in self._each(read) for row in rows]
+        """Return whether the table has the row, whichever process wrote it."""
+        for old_or_new in ("once", "row"):
+            if (self.path / f"{old_or_new}-{identity}{parts.SUFFIX}").exists():
+                return True
+        return any(identity in found for found in self._identities_of_parts())
 
     def identities(self) -> set[str]:
-        """Identities of all rows: what need not be computed again.
+        """Return the identities of all rows: what need not be computed again.
 
         Raises:
-            DataError: a file that is no Parquet file, or of an unknown schema version.
+            DataError: A file is no Parquet file, or of an unknown schema version.
         """
+        return set().union(*self._identities_of_parts())
 
-        def read(path: Path, part: pq.ParquetFile) -> set[str]:
-            if path.name.startswith(_OF_IDENTITY):
-                return {path.stem.removeprefix(_OF_IDENTITY)}
-            if "identity" not in part.schema_arrow.names:
-                return set()
-            return set(part.read(["identity"])["identity"].to_pylist())
+    def _identities_of_parts(self) -> Iterable[frozenset[str]]:
+        """Return the identities of every part; each part is opened once only."""
 
-        return set().union(*(found for _, found in self._each(read))) - {None}
+        def read(path: Path) -> frozenset[str]:
+            if path.name not in self._identities:
+                found = parts.read(path, ["identity"])["identity"].to_pylist()
+                self._identities[path.name] = frozenset(found) - {None}
+            return self._identities[path.name]
 
-    def _each(
-        self, read: Callable[[Path, pq.ParquetFile], Read]
-    ) -> Iterator[tuple[Path, Read]]:
-        """What `read` makes of every file, each of a known version."""
-        for path in self.path.glob("*.parquet"):
-            try:
-                part = pq.ParquetFile(path)
-                _check_version(part.schema_arrow, path)
-                found = read(path, part)
-            except (pa.ArrowException, OSError) as error:
-                raise _unreadable(path, error) from None
-            yield path, found
+        return [found for _, found in parts.each(self.path, read)]
+
+    def rows(self, **filters: Any) -> list[Row]:
+        """Return the rows that pass every filter, oldest first.
+
+        Args:
+            filters: Values by name of the column, for example `kind="transfer"`; a list
+                or tuple passes any of its values, None passes a missing value. A member
+                of a struct is named with a dot (`**{"source.eps": 3.0}`), or by its last
+                name alone, which is looked for in the row, its target, attack, source
+                and setting, in this order. `dataset` and `source` are their names.
+
+        Raises:
+            DataError: A file is no Parquet file or of an unknown schema version, or a row
+                is of an unknown kind.
+            ConfigError: There is no such column.
+        """
+        return from_arrow(self.arrow(**filters))
+
+    def columns(self, *names: str, **filters: Any) -> list[dict[str, Any]]:
+        """Return some columns of the rows, oldest first; faster than `rows`.
+
+        Args:
+            names: Names as in the filters of `rows`; they are the keys of the result.
+            filters: As in `rows`.
+
+        Raises:
+            DataError: A file is no Parquet file, or of an unknown schema version.
+            ConfigError: There is no such column.
+        """
+        found = self.arrow(*names, **filters)
+        values = [column(found, name).to_pylist() for name in names]
+        return [dict(zip(names, row, strict=True)) for row in zip(*values, strict=True)]
+
+    def arrow(self, *names: str, **filters: Any) -> pa.Table:
+        """Return the rows that pass every filter as an Arrow table, oldest first.
+
+        Args:
+            names: Columns that are needed; the top-level columns they are in are
+                returned. All of them if there are none.
+            filters: As in `rows`.
+
+        Raises:
+            DataError: A file is no Parquet file, or of an unknown schema version.
+            ConfigError: There is no such column.
+        """
+        wanted = [column_path(name)[0] for name in names] or list(SCHEMA.names)
+        needed = [column_path(name)[0] for name in filters]
+        columns = list(dict.fromkeys([*wanted, *needed, "part", "time", "identity"]))
+        tables = [t for _, t in parts.each(self.path, lambda p: parts.read(p, columns))]
+        schema = pa.schema([SCHEMA.field(name) for name in columns])
+        found = parts.distinct([schema.empty_table(), *tables])
+        for name, value in filters.items():
+            found = found.filter(passes(column(found, name), value))
+        return _in_order(found).select(list(dict.fromkeys(wanted)))
 
 
-_OF_IDENTITY = "row-"
-
-
-def _unreadable(path: Path, error: Exception) -> DataError:
-    return DataError(f"{path} cannot be read ({error}); move it away to use the rest")
-
-
-def _check_version(schema: pa.Schema, path: Path) -> None:
-    version = (schema.metadata or {}).get(b"fastadv_schema", b"none").decode()
-    if version not in (str(SCHEMA_VERSION), *_MIGRATED):
-        raise DataError(
-            f"{path} has schema version {version}, this fastadv reads "
-            f"{', '.join(_MIGRATED)} and {SCHEMA_VERSION}; nothing was changed. Use "
-            "another --results"
-        )
-
-
-def _migrated(table: pa.Table) -> list[dict[str, Any]]:
-    """Rows with every column of `SCHEMA`, in its order."""
-    rows: list[dict[str, Any]] = table.to_pylist()
-    return [{name: row.get(name) for name in SCHEMA.names} for row in rows]
-
-
-def _written_at(path: Path, rows: list[dict[str, Any]]) -> int:
-    """When a part was written, nanoseconds: by its name, else by its row."""
-    stamp = path.name.partition("-")[0]
-    if stamp.isdecimal():
-        return int(stamp)
-    when = rows[0]["time"] if rows else None
-    return int(when.timestamp() * 1e9) if when else 0
+def _in_order(table: pa.Table) -> pa.Table:
+    """Return the rows in the order they were written: by part name, else by time."""
+    named = (parts.written_at(part) for part in table["part"].to_pylist())
+    times = table["time"].cast(pa.int64()).to_pylist()
+    keys = [
+        ((when or 0) * 1000 if stamp is None else stamp, number)
+        for stamp, when, number in zip(named, times, itertools.count())
+    ]
+    return table.take(pa.array([number for _, number in sorted(keys)], pa.int64()))

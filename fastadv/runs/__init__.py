@@ -1,1 +1,1 @@
-"""How a job lives: run directory, event log, listeners, ranks, launch, preemption, progress."""
+"""The life of a job: run directory, log, listeners, ranks, launch, preemption, progress."""

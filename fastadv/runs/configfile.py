@@ -1,4 +1,4 @@
-"""Reading a YAML config file, strictly. Needs no torch."""
+"""Strict reading of YAML files of choices. This module needs no torch."""
 
 from __future__ import annotations
 
@@ -11,14 +11,22 @@ import yaml
 from fastadv.errors import ConfigError
 from fastadv.threat import parse_pixels
 
-SWEEP_KEYS = ("sources", "datasets", "protocols")  # of a recipe of many experiments
 
+def load_config_file(path: Path, command: str) -> dict[str, Any]:
+    """Read the YAML mapping of a recipe or a saved configuration.
 
-def load_config_file(path: Path) -> dict[str, Any]:
-    """Read a YAML mapping.
+    The key `command` says what runs the file when its path is added, such as
+    `fastadv-train --config`. A file without that key may be for any command.
+
+    Args:
+        path: The file.
+        command: The command that reads it, in the same form.
+
+    Returns:
+        The other keys and their values.
 
     Raises:
-        ConfigError: the file is missing, not YAML, or not a mapping.
+        ConfigError: The file is missing, not YAML, not a mapping, or for another command.
     """
     try:
         values = yaml.safe_load(path.read_text())
@@ -28,14 +36,28 @@ def load_config_file(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not a YAML file: {error}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold `key: value` lines, one per flag")
+    refuse_other_command(path, values.pop("command", command), command)
     return values
 
 
+def refuse_other_command(path: Path, named: str, command: str) -> None:
+    """Raise ConfigError if a file is for the command `named` and not for `command`."""
+    if named != command:
+        program, reader = (text.removesuffix(" --config") for text in (named, command))
+        raise ConfigError(
+            f"{path} is a recipe of {program} (run: {named} {path}), not of {reader}"
+        )
+
+
 def typed(kind: Any, value: Any) -> Any:
-    """A value as YAML gives it, as the type of its field.
+    """Convert a value that YAML gave to the type of its field.
+
+    Args:
+        kind: The annotated type, such as `float | None`.
+        value: What YAML made of the text.
 
     Raises:
-        ValueError: it is none of that type.
+        ValueError: The value is not of that type.
     """
     choices, origin = get_args(kind), get_origin(kind)
     if origin is Literal and value in choices:

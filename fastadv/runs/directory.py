@@ -1,4 +1,4 @@
-"""The run directory: config, log and checkpoints, never half written.
+"""The run directory: configuration, log and checkpoints, never half written.
 
     config.yaml            re-runnable: fastadv-train --config RUN/config.yaml
     log.jsonl              one JSON object per event
@@ -11,7 +11,8 @@
     .lock                  held by the process that writes here
 
 A checkpoint is written under a temporary name, synced and renamed; then the links are
-replaced. Whatever happens in between, `last` is whole.
+replaced. Whatever happens in between, `last` is whole. What a configuration means, and
+what the weights are, is for the caller to know.
 """
 
 from __future__ import annotations
@@ -20,59 +21,53 @@ import io
 import logging
 import os
 import shutil
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
-from fastadv.errors import CheckpointError, ConfigError
-from fastadv.runs.eventlog import EventLog
-from fastadv.files import FolderLock, replace_file, say_unlocked, sync_folder
-from fastadv.models import NormalizedModel, read_metadata, save_model
-from fastadv.files import file_sha256, write_atomic
-from fastadv.training.config import TrainConfig
-from fastadv.runs.listeners import Listeners
+from fastadv.errors import CheckpointError, ConfigError, OutputError
+from fastadv.files import (
+    FolderLock,
+    file_sha256,
+    replace_file,
+    sync_folder,
+    warn_without_lock,
+    write_atomic,
+)
+from fastadv.runs.eventlog import EventLog, refuse_changes
+from fastadv.runs.listeners import ListenerGroup
 
-# May differ when a run is resumed: none of them changes what is computed.
-_MAY_CHANGE = {
-    "out",
-    "resume",
-    "device",
-    "workers",
-    "save_minutes",
-    "backend",
-    "data",
-    "dataset_option",
-    "keep_every",
-    "pictures_every",
-    "tensorboard",
-    "wandb",
-    "parallel",
-}
 SUMS = "SHA256SUMS"
 
 log = logging.getLogger(__name__)
 
-# What of the state travels with the weights.
-METADATA = ("config", "resolution", "classes", "epoch", "step", "best")
-
 
 class RunDirectory:
-    """Where one run lives.
+    """The directory of one run, which one process at a time may write.
 
     Args:
-        path: the directory.
-        writes: False for ranks but the first: they neither log nor save.
+        path: The directory.
+        may_change: Keys of the configuration that may differ when the run is resumed,
+            because they do not change what is computed.
+        writes: Whether this process logs and saves. Of several ranks only the first does.
+
+    Attributes:
+        listeners: What is told about every event besides `log.jsonl`.
     """
 
-    def __init__(self, path: Path, *, writes: bool = True) -> None:
+    def __init__(
+        self, path: Path, *, may_change: Collection[str] = (), writes: bool = True
+    ) -> None:
         self.path = path
         self.writes = writes
         self.checkpoints = path / "checkpoints"
         self.log_file = path / "log.jsonl"
+        self.listeners = ListenerGroup()
+        self._may_change = frozenset(may_change)
         self._log = EventLog(self.log_file)
-        self.listeners = Listeners()
         self._lock: FolderLock | None = None
 
     @property
@@ -80,19 +75,30 @@ class RunDirectory:
         """Whether a checkpoint was saved here."""
         return os.path.lexists(self.checkpoints / "last")
 
-    def prepare(self, config: TrainConfig) -> dict[str, Any] | None:
-        """Take the directory for this process, and read what it holds.
+    @property
+    def has_best(self) -> bool:
+        """Whether the checkpoint with the best validation score is known."""
+        return os.path.lexists(self.checkpoints / "best")
+
+    def prepare(
+        self, config: Mapping[str, Any], *, resume: bool
+    ) -> dict[str, Any] | None:
+        """Lock the directory for this process and read the state it holds.
+
+        Args:
+            config: The choices of the run, as plain values by name.
+            resume: Whether to continue the run that is here, if there is one.
 
         Returns:
-            The state to resume from, or None for a fresh start.
+            The `state` given to `save`, to resume from, or None for a fresh start.
 
         Raises:
-            ConfigError: the directory holds another run, or `resume` with choices
-                that differ from those it was started with, or another process writes
-                there.
-            CheckpointError: its state cannot be read.
+            ConfigError: The directory holds a run and `resume` is false, or `config`
+                differs from the saved one in more than `may_change`, or another process
+                writes there.
+            CheckpointError: The saved state cannot be read.
         """
-        if self.began and not config.resume:
+        if self.began and not resume:
             raise ConfigError(
                 f"{self.path} already holds a run; add --resume to continue it, or "
                 "choose another --out"
@@ -102,37 +108,39 @@ class RunDirectory:
             if not self.began:
                 return None
             state, used, damage = self._newest_state()
-            self._check_same(config, state["config"])
-            self._repair(state, used, damage)
+            same = (config.keys() & state["config"].keys()) - self._may_change
+            refuse_changes(
+                self.path,
+                {key: value for key, value in state["config"].items() if key in same},
+                {key: value for key, value in config.items() if key in same},
+            )
+            self._repair(used, damage)
         except BaseException:
             self.release()
             raise
         return state
 
-    def record(self, values: dict[str, Any]) -> None:
-        """Write config.yaml; to be called once nothing can be refused any more.
+    def record(self, config: Mapping[str, Any]) -> None:
+        """Write `config` to config.yaml, once nothing can be refused any more.
 
-        Args:
-            values: what `TrainConfig.to_dict` gave.
+        The key `resume` is about one process: in the file, which begins the run anew,
+        it is false.
 
         Raises:
-            CheckpointError: it cannot be written.
+            OutputError: The file cannot be written.
         """
-        # Without `resume`, which is about one process: the file begins the run anew.
-        text = yaml.safe_dump(values | {"resume": False}, sort_keys=False)
+        text = yaml.safe_dump({**config, "resume": False}, sort_keys=False)
         write_atomic(self.path / "config.yaml", text.encode())
 
     def restore_config(self) -> None:
         """Write config.yaml as the newest checkpoint has it, if one can be read."""
-        for link in ("last", "previous"):
-            file = self.checkpoints / link / "model.safetensors"
-            try:
-                self.record(read_metadata(file)["user"]["config"])
-            except CheckpointError:
-                continue
-            name = self.path / "config.yaml"
-            log.warning("%s was gone or empty: written again from %s", name, file)
+        name = self.path / "config.yaml"
+        try:
+            state, used, _ = self._newest_state()
+        except CheckpointError:
             return
+        self.record(state["config"])
+        log.warning("%s was gone or empty: written again from %s", name, used)
 
     def _take_lock(self) -> None:
         try:
@@ -143,31 +151,22 @@ class RunDirectory:
                 "stop it, or choose another --out"
             ) from None
         except OSError as error:
-            say_unlocked(self.path, error)
+            warn_without_lock(self.path, error)
 
     def release(self) -> None:
-        """Let other processes write here."""
+        """Unlock the directory, so that other processes may write here."""
         if self._lock is not None:
             self._lock.release()
             self._lock = None
 
-    def _check_same(self, config: TrainConfig, saved: dict[str, Any]) -> None:
-        changed = [
-            f"{key}: {saved[key]} -> {value}"
-            for key, value in config.to_dict().items()
-            if key in saved and saved[key] != value and key not in _MAY_CHANGE
-        ]
-        if changed:
-            raise ConfigError(
-                f"--resume would change what {self.path} computes ({', '.join(changed)});"
-                " resume with the same choices, or start another --out"
-            )
-
     def _newest_state(self) -> tuple[dict[str, Any], Path, str | None]:
-        """The state in `last`, or where that is damaged, in the checkpoint before it.
+        """Read the newest checkpoint that is not damaged.
 
         Returns:
-            It, the checkpoint it is of, and what is wrong with `last`, if anything is.
+            Its state, its folder, and what is wrong with `last` (None if nothing is).
+
+        Raises:
+            CheckpointError: No checkpoint can be read.
         """
         damage: list[str] = []
         for name in ("last", "previous"):
@@ -185,30 +184,31 @@ class RunDirectory:
             "resumed. Start it again with another --out"
         )
 
-    def _repair(self, state: dict[str, Any], used: Path, damage: str | None) -> None:
-        """Point the links away from what is damaged, once the run does go on."""
+    def _repair(self, used: Path, damage: str | None) -> None:
+        """Make the links point away from damaged checkpoints.
+
+        Only a run that does go on calls it: a resume that is refused repairs nothing.
+        """
         if damage:
             log.warning("%s; going on from %s, the one before", damage, used)
             self.log("damaged_checkpoint", reason=damage, used=used.name)
             self._point("last", used)
         best = self.checkpoints / "best"
         try:
-            if os.path.lexists(best):
+            if self.has_best:
                 self._check_sums(best)
         except CheckpointError as error:
             log.warning("%s; the best epoch is chosen again from those to come", error)
             self.log("damaged_checkpoint", reason=str(error), used=None)
             best.unlink(missing_ok=True)
-        if not os.path.lexists(best):
-            state["best"] = -1.0
 
     @staticmethod
     def _check_sums(folder: Path) -> None:
-        """Raise CheckpointError unless the files have the checksums they were saved with."""
+        """Raise CheckpointError unless all files match the checksums saved with them."""
         sums = folder / SUMS
         if not folder.exists():
             raise CheckpointError(f"{folder} points at a checkpoint that is gone")
-        if not sums.exists():  # of a version that wrote none
+        if not sums.exists():  # written by a version without checksums
             return
         for line in sums.read_text(errors="replace").splitlines():
             digest, _, name = line.partition("  ")
@@ -235,18 +235,22 @@ class RunDirectory:
         return state
 
     def log(self, event: str, **values: Any) -> None:
-        """Append one event to log.jsonl, and tell the listeners."""
+        """Append one event to log.jsonl and tell the listeners.
+
+        Raises:
+            OutputError: log.jsonl cannot be written.
+        """
         if self.writes:
             self._log.append(event, **values)
             self.listeners.event(event, values)
 
     def events(self) -> list[dict[str, Any]]:
-        """All events logged so far; a line torn by a crash is left out."""
+        """Return all events logged so far, without a line that a crash tore."""
         return self._log.read()
 
     def save(
         self,
-        model: NormalizedModel,
+        write_model: Callable[[Path], None],
         state: dict[str, Any],
         *,
         step: int,
@@ -255,26 +259,31 @@ class RunDirectory:
     ) -> Path:
         """Write checkpoint `step-N`, point `last` (and `best`) at it, drop older ones.
 
-        What `last` was becomes `previous`; what no link points at is dropped.
+        What `last` was becomes `previous`; a checkpoint that no link points at is
+        dropped.
 
         Args:
-            model: whose weights are written for other commands to load.
-            state: all that a resume needs, plain values and tensors.
-            step: names the checkpoint.
-            best: whether its validation score is the best so far.
-            keep: name of another link, which keeps it for good.
+            write_model: Writes the weights into the folder it is given, for other
+                commands to load.
+            state: All that a resume needs, as plain values and tensors. `config` holds
+                the choices that `prepare` compares.
+            step: Number of training steps done; it names the checkpoint.
+            best: Whether its validation score is the best so far.
+            keep: Name of another link, which keeps the checkpoint for good.
+
+        Returns:
+            The folder of the checkpoint.
 
         Raises:
-            CheckpointError: it cannot be written (full disk, ...); the checkpoints
-                that were there are untouched.
+            OutputError: The checkpoint cannot be written (full disk, ...); those that
+                were there are untouched.
         """
         final = self._free_name(f"step-{step:08d}")
         temporary = self.checkpoints / f".writing-{step:08d}-{os.getpid()}"
         try:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
-            metadata = {key: state[key] for key in METADATA}
-            save_model(model, temporary / "model.safetensors", metadata)
+            write_model(temporary)
             buffer = io.BytesIO()  # torch hides why a write to a file failed
             torch.save(state, buffer)
             with open(temporary / "state.pt", "wb") as file:
@@ -295,7 +304,7 @@ class RunDirectory:
                 self._point("previous", last.resolve())
             self._point("last", final)
         except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError
-            raise CheckpointError(
+            raise OutputError(
                 f"could not save {final}: {error}; the checkpoint before it is "
                 f"unchanged. Free space, then continue with --resume --out {self.path}"
             ) from error
@@ -311,7 +320,7 @@ class RunDirectory:
         replace_file(folder / SUMS, text.encode())
 
     def _free_name(self, name: str) -> Path:
-        """`name`, or `name-2`, ... : a folder a link points at is never rewritten."""
+        """Return the folder `name`, or `name-2`, ...: no checkpoint is ever rewritten."""
         path, count = self.checkpoints / name, 1
         while path.exists():
             count += 1
@@ -328,7 +337,7 @@ class RunDirectory:
     def _drop_unlinked(self) -> None:
         links = [path for path in self.checkpoints.iterdir() if path.is_symlink()]
         for link in [link for link in links if link.name.startswith(".")]:
-            link.unlink(missing_ok=True)  # of a process killed in `_point`
+            link.unlink(missing_ok=True)  # left by a process killed in `_point`
             links.remove(link)
         kept = {link.resolve() for link in links}
         for folder in self.checkpoints.glob("step-*"):

@@ -6,18 +6,19 @@ import contextlib
 import json
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fastadv.errors import CheckpointError
+from fastadv.errors import CheckpointError, ConfigError, OutputError
 
 
 class EventLog:
     """Events in a file of JSON lines.
 
     Args:
-        path: the file, made by the first event; its folder must exist.
-        sync: make each event durable before `append` returns.
+        path: The file, which is made by the first event, with its folder.
+        sync: Whether `append` returns only when the event is durable.
     """
 
     def __init__(self, path: Path, *, sync: bool = False) -> None:
@@ -28,10 +29,11 @@ class EventLog:
         """Add one event, with the time.
 
         Raises:
-            CheckpointError: it cannot be written.
+            OutputError: The file cannot be written.
         """
         line = json.dumps({"event": event, "time": round(time.time(), 3), **values})
         try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             with open(self.path, "a+b") as file:
                 if file.tell():
                     file.seek(-1, os.SEEK_END)
@@ -42,15 +44,15 @@ class EventLog:
                     file.flush()
                     os.fsync(file.fileno())
         except OSError as error:
-            raise CheckpointError(
+            raise OutputError(
                 f"could not write {self.path}: {error.strerror or error}"
             ) from error
 
     def read(self) -> list[dict[str, Any]]:
-        """All events so far, oldest first; a line torn by a crash is left out.
+        """Return all events so far, oldest first, without a line that a crash tore.
 
         Raises:
-            CheckpointError: it is there and cannot be read.
+            CheckpointError: The file exists and cannot be read.
         """
         try:
             text = self.path.read_text(errors="replace")
@@ -65,3 +67,28 @@ class EventLog:
             with contextlib.suppress(json.JSONDecodeError):
                 events.append(json.loads(line))
         return events
+
+
+def refuse_changes(
+    folder: Path, saved: Mapping[str, Any], given: Mapping[str, Any]
+) -> None:
+    """Refuse to continue what is in `folder` with other choices than it began with.
+
+    Args:
+        folder: What would be continued; the message names it.
+        saved: The choices it began with, by name.
+        given: The choices it would go on with.
+
+    Raises:
+        ConfigError: `saved` and `given` differ; the message lists the differences.
+    """
+    changed = [
+        f"{key}: {saved.get(key)} -> {given.get(key)}"
+        for key in {**saved, **given}
+        if saved.get(key) != given.get(key)
+    ]
+    if changed:
+        raise ConfigError(
+            f"--resume would change what {folder} computes ({', '.join(changed)}); "
+            "resume with the same choices, or start another --out"
+        )

@@ -1,7 +1,11 @@
-"""Several ranks of a command on this machine, as torchrun would start them. No torch."""
+"""Several processes of a command on this machine, as torchrun would start them.
+
+This module needs no torch.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
@@ -14,18 +18,27 @@ from types import FrameType
 from fastadv.errors import EXIT_FAILED, EXIT_PREEMPTED, ConfigError
 from fastadv.machine import usable_cores
 
-MODULE = "fastadv.cli.train"
-# A rank whose peer failed has this long to say so and to end by itself; then it is told
-# to, and then made to. Together below a minute.
+log = logging.getLogger(__name__)
+
+# Seconds that a rank has to report the failure of another and to end by itself; then it
+# is terminated, and after `_LAST` more killed. Together below a minute.
 _PATIENCE, _LAST = 25.0, 10.0
 _PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
-def launch(nproc: int, argv: Sequence[str]) -> int:
-    """Run `fastadv-train argv` in `nproc` processes; the exit code of the first to fail.
+def launch(module: str, nproc: int, argv: Sequence[str]) -> int:
+    """Run `python -m module argv` in `nproc` processes, the ranks of one run.
+
+    Args:
+        module: Full name of the command's module.
+        nproc: Number of processes.
+        argv: Arguments of the command.
+
+    Returns:
+        The exit code of the first process that failed, else that of the run.
 
     Raises:
-        ConfigError: no such number of ranks, or this process is a rank itself.
+        ConfigError: `nproc` is no number of ranks, or this process is a rank itself.
     """
     if nproc < 1:
         raise ConfigError(f"--nproc {nproc} cannot work; it must be at least 1")
@@ -41,7 +54,7 @@ def launch(nproc: int, argv: Sequence[str]) -> int:
         "MASTER_PORT": str(_free_port()),
     }
     shared.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // nproc)))
-    words = [sys.executable, "-m", MODULE, *argv]
+    command = [sys.executable, "-m", module, *argv]
     ranks: list[subprocess.Popen[bytes]] = []
 
     def pass_on(number: int, frame: FrameType | None) -> None:
@@ -54,7 +67,7 @@ def launch(nproc: int, argv: Sequence[str]) -> int:
             # In a session of their own, so that Ctrl-C reaches them once, from here.
             ranks.append(
                 subprocess.Popen(
-                    words,
+                    command,
                     env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
                     start_new_session=True,
                 )
@@ -76,7 +89,10 @@ def _free_port() -> int:
 
 
 def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> int:
-    """Wait for all; after a failure, not for long."""
+    """Wait until all processes have ended, and return the exit code of the run.
+
+    After a failure the others have a limited time to end.
+    """
     first: int | None = None
     deadline = float("inf")
     stage = 0
@@ -87,17 +103,13 @@ def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> int:
                 first, deadline = code, time.monotonic() + _PATIENCE
                 if code < 0:
                     name = signal.Signals(-code).name
-                    print(
-                        f"fastadv-train: rank {number} was ended by {name}",
-                        file=sys.stderr,
-                        flush=True,
-                    )
+                    log.error("rank %d was ended by %s", number, name)
         if time.monotonic() > deadline:
             for rank in ranks:
                 rank.terminate() if stage == 0 else rank.kill()
             stage, deadline = stage + 1, time.monotonic() + _LAST
         time.sleep(0.05)
     codes = [rank.returncode for rank in ranks]
-    if first is None:  # of those that ended last
+    if first is None:  # none failed: 0, or the code of a preempted run
         first = max(codes, key=abs)
     return first if first >= 0 else EXIT_FAILED

@@ -1,7 +1,7 @@
-"""Where a run's events go besides log.jsonl: TensorBoard and Weights & Biases.
+"""TensorBoard and Weights & Biases: what is told about a run's events besides log.jsonl.
 
-A run logs each event once; `RunDirectory.log` writes it down and tells the listeners. One
-that fails is warned about and left out from then on: no logger stops a training.
+A run logs each event once; `RunDirectory.log` writes it down and tells the listeners. A
+listener that fails is reported and left out from then on: it never stops the run.
 """
 
 from __future__ import annotations
@@ -15,35 +15,34 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from fastadv.errors import ConfigError
-from fastadv.training.config import TrainConfig
 
 log = logging.getLogger(__name__)
 
 PICTURE = "picture"  # the event that names a file in the run directory
-Made = TypeVar("Made")
+Started = TypeVar("Started")
 # Numbers of an event that are no measurements.
 _NOT_MEASURED = {"step", "epoch", "time", "n", "robust_n", "total_steps"}
 
 
-class Listener(Protocol):
-    """What is told about every event."""
+class EventListener(Protocol):
+    """An object that is told about every event of a run."""
 
     def event(self, name: str, step: int, values: Mapping[str, Any]) -> None:
-        """`values` are plain, as in log.jsonl."""
+        """Take note of one event, whose `values` are plain, as in log.jsonl."""
 
     def close(self) -> None:
-        """No event comes after this."""
+        """Finish, since no event comes after this."""
 
 
-class Listeners:
-    """All listeners of a run; nothing they raise reaches the run."""
+class ListenerGroup:
+    """The listeners of a run by name; no exception of theirs reaches the run."""
 
-    def __init__(self, named: Mapping[str, Listener] | None = None) -> None:
+    def __init__(self, named: Mapping[str, EventListener] | None = None) -> None:
         self._named = dict(named or {})
         self._step = 0
 
     def event(self, name: str, values: Mapping[str, Any]) -> None:
-        """Tell everybody; events without a step belong to the last one."""
+        """Tell all listeners; an event without a step belongs to the last step."""
         self._step = int(values.get("step", self._step))
         for who, listener in list(self._named.items()):
             try:
@@ -52,7 +51,7 @@ class Listeners:
                 self._leave_out(who, error)
 
     def close(self) -> None:
-        """End all of them."""
+        """Close all listeners; later events go to nobody."""
         for who, listener in list(self._named.items()):
             try:
                 listener.close()
@@ -66,25 +65,26 @@ class Listeners:
         log.warning("%s failed (%s); the run goes on without it", who, reason)
 
 
-def check_loggers(config: TrainConfig, *, writes: bool = True) -> None:
-    """See that the loggers asked for can be started, before time is spent on the data.
+def check_listeners(tensorboard: bool, wandb: str | None, *, writes: bool) -> None:
+    """Check that the listeners can be started, before time is spent on the data.
 
     Args:
-        config: with the fields `tensorboard` and `wandb`.
-        writes: of a rank that writes; others need not be logged in.
+        tensorboard: Whether TensorBoard files are to be written.
+        wandb: Project of Weights & Biases to send to, or None.
+        writes: Whether this rank writes. Others need not be logged in.
 
     Raises:
-        ConfigError: one is not installed, or Weights & Biases knows no account.
+        ConfigError: A package is not installed, or Weights & Biases knows no account.
     """
-    wanted = {"tensorboard": config.tensorboard, "wandb": config.wandb is not None}
-    for package, asked in wanted.items():
-        if asked and importlib.util.find_spec(package) is None:
+    wanted = {"tensorboard": tensorboard, "wandb": wandb is not None}
+    for package, needed in wanted.items():
+        if needed and importlib.util.find_spec(package) is None:
             raise ConfigError(
                 f"--{package} needs the package {package}, which is not installed: "
                 f"pip install 'fastadv[{package}]', or leave --{package} out"
             )
     if wanted["wandb"] and writes:
-        _started("wandb", _log_in)
+        _start("wandb", _log_in)
 
 
 def _log_in() -> None:
@@ -95,43 +95,52 @@ def _log_in() -> None:
     wandb.login(verify=False)  # asks for a key where somebody can answer
 
 
-class Told(Protocol):
-    """What has listeners: a `RunDirectory`."""
+class ObservedRun(Protocol):
+    """A run that listeners are told about: a `RunDirectory`."""
 
     path: Path
     writes: bool
-    listeners: Listeners
+    listeners: ListenerGroup
 
 
 @contextmanager
-def loggers(config: TrainConfig, run: Told, step: int) -> Iterator[None]:
-    """Have `run` tell the loggers that `config` asks for; they are closed in the end.
+def open_listeners(
+    run: ObservedRun,
+    step: int,
+    config: Mapping[str, Any],
+    tensorboard: bool,
+    wandb: str | None,
+) -> Iterator[None]:
+    """Start the listeners of a run, and close them when the block ends.
 
     Args:
-        config: with the fields `tensorboard` and `wandb`.
-        run: of a rank that writes; others have nothing to tell.
-        step: where the run begins or goes on.
+        run: The run. One that does not write (another rank does) has no listeners.
+        step: The step at which the run begins or goes on.
+        config: The choices of the run, which Weights & Biases shows.
+        tensorboard: Whether to write TensorBoard files.
+        wandb: Project of Weights & Biases to send to, or None.
 
     Raises:
-        ConfigError: one of them cannot be started.
+        ConfigError: One of them cannot be started.
     """
-    named: dict[str, Listener] = {}
+    named: dict[str, EventListener] = {}
     try:
-        if config.tensorboard and run.writes:
-            named["tensorboard"] = _started("tensorboard", TensorBoard, run.path, step)
-        if config.wandb is not None and run.writes:
-            named["wandb"] = _started("wandb", Wandb, run.path, config)
-        run.listeners = Listeners(named)
+        if tensorboard and run.writes:
+            start = TensorBoardListener
+            named["tensorboard"] = _start("tensorboard", start, run.path, step)
+        if wandb is not None and run.writes:
+            named["wandb"] = _start("wandb", WandbListener, run.path, wandb, config)
+        run.listeners = ListenerGroup(named)
         yield
     finally:
-        Listeners(named).close()
-        run.listeners = Listeners()
+        ListenerGroup(named).close()
+        run.listeners = ListenerGroup()
 
 
-def _started(name: str, start: Callable[..., Made], *args: Any) -> Made:
+def _start(name: str, start: Callable[..., Started], *args: Any) -> Started:
     try:
         return start(*args)
-    except Exception as error:  # whatever a package raises that has its own services
+    except Exception as error:  # these packages raise errors of many types
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         hint = " (WANDB_MODE=offline needs no account)" if name == "wandb" else ""
         raise ConfigError(
@@ -141,7 +150,7 @@ def _started(name: str, start: Callable[..., Made], *args: Any) -> Made:
 
 
 def measurements(name: str, values: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of an event under the names of curves, `train/loss`."""
+    """Return the measured numbers of an event by the names of curves, `train/loss`."""
     return {
         f"{name}/{key}": float(value)
         for key, value in values.items()
@@ -149,12 +158,13 @@ def measurements(name: str, values: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-class TensorBoard:
-    """Event files in `RUN/tensorboard`.
+class TensorBoardListener:
+    """Writes event files to `RUN/tensorboard`.
 
     Args:
-        folder: the run directory.
-        step: what an earlier process wrote from this step on is hidden: it did not count.
+        folder: The run directory.
+        step: The step at which the run goes on; what an earlier process wrote from there
+            on is hidden, since the run no longer contains it.
     """
 
     def __init__(self, folder: Path, step: int) -> None:
@@ -164,7 +174,7 @@ class TensorBoard:
         self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def event(self, name: str, step: int, values: Mapping[str, Any]) -> None:
-        """Numbers become curves, pictures images, the configuration text."""
+        """Add numbers as curves, pictures as images and the configuration as text."""
         if name == PICTURE:
             self._picture(values["file"], step)
         elif name in ("train", "val", "test"):
@@ -184,19 +194,21 @@ class TensorBoard:
         self._writer.add_image(PICTURE, pixels, step, dataformats="HWC")
 
     def close(self) -> None:
-        """Write what is still held back."""
+        """Write what is still buffered."""
         self._writer.close()
 
 
-class Wandb:
-    """A run of Weights & Biases; the environment (WANDB_MODE, ...) is respected.
+class WandbListener:
+    """Sends to a run of Weights & Biases; its environment variables are respected.
 
     Args:
-        folder: the run directory, which also names the run: resumed, it goes on there.
-        config: its `wandb` is the project.
+        folder: The run directory. It also names the run, so that a resumed run continues
+            there.
+        project: Name of the project.
+        config: The choices of the run.
     """
 
-    def __init__(self, folder: Path, config: TrainConfig) -> None:
+    def __init__(self, folder: Path, project: str, config: Mapping[str, Any]) -> None:
         import hashlib
 
         import wandb
@@ -204,18 +216,18 @@ class Wandb:
         self._folder, self._wandb = folder, wandb
         place = str(folder.resolve()).encode()
         self._run = wandb.init(
-            project=config.wandb,
+            project=project,
             name=folder.name,
             id=hashlib.sha256(place).hexdigest()[:16],
             resume="allow",
             dir=str(folder),
-            config=config.to_dict(),
-            # Signals and the terminal are the trainer's.
+            config=dict(config),
+            # The trainer handles signals and the terminal.
             settings=wandb.Settings(console="off", silent=True),
         )
 
     def event(self, name: str, step: int, values: Mapping[str, Any]) -> None:
-        """Numbers become curves, pictures images."""
+        """Log numbers as curves and pictures as images."""
         if name == PICTURE:
             image = self._wandb.Image(str(self._folder / values["file"]))
             self._run.log({PICTURE: image}, step=step)
@@ -223,5 +235,5 @@ class Wandb:
             self._run.log(measurements(name, values), step=step)
 
     def close(self) -> None:
-        """Hand over what is still held back."""
+        """Send what is still buffered."""
         self._run.finish()

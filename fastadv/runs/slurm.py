@@ -1,12 +1,13 @@
-"""A run on the machines of a Slurm cluster, submitted through submitit.
+"""Runs on the machines of a Slurm cluster, submitted through submitit.
 
-One task a GPU; the tasks are the ranks. Slurm sends SIGUSR1 before the time is up or the
-job is preempted: the run saves, and the job puts itself back into the queue, where it goes
-on from what was saved.
+The job has one task for each GPU; the tasks are the ranks. Slurm sends SIGUSR1 before the
+time is up or the job is preempted: the run saves, and the job puts itself back into the
+queue, from where it continues with what was saved.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import shlex
@@ -19,7 +20,6 @@ from fastadv.errors import EXIT_PREEMPTED, ConfigError, FastadvError, unknown_na
 
 _VARIABLE, _SIGNAL = "SUBMITIT_PREEMPT_SIGNAL", "USR1"
 _DEFAULTS: dict[str, Any] = {
-    "job_name": "fastadv-train",
     "nodes": 1,
     "time": 24 * 60,  # minutes; a longer run requeues itself
     "signal_delay_s": 120,  # from the signal to the end: a step and a checkpoint
@@ -28,44 +28,44 @@ _REQUEUES = 100  # after running out of time; preemptions are not counted
 
 
 class SlurmTask:
-    """What each task of the job runs; submitit keeps it in a file.
+    """The work of each task of the job; submitit keeps it in a file.
 
     Args:
-        argv: words of `fastadv-train`.
+        module: Full name of the command's module, whose `main` takes `argv`.
+        argv: Arguments of the command.
     """
 
-    def __init__(self, argv: Sequence[str]) -> None:
-        self.argv = list(argv)
+    def __init__(self, module: str, argv: Sequence[str]) -> None:
+        self.module, self.argv = module, list(argv)
 
     def __call__(self) -> None:
-        """Train as one rank; put the job back into the queue if it was preempted."""
+        """Run the command as one rank; requeue the job if it was preempted."""
         import submitit
 
-        from fastadv.cli import train
-
+        main = importlib.import_module(self.module).main
         if submitit.JobEnvironment().num_tasks > 1:
             # Every task sees all devices of its machine: LOCAL_RANK picks one.
             environment = submitit.helpers.TorchDistributedEnvironment()
             environment.export(set_cuda_visible_devices=False, overwrite=True)
-        code = train.main(self.argv)
+        code = main(self.argv)
         if code == EXIT_PREEMPTED:
-            # The handler of submitit, which ours stood in for: on task 0 it requeues.
+            # The handler of submitit, which ours replaced: on task 0 it requeues the job.
             signal.raise_signal(signal.SIGUSR1)
         if code:
             raise SystemExit(code)
 
     def checkpoint(self) -> Any:
-        """What the requeued job runs: the same, from where it was saved."""
+        """Return what the requeued job runs: the same command, from what was saved."""
         import submitit
 
         return submitit.helpers.DelayedSubmission(self)
 
 
 def parse_options(text: str) -> dict[str, Any]:
-    """`nodes=2,gpus_per_node=8` as submitit takes it.
+    """Parse `nodes=2,gpus_per_node=8` into the options that submitit takes.
 
     Raises:
-        ConfigError: not of this form, or an option submitit does not have.
+        ConfigError: The text has another form, or names an option submitit lacks.
     """
     options: dict[str, Any] = {}
     known = _known_options()
@@ -88,13 +88,13 @@ def parse_options(text: str) -> dict[str, Any]:
             raise ConfigError(
                 f"--slurm {name}={value} must be a number of at least 1{also}"
             )
-    # A rank is a task, and a GPU is one's own.
+    # Each rank is one task with one GPU.
     chosen.setdefault("ntasks_per_node", chosen.get("gpus_per_node", 1))
     return chosen
 
 
 def _minutes(value: int | str) -> int | str:
-    """A time as Slurm writes it in minutes, rounded up; anything else as it is."""
+    """Return a time as Slurm writes it in minutes, rounded up; else `value` itself."""
     parts = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)", str(value))
     if parts is None:
         return value
@@ -102,32 +102,42 @@ def _minutes(value: int | str) -> int | str:
     return (days * 24 + hours) * 60 + minutes + (seconds > 0)
 
 
-def submit(text: str, argv: Sequence[str], out: Path, *, dry_run: bool = False) -> str:
-    """Submit `fastadv-train argv` to Slurm.
+def submit(
+    module: str,
+    argv: Sequence[str],
+    text: str,
+    out: Path,
+    *,
+    program: str,
+    dry_run: bool = False,
+) -> str:
+    """Submit a command to Slurm.
 
     Args:
-        text: options, see `parse_options`.
-        argv: words of the command.
-        out: the run directory; the job's own files go to `slurm/` in it.
-        dry_run: submit nothing and write nothing.
+        module: Full name of the command's module; see `SlurmTask`.
+        argv: Arguments of the command.
+        text: Options of Slurm; see `parse_options`.
+        out: The run directory. The job's own files go to `slurm/` in it.
+        program: Name of the command, which names the job.
+        dry_run: Submit nothing and write nothing.
 
     Returns:
         What to print: the script with `dry_run`, else the job's number.
 
     Raises:
-        ConfigError: wrong options, or submitit is not installed.
-        FastadvError: Slurm refused it.
+        ConfigError: The options are wrong, or submitit is not installed.
+        FastadvError: Slurm refused the job.
     """
-    options = parse_options(text)
+    options = {"job_name": program} | parse_options(text)
     folder = out.absolute() / "slurm"
-    words = [word for word in argv if word != "--dry-run"]
-    if "--resume" not in words:
-        words.append("--resume")  # of a run that is not there it is a start
-    if not any(word.partition("=")[0] in ("--out", "--out-dir") for word in words):
-        words += ["--out", str(out)]
+    arguments = [each for each in argv if each != "--dry-run"]
+    if "--resume" not in arguments:
+        arguments.append("--resume")  # it starts a run that is not there
+    if not any(each.partition("=")[0] in ("--out", "--out-dir") for each in arguments):
+        arguments += ["--out", str(out)]
     options["setup"] = [
-        # For who reads the script: submitit keeps the words in a file. One line of it.
-        f"# fastadv-train {shlex.join(words)}".replace("\n", " "),
+        # submitit keeps the command in a file: this comment, one line, shows it.
+        f"# {program} {shlex.join(arguments)}".replace("\n", " "),
         f"export {_VARIABLE}={_SIGNAL}",
     ]
     options["additional_parameters"] = {"requeue": True}
@@ -139,14 +149,14 @@ def submit(text: str, argv: Sequence[str], out: Path, *, dry_run: bool = False) 
         )
         return script.rstrip("\n")
     try:
-        job = executor.submit(SlurmTask(words))
-    except Exception as error:  # submitit passes on whatever sbatch made of it
+        job = executor.submit(SlurmTask(module, arguments))
+    except Exception as error:  # submitit passes on whatever sbatch reports
         raise FastadvError(f"Slurm did not take the job: {error}") from error
     return f"job {job.job_id}: its output is in {folder}"
 
 
 def _submitit() -> Any:
-    # Read once, when submitit is imported.
+    # submitit reads it once, when it is imported.
     os.environ[_VARIABLE] = _SIGNAL
     try:
         from submitit.slurm import slurm
@@ -168,7 +178,7 @@ def _executor(folder: Path, dry_run: bool) -> Any:
     slurm = _submitit()
     kind = slurm.SlurmExecutor
     if dry_run and kind.affinity() < 0:
-        # The script can be looked at where there is no Slurm, too.
+        # The script can be printed on a machine without Slurm, too.
         kind = type("SlurmExecutor", (kind,), {"affinity": classmethod(lambda _: 1)})
     try:
         return kind(folder=folder, max_num_timeout=_REQUEUES)

@@ -15,8 +15,8 @@ from fastadv.data import (
     subset,
     train_val_split,
 )
+from fastadv.data.config import Backend
 from fastadv.data.dataset_options import dataset_options
-from fastadv.data.loading.options import Backend
 from fastadv.errors import ConfigError
 from fastadv.runs.distributed import World
 from fastadv.training.config import TrainConfig

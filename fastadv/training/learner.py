@@ -19,11 +19,12 @@ from fastadv.runs.distributed import World
 from fastadv.threat import ThreatModel
 from fastadv.training.config import TrainConfig
 from fastadv.training.ema import EMA
-from fastadv.training.methodnames import METHODS, default_lr
+from fastadv.training.method_config import MethodConfig
 from fastadv.training.methods import CLASSES, DTYPES, Net, PGDTraining
 from fastadv.training.mixing import Mixing
+from fastadv.training.optimizer_config import default_lr
 from fastadv.training.optimizers import make_optimizer
-from fastadv.training.overfit import Look, OverfitWatch
+from fastadv.training.overfit import OverfitCheck, OverfitWatch
 from fastadv.training.parallel import Parallel
 from fastadv.training.step import Update
 
@@ -44,15 +45,22 @@ def resolve_precision(wanted: str, device: torch.device) -> str:
 
 
 def training_attack(
-    config: TrainConfig, side: int, dtype: torch.dtype | None
+    config: MethodConfig, side: int, dtype: torch.dtype | None, seed: int = 0
 ) -> PGD | None:
-    """The attack of `config.method` on images of `side` pixels; None if it has none."""
+    """Return the attack of a training method, or None if it does not attack.
+
+    Args:
+        config: The method and its attack.
+        side: Side of the images in pixels.
+        dtype: Data type that the attack computes in; None is that of the weights.
+        seed: Random seed of the starts.
+    """
     if not config.adversarial:
         return None
-    entry, threat, name = METHODS[config.method], config.threat, config.method
+    threat, name, share = config.threat, config.method, config.entry.step_share
     step_size, random_start = config.step_size, config.random_start
-    if step_size is None and entry.step_share is not None:
-        step_size = entry.step_share * threat.eps / config.attack_steps
+    if step_size is None and share is not None:
+        step_size = share * threat.eps / config.attack_steps
     objective, start_eps = "cross_entropy", None
     if name in ("trades", "mart", "discrepancy"):
         objective = {"trades": "kl", "discrepancy": "feature_distance"}.get(
@@ -65,7 +73,7 @@ def training_attack(
     elif name == "rs_fgsm":
         random_start = True
     elif name == "n_fgsm":
-        # From x + eta a step without projection: a ball that it cannot leave.
+        # A step without projection from x + eta: within a ball that it cannot leave.
         start_eps = config.parameters["noise"] * threat.eps
         threat = ThreatModel(threat.norm, start_eps + (step_size or 0.0))
         random_start = True
@@ -75,7 +83,7 @@ def training_attack(
         step_size,
         random_start,
         objective=objective,
-        seed=config.seed,
+        seed=seed,
         dtype=dtype,
         compile=config.compile,
         start_eps=start_eps,
@@ -84,13 +92,9 @@ def training_attack(
 
 def judging_attack(config: TrainConfig, num_steps: int) -> PGD:
     """What validations attack with, in full precision."""
-    return PGD(
+    return PGD.judge(
         config.threat,
         num_steps,
-        # 2.5 eps / K crosses the ball from anywhere (Madry et al. 2018).
-        2.5 * config.threat.eps / num_steps,
-        random_start=True,
-        keep="best",
         seed=config.seed,
         # Too few batches to compile for.
         compile="off" if config.compile == "off" else "auto",
@@ -158,7 +162,7 @@ class Learner:
 
     def _choose(self, precision: str) -> None:
         self.precision, dtype = precision, DTYPES.get(precision)
-        self.attack = training_attack(self.config, self.side, dtype)
+        self.attack = training_attack(self.config, self.side, dtype, self.config.seed)
         self.view = AttackView(self.model, dtype=dtype) if self.attack else None
 
     def _assemble(self) -> None:
@@ -202,19 +206,19 @@ class Learner:
         """Whether training attacks in one step, which may overfit catastrophically."""
         return self.attack is not None and self.attack.num_steps == 1
 
-    def look(self, step: int) -> Look | None:
-        """How the single-step attack and PGD do after update `step`, if it is time to.
+    def check_overfit(self, step: int) -> OverfitCheck | None:
+        """Compare the single-step attack with PGD after update `step`, if that is due.
 
-        Where the one has become blind to the other and the config asks for it, the
-        weights of the last look that was well are put back and PGD takes over. Every
-        rank must call it.
+        After a collapse, where the choices ask for it, the weights of the last check
+        without one are restored, and PGD replaces the single step. Every rank must call
+        it.
         """
         watch, attack, view = self.watch, self.method.attack, self.view
         if watch is None or attack is None or view is None or not watch.due(step):
             return None
         self.parallel.gather_weights()
-        look = self.world.share(watch.look(view, attack, step))
-        if not look.collapsed:
+        check = self.world.share(watch.check(view, attack, step))
+        if not check.collapsed:
             watch.remember(self.parallel.state())
         elif self.config.on_overfit == "fallback":
             if watch.weights is not None:
@@ -223,7 +227,7 @@ class Learner:
             if self.ema is not None:
                 self.ema.reset(self.model)
             self._fall_back()
-        return look
+        return check
 
     def _fall_back(self) -> None:
         self.fell_back, self.watch = True, None

@@ -2,7 +2,7 @@
 
 A method is an objective and an attack, and yields the losses of a batch, one for each
 update; `step.py` does the updates, the schedules are `schedule.py`. What a method takes and
-where it comes from is the table in `methodnames.py`.
+where it comes from is the table in `method_config.py`.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastadv.attacks import PGD, Context
 from fastadv.attacks.objectives import feature_distance, kl_to_clean
 from fastadv.kernels import ball_init, normalize, pgd_step_
 from fastadv.models import NormalizedModel
-from fastadv.models.quick import quick_convs
+from fastadv.models.activations import EMBEDDING, pooled, recording
+from fastadv.models.quick_convs import quick_convs
 from fastadv.models.view import AttackView
 from fastadv.phases import phase
 
@@ -57,19 +58,11 @@ class Net:
 
     def with_features(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Logits, and the embedding [N, D] the head turned into them, in one pass."""
-        caught: list[Tensor] = []
-
-        def catch(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            caught.append(inputs[0])
-
         # Not `features_normalized`: under a wrapper, gradients must come from its call.
-        handle = self.model.head.register_forward_pre_hook(catch)
-        try:
+        head = self.model.spec.head_path(self.model.net)
+        with recording(self.model.net, (EMBEDDING,), head) as found:
             logits = self(z)
-        finally:
-            handle.remove()
-        features = caught[-1].float()
-        return logits, features.mean((2, 3)) if features.dim() == 4 else features
+        return logits, pooled(found[EMBEDDING].float())
 
     def normalized(self, images: Tensor) -> Tensor:
         """`images` (uint8, or float in [0, 1]) as the network takes them, float32."""

@@ -24,7 +24,6 @@ import torch
 from numpy.typing import NDArray
 
 from fastadv.data import (
-    BadImage,
     DatasetSplits,
     ImageSet,
     Loader,
@@ -33,16 +32,14 @@ from fastadv.data import (
     subset,
 )
 from fastadv.data.cache import read_array, write_array
-from fastadv.data.loading.choice import choose_backend
 from fastadv.data.loading.geometry import plain_geometry
-from fastadv.data.sets.base import FileSet
-from fastadv.data.sets.downscale import Downscaled
-from fastadv.data.sets.subsets import Subset
+from fastadv.data.loading.make_loader import choose_backend
+from fastadv.data.sets.subsets import base_and_positions
 from fastadv.files import fastadv_cache_dir
 from fastadv.kernels import normalize
 from fastadv.models import NormalizedModel, state_hash
 from fastadv.models.view import AttackView
-from fastadv.runs.progress import Progress
+from fastadv.progress import Progress
 
 log = logging.getLogger(__name__)
 
@@ -81,22 +78,13 @@ def rows_of(part: ImageSet, held: ImageSet) -> NDArray[np.int64]:
     Raises:
         ValueError: `held` lacks some of them.
     """
-    (_, wanted), (_, there) = _in_base(part), _in_base(held)
+    (_, wanted), (_, there) = base_and_positions(part), base_and_positions(held)
     order = np.argsort(there)
     found: NDArray[np.int64] = np.searchsorted(there, wanted, sorter=order)
     rows: NDArray[np.int64] = order[np.minimum(found, len(there) - 1)]
     if not np.array_equal(there[rows], wanted):
         raise ValueError(f"not all images of {part.split} are among those embedded")
     return rows
-
-
-def _in_base(images: ImageSet) -> tuple[ImageSet, NDArray[np.int64]]:
-    """The set that `images` are a (nested) subset of, and their positions there."""
-    rows = np.arange(len(images))
-    while isinstance(images, Subset):
-        rows = images.indices[rows]
-        images = images.base
-    return images, rows
 
 
 @torch.no_grad()
@@ -121,30 +109,6 @@ def extract(model: NormalizedModel, loader: Loader, what: str) -> Features:
         rate = done / (time.monotonic() - began)
         progress.update(number, f"{what}  {rate:.1f} images/s")
     return Features(values, labels, tuple(loader.bad_images))
-
-
-def content_hash(images: ImageSet) -> str:
-    """Hash of the images themselves, their order and labels: 64 hexadecimal digits.
-
-    Encoded images are read (not decoded), which takes a small part of the time that
-    embedding them does; `ImageSet.fingerprint` takes sizes and names for their content.
-    """
-    digest = hashlib.sha256()
-    base, rows = _in_base(images)
-    if isinstance(base, FileSet):
-        for index in rows.tolist():
-            try:
-                data = base.read(index)
-            except BadImage as error:
-                data = f"bad: {error.reason}".encode()
-            digest.update(len(data).to_bytes(8, "little") + data)
-        digest.update(images.labels.tobytes())
-    elif isinstance(base, Downscaled):
-        large = base.base if images is base else Subset(base.base, rows)
-        digest.update(f"{base.side} {content_hash(large)}".encode())
-    else:  # in memory or drawn: its fingerprint covers pixels, or all parameters
-        digest.update(images.fingerprint.encode())
-    return digest.hexdigest()
 
 
 class FeatureCache:
@@ -258,7 +222,7 @@ def feature_key(
         "version": _VERSION,
         "arch": model.arch,
         "weights": state_hash(model),  # with the normalisation
-        "images": content_hash(images),
+        "images": images.content_hash(),
         "resize": plain_geometry(augment, options.resolution),
         "seed": options.seed,  # of what stands in for bad images
         # Both differ by rounding; the loaders on the host do not.

@@ -9,7 +9,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,9 +18,9 @@ from torch import Tensor
 
 from fastadv.data.counter import derive_key, permutation
 from fastadv.errors import DataError
-from fastadv.evaluation.evaluate import Accuracy
+from fastadv.evaluation.accuracy import Accuracy
 from fastadv.models.normalized import seeded_init
-from fastadv.training.config import scheduled
+from fastadv.training.optimizer_config import scheduled
 from fastadv.transfer.features import Features
 
 log = logging.getLogger(__name__)
@@ -50,10 +50,15 @@ class LinearHead:
         """Whether fitting it did not diverge."""
         return not np.isnan(self.bias).any() and bool(np.isfinite(self.weight).all())
 
-    def accuracy(self, features: Features) -> Accuracy:
-        """How many of each class it gets right."""
+    def right(self, features: Features) -> NDArray[np.bool_]:
+        """Return which images are classified correctly, bool [n]."""
         logits = features.values @ self.weight.T + self.bias
-        right = logits.argmax(1) == features.labels
+        right: NDArray[np.bool_] = logits.argmax(1) == features.labels
+        return right
+
+    def accuracy(self, features: Features) -> Accuracy:
+        """Count the images of each class that are classified correctly."""
+        right = self.right(features)
         classes = len(self.bias)
         return Accuracy(
             torch.from_numpy(np.bincount(features.labels[right], minlength=classes)),
@@ -118,9 +123,23 @@ def _unscaled(solver: object, scaler: object, classes: int) -> LinearHead:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Schedule:
-    """SGD as in `torch.optim.SGD`, the learning rate x 0.1 every third of the epochs."""
+class SGDGrid:
+    """Heads that SGD fits, one for every seed and learning rate.
 
+    SGD is that of `torch.optim.SGD`; the learning rate falls by ten after each third of
+    the epochs.
+
+    Attributes:
+        seeds: Seeds of the initial weights and of the order of the images.
+        lrs: Initial learning rates.
+        epochs: Passes over the images.
+        batch_size: Images per step and seed.
+        momentum: Momentum of SGD, in [0, 1).
+        weight_decay: Weight decay of SGD.
+    """
+
+    seeds: tuple[int, ...]
+    lrs: tuple[float, ...]
     epochs: int
     batch_size: int
     momentum: float
@@ -130,10 +149,8 @@ class Schedule:
 def fit_sgd(
     features: Features,
     rows: NDArray[np.int64],
-    seeds: Sequence[int],
-    lrs: Sequence[float],
     classes: int,
-    schedule: Schedule,
+    grid: SGDGrid,
     *,
     device: torch.device | str = "cpu",
     report: Callable[[int, int], None] = lambda done, total: None,
@@ -144,18 +161,17 @@ def fit_sgd(
     batches of a training `Loader` of that seed (to rounding). A step is one product of
     [S, C * L, D] weights with [S, B, D] features and one back, and the softmax between
     them runs over a dimension that is not the last: with the ten classes innermost it
-    took longer than either product (0.35 ms against 0.28; so, 0.03). Weights and bias
-    are one tensor, updated in place.
+    took longer than either product (0.35 ms against 0.28; as it is, 0.03). Weights and
+    bias are one tensor, updated in place.
 
     Args:
-        features: of the whole set.
-        rows: int64 [S, n], the images each seed trains on, in the order of its subset.
-        seeds: S, of the initial weights and the order of the images.
-        lrs: L, initial learning rates.
-        classes: C.
-        schedule: of all heads.
-        device: where; the features of the rows must fit there.
-        report: told (steps done, of so many) now and then.
+        features: Features of the whole set.
+        rows: int64 [S, n], the images that each of the S seeds trains on, in the order
+            of its subset.
+        classes: Number C of classes.
+        grid: Seeds, L learning rates and the settings that all heads share.
+        device: Where to compute; the features of the rows must fit there.
+        report: Called now and then with (steps done, steps in all).
 
     Returns:
         Heads [S][L].
@@ -164,21 +180,23 @@ def fit_sgd(
     data = _with_bias(features.values).to(device)
     labels = torch.from_numpy(features.labels).to(device)
     # Not in the threads: drawing them borrows the global generator.
-    first = _initial(seeds, classes, depth, data.shape[1]).to(device)
+    first = _initial(grid.seeds, classes, depth, data.shape[1]).to(device)
     threads = torch.get_num_threads() if data.device.type == "cpu" else 1
-    parts = [p.tolist() for p in np.array_split(np.array(lrs), min(threads, len(lrs)))]
+    parts = [
+        replace(grid, lrs=tuple(lrs.tolist()))
+        for lrs in np.array_split(np.array(grid.lrs), min(threads, len(grid.lrs)))
+    ]
 
     def fit(number: int) -> NDArray[np.float32]:
-        told = report if number == 0 else (lambda done, total: None)
-        chosen = parts[number]
-        return _fit(data, labels, first, rows, seeds, chosen, classes, schedule, told)
+        notify = report if number == 0 else (lambda done, total: None)
+        return _fit(data, labels, first, rows, classes, parts[number], notify)
 
     with _one_thread_each(len(parts)), ThreadPoolExecutor(len(parts)) as pool:
         fitted = np.concatenate(list(pool.map(fit, range(len(parts)))), axis=2)
     return [
         [
             LinearHead(of_seed[:, i, :depth].copy(), of_seed[:, i, depth].copy())
-            for i in range(len(lrs))
+            for i in range(len(grid.lrs))
         ]
         for of_seed in fitted
     ]
@@ -206,26 +224,24 @@ def _fit(
     labels: Tensor,
     first: Tensor,
     rows: NDArray[np.int64],
-    seeds: Sequence[int],
-    lrs: Sequence[float],
     classes: int,
-    schedule: Schedule,
+    grid: SGDGrid,
     report: Callable[[int, int], None],
 ) -> NDArray[np.float32]:
-    """Weights of `fit_sgd` with those of the ones column, [S, C, L, width of data]."""
-    count, (seed_count, n), device = len(lrs), rows.shape, data.device
+    """Return the weights of `fit_sgd`, [S, C, L, W], the bias in the column of ones."""
+    count, (seed_count, n), device = len(grid.lrs), rows.shape, data.device
     weights = first.repeat(1, 1, count, 1).view(seed_count, classes * count, -1)
     velocity = torch.zeros_like(weights)
-    rates = torch.tensor(lrs, dtype=torch.float32, device=device)
+    rates = torch.tensor(grid.lrs, dtype=torch.float32, device=device)
     rates = rates.repeat(classes)[None, :, None]
-    bounds = _batch_bounds(n, schedule.batch_size)
-    total = schedule.epochs * len(bounds)
+    bounds = _batch_bounds(n, grid.batch_size)
+    total = grid.epochs * len(bounds)
     minus_one = torch.full((1, 1, 1, 1), -1.0, device=device)
-    for epoch in range(schedule.epochs):
-        factor = scheduled(1.0, "step", epoch, schedule.epochs)
+    for epoch in range(grid.epochs):
+        factor = scheduled(1.0, "step", epoch, grid.epochs)
         order = np.stack([
             part[permutation(derive_key(seed, "order", epoch), n)]
-            for seed, part in zip(seeds, rows, strict=True)
+            for seed, part in zip(grid.seeds, rows, strict=True)
         ])  # fmt: skip
         chosen = torch.from_numpy(order).to(device)
         for step, (start, stop) in enumerate(bounds):
@@ -236,8 +252,8 @@ def _fit(
             true = labels[index][:, None, None, :].expand(-1, 1, count, -1)
             error.scatter_add_(1, true, minus_one.expand(true.shape))
             error = error.view(seed_count, -1, size)
-            velocity.baddbmm_(error, x, beta=schedule.momentum, alpha=1 / size)
-            velocity.add_(weights, alpha=schedule.weight_decay)
+            velocity.baddbmm_(error, x, beta=grid.momentum, alpha=1 / size)
+            velocity.add_(weights, alpha=grid.weight_decay)
             weights.addcmul_(velocity, rates, value=-factor)
             if step % 50 == 0:
                 report(epoch * len(bounds) + step + 1, total)

@@ -1,5 +1,6 @@
 """A sweep as a YAML file: sources x data sets x protocols, and every list an axis.
 
+    command: fastadv-transfer sweep
     sources:                                   # paths; {a,b} expands as in a shell
       - checkpoints/{resnet18,resnet50}_l2_eps{0,1,3}.ckpt
       - {source: runs/mine, name: mine, source_accuracy: 61.2}
@@ -26,11 +27,13 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from fastadv.errors import ConfigError, unknown_name
-from fastadv.runs.configfile import SWEEP_KEYS, load_config_file, typed
+from fastadv.runs.configfile import load_config_file, refuse_other_command, typed
 from fastadv.training.config import TrainConfig
 from fastadv.transfer.config import TransferConfig
 
-_PARTS = dict(zip(SWEEP_KEYS, ("source", "dataset", "mode"), strict=True))
+COMMAND = "fastadv-transfer sweep"
+# The lists of a recipe, and the flag that each entry of theirs is about.
+PARTS = {"sources": "source", "datasets": "dataset", "protocols": "mode"}
 _BRACES = re.compile(r"\{([^{}]*,[^{}]*)\}")
 
 
@@ -45,11 +48,11 @@ def read_recipe(path: Path, **overrides: Any) -> list[TransferConfig]:
     Raises:
         ConfigError: the file cannot be read, or a key or value cannot work.
     """
-    recipe = load_config_file(path)
-    if not _PARTS.keys() & recipe.keys():
+    recipe = load_config_file(path, COMMAND)
+    if not PARTS.keys() & recipe.keys():
         _refuse_training(path, recipe)
     fixed = {key: value for key, value in overrides.items() if value is not None}
-    parts = [_entries(path, recipe.pop(name, None), name) for name in _PARTS]
+    parts = [_entries(path, recipe.pop(name, None), name) for name in PARTS]
     common = _checked(path, recipe, "the recipe")
     found: dict[TransferConfig, None] = {}  # ordered, each once
     for source, dataset, protocol in itertools.product(*parts):
@@ -64,17 +67,14 @@ def read_recipe(path: Path, **overrides: Any) -> list[TransferConfig]:
 
 
 def _refuse_training(path: Path, values: dict[Any, Any]) -> None:
-    """Say so, if a file is one of `fastadv-train --config`."""
+    """Refuse a file of `fastadv-train` that does not say which command it is for."""
     training, sweeps = (
         {field.name for field in dataclasses.fields(kind)}
         for kind in (TrainConfig, TransferConfig)
     )
     if not values.keys() <= training or values.keys() <= sweeps:
         return
-    raise ConfigError(
-        f"{path} is a recipe of fastadv-train (run: fastadv-train --config {path}); a "
-        f"sweep has {', '.join(_PARTS)}, as recipes/salman2020.yaml does"
-    )
+    refuse_other_command(path, "fastadv-train --config", COMMAND)
 
 
 def _entries(path: Path, given: Any, name: str) -> list[dict[str, Any]]:
@@ -82,19 +82,19 @@ def _entries(path: Path, given: Any, name: str) -> list[dict[str, Any]]:
     if not isinstance(given, list) or not given:
         raise ConfigError(
             f"{path}: {name} is {given!r}; a recipe needs a list of at least one under "
-            f"each of {', '.join(_PARTS)}"
+            f"each of {', '.join(PARTS)}"
         )
     entries = []
     for number, entry in enumerate(given, start=1):
         if isinstance(entry, str):
-            entry = {_PARTS[name]: entry}
-        if not isinstance(entry, dict) or _PARTS[name] not in entry:
+            entry = {PARTS[name]: entry}
+        if not isinstance(entry, dict) or PARTS[name] not in entry:
             raise ConfigError(
                 f"{path}: entry {number} of {name} is {entry!r}; give a name, or a "
-                f"mapping with the key {_PARTS[name]}"
+                f"mapping with the key {PARTS[name]}"
             )
-        for text in _braces(str(entry[_PARTS[name]])):
-            values = entry | {_PARTS[name]: text}
+        for text in _braces(str(entry[PARTS[name]])):
+            values = entry | {PARTS[name]: text}
             entries.append(_checked(path, values, f"entry {number} of {name}"))
     return entries
 
@@ -146,8 +146,7 @@ def _expanded(values: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def one_seed_each(config: TransferConfig) -> list[TransferConfig]:
-    """What can run apart: features serve all seeds at once, fine-tuning is by the seed."""
+    """Return what can run apart: all seeds together on features, else each seed."""
     if config.on_cached_features:
         return [config]
-    seeds = config.seeds or ()
-    return [dataclasses.replace(config, seeds=(seed,)) for seed in seeds]
+    return [dataclasses.replace(config, seeds=(seed,)) for seed in config.seeds]

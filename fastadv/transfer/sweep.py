@@ -1,127 +1,134 @@
-"""Sweeps: every task of a recipe, each row computed once, whatever crashes meanwhile.
-
-The results table is the only state. A plan is the recipe less the rows the table has; a
-task is finished when its rows are there. So the same command goes on after any
-interruption, on any engine, and two of them may even run at once.
-"""
+"""Plans of sweeps: what a recipe asks for, less the rows that a table has."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
-import signal
-from collections import Counter, deque
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from typing import Any, Self
 
 from fastadv.data import DatasetSplits, subset
-from fastadv.errors import ConfigError, DataError, FastadvError, Preempted
+from fastadv.errors import ConfigError, DataError, FastadvError
 from fastadv.models.source import Source, open_source
+from fastadv.ranges import ordered_fields
+from fastadv.reporting.literature import PUBLISHED_SIDE
 from fastadv.results.table import ResultsTable
-from fastadv.runs.progress import Progress
-from fastadv.transfer.config import PUBLISHED_SIDE, TransferConfig
-from fastadv.transfer.engines import Ended, Engine
+from fastadv.runs.tasks import Place, Task
+from fastadv.transfer.config import TransferConfig
+from fastadv.transfer.freezing import choose_trained
 from fastadv.transfer.identity import row_identity
+from fastadv.transfer.protocol import TransferRun
 from fastadv.transfer.recipe import one_seed_each
-from fastadv.transfer.target import held_out, open_target
-from fastadv.transfer.tuning import choose_trained
+from fastadv.transfer.target import hold_out, open_target
 
 log = logging.getLogger(__name__)
 
+_NOT_IN_NAMES = {
+    "source",
+    "name",
+    "dataset",
+    "mode",
+    "seeds",
+    "results",
+    "source_accuracy",
+}
 
-@dataclass(frozen=True)
-class Task:
-    """What one worker does at a time.
 
-    Attributes:
-        config: of the experiment.
-        identities: of its rows, one per seed of `config`.
-    """
+_SOURCE_COLUMNS = ("source.name", "source.norm", "source.eps", "source.accuracy")
 
-    config: TransferConfig
-    identities: tuple[str, ...]
 
-    def without(self, finished: Container[str]) -> Task | None:
-        """The rows whose identity is not among the finished; None if all are."""
+def run_transfer(config: TransferConfig, place: Place) -> None:
+    """Compute the rows of `config` into its table, each once, at a place."""
+    if config.workers is None and place.threads is not None:
+        config = dataclasses.replace(config, workers=min(8, place.threads))
+    if config.device == "auto" and place.device is not None:
+        config = dataclasses.replace(config, device=place.device)
+    for _ in TransferRun(config, ResultsTable(config.results, once=True)).rows():
+        pass
+
+
+class TransferTask(Task):
+    """A transfer with some seeds; `setting` is its TransferConfig."""
+
+    @classmethod
+    def make(cls, config: TransferConfig, identities: Sequence[str]) -> Self:
+        """Make the task that leaves the rows of `identities`, one per seed."""
+        words = [config.name or Path(config.source).name, config.dataset, config.mode]
+        changed = [
+            f"{field.name}={value}"
+            for field in ordered_fields(TransferConfig)
+            if field.name not in _NOT_IN_NAMES
+            and (value := getattr(config, field.name)) != field.default
+        ]
+        seeds = ",".join(map(str, config.seeds))
+        return cls(
+            function=run_transfer,
+            setting=config,
+            results=config.results,
+            identities=tuple(identities),
+            name=" ".join([*words, *changed, f"seeds={seeds}"]),
+            # One of two tasks with the same features would wait for the other.
+            resource=(config.source, config.dataset)
+            if config.on_cached_features
+            else None,
+        )
+
+    def without(self, finished: Container[str]) -> Self | None:
+        """Return the task with the seeds whose rows are not there; None without any."""
+        config: TransferConfig = self.setting
         left = [
             (seed, identity)
-            for seed, identity in zip(
-                self.config.seeds or (), self.identities, strict=True
-            )
+            for seed, identity in zip(config.seeds, self.identities, strict=True)
             if identity not in finished
         ]
         if not left:
             return None
         seeds, identities = zip(*left, strict=True)
-        return Task(dataclasses.replace(self.config, seeds=seeds), identities)
-
-    def __str__(self) -> str:
-        config = self.config
-        words = [config.name or Path(config.source).name, config.dataset, config.mode]
-        changed = [
-            f"{field.name}={value}"
-            for field in dataclasses.fields(TransferConfig)
-            if field.name not in _IN_WORDS
-            and (value := getattr(config, field.name)) != field.default
-        ]
-        seeds = ",".join(map(str, config.seeds or ()))
-        return " ".join([*words, *changed, f"seeds={seeds}"])
-
-
-_IN_WORDS = {"source", "name", "dataset", "mode", "seeds", "results", "source_accuracy"}
+        return self.make(dataclasses.replace(config, seeds=seeds), identities)
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A recipe, held against a table.
+class SweepPlan:
+    """A recipe, compared with a table.
 
     Attributes:
-        tasks: what is to be done.
-        rows: rows of the whole recipe.
-        done: rows the table has already.
-        missing: why experiments were left out.
+        tasks: What is to be done.
+        rows: Number of rows of the whole recipe.
+        done: Number of rows that the table has already.
+        missing: Reasons why experiments were left out.
     """
 
-    tasks: list[Task]
+    tasks: list[TransferTask]
     rows: int
     done: int
     missing: list[str]
 
 
-@dataclass(frozen=True)
-class Failure:
-    """A task that was given up, and why."""
-
-    task: Task
-    reason: str
-
-
-def make_plan(
+def plan_sweep(
     configs: Sequence[TransferConfig],
     table: ResultsTable,
     *,
     skip_missing: bool = False,
-) -> Plan:
+) -> SweepPlan:
     """Open every source and data set, and see what the table lacks.
 
     Args:
-        configs: of a recipe.
-        table: where rows are, and will be.
-        skip_missing: leave out what cannot be opened, or cannot work.
+        configs: The experiments of a recipe.
+        table: Where rows are, and will be.
+        skip_missing: Leave out what cannot be opened, or cannot work.
 
     Raises:
-        DataError: a source or a data set cannot be opened, has too few images or blocks;
-            all of them are named. With `skip_missing` only where that leaves no
+        DataError: A source or a data set cannot be opened, or has too few images or
+            blocks; all of them are named. With `skip_missing` only where that leaves no
             experiment.
-        ConfigError: two experiments define the same number.
+        ConfigError: Two experiments define the same number.
     """
     opened, described = _Opened(), _Described(table)
     finished = table.identities() if table.path.exists() else set()
-    tasks: list[Task] = []
+    tasks: list[TransferTask] = []
     seen: dict[str, TransferConfig] = {}
     rows = done = 0
     for config in configs:
@@ -129,9 +136,7 @@ def make_plan(
         if known is None:
             continue
         for part in one_seed_each(config):
-            identities = tuple(
-                row_identity(part, seed, *known) for seed in part.seeds or ()
-            )
+            identities = [row_identity(part, seed, *known) for seed in part.seeds]
             for identity in identities:
                 if identity in seen:
                     raise ConfigError(
@@ -140,8 +145,8 @@ def make_plan(
                         "leave one out of the recipe"
                     )
                 seen[identity] = part
-            left = Task(part, identities).without(finished)
-            if left and not opened.fits(left.config, known[0], known[1]):
+            left = TransferTask.make(part, identities).without(finished)
+            if left and not opened.fits(left.setting, known[0], known[1]):
                 continue
             described.check(part, known[0], finished.intersection(identities))
             rows += len(identities)
@@ -160,11 +165,11 @@ def make_plan(
             f"{len(opened.problems)} source(s) or data set(s) cannot be used:\n  "
             f"{listed}\n{hint}"
         )
-    return Plan(tasks, rows, done, opened.problems)
+    return SweepPlan(tasks, rows, done, opened.problems)
 
 
 class _Opened:
-    """Sources and data sets by name, each opened once, and what could not be."""
+    """Sources and data sets by name, each opened once, and what could not be opened."""
 
     def __init__(self) -> None:
         self._found: dict[object, Source | DatasetSplits | None] = {}
@@ -178,7 +183,7 @@ class _Opened:
                 config.source, config.name, config.arch, download=config.download
             ),
         )
-        # Also where the source is missing, at any side: all that is missing is named.
+        # Also where the source is missing, at any side: everything missing is named.
         side = source.resolution if isinstance(source, Source) else PUBLISHED_SIDE
         resolution = config.side(side)
         splits = self._get(
@@ -192,13 +197,13 @@ class _Opened:
     def fits(
         self, config: TransferConfig, source: Source, splits: DatasetSplits
     ) -> bool:
-        """Whether there are the images and blocks asked for; says so here if not."""
+        """Whether there are the images and blocks that are needed; note a problem if not."""
         train, part = splits.train, (config.num_train, config.val_fraction)
         fits = self._works(
             (config.dataset, train.fingerprint, part, config.holds_out),
             config.dataset,
             lambda: (
-                held_out(config, train, config.seeds[0])
+                hold_out(config, train, config.seeds[0])
                 if config.holds_out
                 else subset(train, config.num_train, config.seeds[0])
             ),
@@ -235,10 +240,10 @@ class _Opened:
 
 
 class _Described:
-    """What finished rows say of their sources, against what the recipe says now.
+    """Compares what finished rows state of their sources with the recipe.
 
     The same weights are the same number whatever they are called, so such rows are not
-    computed again; but a report knows only what they say.
+    computed again; but a report knows only what the rows state.
     """
 
     def __init__(self, table: ResultsTable) -> None:
@@ -249,7 +254,7 @@ class _Described:
     def check(
         self, config: TransferConfig, source: Source, finished: Iterable[str]
     ) -> None:
-        """Compare the rows of `finished` identities."""
+        """Compare the rows with the identities in `finished`."""
         now = {
             "source": source.name,
             "source_norm": source.norm,
@@ -258,111 +263,21 @@ class _Described:
         }
         for identity in finished:
             if self._rows is None:
-                found = self._table.columns("identity", *now)
-                self._rows = {row["identity"]: row for row in found}
-            row = self._rows[identity]
-            words = [f"{k} {row[k]}, not {v}" for k, v in now.items() if row[k] != v]
-            if words:
-                self._differing[f"{source.name}: {', '.join(words)}"] += 1
+                rows = self._table.columns("identity", *_SOURCE_COLUMNS)
+                self._rows = {row["identity"]: row for row in rows}
+            stored = self._rows[identity]
+            then = dict(zip(now, (stored[c] for c in _SOURCE_COLUMNS), strict=True))
+            found = [f"{k} {then[k]}, not {v}" for k, v in now.items() if then[k] != v]
+            if found:
+                self._differing[f"{source.name}: {', '.join(found)}"] += 1
 
     def warn(self) -> None:
-        """Say what differs."""
-        for words, count in self._differing.items():
+        """Log each source whose finished rows differ, with their number."""
+        for difference, count in self._differing.items():
             log.warning(
                 "%d finished row(s) say otherwise of %s. They stay as they are, and so "
                 "they are reported; delete them, or use another --results, to have them "
                 "computed again",
                 count,
-                words,
+                difference,
             )
-
-
-def run_sweep(
-    plan: Plan, engine: Engine, table: ResultsTable, *, retries: int = 2
-) -> list[Failure]:
-    """Run a plan's tasks until each is finished or given up.
-
-    Args:
-        plan: from `make_plan`.
-        engine: where tasks run; closed at the end.
-        table: at `config.results` of every task.
-        retries: how often a task is started again after a crash.
-
-    Returns:
-        The tasks given up.
-
-    Raises:
-        Preempted: Ctrl-C or SIGTERM; finished rows are in the table.
-    """
-    waiting = deque(plan.tasks)
-    running: dict[TransferConfig, Task] = {}
-    crashes: Counter[str] = Counter()
-    failures: list[Failure] = []
-    progress = Progress(plan.rows, plan.done)
-    done = plan.done
-    try:
-        with _stop_signals():
-            while waiting or running:
-                while waiting and len(running) < engine.slots:
-                    task = _take(waiting, running)
-                    running[task.config] = task
-                    engine.start(task.config)
-                for ended in engine.wait():
-                    task = running.pop(ended.config)
-                    left = task.without(table)
-                    done += len(task.identities) - (len(left.identities) if left else 0)
-                    progress.update(done, f"rows; {_verdict(task, ended, left)}")
-                    if left is None:
-                        continue
-                    key = left.identities[0]
-                    crashes[key] += 1
-                    if ended.crashed and crashes[key] <= retries:
-                        progress.note(f"again, {ended.error}: {left}")
-                        waiting.append(left)
-                    else:
-                        reason = ended.error or "it left no row under its identity"
-                        progress.note(f"given up, {reason}: {left}")
-                        failures.append(Failure(left, reason))
-    except KeyboardInterrupt:
-        raise Preempted(
-            f"stopped; {done} of {plan.rows} rows are in {table.path}. The same command "
-            "goes on from there"
-        ) from None
-    finally:
-        engine.close()
-    return failures
-
-
-def _take(waiting: deque[Task], running: Iterable[TransferConfig]) -> Task:
-    """The next task, if there is one that need not wait for another's features."""
-    busy = {_embedded(config) for config in running}
-    found = next((t for t in waiting if _embedded(t.config) not in busy), waiting[0])
-    waiting.remove(found)
-    return found
-
-
-def _embedded(config: TransferConfig) -> object:
-    """What a task computes features of: two that share that would wait for each other."""
-    if config.on_cached_features:
-        return config.source, config.dataset
-    return config
-
-
-def _verdict(task: Task, ended: Ended, left: Task | None) -> str:
-    return f"{'finished' if left is None else 'not finished'}: {task}"
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[None]:
-    """SIGTERM and SIGUSR1 interrupt at once, as Ctrl-C does: no row can be torn."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-    before = {number: signal.signal(number, interrupt) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

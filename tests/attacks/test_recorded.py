@@ -34,8 +34,8 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def assert_same_results(got: Any, expected: Any) -> None:
-    for name, value in vars(expected).items():
-        assert torch.equal(getattr(got, name), value), name
+    for name in ("x_adv", "success", "loss", "nonfinite", "fell_to"):
+        assert torch.equal(getattr(got, name), getattr(expected, name)), name
 
 
 GRAPHS = {

@@ -17,7 +17,7 @@ from command_line import Caller, image_folder
 from small_runs import environment, script, tiny
 
 from fastadv.attacks.package import AttackName
-from fastadv.cli.eval import ATTACKS
+from fastadv.evaluation.config import ATTACKS
 from fastadv.models import create_model, save_model
 from fastadv.training import train
 
@@ -38,6 +38,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _words(run: Path, words: str) -> list[str]:
     common = ["--checkpoint", str(run), "--data", "digits", "--device", "cpu"]
     return [*common, *words.split()]
+
+
+@pytest.fixture(autouse=True)
+def _results_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`results`, the default table, is made in the working directory."""
+    monkeypatch.chdir(tmp_path)
 
 
 def _evaluated(call: Caller, run: Path, words: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ from fastadv import reporting
 from fastadv.cli.examples import example_section
 from fastadv.errors import ConfigError
 from fastadv.models import NormalizedModel, create_model, save_model
-from fastadv.models.inputs import CONVENTIONS
-from fastadv.transfer import ResultsTable, TransferConfig, transfer
+from fastadv.models.input_conventions import CONVENTIONS
+from fastadv.results.row import Row
+from fastadv.results.table import ResultsTable
+from fastadv.transfer import TransferConfig, transfer
 
 
 def _config(folder: Path, source: str, **changes: Any) -> TransferConfig:
@@ -30,7 +33,7 @@ def _config(folder: Path, source: str, **changes: Any) -> TransferConfig:
     )
 
 
-def _rows(folder: Path, *sources: tuple[str, int]) -> list[dict[str, Any]]:
+def _rows(folder: Path, *sources: tuple[str, int]) -> list[Row]:
     """Rows of bare checkpoints: what a source is stands in its word alone."""
     for number, (options, side) in enumerate(sources):
         file = folder / f"w{number}.pt"
@@ -70,9 +73,11 @@ def test_sources_are_opened_as_they_were(
     captions = [caption for _, caption in section.figures]
     assert len(captions) == 3  # two threats, and the gradients of all at one size
     # A row that does not say the convention is of another network than its file alone.
-    [row] = [row for row in rows if row["source"] == "caffe"]
+    [row] = [row for row in rows if row.source.name == "caffe"]
     with pytest.raises(ConfigError, match="no longer the source of caffe"):
-        example_section([row | {"source_given": None}], "digits")
+        example_section(
+            [replace(row, source=replace(row.source, given=None))], "digits"
+        )
 
 
 def test_sources_are_shown_at_their_own_size(

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from command_line import COMMANDS, Caller
+from flag_list import LISTED, flag_list
 from small_runs import environment, execute, flags, script
 
 from fastadv.cli import common
@@ -80,6 +81,11 @@ def test_help_imports_nothing_heavy(name: str) -> None:
 
 
 # ---- spellings ----
+
+
+def test_flags_are_those_of_the_committed_list() -> None:
+    # A change that is meant: python tests/helpers/flag_list.py
+    assert flag_list().splitlines() == LISTED.read_text().splitlines()
 
 
 def _train(*words: str) -> TrainConfig:

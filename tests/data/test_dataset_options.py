@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 import torch
+from miniatures import dtd
 from record_files import image, samples, table, write_tar
 
 from fastadv.cli.data import main
@@ -18,7 +19,6 @@ from fastadv.errors import ConfigError, DataError
 from fastadv.runs.distributed import World
 from fastadv.training.config import TrainConfig
 from fastadv.training.images import RunImages
-from tests.data.test_published import dtd
 
 
 @pytest.fixture(autouse=True)

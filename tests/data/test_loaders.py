@@ -13,10 +13,10 @@ from torchvision.transforms import v2
 
 from fastadv.data import ArraySet, BadImage, make_loader, open_dataset
 from fastadv.data.counter import uniforms
-from fastadv.data.loading import choice as choice_module
+from fastadv.data.loading import make_loader as choosing
 from fastadv.data.loading.geometry import DRAWS, resize_center_crop, resized_crop_boxes
-from fastadv.data.loading.memory import MemoryLoader
-from fastadv.data.loading.streaming import TorchvisionLoader
+from fastadv.data.loading.memory_loader import MemoryLoader
+from fastadv.data.loading.torchvision_loader import TorchvisionLoader
 from fastadv.errors import ConfigError, DataError
 
 BACKENDS = ("memory", "torchvision")
@@ -319,10 +319,10 @@ def test_state_of_another_set_or_seed_is_refused():
 
 def test_auto_backend_follows_memory(monkeypatch):
     assert isinstance(loader(toy(), "auto"), MemoryLoader)
-    monkeypatch.setattr(choice_module, "available_memory", lambda: 1000)
+    monkeypatch.setattr(choosing, "available_memory", lambda: 1000)
     assert isinstance(loader(toy(), "auto"), TorchvisionLoader)
     monkeypatch.undo()
-    assert 1e8 < choice_module.available_memory() < 1e14
+    assert 1e8 < choosing.available_memory() < 1e14
 
 
 @pytest.mark.parametrize(

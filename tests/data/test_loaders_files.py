@@ -23,10 +23,11 @@ from fastadv.data import (
     subset,
 )
 from fastadv.data.counter import uniforms
-from fastadv.data.loading import choice, dali
+from fastadv.data.loading import dali_loader as dali
+from fastadv.data.loading import make_loader as choosing
 from fastadv.data.loading.colour import COLOUR_DRAWS, colour_changes
-from fastadv.data.loading.dali import DALILoader
-from fastadv.data.loading.options import LoaderOptions
+from fastadv.data.loading.dali_loader import DALILoader
+from fastadv.data.loading.loader_options import LoaderOptions
 from fastadv.errors import ConfigError, DataError
 
 needs_dali = pytest.mark.skipif(
@@ -263,7 +264,7 @@ def test_colours_change_by_default_as_published_and_not_in_evaluation(plain, bac
     held = pixels(loader(plain.train, backend, train=False, color_jitter=0.5))
     assert torch.equal(held, pixels(loader(plain.train, backend, train=False)))
     for wrong in ({"color_jitter": 1.5}, {"lighting": -0.1}):
-        with pytest.raises(ConfigError, match="outside"):
+        with pytest.raises(ConfigError, match=r"must be in \[0, 1\]"):
             loader(plain.train, backend, **wrong)
 
 
@@ -292,16 +293,16 @@ def test_colour_changes_are_distributed_as_published():
 @pytest.fixture
 def fresh_probe():
     dali._probe.cache_clear()
-    choice._say_once.cache_clear()
+    choosing._say_once.cache_clear()
     yield
     dali._probe.cache_clear()
-    choice._say_once.cache_clear()
+    choosing._say_once.cache_clear()
 
 
 def choose(images, monkeypatch, device="cuda"):
-    monkeypatch.setattr(choice, "available_memory", lambda: 1000)
+    monkeypatch.setattr(choosing, "available_memory", lambda: 1000)
     options = LoaderOptions(batch_size=8, resolution=48, train=True, device=device)
-    return choice.choose_backend(images, options)
+    return choosing.choose_backend(images, options)
 
 
 def test_missing_dali_falls_back_and_says_so_once(

@@ -26,7 +26,7 @@ from fastadv.data import open_dataset
 from fastadv.data.files.archives import unpack
 from fastadv.data.files.inspection import statistics, verify
 from fastadv.data.files.packing import pack
-from fastadv.data.sets.base import ImageSet
+from fastadv.data.sets.image_set import ImageSet
 from fastadv.errors import ConfigError, DataError
 
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastadv import kernels
 from fastadv.kernels import reference
+from fastadv.kernels.step import Start, Step
 
 U8, F32, F16, BF16 = torch.uint8, torch.float32, torch.float16, torch.bfloat16
 
@@ -78,7 +79,7 @@ DELTA_DTYPES = tuple(
 
 
 def as_layout(t: Tensor, layout: str) -> Tensor:
-    """The same values in another memory layout."""
+    """Return the same values in another memory layout."""
     if layout == "channels_last":
         return t.contiguous(memory_format=torch.channels_last)
     if layout == "slice":  # every second column of a wider tensor
@@ -91,42 +92,31 @@ def as_layout(t: Tensor, layout: str) -> Tensor:
     return t.contiguous()
 
 
-@dataclass
-class Step:
-    """Arguments of one step, ready for any backend."""
+@dataclass(frozen=True)
+class StepCase(Step):
+    """A step that runs through the public operators and knows its oracle."""
 
-    x: Tensor  # [N, C, H, W] float32 iterate or float16 perturbation
-    x0: Tensor
-    grad: Tensor
-    norm: str
-    step_size: Tensor  # [N]
-    eps: Tensor  # [N]
-    mean: Tensor  # [C]
-    std: Tensor  # [C]
-    z: Tensor | None
-    nonfinite: Tensor
-
-    operator: ClassVar[Callable[..., Tensor]] = staticmethod(kernels.pgd_step_)
-    definition: ClassVar[Callable[..., None]] = staticmethod(reference.pgd_step)
-
-    def run(self) -> Step:
+    def run(self) -> StepCase:
         """Run in place with whatever backend is chosen."""
-        self.operator(**vars(self))
+        arguments = vars(self).copy()
+        if self.x_prev is None:
+            del arguments["x_prev"], arguments["momentum"]
+        getattr(kernels, f"{self.op}_")(**arguments)
         return self
 
     def image(self) -> Tensor:
-        """The iterate in float64, whatever the state holds."""
+        """Return the iterate in float64, whatever the state holds."""
         if self.x.dtype == F16:
             return (self.pixels() + self.x.double()).clamp(0, 1)
         return self.x.double()
 
     def pixels(self) -> Tensor:
-        """The clean images in float64."""
+        """Return the clean images in float64."""
         clean = self.x0 / 255 if self.x0.dtype == U8 else self.x0
         return clean.double()
 
-    def oracle(self) -> Step:
-        """The reference's answer in float64, on copies; its `x` is always an image."""
+    def oracle(self) -> StepCase:
+        """Return the reference's answer in float64, on copies; its `x` is an image."""
         wide: dict[str, Any] = {
             name: value.double()
             for name, value in vars(self).items()
@@ -135,25 +125,14 @@ class Step:
         wide["x"] = self.image().clone()
         step = replace(self, **wide, nonfinite=torch.zeros_like(self.nonfinite))
         if step.x.numel():
-            step.definition(**vars(step))
+            reference.step(step)
         return step
-
-
-@dataclass
-class ApgdStep(Step):
-    """Arguments of one APGD step."""
-
-    x_prev: Tensor
-    momentum: float
-
-    operator: ClassVar[Callable[..., Tensor]] = staticmethod(kernels.apgd_step_)
-    definition: ClassVar[Callable[..., None]] = staticmethod(reference.apgd_step)
 
 
 def feasible(
     clean: Tensor, norm: str, eps: Tensor, random: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """A point of box and ball around `clean` [N, C, H, W] float: (image, perturbation)."""
+    """Return a point of box and ball around `clean` [N, C, H, W]: image, perturbation."""
     d = 2 * torch.rand(clean.shape, generator=random) - 1
     if norm == "l2":
         d = d / d.flatten(1).norm(dim=1).clamp_min(1e-9).view(-1, 1, 1, 1)
@@ -168,8 +147,8 @@ def make_step(
     layout: str = "nchw",
     device: str = "cpu",
     seed: int = 0,
-) -> Step:
-    """A feasible iterate, a gradient with a few non-finite and zero elements."""
+) -> StepCase:
+    """Make a feasible iterate and a gradient with a few non-finite and zero elements."""
     random = torch.Generator().manual_seed(seed)
     n, c = shape[:2]
     a, e = NORMS[norm]
@@ -188,15 +167,15 @@ def make_step(
     z = None
     if dtypes.z is not None:
         z = as_layout(torch.full(shape, 99.0, dtype=dtypes.z, device=device), other)
-    return Step(
+    return StepCase(
         as_layout(x.to(device), layout),
         as_layout(x0.to(device), layout),
         as_layout(grad.to(device), other),
-        norm,
         step_size.to(device),
         eps.to(device),
         torch.tensor(MEAN[:c], device=device),
         torch.tensor(STD[:c], device=device),
+        norm,
         z,
         torch.zeros(1, dtype=torch.int64, device=device),
     )
@@ -218,18 +197,18 @@ def make_apgd(
     device: str = "cpu",
     seed: int = 0,
     momentum: float = 0.75,
-) -> ApgdStep:
-    """As `make_step`, with another point of the ball for the iterate before."""
+) -> StepCase:
+    """Make a step of APGD, with another point of the ball for the iterate before."""
     step = make_step(norm, shape, dtypes, layout, device, seed)
     random = torch.Generator().manual_seed(seed + 1)
     clean = step.pixels().float().cpu().contiguous()
     before, _ = feasible(clean, norm, step.eps.cpu(), random)
     x_prev = as_layout(before.to(device), layout)
-    return ApgdStep(**vars(step), x_prev=x_prev, momentum=momentum)
+    return replace(step, x_prev=x_prev, momentum=momentum)
 
 
-def check_step(step: Step, what: str) -> None:
-    """Run it and compare everything it writes with the float64 reference."""
+def check_step(step: StepCase, what: str) -> None:
+    """Run a step and compare everything it writes with the float64 reference."""
     want = step.oracle()
     before = step.x.clone()
     step.run()
@@ -246,7 +225,7 @@ def check_step(step: Step, what: str) -> None:
         image = step.image() if step.x.dtype == F16 else want.x
         mean, std = (v.double().view(1, -1, 1, 1) for v in (step.mean, step.std))
         close(step.z, (image - mean) / std, TOLERANCES[step.z.dtype], f"{what}: z")
-    if isinstance(step, ApgdStep):
+    if step.x_prev is not None:
         assert torch.equal(step.x_prev, before), what
 
 
@@ -255,9 +234,9 @@ def step_cases(
     layout: str,
     dtypes: tuple[Dtypes, ...],
     device: str,
-    make: Callable[..., Step] = make_step,
-) -> Iterator[tuple[Step, str]]:
-    """Every shape and dtype combination, with a name for the message."""
+    make: Callable[..., StepCase] = make_step,
+) -> Iterator[tuple[StepCase, str]]:
+    """Yield every combination of shape and dtypes, with a name for the message."""
     for shape, combination in itertools.product(SHAPES, dtypes):
         name = f"{make.__name__} {norm} {layout} {list(shape)} {combination}"
         yield make(norm, shape, combination, layout, device), name
@@ -266,7 +245,7 @@ def step_cases(
 def check_ball_init(
     norm: str, layout: str, device: str, seeds: tuple[int, ...] = SEEDS
 ) -> None:
-    """Values, memory order and batch offset of the random start."""
+    """Check values, memory order and batch offset of the random start."""
     for shape, dtype in itertools.product(SHAPES, (U8, F32)):
         step = make_step(norm, shape, Dtypes(dtype, F32, None), layout, device)
         for seed in seeds:
@@ -277,9 +256,8 @@ def check_ball_init(
             if not got.numel():
                 assert got.shape == step.x0.shape
                 continue
-            want = reference.ball_init(
-                step.x0.contiguous(), step.eps.double(), norm, seed, offset
-            )
+            start = Start(step.x0.contiguous(), step.eps.double(), norm, seed, offset)
+            want = reference.ball_init(start)
             what = f"{norm} {layout} {list(shape)} {dtype} seed {seed}"
             close(got, want, (0, PIXEL_TOLERANCE), what)
 
@@ -297,7 +275,7 @@ def check_normalize(layout: str, device: str, dtypes: tuple[torch.dtype, ...]) -
 
 
 def check_philox_words(device: str) -> None:
-    """A linf start around 0.5 with radius 0.5 *is* the uniform number, to the bit."""
+    """Check the bits: a linf start around 0.5 of radius 0.5 *is* the uniform number."""
     from fastadv.kernels import philox
 
     for shape, layout in itertools.product(
@@ -311,7 +289,7 @@ def check_philox_words(device: str) -> None:
 
 
 def check_exact_pixels(norm: str, device: str) -> None:
-    """With eps=0 every one of the 256 byte values comes back as u / 255 exactly."""
+    """Check that with eps=0 each of the 256 byte values u comes back as u / 255 exactly."""
     x0 = torch.arange(256, dtype=U8, device=device).view(1, 1, 16, 16)
     want = x0.float() / 255
     got = kernels.ball_init(x0, norm=norm, eps=0.0, seed=3)

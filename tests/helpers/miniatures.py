@@ -13,7 +13,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from fastadv.data.sets.arrays import FASHION_NAMES
-from fastadv.data.sets.base import ImageSet
+from fastadv.data.sets.image_set import ImageSet
 
 # (class, value of the image) in the order of ids and files
 Content = list[tuple[str, int]]

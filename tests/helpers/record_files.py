@@ -17,7 +17,7 @@ from PIL import Image
 
 from fastadv.data import make_loader
 from fastadv.data.files.tfrecord import masked_crc
-from fastadv.data.sets.base import ImageSet
+from fastadv.data.sets.image_set import ImageSet
 
 
 def image(value: int, kind: str = "PNG") -> bytes:

@@ -25,12 +25,8 @@
 #define FC_GLOBAL(threads, blocks) void
 #define FC_ARGS const
 
-struct alignas(8) uint2 {
-  uint32_t x, y;
-};
-struct alignas(16) uint4 {
-  uint32_t x, y, z, w;
-};
+struct alignas(8) uint2 { uint32_t x, y; };
+struct alignas(16) uint4 { uint32_t x, y, z, w; };
 inline uint2 make_uint2(uint32_t x, uint32_t y) { return {x, y}; }
 inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }
 template <typename T> T __ldg(const T *p) { return *p; }
@@ -40,9 +36,7 @@ inline void sincospif(float v, float *sine, float *cosine) {
   *cosine = static_cast<float>(std::cos(M_PI * static_cast<double>(v)));
 }
 
-struct EmulatedIndex {
-  uint32_t x;
-};
+struct EmulatedIndex { uint32_t x; };
 inline EmulatedIndex threadIdx, blockIdx, blockDim, gridDim;
 
 namespace emulator {
@@ -309,9 +303,7 @@ struct Launch {
 
 namespace host {
 
-struct Device {
-  int multiprocessors = 0, shared_limit = 0, major = 0;
-};
+struct Device { int multiprocessors = 0, shared_limit = 0, major = 0; };
 
 inline int32_t runtime_version() { return 0; }
 inline int32_t driver_version() { return 0; }
@@ -378,8 +370,10 @@ Error clusters_at_once(void (*)(Args), const Launch &l, int, int, int *clusters)
 }  // namespace FA_ISA
 
 // Sets the order of threads and copies, and the device that is played.
-extern "C" inline __attribute__((used, visibility("default"))) void fc_emulate(
-    uint64_t seed, int32_t major, int32_t shared_limit, int32_t clusters) {
+extern "C" inline __attribute__((used, visibility("default"))) void fc_emulate(uint64_t seed,
+                                                                               int32_t major,
+                                                                               int32_t shared_limit,
+                                                                               int32_t clusters) {
   emulator::Machine &m = emulator::machine();
   m.random.seed(seed);
   m.major = major, m.shared_limit = shared_limit, m.clusters = clusters;

@@ -10,6 +10,7 @@ import ctypes
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -156,8 +157,7 @@ def test_clusters(emulate, layout, shape, dtypes, shared, size):
     for seed, clusters in ((1, 1), (2, 2), (3, 3)):
         emulate(seed, 9, shared, clusters)
         step = make_step("l2", shape, dtypes, layout)
-        operands = (step.x, step.x0, step.grad, step.z)
-        assert _cuda.cluster_size(*operands) == size
+        assert _cuda.cluster_size(step) == size
         check_step(step, f"seed {seed}")
         results.append((step.x, step.z, step.nonfinite))
     for other in results[1:]:
@@ -166,14 +166,13 @@ def test_clusters(emulate, layout, shape, dtypes, shared, size):
 
 def test_older_devices_take_two_passes(emulate, monkeypatch):
     step = make_step("l2", (2, 3, 16, 16))
-    operands = (step.x, step.x0, step.grad, step.z)
-    assert _cuda.cluster_size(*operands) == 1
+    assert _cuda.cluster_size(step) == 1
     monkeypatch.setattr(_cuda, "SINGLE_PASS", False)
-    assert _cuda.cluster_size(*operands) == 0
+    assert _cuda.cluster_size(step) == 0
     check_step(step, "turned off")
     monkeypatch.setattr(_cuda, "SINGLE_PASS", True)
     emulate(major=8)
-    assert _cuda.cluster_size(*operands) == 0
+    assert _cuda.cluster_size(step) == 0
     check_step(make_step("l2", (2, 3, 16, 16)), "compute capability 8")
 
 
@@ -181,7 +180,7 @@ def test_older_devices_take_two_passes(emulate, monkeypatch):
 def test_image_size(norm):
     step = make_step(norm, (1, 3, 224, 224), HALF, "channels_last")
     if norm == "l2":
-        assert _cuda.cluster_size(step.x, step.x0, step.grad, step.z) == 8
+        assert _cuda.cluster_size(step) == 8
     check_step(step, norm)
 
 
@@ -197,9 +196,7 @@ def test_more_channels_than_threads():
         for name, t in vars(step).items()
         if name in ("x", "x0", "grad", "z", "mean", "std")
     }
-    for name, t in wide.items():
-        setattr(step, name, t)
-    check_step(step, "300 channels")
+    check_step(replace(step, **wide), "300 channels")
 
 
 @pytest.mark.parametrize("shift", [1, 4])
@@ -213,7 +210,7 @@ def test_tensors_inside_a_buffer(norm, shift):
             t = getattr(step, name)
             buffer = torch.full((t.numel() + 64,), 77).to(t.dtype)
             inside = buffer[shift : shift + t.numel()].view(t.shape)
-            setattr(step, name, inside.copy_(t))
+            step = replace(step, **{name: inside.copy_(t)})
             buffers[name] = buffer
         check_step(step, f"{norm} at {shift}")
         for name, buffer in buffers.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ from kernel_cases import BF16, F16, F32, Dtypes, make_step
 
 from fastadv import kernels
 from fastadv.errors import BackendError
-from fastadv.kernels import _cpp
+from fastadv.kernels import _cpp, registry
+from fastadv.kernels.crops import resized_crops
 
 needs_cpp = pytest.mark.skipif(not _cpp.LIBRARY.exists(), reason="not built")
 needs_numba = pytest.mark.skipif(
@@ -109,9 +111,8 @@ def test_triton_without_a_gpu_says_so():
 
 @needs_cpp
 def test_float64_is_declined_by_cpp_and_runs_on_the_reference():
-    wide = make_step("linf", (1, 3, 4, 4), Dtypes(F32, F32, None))
-    wide.x = wide.x.double()
-    wide.run()
+    wide = step()
+    wide = replace(wide, x=wide.x.double()).run()
     assert ran() == ["reference"]
     with (
         kernels.use_backend("cpp"),
@@ -190,7 +191,7 @@ def test_no_backend_at_all_lists_every_reason(monkeypatch):
 
     monkeypatch.setattr(reference, "unavailable_reason", lambda: "switched off")
     wide = step()
-    wide.x = wide.x.double()
+    wide = replace(wide, x=wide.x.double())
     with pytest.raises(BackendError) as caught:
         wide.run()
     for name in kernels.BACKENDS:
@@ -204,6 +205,33 @@ def test_counts_add_up_and_reset():
     assert kernels.launch_counts() == {("reference", "pgd_step"): 3}
     kernels.reset_launch_counts()
     assert kernels.launch_counts() == {}
+
+
+def test_a_forced_backend_without_an_operator_leaves_it_to_another():
+    """Crops and convolutions run as before: they are no reason to stop a training."""
+    images = torch.randint(0, 256, (2, 9, 8, 3), dtype=torch.uint8)
+    boxes = torch.tensor([[0, 0, 9, 8, 0], [1, 2, 5, 4, 1]])
+    with kernels.use_backend("reference"):
+        want = resized_crops(images, torch.arange(2), boxes, 6)
+    assert kernels.launch_counts() == {("reference", "crops"): 1}
+    kernels.reset_launch_counts()
+    for name in ("numba", "cuda"):
+        with kernels.use_backend(name):
+            assert torch.equal(resized_crops(images, torch.arange(2), boxes, 6), want)
+            reason = registry.unavailable_reason("conv3x3")
+            assert reason == f"the {name} backend is forced, which has no conv3x3"
+    assert kernels.launch_counts() == {}
+
+
+@needs_cpp
+def test_a_convolution_compiled_before_another_backend_was_forced_still_runs():
+    x, weight = torch.rand(1, 16, 4, 4), torch.rand(16, 16, 3, 3)
+    arguments = (x, weight, None, None, None, False, False)
+    want = torch.ops.fastadv.conv3x3(*arguments)
+    with kernels.use_backend("reference"):
+        assert torch.equal(torch.ops.fastadv.conv3x3(*arguments), want)
+    with pytest.raises(BackendError, match="needs x as float32, got float64"):
+        torch.ops.fastadv.conv3x3(x.double(), *arguments[1:])
 
 
 def test_importing_the_kernels_imports_no_compiler():

@@ -21,7 +21,7 @@ from fastadv.models import (
     list_models,
     registry,
 )
-from fastadv.models.names import SALMAN2020
+from fastadv.models.architecture_names import SALMAN2020
 
 TIMM = (
     "timm/resnet10t",

@@ -24,9 +24,9 @@ from fastadv.models import (
     read_metadata,
     state_hash,
 )
+from fastadv.models.architecture_names import EXPORT_FORMATS
 from fastadv.models.dialects import DETECTRON2_CONFIGS, TIMM_TWINS
 from fastadv.models.export import export_model, plain_module
-from fastadv.models.names import EXPORT_FORMATS
 
 MEAN, STD = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
 

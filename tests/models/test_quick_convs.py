@@ -8,7 +8,7 @@ from torch import nn
 from fastadv.kernels import launch_counts, reset_launch_counts, use_backend
 from fastadv.kernels._cpp import unavailable_reason
 from fastadv.models import create_model
-from fastadv.models.quick import quick_convs
+from fastadv.models.quick_convs import quick_convs
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.skipif(

@@ -23,7 +23,7 @@ from fastadv.models import (
     state_hash,
 )
 from fastadv.models.dialects import from_lukemelas
-from fastadv.models.inputs import CONVENTIONS, make_rgb
+from fastadv.models.input_conventions import CONVENTIONS, make_rgb
 from fastadv.models.source import open_source
 
 

@@ -24,7 +24,7 @@ from fastadv.models import NormalizedModel, create_model, save_model
 from fastadv.runs.distributed import World
 from fastadv.training import TrainConfig, Trainer, train
 from fastadv.training.learner import Learner
-from fastadv.training.methodnames import METHODS
+from fastadv.training.method_config import METHODS
 from fastadv.training.methods import CLASSES, Part
 from fastadv.training.overfit import OverfitWatch
 from fastadv.training.stages import radius_at, side_at
@@ -275,23 +275,23 @@ def test_it_begins_with_the_weights_given(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("choices", "complaint"),
     [
-        ({"beta": 3.0}, "--beta 3 means nothing to --method pgd_at; it is for trades"),
-        ({"method": "trades", "replays": 4}, "--replays 4 means nothing"),
+        ({"beta": 3.0}, "`beta=3` means nothing to `method=pgd_at`; it is for trades"),
+        ({"method": "trades", "replays": 4}, "`replays=4` means nothing"),
         ({"method": "rs_fgsm", "noise": 2.0}, "it is for n_fgsm"),
         ({"method": "n_fgsm", "num_steps": 3}, "attacks in one step"),
         ({"method": "free", "random_start": True}, "has a start of its own"),
         ({"method": "mart", "mixup": 0.2}, "needs one true class per image"),
-        ({"method": "trades", "eps": 0.0}, "needs an --eps above 0"),
-        ({"method": "standard", "eps": 1.0}, "leave --eps out"),
-        ({"method": "trades", "beta": -1.0}, "--beta -1 cannot work"),
+        ({"method": "trades", "eps": 0.0}, "needs an `eps` above 0"),
+        ({"method": "standard", "eps": 1.0}, "leave `eps` out"),
+        ({"method": "trades", "beta": -1.0}, "`beta=-1.0` cannot work"),
         ({"method": "gradalign", "precision": "fp16"}, "use bf16 or fp32"),
-        ({"method": "standard", "num_steps": 7}, "so --num-steps would do nothing"),
+        ({"method": "standard", "num_steps": 7}, "so `num_steps` would do nothing"),
         (
             {"method": "standard", "step_size": 0.1, "random_start": True},
-            "so --step-size, --random-start would do nothing",
+            "so `step_size`, `random_start` would do nothing",
         ),
-        ({"method": "standard", "eps_warmup": 3}, "so --eps-warmup would do nothing"),
-        ({"on_overfit": "stop"}, "which --method pgd_at is not"),
+        ({"method": "standard", "eps_warmup": 3}, "so `eps_warmup` would do nothing"),
+        ({"on_overfit": "stop"}, "which `method=pgd_at` is not"),
         ({"ema": 1.0}, "in (0, 1)"),
         ({"label_smoothing": 1.0}, "in [0, 1)"),
         ({"accumulate": 0}, "at least 1"),

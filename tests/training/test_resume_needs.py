@@ -16,7 +16,7 @@ from PIL import Image
 from small_runs import last_step, resume, signal_at_step, tiny, weights
 
 from fastadv.cli import train as command
-from fastadv.data.loading.memory import MemoryLoader
+from fastadv.data.loading.memory_loader import MemoryLoader
 from fastadv.errors import Preempted
 from fastadv.models import create_model, save_model
 from fastadv.runs.directory import RunDirectory

@@ -9,8 +9,8 @@ import pytest
 from small_runs import events, tiny, weights
 
 from fastadv.attacks import compiled
+from fastadv.attacks.config import CompileName
 from fastadv.training import train
-from fastadv.training.config import CompileName
 
 
 def test_the_flag_offers_every_mode() -> None:

@@ -24,7 +24,7 @@ from small_runs import (
 
 from fastadv.cli import train as command
 from fastadv.data import ImageSet, Loader
-from fastadv.errors import CheckpointError, DataError, TrainingDiverged
+from fastadv.errors import DataError, OutputError, TrainingDiverged
 from fastadv.models import load_model
 from fastadv.training import Trainer, train, trainer
 from fastadv.training.images import RunImages
@@ -225,5 +225,5 @@ def test_a_log_that_cannot_be_written_is_reported(
 ) -> None:
     training = Trainer(tiny(tmp_path / "run"))
     training.run.log_file.mkdir()
-    with pytest.raises(CheckpointError, match=r"could not write .*log\.jsonl"):
+    with pytest.raises(OutputError, match=r"could not write .*log\.jsonl"):
         training.fit()

@@ -35,9 +35,9 @@ from small_runs import (
 )
 
 from fastadv.cli import train as train_command
-from fastadv.data.loading import choice
-from fastadv.data.sets.base import ArraySet
-from fastadv.errors import CheckpointError, ConfigError, Preempted
+from fastadv.data.loading import make_loader as choosing
+from fastadv.data.sets.image_set import ArraySet
+from fastadv.errors import ConfigError, OutputError, Preempted
 from fastadv.training import RunDirectory, Trainer, train, validation
 
 NOT_DONE = STEPS - 4  # kills come no later, so that they meet a living process
@@ -226,12 +226,12 @@ def test_a_resumed_run_keeps_its_loader(
     run, whole = tmp_path / "run", tmp_path / "whole"
     options: dict[str, Any] = {"num_train": 60, "workers": 1}
     train(tiny(whole, loader=began, **options))
-    monkeypatch.setattr(choice, "_fits", lambda *_: began == "memory")
+    monkeypatch.setattr(choosing, "_fits", lambda *_: began == "memory")
     with monkeypatch.context() as patch:
         signal_at_step(patch, 3)
         with pytest.raises(Preempted):
             train(tiny(run, **options))
-    monkeypatch.setattr(choice, "_fits", lambda *_: began != "memory")
+    monkeypatch.setattr(choosing, "_fits", lambda *_: began != "memory")
     again = Trainer(tiny(run, resume=True, **options))
     assert again.loader.backend == began
     again.fit()
@@ -454,7 +454,7 @@ def test_a_limit_on_the_size_of_files(whole: Path, tmp_path: Path) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, before[1]))
     try:
-        with pytest.raises(CheckpointError, match="File too large"):
+        with pytest.raises(OutputError, match="File too large"):
             train(tiny(run, random_start=True))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

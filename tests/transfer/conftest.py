@@ -13,7 +13,7 @@ from torch import Tensor
 from fastadv.cli import transfer as command
 from fastadv.models import NormalizedModel
 from fastadv.training import train
-from fastadv.transfer import protocol
+from fastadv.transfer import tuned as module
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +45,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def undisturbed(
     runs: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, list[int]]:
+) -> dict[str, tuple[int, ...]]:
     """The table of the sweep of `sweep_runs`, when nothing happens to it."""
     from sweep_runs import ROWS, recipe_file, values
 
@@ -63,12 +63,12 @@ def tuned(
     monkeypatch: pytest.MonkeyPatch,
 ) -> list[tuple[dict[str, Tensor], NormalizedModel]]:
     """Every network that was fine-tuned, with its state before."""
-    real = protocol.fine_tune
+    real = module.fine_tune
     seen: list[tuple[dict[str, Tensor], NormalizedModel]] = []
 
     def keeping(model: NormalizedModel, *rest: Any) -> Any:
         seen.append(({k: v.clone() for k, v in model.state_dict().items()}, model))
         return real(model, *rest)
 
-    monkeypatch.setattr(protocol, "fine_tune", keeping)
+    monkeypatch.setattr(module, "fine_tune", keeping)
     return seen

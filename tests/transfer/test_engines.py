@@ -25,10 +25,11 @@ from small_runs import environment, script
 from sweep_runs import ROWS, recipe_file, values
 
 from fastadv.errors import ConfigError
-from fastadv.transfer import ResultsTable
-from fastadv.transfer.engines import SerialEngine, make_engine
+from fastadv.results.table import ResultsTable
+from fastadv.runs.executors import SerialExecutor, make_executor
+from fastadv.runs.tasks import run_tasks
 from fastadv.transfer.recipe import read_recipe
-from fastadv.transfer.sweep import make_plan, run_sweep
+from fastadv.transfer.sweep import plan_sweep
 
 # ---- crashes ----
 
@@ -75,7 +76,7 @@ def _wait_until(holds: Callable[[], bool], process: subprocess.Popen[str]) -> No
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
 def test_the_table_survives_ctrl_c_and_kill_nine(
-    runs: Path, tmp_path: Path, undisturbed: dict[str, list[int]]
+    runs: Path, tmp_path: Path, undisturbed: dict[str, tuple[int, ...]]
 ) -> None:
     """A stop, a dead worker, a dead driver; in the end the table is the undisturbed one.
 
@@ -138,7 +139,8 @@ def test_crashes_are_retried_so_often_and_then_reported(
     configs = read_recipe(file, results=str(tmp_path / "r"))
     table = ResultsTable(tmp_path / "r", once=True)
     table.prepare()
-    [failure] = run_sweep(make_plan(configs, table), SerialEngine(), table, retries=2)
+    tasks = plan_sweep(configs, table).tasks
+    [failure] = run_tasks(tasks, SerialExecutor(), table, retries=2)
     assert failure.reason == "OSError: the disk is gone"
     assert len(tries) == 3
 
@@ -151,7 +153,7 @@ def test_without_ray_the_error_says_what_to_do(
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match=r"pip install 'fastadv\[ray\]'"):
-        make_engine("ray", tmp_path)
+        make_executor("ray", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -170,7 +172,7 @@ def test_engines_that_cannot_work(
         pytest.skip("Ray is not installed here: pip install 'fastadv[ray]'")
     name = options.pop("name")
     with pytest.raises(ConfigError, match=complaint):
-        make_engine(name, tmp_path, **options)
+        make_executor(name, tmp_path, **options)
 
 
 _KILLER = """
@@ -205,7 +207,7 @@ raise SystemExit(main(["sweep", sys.argv[1], "--results", sys.argv[2], "--engine
 
 @pytest.mark.slow
 def test_on_ray_the_table_is_the_same(
-    runs: Path, tmp_path: Path, undisturbed: dict[str, list[int]]
+    runs: Path, tmp_path: Path, undisturbed: dict[str, tuple[int, ...]]
 ) -> None:
     """A local cluster, one of whose workers is killed."""
     pytest.importorskip(
@@ -298,7 +300,7 @@ def test_a_cluster_that_outlives_its_driver(
     cluster: tuple[str, dict[str, str]],
     runs: Path,
     tmp_path: Path,
-    undisturbed: dict[str, list[int]],
+    undisturbed: dict[str, tuple[int, ...]],
 ) -> None:
     """Tasks of a driver that was killed may still write, and the next one's do, too."""
     address, variables = cluster

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import re
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import yaml
 from sweep_runs import ROWS, recipe_file, values
 
 from fastadv.cli import train as train_command
 from fastadv.cli import transfer as command
 from fastadv.errors import ConfigError, DataError
-from fastadv.results.table import SCHEMA
-from fastadv.transfer import ResultsTable, TransferConfig
-from fastadv.transfer.engines import Ended, SerialEngine, run_task
-from fastadv.transfer.recipe import read_recipe
-from fastadv.transfer.sweep import Plan, make_plan, run_sweep
+from fastadv.results.schema import SCHEMA
+from fastadv.results.table import ResultsTable
+from fastadv.runs.executors import SerialExecutor
+from fastadv.runs.tasks import Ended, Place, Task, run_task, run_tasks
+from fastadv.transfer.recipe import COMMAND, read_recipe
+from fastadv.transfer.sweep import SweepPlan, plan_sweep
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 
@@ -63,7 +69,7 @@ def test_a_recipe_is_a_product_of_its_lists(tmp_path: Path) -> None:
     [
         ({"sources": []}, r"sources is \[\]; a recipe needs a list of at least one"),
         ({"datasets": None}, "datasets is None"),
-        ({"seeds": [0, 1, 0]}, "--seeds 0 1 0: 0 is there more than once"),
+        ({"seeds": [0, 1, 0]}, "`seeds=0 1 0`: 0 is there more than once"),
         (
             {"protocols": [{"epochs": 3}]},
             "entry 1 of protocols is .* with the key mode",
@@ -72,7 +78,7 @@ def test_a_recipe_is_a_product_of_its_lists(tmp_path: Path) -> None:
         ({"num_train": "many"}, "num_train: 'many' is not a value of type int"),
         ({"num_train": []}, "num_train: an axis needs at least one value"),
         ({"protocols": ["fixed"]}, "mode: 'fixed' is not one of"),
-        ({"val_fraction": [0.1, 2]}, "--val-fraction 2"),
+        ({"val_fraction": [0.1, 2]}, "`val_fraction=2.0` cannot work"),
     ],
 )
 def test_wrong_recipes_say_where(
@@ -97,17 +103,35 @@ def test_the_recipes_of_the_project(name: str, experiments: int) -> None:
     assert f"fastadv-transfer sweep recipes/{file.name}" in file.read_text()
 
 
+@pytest.mark.parametrize("says", [True, False])
 def test_recipes_of_the_two_kinds_are_told_apart(
-    capsys: pytest.CaptureFixture[str],
+    says: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = RECIPES / "trades.yaml"
-    assert command.main(["sweep", str(file)]) == 2
-    error = capsys.readouterr().err
-    assert "trades.yaml is a recipe of fastadv-train (run: fastadv-train" in error
-    file = RECIPES / "salman2020.yaml"
-    assert train_command.main(["--config", str(file)]) == 2
-    error = capsys.readouterr().err
-    assert f"is a sweep of transfers (run: fastadv-transfer sweep {file})" in error
+    """Also those that do not say which command they are for, as older ones do not."""
+    for name, words, told in (
+        ("trades", ["sweep"], "fastadv-train (run: fastadv-train --config"),
+        ("salman2020", ["--config"], f"{COMMAND} (run: {COMMAND}"),
+    ):
+        text = (RECIPES / f"{name}.yaml").read_text()
+        file = tmp_path / f"{name}.yaml"
+        file.write_text(text if says else re.sub("(?m)^command: .*\n", "", text))
+        main = command.main if words == ["sweep"] else train_command.main
+        assert main([*words, str(file)]) == 2
+        assert f"{file} is a recipe of {told} {file})" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [path.name for path in RECIPES.glob("*.yaml")])
+def test_recipes_say_which_command_they_are_for(name: str) -> None:
+    command = yaml.safe_load((RECIPES / name).read_text())["command"]
+    assert command in (COMMAND, "fastadv-train --config")
+    assert f"{command} recipes/{name}" in (RECIPES / name).read_text()
+
+
+def test_a_recipe_without_a_command_still_works(tmp_path: Path) -> None:
+    old = tmp_path / "old.yaml"
+    recipe = RECIPES / "transfer-small.yaml"
+    old.write_text(recipe.read_text().replace(f"command: {COMMAND}\n", ""))
+    assert read_recipe(old) == read_recipe(recipe)
 
 
 def test_missing_sources_and_data_are_all_named(runs: Path, tmp_path: Path) -> None:
@@ -119,8 +143,8 @@ def test_missing_sources_and_data_are_all_named(runs: Path, tmp_path: Path) -> N
     )
     table = ResultsTable(tmp_path / "r", once=True)
     with pytest.raises(DataError, match=r"2 source\(s\) or .*(?s:.*'digit'.*eps7)"):
-        make_plan(read_recipe(file), table)
-    plan = make_plan(read_recipe(file), table, skip_missing=True)
+        plan_sweep(read_recipe(file), table)
+    plan = plan_sweep(read_recipe(file), table, skip_missing=True)
     assert (plan.rows, len(plan.tasks), len(plan.missing)) == (5, 3, 2)
 
 
@@ -130,7 +154,7 @@ def test_data_are_looked_for_without_a_source(runs: Path, tmp_path: Path) -> Non
     )
     table = ResultsTable(tmp_path / "r", once=True)
     with pytest.raises(DataError, match=r"2 source\(s\) or .*(?s:.*eps7.*'digit')"):
-        make_plan(read_recipe(file), table)
+        plan_sweep(read_recipe(file), table)
 
 
 @pytest.mark.parametrize(
@@ -155,7 +179,7 @@ def test_one_number_twice_is_refused(runs: Path, tmp_path: Path) -> None:
     twice = [f"{runs}/eps0", {"source": f"{runs}/eps0", "name": "other"}]
     file = recipe_file(tmp_path, runs, sources=twice)
     with pytest.raises(ConfigError, match="defines the same number as"):
-        make_plan(read_recipe(file), ResultsTable(tmp_path / "r"))
+        plan_sweep(read_recipe(file), ResultsTable(tmp_path / "r"))
 
 
 def test_a_dry_run_lists_the_tasks(
@@ -179,56 +203,56 @@ def test_a_dry_run_lists_the_tasks(
 # ---- running ----
 
 
-class _Counting(SerialEngine):
+class _Counting(SerialExecutor):
     """A serial engine that keeps what it was given."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen: list[TransferConfig] = []
+        self.seen: list[Task] = []
 
-    def start(self, config: TransferConfig) -> None:
-        self.seen.append(config)
-        super().start(config)
+    def start(self, task: Task) -> None:
+        self.seen.append(task)
+        super().start(task)
 
 
 def test_finished_rows_are_never_computed_again(
-    runs: Path, tmp_path: Path, undisturbed: dict[str, list[int]]
+    runs: Path, tmp_path: Path, undisturbed: dict[str, tuple[int, ...]]
 ) -> None:
     results = str(tmp_path / "r")
     configs = read_recipe(recipe_file(tmp_path, runs), results=results)
     table = ResultsTable(results, once=True)
     table.prepare()
-    plan = make_plan(configs, table)
+    plan = plan_sweep(configs, table)
     assert {i for task in plan.tasks for i in task.identities} == set(undisturbed)
-    assert run_sweep(plan, _Counting(), table) == []
+    assert run_tasks(plan.tasks, _Counting(), table) == []
     assert values(Path(results)) == undisturbed
     # One row of three seeds is lost; only that is computed.
     lost = plan.tasks[0].identities[1]
     next(Path(results).glob(f"*{lost}*")).unlink()
-    plan, engine = make_plan(configs, table), _Counting()
+    plan, engine = plan_sweep(configs, table), _Counting()
     assert (plan.rows, plan.done, len(plan.tasks)) == (ROWS, ROWS - 1, 1)
-    assert run_sweep(plan, engine, table) == []
-    assert [config.seeds for config in engine.seen] == [(1,)]
+    assert run_tasks(plan.tasks, engine, table) == []
+    assert [task.setting.seeds for task in engine.seen] == [(1,)]
     assert values(Path(results)) == undisturbed
-    assert make_plan(configs, table).tasks == []
+    assert plan_sweep(configs, table).tasks == []
 
 
-class _TwoSlots(SerialEngine):
+class _TwoSlots(SerialExecutor):
     """Two tasks are under way before the first of them is run."""
 
     slots = 2
 
     def __init__(self) -> None:
         super().__init__()
-        self.begun: list[TransferConfig] = []
+        self.begun: list[Task] = []
         self.pairs: list[list[str]] = []
 
-    def start(self, config: TransferConfig) -> None:
-        self.begun.append(config)
+    def start(self, task: Task) -> None:
+        self.begun.append(task)
 
     def wait(self) -> list[Ended]:
-        self.pairs.append([Path(config.source).name for config in self.begun])
-        return [run_task(self.begun.pop(0))]
+        self.pairs.append([Path(task.setting.source).name for task in self.begun])
+        return [run_task(self.begun.pop(0), Place())]
 
 
 def test_tasks_of_the_same_features_do_not_run_beside_each_other(
@@ -238,9 +262,9 @@ def test_tasks_of_the_same_features_do_not_run_beside_each_other(
     file = recipe_file(tmp_path, runs, protocols=protocols)
     table = ResultsTable(tmp_path / "r", once=True)
     table.prepare()
-    plan = make_plan(read_recipe(file, results=str(table.path)), table)
+    plan = plan_sweep(read_recipe(file, results=str(table.path)), table)
     engine = _TwoSlots()
-    assert run_sweep(plan, engine, table) == []
+    assert run_tasks(plan.tasks, engine, table) == []
     assert len(table.rows()) == plan.rows == 6
     # As recipes order them, those of one source come one after the other.
     assert engine.pairs[0] == ["eps0", "eps0.25"]
@@ -266,16 +290,16 @@ def test_errors_are_reported_and_the_rest_is_done(
 def test_rows_that_call_their_source_otherwise_are_said(
     runs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def plan(**source: Any) -> Plan:
+    def plan(**source: Any) -> SweepPlan:
         entry = {"source": f"{runs}/eps0.25"} | source
         file = recipe_file(
             tmp_path, runs, sources=[entry], protocols=["fixed_feature"], num_train=40
         )
-        return make_plan(read_recipe(file, results=str(table.path)), table)
+        return plan_sweep(read_recipe(file, results=str(table.path)), table)
 
     table = ResultsTable(tmp_path / "r", once=True)
     table.prepare()
-    assert run_sweep(plan(), SerialEngine(), table) == []
+    assert run_tasks(plan().tasks, SerialExecutor(), table) == []
     caplog.clear()
     assert (plan().tasks, caplog.messages) == ([], [])
     found = plan(name="mine", source_accuracy=61.2)
@@ -287,10 +311,25 @@ def test_rows_that_call_their_source_otherwise_are_said(
     )
 
 
-def test_tables_of_other_versions_are_left_alone(runs: Path, tmp_path: Path) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+def test_rows_of_an_older_version_are_not_computed_again(
+    runs: Path, tmp_path: Path
+) -> None:
+    file = recipe_file(
+        tmp_path, runs, sources=[f"{runs}/eps0"], protocols=["fixed_feature"]
+    )
+    configs = read_recipe(file, results=str(tmp_path / "r"))
+    table = ResultsTable(tmp_path / "r", once=True)
+    table.prepare()
+    [task] = plan_sweep(configs, table).tasks
+    [identity] = task.identities
+    old = {"identity": identity, "time": datetime.now(UTC), "value": 50.0}
+    part = pa.Table.from_pylist([old]).replace_schema_metadata({"fastadv_schema": "3"})
+    pq.write_table(part, table.path / f"row-{identity}.parquet")
+    plan = plan_sweep(configs, table)
+    assert (plan.tasks, plan.done, plan.rows) == ([], 1, 1)
 
+
+def test_tables_of_other_versions_are_left_alone(runs: Path, tmp_path: Path) -> None:
     future = SCHEMA.with_metadata({"fastadv_schema": "99"})
     results = tmp_path / "r"
     results.mkdir()

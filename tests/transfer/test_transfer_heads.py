@@ -13,12 +13,23 @@ from sklearn.preprocessing import StandardScaler
 from fastadv.data import ArraySet, make_loader
 from fastadv.errors import DataError
 from fastadv.models.normalized import seeded_init
-from fastadv.training.config import scheduled
+from fastadv.training.optimizer_config import scheduled
 from fastadv.transfer.features import Features
-from fastadv.transfer.heads import LinearHead, Schedule, fit_exact, fit_sgd
+from fastadv.transfer.heads import LinearHead, SGDGrid, fit_exact, fit_sgd
 
 CLASSES, DEPTH = 3, 21
-SCHEDULE = Schedule(epochs=4, batch_size=8, momentum=0.9, weight_decay=5e-3)
+EPOCHS = 4
+
+
+def _grid(seeds: tuple[int, ...], lrs: tuple[float, ...]) -> SGDGrid:
+    return SGDGrid(
+        seeds=seeds,
+        lrs=lrs,
+        epochs=EPOCHS,
+        batch_size=8,
+        momentum=0.9,
+        weight_decay=5e-3,
+    )
 
 
 def _features(n: int = 60, classes: int = CLASSES) -> Features:
@@ -40,13 +51,13 @@ def test_heads_at_once_equal_heads_one_by_one(threads: int) -> None:
     draw = np.random.default_rng(0)
     rows = np.stack([np.sort(draw.permutation(60)[:41]) for _ in seeds])
     torch.set_num_threads(threads)  # learning rates are shared out among them
-    together = fit_sgd(features, rows, seeds, lrs, CLASSES, SCHEDULE)
+    together = fit_sgd(features, rows, CLASSES, _grid(seeds, lrs))
     assert torch.get_num_threads() == threads
     assert [len(heads) for heads in together] == [4, 4, 4]
     for s, seed in enumerate(seeds):
         for i, lr in enumerate(lrs):
             [[alone]] = fit_sgd(
-                features, rows[s : s + 1], (seed,), (lr,), CLASSES, SCHEDULE
+                features, rows[s : s + 1], CLASSES, _grid((seed,), (lr,))
             )
             _close(together[s][i], alone.weight, alone.bias)
     # Neither seed nor learning rate is ignored.
@@ -66,15 +77,15 @@ def test_a_head_is_what_torch_trains_on_the_batches_of_a_loader(n: int) -> None:
     optimizer = torch.optim.SGD(
         layer.parameters(), lr=lr, momentum=0.9, weight_decay=5e-3
     )
-    for epoch in range(SCHEDULE.epochs):
+    for epoch in range(EPOCHS):
         for group in optimizer.param_groups:
-            group["lr"] = scheduled(lr, "step", epoch, SCHEDULE.epochs)
+            group["lr"] = scheduled(lr, "step", epoch, EPOCHS)
         for batch in loader:
             x = torch.from_numpy(features.values[rows[batch.indices.numpy()]])
             optimizer.zero_grad()
             torch.nn.functional.cross_entropy(layer(x), batch.labels).backward()
             optimizer.step()
-    [[head]] = fit_sgd(features, rows[None], (seed,), (lr,), CLASSES, SCHEDULE)
+    [[head]] = fit_sgd(features, rows[None], CLASSES, _grid((seed,), (lr,)))
     _close(head, layer.weight.detach().numpy(), layer.bias.detach().numpy())
 
 

@@ -97,15 +97,15 @@ def _write(
         EOFError,
         NotImplementedError,
         RuntimeError,
-    ) as err:
-        raise DataError(f"cannot read {archive}: {err}; fetch it again") from err
-    except (FileExistsError, NotADirectoryError, IsADirectoryError) as err:
+    ) as error:
+        raise DataError(f"cannot read {archive}: {error}; fetch it again") from error
+    except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
         raise DataError(
-            f"{archive} has the path {os.path.relpath(str(err.filename), root)!r} twice; "
+            f"{archive} has the path {os.path.relpath(str(error.filename), root)!r} twice; "
             "refusing it. Pack the archive again"
-        ) from err
-    except OSError as err:
-        raise DataError(f"cannot unpack {archive}: {err}") from err
+        ) from error
+    except OSError as error:
+        raise DataError(f"cannot unpack {archive}: {error}") from error
     return files, size
 
 

@@ -12,6 +12,7 @@ import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,12 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastadv.data.decoding import BadImage, decode_rgb
-from fastadv.data.files.packing import CHECKSUMS, file_of, progress
+from fastadv.data.files.packing import CHECKSUMS
 from fastadv.data.files.records import RecordSet
 from fastadv.data.files.tfrecord import damaged_records
-from fastadv.data.sets.base import Damage, DatasetSplits, ImageSet, SharedFile
+from fastadv.data.sets.image_set import Damage, DatasetSplits, ImageSet, SharedFile
+from fastadv.data.sets.subsets import base_and_positions, files_and_positions
 from fastadv.errors import DataError
 from fastadv.files import file_sha256
+from fastadv.progress import track
 
 _Result = TypeVar("_Result")
 _DIGEST = 16  # bytes: 2**-64 at four billion images
@@ -78,7 +81,9 @@ def verify(
     for images in (splits.train, splits.test):
         findings.images[images.split] = len(images)
         digests: list[tuple[bytes, bytes] | None] = []
-        for result in _each(images, _digests, jobs, f"verifying {images.split}"):
+        for result in _each(
+            images, _digests(images), jobs, f"verifying {images.split}"
+        ):
             if isinstance(result, BadImage):
                 findings.corrupt.append((result.name, result.reason))
                 digests.append(None)
@@ -109,20 +114,27 @@ def _shared(
     return found
 
 
-def _digests(images: ImageSet, index: int) -> tuple[bytes, bytes] | BadImage:
-    """Return digests of the encoded bytes and of the pixels, or what is wrong."""
-    try:
-        source = file_of(images, index)
-        if source is None:
-            pixels = _pixel_digest(images.load(index))
-            return pixels, pixels
-        base, i = source
-        data, name = base.read(i), base.describe(i)
-        _check_encoding(data, name)
-        pixels = _pixel_digest(decode_rgb(data, name))
-    except BadImage as err:
-        return err
-    return hashlib.blake2b(data, digest_size=_DIGEST).digest(), pixels
+def _digests(images: ImageSet) -> Callable[[int], tuple[bytes, bytes] | BadImage]:
+    """Return a function of an index that digests the encoded bytes and the pixels.
+
+    It returns what is wrong with an image that cannot be decoded.
+    """
+    found = files_and_positions(images)
+
+    def digests(index: int) -> tuple[bytes, bytes] | BadImage:
+        try:
+            if found is None:
+                pixels = _pixel_digest(images.load(index))
+                return pixels, pixels
+            base, i = found[0], int(found[1][index])
+            data, name = base.read(i), base.describe(i)
+            _check_encoding(data, name)
+            pixels = _pixel_digest(decode_rgb(data, name))
+        except BadImage as error:
+            return error
+        return hashlib.blake2b(data, digest_size=_DIGEST).digest(), pixels
+
+    return digests
 
 
 def _check_encoding(data: bytes, name: str) -> None:
@@ -136,8 +148,8 @@ def _check_encoding(data: bytes, name: str) -> None:
             with Image.open(io.BytesIO(data)) as image:
                 image.verify()  # the CRC of every chunk
         # Decoders of damaged files raise anything from SyntaxError to struct.error.
-        except Exception as err:
-            raise BadImage(name, str(err) or type(err).__name__) from err
+        except Exception as error:
+            raise BadImage(name, str(error) or type(error).__name__) from error
         if b"IEND" not in data[-4096:]:
             raise BadImage(name, "the PNG data end without their end mark: truncated")
 
@@ -150,8 +162,8 @@ def _pixel_digest(image: NDArray[np.uint8]) -> bytes:
 
 def _record_files(images: ImageSet) -> list[SharedFile]:
     """Return the large files that images lie in; none for images in files of theirs."""
-    source = file_of(images, 0) if len(images) else None
-    return source[0].files if source and isinstance(source[0], RecordSet) else []
+    base, _ = base_and_positions(images)
+    return base.files if len(images) and isinstance(base, RecordSet) else []
 
 
 def _damaged_files(
@@ -165,7 +177,7 @@ def _damaged_files(
     }
     summed = [file for file in files if file in expected and file.is_file()]
     with ThreadPoolExecutor(jobs) as pool:
-        sums = progress(pool.map(file_sha256, summed), len(summed), "checking files")
+        sums = track(pool.map(file_sha256, summed), len(summed), "checking files")
         for file, found in zip(summed, sums, strict=True):
             if found != expected[file]:
                 yield str(file), f"differs from its SHA-256 in {CHECKSUMS}"
@@ -206,7 +218,9 @@ def _statistics(images: ImageSet, jobs: int) -> dict[str, Any]:
     histogram = np.zeros((3, 256), dtype=np.int64)  # exact, whatever the order
     sides = []
     bad = 0
-    for result in _each(images, _histogram, jobs, f"reading {images.split}"):
+    for result in _each(
+        images, partial(_histogram, images), jobs, f"reading {images.split}"
+    ):
         if isinstance(result, BadImage):
             bad += 1
         else:
@@ -243,15 +257,15 @@ def _histogram(
 ) -> tuple[NDArray[np.int64], tuple[int, int]] | BadImage:
     try:
         image = images.load(index)
-    except BadImage as err:
-        return err
+    except BadImage as error:
+        return error
     counts = [np.bincount(image[..., c].ravel(), minlength=256) for c in range(3)]
     return np.stack(counts), (image.shape[0], image.shape[1])
 
 
 def _each(
     images: ImageSet,
-    work: Callable[[ImageSet, int], _Result],
+    work: Callable[[int], _Result],
     jobs: int,
     what: str,
 ) -> Iterator[_Result]:
@@ -259,6 +273,6 @@ def _each(
     images.prepare()
     n, step = len(images), 64 * jobs
     with ThreadPoolExecutor(jobs) as pool:
-        for start in progress(range(0, n, step), -(-n // step), what):
+        for start in track(range(0, n, step), -(-n // step), what):
             part = range(start, min(start + step, n))
-            yield from pool.map(lambda i: work(images, i), part)
+            yield from pool.map(work, part)

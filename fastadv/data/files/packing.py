@@ -17,9 +17,8 @@ import logging
 import os
 import re
 import shutil
-import sys
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,13 +29,20 @@ from numpy.typing import NDArray
 
 from fastadv.data.counter import derive_key, permutation
 from fastadv.data.files.shards import MANIFEST, PACKING
-from fastadv.data.sets.base import DatasetSplits, FileSet, ImageSet
 from fastadv.data.sets.folders import EVAL_FOLDERS
-from fastadv.data.sets.subsets import Subset
+from fastadv.data.sets.image_set import DatasetSplits, FileSet, ImageSet
+from fastadv.data.sets.subsets import files_and_positions
 from fastadv.errors import ConfigError, DataError
-from fastadv.files import FolderLock, file_sha256, replace_file, say_unlocked
+from fastadv.files import (
+    FolderLock,
+    atomic,
+    file_sha256,
+    replace_file,
+    warn_without_lock,
+)
+from fastadv.progress import track
 
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 FORMAT = "fastadv-shards/1"
 CHECKSUMS = "SHA256SUMS"
@@ -63,13 +69,6 @@ class Shard:
     images: ImageSet
     indices: NDArray[np.int64]
     first: int  # the number of its first image within the split
-
-
-def file_of(images: ImageSet, index: int) -> tuple[FileSet, int] | None:
-    """Return the set of encoded files an image comes from, and its index there."""
-    if isinstance(images, Subset):
-        return file_of(images.base, int(images.indices[index]))
-    return (images, index) if isinstance(images, FileSet) else None
 
 
 def pack(
@@ -116,7 +115,7 @@ def pack(
         for temporary in out.glob(".*.tmp"):
             temporary.unlink(missing_ok=True)
         whole = pool.map(lambda shard: _is_whole(out, records.get(shard.name)), shards)
-        kept = [*progress(whole, len(shards), "checking shards")]
+        kept = [*track(whole, len(shards), "checking shards")]
         finished = {
             shard.name: records[shard.name]
             for shard, good in zip(shards, kept, strict=True)
@@ -177,13 +176,13 @@ def _locked(out: Path) -> Iterator[None]:
     lock = None
     try:
         lock = FolderLock(out / PACKING)
-    except BlockingIOError as err:
+    except BlockingIOError as error:
         raise ConfigError(
-            f"{out} is being packed by {err.strerror}; wait until it ends, or choose "
+            f"{out} is being packed by {error.strerror}; wait until it ends, or choose "
             "another folder"
         ) from None
-    except OSError as err:
-        say_unlocked(out, err)
+    except OSError as error:
+        warn_without_lock(out, error)
     try:
         yield
     finally:
@@ -234,8 +233,8 @@ def _is_whole(out: Path, entry: dict[str, Any] | None) -> bool:
 def _json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text())
-    except (OSError, ValueError) as err:
-        raise DataError(f"cannot read {path}: {err}; remove it") from err
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read {path}: {error}; remove it") from error
     if not isinstance(values, dict):
         raise DataError(f"{path} is no JSON object; remove it")
     return values
@@ -256,21 +255,16 @@ class _Digesting(io.RawIOBase):
 
 def _write_shard(out: Path, shard: Shard) -> dict[str, Any]:
     path = out / shard.name
-    temporary = out / f".{shard.name}.tmp"
     index: list[str] = []
-    try:
+    with atomic(path) as temporary:
         with open(temporary, "wb") as file:
             sink = _Digesting(file)
+            encoded = _encoder(shard.images)
             for position, image in enumerate(shard.indices.tolist(), shard.first):
-                index.append(_add_sample(sink, shard.images, image, position))
+                index.append(_add_sample(sink, *encoded(image), position))
             sink.write(bytes(2 * tarfile.BLOCKSIZE))
-            file.flush()
-            os.fsync(file.fileno())
         lines = "\n".join([f"v1.2 {len(index)}", *index]) + "\n"
         replace_file(path.with_suffix(".idx"), lines.encode())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return {
         "file": shard.name,
         "split": shard.split,
@@ -280,26 +274,39 @@ def _write_shard(out: Path, shard: Shard) -> dict[str, Any]:
     }
 
 
-def _add_sample(sink: _Digesting, images: ImageSet, i: int, position: int) -> str:
+def _encoder(images: ImageSet) -> Callable[[int], tuple[bytes, str, str, int]]:
+    """Return a function of an index that gives what is stored of that image.
+
+    It returns the encoded bytes, their file ending, a name and the class id.
+    """
+    found = files_and_positions(images)
+
+    def encoded(i: int) -> tuple[bytes, str, str, int]:
+        if found is None:
+            data, name = _png(images.load(i)), images.split
+        else:
+            base, index = found[0], int(found[1][i])
+            data, name = base.read(index), Path(base.members[index]).name
+        ending = next((e for magic, e in _MAGIC if data.startswith(magic)), None)
+        if ending is None:
+            raise DataError(
+                f"{images.describe(i)} is of no known image format; remove it, or see "
+                "what else is damaged with fastadv-data verify"
+            )
+        return data, ending, name, int(images.labels[i])
+
+    return encoded
+
+
+def _add_sample(
+    sink: _Digesting, data: bytes, ending: str, name: str, label: int, position: int
+) -> str:
     """Write one sample; return its line of the index."""
-    source = file_of(images, i)
-    if source is None:
-        data, stem = _png(images.load(i)), images.split
-    else:
-        base, index = source
-        data, stem = base.read(index), Path(base.members[index]).name
-    ending = next((e for magic, e in _MAGIC if data.startswith(magic)), None)
-    if ending is None:
-        raise DataError(
-            f"{images.describe(i)} is of no known image format; remove it, or see what "
-            "else is damaged with fastadv-data verify"
-        )
     # Any other character could end the key, or a field of the index.
-    stem = re.sub(r"[^A-Za-z0-9_-]", "_", stem.partition(".")[0])[:60]
+    stem = re.sub(r"[^A-Za-z0-9_-]", "_", name.partition(".")[0])[:60]
     key = f"{position:08d}_{stem}"
-    label = str(int(images.labels[i])).encode()
     parts = []
-    for end, content in ((ending, data), ("cls", label)):
+    for end, content in ((ending, data), ("cls", str(label).encode())):
         header = tarfile.TarInfo(f"{key}.{end}")
         header.size = len(content)
         sink.write(header.tobuf(tarfile.USTAR_FORMAT))
@@ -315,13 +322,3 @@ def _png(image: NDArray[np.uint8]) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def progress(items: Iterable[Any], total: int, what: str) -> Iterable[Any]:
-    """Show a bar on a terminal when it takes more than two seconds."""
-    from tqdm import tqdm  # type: ignore[import-untyped]
-
-    bar: Iterable[Any] = tqdm(
-        items, desc=what, total=total, delay=2, disable=not sys.stderr.isatty()
-    )
-    return bar

@@ -30,8 +30,8 @@ class RecordIOSet(RecordSet):
         """Return the encoded bytes of image `index`."""
         try:
             return _image(_joined(super().read(index)))
-        except ValueError as err:
-            raise BadImage(self.describe(index), str(err)) from err
+        except ValueError as error:
+            raise BadImage(self.describe(index), str(error)) from error
 
 
 def scan_recordio(path: Path) -> list[Record]:
@@ -51,11 +51,11 @@ def scan_recordio(path: Path) -> list[Record]:
                 flag, label, *_ = _HEADER.unpack(first[: _HEADER.size])
                 if flag == 1:
                     (label,) = struct.unpack_from("<f", first, _HEADER.size)
-            except (ValueError, struct.error) as err:
+            except (ValueError, struct.error) as error:
                 raise DataError(
-                    f"{path}: no record at offset {offset} ({err or 'too short'}); the "
+                    f"{path}: no record at offset {offset} ({error or 'too short'}); the "
                     "file is damaged or not RecordIO, or its .idx is of another file"
-                ) from err
+                ) from error
             if flag > 1:
                 if key == "0":  # a header of the whole file, not an image
                     continue
@@ -78,11 +78,11 @@ def _starts(path: Path) -> list[tuple[str, int]]:
             line.split() for line in index.read_text().splitlines() if line.strip()
         )
         starts = [(key, int(offset)) for key, offset in lines]
-    except (OSError, ValueError) as err:
+    except (OSError, ValueError) as error:
         raise DataError(
-            f"cannot read {index} ({err}); each line is a key and an offset. Remove it to "
+            f"cannot read {index} ({error}); each line is a key and an offset. Remove it to "
             "have the file scanned"
-        ) from err
+        ) from error
     return sorted(starts, key=lambda start: start[1])
 
 
@@ -94,11 +94,11 @@ def _scanned(path: Path) -> list[tuple[str, int]]:
             starts.append((str(len(starts)), at))
             try:
                 at, _ = _extent(file.fileno(), at, size)
-            except ValueError as err:
+            except ValueError as error:
                 raise DataError(
-                    f"{path}: no record at offset {at} ({err}); the file is damaged, or "
+                    f"{path}: no record at offset {at} ({error}); the file is damaged, or "
                     "not RecordIO"
-                ) from err
+                ) from error
     return starts
 
 

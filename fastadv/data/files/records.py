@@ -10,7 +10,6 @@ split (`paths`).
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,9 +19,10 @@ from numpy.typing import NDArray
 
 from fastadv.data.cache import cached_array
 from fastadv.data.decoding import BadImage
-from fastadv.data.sets.base import Damage, FileSet, SharedFile
+from fastadv.data.sets.image_set import Damage, FileSet, SharedFile
 from fastadv.errors import DataError
 from fastadv.files import fastadv_cache_dir
+from fastadv.progress import track
 
 _VERSION = 1  # of the stored lists; part of their names
 _KEPT_OPEN = 512  # half of the usual limit of open files per process
@@ -87,8 +87,10 @@ class RecordSet(FileSet):
         file = self.files[int(self._file_of[index])]
         try:
             return file.read(int(self._sizes[index]), int(self._offsets[index]))
-        except OSError as err:
-            raise BadImage(self.describe(index), err.strerror or str(err)) from err
+        except OSError as error:
+            raise BadImage(
+                self.describe(index), error.strerror or str(error)
+            ) from error
 
     def sizes(self) -> list[int]:
         """Return the size of every encoded image in bytes."""
@@ -109,31 +111,22 @@ def scan_files(
     Raises:
         DataError: A file cannot be read, or is not what the scanner expects.
     """
-    from tqdm import tqdm  # type: ignore[import-untyped]
-
-    bar = tqdm(
-        files,
-        desc="reading indices",
-        unit="file",
-        delay=2,
-        disable=not sys.stderr.isatty(),
-    )
     tables = {}
-    for file in bar:
+    for file in track(files, len(files), "reading indices"):
         try:
             tables[file] = _table(file, scan)
-        except DataError as err:
+        except DataError as error:
             if damage is None:
                 raise
-            damage.append((str(file), str(err)))
+            damage.append((str(file), str(error)))
     return tables
 
 
 def _table(file: Path, scan: Scanner) -> Table:
     try:
         status = file.stat()
-    except OSError as err:
-        raise DataError(f"cannot read {file}: {err.strerror}") from err
+    except OSError as error:
+        raise DataError(f"cannot read {file}: {error.strerror}") from error
     name = repr(
         (
             str(file.resolve()),

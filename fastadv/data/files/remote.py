@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import http.client
-import os
-import secrets
 import shutil
 import urllib.request
 from collections.abc import Sequence
@@ -18,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
 from fastadv.errors import DataError
-from fastadv.files import fastadv_cache_dir
+from fastadv.files import atomic, fastadv_cache_dir
 
 _TIMEOUT = 60  # seconds without a byte
 
@@ -74,24 +72,19 @@ def _place(address: str) -> Path:
 
 
 def _fetch(address: str, target: Path) -> None:
-    temporary = target.with_name(f".{secrets.token_hex(4)}.tmp")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
         with (
+            atomic(target) as temporary,
             urllib.request.urlopen(address, timeout=_TIMEOUT) as response,
             open(temporary, "wb") as file,
         ):
             shutil.copyfileobj(response, file, 1 << 20)
             announced = response.headers.get("Content-Length")
-            size = file.tell()
-        # A connection that was cut ends like a file that ends.
-        if announced is not None and size != int(announced):
-            raise OSError(f"{size} of {announced} bytes came")
-        os.replace(temporary, target)
-    except (OSError, http.client.HTTPException, ValueError) as err:
+            # A connection that was cut ends like a file that ends.
+            if announced is not None and file.tell() != int(announced):
+                raise OSError(f"{file.tell()} of {announced} bytes came")
+    except (OSError, http.client.HTTPException, ValueError) as error:
         raise DataError(
-            f"cannot fetch {address}: {err}; check the address and the network, and run "
+            f"cannot fetch {address}: {error}; check the address and the network, and run "
             "the command again: files already fetched are kept"
-        ) from err
-    finally:
-        temporary.unlink(missing_ok=True)
+        ) from error

@@ -62,11 +62,11 @@ def class_names(files: list[Path]) -> list[str] | None:
                     return [str(name) for name in manifest["classes"]]
             if (folder / "classes.txt").is_file():
                 return (folder / "classes.txt").read_text().split("\n")[:-1]
-        except (OSError, ValueError, KeyError, TypeError) as err:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(
-                f"cannot read the class names of {folder} ({err}); restore or remove "
+                f"cannot read the class names of {folder} ({error}); restore or remove "
                 f"{MANIFEST}"
-            ) from err
+            ) from error
     return None
 
 
@@ -122,10 +122,10 @@ def _samples(path: Path) -> Iterator[tuple[str, list[Member]]]:
                         yield current, members
                     current, members = key, []
                 members.append((ending.lower(), info.offset_data, info.size))
-    except tarfile.TarError as err:
+    except tarfile.TarError as error:
         raise DataError(
-            f"cannot read {path} as a tar shard: {err}; fetch or pack it again"
-        ) from err
+            f"cannot read {path} as a tar shard: {error}; fetch or pack it again"
+        ) from error
     if current is not None:
         yield current, members
 
@@ -163,8 +163,10 @@ def _record(path: Path, key: str, members: list[Member], descriptor: int) -> Rec
 def _json_label(path: Path, key: str, text: str) -> str:
     try:
         values: Any = json.loads(text)
-    except ValueError as err:
-        raise _wrong(path, key, f"has a .json member that is not JSON ({err})") from err
+    except ValueError as error:
+        raise _wrong(
+            path, key, f"has a .json member that is not JSON ({error})"
+        ) from error
     if isinstance(values, dict):
         field = next((f for f in _JSON_LABELS if f in values), None)
         if field is None:

@@ -44,11 +44,11 @@ def scan_tfrecord(path: Path) -> list[Record]:
             for number, (start, end) in enumerate(_payloads(path, data)):
                 try:
                     records.append(_record(data, start, end, number))
-                except (LookupError, ValueError) as err:
+                except (LookupError, ValueError) as error:
                     raise DataError(
                         f"{path}: record {number} is no tf.Example of a labelled image "
-                        f"({err}); expected image/encoded and image/class/label"
-                    ) from err
+                        f"({error}); expected image/encoded and image/class/label"
+                    ) from error
     return records
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastadv.data.sets.base import Augment
+from fastadv.data.sets.image_set import Augment
 
 if TYPE_CHECKING:
     import torch

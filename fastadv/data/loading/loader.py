@@ -1,11 +1,11 @@
-"""How batches arrive: the loader contract.
+"""How batches arrive: the contract of every loader.
 
-The order of an epoch, sharding by rank, exact resumption and the accounting
-of bad images are here, once; `memory`, `streaming` and `dali` only turn index
-arrays into pixels, and `choice` chooses among them. Every random choice is a
-function of (seed, epoch, image index), so nothing depends on workers, on batches
-already taken, or on global random state. Not here: normalisation, casting,
-adversarial anything.
+The random draws of an epoch and the accounting of bad images are here, once;
+`memory_loader`, `torchvision_loader` and `dali_loader` only turn arrays of indices into
+pixels, and `make_loader` chooses among them. Every random choice is a function of
+(seed, epoch, image index), so nothing depends on workers, on batches already taken, or
+on global random state. Not here: which images come when (`order`), normalisation,
+casting, adversarial anything.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fastadv.data.config import Backend, OnBadImage
 from fastadv.data.counter import derive_key, permutation, uniforms
 from fastadv.data.decoding import BadImage
 from fastadv.data.loading.colour import (
@@ -35,16 +36,20 @@ from fastadv.data.loading.geometry import (
     crop_flip_boxes,
     plain_geometry,
 )
-from fastadv.data.loading.options import Backend, LoaderOptions, OnBadImage
-from fastadv.data.sets.base import Augment, ImageSet
+from fastadv.data.loading.loader_options import LoaderOptions
+from fastadv.data.loading.order import EpochOrder
+from fastadv.data.sets.image_set import Augment, ImageSet
 from fastadv.errors import ConfigError, DataError
 from fastadv.kernels.crops import resized_crops
 
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 # Stored images are this much larger than random resized crops of them, so that
 # a full-size crop is still shrunk slightly, never enlarged.
 RRC_STORAGE = 1.15
+# Share of the available memory that decoded images may take: the model and its attack
+# need the rest.
+MEMORY_SHARE = 0.25
 
 
 @dataclass
@@ -65,75 +70,62 @@ class Batch:
 
 
 class Loader(ABC):
-    """Batches of one image set, one epoch per iteration.
+    """Batches of one image set, one epoch per iteration, in the order of `EpochOrder`.
 
     Iterating to the end advances to the next epoch. Leaving an iteration
     early and starting another begins the same epoch again; only
     `load_state_dict` makes the next iteration start inside an epoch.
 
-    In training, ranks take consecutive parts of each batch of all of them, cut
-    from one global order; it is padded by wrapping around, so that ranks do
-    equally many steps. In evaluation they take every world_size-th position,
-    and every image is delivered exactly once.
-
     Attributes:
         imageset: Where images come from.
         options: How batches are made.
+        order: Which images come when, and how far the epoch has come.
         augment: The augmentation `options.augment` stands for.
         resolution: Side of the images delivered; see `set_resolution`.
         color_jitter: What `options.color_jitter` stands for.
         lighting: What `options.lighting` stands for.
-        epoch: The epoch of the current or next iteration.
         bad_images: (name, reason) of every undecodable image met so far.
         backend: `"dali"`, `"memory"` or `"torchvision"`.
+
+    Raises:
+        DataError: The set is empty.
+        ConfigError: `drop_last` leaves no batch.
     """
 
     backend: Backend
 
     def __init__(self, imageset: ImageSet, options: LoaderOptions) -> None:
-        if not len(imageset):
-            raise DataError(
-                f"{imageset.name}/{imageset.split} has no images; add some, or choose "
-                "another split"
-            )
         self.imageset = imageset
         self.options = options
-        self.augment: Augment = (
-            imageset.augment_default if options.augment == "auto" else options.augment
-        )
+        self.order = EpochOrder(imageset, options)
+        self.augment: Augment = options.augment_of(imageset)
         cropped = options.train and self.augment == "rrc"
         self.color_jitter = _implied(options.color_jitter, PUBLISHED_JITTER, cropped)
         self.lighting = _implied(options.lighting, PUBLISHED_LIGHTING, cropped)
         self.resolution = options.resolution
-        self.epoch = 0
         self.bad_images: list[tuple[str, str]] = []
         self._logged = 0
-        self._position = 0  # images of the epoch's order taken by all ranks
-        self._resume = 0
-        if not len(self) and options.train:
-            raise ConfigError(
-                f"batch_size={options.batch_size} with drop_last leaves no batch of "
-                f"the {len(imageset)} images of {imageset.name}/{imageset.split} on "
-                f"{options.world_size} rank(s); use a smaller batch_size"
-            )
 
     @abstractmethod
     def _images(self, batches: list[NDArray[np.int64]]) -> Iterator[torch.Tensor]:
         """Yield uint8 [N, R, R, 3] on the device for each array of indices."""
 
+    @property
+    def epoch(self) -> int:
+        """The epoch of the current or next iteration."""
+        return self.order.epoch
+
     def __len__(self) -> int:
         """Return the number of batches of a whole epoch on this rank."""
-        return len(self._batches(0))
+        return len(self.order)
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the batches of `self.epoch`, then advance it."""
-        start, self._resume = self._resume, 0
-        batches = self._batches(start)
-        self._position = start
+        batches = self.order.begin()
         device = torch.device(self.options.device)
         for indices, images in zip(batches, self._images(batches), strict=True):
             # Before the yield: whoever holds a batch has consumed it.
-            self._position += len(indices) * self.options.world_size
+            self.order.take(indices)
             labels = torch.from_numpy(self.imageset.labels[indices])
             yield Batch(
                 images.permute(0, 3, 1, 2),
@@ -141,19 +133,16 @@ class Loader(ABC):
                 torch.from_numpy(indices).to(device, non_blocking=True),
             )
         self._log_bad_images()
-        self.epoch += 1
-        self._position = 0
+        self.order.end()
 
     @property
     def held_bytes(self) -> int:
-        """Memory that images are kept in, on the host or the device."""
+        """Bytes in which images are kept, on the host or the device."""
         return 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next iteration; its start unless resumed in it."""
-        if epoch != self.epoch:
-            self.epoch = epoch
-            self._position = self._resume = 0
+        """Choose the epoch of the next iteration; see `EpochOrder.set_epoch`."""
+        self.order.set_epoch(epoch)
 
     def set_resolution(self, side: int) -> None:
         """Deliver training images of another side from the next epoch on.
@@ -161,10 +150,10 @@ class Loader(ABC):
         The same crops are taken; they are resized to `side`.
 
         Args:
-            side: Pixels, at most `options.resolution`, the largest of the run.
+            side: Pixels; at most `options.resolution`, which is the largest of the run.
 
         Raises:
-            ConfigError: A larger side, or a loader of evaluation: make another.
+            ConfigError: The side is larger, or the loader is one for evaluation.
         """
         largest = self.options.resolution
         if not self.options.train and side != largest:
@@ -180,68 +169,18 @@ class Loader(ABC):
         self.resolution = side
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the position after the last batch yielded, JSON-able.
-
-        The position counts images of all ranks, so that resuming with another
-        batch size or world size continues with the images not yet seen.
-        """
-        return {
-            "epoch": self.epoch,
-            "position": self._position,
-            "resolution": self.resolution,
-            "seed": self.options.seed,
-            "train": self.options.train,
-            "fingerprint": self.imageset.fingerprint,
-        }
+        """Return the position after the last batch, as values that JSON can hold."""
+        return self.order.state_dict() | {"resolution": self.resolution}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state`: the same batches, to the bit, as without a stop.
 
         Raises:
-            ConfigError: The state is of a loader with another seed or mode.
+            ConfigError: The state was saved with another seed, mode or a larger side.
             DataError: The image set is not the one the state was saved for.
         """
-        for name in ("seed", "train"):
-            if state[name] != getattr(self.options, name):
-                raise ConfigError(
-                    f"the saved loader state has {name}={state[name]}, this loader "
-                    f"{name}={getattr(self.options, name)}; resume with the saved value"
-                )
-        if state["fingerprint"] != self.imageset.fingerprint:
-            raise DataError(
-                f"{self.imageset.name}/{self.imageset.split} changed since the state "
-                "was saved (names, sizes or parameters differ); restore it, or start "
-                "afresh"
-            )
+        self.order.load_state_dict(state)
         self.set_resolution(int(state.get("resolution", self.options.resolution)))
-        self.epoch = int(state["epoch"])
-        self._position = self._resume = int(state["position"])
-
-    def _batches(self, start: int) -> list[NDArray[np.int64]]:
-        """Return this rank's index arrays from global position `start` on."""
-        o = self.options
-        order = np.arange(len(self.imageset))
-        if o.train:
-            order = permutation(derive_key(o.seed, "order", self.epoch), len(order))
-            rest = order[start:]
-            # Wrap-around: np.resize repeats from the beginning. The rest is padded, not
-            # the whole, since another number of ranks may have come this far.
-            padding = np.resize(order, -len(rest) % o.world_size)
-            rest = np.concatenate([rest, padding])
-            whole = o.batch_size * o.world_size
-            together = [rest[i : i + whole] for i in range(0, len(rest), whole)]
-            batches = [np.split(part, o.world_size)[o.rank] for part in together]
-        else:
-            mine = order[start:][o.rank :: o.world_size]
-            batches = [
-                mine[i : i + o.batch_size] for i in range(0, len(mine), o.batch_size)
-            ]
-        if o.drop_last and batches and len(batches[-1]) < o.batch_size:
-            batches.pop()
-        if o.train and len(batches) > 1 and len(batches[-1]) == 1:
-            # BatchNorm cannot train on one image at 1x1 resolution.
-            batches[-2:] = [np.concatenate(batches[-2:])]
-        return batches
 
     def _draws(self, indices: NDArray[np.int64]) -> NDArray[np.float64]:
         return augmentation_draws(self.options.seed, self.epoch, indices)
@@ -285,9 +224,7 @@ class Loader(ABC):
 
     def _log_bad_images(self) -> None:
         for name, reason in self.bad_images[self._logged :]:
-            _log.warning(
-                "bad image %s (%s): replaced by one of its class", name, reason
-            )
+            log.warning("bad image %s (%s): replaced by one of its class", name, reason)
         self._logged = len(self.bad_images)
 
 
@@ -325,15 +262,15 @@ def load_or_replace(
     """
     try:
         return imageset.load(index), []
-    except BadImage as err:
+    except BadImage as error:
         if on_bad_image == "fail":
             raise
-        bad = [(err.name, err.reason)]
+        bad = [(error.name, error.reason)]
     for other in replacements(imageset, index, seed):
         try:
             return imageset.load(other), bad
-        except BadImage as err:
-            bad.append((err.name, err.reason))
+        except BadImage as error:
+            bad.append((error.name, error.reason))
     raise no_readable_image(imageset, index, bad)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastadv.data.sets.base import ArraySet, Augment, ImageSet
+from fastadv.data.sets.image_set import ArraySet, Augment, ImageSet
 from fastadv.data.sets.subsets import allocate, stratified_pick
 from fastadv.errors import DataError
 
@@ -105,11 +105,11 @@ def open_cifar(folder: Path, name: str, class_name: str) -> tuple[ImageSet, Imag
         dataset = getattr(torchvision.datasets, class_name)
         try:
             files = dataset(str(folder.parent), train=split == "train", download=False)
-        except (RuntimeError, OSError) as err:
+        except (RuntimeError, OSError) as error:
             raise DataError(
                 f"{name}: files in {folder} are missing or not the official ones (MD5); "
                 "unpack the official python archive again"
-            ) from err
+            ) from error
         # torchvision keeps the file's order, which is the published class ids.
         return ArraySet(
             files.data, files.targets, files.classes, name=name, split=split
@@ -129,8 +129,8 @@ def read_mat(path: Path) -> dict[str, Any]:
     try:
         values: dict[str, Any] = loadmat(path, squeeze_me=True)
     # Damaged files raise anything from zlib.error to struct.error.
-    except Exception as err:
-        raise DataError(f"cannot read {path} ({err}); fetch it again") from err
+    except Exception as error:
+        raise DataError(f"cannot read {path} ({error}); fetch it again") from error
     return values
 
 
@@ -200,8 +200,8 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
         data = path.read_bytes()
         if path.suffix == ".gz":
             data = gzip.decompress(data)
-    except (OSError, EOFError, zlib.error) as err:
-        raise DataError(f"cannot read {path}: {err}; fetch the file again") from err
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"cannot read {path}: {error}; fetch the file again") from error
     dimensions = data[3] if len(data) > 3 else 0
     if data[:2] != b"\0\0" or len(data) < 4 + 4 * dimensions or data[2] != _IDX_UINT8:
         raise DataError(f"{path} is not an idx file of unsigned bytes")
@@ -230,8 +230,10 @@ def open_npz(path: Path) -> dict[str, ImageSet]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in archive.files}
-    except (OSError, ValueError, zipfile.BadZipFile, zlib.error) as err:
-        raise DataError(f"cannot read {path} as a NumPy .npz archive: {err}") from err
+    except (OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(
+            f"cannot read {path} as a NumPy .npz archive: {error}"
+        ) from error
     names = {f"{part}{suffix}" for part in "xy" for suffix in ("_train", "_test")}
     if names <= arrays.keys():
         parts = {"train": "_train", "test": "_test"}

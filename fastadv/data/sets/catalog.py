@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastadv.data.sets import arrays
-from fastadv.data.sets import layouts as published
-from fastadv.data.sets.base import (
+from fastadv.data.sets import arrays, official_splits
+from fastadv.data.sets.folders import abridged, open_folder, open_zip
+from fastadv.data.sets.image_set import (
     Augment,
     DatasetSplits,
     FileSet,
@@ -25,10 +25,9 @@ from fastadv.data.sets.base import (
     Metric,
     check_classes,
 )
-from fastadv.data.sets.folders import open_folder, open_zip, some
 from fastadv.errors import DataError
 
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 # (folder, name, **options) -> (train, test)
 Reader = Callable[..., tuple[ImageSet, ImageSet]]
@@ -90,10 +89,10 @@ class Entry:
 
 
 def _files(
-    lister: published.Lister, needs: tuple[str, ...], *folders: str
+    lister: official_splits.Lister, needs: tuple[str, ...], *folders: str
 ) -> tuple[Layout, ...]:
     def read(folder: Path, name: str, **options: Any) -> tuple[ImageSet, ImageSet]:
-        return published.open_published(name, folder, lister, **options)
+        return official_splits.open_official(name, folder, lister, **options)
 
     return (Layout(needs=needs, read=read, folders=folders, lister=lister),)
 
@@ -133,7 +132,7 @@ CATALOG: dict[str, Entry] = {
         splits="variants, trainval -> test",
         metric="mean_per_class",
         layouts=_files(
-            published.aircraft,
+            official_splits.aircraft,
             (
                 "data/images",
                 "data/images_variant_trainval.txt",
@@ -159,7 +158,9 @@ CATALOG: dict[str, Entry] = {
         splits="first 30 files per class -> rest; no background class",
         metric="mean_per_class",
         layouts=_files(
-            published.first_files("101_ObjectCategories", 30, "BACKGROUND_Google"),
+            official_splits.first_files(
+                "101_ObjectCategories", 30, "BACKGROUND_Google"
+            ),
             ("101_ObjectCategories",),
             "caltech-101",
         ),
@@ -173,7 +174,7 @@ CATALOG: dict[str, Entry] = {
         splits="first 60 files per class -> rest",
         metric="mean_per_class",
         layouts=_files(
-            published.first_files("256_ObjectCategories", 60),
+            official_splits.first_files("256_ObjectCategories", 60),
             ("256_ObjectCategories",),
             "caltech-256",
         ),
@@ -212,7 +213,7 @@ CATALOG: dict[str, Entry] = {
         test=1880,
         splits="train1 + val1 -> test1; option partition",
         layouts=_files(
-            published.dtd,
+            official_splits.dtd,
             ("images", "labels/train1.txt", "labels/val1.txt", "labels/test1.txt"),
             "dtd/dtd",
         ),
@@ -237,7 +238,7 @@ CATALOG: dict[str, Entry] = {
         splits="train + val -> test",
         metric="mean_per_class",
         layouts=_files(
-            published.flowers102,
+            official_splits.flowers102,
             ("jpg", "imagelabels.mat", "setid.mat"),
             "flowers-102",
         ),
@@ -250,7 +251,9 @@ CATALOG: dict[str, Entry] = {
         test=25250,
         splits="train -> test",
         layouts=_files(
-            published.food101, ("images", "meta/train.txt", "meta/test.txt"), "food-101"
+            official_splits.food101,
+            ("images", "meta/train.txt", "meta/test.txt"),
+            "food-101",
         ),
     ),
     "kmnist": Entry(
@@ -284,7 +287,7 @@ CATALOG: dict[str, Entry] = {
         splits="trainval -> test",
         metric="mean_per_class",
         layouts=_files(
-            published.oxford_pets,
+            official_splits.oxford_pets,
             ("images", "annotations/trainval.txt", "annotations/test.txt"),
             "oxford-iiit-pet",
         ),
@@ -297,7 +300,7 @@ CATALOG: dict[str, Entry] = {
         test=8041,
         splits="train -> test",
         layouts=_files(
-            published.stanford_cars,
+            official_splits.stanford_cars,
             (
                 "devkit/cars_meta.mat",
                 "devkit/cars_train_annos.mat",
@@ -316,7 +319,7 @@ CATALOG: dict[str, Entry] = {
         test=19850,
         splits="official partition 01; option partition",
         layouts=_files(
-            published.sun397,
+            official_splits.sun397,
             ("a", "Training_01.txt|[Pp]artitions/Training_01.txt"),
             "SUN397",
         ),
@@ -395,7 +398,7 @@ def _not_found(name: str, entry: Entry, root: Path, near: list[str]) -> str:
         found = "; ".join(near)
     elif root.is_dir():
         listed = os.listdir(root)
-        found = f"found {some(listed)}" if listed else "the folder is empty"
+        found = f"found {abridged(listed)}" if listed else "the folder is empty"
     else:
         found = "there is no such folder"
     return (
@@ -414,7 +417,7 @@ def _splits(name: str, entry: Entry, sets: tuple[ImageSet, ImageSet]) -> Dataset
     train, test = sets
     found = (len(train.classes), len(train), len(test))
     if found != (entry.classes, entry.train, entry.test):
-        _log.warning(
+        log.warning(
             "%s: %d classes, %d training and %d test images found; published are %d, %d "
             "and %d",
             name,

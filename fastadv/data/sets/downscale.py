@@ -1,4 +1,4 @@
-"""Images first reduced to a small size: how fine the detail is that a transfer lives on."""
+"""Images reduced to a small size, which show how fine the detail is that a transfer needs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fastadv.data import ImageSet
+from fastadv.data.sets.image_set import ImageSet
+from fastadv.data.sets.subsets import Subset
 from fastadv.errors import ConfigError
 
 
@@ -20,8 +21,8 @@ class Downscaled(ImageSet):
     them to the resolution of the model. Smaller images are enlarged, as there.
 
     Args:
-        base: where the images come from.
-        side: pixels, at least 1.
+        base: Where the images come from.
+        side: Length of the shorter side in pixels, at least 1.
 
     Source:
         Salman et al. 2020, section 4.1 (granularity), with 32 pixels.
@@ -49,8 +50,14 @@ class Downscaled(ImageSet):
         return self.base.describe(index)
 
     def prepare(self) -> None:
-        """Prepare the base set."""
+        """Prepare the base set; see `ImageSet.prepare`."""
         self.base.prepare()
+
+    def part_hash(self, part: ImageSet, positions: NDArray[np.int64]) -> str:
+        """Return the `content_hash` of `part`, the images at `positions` of this set."""
+        large = self.base if part is self else Subset(self.base, positions)
+        what = f"{self.side} {large.content_hash()}"
+        return hashlib.sha256(what.encode()).hexdigest()
 
     @cached_property
     def fingerprint(self) -> str:

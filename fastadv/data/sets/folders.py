@@ -21,10 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastadv.data.decoding import BadImage
-from fastadv.data.sets.base import FileSet, SharedFile
+from fastadv.data.sets.image_set import FileSet, SharedFile
 from fastadv.errors import DataError
 
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = frozenset(
     (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -82,8 +82,10 @@ class FolderSet(FileSet):
         """Return the encoded bytes of image `index`."""
         try:
             return (self.root / self.members[index]).read_bytes()
-        except OSError as err:
-            raise BadImage(self.describe(index), err.strerror or str(err)) from err
+        except OSError as error:
+            raise BadImage(
+                self.describe(index), error.strerror or str(error)
+            ) from error
 
     def sizes(self) -> list[int]:
         """Return the size of every encoded image in bytes."""
@@ -133,8 +135,8 @@ class ZipSet(FileSet):
             if entry.deflated:
                 # Never more than the declared size: a bomb stops here.
                 data = zlib.decompressobj(-15).decompress(data, entry.size + 1)
-        except (OSError, zlib.error) as err:
-            raise BadImage(self.describe(index), str(err)) from err
+        except (OSError, zlib.error) as error:
+            raise BadImage(self.describe(index), str(error)) from error
         if len(data) != entry.size or zlib.crc32(data) != entry.crc:
             raise BadImage(self.describe(index), "CRC mismatch: the archive is damaged")
         return data
@@ -184,8 +186,8 @@ def open_zip(path: Path) -> tuple[ZipSet, ZipSet]:
     try:
         with zipfile.ZipFile(path) as archive:
             infos = archive.infolist()
-    except (OSError, zipfile.BadZipFile) as err:
-        raise DataError(f"cannot read {path} as a zip archive: {err}") from err
+    except (OSError, zipfile.BadZipFile) as error:
+        raise DataError(f"cannot read {path} as a zip archive: {error}") from error
     _refuse_unsafe(infos, path)
     infos = [i for i in infos if not any(map(_skipped, i.filename.split("/")))]
     prefix = _common_folder([i.filename for i in infos])
@@ -239,7 +241,7 @@ def _images_below(folder: Path) -> Iterator[Path]:
 
 def _judge(layout: Layout, top: Sequence[str], where: str) -> tuple[list[str], str]:
     """Return (classes in id order, evaluation split) or say what is wrong."""
-    found = f"found {some(top)}" if top else "found no folders"
+    found = f"found {abridged(top)}" if top else "found no folders"
     if "train" not in layout:
         raise DataError(f"{where} has no train/ folder: {_EXPECTED}; {found}")
     if not layout["train"]:
@@ -252,7 +254,7 @@ def _judge(layout: Layout, top: Sequence[str], where: str) -> tuple[list[str], s
         )
     evaluation = candidates[0]
     if len(candidates) > 1:
-        _log.warning(
+        log.warning(
             "%s: evaluating on %s/; %s ignored", where, evaluation, candidates[1:]
         )
     train, held = layout["train"], layout[evaluation]
@@ -275,12 +277,12 @@ def agreed_classes(
     """
     if empty := [c for c in train if not train[c]]:
         raise DataError(
-            f"{where}: no images in the training class folder(s) {some(empty)}; add "
+            f"{where}: no images in the training class folder(s) {abridged(empty)}; add "
             f"images ({' '.join(sorted(IMAGE_SUFFIXES))}) or remove the folder"
         )
     if unknown := [c for c in held if c not in train]:
         raise DataError(
-            f"{where}: class folder(s) {some(unknown)} are in {evaluation}/ but "
+            f"{where}: class folder(s) {abridged(unknown)} are in {evaluation}/ but "
             f"not in train/ ({len(held)} classes against {len(train)}); class ids come "
             "from train/, so add or remove them"
         )
@@ -289,7 +291,7 @@ def agreed_classes(
     return sorted(train, key=_bytewise)
 
 
-def some(names: Sequence[str], limit: int = 8) -> str:
+def abridged(names: Sequence[str], limit: int = 8) -> str:
     """Return the first names, quoted, and how many more there are."""
     names = sorted(names, key=_bytewise)
     more = f" and {len(names) - limit} more" if len(names) > limit else ""

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from fastadv.data.cache import cached_array
 from fastadv.data.counter import derive_key, uniforms
-from fastadv.data.sets.base import ImageSet, checked_index
+from fastadv.data.sets.image_set import ImageSet, checked_index
 from fastadv.data.sets.shapetex_fields import SHAPES, TEXTURES
 from fastadv.data.sets.shapetex_render import (
     BACKGROUNDS,

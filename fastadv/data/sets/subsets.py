@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastadv.data.counter import derive_key, permutation
-from fastadv.data.sets.base import ImageSet, checked_index
+from fastadv.data.sets.image_set import FileSet, ImageSet, checked_index
 from fastadv.errors import ConfigError
 
 
@@ -47,8 +47,13 @@ class Subset(ImageSet):
         return self.base.describe(int(self.indices[index]))
 
     def prepare(self) -> None:
-        """Prepare the base set."""
+        """Prepare the base set; see `ImageSet.prepare`."""
         self.base.prepare()
+
+    def content_hash(self) -> str:
+        """Hash the images taken, their order and labels; see `ImageSet.content_hash`."""
+        base, positions = base_and_positions(self)
+        return base.part_hash(self, positions)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -56,6 +61,27 @@ class Subset(ImageSet):
         digest = hashlib.sha256(self.base.fingerprint.encode())
         digest.update(self.indices.tobytes())
         return digest.hexdigest()[:32]
+
+
+def base_and_positions(images: ImageSet) -> tuple[ImageSet, NDArray[np.int64]]:
+    """Return the set that `images` are a (nested) subset of, and their positions there.
+
+    Returns:
+        (the set, int64 [len(images)]); `images` itself and 0, 1, ... if it is no subset.
+    """
+    positions = np.arange(len(images))
+    while isinstance(images, Subset):
+        positions = images.indices[positions]
+        images = images.base
+    return images, positions
+
+
+def files_and_positions(
+    images: ImageSet,
+) -> tuple[FileSet, NDArray[np.int64]] | None:
+    """Return what `base_and_positions` does of encoded images; None for others."""
+    base, positions = base_and_positions(images)
+    return (base, positions) if isinstance(base, FileSet) else None
 
 
 def subset(s: ImageSet, n: int | None, seed: int) -> ImageSet:

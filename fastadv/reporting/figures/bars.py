@@ -1,68 +1,173 @@
-"""Bars of robust sources beside standard ones, with what was published for both."""
+"""Bars of accuracy, one group beside the other. Needs no torch.
+
+Every axis shows percent. Curves over the course of a training are in `training`, lines
+against anything else in `lines`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from fastadv.reporting.figures.charts import Bar, draw_groups, finish
 from fastadv.reporting.figures.palette import (
     INK,
+    MUTED,
+    PAPER,
+    completed,
+    horizontal_grid,
     house_style,
     new_figure,
-    source_colors,
 )
-from fastadv.reporting.transfer.cells import Cell
-from fastadv.reporting.transfer.comparisons import Comparison
+from fastadv.statistics import wilson
 
-_PER_LINE = 8  # groups in one panel
+_PER_LINE = 8  # groups in one panel; more are drawn in further panels below it
+_LABELLED = 36  # bars of a figure up to which each has its value written into it
+_ROOM = 8  # percent; a lower bar has no room for its value, which then stands above
 
 
-def comparison_bars(
-    groups: Mapping[str, Comparison], published: Callable[[Cell], float | None]
+@dataclass(frozen=True)
+class Bar:
+    """One bar, with its whisker and a published value beside it. All in percent.
+
+    Attributes:
+        value: Height of the bar.
+        low: Lower end of the whisker; None draws no whisker.
+        high: Upper end of the whisker; None draws no whisker.
+        published: Height of a hollow diamond on the bar; None draws none.
+    """
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    published: float | None = None
+
+
+def grouped_bars(
+    groups: Mapping[str, Mapping[str, Bar]], colors: Mapping[str, str]
 ) -> Figure:
-    """Draw a standard and a robust bar per group, and published values as diamonds.
+    """Draw groups of bars side by side, eight groups to a panel.
 
     Args:
-        groups: by label.
-        published: the published value of a cell in percent, or None.
+        groups: Bars by the name of their series, by the label of their group. A series
+            that a group lacks leaves its place empty.
+        colors: Colour of each series, in the order of the bars within a group.
+
+    Raises:
+        ValueError: There is nothing to draw.
     """
-    palette = source_colors(["standard", "robust"])
+    if not groups:
+        raise ValueError("there are no groups of bars to draw; give at least one")
     labels = list(groups)
-    lines = [labels[i : i + _PER_LINE] for i in range(0, len(labels), _PER_LINE)]
-    widest = max(map(len, lines))
-    diamonds = any(
-        published(cell) is not None
-        for pair in groups.values()
-        for cell in (pair.robust, pair.standard)
-    )
+    panels = [labels[i : i + _PER_LINE] for i in range(0, len(labels), _PER_LINE)]
+    widest = len(panels[0])
+    bars = [bar for group in groups.values() for bar in group.values()]
+    diamonds = any(bar.published is not None for bar in bars)
     with house_style():
-        figure = new_figure(max(4.6, 1.2 + 1.25 * widest), 0.7 + 2.8 * len(lines))
-        axes = figure.subplots(len(lines), 1, squeeze=False, sharey=True)
-        panels = [row[0] for row in axes]
-        for ax, line in zip(panels, lines, strict=True):
-            bars = {label: _bars(groups[label]) for label in line}
-            # Diamonds stand where the values would be written; the table has those.
-            draw_groups(ax, bars, palette, **({"room": 0} if diamonds else {}))
+        width = 1.2 + widest * (0.45 + 0.4 * len(colors))
+        figure = new_figure(min(11.2, max(4.6, width)), 0.7 + 2.8 * len(panels))
+        axes = figure.subplots(len(panels), 1, squeeze=False, sharey=True)
+        for ax, panel in zip(axes[:, 0], panels, strict=True):
+            # Diamonds stand where the values would be written; a table has those.
+            labelled = len(bars) <= _LABELLED and not diamonds
+            _draw(ax, {label: groups[label] for label in panel}, colors, labelled)
             ax.set_xlim(-0.6, widest - 0.4)
-            for position, label in enumerate(line):
-                pair = groups[label]
-                for offset, cell in ((-0.2, pair.standard), (0.2, pair.robust)):
-                    value = published(cell)
-                    if value is not None:
-                        x = position + offset
-                        ax.plot(x, value, marker="D", mfc="none", mec=INK, ms=5)
             ax.set_ylabel("accuracy (%)")
-        note = "whiskers: 95 % interval"
-        if diamonds:
-            note += "; diamonds: published"
-        finish(figure, panels, palette, note)
+        handles = [Line2D([], [], color=c, lw=7, label=n) for n, c in colors.items()]
+        columns = min(4, len(handles))
+        figure.legend(handles=handles, loc="outside upper left", ncols=columns)
+        notes = (
+            ["whiskers: 95 % interval"] if any(b.low is not None for b in bars) else []
+        )
+        notes += ["diamonds: published"] if diamonds else []
+        if notes:
+            note = "; ".join(notes)
+            figure.supxlabel(note, color=MUTED, fontsize=8, x=0.01, ha="left")
     return figure
 
 
-def _bars(pair: Comparison) -> dict[str, Bar]:
-    return {
-        name: Bar(*cell.interval(), len(cell.rows))
-        for name, cell in (("standard", pair.standard), ("robust", pair.robust))
-    }
+def accuracy_under_attack(
+    summary: Mapping[str, Mapping[str, Any]],
+    *,
+    attack: str = "PGD",
+    colors: Mapping[str, str] | None = None,
+) -> Figure:
+    """Draw clean accuracy beside accuracy under attack, one bar per source.
+
+    Args:
+        summary: By source, `clean_acc` and `robust_acc` as fractions of 1. Whiskers are
+            `clean_ci` and `robust_ci` (low, high), or Wilson's 95 % intervals where
+            only `n`, the number of images, is there.
+        attack: Name of the second group of bars.
+        colors: Colour of each source, from `source_colors`; chosen here when None.
+
+    Raises:
+        ValueError: The summary is empty, or an accuracy is missing or outside 0..1.
+    """
+    if not summary:
+        raise ValueError("summary is empty; give the accuracies of at least one source")
+    groups: dict[str, dict[str, Bar]] = {}
+    for source, values in summary.items():
+        for kind, label in (("clean", "clean images"), ("robust", attack)):
+            share = values.get(f"{kind}_acc")
+            if share is None or not 0 <= share <= 1:
+                raise ValueError(
+                    f"{kind}_acc of {source!r} is {share}; expected a fraction from 0 "
+                    "to 1"
+                )
+            n = values.get("n")
+            ends = values.get(f"{kind}_ci") or (wilson(share * n, n) if n else None)
+            low, high = (100 * end for end in ends) if ends else (None, None)
+            groups.setdefault(label, {})[source] = Bar(100 * share, low, high)
+    return grouped_bars(groups, completed(colors, summary))
+
+
+def _draw(
+    ax: Axes,
+    groups: Mapping[str, Mapping[str, Bar]],
+    colors: Mapping[str, str],
+    labelled: bool,
+) -> None:
+    """Draw the groups of one panel; bars begin at 0 and end below 100."""
+    width = 0.8 / len(colors)
+    for place, (series, color) in enumerate(colors.items()):
+        offset = (place - (len(colors) - 1) / 2) * width
+        for position, group in enumerate(groups.values()):
+            if series in group:
+                _draw_bar(ax, position + offset, width, group[series], color)
+                if labelled:
+                    _write_value(ax, position + offset, group[series])
+    horizontal_grid(ax)
+    ax.set_ylim(0, 108)
+    ax.set_yticks(range(0, 101, 20))
+    ax.set_xticks(range(len(groups)), list(groups))
+
+
+def _draw_bar(ax: Axes, x: float, width: float, bar: Bar, color: str) -> None:
+    ax.bar(x, bar.value, 0.92 * width, color=color)
+    if bar.low is not None and bar.high is not None:
+        # Not errorbar's yerr: it refuses intervals that leave out the value.
+        ax.vlines(x, bar.low, bar.high, color=INK, linewidth=1.1)
+    if bar.published is not None:
+        ax.plot(x, bar.published, marker="D", mfc="none", mec=INK, ms=5)
+
+
+def _write_value(ax: Axes, x: float, bar: Bar) -> None:
+    """Write the value into the foot of its bar.
+
+    At the tip of the whisker it would be read as the height there.
+    """
+    inside = bar.value >= _ROOM
+    ax.annotate(
+        f"{bar.value:.1f}",
+        (x, 0 if inside else max(bar.value, bar.high or 0)),
+        (0, 3),
+        textcoords="offset points",
+        ha="center",
+        fontsize=7,
+        color=PAPER if inside else MUTED,
+    )

@@ -1,7 +1,7 @@
 """Panels of lines and points: accuracy against anything, published numbers beside ours.
 
 Ours are filled and joined by full lines, with 95 % intervals; published ones are hollow
-and joined by dotted lines. Percent or points of percent throughout.
+and joined by dotted lines. All values are percent, or points of percent.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import itertools
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from matplotlib.axes import Axes
@@ -30,8 +31,23 @@ _CHARACTERS = 40  # of a title, in one line of a panel
 
 
 @dataclass(frozen=True)
+class Labels:
+    """Labels of the two axes of every panel.
+
+    Attributes:
+        x: Title of the x axis, below the last row of panels.
+        y: Title of the y axis, left of the first column of panels.
+        ticks: Label of each position on the x axis; None numbers the axis.
+    """
+
+    x: str
+    y: str
+    ticks: Mapping[float, str] | None = None
+
+
+@dataclass(frozen=True)
 class Point:
-    """A value with its interval."""
+    """A value and the ends of its interval."""
 
     y: float
     low: float
@@ -40,145 +56,17 @@ class Point:
 
 @dataclass(frozen=True)
 class Panel:
-    """One set of axes.
+    """One pair of axes with lines on it.
 
     Attributes:
-        title: above it.
-        series: points by position on the x axis, by name.
-        published: values by position, by name of the series they belong to.
+        title: Title above the axes.
+        series: Points by their position on the x axis, by the name of their line.
+        published: Published values by position, by the name of the line they belong to.
     """
 
     title: str
     series: Mapping[str, Mapping[float, Point]]
     published: Mapping[str, Mapping[float, float]] = field(default_factory=dict)
-
-
-def line_panels(
-    panels: Sequence[Panel],
-    *,
-    colors: Mapping[str, str],
-    ticks: Mapping[float, str],
-    x_label: str,
-    y_label: str,
-    zero: bool = False,
-) -> Figure:
-    """Draw panels of lines, three in a row.
-
-    Args:
-        panels: at least one; each shows the part of the x axis it has points at.
-        colors: by name of the series; their order is the legend's.
-        ticks: label of each position on the x axis.
-        x_label: of the last row.
-        y_label: of the first column.
-        zero: draw a line at 0 (differences).
-    """
-    columns = min(_COLUMNS, len(panels))
-    lines = math.ceil(len(panels) / columns)
-    with house_style():
-        figure = new_figure(max(5.2, 1.0 + 3.1 * columns), 0.9 + 2.5 * lines)
-        axes = figure.subplots(lines, columns, squeeze=False)
-        for index, ax in enumerate(axes.flat):
-            if index >= len(panels):
-                ax.set_visible(False)
-                continue
-            panel = panels[index]
-            _draw(ax, panel, colors, zero)
-            used = {x for points in panel.series.values() for x in points}
-            # Of a tick without points the panel would only get wider.
-            own = {x: ticks[x] for x in sorted(used)}
-            upright = len(own) <= 7 and not _touch(own)
-            ax.set_xticks(
-                list(own),
-                list(own.values()),
-                rotation=0 if upright else 45,
-                fontsize=8,
-            )
-            if index + columns >= len(panels):
-                ax.set_xlabel(x_label)
-            if index % columns == 0:
-                ax.set_ylabel(y_label)
-        shown = [n for n in colors if any(n in panel.series for panel in panels)]
-        legend(figure, {n: colors[n] for n in shown}, any(p.published for p in panels))
-    return figure
-
-
-def _touch(ticks: Mapping[float, str]) -> bool:
-    """Whether labels of neighbouring ticks would run into each other."""
-    places = list(ticks)
-    pairs = list(itertools.pairwise(places))
-    if not pairs:
-        return False
-    widest = max(len(label) for label in ticks.values())
-    # A panel is about 36 of its tick labels' characters wide.
-    return min(b - a for a, b in pairs) < (widest + 1) / 36 * (places[-1] - places[0])
-
-
-def legend(figure: Figure, colors: Mapping[str, str], published: bool) -> None:
-    """Names of the series above the panels, and what hollow points are."""
-    handles = [
-        Line2D([], [], color=color, marker="o", markersize=4, label=name)
-        for name, color in colors.items()
-    ]
-    if published:
-        handles.append(
-            Line2D(
-                [],
-                [],
-                color=MUTED,
-                ls=":",
-                marker="D",
-                mfc="none",
-                ms=4,
-                label="published",
-            )
-        )
-    figure.legend(handles=handles, loc="outside upper left", ncols=min(4, len(handles)))
-
-
-def _wrapped(title: str) -> str:
-    """A title of as many lines as a panel is too narrow for."""
-    joined = title.replace(" = ", "\u00a0=\u00a0")
-    return "\n".join(textwrap.wrap(joined, _CHARACTERS)).replace("\u00a0", " ")
-
-
-def _draw(ax: Axes, panel: Panel, colors: Mapping[str, str], zero: bool) -> None:
-    horizontal_grid(ax)
-    ax.set_title(_wrapped(panel.title), fontsize=9)
-    if zero:
-        ax.axhline(0, color=INK, linewidth=0.8)
-    for index, (name, points) in enumerate(panel.series.items()):
-        places = sorted(points)
-        # Side by side: intervals of several lines would hide each other.
-        aside = (index - (len(panel.series) - 1) / 2) * min(
-            0.08, 0.4 / len(panel.series)
-        )
-        for x in places:
-            ax.vlines(
-                x + aside,
-                points[x].low,
-                points[x].high,
-                color=colors[name],
-                linewidth=1,
-            )
-        values = [points[x].y for x in places]
-        shifted = [x + aside for x in places]
-        ax.plot(shifted, values, color=colors[name], marker="o", ms=4, linewidth=1.4)
-    for name, published in panel.published.items():
-        places = sorted(published)
-        values = [published[x] for x in places]
-        ax.plot(
-            places,
-            values,
-            color=colors[name],
-            ls=":",
-            marker="D",
-            mfc="none",
-            ms=4,
-            lw=1,
-        )
-    ax.margins(x=0.08, y=0.12)
-    if not zero and ax.get_ylim()[1] > 100:
-        ax.set_ylim(top=100)
 
 
 @dataclass(frozen=True)
@@ -191,57 +79,153 @@ class Cloud:
     line: Line | None
 
 
+def line_panels(
+    panels: Sequence[Panel],
+    colors: Mapping[str, str],
+    labels: Labels,
+    *,
+    zero: bool = False,
+) -> Figure:
+    """Draw panels of lines, three in a row.
+
+    Args:
+        panels: At least one; each shows the part of the x axis it has points at.
+        colors: Colour of each line, in the order of the legend.
+        labels: Labels of the axes.
+        zero: Draw a line at 0, for differences.
+    """
+    with _grid([panel.title for panel in panels], 2.5, labels) as (figure, axes):
+        for ax, panel in zip(axes, panels, strict=True):
+            _draw_lines(ax, panel, colors, zero)
+            if labels.ticks is not None:
+                _set_ticks(ax, panel, labels.ticks)
+        used = {name for panel in panels for name in panel.series}
+        published = any(panel.published for panel in panels)
+        _legend(figure, {n: c for n, c in colors.items() if n in used}, published)
+    return figure
+
+
 def cloud_panels(
     panels: Mapping[str, Mapping[str, Cloud]],
-    *,
     colors: Mapping[str, str],
-    x_label: str,
-    y_label: str,
+    labels: Labels,
 ) -> Figure:
     """Draw named points and their least-squares lines, three panels in a row.
 
     Args:
-        panels: clouds by name of the group, by title.
-        colors: by group.
-        x_label: of the last row, percent.
-        y_label: of the first column, percent.
+        panels: Clouds by the name of their group, by the title of their panel.
+        colors: Colour of each group.
+        labels: Labels of the axes, both in percent.
     """
-    columns = min(_COLUMNS, len(panels))
-    lines = math.ceil(len(panels) / columns)
-    with house_style():
-        figure = new_figure(max(5.2, 1.0 + 3.1 * columns), 0.9 + 2.7 * lines)
-        axes = figure.subplots(lines, columns, squeeze=False)
-        for ax in axes.flat[len(panels) :]:
-            ax.set_visible(False)
-        for index, (title, clouds) in enumerate(panels.items()):
-            ax = axes.flat[index]
-            horizontal_grid(ax)
-            ax.set_title(_wrapped(title), fontsize=9)
+    with _grid(list(panels), 2.7, labels) as (figure, axes):
+        for ax, clouds in zip(axes, panels.values(), strict=True):
             ax.locator_params(axis="x", nbins=5)
             for group, cloud in clouds.items():
                 _draw_cloud(ax, cloud, colors[group], named=len(clouds) == 1)
-            if index + columns >= len(panels):
-                ax.set_xlabel(x_label)
-            if index % columns == 0:
-                ax.set_ylabel(y_label)
             ax.margins(0.12)
-        shown = [g for g in colors if any(g in clouds for clouds in panels.values())]
-        legend(figure, {g: colors[g] for g in shown}, False)
+        used = {group for clouds in panels.values() for group in clouds}
+        _legend(figure, {g: c for g, c in colors.items() if g in used}, False)
     return figure
+
+
+@contextmanager
+def _grid(
+    titles: Sequence[str], height: float, labels: Labels
+) -> Iterator[tuple[Figure, list[Axes]]]:
+    """Make a figure with one pair of axes per title, three in a row, to draw on.
+
+    Args:
+        titles: Titles of the panels.
+        height: Height of a row of panels, inches.
+        labels: Labels of the outer axes.
+    """
+    columns = min(_COLUMNS, len(titles))
+    rows = math.ceil(len(titles) / columns)
+    with house_style():
+        figure = new_figure(max(5.2, 1.0 + 3.1 * columns), 0.9 + height * rows)
+        axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+        for ax in axes[len(titles) :]:
+            ax.set_visible(False)
+        for index, (ax, title) in enumerate(zip(axes, titles, strict=False)):
+            horizontal_grid(ax)
+            ax.set_title(_wrapped(title), fontsize=9)
+            if index + columns >= len(titles):
+                ax.set_xlabel(labels.x)
+            if index % columns == 0:
+                ax.set_ylabel(labels.y)
+        yield figure, axes[: len(titles)]
+
+
+def _set_ticks(ax: Axes, panel: Panel, ticks: Mapping[float, str]) -> None:
+    """Label the positions of the x axis that the panel has points at.
+
+    A tick without points would only make the panel wider.
+    """
+    used = {x for points in panel.series.values() for x in points}
+    own = {x: ticks[x] for x in sorted(used)}
+    upright = len(own) <= 7 and not _touch(own)
+    rotation = 0 if upright else 45
+    ax.set_xticks(list(own), list(own.values()), rotation=rotation, fontsize=8)
+
+
+def _touch(ticks: Mapping[float, str]) -> bool:
+    """Return whether labels of neighbouring ticks would run into each other."""
+    places = list(ticks)
+    pairs = list(itertools.pairwise(places))
+    if not pairs:
+        return False
+    widest = max(len(label) for label in ticks.values())
+    # A panel is about 36 of its tick labels' characters wide.
+    return min(b - a for a, b in pairs) < (widest + 1) / 36 * (places[-1] - places[0])
+
+
+def _legend(figure: Figure, colors: Mapping[str, str], published: bool) -> None:
+    """Write the names of the lines above the panels, and what hollow points are."""
+    handles = [
+        Line2D([], [], color=color, marker="o", markersize=4, label=name)
+        for name, color in colors.items()
+    ]
+    if published:
+        hollow = {"ls": ":", "marker": "D", "mfc": "none", "ms": 4}
+        handles.append(Line2D([], [], color=MUTED, label="published", **hollow))  # type: ignore[arg-type]
+    figure.legend(handles=handles, loc="outside upper left", ncols=min(4, len(handles)))
+
+
+def _wrapped(title: str) -> str:
+    """Break a title into as many lines as a panel is too narrow for."""
+    unbroken = title.replace(" = ", "\u00a0=\u00a0")
+    return "\n".join(textwrap.wrap(unbroken, _CHARACTERS)).replace("\u00a0", " ")
+
+
+def _draw_lines(ax: Axes, panel: Panel, colors: Mapping[str, str], zero: bool) -> None:
+    if zero:
+        ax.axhline(0, color=INK, linewidth=0.8)
+    # Lines stand side by side: intervals of several would hide each other.
+    step = min(0.08, 0.4 / max(1, len(panel.series)))
+    for index, (name, points) in enumerate(panel.series.items()):
+        aside = (index - (len(panel.series) - 1) / 2) * step
+        places = [x + aside for x in sorted(points)]
+        ordered = [points[x] for x in sorted(points)]
+        low, high = [p.low for p in ordered], [p.high for p in ordered]
+        ax.vlines(places, low, high, color=colors[name], linewidth=1)
+        values = [p.y for p in ordered]
+        ax.plot(places, values, color=colors[name], marker="o", ms=4, linewidth=1.4)
+    for name, published in panel.published.items():
+        places = sorted(published)
+        values = [published[x] for x in places]
+        style = {"ls": ":", "marker": "D", "mfc": "none", "ms": 4, "lw": 1}
+        ax.plot(places, values, color=colors[name], **style)  # type: ignore[arg-type]
+    ax.margins(x=0.08, y=0.12)
+    if not zero and ax.get_ylim()[1] > 100:
+        ax.set_ylim(top=100)
 
 
 def _draw_cloud(ax: Axes, cloud: Cloud, color: str, named: bool) -> None:
     ax.plot(cloud.x, cloud.y, "o", color=color, ms=4)
     if named:
+        style = {"textcoords": "offset points", "fontsize": 7, "color": MUTED}
         for name, x, y in zip(cloud.names, cloud.x, cloud.y, strict=True):
-            ax.annotate(
-                name,
-                (x, y),
-                (4, 3),
-                textcoords="offset points",
-                fontsize=7,
-                color=MUTED,
-            )
+            ax.annotate(name, (x, y), (4, 3), **style)  # type: ignore[arg-type]
     if cloud.line is not None:
         ends = [min(cloud.x), max(cloud.x)]
         fitted = [cloud.line.intercept + cloud.line.slope * x for x in ends]

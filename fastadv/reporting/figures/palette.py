@@ -1,7 +1,7 @@
 """How figures look: colours that mean the same everywhere, and one quiet style.
 
-Not here: what is drawn. The colours of text and lines below are readable on white as
-they are; `html` turns each into a CSS variable, so that they follow the theme.
+The colours of text and lines below are readable on white as they are; the HTML page
+turns each into a CSS variable, so that they follow the theme of the reader.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ INK = "#1f2328"
 MUTED = "#59636e"
 GRID = "#d1d9e0"
 WRONG = "#c62828"
+PAPER = "#ffffff"  # of letters on a bar, in both themes
 
 # Okabe and Ito 2008, told apart with every common colour blindness (the violet is not
 # theirs): blues are standard models, warm colours robust ones.
@@ -83,7 +84,7 @@ def house_style() -> Iterator[None]:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """A figure of `width` x `height` inches on an Agg canvas, without pyplot."""
+    """Make a figure of `width` x `height` inches on an Agg canvas, without pyplot."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
@@ -97,7 +98,7 @@ def horizontal_grid(ax: Axes) -> None:
 
 
 def is_standard(name: str, eps: float | None = None) -> bool:
-    """Whether a source was trained without attacks: by its `eps`, else by its name."""
+    """Return whether a source was trained without attacks, by its `eps` or its name."""
     if eps is not None:
         return eps == 0
     return name.lower().startswith(_STANDARD_NAMES)
@@ -114,13 +115,14 @@ def source_colors(
     same in all of them even where one is missing.
 
     Args:
-        names: sources; the first standard and the first robust get the main colours.
-        eps: training radius of each source (0 is standard). Where it is missing, a name
-            that begins with standard, std, clean or natural is a standard source.
-        unknown: sources of which nobody knows how they were trained: grey.
+        names: Sources; the first standard and the first robust get the main colours.
+        eps: Training radius of each source in pixel units (0 is standard). Where it is
+            missing, a name that begins with standard, std, clean or natural is a
+            standard source.
+        unknown: Sources whose training is unknown; they are grey.
 
     Returns:
-        Hexadecimal colour by name, in the order of `names`.
+        The hexadecimal colour of each name, in the order of `names`.
 
     Example:
         >>> source_colors(["standard", "l2 0.5"])
@@ -138,19 +140,13 @@ def source_colors(
     return {name: chosen[name] for name in ordered}
 
 
-def completed(
-    colors: Mapping[str, str] | None,
-    names: Iterable[str],
-    eps: Mapping[str, float | None] | None = None,
-) -> dict[str, str]:
-    """The given colours of `names`, and chosen ones for those without."""
-    return {
-        n: (colors or {}).get(n, own) for n, own in source_colors(names, eps).items()
-    }
+def completed(colors: Mapping[str, str] | None, names: Iterable[str]) -> dict[str, str]:
+    """Return the given colours of `names`, and chosen ones for those without."""
+    return {n: (colors or {}).get(n, own) for n, own in source_colors(names).items()}
 
 
 def _shades(main: tuple[str, ...], count: int, colormap: str) -> list[str]:
-    """`count` colours: the main ones, or a ramp where they are too few."""
+    """Return `count` colours: the main ones, or a ramp where they are too few."""
     if count <= len(main):
         return list(main[:count])
     ramp = colormaps[colormap]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 from fastadv.reporting.transfer.cells import Cell, with_most_images
-from fastadv.reporting.transfer.settings import Setting
+from fastadv.reporting.transfer.condition import Condition
 from fastadv.statistics import holm, mean_interval, paired_t
 
 
@@ -16,13 +16,17 @@ class Comparison:
     """A robust source against the standard one of its architecture.
 
     Attributes:
-        robust, standard: what is compared.
-        by: what chose the robust one: `val`, `test`, or `` where there was one only.
-        seeds: those both have; the differences are paired by them.
-        difference: mean of robust - standard, points.
-        low, high: its 95 % t-interval; equal to it where nothing was tested.
-        p: of the paired t-test over seeds; None for one seed, and for differences
-            that agree exactly.
+        robust: Cell of the robust source.
+        standard: Cell of the standard source, under the same condition.
+        by: What the best of several sources was chosen on, `val` or `test`; empty where
+            there was only one of each.
+        seeds: Seeds that both cells have; the differences are paired by them.
+        difference: Mean of robust - standard over those seeds, points of percent.
+        low: Lower end of the 95 % t-interval of the difference; equal to the difference
+            where it was not tested.
+        high: Upper end of that interval.
+        p: p-value of the paired t-test over seeds; None for one seed, and for
+            differences that agree exactly.
         adjusted: `p` after Holm's correction for all comparisons of a report.
     """
 
@@ -35,6 +39,42 @@ class Comparison:
     high: float
     p: float | None
     adjusted: float | None = None
+
+    @property
+    def condition(self) -> Condition:
+        """Condition of both cells."""
+        return self.robust.condition
+
+    @property
+    def arch(self) -> str:
+        """Architecture of both sources."""
+        return self.robust.arch
+
+    @property
+    def n(self) -> int:
+        """Number of training images of both cells."""
+        return self.robust.n
+
+    @property
+    def label(self) -> str:
+        """Label of the robust source, and of the standard one where it has a name."""
+        beside = f" - {self.standard.label}" if self.standard.named else ""
+        return self.robust.label + beside
+
+    def interval(self) -> tuple[float, float, float]:
+        """Return the difference and the ends of its interval, points of percent."""
+        return self.difference, self.low, self.high
+
+    def published(self, names: Mapping[str, str]) -> float | None:
+        """Return the published difference, in points; see `Cell.published`."""
+        robust, standard = self.robust.published(names), self.standard.published(names)
+        return None if robust is None or standard is None else robust - standard
+
+    def unlike_published(self, names: Mapping[str, str]) -> list[str]:
+        """Return in what either cell differs from its published counterpart."""
+        cells = (self.robust, self.standard)
+        found = (word for cell in cells for word in cell.unlike_published(names))
+        return list(dict.fromkeys(found))
 
     @property
     def significant(self) -> bool:
@@ -52,25 +92,20 @@ class Comparison:
 
 
 def compare(cells: Sequence[Cell]) -> list[Comparison]:
-    """The best robust source against the best standard one, per setting, arch and n.
+    """Pair the best robust and the best standard source per condition, arch and n.
 
     The best is chosen by validation accuracy; only where there is none, by the test
     accuracy itself, which flatters it.
     """
-    groups: dict[tuple[Setting, str, int], list[Cell]] = {}
-    for cell in cells:
-        if cell.setting.mode == "scratch":  # has nothing of its source
-            continue
-        groups.setdefault((cell.setting, cell.arch, cell.n), []).append(cell)
     found = []
-    for group in groups.values():
+    for group in _places(cells).values():
         standard = [c for c in group if c.threat is not None and not c.robust]
         robust = [c for c in group if c.robust]
         if not standard or not robust:
             continue
         judged = all(c.validation is not None for c in (*robust, *standard))
         merit = partial(_merit, judged=judged)
-        on_val = judged and group[0].setting.select_on == "val"
+        on_val = judged and group[0].condition.select_on == "val"
         by = "val" if on_val else "test"
         if len(robust) == len(standard) == 1:
             by = ""
@@ -80,12 +115,22 @@ def compare(cells: Sequence[Cell]) -> list[Comparison]:
     return found
 
 
+def _places(cells: Iterable[Cell]) -> dict[tuple[Condition, str, int], list[Cell]]:
+    """Group cells that may be compared; networks from scratch have no source."""
+    groups: dict[tuple[Condition, str, int], list[Cell]] = {}
+    for cell in cells:
+        if cell.condition.mode != "scratch":
+            key = (cell.condition, cell.arch, cell.n)
+            groups.setdefault(key, []).append(cell)
+    return groups
+
+
 def _merit(cell: Cell, judged: bool) -> float:
     return (cell.validation if judged else cell.mean) or 0.0
 
 
 def compare_pair(robust: Cell, standard: Cell, by: str = "") -> Comparison | None:
-    """Two cells, paired by seed; None if they share none."""
+    """Compare two cells, paired by seed; return None if they share none."""
     ours, theirs = robust.values, standard.values
     seeds = tuple(seed for seed in ours if seed in theirs)
     if not seeds:
@@ -97,42 +142,42 @@ def compare_pair(robust: Cell, standard: Cell, by: str = "") -> Comparison | Non
 
 
 def with_sides(cells: Sequence[Cell]) -> list[Cell]:
-    """Those of settings that were also run on images reduced to fewer pixels first."""
-    reduced = {native(c) for c in cells if c.setting.downscale}
+    """Return cells under conditions that were also run on images reduced in size first."""
+    reduced = {native(c) for c in cells if c.condition.downscale}
     return with_most_images([c for c in cells if native(c) in reduced], native)
 
 
-def native(cell: Cell) -> Setting:
-    """The setting of a cell without the side its images were reduced to."""
-    return replace(cell.setting, downscale=0)
+def native(item: Cell | Comparison) -> Condition:
+    """Return the condition without the side that images were reduced to."""
+    return replace(item.condition, downscale=0)
 
 
 def image_pairs(cells: Sequence[Cell]) -> list[Comparison]:
-    """Every robust source against every standard one, where images vary in number."""
-    standard: dict[tuple[Setting, str, int], list[Cell]] = {}
-    for c in cells:
-        if c.threat is not None and not c.robust and c.setting.mode != "scratch":
-            standard.setdefault((c.setting, c.arch, c.n), []).append(c)
+    """Pair every robust source with every standard one, where images vary in number."""
     pairs = []
-    sizes: dict[Setting, set[int]] = {}
+    sizes: dict[Condition, set[int]] = {}
+    places = _places(cells)
     for cell in cells:
-        if not cell.robust:
-            continue
-        for peer in standard.get((cell.setting, cell.arch, cell.n), []):
-            pair = compare_pair(cell, peer)
+        peers = (
+            places.get((cell.condition, cell.arch, cell.n), []) if cell.robust else []
+        )
+        for peer in peers:
+            known = peer.threat is not None and not peer.robust
+            pair = compare_pair(cell, peer) if known else None
             if pair is not None:
                 pairs.append(pair)
-                sizes.setdefault(cell.setting, set()).add(cell.n)
-    return [pair for pair in pairs if len(sizes[pair.robust.setting]) > 1]
+                sizes.setdefault(cell.condition, set()).add(cell.n)
+    return [pair for pair in pairs if len(sizes[pair.condition]) > 1]
 
 
 def study_comparisons(cells: Sequence[Cell]) -> dict[str, list[Comparison]]:
-    """All that a report tests, by question, corrected together.
+    """Make all comparisons that a report tests, by question, corrected together.
 
     Returns:
-        `best`: the best robust source of each setting; `l2`, `linf`: of one norm;
-        `sides`: where images were also reduced; `images`: every pair where their number
-        varies. A pair that several ask for has one p-value everywhere.
+        `best`: the best robust source under each condition; `l2`, `linf`: those of one
+        norm; `sides`: where images were also reduced in size; `images`: every pair where
+        the number of images varies. A pair that answers several questions has one
+        p-value everywhere.
     """
     most = with_most_images(cells)
     of_norm = {
@@ -149,7 +194,7 @@ def study_comparisons(cells: Sequence[Cell]) -> dict[str, list[Comparison]]:
 def corrected(
     groups: Mapping[str, Sequence[Comparison]],
 ) -> dict[str, list[Comparison]]:
-    """The same with Holm's correction for the number of distinct pairs."""
+    """Apply Holm's correction for the number of distinct pairs in all groups."""
     raw = {
         (c.robust, c.standard): c.p
         for group in groups.values()

@@ -10,12 +10,12 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from fastadv.reporting.figures.lines import Panel
 from fastadv.reporting.transfer.comparisons import Comparison
-from fastadv.reporting.transfer.study import FEW, Study, format_p
+from fastadv.reporting.transfer.study import FEW, Study, format_p, published_columns
 from fastadv.statistics import mean_interval
 
 
 def wins_finding(found: Sequence[Comparison]) -> str:
-    """In how many comparisons the robust source is ahead, and what of it is certain."""
+    """Say in how many comparisons the robust source is ahead, and what is certain."""
     total, tested = len(found), [each for each in found if each.adjusted is not None]
     mean = lead(mean_interval([each.difference for each in found])[0])
     if total == 1:
@@ -45,7 +45,7 @@ def wins_finding(found: Sequence[Comparison]) -> str:
 
 
 def lead(points: float) -> str:
-    """A difference in words."""
+    """Describe a difference in points of percent."""
     size = f"{abs(points):.1f}"
     if float(size) == 0:
         return "level (less than 0.05 points apart)"
@@ -53,11 +53,11 @@ def lead(points: float) -> str:
 
 
 def rise_finding(panels: Iterable[Panel], span: str) -> list[str]:
-    """In how many lines accuracy rises from one end to the other, and by what.
+    """Say in how many lines accuracy rises from one end to the other, and by how much.
 
     Args:
-        panels: drawn.
-        span: the ends in words, as `the smallest to the largest network`.
+        panels: Panels that are drawn.
+        span: The two ends, such as `the smallest to the largest network`.
     """
     rises = [
         points[max(points)].y - points[min(points)].y
@@ -75,18 +75,12 @@ def rise_finding(panels: Iterable[Panel], span: str) -> list[str]:
     ]
 
 
-def pair_label(each: Comparison) -> str:
-    """Of a comparison the robust source, and the standard one where there are several."""
-    beside = f" - {each.standard.label}" if each.standard.named else ""
-    return each.robust.label + beside
-
-
-def comparison_cells(study: Study, each: Comparison) -> dict[str, object]:
-    """What a table says of a comparison: difference, test, published counterpart."""
-    theirs = published_difference(study, each)
+def comparison_columns(study: Study, each: Comparison) -> dict[str, object]:
+    """Return difference, test and published counterpart of a pair, for a table."""
+    theirs = each.published(study.names)
     interval = f" [{each.low:+.1f}, {each.high:+.1f}]" if each.p is not None else ""
     remarks = [each.untested] if each.untested else []
-    unlike = unlike_published(study, [each])
+    unlike = study.unlike_published(each)
     if theirs is not None and unlike:
         remarks.append(f"not as published: {unlike}")
     return {
@@ -94,33 +88,40 @@ def comparison_cells(study: Study, each: Comparison) -> dict[str, object]:
         "difference": f"{each.difference:+.2f}{interval}",
         "p": format_p(each.p),
         "p (Holm)": format_p(each.adjusted),
-        "published": None if theirs is None else f"{theirs:+.2f}",
-        "ours - published": None
-        if theirs is None
-        else f"{each.difference - theirs:+.2f}",
+        **published_columns(each.difference, theirs, "+"),
         "remarks": "; ".join(remarks) or None,
     }
 
 
-def published_difference(study: Study, each: Comparison) -> float | None:
-    """What was published for the robust less the standard source, points."""
-    robust, standard = study.published(each.robust), study.published(each.standard)
-    return None if robust is None or standard is None else robust - standard
-
-
-def unlike_published(study: Study, comparisons: Iterable[Comparison]) -> str:
-    """In what the sources compared differ from the published experiments, in words."""
-    words = (
-        word
-        for each in comparisons
-        for cell in (each.robust, each.standard)
-        for word in cell.unlike_published(study.names)
+def published_finding(study: Study, found: Sequence[Comparison]) -> list[str]:
+    """Say whether published differences of the same conditions point the same way."""
+    both = [
+        (each, theirs)
+        for each in found
+        if (theirs := each.published(study.names)) is not None
+    ]
+    if not both:
+        return []
+    # Rounded: the mean of differences that cancel out is 0 but for the last digits.
+    signs = [round(each.difference, 9) * round(theirs, 9) for each, theirs in both]
+    text = (
+        f"Of these comparisons {len(both)} have a published counterpart; in "
+        f"{sum(sign > 0 for sign in signs)} of those our difference has the published "
+        f"sign, in {sum(sign < 0 for sign in signs)} the other one"
     )
-    return ", ".join(dict.fromkeys(words))
+    zeros = signs.count(0)
+    text += f", in {zeros} ours or theirs is exactly 0." if zeros else "."
+    unlike = [word for each, _ in both for word in each.unlike_published(study.names)]
+    if unlike:
+        text += (
+            " Compare directions, not levels: ours differ from the published experiments "
+            f"({', '.join(dict.fromkeys(unlike))})."
+        )
+    return [text]
 
 
 def brief(summary: str, lines: Mapping[Comparison, str]) -> list[str]:
-    """All lines where they are few; else the summary and the significant ones."""
+    """Return all lines where they are few; else the summary and the significant ones."""
     if len(lines) <= FEW:
         return [summary, *lines.values()]
     certain = [line for each, line in lines.items() if each.significant]
@@ -130,7 +131,7 @@ def brief(summary: str, lines: Mapping[Comparison, str]) -> list[str]:
 
 
 def verdict(each: Comparison) -> str:
-    """How far apart the two are, and whether that is certain; reads on with `than`."""
+    """Say how far apart the two are and how certain that is; `than` can follow."""
     size = f"{abs(each.difference):.1f} points "
     size += "higher" if each.difference >= 0 else "lower"
     if each.adjusted is None:

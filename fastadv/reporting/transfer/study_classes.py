@@ -1,154 +1,119 @@
-"""What one number per model hides: robustness after transfer, and single classes."""
+"""Sections on what one number hides: robustness after transfer, and single classes."""
 
 from __future__ import annotations
 
-import json
 from statistics import fmean
 
-from fastadv.reporting.figures.lines import Cloud, cloud_panels
+from fastadv.reporting.figures.lines import Cloud, Labels, cloud_panels
 from fastadv.reporting.page.html import Section, Table
 from fastadv.reporting.transfer.cells import (
     Cell,
     seeds_interval,
     with_most_images,
 )
+from fastadv.reporting.transfer.comparisons import Comparison
 from fastadv.reporting.transfer.study import (
-    INTERVAL_NOTE,
     Study,
     format_interval,
     line_colors,
     line_name,
+    make_table,
 )
 from fastadv.statistics import wilson
 
 _PER_CLASS_TABLES = 8
+Count = tuple[float, float]  # correct test images of a class, and all of them
 
 
 def under_attack(study: Study) -> Section | None:
-    """Robust accuracy of the transferred models, where it was measured."""
+    """Show robust accuracy of the transferred models, where it was measured."""
     cells = [c for c in study.cells if c.attacked]
     if not cells:
         return None
     drawn, name = with_most_images(cells), line_name(cells)
-    attacks = list(dict.fromkeys(_attack(a) for c in drawn for a in c.attacked))
+    attacks = list(dict.fromkeys(str(attack) for c in drawn for attack in c.attacked))
     several = len(attacks) > 1
     clouds: dict[str, dict[str, Cloud]] = {}
     drops: dict[bool, list[float]] = {False: [], True: []}
-    rows = []
+    lines = []
     for cell in cells:
-        for attack, of_attack in cell.attacked.items():
-            found = list(of_attack.values())
-            robust = seeds_interval(found, "robust_value", "robust_ci")
+        for attack, pairs in cell.attacked.items():
+            robust = seeds_interval([attacked for _, attacked in pairs.values()])
             # Of the same seeds: others may not have been attacked.
-            clean = seeds_interval(found, "value", "ci")
-            said = _attack(attack)
-            rows.append(
-                [
-                    study.labels[cell.setting],
-                    cell.arch,
-                    cell.label,
-                    cell.n,
-                    len(found),
-                    format_interval(*clean),
-                    format_interval(*robust),
-                    said,
-                ]
+            clean = seeds_interval([natural for natural, _ in pairs.values()])
+            label = str(attack)
+            lines.append(
+                {
+                    "setting": study.labels[cell.condition],
+                    "arch": cell.arch,
+                    "source": cell.label,
+                    "n": cell.n,
+                    "seeds": len(pairs),
+                    "clean": format_interval(*clean),
+                    "robust": format_interval(*robust),
+                    "attack": label,
+                }
             )
             if cell in drawn:
-                title = study.title(cell) + (f", {said}" if several else "")
+                title = study.title(cell) + (f", {label}" if several else "")
                 cloud = Cloud([name(cell)], [clean[0]], [robust[0]], None)
                 clouds.setdefault(title, {})[name(cell)] = cloud
             if cell.threat is not None:
                 drops[cell.robust].append(clean[0] - robust[0])
-    figure = cloud_panels(
-        clouds,
-        colors=line_colors(cells, name),
-        x_label="clean accuracy (%)",
-        y_label=f"under {'attack' if several else attacks[0]} (%)",
+    labels = Labels(
+        "clean accuracy (%)", f"under {'attack' if several else attacks[0]} (%)"
     )
     falls = [
-        f"{sum(found) / len(found):.1f} points with {'robust' if robust else 'standard'} "
-        f"sources ({len(found)} measured)"
+        f"{fmean(found):.1f} points with {'robust' if robust else 'standard'} sources "
+        f"({len(found)} measured)"
         for robust, found in drops.items()
         if found
     ]
-    columns = ["setting", "arch", "source", "n", "seeds", "clean", "robust", "attack"]
+    finding = f"Under attack, accuracy falls by {' and by '.join(falls)} on average. "
     return Section(
         "Robust accuracy after transfer",
         [
-            "Accuracy of the transferred models under attack. " + INTERVAL_NOTE,
+            "Accuracy of the transferred models under attack. " + study.interval_note,
             *study.left_out(study.cells, cells, "not attacked", needs_eps=False),
         ],
-        [(figure, "Robust against clean accuracy, one point per source.")],
-        [Table(columns, rows, "Percent.")],
-        findings=[
-            f"Under attack, accuracy falls by {' and by '.join(falls)} on average. This is "
-            "not tested."
-        ]
-        if falls
-        else [],
+        [
+            (
+                cloud_panels(clouds, line_colors(cells, name), labels),
+                "Robust against clean accuracy, one point per source.",
+            )
+        ],
+        [make_table(lines, "Percent.")],
+        findings=[finding + "This is not tested."] if falls else [],
     )
 
 
-def _attack(attack: str) -> str:
-    """An attack of the results table in words."""
-    found = json.loads(attack or "{}")
-    norm, eps = found.get("norm", ""), found.get("eps")
-    if eps is None:
-        return attack
-    pixels = f"{eps * 255:.4g}/255" if norm == "linf" else f"{eps:g}"
-    steps = f", {found['num_steps']} steps" if "num_steps" in found else ""
-    return f"{norm} {pixels}{steps}"
-
-
 def per_class(study: Study) -> Section | None:
-    """Accuracy by class, standard and robust."""
+    """Show accuracy by class, standard and robust."""
     found = [
         each
         for each in study.comparisons["best"]
         if _counts(each.standard) and _counts(each.robust)
     ]
-    tables: list[Table] = []
-    ahead = behind = apart = classes = 0
-    for each in found[:_PER_CLASS_TABLES]:
-        standard, robust = _counts(each.standard), _counts(each.robust)
-        names = next(iter(each.robust.rows.values())).get("class_names") or [
-            str(i) for i in range(len(standard))
-        ]
-        rows = []
-        for name, ours, theirs in zip(names, robust, standard, strict=True):
-            if ours[1] and theirs[1]:
-                a, b = (100 * right / total for right, total in (theirs, ours))
-                rows.append(
-                    [name, f"{theirs[1]:g}", f"{a:.1f}", f"{b:.1f}", f"{b - a:+.1f}"]
-                )
-        title = f"{study.title(each.robust)}, {each.robust.arch}"
-        columns = [
-            "class",
-            "test images",
-            "standard",
-            each.robust.label,
-            "difference",
-        ]
-        tables.append(Table(columns, rows, f"{title}: accuracy by class, percent."))
-        apart += sum(
-            _apart(ours, theirs) for ours, theirs in zip(robust, standard, strict=True)
-        )
-        ahead += sum(float(row[4]) > 0 for row in rows)
-        behind += sum(float(row[4]) < 0 for row in rows)
-        classes += len(rows)
-    if not tables:
+    if not found:
         return None
-    left_out = len(found) - len(tables)
+    ahead = behind = apart = classes = 0
+    tables = []
+    for each in found[:_PER_CLASS_TABLES]:
+        tables.append(_class_table(study, each))
+        differences = [float(str(row[-1])) for row in tables[-1].rows]
+        ahead += sum(difference > 0 for difference in differences)
+        behind += sum(difference < 0 for difference in differences)
+        classes += len(differences)
+        pairs = zip(_counts(each.robust), _counts(each.standard), strict=True)
+        apart += sum(_apart(ours, theirs) for ours, theirs in pairs)
     text = [
         "Means over seeds. Every seed is tested on the same images, so intervals are of "
         "the images of a class, counted once."
     ]
-    if left_out:
-        text.append(f"{left_out} more comparisons are left out here.")
-    shown = [cell for each in found for cell in (each.robust, each.standard)]
+    if len(found) > len(tables):
+        text.append(f"{len(found) - len(tables)} more comparisons are left out here.")
     text += study.most_note
-    text += study.left_out(study.cells, shown, "no pair with counts by class")
+    text += study.left_out(study.cells, found, "no pair with counts by class")
     finding = (
         f"The robust source is ahead in {ahead} and behind in {behind} of the {classes} "
         f"classes of {len(tables)} comparison(s); in {apart} the 95 % intervals of both "
@@ -157,16 +122,33 @@ def per_class(study: Study) -> Section | None:
     return Section("By class", text, tables=tables, findings=[finding])
 
 
-def _counts(cell: Cell) -> list[tuple[float, float]]:
-    """(right, all) test images of each class, means over seeds."""
-    rows = [r for r in cell.rows.values() if r.get("per_class_total")]
+def _class_table(study: Study, each: Comparison) -> Table:
+    standard, robust = _counts(each.standard), _counts(each.robust)
+    names = each.robust.first.target.class_names
+    rows = []
+    for number, (ours, theirs) in enumerate(zip(robust, standard, strict=True)):
+        if ours[1] and theirs[1]:
+            a, b = (100 * right / total for right, total in (theirs, ours))
+            name = names[number] if names else str(number)
+            rows.append(
+                [name, f"{theirs[1]:g}", f"{a:.1f}", f"{b:.1f}", f"{b - a:+.1f}"]
+            )
+    columns = ["class", "test images", "standard", each.robust.label, "difference"]
+    caption = f"{study.title(each)}, {each.arch}: accuracy by class, percent."
+    return Table(columns, rows, caption)
+
+
+def _counts(cell: Cell) -> list[Count]:
+    """Return correct and all test images of each class, means over seeds."""
+    rows = [row for row in cell.rows.values() if row.per_class_total]
     if not rows:
         return []
-    right = zip(*(r["per_class_correct"] for r in rows), strict=True)
-    total = zip(*(r["per_class_total"] for r in rows), strict=True)
+    right = zip(*(row.per_class_correct for row in rows), strict=True)
+    total = zip(*(row.per_class_total for row in rows), strict=True)
     return [(fmean(a), fmean(b)) for a, b in zip(right, total, strict=True)]
 
 
-def _apart(a: tuple[float, float], b: tuple[float, float]) -> bool:
+def _apart(a: Count, b: Count) -> bool:
+    """Return whether the intervals of both shares do not overlap."""
     (low_a, high_a), (low_b, high_b) = wilson(*a), wilson(*b)
     return bool(a[1] and b[1]) and (low_a > high_b or low_b > high_a)

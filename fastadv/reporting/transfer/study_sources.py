@@ -1,45 +1,37 @@
-"""Robust against standard sources: bars, radii, widths, source accuracy, granularity."""
+"""Sections on sources: robust and standard, radius, width, source accuracy, granularity."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from matplotlib.figure import Figure
 
-from fastadv.reporting.figures.bars import comparison_bars
-from fastadv.reporting.figures.lines import (
-    Cloud,
-    Panel,
-    Point,
-    cloud_panels,
-    line_panels,
-)
-from fastadv.reporting.page.html import Section, Table
+from fastadv.reporting.figures.bars import Bar, grouped_bars
+from fastadv.reporting.figures.lines import Cloud, Labels, cloud_panels
+from fastadv.reporting.figures.palette import source_colors
+from fastadv.reporting.page.html import Section
 from fastadv.reporting.transfer.cells import Cell
 from fastadv.reporting.transfer.comparisons import Comparison, native, with_sides
+from fastadv.reporting.transfer.condition import Condition
+from fastadv.reporting.transfer.curves import Axis, draw_curves, even_axis
 from fastadv.reporting.transfer.findings import (
     brief,
-    comparison_cells,
-    pair_label,
-    published_difference,
+    comparison_columns,
+    published_finding,
     rise_finding,
-    unlike_published,
     verdict,
     wins_finding,
 )
-from fastadv.reporting.transfer.settings import Setting
 from fastadv.reporting.transfer.study import (
-    INTERVAL_NOTE,
     Study,
     arch_colors,
     family_title,
+    format_interval,
     format_p,
-    format_value,
     line_colors,
-    make_panels,
     make_table,
     name_within,
-    radius,
 )
 from fastadv.statistics import fit_line
 
@@ -47,46 +39,44 @@ _WIDTHS = ("resnet18", "resnet50", "wide_resnet50_2", "wide_resnet50_4")
 
 
 def robust_and_standard(study: Study) -> Section | None:
-    """Bars of the best robust source beside the standard one."""
+    """Show bars of the best robust source beside the standard one."""
     found = study.comparisons["best"]
     if not found:
         return None
-    labels, archs = study.labels, {c.robust.arch for c in found}
+    labels, several = study.labels, len({each.arch for each in found}) > 1
     groups = {}
     for each in found:
-        words = [*labels[each.robust.setting].split(", "), f"n = {each.robust.n}"]
-        if len(archs) > 1:
-            words.append(each.robust.arch)
-        groups["\n".join(words)] = each
-    figure = comparison_bars(groups, study.published)
+        parts = [*labels[each.condition].split(", "), f"n = {each.n}"]
+        cells = {"standard": each.standard, "robust": each.robust}
+        groups["\n".join(parts + [each.arch] * several)] = {
+            name: Bar(*cell.interval(), cell.published(study.names))
+            for name, cell in cells.items()
+        }
     lines = [
         {
-            "setting": labels[each.robust.setting],
-            "arch": each.robust.arch,
-            "n": each.robust.n,
-            "standard": format_value(each.standard),
-            "robust": format_value(each.robust),
-            "source": pair_label(each),
+            "setting": labels[each.condition],
+            "arch": each.arch,
+            "n": each.n,
+            "standard": format_interval(*each.standard.interval()),
+            "robust": format_interval(*each.robust.interval()),
+            "source": each.label,
         }
-        | comparison_cells(study, each)
+        | comparison_columns(study, each)
         for each in found
     ]
-    columns, rows = list(lines[0]), [list(line.values()) for line in lines]
+    why = "no robust and standard source to pair, or from scratch"
+    figure = grouped_bars(groups, source_colors(["standard", "robust"]))
     return Section(
         "Robust against standard",
         [
             _chosen_by(found),
             study.test_note,
-            INTERVAL_NOTE,
+            study.interval_note,
             *study.most_note,
-            *study.left_out(
-                study.cells,
-                [cell for each in found for cell in (each.robust, each.standard)],
-                "no robust and standard source to pair, or from scratch",
-            ),
+            *study.left_out(study.cells, found, why),
         ],
         [(figure, "Accuracy with standard and robust sources.")],
-        [make_table(columns, rows, "Robust against standard sources, percent.")],
+        [make_table(lines, "Robust against standard sources, percent.")],
         findings=[wins_finding(found), *published_finding(study, found)],
     )
 
@@ -103,97 +93,63 @@ def _chosen_by(found: Sequence[Comparison]) -> str:
     return "The one robust source of each architecture beside the standard one."
 
 
-def published_finding(study: Study, found: Sequence[Comparison]) -> list[str]:
-    """Whether published differences of the same settings point the same way."""
-    pairs = [(each, published_difference(study, each)) for each in found]
-    both = [(each, theirs) for each, theirs in pairs if theirs is not None]
-    if not both:
-        return []
-    # Rounded: the mean of differences that cancel out is 0 but for the last digits.
-    signs = [round(each.difference, 9) * round(theirs, 9) for each, theirs in both]
-    text = (
-        f"Of these comparisons {len(both)} have a published counterpart; in "
-        f"{sum(sign > 0 for sign in signs)} of those our difference has the published "
-        f"sign, in {sum(sign < 0 for sign in signs)} the other one"
-    )
-    zeros = signs.count(0)
-    text += f", in {zeros} ours or theirs is exactly 0." if zeros else "."
-    unlike = unlike_published(study, [each for each, _ in both])
-    if unlike:
-        text += (
-            " Compare directions, not levels: ours differ from the published experiments "
-            f"({unlike})."
-        )
-    return [text]
-
-
 def against_eps(study: Study) -> Section | None:
-    """Accuracy against the radius of pretraining."""
+    """Show accuracy against the radius of pretraining."""
     cells = [
-        c for c in study.most if c.threat is not None and c.setting.mode != "scratch"
+        c for c in study.most if c.threat is not None and c.condition.mode != "scratch"
     ]
-    shown: list[Cell] = []
+    drawn: list[Cell] = []
     best: dict[str, list[Comparison]] = {}
     figures: list[tuple[Figure, str]] = []
-    for norm in ("l2", "linf"):
+    for norm, scale, unit in (("l2", 1, "l2"), ("linf", 255, "linf, /255")):
         of_norm = [c for c in cells if c.threat and c.threat[0] in (norm, None)]
-        radii = sorted({radius(c) for c in of_norm})
-        place = {eps: float(i) for i, eps in enumerate(radii)}
         name = name_within(of_norm, lambda c: c.arch)
-        panels = make_panels(
-            study,
-            of_norm,
-            study.title,
-            name,
-            lambda c, place=place: place[radius(c)],  # type: ignore[misc]
-            least=3,
+        axis = even_axis(
+            f"eps of pretraining, {unit}",
+            lambda c: c.radius,
+            sorted({c.radius for c in of_norm}),
+            partial(_scaled, scale=scale),
         )
-        if not panels:
+        colors = partial(arch_colors, name=name)
+        found = draw_curves(study, of_norm, axis, study.title, name, colors, least=3)
+        if found is None:
             continue
-        scale = 255 if norm == "linf" else 1
-        ticks = {place[eps]: f"{eps * scale:.3g}" for eps in radii}
-        unit = "eps of pretraining, " + ("linf, /255" if scale > 1 else "l2")
-        figure = line_panels(
-            panels,
-            colors=arch_colors(map(name, of_norm)),
-            ticks=ticks,
-            x_label=unit,
-            y_label="accuracy (%)",
-        )
         caption = f"Accuracy against the radius of pretraining ({norm})."
-        figures.append((figure, caption))
-        titles = {panel.title for panel in panels}
-        drawn = [c for c in of_norm if study.title(c) in titles]
-        shown += [c for c in drawn if c not in shown]
-        best[norm] = [c for c in study.comparisons[norm] if c.robust in drawn]
+        figures.append((found.figure, caption))
+        drawn += [c for c in found.items if c not in drawn]
+        best[norm] = [c for c in study.comparisons[norm] if c.robust in found.items]
     if not figures:
         return None
     table = study.pivot(
-        shown,
+        drawn,
         {"arch": lambda c: c.arch, "n": lambda c: c.n},
-        name_within(shown, lambda c: c.training),
-        lambda c: ((c.threat and c.threat[0]) or "", radius(c), c.label),
+        name_within(drawn, lambda c: c.training),
+        lambda c: ((c.threat and c.threat[0]) or "", c.radius, c.label),
     )
     text = [
-        "Radii are evenly spaced, not to scale. " + INTERVAL_NOTE,
+        "Radii are evenly spaced, not to scale. " + study.interval_note,
         "The best radius is chosen on validation images where there are any, and its lead "
         "over standard training tested on the test images. " + study.test_note,
         *study.most_note,
-        *study.left_out(study.cells, shown, "fewer than three radii, or from scratch"),
+        *study.left_out(study.cells, drawn, "fewer than three radii, or from scratch"),
     ]
-    findings = eps_findings(study, best)
+    findings = _eps_findings(study, best)
     return Section("Accuracy against eps", text, figures, [table], findings=findings)
 
 
-def eps_findings(study: Study, best: Mapping[str, Sequence[Comparison]]) -> list[str]:
-    """By norm, whether the best radius differs from none, and which certainly do."""
+def _scaled(eps: float, scale: int) -> str:
+    return f"{eps * scale:.3g}"
+
+
+def _eps_findings(study: Study, best: Mapping[str, Sequence[Comparison]]) -> list[str]:
+    """Say, by norm, whether the best radius differs from none, and which surely do."""
     findings = []
     for norm, found in best.items():
         if not found:
             continue
         chosen = {
-            each: f"{study.title(each.robust)}, {each.robust.arch}: {pair_label(each)} "
-            f"is {verdict(each)} than standard training."
+            each: f"{study.title(each)}, {each.arch}: {each.label} is {verdict(each)} than "
+            "standard training."
             for each in found
         }
         start = f"Best {norm} radius against none. {wins_finding(found)}"
@@ -202,51 +158,40 @@ def eps_findings(study: Study, best: Mapping[str, Sequence[Comparison]]) -> list
 
 
 def by_width(study: Study) -> Section | None:
-    """Accuracy against the width of ResNets."""
+    """Show accuracy against the width of ResNets."""
     cells = [c for c in study.most if c.arch in _WIDTHS and c.threat is not None]
     archs = [a for a in _WIDTHS if any(c.arch == a for c in cells)]
-    if len(archs) < 2:
-        return None
-    place = {arch: float(i) for i, arch in enumerate(archs)}
     name = name_within(cells, lambda c: c.training)
-    panels = make_panels(
-        study,
-        cells,
-        study.title,
-        name,
-        lambda c: place[c.arch],
-        least=2,
+    axis = even_axis(
+        "architecture, by size",
+        lambda c: c.arch,
+        archs,
+        lambda arch: arch.replace("wide_resnet", "wrn"),
     )
-    if not panels:
+    colors = partial(line_colors, name=name)
+    drawn = draw_curves(study, cells, axis, study.title, name, colors)
+    if drawn is None:
         return None
-    figure = line_panels(
-        panels,
-        colors=line_colors(cells, name),
-        ticks={x: arch.replace("wide_resnet", "wrn") for arch, x in place.items()},
-        x_label="architecture, by size",
-        y_label="accuracy (%)",
-    )
-    titles = {panel.title for panel in panels}
-    shown = [cell for cell in cells if study.title(cell) in titles]
+    why = "no ResNets of several widths"
     return Section(
         "Width",
         [
-            INTERVAL_NOTE,
+            study.interval_note,
             *study.most_note,
-            *study.left_out(study.cells, shown, "no ResNets of several widths"),
+            *study.left_out(study.cells, drawn.items, why),
         ],
-        [(figure, "Accuracy by architecture, standard and robust sources.")],
-        findings=rise_finding(panels, "the smallest to the largest network"),
+        [(drawn.figure, "Accuracy by architecture, standard and robust sources.")],
+        findings=rise_finding(drawn.panels, "the smallest to the largest network"),
     )
 
 
 def against_source_accuracy(study: Study) -> Section | None:
-    """Transfer against the accuracy of the source, at one radius."""
-    groups: dict[tuple[Setting, str], list[Cell]] = {}
+    """Show transfer against the accuracy of the source, at one radius."""
+    groups: dict[tuple[Condition, str], list[Cell]] = {}
     for cell in study.most:
         known = cell.source_accuracy is not None and cell.threat is not None
-        if known and cell.setting.mode != "scratch":
-            groups.setdefault((cell.setting, cell.training), []).append(cell)
+        if known and cell.condition.mode != "scratch":
+            groups.setdefault((cell.condition, cell.training), []).append(cell)
     groups = {key: cells for key, cells in groups.items() if len(cells) >= 3}
     if not groups:
         return None
@@ -254,8 +199,8 @@ def against_source_accuracy(study: Study) -> Section | None:
     name = name_within(drawn, lambda c: c.arch)
     panels: dict[str, dict[str, Cloud]] = {}
     shares: dict[str, list[float]] = {}
-    rows = []
-    for (setting, threat), cells in groups.items():
+    lines = []
+    for (condition, threat), cells in groups.items():
         x = [cell.source_accuracy or 0.0 for cell in cells]
         y = [cell.mean for cell in cells]
         line = fit_line(x, y)
@@ -263,16 +208,16 @@ def against_source_accuracy(study: Study) -> Section | None:
         panels.setdefault(study.title(cells[0]), {})[threat] = cloud
         if line is not None:
             shares.setdefault(threat, []).append(line.r2)
-            rows.append(
-                [
-                    study.labels[setting],
-                    cells[0].n,
-                    threat,
-                    len(cells),
-                    f"{line.r2:.2f}",
-                    f"{line.slope:+.2f}",
-                    format_p(line.p),
-                ]
+            lines.append(
+                {
+                    "setting": study.labels[condition],
+                    "n": cells[0].n,
+                    "threat": threat,
+                    "architectures": len(cells),
+                    "R^2": f"{line.r2:.2f}",
+                    "slope": f"{line.slope:+.2f}",
+                    "p of the slope": format_p(line.p),
+                }
             )
     findings = [
         f"{threat}: R^2 from {min(found):.2f} to {max(found):.2f} over {len(found)} "
@@ -281,15 +226,12 @@ def against_source_accuracy(study: Study) -> Section | None:
         else f"{threat}: R^2 = {found[0]:.2f}."
         for threat, found in shares.items()
     ]
-    figure = cloud_panels(
-        panels,
-        colors=line_colors(drawn, lambda c: c.training),
-        x_label="source accuracy (%)",
-        y_label="transfer accuracy (%)",
+    colors = line_colors(drawn, lambda c: c.training)
+    labels = Labels("source accuracy (%)", "transfer accuracy (%)")
+    why = (
+        "fewer than three architectures of known source accuracy at one radius, or from "
+        "scratch"
     )
-    columns = [
-        "setting", "n", "threat", "architectures", "R^2", "slope", "p of the slope",
-    ]  # fmt: skip
     return Section(
         "Source accuracy against transfer",
         [
@@ -297,53 +239,46 @@ def against_source_accuracy(study: Study) -> Section | None:
             "ImageNet accuracy of their paper. With so few architectures a large R^2 is "
             "easily chance: the p-values, not corrected for the number of lines, say so.",
             *study.most_note,
-            *study.left_out(
-                study.cells,
-                drawn,
-                "fewer than three architectures of known source accuracy at one radius, or "
-                "from scratch",
-            ),
+            *study.left_out(study.cells, drawn, why),
         ],
-        [(figure, "Accuracy on the target against accuracy of the source.")],
-        [Table(columns, rows, "Least-squares lines, by setting and threat.")],
+        [
+            (
+                cloud_panels(panels, colors, labels),
+                "Accuracy on the target against accuracy of the source.",
+            )
+        ],
+        [make_table(lines, "Least-squares lines, by setting and threat.")],
         findings=findings,
     )
 
 
+def _arch(pair: Comparison) -> str:
+    return pair.arch
+
+
 def by_granularity(study: Study) -> Section | None:
-    """What robust sources gain when targets are reduced to fewer pixels first."""
+    """Show what robust sources gain when targets are reduced to fewer pixels first."""
     cells, found = with_sides(study.cells), study.comparisons["sides"]
-    sides = sorted(
-        {c.robust.setting.downscale for c in found}, key=lambda s: (s == 0, s)
+    sides = {c.condition.downscale for c in found}
+    axis: Axis[Comparison] = even_axis(
+        "images reduced to",
+        lambda c: c.condition.downscale,
+        sorted(sides, key=lambda side: (side == 0, side)),
+        lambda side: f"{side} px" if side else "native",
     )
-    if len(sides) < 2:
-        return None
-    title = family_title(cells, native)
-    place = {side: float(i) for i, side in enumerate(sides)}
-    series: dict[str, dict[str, dict[float, Point]]] = {}
-    for each in found:
-        point = Point(each.difference, each.low, each.high)
-        of_panel = series.setdefault(title(each.robust), {})
-        points = of_panel.setdefault(each.robust.arch, {})
-        points[place[each.robust.setting.downscale]] = point
-    panels = [
-        Panel(heading, of_arch)
-        for heading, of_arch in series.items()
-        if len({x for points in of_arch.values() for x in points}) > 1
-    ]
-    if not panels:
-        return None
-    figure = line_panels(
-        panels,
-        colors=arch_colors(c.robust.arch for c in found),
-        ticks={x: f"{side} px" if side else "native" for side, x in place.items()},
-        x_label="images reduced to",
-        y_label="robust - standard (points)",
-        zero=True,
+    drawn = draw_curves(
+        study,
+        found,
+        axis,
+        family_title(cells, native),
+        _arch,
+        partial(arch_colors, name=_arch),
     )
+    if drawn is None:
+        return None
     findings = []
-    for side in sides:
-        of_side = [c for c in found if c.robust.setting.downscale == side]
+    for side in sorted(sides, key=lambda side: (side == 0, side)):
+        of_side = [c for c in found if c.condition.downscale == side]
         what = f"Reduced to {side} px" if side else "Native images"
         findings.append(f"{what}: {wins_finding(of_side)}")
     return Section(
@@ -351,12 +286,8 @@ def by_granularity(study: Study) -> Section | None:
         [
             _chosen_by(found),
             study.test_note,
-            *study.left_out(
-                cells,
-                [cell for each in found for cell in (each.robust, each.standard)],
-                "no robust and standard source to pair",
-            ),
+            *study.left_out(cells, found, "no robust and standard source to pair"),
         ],
-        [(figure, "Lead of robust sources by the side images were reduced to.")],
+        [(drawn.figure, "Lead of robust sources by the side images were reduced to.")],
         findings=findings,
     )

@@ -1,0 +1,90 @@
+"""The contract of every attack: how it is called, what it returns, how it is described."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class AttackResult:
+    """What one attack, or several in a row, found on a batch of N images.
+
+    Attributes:
+        x_adv: Adversarial images, float32 [N, C, H, W] in [0, 1], within eps of the
+            clean ones.
+        success: Whether each image is misclassified, bool [N]; for a targeted objective,
+            whether the target is predicted.
+        loss: Objective at `x_adv`, float32 [N], of the last attack that ran on an image.
+        nonfinite: Number of gradient elements that were not finite and moved nothing,
+            int64 [1], over all steps and restarts. Where it is not zero the attack is
+            weaker than it looks.
+        seconds: Wall time of each attack, as the host sees it: a GPU may still be at
+            work when the last one ends.
+        stage: For several attacks in a row, the index of the one that fooled each
+            image, or their number where none did, int64 [N]; None for one attack.
+    """
+
+    x_adv: Tensor
+    success: Tensor
+    loss: Tensor
+    nonfinite: Tensor
+    seconds: tuple[float, ...] = (0.0,)
+    stage: Tensor | None = None
+
+    @property
+    def fell_to(self) -> Tensor:
+        """Index of the attack that fooled each image, int64 [N].
+
+        It is the number of attacks where none did. An image that was misclassified
+        without any attack falls to the first.
+        """
+        return (~self.success).long() if self.stage is None else self.stage
+
+
+class Attack(Protocol):
+    """What every attack offers: `PGD`, `APGD`, `PackageAttack`, `Cascade`, or your own."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Name of each attack that is run in turn; one name for a single attack."""
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """Return what a call accepts in place of `model`, made once for many batches."""
+
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        offset: int = 0,
+        active: Tensor | None = None,
+    ) -> AttackResult:
+        """Attack a batch of N images.
+
+        Args:
+            model: What `prepare` returned (it is reused, and expected to be refreshed
+                when the weights change), a `NormalizedModel`, or any module that takes
+                [0, 1] images and returns logits.
+            x: Clean images, uint8 in 0..255 or float in [0, 1], [N, C, H, W].
+            y: True classes, int64 [N]; target classes for a targeted objective.
+            offset: Number of the first image in the random sequence, so that batches
+                (or ranks) of one data set draw different random starts.
+            active: Images to attack, bool [N]; None means all. The others count as not
+                fooled, and their `x_adv` means nothing.
+
+        Raises:
+            ValueError: Images are outside [0, 1], labels are no class ids, shapes do not
+                fit, or the model has too few classes for the objective.
+            TypeError: The model does not return logits [N, K].
+        """
+
+    def describe(self) -> dict[str, Any]:
+        """Return what this attack is, in plain values, as a results row stores it.
+
+        There are always `name`, `norm` and `eps` (in pixel units); the other keys depend
+        on the kind of attack.
+        """

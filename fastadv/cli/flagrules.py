@@ -1,0 +1,124 @@
+"""How tyro turns a dataclass into flags: one default for each flag, and plain help."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+
+import tyro
+from tyro.conf import Suppress, arg
+from tyro.constructors import (
+    ConstructorRegistry,
+    PrimitiveConstructorSpec,
+    PrimitiveTypeInfo,
+    StructConstructorSpec,
+    StructFieldSpec,
+    StructTypeInfo,
+    UnsupportedTypeAnnotationError,
+)
+
+from fastadv.ranges import ordered_fields
+
+
+def make_rules(*, all_flags: bool = True) -> ConstructorRegistry:
+    """Return the rules by which tyro reads the flags of every command.
+
+    Args:
+        all_flags: Whether the help shows the flags that the dataclass calls `RARE`, too.
+    """
+    rules = ConstructorRegistry()
+    rules.primitive_rule(_optional)
+
+    @rules.struct_rule
+    def _flags(info: StructTypeInfo) -> StructConstructorSpec | None:
+        if not dataclasses.is_dataclass(info.type):
+            return None
+        kind: type[Any] = info.type
+        rare = () if all_flags else getattr(kind, "RARE", ())
+        hints = get_type_hints(kind, include_extras=True)
+        found = []
+        for field in ordered_fields(kind):
+            name, hint, default = field.name, hints[field.name], field.default
+            if isinstance(info.default, kind):
+                default = getattr(info.default, name)
+            elif default is dataclasses.MISSING:
+                default = tyro.MISSING_NONPROP
+            if default is None or default == ():  # its text says what that stands for
+                hint = Annotated[hint, arg(help_behavior_hint="")]
+            if name in rare:
+                hint = Annotated[hint, Suppress]
+            help_text = functools.partial(_help_text, kind, name)
+            found.append(StructFieldSpec(name, hint, default, help_text))
+        return StructConstructorSpec(kind, tuple(found))
+
+    return rules
+
+
+def _optional(
+    info: PrimitiveTypeInfo,
+) -> PrimitiveConstructorSpec[Any] | UnsupportedTypeAnnotationError | None:
+    """Show `X | None` as X; the text None stays accepted without being advertised."""
+    kinds = [kind for kind in get_args(info.type) if kind is not NoneType]
+    is_union = get_origin(info.type) in (Union, UnionType)
+    if not is_union or len(kinds) != 1 or len(get_args(info.type)) != 2:
+        return None
+    spec = ConstructorRegistry.get_primitive_spec(
+        PrimitiveTypeInfo.make(kinds[0], info.markers)
+    )
+    if isinstance(spec, UnsupportedTypeAnnotationError):
+        return spec
+    inner = spec
+    return dataclasses.replace(
+        inner,
+        instance_from_str=lambda words: (
+            None if words == ["None"] else inner.instance_from_str(words)
+        ),
+        is_instance=lambda value: value is None or inner.is_instance(value),
+        str_from_instance=lambda value: (
+            ["None"] if value is None else inner.str_from_instance(value)
+        ),
+        choices=None if inner.choices is None else (*inner.choices, "None"),
+    )
+
+
+def _help_text(kind: type[Any], name: str) -> str | None:
+    """Return the text below a field, from the first class that has one."""
+    for each in kind.__mro__:
+        text = _texts(each.__module__).get((each.__qualname__, name))
+        if text is not None:
+            return text
+    return None
+
+
+@functools.cache
+def _texts(module: str) -> dict[tuple[str, str], str]:
+    """Return the text below each field of the classes of a module, on one line."""
+    file = getattr(sys.modules.get(module), "__file__", None)
+    if file is None:
+        return {}
+    classes = (
+        node
+        for node in ast.parse(Path(file).read_text()).body
+        if isinstance(node, ast.ClassDef)
+    )
+    return {
+        (node.name, name): " ".join(text.split())
+        for node in classes
+        for name, text in _documented(node)
+    }
+
+
+def _documented(node: ast.ClassDef) -> Iterator[tuple[str, str]]:
+    for field, below in zip(node.body, node.body[1:], strict=False):
+        match field, below:
+            case (
+                ast.AnnAssign(target=ast.Name(id=name)),
+                ast.Expr(value=ast.Constant(value=str(text))),
+            ):
+                yield name, text

@@ -1,0 +1,339 @@
+"""Hugging Face data sets: local Parquet and Arrow files, or a name on the hub.
+
+Arrow files are mapped into memory and read row by row. Parquet has no cheap access to
+one row, so a Parquet file is copied once into an uncompressed Arrow file in the cache
+folder. A name needs the `datasets` package, and is not downloaded unless asked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastadv.data.decoding import BadImage
+from fastadv.data.files.remote import fetch_hint
+from fastadv.data.sets.image_set import Damage, FileSet, ImageSet, option_hint
+from fastadv.errors import ConfigError, DataError, unknown_name
+from fastadv.files import atomic, fastadv_cache_dir
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_IMAGES = ("image", "img", "jpg", "png", "pixel_values")
+_LABELS = ("label", "labels", "fine_label", "class", "cls", "target")
+_ROWS = 256  # converted at once: bounds memory, and what one damaged file costs
+
+
+class ArrowSet(FileSet):
+    """One split of Arrow files with a column of encoded images.
+
+    Args:
+        name: The data set.
+        split: The split.
+        classes: Class names.
+        labels: Integers [n], class ids, files one after the other.
+        files: Arrow files, mapped when first read.
+        column: The column of the images: bytes, or a struct with `bytes`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        split: str,
+        classes: Sequence[str],
+        labels: NDArray[np.int64],
+        files: Sequence[Path],
+        column: str,
+    ) -> None:
+        members = [f"{split}/{i:08d}" for i in range(len(labels))]
+        super().__init__(name, split, classes, members, labels)
+        self.files = list(files)
+        self.column = column
+        self._images: pa.ChunkedArray | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_images": None}
+
+    def _column(self) -> pa.ChunkedArray:
+        if self._images is None:
+            import pyarrow as pa
+
+            parts = [_bytes_of(map_arrow(file)[self.column]) for file in self.files]
+            self._images = pa.chunked_array([c for p in parts for c in p.chunks])
+        return self._images
+
+    def read(self, index: int) -> bytes:
+        """Return the encoded bytes of image `index`."""
+        value: bytes | None = self._column()[index].as_py()
+        if value is None:
+            raise BadImage(self.describe(index), "the row holds no image bytes")
+        return value
+
+    def sizes(self) -> list[int]:
+        """Return the size of every encoded image in bytes; 0 for rows without."""
+        import pyarrow.compute as pc
+
+        lengths = pc.fill_null(pc.binary_length(self._column()), 0)
+        sizes: list[int] = lengths.to_pylist()
+        return sizes
+
+
+def map_arrow(file: Path) -> pa.Table:
+    """Map an Arrow file, of the stream or the file format, into memory."""
+    import pyarrow as pa
+
+    try:
+        source = pa.memory_map(str(file))
+        if source.read(6) == b"ARROW1":
+            source.seek(0)
+            return pa.ipc.open_file(source).read_all()
+        source.seek(0)
+        return pa.ipc.open_stream(source).read_all()
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"cannot read {file} as an Arrow file: {error}") from error
+
+
+def open_columns(
+    name: str,
+    splits: dict[str, list[Path]],
+    *,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    damage: Damage | None = None,
+) -> dict[str, ImageSet]:
+    """Open local Parquet or Arrow files.
+
+    Args:
+        name: The data set.
+        splits: The files of each split, the training split first.
+        image_column: The column of encoded images; found by its name by default.
+        label_column: The column of class ids or names; likewise.
+        damage: Files that cannot be read are added here, and left out.
+
+    Raises:
+        DataError: A file cannot be read, or has no such columns.
+    """
+    from fastadv.data.files.records import resolve_labels
+
+    tables: dict[str, list[tuple[Path, pa.Table, Path]]] = {}
+    for split, files in splits.items():
+        for file in files:
+            try:
+                tables.setdefault(split, []).append((file, *_opened(file)))
+            except DataError as error:
+                if damage is None:
+                    raise
+                damage.append((str(file), str(error)))
+    tables = {split: parts for split, parts in tables.items() if parts}
+    if not tables:
+        raise DataError(f"{name}: none of its files can be read")
+    _, first, _ = next(iter(tables.values()))[0]
+    image = _column_name(first, image_column, _IMAGES, "image", name)
+    label = _column_name(first, label_column, _LABELS, "label", name)
+    texts: dict[str, list[str]] = {}
+    for split, parts in tables.items():
+        texts[split] = []
+        for file, table, _ in parts:
+            if {image, label} - set(table.column_names):
+                raise DataError(
+                    f"{file} has the columns {', '.join(table.column_names)}; the first "
+                    f"file has {image} and {label} as well. Are they of one data set?"
+                )
+            texts[split] += [str(value) for value in table[label].to_pylist()]
+    known = _class_names(first, label)
+    classes, ids = resolve_labels(texts, name, names=known)
+    return {
+        split: ArrowSet(
+            name, split, classes, ids[split], [mapped for *_, mapped in parts], image
+        )
+        for split, parts in tables.items()
+    }
+
+
+def _opened(file: Path) -> tuple[pa.Table, Path]:
+    """Return the table of a file, and the Arrow file it is mapped from."""
+    mapped = file if file.suffix == ".arrow" else _converted(file)
+    return map_arrow(mapped), mapped
+
+
+def _converted(file: Path) -> Path:
+    """Return the Arrow copy of a Parquet file, made when it is not there."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    status = file.stat()
+    identity = repr((str(file.resolve()), status.st_size, status.st_mtime_ns))
+    key = hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+    target = fastadv_cache_dir() / "parquet" / f"{key}.arrow"
+    if target.exists():
+        return target
+    try:
+        source = parquet.ParquetFile(file)
+        with (
+            atomic(target) as temporary,
+            pa.ipc.new_file(str(temporary), source.schema_arrow) as writer,
+        ):
+            for batch in source.iter_batches(batch_size=_ROWS):
+                writer.write_batch(batch)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"cannot read {file} as a Parquet file: {error}") from error
+    return target
+
+
+def _column_name(
+    table: pa.Table, asked: str | None, usual: Sequence[str], what: str, name: str
+) -> str:
+    columns: list[str] = table.column_names
+    if asked is not None:
+        if asked not in columns:
+            raise ConfigError(unknown_name(f"{what} column of {name}", asked, columns))
+        return asked
+    found = next((u for u in usual if u in columns), None)
+    if found is None:
+        raise DataError(
+            f"{name} has the columns {', '.join(columns)} and none of "
+            f"{', '.join(usual)}; give {option_hint(f'{what}_column', 'NAME')}"
+        )
+    return found
+
+
+def _bytes_of(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if pa.types.is_struct(column.type):
+        column = pc.struct_field(column, "bytes")
+    if not (pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)):
+        raise DataError(f"the image column holds {column.type}, not encoded images")
+    return column
+
+
+def _class_names(table: pa.Table, label: str) -> list[str] | None:
+    """Return the names that the `datasets` package stored in the schema, if any."""
+    stored = (table.schema.metadata or {}).get(b"huggingface")
+    try:
+        names = (
+            json.loads(stored)["info"]["features"][label]["names"] if stored else None
+        )
+    except (ValueError, KeyError, TypeError):
+        return None
+    return [str(name) for name in names] if names else None
+
+
+class HubSet(FileSet):
+    """One split of a data set opened by the `datasets` package."""
+
+    def __init__(
+        self,
+        name: str,
+        split: str,
+        classes: Sequence[str],
+        labels: NDArray[np.int64],
+        rows: Any,
+        column: str,
+    ) -> None:
+        members = [f"{split}/{i:08d}" for i in range(len(labels))]
+        super().__init__(name, split, classes, members, labels)
+        self.rows = rows
+        self.column = column
+
+    def read(self, index: int) -> bytes:
+        """Return the encoded bytes of image `index`."""
+        value = self.rows[index][self.column]
+        if value.get("bytes"):
+            return bytes(value["bytes"])
+        try:
+            return Path(value["path"]).read_bytes()
+        except (OSError, TypeError) as error:
+            raise BadImage(self.describe(index), f"no image bytes ({error})") from error
+
+    def sizes(self) -> list[int]:
+        """Return 0 for every image: `fingerprint` has the package's own key instead."""
+        return [0] * len(self)
+
+    @property
+    def fingerprint(self) -> str:
+        """Key of the package's fingerprint and the labels, hex."""
+        digest = hashlib.sha256(str(self.rows._fingerprint).encode())
+        digest.update(self.labels.tobytes())
+        return digest.hexdigest()[:32]
+
+
+def open_hub(
+    name: str,
+    *,
+    config: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    download: bool = False,
+) -> dict[str, ImageSet]:
+    """Open a data set of the Hugging Face hub by name.
+
+    Args:
+        name: As on the hub, e.g. "cifar10".
+        config: Its configuration, where it has several.
+        image_column: The column of images; the first of that kind by default.
+        label_column: The column of class ids; likewise.
+        download: Fetch it when it is not in the package's cache.
+
+    Raises:
+        ConfigError: The `datasets` package is missing, or a column.
+        DataError: The data set is not there.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise ConfigError(
+            f"hf:{name} needs the datasets package: pip install 'fastadv[hub]'. A folder "
+            "of its Parquet files opens without"
+        ) from error
+    from fastadv.data.files.records import resolve_labels
+
+    local = None if download else datasets.DownloadConfig(local_files_only=True)
+    offline = datasets.config.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = offline or not download
+    try:
+        opened = datasets.load_dataset(name, config, download_config=local)
+    except Exception as error:  # whatever the hub, the network and the cache raise
+        hint = "" if download else f"; {fetch_hint(f'hf:{name}')}"
+        raise DataError(f"cannot open hf:{name}: {error}{hint}") from error
+    finally:
+        datasets.config.HF_HUB_OFFLINE = offline
+    features = next(iter(opened.values())).features
+    images = [c for c, kind in features.items() if isinstance(kind, datasets.Image)]
+    labels = [c for c, k in features.items() if isinstance(k, datasets.ClassLabel)]
+    for what, asked, found in (
+        ("image", image_column, images),
+        ("label", label_column, labels),
+    ):
+        if asked is not None and asked not in features:
+            raise ConfigError(
+                unknown_name(f"{what} column of hf:{name}", asked, features)
+            )
+        if asked is None and not found:
+            raise DataError(
+                f"hf:{name} has no {what} column among {', '.join(features)}; give "
+                f"{option_hint(f'{what}_column', 'NAME')}"
+            )
+    image, label = image_column or images[0], label_column or labels[0]
+    names = getattr(features[label], "names", None)
+    order = sorted(opened, key=lambda split: split != "train")
+    texts = {split: [str(v) for v in opened[split][label]] for split in order}
+    classes, ids = resolve_labels(texts, f"hf:{name}", names=names)
+    return {
+        split: HubSet(
+            name,
+            split,
+            classes,
+            ids[split],
+            opened[split].cast_column(image, datasets.Image(decode=False)),
+            image,
+        )
+        for split in order
+    }

@@ -1,0 +1,58 @@
+"""The options of a loader, which are the keywords of `make_loader`, and their checks."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+
+from fastadv.data.config import OnBadImage
+from fastadv.data.loading.order import OrderOptions
+from fastadv.data.sets.image_set import Augment, ImageSet
+from fastadv.machine import ranks_on_this_machine, usable_cores
+from fastadv.ranges import AT_LEAST_0, AT_LEAST_1, Range
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoaderOptions(OrderOptions):
+    """How to make batches of an image set; the keywords of `make_loader`.
+
+    Raises:
+        ConfigError: A value that cannot work.
+    """
+
+    resolution: Annotated[int, AT_LEAST_1]
+    """Side of the images delivered, in pixels; where a run changes it, the largest."""
+    augment: Literal["auto", "none", "crop_flip", "rrc", "utrera"] = "auto"
+    """rrc: random resized crop and flip; crop_flip: reflect-padded crop and
+    flip; utrera: see `loading.utrera`; auto: what suits the set. Evaluation zooms by
+    256/224 with rrc."""
+    color_jitter: Annotated[float | None, Range(0, 1, "[]")] = 0.0
+    """Brightness, contrast and saturation vary by this share in training; None: what
+    the augmentation implies, 0.1 with rrc as published and else 0."""
+    lighting: Annotated[float | None, Range(0, 1, "[]")] = 0.0
+    """Standard deviation of the lighting noise along the principal components of
+    ImageNet's colours; None: 0.05 with rrc as published and else 0."""
+    device: str | torch.device = "cpu"
+    """Where batches are put."""
+    on_bad_image: OnBadImage = "skip"
+    """skip: count, name and replace by an image of the same class; fail."""
+    workers: Annotated[int | None, AT_LEAST_0] = None
+    """Decoding threads (memory, dali) or processes (torchvision; 0: none); by
+    default one per core this process may use (ranks on one machine share its cores), at
+    most 8."""
+
+    def augment_of(self, images: ImageSet) -> Augment:
+        """Return the augmentation of a set: its own default where this is `"auto"`."""
+        return images.augment_default if self.augment == "auto" else self.augment
+
+    @property
+    def worker_count(self) -> int:
+        """`workers`, or its default: this rank's share of the cores, at most eight."""
+        if self.workers is not None:
+            return self.workers
+        # Slurm binds each of its tasks to cores of their own; elsewhere ranks share all.
+        sharing = 1 if "SLURM_CPUS_PER_TASK" in os.environ else ranks_on_this_machine()
+        return max(1, min(8, usable_cores() // sharing))

@@ -1,0 +1,136 @@
+"""The choice of a loader for an image set: `make_loader`.
+
+`auto` looks at the memory that is free, at whether the images are files, and at the
+device. Not here: what the loaders do (`memory_loader`, `torchvision_loader`,
+`dali_loader`).
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from typing import Any, get_args
+
+import torch
+
+from fastadv.data.config import Backend
+from fastadv.data.decoding import BadImage
+from fastadv.data.loading.loader import MEMORY_SHARE, Loader, storage_side
+from fastadv.data.loading.loader_options import LoaderOptions
+from fastadv.data.sets.image_set import Augment, ImageSet
+from fastadv.errors import ConfigError, unknown_name
+from fastadv.machine import available_memory, ranks_on_this_machine
+
+log = logging.getLogger(__name__)
+
+_PEEKED = 64  # images looked at to learn whether a set is square
+
+
+def make_loader(
+    imageset: ImageSet, *, backend: Backend = "auto", **options: Any
+) -> Loader:
+    """Make the loader of an image set.
+
+    Args:
+        imageset: Where images come from.
+        backend: memory: decode once and keep; torchvision: decode in worker
+            processes, every epoch; dali: decode by NVIDIA DALI, every epoch, or where
+            that cannot run, which is logged once, as torchvision does; auto: see
+            `choose_backend`.
+        **options: The fields of `LoaderOptions`; `batch_size`, `resolution`
+            and `train` are required.
+
+    Raises:
+        ConfigError: An option that cannot work.
+        DataError: The set has no images.
+        BadImage: With `on_bad_image="fail"` in memory, the first bad image.
+
+    Example:
+        >>> from fastadv.data import ShapeTex, make_loader
+        >>> images = ShapeTex(64, resolution=32, cache=False)
+        >>> loader = make_loader(images, batch_size=16, resolution=32, train=True)
+        >>> len(loader), next(iter(loader)).images.dtype
+        (4, torch.uint8)
+    """
+    if backend not in get_args(Backend):
+        raise ConfigError(unknown_name("loader backend", backend, get_args(Backend)))
+    chosen = LoaderOptions(**options)
+    if backend not in ("auto", "torchvision") and _only_streamed(chosen):
+        raise ConfigError(
+            f"the {backend} loader cannot augment as utrera; use torchvision, or auto"
+        )
+    if backend == "auto":
+        backend = choose_backend(imageset, chosen)
+    elif backend == "dali":
+        # A run may go on where DALI is not: on another node, after an update of CUDA.
+        backend = _dali_or_not(imageset, chosen)
+    if backend == "memory":
+        from fastadv.data.loading.memory_loader import MemoryLoader
+
+        return MemoryLoader(imageset, chosen)
+    if backend == "dali":
+        from fastadv.data.loading.dali_loader import DALILoader
+
+        return DALILoader(imageset, chosen)
+    from fastadv.data.loading.torchvision_loader import TorchvisionLoader
+
+    return TorchvisionLoader(imageset, chosen)
+
+
+def choose_backend(imageset: ImageSet, options: LoaderOptions) -> Backend:
+    """What `auto` stands for: `"memory"`, `"dali"` or `"torchvision"`.
+
+    Memory if the set takes at most a quarter of what is available, and if keeping
+    square images loses nothing: random resized crops of images that are not square
+    reach their borders only when decoded anew. Otherwise DALI on CUDA, where it decodes
+    on the device, if it can run; its absence is logged once. Training images augmented as
+    by Utrera et al. are always decoded by torchvision.
+    """
+    if _only_streamed(options):
+        return "torchvision"
+    augment = options.augment_of(imageset)
+    cropped = options.train and augment == "rrc"
+    if _fits(imageset, options, augment) and (not cropped or _looks_square(imageset)):
+        return "memory"
+    if torch.device(options.device).type == "cuda":
+        return _dali_or_not(imageset, options)
+    return "torchvision"
+
+
+def _only_streamed(options: LoaderOptions) -> bool:
+    """Whether only torchvision augments so: by transforms of single Pillow images."""
+    return options.train and options.augment == "utrera"
+
+
+def _dali_or_not(imageset: ImageSet, options: LoaderOptions) -> Backend:
+    from fastadv.data.loading.dali_loader import declined_reason
+
+    reason = declined_reason(imageset, options.device)
+    if reason is None:
+        return "dali"
+    _say_once(reason)
+    return "torchvision"
+
+
+@functools.cache
+def _say_once(reason: str) -> None:
+    log.warning("images are decoded by torchvision, not by DALI: %s", reason)
+
+
+def _looks_square(imageset: ImageSet) -> bool:
+    """Whether images spread over the set all have equal sides."""
+    for index in range(0, len(imageset), max(1, len(imageset) // _PEEKED)):
+        try:
+            height, width = imageset.load(index).shape[:2]
+        except BadImage:
+            continue  # the loader will name it
+        if height != width:
+            return False
+    return True
+
+
+def _fits(imageset: ImageSet, options: LoaderOptions, augment: Augment) -> bool:
+    size = len(imageset) * storage_side(augment, options) ** 2 * 3
+    # Every rank on this machine keeps its own copy.
+    size *= ranks_on_this_machine()
+    return size <= MEMORY_SHARE * available_memory()

@@ -1,0 +1,134 @@
+"""The in-memory loader: decode once, then augment whole batches in one operator.
+
+Images are kept as one uint8 array, on the device when there is room, so an
+epoch costs neither decoding nor transfer. Images that are not square lose
+their ends to the centre crop taken at storage; where that matters, or the set
+is large, use the streaming loader.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fastadv.data.config import Backend
+from fastadv.data.decoding import BadImage
+from fastadv.data.loading.geometry import (
+    Boxes,
+    box_table,
+    crop_flip_boxes,
+    plain_geometry,
+    resize_center_crop,
+    resized_crop_boxes,
+)
+from fastadv.data.loading.loader import (
+    MEMORY_SHARE,
+    Loader,
+    no_readable_image,
+    replacements,
+    storage_side,
+)
+from fastadv.data.loading.loader_options import LoaderOptions
+from fastadv.data.sets.image_set import ImageSet
+from fastadv.kernels.crops import resized_crops
+from fastadv.progress import track
+
+_DECODE_CHUNK = 64  # images per task: small ones cost less than scheduling them
+
+
+class MemoryLoader(Loader):
+    """Batches of images decoded at construction; see `Loader`.
+
+    Raises:
+        BadImage: With `on_bad_image="fail"`, the first bad image.
+        DataError: The set, or one class of it, has no readable image.
+    """
+
+    backend: Backend = "memory"
+
+    def __init__(self, imageset: ImageSet, options: LoaderOptions) -> None:
+        super().__init__(imageset, options)
+        side = storage_side(self.augment, options)
+        shorter = side
+        if not options.train:
+            shorter, side = plain_geometry(self.augment, options.resolution)
+        self._store = torch.from_numpy(self._decode(shorter, side))
+        device = torch.device(options.device)
+        if device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(device)
+            if self._store.numel() <= MEMORY_SHARE * free:
+                self._store = self._store.to(device)
+        self._log_bad_images()
+
+    def _decode(self, shorter: int, side: int) -> NDArray[np.uint8]:
+        """Return all images, uint8 [n, side, side, 3]; bad ones replaced."""
+        n = len(self.imageset)
+        store = np.empty((n, side, side, 3), dtype=np.uint8)
+
+        def decode(chunk: range) -> list[tuple[int, BadImage]]:
+            bad = []
+            for i in chunk:
+                try:
+                    image = self.imageset.load(i)
+                except BadImage as error:
+                    if self.options.on_bad_image == "fail":
+                        raise
+                    bad.append((i, error))
+                else:
+                    store[i] = resize_center_crop(image, shorter, side)
+            return bad
+
+        chunks = [
+            range(i, min(i + _DECODE_CHUNK, n)) for i in range(0, n, _DECODE_CHUNK)
+        ]
+        bad: dict[int, BadImage] = {}
+        name = f"{self.imageset.name}/{self.imageset.split}"
+        what = f"chunks of {_DECODE_CHUNK} images decoded, {name}"
+        with ThreadPoolExecutor(max(1, self.options.worker_count)) as pool:
+            for failed in track(pool.map(decode, chunks), len(chunks), what):
+                bad.update(failed)
+        self._note_bad([(error.name, error.reason) for error in bad.values()])
+        for i in bad:
+            others = replacements(self.imageset, i, self.options.seed)
+            other = next((r for r in others if r not in bad), None)
+            if other is None:
+                raise no_readable_image(self.imageset, i, self.bad_images)
+            store[i] = store[other]
+        return store
+
+    @property
+    def held_bytes(self) -> int:
+        """Memory that images are kept in."""
+        return self._store.numel()
+
+    def _images(self, batches: list[NDArray[np.int64]]) -> Iterator[torch.Tensor]:
+        device = torch.device(self.options.device)
+        for indices in batches:
+            taken = torch.from_numpy(indices)
+            if self.options.train:
+                images = resized_crops(
+                    self._store,
+                    taken,
+                    self._boxes(indices),
+                    self.resolution,
+                    self._colours(indices),
+                )
+            else:
+                images = self._store[taken.to(self._store.device)]
+            yield images.to(device, non_blocking=True)
+
+    def _boxes(self, indices: NDArray[np.int64]) -> torch.Tensor:
+        """Return the crops of stored images, int32 [n, 5], as `resized_crops` takes them."""
+        side = np.full(len(indices), self._store.shape[1], dtype=np.int64)
+        if self.augment == "none":
+            zero = np.zeros_like(side)
+            boxes = Boxes(zero, zero, side, side, zero > 0)
+        elif self.augment == "crop_flip":
+            boxes = crop_flip_boxes(self._draws(indices), int(side[0]))
+        else:
+            boxes = resized_crop_boxes(self._draws(indices), side, side)
+        return box_table(boxes)

@@ -1,0 +1,229 @@
+"""The streaming loader: decode and augment in worker processes, every epoch.
+
+For sets that do not fit in memory. Each request carries its epoch, so workers
+stay alive between epochs and hold no random state. Not for small sets, where
+`memory` is many times faster.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch._C import _remove_worker_pids
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from fastadv.data.config import Backend
+from fastadv.data.loading.geometry import (
+    plain_geometry,
+    resize_center_crop,
+    resized_crop,
+    resized_crop_boxes,
+)
+from fastadv.data.loading.loader import Loader, augmentation_draws, load_or_replace
+from fastadv.data.loading.loader_options import LoaderOptions
+from fastadv.data.loading.utrera import augment_utrera
+from fastadv.data.sets.image_set import Augment, ImageSet
+from fastadv.errors import DataError
+
+Request = tuple[int, int, int]  # (epoch, side, index)
+
+
+class Prepared(NamedTuple):
+    """A batch as a worker sends it: pixels, and (name, reason) of bad images."""
+
+    images: torch.Tensor  # uint8 [N, R, R, 3]
+    bad: list[tuple[str, str]]
+
+
+class TorchvisionLoader(Loader):
+    """Batches decoded on the fly; see `Loader`."""
+
+    backend: Backend = "torchvision"
+
+    def __init__(self, imageset: ImageSet, options: LoaderOptions) -> None:
+        super().__init__(imageset, options)
+        imageset.prepare()
+        self._requests = _Requests()
+        workers = options.worker_count
+        self._loader: DataLoader[Prepared | DataError] = DataLoader(
+            Decoder(imageset, options, self.augment),
+            batch_sampler=self._requests,
+            num_workers=workers,
+            collate_fn=_unchanged,
+            worker_init_fn=_outlive_stop_signals,
+            persistent_workers=workers > 0,
+            pin_memory=torch.device(options.device).type == "cuda",
+            # Its own: otherwise every epoch draws from the global generator.
+            generator=torch.Generator(),
+        )
+
+    def _images(self, batches: list[NDArray[np.int64]]) -> Iterator[torch.Tensor]:
+        side = self.resolution
+        self._requests.batches = [
+            [(self.epoch, side, int(i)) for i in b] for b in batches
+        ]
+        prepared = on_device(self._prepared(), self.options.device)
+        for indices, images in zip(batches, prepared, strict=True):
+            yield self._finished(images, indices, side)
+
+    def _prepared(self) -> Iterator[torch.Tensor]:
+        batches = iter(self._loader)
+        _leave_death_to_us(batches)
+        while True:
+            try:
+                prepared = next(batches, None)
+            # What it left in its pipe is one of many errors; torch's own names it.
+            except (RuntimeError, OSError, EOFError) as error:
+                lost = self._lost_worker()
+                if lost is None:
+                    raise
+                raise DataError(
+                    f"decoding process {lost}: those that are killed mostly ran out of "
+                    "memory; use fewer workers or a smaller batch_size, and resume"
+                ) from error
+            if prepared is None:
+                return
+            if isinstance(prepared, DataError):
+                raise prepared
+            self._note_bad(prepared.bad)
+            yield prepared.images
+
+    def _lost_worker(self) -> str | None:
+        """Return which worker process died and of what, or None."""
+        iterator: Any = self._loader._iterator
+        workers = iterator._workers if self.options.worker_count else []
+        until = time.monotonic() + 1  # its pipe may close before its death is known
+        while workers and time.monotonic() < until:
+            for worker in workers:
+                worker.join(timeout=0.01)
+                if worker.exitcode:
+                    return f"{worker.pid} died with exit code {worker.exitcode}"
+        return None
+
+
+def on_device(
+    batches: Iterator[torch.Tensor], device: str | torch.device
+) -> Iterator[torch.Tensor]:
+    """Yield batches on `device`; to CUDA one is copied while the last is worked on."""
+    device = torch.device(device)
+    if device.type != "cuda":
+        yield from (images.to(device) for images in batches)
+        return
+    stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    ahead: tuple[torch.Tensor, torch.cuda.Event] | None = None
+    for images in batches:
+        with torch.cuda.stream(stream):
+            copying = images.to(device, non_blocking=True), stream.record_event()
+        if ahead is not None:
+            yield _arrived(*ahead)
+        ahead = copying
+    if ahead is not None:
+        yield _arrived(*ahead)
+
+
+def _arrived(images: torch.Tensor, copied: torch.cuda.Event) -> torch.Tensor:
+    current = torch.cuda.current_stream(images.device)
+    current.wait_event(copied)
+    images.record_stream(current)  # its memory is not the copying stream's to reuse yet
+    return images
+
+
+def _leave_death_to_us(batches: Any) -> None:
+    """Take the workers of an iterator from those whose death torch's SIGCHLD handler
+    watches: it raises wherever the process happens to be, in the midst of an update, too.
+
+    Waiting for a batch finds them, up to five seconds later.
+    """
+    if getattr(batches, "_worker_pids_set", False):  # not where nothing was started
+        _remove_worker_pids(id(batches))
+        batches._worker_pids_set = False
+
+
+def _outlive_stop_signals(worker: int) -> None:
+    """Leave stops to the trainer: a worker that died of one, as when a scheduler signals
+    every process of a job, would tear the training step under way.
+
+    SIGTERM from the process that made the worker still ends it; that is how Python ends
+    its children when it exits.
+    """
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
+
+
+class _Requests(Sampler[list[Request]]):
+    """The batches of the current epoch, replaced before each iteration."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[Request]] = []
+
+    def __iter__(self) -> Iterator[list[Request]]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+class Decoder(Dataset[Prepared | DataError]):
+    """Turns a batch of requests into pixels, in a worker."""
+
+    def __init__(
+        self, imageset: ImageSet, options: LoaderOptions, augment: Augment
+    ) -> None:
+        self.imageset = imageset
+        self.options = options
+        self.augment = augment
+
+    def __getitems__(self, requests: list[Request]) -> Prepared | DataError:
+        # Returned, not raised: the DataLoader would rebuild the exception from
+        # its message alone and lose the type.
+        try:
+            return self.prepared(requests)
+        except DataError as error:
+            return error
+
+    def prepared(self, requests: list[Request]) -> Prepared:
+        """Decode and cut out the images asked for, all of one side."""
+        images: list[NDArray[np.uint8]] = []
+        bad: list[tuple[str, str]] = []
+        for epoch, side, index in requests:
+            image, failed = load_or_replace(
+                self.imageset, index, self.options.seed, self.options.on_bad_image
+            )
+            bad += failed
+            images.append(self._cut(image, epoch, side, index))
+        return Prepared(torch.from_numpy(np.stack(images)), bad)
+
+    def _cut(
+        self, image: NDArray[np.uint8], epoch: int, side: int, index: int
+    ) -> NDArray[np.uint8]:
+        full = self.options.resolution
+        if not self.options.train:
+            return resize_center_crop(image, *plain_geometry(self.augment, full))
+        if self.augment == "utrera":
+            return augment_utrera(image, side, self.options.seed, epoch, index)
+        if self.augment != "rrc":
+            return resize_center_crop(image, full, full)
+        draws = augmentation_draws(self.options.seed, epoch, np.array([index]))
+        height, width = (np.array([size]) for size in image.shape[:2])
+        return resized_crop(image, resized_crop_boxes(draws, height, width), side)
+
+
+def _unchanged(prepared: Any) -> Any:
+    return prepared

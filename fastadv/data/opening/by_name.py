@@ -1,0 +1,241 @@
+"""From a name or a path to a data set: `open_dataset`, the one door.
+
+Names are looked up first; `./digits` is the folder, `digits` the data set. Nothing is
+downloaded unless asked. A new data set is an entry of `catalog.CATALOG`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import numbers
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from fastadv.data.decoding import BadImage
+from fastadv.data.files.patterns import looks_like_a_path
+from fastadv.data.opening.by_path import open_path
+from fastadv.data.sets import arrays
+from fastadv.data.sets.catalog import CATALOG, default_root, open_entry
+from fastadv.data.sets.image_set import Damage, DatasetSplits
+from fastadv.data.sets.shapetex import RESOLUTIONS, ShapeTex
+from fastadv.errors import ConfigError, DataError, unknown_name
+
+# Types of options that text is turned into, and what is taken for them.
+_VALUES: dict[type[Any], tuple[type[Any], str]] = {
+    bool: (bool, "true or false"),
+    int: (numbers.Integral, "a whole number"),
+    float: (numbers.Real, "a number"),
+}
+_TRUTH = {"true": True, "false": False}
+_PEEKED = 8  # images looked at to learn a data set's size
+_HUB = "hf:"
+
+
+def dataset_names() -> tuple[str, ...]:
+    """Return the names `open_dataset` knows; any path works besides."""
+    return tuple(sorted({*BUILT_IN, *CATALOG}))
+
+
+def open_dataset(
+    name_or_path: str | os.PathLike[str],
+    *,
+    resolution: int = 64,
+    damage: Damage | None = None,
+    **options: Any,
+) -> DatasetSplits:
+    """Open a data set by name, by path, or from the Hugging Face hub.
+
+    Args:
+        name_or_path: One of `dataset_names()`; `hf:NAME`; or a path: a folder or
+            `.zip` with `train/<class>/<image>` and one of `val/`, `test/`, `valid/` or
+            `validation/`; WebDataset shards, TFRecord, RecordIO, Parquet or Arrow files
+            (a folder, a file, or a pattern like `train-{000000..000012}.tar`,
+            which may be an http(s) address); `.npz`.
+        resolution: Side in pixels at which procedural sets are drawn; stored
+            images keep theirs until a loader resizes them.
+        damage: Paths: what is missing or cannot be scanned is added here, as (file,
+            reason), and left out; without, it raises.
+        **options: Per data set; numbers and booleans may be text, as of a command
+            line. shapetex: `n_train`, `n_test`, `seed`, `correlation`,
+            `test_correlation`, `cache`. Sets on disk: `root`, the
+            folder above theirs (default `$FASTADV_DATA`, else ./data); caltech101 and
+            caltech256: `split_seed`; dtd and sun397: `partition`. Paths: `metric`,
+            `test`, `holdout`, `image_column`, `label_column`, `strict`, `download`. hf:
+            `config`, `image_column`, `label_column`, `holdout`, `strict`, `download`.
+
+    Returns:
+        The training split, the evaluation split and the metric to report.
+
+    Raises:
+        DataError: There is no such data set, or its layout is wrong.
+        ConfigError: An option the data set does not have, or a bad value.
+
+    Example:
+        >>> splits = open_dataset("digits")
+        >>> len(splits.train), len(splits.test)
+        (1297, 500)
+    """
+    name = os.fspath(name_or_path)
+    if name in BUILT_IN:
+        return BUILT_IN[name](resolution, **_checked(name, options))
+    if name in CATALOG:
+        options = _checked(name, options)
+        root = options.pop("root", None)
+        return open_entry(
+            name, default_root() if root is None else Path(root), **options
+        )
+    if name.startswith(_HUB):
+        return _open_hub(name.removeprefix(_HUB), **_checked(name, options))
+    if not looks_like_a_path(name) and not Path(name).expanduser().exists():
+        raise DataError(
+            f"{unknown_name('data set', name, dataset_names())}; nor is there a folder or "
+            f"zip archive of that name in {Path.cwd()}"
+        )
+    return open_path(name, damage, **_checked(name, options))
+
+
+def native_resolution(
+    name_or_path: str | os.PathLike[str], opened: DatasetSplits | None = None
+) -> int | None:
+    """Side in pixels of a data set's images, at most 224; None for the drawn ones.
+
+    The median of the shorter sides of a few images spread over the training split.
+
+    Args:
+        name_or_path: As of `open_dataset`.
+        opened: The data set, if it is open already.
+    """
+    name = os.fspath(name_or_path)
+    if name.startswith("shapetex"):
+        return None
+    if name == "digits":
+        return 32  # stored at 8 px, which no architecture takes
+    if name in CATALOG and CATALOG[name].resolution is not None:
+        return CATALOG[name].resolution
+    images = (opened or open_dataset(name)).train
+    sides = []
+    for index in range(0, len(images), max(1, len(images) // _PEEKED)):
+        with contextlib.suppress(BadImage):  # the loader will name it
+            sides.append(min(images.load(index).shape[:2]))
+    return min(224, sorted(sides)[len(sides) // 2]) if sides else 224
+
+
+def _rooted(*, root: str | None = None) -> None:
+    """Has the option of every set of the catalogue."""
+
+
+def option_names(name: str) -> list[str]:
+    """Return the options of a data set: a known name, `hf:...` or a path."""
+    return list(_kinds(*_openers(name)))
+
+
+def _openers(name: str) -> list[Callable[..., Any]]:
+    """Return the functions whose keywords are the options of a data set."""
+    if name in BUILT_IN:
+        return [BUILT_IN[name]]
+    if name in CATALOG:
+        layouts = CATALOG[name].layouts
+        return [_rooted, *(layout.lister or layout.read for layout in layouts)]
+    return [_open_hub if name.startswith(_HUB) else open_path]
+
+
+def _kinds(*openers: Callable[..., Any]) -> dict[str, Any]:
+    """Return the keyword-only parameters of functions, and their types."""
+    return {
+        p.name: get_type_hints(opener)[p.name]
+        for opener in openers
+        for p in inspect.signature(opener).parameters.values()
+        if p.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+
+
+def _checked(name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of a data set, each of its type."""
+    kinds = _kinds(*_openers(name))
+    for option in options:
+        if option not in kinds:
+            raise ConfigError(
+                unknown_name(f"option of data set {name}", option, kinds)
+                if kinds
+                else f"data set {name} has no options, got {option!r}"
+            )
+    return {key: _typed(name, key, v, kinds[key]) for key, v in options.items()}
+
+
+def _typed(name: str, option: str, value: Any, hint: Any) -> Any:
+    kinds = get_args(hint) or (hint,)  # of `int | None`: both
+    kind = next((k for k in _VALUES if k in kinds), None)
+    if kind is None or (value is None and type(None) in kinds):
+        return value
+    general, accepted = _VALUES[kind]
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError, KeyError):
+            value = _TRUTH[value.lower()] if kind is bool else kind(value)
+    if not isinstance(value, general):
+        raise ConfigError(
+            f"option {option}={value!r} of data set {name}: expected {accepted}"
+        )
+    return value
+
+
+def _open_hub(
+    name: str,
+    *,
+    config: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    download: bool = False,
+    holdout: float = 0.1,
+    strict: bool = True,
+) -> DatasetSplits:
+    from fastadv.data.files.parquet import open_hub
+    from fastadv.data.opening.by_path import pair_splits
+
+    sets = open_hub(
+        name,
+        config=config,
+        image_column=image_column,
+        label_column=label_column,
+        download=download,
+    )
+    return DatasetSplits(name, *pair_splits(name, sets, holdout, strict=strict))
+
+
+def _open_shapetex(label: str) -> Callable[..., DatasetSplits]:
+    def opener(
+        resolution: int,
+        *,
+        n_train: int = 4000,
+        n_test: int = 1000,
+        seed: int = 0,
+        correlation: float = 0.0,
+        test_correlation: float = 0.0,
+        cache: bool = True,
+    ) -> DatasetSplits:
+        low, high = RESOLUTIONS  # the loader resizes to what lies outside
+        common: dict[str, Any] = {
+            "seed": seed,
+            "resolution": min(max(resolution, low), high),
+            "label": label,
+            "cache": cache,
+        }
+        train = ShapeTex(n_train, split="train", correlation=correlation, **common)
+        test = ShapeTex(n_test, split="test", correlation=test_correlation, **common)
+        return DatasetSplits(train.name, train, test)
+
+    return opener
+
+
+def _open_digits(resolution: int) -> DatasetSplits:
+    return DatasetSplits("digits", *arrays.open_digits())
+
+
+# Sets that need no files.
+BUILT_IN: dict[str, Callable[..., DatasetSplits]] = {
+    "digits": _open_digits,
+    "shapetex": _open_shapetex("shape"),
+    "shapetex_texture": _open_shapetex("texture"),
+}

@@ -1,0 +1,326 @@
+"""From a path or a pattern to both splits of a data set, whatever its format.
+
+A folder is looked into, a file goes by its ending, `shards-{000000..000012}.tar` (at
+an http(s) address, too) and `train-*.tfrecord` are expanded. Which split a file is of
+stands in its name or its folder's (`train`, `val`, `test`); data without splits get a
+seeded stratified part held out. Not here: names of known data sets (`catalog`), or the
+formats themselves.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import get_args
+
+from fastadv.data.files import recordio, records, remote, shards, tfrecord
+from fastadv.data.files.patterns import (
+    existing,
+    expand,
+    file_format,
+    is_pattern,
+    names_file,
+)
+from fastadv.data.sets.folders import EVAL_FOLDERS, open_folder, open_zip
+from fastadv.data.sets.image_set import (
+    Damage,
+    DatasetSplits,
+    ImageSet,
+    Metric,
+    check_classes,
+    option_hint,
+)
+from fastadv.data.sets.subsets import train_val_split
+from fastadv.errors import ConfigError, DataError, unknown_name
+
+log = logging.getLogger(__name__)
+
+# What the transfer literature reports; everything else is top-1.
+_MEAN_PER_CLASS = ("aircraft", "caltech", "flowers", "oxford_pets", "pets")
+_TRAIN_WORDS = ("train", "training")
+
+_IN_FOLDERS = ("tar", "tfrecord", "recordio", "columns")  # formats
+
+Groups = dict[str, list[Path]]
+Columns = dict[str, str | None]
+
+
+def open_path(
+    text: str,
+    damage: Damage | None = None,
+    *,
+    metric: Metric | None = None,
+    test: str | os.PathLike[str] | None = None,
+    holdout: float = 0.1,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    strict: bool = True,
+    download: bool = False,
+) -> DatasetSplits:
+    """Open a data set by path or pattern.
+
+    Args:
+        text: A folder (images, shards, records, Parquet), an archive or file, or a
+            pattern of files.
+        damage: For looking at damaged data: what is missing or cannot be scanned is
+            added here and left out, instead of being raised.
+        metric: The accuracy to report; by default the one of its literature.
+        test: Path or pattern of the evaluation files, where the first is of training.
+        holdout: Share held out for evaluation where the data have one split only.
+        image_column: Parquet and Arrow: the column of images.
+        label_column: Parquet and Arrow: the column of labels.
+        strict: Refuse an evaluation split that lacks classes, instead of warning.
+        download: Fetch what http(s) addresses name; without, only the cache is read.
+
+    Raises:
+        DataError: There is nothing, or its layout is wrong; shards that its manifest
+            lists are missing.
+        ConfigError: An option that cannot work.
+    """
+    if metric is not None and metric not in get_args(Metric):
+        raise ConfigError(unknown_name("metric", str(metric), get_args(Metric)))
+    if not 0.0 < holdout < 1.0:
+        raise ConfigError(f"holdout={holdout} is outside (0, 1); use for example 0.1")
+    columns = {"image_column": image_column, "label_column": label_column}
+    held_out = os.fspath(test) if test is not None else None
+    name, sets = _open(text, held_out, columns, download, damage)
+    train, held = pair_splits(name, sets, holdout, strict=strict, damage=damage)
+    usual: Metric = (
+        "mean_per_class" if name.lower().startswith(_MEAN_PER_CLASS) else "top1"
+    )
+    packed = _manifest_metric(Path(text).expanduser())
+    return DatasetSplits(name, train, held, metric or packed or usual)
+
+
+def _open(
+    text: str,
+    test: str | None,
+    columns: Columns,
+    download: bool,
+    damage: Damage | None,
+) -> tuple[str, dict[str, ImageSet]]:
+    path = Path(text).expanduser()
+    if path.is_dir():
+        path = path.resolve()  # "." has no name
+        _check_whole(path, damage)
+        found = _files_in(path)
+        if not found and test is None:
+            return path.name, _named(open_folder(path))
+        name, files = path.name, found
+    elif is_pattern(text) and not path.exists():
+        _check_whole(path.parent, damage, pattern=text)
+        files = expand(text, download=download)
+        name = re.split(r"[{*?\[]", path.name)[0].strip("-_.") or path.parent.name
+    else:
+        if remote.is_address(text):
+            (path,) = expand(text, download=download)
+        else:
+            path = existing(text)
+        name, files = path.name.partition(".")[0], [path]
+        kind = file_format(path.name)
+        if kind == "zip":
+            return path.stem, _named(open_zip(path))
+        if kind == "npz":
+            from fastadv.data.sets.arrays import open_npz
+
+            return path.stem, open_npz(path)
+    kinds = {file_format(file.name) for file in files}
+    if len(kinds) > 1:
+        listed = ", ".join(sorted(str(k) for k in kinds))
+        raise DataError(f"{text} holds files of several formats ({listed}); name one")
+    kind = kinds.pop() if kinds else None
+    if kind not in _IN_FOLDERS:
+        raise DataError(
+            f"{text} is neither a folder nor a .zip archive, nor files of .tar, "
+            ".tfrecord, .rec, .parquet, .arrow or .npz; expected one of them, or a "
+            "folder with train/<class>/<image> and val/<class>/<image> in it"
+        )
+    if test is not None:
+        folder = Path(test).expanduser()
+        if folder.is_dir():
+            _check_whole(folder, damage)
+            held = _files_in(folder)
+        else:
+            held = expand(test, download=download)
+        groups = {"train": files, "test": held}
+    else:
+        groups = _by_split(files)
+    return name, _READERS[kind](name, groups, columns, damage)
+
+
+def _check_whole(folder: Path, damage: Damage | None, pattern: str = "") -> None:
+    """Raise DataError when `folder` holds a part of a pack, or add what is missing.
+
+    Of a pattern, only what it names has to be there.
+    """
+    missing = shards.missing_shards(folder)
+    if (folder / shards.PACKING).is_dir() and not (folder / shards.MANIFEST).exists():
+        missing = [shards.MANIFEST]
+    if pattern:
+        missing = [name for name in missing if names_file(pattern, folder / name)]
+    if missing and damage is None:
+        raise DataError(
+            f"{folder} is not whole: {len(missing)} file(s) of the pack are missing, "
+            f"{', '.join(missing[:8])}{', ...' * (len(missing) > 8)}; restore them, or "
+            "run the fastadv-data pack that made it again, which writes what is missing"
+        )
+    if damage is not None:
+        what = f"is in {shards.MANIFEST} but not there"
+        if missing == [shards.MANIFEST]:
+            what = "is not there: the pack was not finished"
+        damage += [(str(folder / name), what) for name in missing]
+
+
+def _named(pair: tuple[ImageSet, ImageSet]) -> dict[str, ImageSet]:
+    return {part.split: part for part in pair}
+
+
+def _open_tar(
+    name: str, groups: Groups, columns: Columns, damage: Damage | None
+) -> dict[str, ImageSet]:
+    names = shards.class_names([f for files in groups.values() for f in files])
+    return _open_records(name, groups, shards.scan_tar, damage, names=names)
+
+
+def _open_tfrecord(
+    name: str, groups: Groups, columns: Columns, damage: Damage | None
+) -> dict[str, ImageSet]:
+    return _open_records(name, groups, tfrecord.scan_tfrecord, damage, from_one=True)
+
+
+def _open_recordio(
+    name: str, groups: Groups, columns: Columns, damage: Damage | None
+) -> dict[str, ImageSet]:
+    scan, kind = recordio.scan_recordio, recordio.RecordIOSet
+    return _open_records(name, groups, scan, damage, kind=kind)
+
+
+def _open_columns(
+    name: str, groups: Groups, columns: Columns, damage: Damage | None
+) -> dict[str, ImageSet]:
+    from fastadv.data.files.parquet import open_columns
+
+    return open_columns(name, groups, damage=damage, **columns)
+
+
+_READERS: dict[
+    str, Callable[[str, Groups, Columns, Damage | None], dict[str, ImageSet]]
+] = {
+    "tar": _open_tar,
+    "tfrecord": _open_tfrecord,
+    "recordio": _open_recordio,
+    "columns": _open_columns,
+}
+
+
+def _open_records(
+    name: str,
+    groups: Groups,
+    scan: records.Scanner,
+    damage: Damage | None,
+    *,
+    names: Sequence[str] | None = None,
+    from_one: bool = False,
+    kind: type[records.RecordSet] = records.RecordSet,
+) -> dict[str, ImageSet]:
+    scanned = {
+        s: records.scan_files(files, scan, damage) for s, files in groups.items()
+    }
+    tables = {split: parts for split, parts in scanned.items() if parts}
+    if not tables:
+        raise DataError(f"{name}: none of its files can be read")
+    texts = {split: records.label_texts(t.values()) for split, t in tables.items()}
+    classes, ids = records.resolve_labels(texts, name, names=names, from_one=from_one)
+    return {
+        split: kind(
+            name, split or "all", classes, ids[split], [*parts], [*parts.values()]
+        )
+        for split, parts in tables.items()
+    }
+
+
+def pair_splits(
+    name: str,
+    sets: dict[str, ImageSet],
+    holdout: float,
+    *,
+    strict: bool = True,
+    damage: Damage | None = None,
+) -> tuple[ImageSet, ImageSet]:
+    """Return (training, evaluation) split; holds a part out where there is one only.
+
+    Raises:
+        DataError: See `check_classes`.
+    """
+    if len(sets) > 1:
+        first = "train" if "train" in sets else next(iter(sets))
+        held = next((s for s in EVAL_FOLDERS if s in sets and s != first), None)
+        pair = sets[first], sets[held or next(s for s in sets if s != first)]
+        hint = f"accept it by {option_hint('strict', 'false')}"
+        check_classes(*pair, strict=strict, damage=damage, hint=hint)
+        return pair
+    (only,) = sets.values()
+    check_classes(only, None, damage=damage)
+    log.warning(
+        "%s has one split only (%d images): %g of it, stratified, with seed 0, is held "
+        "out for evaluation. Name files of both splits in one pattern, like "
+        "{train,val}-*.tar, or give %s; another share by holdout",
+        name,
+        len(only),
+        holdout,
+        option_hint("test", "PATH"),
+    )
+    return train_val_split(only, holdout, seed=0)
+
+
+def _by_split(files: Sequence[Path]) -> Groups:
+    """Group files by the split in their names, the training split first."""
+    groups: Groups = {}
+    for file in files:
+        groups.setdefault(_split_of(file), []).append(file)
+    # Without a training split, the first is the only one there is.
+    order = [s for s in ("train", "", *EVAL_FOLDERS) if s in groups]
+    if order[2:]:
+        log.warning("evaluating on %s; %s ignored", order[1] or "the rest", order[2:])
+    return {split: groups[split] for split in order[:2]}
+
+
+def _split_of(file: Path) -> str:
+    for part in (file.name, file.parent.name):
+        for word in re.split(r"[^a-z]+", part.lower()):
+            if word in _TRAIN_WORDS:
+                return "train"
+            if word in EVAL_FOLDERS:
+                return word
+    return ""
+
+
+def _files_in(folder: Path) -> list[Path]:
+    """Return the files of a known format in a folder or one below; none if it has
+    classes.
+    """
+    train = folder / "train"
+    if train.is_dir() and any(e.is_dir() for e in os.scandir(train)):
+        return []
+    found = [
+        path
+        for pattern in ("*", "*/*")
+        for path in folder.glob(pattern)
+        if file_format(path.name) in _IN_FOLDERS
+        and not path.name.startswith(".")
+        and path.is_file()
+    ]
+    return sorted(found, key=os.fsencode)
+
+
+def _manifest_metric(path: Path) -> Metric | None:
+    """Return the metric in the manifest of packed shards, if there is one."""
+    try:
+        stored = json.loads((path / shards.MANIFEST).read_text()).get("metric")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return next((m for m in get_args(Metric) if m == stored), None)

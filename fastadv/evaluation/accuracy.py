@@ -1,0 +1,239 @@
+"""What an evaluation found: verdicts on images, accuracies and their intervals."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from fastadv.attacks.autoattack import BLACK_BOX
+from fastadv.attacks.checks import Checks, masking_warning
+from fastadv.statistics import wilson
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Number of images of each class that were classified correctly.
+
+    Attributes:
+        correct: Correctly classified images of each class, int64 [K].
+        total: Images of each class, int64 [K].
+    """
+
+    correct: Tensor
+    total: Tensor
+
+    @property
+    def n(self) -> int:
+        """Number of images of all classes."""
+        return int(self.total.sum())
+
+    @property
+    def top1(self) -> float:
+        """Share of all images that were classified correctly, in [0, 1]."""
+        return float(self.correct.sum()) / max(self.n, 1)
+
+    @property
+    def mean_per_class(self) -> float:
+        """Mean of the accuracies of the classes that have images, in [0, 1]."""
+        present = self.total > 0
+        return float((self.correct[present] / self.total[present]).mean())
+
+    def value(self, metric: str) -> float:
+        """Return the metric `top1` or `mean_per_class`, in [0, 1]."""
+        return self.mean_per_class if metric == "mean_per_class" else self.top1
+
+    def interval(self, metric: str) -> tuple[float, float]:
+        """Return the 95 % confidence interval of a metric over the draw of test images.
+
+        For `top1` it is Wilson's interval; for `mean_per_class`, the normal interval from
+        the binomial variances of the classes.
+        """
+        if metric == "top1":
+            return wilson(int(self.correct.sum()), self.n)
+        present = self.total > 0
+        total = self.total[present].double()
+        # One added success and failure keep classes that are all right from
+        # claiming zero variance (Agresti and Coull 1998).
+        share = (self.correct[present].double() + 1) / (total + 2)
+        spread = math.sqrt(float((share * (1 - share) / total).sum())) / len(total)
+        middle = self.mean_per_class
+        return max(0.0, middle - 1.96 * spread), min(1.0, middle + 1.96 * spread)
+
+
+@dataclass(frozen=True)
+class BatchVerdict:
+    """What happened to the n images of one batch.
+
+    Attributes:
+        labels: Class of each image.
+        fell_to: Index of the attack that fooled each image. -1 means that it was
+            misclassified without one, the number of attacks that it withstood all.
+        seconds: Wall time of each attack.
+        nonfinite: Number of gradient elements that were not finite.
+        checks: What the checks of the model found, if they were made.
+        num_classes: Number of classes; 0 in journals that did not store it.
+        clean_logits: Logits of the clean images, float32 [n, K], if they were kept.
+        attacked_logits: Logits of the attacked images, float32 [n, K], if they were kept.
+    """
+
+    labels: list[int]
+    fell_to: list[int]
+    seconds: list[float]
+    nonfinite: int = 0
+    checks: Checks | None = None
+    num_classes: int = 0
+    clean_logits: Tensor | None = field(default=None, compare=False)
+    attacked_logits: Tensor | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, eq=False)
+class ImageVerdicts:
+    """What happened to each of N images, in the order in which they were evaluated.
+
+    Attributes:
+        labels: Class of each image, int64 [N].
+        fell_to: Index of the attack that fooled each image, int64 [N]. -1 means that it
+            was misclassified without one, the number of attacks that it withstood all.
+        clean_logits: Logits of the clean images, float32 [N, K]; None if none were kept,
+            NaN for images whose logits an older journal does not hold.
+        attacked_logits: Logits of the adversarial images, likewise.
+    """
+
+    labels: Tensor
+    fell_to: Tensor
+    clean_logits: Tensor | None = None
+    attacked_logits: Tensor | None = None
+
+    def arrays(self) -> dict[str, Tensor]:
+        """Return what is there, by name."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What one attack of an evaluation found.
+
+    Attributes:
+        name: Name of the attack.
+        attacked: Number of images that reached it.
+        robust: Images classified correctly after it and all attacks before it.
+        seconds: Wall time.
+    """
+
+    name: str
+    attacked: int
+    robust: Accuracy
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Accuracy on clean images and, if there was an attack, on attacked ones.
+
+    An image counts as robust if it is classified correctly and no attack changes that.
+
+    Attributes:
+        clean: Accuracy on clean images.
+        robust: Accuracy after all attacks.
+        stages: Result of each attack in turn.
+        checks: What the checks of the model found, if they were made.
+        images: What happened to each image, if it is known.
+    """
+
+    clean: Accuracy
+    robust: Accuracy | None = None
+    stages: tuple[StageResult, ...] = ()
+    checks: Checks | None = None
+    images: ImageVerdicts | None = None
+
+    @property
+    def black_box_gain(self) -> float | None:
+        """Share of all images that fell to a black-box attack after white-box ones.
+
+        None where no black-box attack followed another.
+        """
+        for before, after in pairwise(self.stages):
+            if after.name in BLACK_BOX:
+                return before.robust.top1 - after.robust.top1
+        return None
+
+    def warnings(self) -> list[str]:
+        """Return one sentence for each reason to doubt the robust accuracy."""
+        found = self.checks.warnings() if self.checks else []
+        masked = masking_warning(self.black_box_gain or 0.0)
+        return [*found, masked] if masked else found
+
+
+def summarize(
+    verdicts: Sequence[BatchVerdict], names: Sequence[str], num_classes: int
+) -> Evaluation:
+    """Add up the verdicts on all batches.
+
+    Args:
+        verdicts: Verdict on each batch, in order.
+        names: Names of the attacks, in order.
+        num_classes: Number of classes of the model.
+    """
+    labels = torch.tensor([y for v in verdicts for y in v.labels], dtype=torch.int64)
+    fell = torch.tensor([f for v in verdicts for f in v.fell_to], dtype=torch.int64)
+    total = labels.bincount(minlength=num_classes)
+
+    def after(stage: int) -> Accuracy:
+        correct = labels[fell > stage].bincount(minlength=num_classes)
+        return Accuracy(correct, total)
+
+    stages = tuple(
+        StageResult(
+            name,
+            attacked=int((fell >= number).sum()),
+            robust=after(number),
+            seconds=sum(v.seconds[number] for v in verdicts),
+        )
+        for number, name in enumerate(names)
+    )
+    checks = [v.checks for v in verdicts if v.checks is not None]
+    nonfinite = sum(v.nonfinite for v in verdicts)
+    if nonfinite:
+        log.warning(
+            "%d gradient elements were not finite and moved nothing: the attack is "
+            "weaker than it looks",
+            nonfinite,
+        )
+    images = ImageVerdicts(
+        labels,
+        fell,
+        _joined([v.clean_logits for v in verdicts], verdicts),
+        _joined([v.attacked_logits for v in verdicts], verdicts),
+    )
+    return Evaluation(
+        clean=after(-1),
+        robust=stages[-1].robust if stages else None,
+        stages=stages,
+        checks=sum(checks, Checks()) if checks else None,
+        images=images,
+    )
+
+
+def _joined(
+    parts: Sequence[Tensor | None], verdicts: Sequence[BatchVerdict]
+) -> Tensor | None:
+    """Join the logits of all batches; those of a batch without any are NaN."""
+    first = next((part for part in parts if part is not None), None)
+    if first is None:
+        return None
+    return torch.cat(
+        [
+            first.new_full((len(v.labels), first.shape[1]), math.nan)
+            if part is None
+            else part
+            for part, v in zip(parts, verdicts, strict=True)
+        ]
+    )

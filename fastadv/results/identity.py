@@ -1,0 +1,73 @@
+"""Identities of rows: hashes of what defines a number, known before it is computed.
+
+A number whose identity is in the table is not computed again. A source counts by the
+digest of its weights and a target by its fingerprint, so that moving or renaming them
+recomputes nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastadv.results.row import AttackRecord, SourceRecord, TargetRecord
+    from fastadv.results.settings import Setting
+
+
+def digest(what: Any) -> str:
+    """Return a hash of plain values, 32 hexadecimal digits.
+
+    Args:
+        what: Anything that JSON can hold; the order of keys does not count.
+
+    Example:
+        >>> digest({"a": 1, "b": [2.5, None]}) == digest({"b": [2.5, None], "a": 1})
+        True
+    """
+    text = json.dumps(what, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def derived_identity(identity: str, *parts: Any) -> str:
+    """Return the identity of another number of the same experiment.
+
+    Args:
+        identity: Identity of the experiment.
+        parts: What tells the number apart, for example `"attacked"`; plain values.
+    """
+    return digest([identity, *parts])
+
+
+def make_identity(
+    source: SourceRecord,
+    target: TargetRecord,
+    setting: Setting,
+    *,
+    seed: int,
+    attack: AttackRecord | None = None,
+    **more: Any,
+) -> str:
+    """Return the identity of a number whose setting is known before it is computed.
+
+    Args:
+        source: The network; its digest and architecture count.
+        target: The data set; its fingerprint and resolution count.
+        setting: Every field counts.
+        seed: Seed of the number.
+        attack: The attack, if there is one; every field counts.
+        more: Anything else that defines the number; plain values.
+    """
+    return digest(
+        {
+            "kind": setting.kind,
+            "source": [source.digest, source.arch],
+            "target": [target.fingerprint, target.resolution, target.downscale],
+            "setting": asdict(setting),  # type: ignore[call-overload]
+            "seed": seed,
+            "attack": None if attack is None else asdict(attack),
+            **more,
+        }
+    )

@@ -1,0 +1,213 @@
+"""The training methods, what each takes, and the choices of a run. Needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Literal, TypeAlias
+
+from tyro.conf import arg
+
+from fastadv.attacks.config import AttackConfig
+from fastadv.errors import ConfigError
+from fastadv.flags import NormName, Pixels
+from fastadv.ranges import ABOVE_0, AT_LEAST_1
+from fastadv.threat import ThreatModel
+
+MethodName: TypeAlias = Literal[
+    "pgd_at",
+    "standard",
+    "trades",
+    "mart",
+    "free",
+    "rs_fgsm",
+    "n_fgsm",
+    "gradalign",
+    "discrepancy",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodEntry:
+    """What a training method takes; its losses are in `methods.py`.
+
+    Attributes:
+        source: The paper, with equation or algorithm.
+        num_steps: Default number of attack steps.
+        one_step: Whether the attack is a single step. Such a method takes no other
+            `num_steps`, and its training is watched for catastrophic overfitting.
+        parameters: Parameters of the method besides its attack, with their defaults.
+        random_start: `"chosen"` if the user chooses where the attack begins, `"own"` if
+            the method does.
+        soft_labels: Whether the method works with mixed or smoothed labels.
+        attacks: Whether the method attacks its images at all.
+        step_share: Length of an attack step in units of eps / num_steps; None stands for
+            the default of PGD.
+    """
+
+    source: str
+    num_steps: int = 3
+    one_step: bool = False
+    parameters: Mapping[str, float] = field(default_factory=dict)
+    random_start: Literal["chosen", "own"] = "chosen"
+    soft_labels: bool = True
+    attacks: bool = True
+    step_share: float | None = None
+
+
+METHODS: dict[MethodName, MethodEntry] = {
+    "pgd_at": MethodEntry(source="Madry et al. 2018, eq. 2.1; Salman et al. 2020"),
+    "standard": MethodEntry(source="no attack", attacks=False),
+    "trades": MethodEntry(
+        source="Zhang et al. 2019, eq. 5",
+        num_steps=10,
+        parameters={"beta": 6.0},
+        step_share=2.5,  # 0.007 of 0.031 in ten steps, as published, is 2.3
+    ),
+    "mart": MethodEntry(
+        source="Wang et al. 2020, eq. 11",
+        num_steps=10,
+        parameters={"beta": 5.0},
+        soft_labels=False,
+        step_share=2.5,
+    ),
+    "free": MethodEntry(
+        source="Shafahi et al. 2019, algorithm 1",
+        num_steps=1,
+        one_step=True,
+        parameters={"replays": 4},
+        random_start="own",
+        step_share=1.0,
+    ),
+    "rs_fgsm": MethodEntry(
+        source="Wong et al. 2020, algorithm 3",
+        num_steps=1,
+        one_step=True,
+        random_start="own",
+        step_share=1.25,
+    ),
+    "n_fgsm": MethodEntry(
+        source="de Jorge et al. 2022, eq. 4",
+        num_steps=1,
+        one_step=True,
+        parameters={"noise": 2.0},
+        random_start="own",
+        step_share=1.0,
+    ),
+    "gradalign": MethodEntry(
+        source="Andriushchenko and Flammarion 2020, eq. 7",
+        num_steps=1,
+        one_step=True,
+        parameters={"beta": 0.2},
+        step_share=1.0,
+    ),
+    "discrepancy": MethodEntry(
+        source="Zhang et al. 2023, discrepancy mitigating",
+        num_steps=10,
+        parameters={"beta": 500.0},
+        step_share=1.25,
+    ),
+}
+DEFAULT_EPS = {"l2": 3.0, "linf": 4 / 255}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodConfig(AttackConfig):
+    """A training method with its attack.
+
+    Raises:
+        ConfigError: A value that the method does not use, or that cannot work.
+    """
+
+    method: MethodName = "pgd_at"
+    """Training method; recipes/*.yaml holds published settings. pgd_at is PGD adversarial
+    training, standard trains without attack. trades and mart attack in several steps,
+    too; free, rs_fgsm, n_fgsm and gradalign in a single one; discrepancy is for the
+    fine-tuning of robust networks."""
+    beta: Annotated[float | None, ABOVE_0] = None
+    """Weight of the second term of the loss. Default: 6 for trades, 5 for mart, 0.2 for
+    gradalign, 500 for discrepancy."""
+    replays: Annotated[int | None, AT_LEAST_1] = None
+    """Number of updates on each batch with the method free; epochs count passes over the
+    data. Default: 4."""
+    noise: Annotated[float | None, ABOVE_0] = None
+    """Radius of the random start of n_fgsm in units of eps. Default: 2."""
+    norm: Annotated[NormName, arg(aliases=["--constraint"])] = "l2"
+    """Norm of the perturbation."""
+    eps: Pixels | None = None
+    """Radius of the perturbation in [0, 1] pixel units, for example 3 or 4/255; 0 trains
+    without attack. Default: 3 for l2, 4/255 for linf."""
+    num_steps: Annotated[int | None, AT_LEAST_1, arg(aliases=["--attack-steps"])] = None
+    """Number of attack steps per update. Default: 10 for trades, mart and discrepancy, 1
+    for the methods of a single step, else 3."""
+    step_size: Annotated[Pixels | None, arg(aliases=["--attack-lr"])] = None
+    """Length of an attack step in [0, 1] pixel units. Default for pgd_at: 2/3 of eps, or
+    what fewer than three steps need to cross the ball; the other methods have their
+    own."""
+    random_start: bool = False
+    """Begin the attack at a random point of the ball."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        entry, name = METHODS[self.method], self.method
+        if self.eps is None:
+            eps = DEFAULT_EPS[self.norm] if entry.attacks else 0.0
+            object.__setattr__(self, "eps", eps)
+        try:
+            eps = self.threat.eps
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        for key in ("beta", "replays", "noise"):
+            value = getattr(self, key)
+            if value is not None and key not in entry.parameters:
+                users = ", ".join(n for n, e in METHODS.items() if key in e.parameters)
+                raise ConfigError(
+                    f"`{key}={value:g}` means nothing to `method={name}`; it is for {users}"
+                )
+            value = entry.parameters.get(key) if value is None else value
+            object.__setattr__(self, key, value)
+        if entry.attacks and eps == 0 and name != "pgd_at":
+            raise ConfigError(
+                f"`method={name}` attacks and needs an `eps` above 0; training without "
+                "attack is `method=standard`"
+            )
+        if not entry.attacks and eps > 0:
+            raise ConfigError(
+                f"`method={name}` does not attack, so `eps={eps:g}` would do nothing; "
+                "leave `eps` out, or choose another `method`"
+            )
+        if entry.one_step and self.num_steps not in (None, 1):
+            raise ConfigError(
+                f"`method={name}` attacks in one step, not in `num_steps={self.num_steps}`"
+                "; `method=pgd_at` takes several"
+            )
+        if self.random_start and entry.random_start == "own":
+            raise ConfigError(
+                f"`method={name}` has a start of its own; leave `random_start` out"
+            )
+        object.__setattr__(self, "num_steps", self.num_steps or entry.num_steps)
+
+    @property
+    def entry(self) -> MethodEntry:
+        """What the method takes."""
+        return METHODS[self.method]
+
+    @property
+    def attack_steps(self) -> int:
+        """Number of steps of the training attack."""
+        return self.num_steps or self.entry.num_steps
+
+    @property
+    def parameters(self) -> dict[str, float]:
+        """Parameters of the method besides its attack, by name."""
+        return {name: getattr(self, name) for name in self.entry.parameters}
+
+    @property
+    def threat(self) -> ThreatModel:
+        """Norm and radius of the training attack."""
+        return ThreatModel(self.norm, self.eps or 0.0)  # type: ignore[arg-type]
+
+    @property
+    def adversarial(self) -> bool:
+        """Whether training attacks its images."""
+        return self.threat.eps > 0

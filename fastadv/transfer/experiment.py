@@ -1,0 +1,184 @@
+"""An experiment, opened and checked: its source, its data set, and how batches are made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from fastadv.data import ImageSet, Loader, LoaderOptions, make_loader, subset
+from fastadv.device import resolve_device
+from fastadv.errors import ConfigError
+from fastadv.models import NormalizedModel
+from fastadv.models.source import open_source
+from fastadv.threat import ThreatModel
+from fastadv.transfer.config import TransferConfig
+from fastadv.transfer.features import FeatureCache, Features, SplitFeatures
+from fastadv.transfer.freezing import choose_trained, misfreezing
+from fastadv.transfer.heads import LinearHead
+from fastadv.transfer.procedure import make_procedure
+from fastadv.transfer.target import (
+    check_splits,
+    hold_out,
+    open_target,
+    reduce_splits,
+)
+
+_EVAL_BATCH = 128
+
+
+@dataclass(frozen=True)
+class SeedSplit:
+    """The images of one seed.
+
+    Attributes:
+        seed: Chooses the subset, the split, the initial head and the order of images.
+        train: Images that are trained on.
+        val: Images that hyper-parameters are chosen on; None if nothing is chosen.
+    """
+
+    seed: int
+    train: ImageSet
+    val: ImageSet | None
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A network that was fitted to the target with one seed.
+
+    Attributes:
+        model: The network. None where a head was fitted to cached features that are
+            not what the head of the architecture reads (SqueezeNet).
+        chosen: How it was fitted, as fields of a `TransferSetting`, the chosen
+            hyper-parameters among them.
+        value: Share in [0, 1] that the choice was made by; None if nothing was chosen.
+        head: The linear head, where cached features were fitted.
+    """
+
+    model: NormalizedModel | None
+    chosen: dict[str, Any]
+    value: float | None
+    head: LinearHead | None = None
+
+
+class Experiment:
+    """One source on one data set.
+
+    Args:
+        config: The choices of the experiment.
+
+    Raises:
+        CheckpointError, DataError, ConfigError: The source, the data set or the choices
+            are unusable.
+
+    Attributes:
+        source: The pretrained network and what is known of it.
+        opened: The data set with its images as they are stored.
+        splits: The data set with its images reduced to `config.downscale` pixels.
+        resolution: Side of the images that the network sees, in pixels.
+        procedure: Every setting after protocol and flags.
+        bad_images: Names of the images that could not be decoded.
+    """
+
+    def __init__(self, config: TransferConfig) -> None:
+        self.config = config
+        self.device = resolve_device(config.device)
+        self.source = open_source(
+            config.source, config.name, config.arch, download=config.download
+        )
+        self.resolution = config.side(self.source.resolution)
+        self.opened = open_target(config, self.resolution)
+        check_splits(self.opened)
+        self.splits = reduce_splits(self.opened, config.downscale)
+        self.procedure = make_procedure(
+            config,
+            self.splits.name,
+            config.num_train or len(self.splits.train),
+            self.resolution,
+            misfreezing=misfreezing(self.load_model())
+            if config.freezes_by_name
+            else None,
+        )
+        self._check_choices()
+        self.bad_images: set[str] = set()
+        self.features = SplitFeatures(self.splits, config.num_train, self._embed)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes of the data set."""
+        return len(self.splits.train.classes)
+
+    def _check_choices(self) -> None:
+        """Refuse, before hours of work, what can be known to fail."""
+        config = self.config
+        if config.method_config is not None:
+            config.method_config.threat.check_side(self.resolution)
+        threat = self.threat
+        if threat is not None:
+            threat.check_side(self.resolution)
+            if config.on_cached_features and not self.frozen.head_is_linear:
+                raise ConfigError(
+                    f"--robust-eps: the head of {self.source.arch} is no linear function "
+                    "of its features, so a head fitted to those cannot be put on it; use "
+                    "--mode last_k_blocks --k 0"
+                )
+        if config.mode == "last_k_blocks":
+            choose_trained(self.load_model(), config.mode, config.k)
+
+    @property
+    def threat(self) -> ThreatModel | None:
+        """The perturbations that the result is attacked with; None for no attack."""
+        if self.config.robust_eps is None:
+            return None
+        return ThreatModel(self.config.norm, self.config.robust_eps)  # type: ignore[arg-type]
+
+    def split(self, seed: int) -> SeedSplit:
+        """Draw the training and validation images of a seed."""
+        if self.config.holds_out:
+            return SeedSplit(seed, *hold_out(self.config, self.splits.train, seed))
+        pool = subset(self.splits.train, self.config.num_train, seed)
+        on_test = self.procedure.select_on == "test"
+        return SeedSplit(seed, pool, self.splits.test if on_test else None)
+
+    def load_model(self) -> NormalizedModel:
+        """Return a fresh copy of the source on the device."""
+        model = self.source.load()
+        return model.to(self.device).to(memory_format=torch.channels_last)
+
+    @cached_property
+    def frozen(self) -> NormalizedModel:
+        """The source, loaded once, for whoever changes nothing of it."""
+        return self.load_model()
+
+    def options(self, *, train: bool, seed: int = 0) -> LoaderOptions:
+        """Return the options of a loader of training or evaluation batches."""
+        return LoaderOptions(
+            batch_size=self.procedure.batch_size if train else _EVAL_BATCH,
+            resolution=self.resolution,
+            train=train,
+            seed=seed,
+            augment=self.procedure.augment,
+            device=self.device,
+            workers=self.config.workers,
+            on_bad_image=self.config.on_bad_image,
+        )
+
+    def loader(self, images: ImageSet, *, train: bool, seed: int = 0) -> Loader:
+        """Return a loader of training or evaluation batches of `images`."""
+        return make_loader(images, **vars(self.options(train=train, seed=seed)))
+
+    def note_bad(self, loader: Loader) -> None:
+        """Remember the images that a loader could not decode."""
+        self.bad_images |= {name for name, _ in loader.bad_images}
+
+    def _embed(self, images: ImageSet) -> Features:
+        found = FeatureCache.at(self.config.feature_cache).features(
+            self.frozen,
+            images,
+            self.options(train=False),
+            f"features of {images.split}",
+        )
+        self.bad_images |= {name for name, _ in found.bad_images}
+        return found

@@ -1,0 +1,218 @@
+"""Fine-tuning of a network, or of a part of it, and the choice among the results."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastadv.data import Loader
+from fastadv.data.counter import derive_key
+from fastadv.errors import TrainingDiverged
+from fastadv.evaluation.evaluate import evaluate
+from fastadv.models import NormalizedModel, create_model
+from fastadv.models.view import AttackView
+from fastadv.progress import Progress
+from fastadv.results.settings import MethodRecord, Parameter
+from fastadv.training.learner import training_attack
+from fastadv.training.method_config import MethodConfig
+from fastadv.training.methods import CLASSES, DTYPES, Method, Net
+from fastadv.training.step import train_step
+from fastadv.transfer.config import TransferConfig
+from fastadv.transfer.experiment import Experiment, Fitted, SeedSplit
+from fastadv.transfer.freezing import Trained, choose_trained, prepare_model
+from fastadv.transfer.procedure import Procedure
+
+log = logging.getLogger(__name__)
+
+
+def fit(experiment: Experiment, split: SeedSplit) -> Fitted:
+    """Fine-tune with every learning rate and return the network that is best.
+
+    Args:
+        experiment: Gives the source, the batches and the settings.
+        split: The images; without validation images the first network counts.
+
+    Raises:
+        TrainingDiverged: Training diverged with every learning rate.
+    """
+    procedure, metric = experiment.procedure, experiment.splits.metric
+    judge = None if split.val is None else experiment.loader(split.val, train=False)
+    best: tuple[float, float, int, NormalizedModel] | None = None
+    diverged: TrainingDiverged | None = None
+    for lr in procedure.lrs:
+        try:
+            for epoch, model in _candidates(experiment, lr, split):
+                value = 0.0
+                if judge is not None:
+                    value = evaluate(model, judge).clean.value(metric)
+                if best is None or value > best[0]:
+                    last = epoch == procedure.epochs
+                    best = value, lr, epoch, model if last else copy.deepcopy(model)
+        except TrainingDiverged as error:
+            log.warning("%s", error)
+            diverged = error
+    if best is None:
+        raise diverged or AssertionError("there is at least one learning rate")
+    if judge is not None:
+        experiment.note_bad(judge)
+    value, lr, epoch, model = best
+    chosen = procedure.for_setting() | {"chosen_lr": lr, "chosen_epoch": epoch}
+    chosen |= _method_for_setting(experiment.config)
+    return Fitted(model, chosen, None if judge is None else value)
+
+
+def _method_for_setting(config: TransferConfig) -> dict[str, Any]:
+    """Return precision and training method where they are not the defaults."""
+    found: dict[str, Any] = {}
+    if config.precision != "fp32":
+        found["precision"] = config.precision
+    training = config.method_config
+    if training is not None:
+        found["method"] = MethodRecord(
+            name=training.method,
+            norm=training.norm,
+            eps=training.threat.eps,
+            num_steps=training.attack_steps,
+            parameters=tuple(
+                Parameter(name=name, value=value)
+                for name, value in training.parameters.items()
+            ),
+        )
+    return found
+
+
+def _candidates(
+    experiment: Experiment, lr: float, split: SeedSplit
+) -> Iterator[tuple[int, NormalizedModel]]:
+    """Yield the network after each epoch that may be chosen; it trains on afterwards."""
+    config, procedure = experiment.config, experiment.procedure
+    model = _initial_model(experiment, split.seed)
+    trained = choose_trained(
+        model, config.mode, config.k, by_name=procedure.freeze_by_name
+    )
+    training = config.method_config
+    method = make_method(model, training, experiment.resolution, config.precision)
+    loader = experiment.loader(split.train, train=True, seed=split.seed)
+    title = config.mode.replace("_", " ")
+    every = procedure.select_every
+    for epoch in fine_tune(model, trained, loader, lr, procedure, method, title):
+        if epoch == procedure.epochs:
+            experiment.note_bad(loader)
+            yield epoch, model
+        elif every and (epoch - 1) % every == 0:
+            yield epoch, model
+
+
+def _initial_model(experiment: Experiment, seed: int) -> NormalizedModel:
+    """Return the network before fine-tuning, with a new head."""
+    model = experiment.load_model()
+    if experiment.config.mode == "scratch":
+        model = create_model(
+            experiment.source.arch,
+            experiment.num_classes,
+            mean=model.mean.tolist(),
+            std=model.std.tolist(),
+            seed=seed,
+        )
+        model.to(experiment.device).to(memory_format=torch.channels_last)
+    return prepare_model(model, experiment.num_classes, seed, experiment.procedure)
+
+
+def make_method(
+    model: NormalizedModel,
+    config: MethodConfig | None,
+    side: int,
+    precision: str = "fp32",
+) -> Method:
+    """Make the training method of `model`; None is standard training."""
+    net = Net(model, precision)
+    if config is None:
+        return Method(net)
+    dtype = DTYPES.get(precision)
+    attack = training_attack(config, side, dtype)
+    kind = CLASSES[config.method if attack else "standard"]
+    view = AttackView(model, dtype=dtype) if attack else None
+    return kind(net, attack, view, **config.parameters)
+
+
+def fine_tune(
+    model: NormalizedModel,
+    trained: Trained,
+    loader: Loader,
+    lr: float,
+    procedure: Procedure,
+    method: Method,
+    title: str,
+) -> Iterator[int]:
+    """Train, and yield the number of finished epochs after each.
+
+    Args:
+        model: The network, prepared and frozen.
+        trained: The part of it that trains.
+        loader: Training batches.
+        lr: Initial learning rate.
+        procedure: The other settings.
+        method: The training method, which gives the loss.
+        title: Name of this training in progress messages.
+
+    Raises:
+        TrainingDiverged: A loss, a weight or a logit is not finite.
+    """
+    optimizer = torch.optim.SGD(
+        trained.parameters,
+        lr=lr,
+        momentum=procedure.momentum,
+        weight_decay=procedure.weight_decay,
+    )
+    progress = Progress(procedure.epochs * len(loader))
+    began = time.monotonic()
+    step, images_seen = 0, 0
+    for epoch in range(procedure.epochs):
+        trained.set_mode(model, procedure.frozen_bn)
+        for group in optimizer.param_groups:
+            group["lr"] = procedure.rate(lr, epoch)
+        for batch in loader:
+            result = train_step(
+                model,
+                batch.images,
+                batch.labels,
+                optimizer,
+                method=method,
+                seed=derive_key(loader.options.seed, "start", step),
+            )
+            step += 1
+            images_seen += len(batch.labels)
+            rate = images_seen / (time.monotonic() - began)
+            progress.update(
+                step,
+                f"{title}, lr {lr:g}, epoch {epoch + 1}/{procedure.epochs}"
+                f"  {rate:.1f} images/s",
+            )
+        finite = bool(result.loss.isfinite()) and _all_finite(trained.parameters)
+        if finite and epoch + 1 == procedure.epochs:
+            # No loss has seen the weights that the last update left.
+            finite = _all_finite([_logits(model, batch.images)])
+        if not finite:
+            raise TrainingDiverged(
+                f"fine-tuning with lr {lr:g} diverged in epoch {epoch + 1}; leave that "
+                "value out of --lrs"
+            )
+        yield epoch + 1
+
+
+def _all_finite(tensors: Iterable[Tensor]) -> bool:
+    return all(bool(tensor.isfinite().all()) for tensor in tensors)
+
+
+def _logits(model: NormalizedModel, images: Tensor) -> Tensor:
+    """Classify uint8 `images` as the result will be evaluated."""
+    model.eval()
+    with torch.no_grad():
+        logits: Tensor = model(images.float() / 255)
+    return logits
