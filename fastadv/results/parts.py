@@ -32,7 +32,8 @@ one that is removed meanwhile. A listing that took less than `GRACE` cannot miss
 part and the parts it replaces: those were there for `GRACE` after it was. A slower one is
 repeated. A file that is gone when it is opened was merged; the table is read again.
 
-A merge that is killed or finds the disk full leaves at most a temporary file, or parts
+A part with a column that this fastadv does not know, of a later one, is not merged. A
+merge that is killed or finds the disk full leaves at most a temporary file, or parts
 that the merged one holds, too; the next merge takes them up.
 """
 
@@ -54,7 +55,7 @@ import pyarrow.parquet as pq
 from fastadv.errors import DataError
 from fastadv.files import FolderLock, write_atomic
 from fastadv.results.migration import MIGRATED, migrate
-from fastadv.results.schema import SCHEMA, SCHEMA_VERSION, conform, to_arrow
+from fastadv.results.schema import SCHEMA, SCHEMA_VERSION, conform, is_known, to_arrow
 
 Read = TypeVar("Read")
 
@@ -243,8 +244,10 @@ def merge(folder: Path, *, everything: bool = False) -> int:
         inputs = []
         for path in sorted(paths, key=lambda p: (not p.name.startswith(_MERGED), p)):
             with contextlib.suppress(FileNotFoundError):
-                tables.append(read(path, columns))
-                inputs.append(path)
+                rows = read(path, columns)
+                if _is_mergeable(path):
+                    tables.append(rows)
+                    inputs.append(path)
         if len(inputs) < 2 and not (everything and _is_old(inputs)):
             return 0
         write(folder, new_name(_MERGED.rstrip("-")), distinct(tables))
@@ -271,6 +274,13 @@ def _some(paths: list[Path]) -> list[Path]:
         found.append(path)
         total += rows
     return found
+
+
+def _is_mergeable(path: Path) -> bool:
+    """Return whether a part has no column of a later fastadv, which would be lost."""
+    with pq.ParquetFile(path) as file:
+        stored, version = pa.struct(list(file.schema_arrow)), _version(file)
+    return version in MIGRATED or is_known(stored, pa.struct(list(SCHEMA)))
 
 
 def _is_old(paths: list[Path]) -> bool:
