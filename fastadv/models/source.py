@@ -25,6 +25,7 @@ class Source:
 
     Attributes:
         name: what tables and figures call it.
+        given: What the user named it by; `open_source` opens it again.
         weights: the file, and what is known of it from elsewhere.
         file_digest: SHA-256 of the file.
         digest: the same; or of it and the input convention, where the file does not say
@@ -33,10 +34,12 @@ class Source:
         norm, eps: of its training (pixel units; eps 0 is standard), None if unknown.
         resolution: side of the images it was trained on, pixels.
         augment: of its training, which also decides how evaluation crops.
+        num_classes: Number of classes it tells apart.
         classes: names of what it was trained to tell apart; empty if unknown.
     """
 
     name: str
+    given: str
     weights: Weights
     file_digest: str
     arch: str
@@ -44,6 +47,7 @@ class Source:
     eps: float | None
     resolution: int
     augment: str
+    num_classes: int
     classes: tuple[str, ...]
 
     @property
@@ -58,6 +62,14 @@ class Source:
     def file(self) -> Path:
         """The weights file."""
         return self.weights.file
+
+    def metadata(self) -> dict[str, Any]:
+        """Return what a checkpoint of ours says of its training, else nothing."""
+        try:
+            metadata: dict[str, Any] = read_metadata(self.file)["user"]
+        except CheckpointError:
+            return {}
+        return metadata
 
     def load(self) -> NormalizedModel:
         """A fresh copy of the model."""
@@ -99,6 +111,7 @@ def open_source(
     native = get_spec(model.arch).image_size
     return Source(
         name=name or weights.name,
+        given=source,
         weights=weights,
         file_digest=file_sha256(weights.file),
         arch=model.arch,
@@ -106,6 +119,7 @@ def open_source(
         eps=eps,
         resolution=trained.get("resolution") or weights.resolution or native,
         augment=config.get("augment", "auto"),
+        num_classes=model.num_classes,
         classes=tuple(trained.get("classes", ())),
     )
 
