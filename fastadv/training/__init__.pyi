@@ -4,10 +4,6 @@ from fastadv.training.optimizer_config import learning_rate as learning_rate
 from fastadv.training.step import train_step as train_step
 from fastadv.training.trainer import (
     Trainer as Trainer,
-)
-from fastadv.training.trainer import (
     TrainSummary as TrainSummary,
-)
-from fastadv.training.trainer import (
     train as train,
 )
