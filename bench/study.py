@@ -21,7 +21,7 @@ from harness import Results
 from fastadv.files import file_sha256
 from fastadv.reporting import training_curves
 from fastadv.reporting.transfer.cells import make_cells
-from fastadv.transfer import LegacyTable
+from fastadv.results.table import ResultsTable
 
 PAGES = Path(__file__).parents[1] / "docs" / "studies"
 
@@ -75,7 +75,7 @@ def pretraining(results: Results, runs: Path) -> dict[str, list[dict[str, Any]]]
 
 def transfer(results: Results, table: Path) -> None:
     """Means and standard deviations over seeds, of the experiments of the report."""
-    for cell in make_cells(LegacyTable(table).rows()):
+    for cell in make_cells(ResultsTable(table).rows(kind="transfer")):
         accuracies = list(cell.values.values())
         results.add(
             what="transfer",

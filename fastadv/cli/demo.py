@@ -14,17 +14,21 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastadv.cli import common
 from fastadv.cli.eval import EvalCommand, evaluate_checkpoint
 from fastadv.cli.report import ReportCommand, make_report
 from fastadv.errors import ConfigError
 
+if TYPE_CHECKING:
+    from fastadv.results.row import Row
+
 PROG = "fastadv-demo"
 SOURCE_DATA, TARGET_DATA = "shapetex", "digits"
 EPS = 1.0  # L2, pixel units: visible as a faint texture at 32 px
 LRS = (0.05, 0.01)
+MODES = ("fixed_feature", "full_network")
 _MARKER = "demo.json"
 
 
@@ -50,6 +54,8 @@ class DemoCommand:
 
 def run_demo(command: DemoCommand) -> tuple[Path, str]:
     """Run every part; return the path of the report and the table of what came out."""
+    from fastadv.results.table import ResultsTable
+
     out = _fresh(Path(command.out).expanduser())
     sources = {"standard": out / "standard", "robust": out / "robust"}
     for name, run in sources.items():
@@ -73,35 +79,38 @@ def run_demo(command: DemoCommand) -> tuple[Path, str]:
             f"{name}: clean {100 * found['clean_acc']:.1f} %, under attack "
             f"{100 * found['robust_acc']:.1f} % of {found['n']}"
         )
-    rows = []
-    for mode in ("fixed_feature", "full_network"):
+    for mode in MODES:
         for name, run in sources.items():
             _heading(f"transfer to {TARGET_DATA}: {name}, {mode}")
-            rows += _transfer(command, run, name, mode, out / "results")
+            _transfer(command, run, name, mode, out / "results")
     _heading("report")
+    rows = ResultsTable(out / "results").rows(kind="transfer")
     return _report(out, sources, accuracy), _summary(accuracy, rows)
 
 
-def _summary(accuracy: dict[str, dict[str, Any]], rows: list[dict[str, Any]]) -> str:
+def _summary(accuracy: dict[str, dict[str, Any]], rows: list[Row]) -> str:
     """Return a table of one line per source: accuracy, under attack, after transfer."""
     from fastadv.reporting import format_percent_ci, text_table
+    from fastadv.results.settings import TransferSetting
 
-    modes = list(dict.fromkeys(row["mode"] for row in rows))
     lines = []
     for name, found in accuracy.items():
         line = [name]
         for kind in ("clean", "robust"):
             shares = (found[f"{kind}_acc"], *found[f"{kind}_ci"])
             line.append(format_percent_ci(*(100 * share for share in shares)))
-        for mode in modes:
+        for mode in MODES:
             values = [
-                r["value"] for r in rows if (r["source"], r["mode"]) == (name, mode)
+                row.value
+                for row in rows
+                if isinstance(row.setting, TransferSetting)
+                and (row.source.name, row.setting.mode) == (name, mode)
             ]
             mean = sum(values) / len(values)
             line.append(format_percent_ci(mean, min(values), max(values)))
         lines.append(line)
     columns = ["source", "clean", f"PGD-20 l2 {EPS:g}"]
-    table = text_table(columns + [f"{TARGET_DATA}, {mode}" for mode in modes], lines)
+    table = text_table(columns + [f"{TARGET_DATA}, {mode}" for mode in MODES], lines)
     return (
         f"{table}\nin brackets: 95 % intervals; for transfer, lowest and highest seed"
     )
@@ -145,14 +154,14 @@ def _pretrain(command: DemoCommand, run: Path, eps: float) -> None:
 
 def _transfer(
     command: DemoCommand, run: Path, name: str, mode: Any, results: Path
-) -> list[dict[str, Any]]:
+) -> None:
     from fastadv.transfer.config import TransferConfig
     from fastadv.transfer.protocol import transfer
 
     tuning: dict[str, Any] = {}
     if mode == "full_network":
         tuning = {"epochs": command.transfer_epochs, "lrs": LRS}
-    return transfer(
+    transfer(
         TransferConfig(
             source=str(run),
             name=name,

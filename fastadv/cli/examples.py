@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fastadv.errors import CheckpointError, ConfigError, FastadvError
 
@@ -15,12 +15,13 @@ if TYPE_CHECKING:
     from fastadv.models import NormalizedModel
     from fastadv.models.source import Source
     from fastadv.reporting import Section
+    from fastadv.results.row import Row
     from fastadv.threat import ThreatModel
 
 _MODELS, _IMAGES, _STEPS = 3, 6, 20
 
 
-def example_section(rows: Sequence[dict[str, Any]], data: str) -> Section:
+def example_section(rows: Sequence[Row], data: str) -> Section:
     """Clean and adversarial images of up to three sources, and their loss gradients.
 
     Each at its own resolution, attacked within the radius of its training; those that
@@ -78,15 +79,16 @@ def example_section(rows: Sequence[dict[str, Any]], data: str) -> Section:
 
 
 def _sources(
-    rows: Sequence[dict[str, Any]], data: str
+    rows: Sequence[Row], data: str
 ) -> dict[str, tuple[Source, NormalizedModel]]:
     """Sources of the rows that tell the classes of `data` apart, by what to call them."""
     from fastadv.data import open_dataset
 
     found: dict[str, tuple[Source, NormalizedModel]] = {}
     refused: list[str] = []
-    for row in {r["source_hash"]: r for r in rows}.values():
-        if len(found) == _MODELS or not Path(row["source_path"]).exists():
+    for row in {r.source.digest: r for r in rows}.values():
+        path = row.source.path
+        if len(found) == _MODELS or not path or not Path(path).exists():
             continue
         try:
             source = _reopened(row)
@@ -110,7 +112,7 @@ def _sources(
     return found
 
 
-def _reopened(row: dict[str, Any]) -> Source:
+def _reopened(row: Row) -> Source:
     """The source of a row, which must be the one its numbers are of.
 
     Raises:
@@ -119,11 +121,12 @@ def _reopened(row: dict[str, Any]) -> Source:
     from fastadv.models.source import open_source
 
     # Rows of older versions name the file alone, without what was said about it.
-    given = row["source_given"] or row["source_path"]
-    source = open_source(given, row["source"], row["arch"])
-    if source.digest != row["source_hash"]:
+    stored = row.source
+    given = stored.given or stored.path or ""
+    source = open_source(given, stored.name, stored.arch)
+    if source.digest != stored.digest:
         raise CheckpointError(
-            f"{given} is no longer the source of {row['source']}: the weights changed, or "
+            f"{given} is no longer the source of {stored.name}: the weights changed, or "
             "its row does not say the input convention it was opened with"
         )
     return source

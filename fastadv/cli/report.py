@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
@@ -17,6 +17,7 @@ from fastadv.errors import ConfigError, DataError, unknown_name
 
 if TYPE_CHECKING:
     from fastadv.reporting import Section
+    from fastadv.results.row import Row
 
 PROG = "fastadv-report"
 
@@ -61,13 +62,13 @@ def make_report(
     from fastadv.reporting.page.export import export_sections
 
     rows = _read(command.results)
-    names = _names(command.compare, {row["dataset"] for row in rows})
+    names = _names(command.compare, {row.target.name for row in rows})
     sections = [*first, *report_sections(rows, names)]
     if command.examples is not None:
         from fastadv.cli.examples import example_section
 
         sections.insert(-1, example_section(rows, command.examples))
-    times = [row["time"] for row in rows if row["time"]]
+    times = [row.time for row in rows if row.time]
     about: dict[str, object] = {
         "made": datetime.now().astimezone().isoformat(timespec="seconds"),
         "results": command.results,
@@ -82,10 +83,10 @@ def make_report(
     return path, sections
 
 
-def _read(folder: str) -> list[dict[str, Any]]:
-    from fastadv.results.legacy import LegacyTable
+def _read(folder: str) -> list[Row]:
+    from fastadv.results.table import ResultsTable
 
-    table = LegacyTable(folder)
+    table = ResultsTable(folder)
     if not table.path.is_dir():
         raise DataError(f"there is no results table at {table.path}")
     rows = table.rows()

@@ -103,9 +103,9 @@ def _body(argv: list[str]) -> None:
             "of the job (gpus_per_node, ntasks_per_node); leave --nproc out"
         )
     if devices is not None:
-        from fastadv.training.plan import make_plan
+        from fastadv.training.plan import plan_run
 
-        found = make_plan(config, devices)
+        found = plan_run(config, devices)
         print(json.dumps(found.to_dict()) if as_json else found.text())
         return
     if slurm is not None:
@@ -121,10 +121,10 @@ def _body(argv: list[str]) -> None:
 
         raise SystemExit(launch(MODULE, nproc, _here(argv)))
 
-    from fastadv.runs.distributed import joined
+    from fastadv.runs.distributed import join_ranks
     from fastadv.training.trainer import Trainer
 
-    with joined(config.device) as world:
+    with join_ranks(config.device) as world:
         trainer = Trainer(config, dry_run=dry_run, world=world, profile=profile)
         if dry_run:
             trainer.describe()

@@ -12,9 +12,9 @@ import functools
 import re
 from importlib.resources import files
 
-from fastadv.threat import parse_pixels
+from fastadv.reporting.threats import Threat, threat
 
-Threat = tuple[str | None, float]  # norm and eps; (None, 0.0) is standard training
+PUBLISHED_SIDE = 224  # pixels; what both papers trained and tested at
 _MODES = {"fixed": "fixed_feature", "full": "full_network"}
 _SIDES = {"native": None, "downscaled32": 32}
 _FILE = re.compile(r"(?P<arch>.+)_(?P<norm>l2|linf)_eps(?P<eps>[0-9.]+)$")
@@ -23,12 +23,6 @@ _FILE = re.compile(r"(?P<arch>.+)_(?P<norm>l2|linf)_eps(?P<eps>[0-9.]+)$")
 def _rows(name: str) -> list[dict[str, str]]:
     text = files("fastadv.reporting").joinpath(f"literature/{name}.csv").read_text()
     return list(csv.DictReader(text.splitlines()))
-
-
-def threat(norm: str | None, eps: float | str) -> Threat:
-    """Return a threat model as a key: standard training has no norm, radii are rounded."""
-    radius = parse_pixels(eps) if isinstance(eps, str) else eps
-    return (norm, round(radius, 6)) if radius else (None, 0.0)
 
 
 @functools.cache

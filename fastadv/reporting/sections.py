@@ -6,15 +6,15 @@ A new kind of result gets its section by one file that makes it, and one line he
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
+from fastadv.reporting.evaluation import evaluation_sections
 from fastadv.reporting.page.html import Section
 from fastadv.reporting.transfer.sections import transfer_sections
+from fastadv.results.row import Row
 
-Row = Mapping[str, Any]
-
-# Given the rows of its kind and the published names of data sets, by ours.
+# Each is given the rows of its kind, and the published names of data sets by ours.
 SECTIONS: dict[str, Callable[[Sequence[Row], Mapping[str, str]], Sequence[Section]]] = {
+    "evaluation": evaluation_sections,
     "transfer": transfer_sections,
 }
 
@@ -28,8 +28,9 @@ def report_sections(
         rows: Rows of the results table.
         names: Published name of a data set by ours, where they differ.
     """
-    return [
-        section
-        for make_sections in SECTIONS.values()
-        for section in make_sections(rows, names or {})
-    ]
+    sections: list[Section] = []
+    for kind, make_sections in SECTIONS.items():
+        of_kind = [row for row in rows if row.kind == kind]
+        if of_kind:
+            sections += make_sections(of_kind, names or {})
+    return sections

@@ -80,12 +80,8 @@ def written_at(part: str) -> int | None:
     return int(stamp) if stamp.isdecimal() else None
 
 
-def write(folder: Path, name: str, rows: pa.Table) -> None:
-    """Write a part, whole and durable or not at all.
-
-    Raises:
-        OutputError: It cannot be written; nothing was added.
-    """
+def encode(rows: pa.Table) -> bytes:
+    """Return rows as the bytes of a Parquet file."""
     buffer = io.BytesIO()
     # Most parts hold a row or two, of which statistics, dictionaries and a copy of the
     # Arrow schema would be half the bytes: Parquet's own types say the same.
@@ -100,7 +96,16 @@ def write(folder: Path, name: str, rows: pa.Table) -> None:
     ) as writer:
         writer.write_table(rows)
         writer.add_key_value_metadata({_VERSION: str(SCHEMA_VERSION)})
-    write_atomic(folder / f"{name}{SUFFIX}", buffer.getvalue())
+    return buffer.getvalue()
+
+
+def write(folder: Path, name: str, rows: pa.Table) -> None:
+    """Write a part, whole and durable or not at all.
+
+    Raises:
+        OutputError: It cannot be written; nothing was added.
+    """
+    write_atomic(folder / f"{name}{SUFFIX}", encode(rows))
 
 
 def each(folder: Path, read: Callable[[Path], Read]) -> list[tuple[Path, Read]]:
@@ -163,7 +168,7 @@ def read(path: Path, columns: Sequence[str]) -> pa.Table:
     raise DataError(
         f"{path} has schema version {version}, this fastadv reads "
         f"{', '.join(MIGRATED)} and {SCHEMA_VERSION}; nothing was changed. Use another "
-        "--results"
+        "folder"
     )
 
 

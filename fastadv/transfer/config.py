@@ -13,12 +13,12 @@ from fastadv.device import DeviceConfig
 from fastadv.errors import ConfigError
 from fastadv.flags import NormName, Pixels
 from fastadv.ranges import ABOVE_0, AT_LEAST_0, AT_LEAST_1, Range
+from fastadv.reporting.literature import PUBLISHED_SIDE
 from fastadv.threat import ThreatModel
 from fastadv.training.method_config import MethodConfig, MethodName
 
 Mode = Literal["fixed_feature", "full_network", "last_k_blocks", "scratch"]
 Protocol = Literal["fastadv", "salman2020", "utrera2021"]
-PUBLISHED_SIDE = 224  # pixels
 # Choices of fine-tuning and of the sgd solver; None stands for what the protocol says.
 SGD_CHOICES = ("epochs", "batch_size", "lrs", "momentum", "weight_decay")
 

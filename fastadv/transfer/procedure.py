@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from fastadv.errors import ConfigError
+from fastadv.reporting.literature import PUBLISHED_SIDE
 from fastadv.training.optimizer_config import scheduled
-from fastadv.transfer.config import PUBLISHED_SIDE, SGD_CHOICES, TransferConfig
+from fastadv.transfer.config import SGD_CHOICES, TransferConfig
 
 # Salman et al. normalised these two by their own statistics, every other set not at all.
 _PUBLISHED_STATISTICS = {

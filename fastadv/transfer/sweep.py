@@ -14,9 +14,10 @@ from fastadv.data import DatasetSplits, subset
 from fastadv.errors import ConfigError, DataError, FastadvError
 from fastadv.models.source import Source, open_source
 from fastadv.ranges import ordered_fields
+from fastadv.reporting.literature import PUBLISHED_SIDE
 from fastadv.results.legacy import LegacyTable
 from fastadv.runs.tasks import Place, Task
-from fastadv.transfer.config import PUBLISHED_SIDE, TransferConfig
+from fastadv.transfer.config import TransferConfig
 from fastadv.transfer.freezing import choose_trained
 from fastadv.transfer.identity import row_identity
 from fastadv.transfer.protocol import TransferRun

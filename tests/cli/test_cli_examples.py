@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from fastadv.cli.examples import example_section
 from fastadv.errors import ConfigError
 from fastadv.models import NormalizedModel, create_model, save_model
 from fastadv.models.input_conventions import CONVENTIONS
-from fastadv.transfer import LegacyTable, TransferConfig, transfer
+from fastadv.results.row import Row
+from fastadv.results.table import ResultsTable
+from fastadv.transfer import TransferConfig, transfer
 
 
 def _config(folder: Path, source: str, **changes: Any) -> TransferConfig:
@@ -30,7 +33,7 @@ def _config(folder: Path, source: str, **changes: Any) -> TransferConfig:
     )
 
 
-def _rows(folder: Path, *sources: tuple[str, int]) -> list[dict[str, Any]]:
+def _rows(folder: Path, *sources: tuple[str, int]) -> list[Row]:
     """Rows of bare checkpoints: what a source is stands in its word alone."""
     for number, (options, side) in enumerate(sources):
         file = folder / f"w{number}.pt"
@@ -39,7 +42,7 @@ def _rows(folder: Path, *sources: tuple[str, int]) -> list[dict[str, Any]]:
         )
         source = f"{file},arch=resnet8_cifar,{options}"
         transfer(_config(folder, source, resolution=side))
-    return LegacyTable(folder / "results").rows()
+    return ResultsTable(folder / "results").rows()
 
 
 def test_sources_are_opened_as_they_were(
@@ -70,9 +73,11 @@ def test_sources_are_opened_as_they_were(
     captions = [caption for _, caption in section.figures]
     assert len(captions) == 3  # two threats, and the gradients of all at one size
     # A row that does not say the convention is of another network than its file alone.
-    [row] = [row for row in rows if row["source"] == "caffe"]
+    [row] = [row for row in rows if row.source.name == "caffe"]
     with pytest.raises(ConfigError, match="no longer the source of caffe"):
-        example_section([row | {"source_given": None}], "digits")
+        example_section(
+            [replace(row, source=replace(row.source, given=None))], "digits"
+        )
 
 
 def test_sources_are_shown_at_their_own_size(
@@ -91,5 +96,5 @@ def test_sources_are_shown_at_their_own_size(
         model = create_model("resnet8_cifar", 10, seed=side)
         save_model(model, file, {"resolution": side})
         transfer(_config(tmp_path, str(file)))
-    example_section(LegacyTable(tmp_path / "results").rows(), "digits")
+    example_section(ResultsTable(tmp_path / "results").rows(), "digits")
     assert sides == [(["net16"], 16), (["net24"], 24)]

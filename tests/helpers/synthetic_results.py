@@ -5,11 +5,14 @@ from __future__ import annotations
 import itertools
 import json
 import random
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from fastadv.results.legacy import LegacyTable
+from fastadv.results.migration import migrate
+from fastadv.results.row import Row
 
 ARCHS = {"resnet18": 0.0, "resnet50": 2.0, "wide_resnet50_2": 3.0}
 EPS = (0.0, 0.1, 1.0, 3.0)
@@ -45,6 +48,11 @@ def row(**changes: Any) -> dict[str, Any]:
         "val_value": 50.0,
     }
     return values | changes
+
+
+def typed(rows: Iterable[dict[str, Any]]) -> list[Row]:
+    """The rows as a table returns them; clean and robust accuracy are two."""
+    return [new for i, old in enumerate(rows) for new in migrate(old, "part", i)]
 
 
 def synthetic_rows() -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from synthetic_results import row
+from synthetic_results import row, typed
 
 from fastadv.reporting import (
     accuracy_under_attack,
@@ -68,7 +68,7 @@ def pair(dataset: str, standard: float, robust: float, **more: Any) -> list[Any]
 
 def drawn(rows: list[Any]) -> Figure:
     """The bars of the section that compares robust with standard sources."""
-    section = robust_and_standard(Study(make_cells(rows), {}))
+    section = robust_and_standard(Study(make_cells(typed(rows)), {}))
     assert section is not None
     return section.figures[0][0]
 
@@ -89,7 +89,7 @@ def test_bars_are_the_rows_and_whiskers_their_intervals() -> None:
 
 def test_seeds_are_averaged_and_the_whisker_is_the_interval_of_their_mean() -> None:
     rows = [r for i, v in enumerate((50.0, 53, 62)) for r in pair("pets", v, v, seed=i)]
-    [cell, _] = make_cells(rows)
+    [cell, _] = make_cells(typed(rows))
     (ax,) = drawn(rows).axes
     assert bars(ax)["pets\nfixed features\nn = 1000", BLUE] == pytest.approx(55.0)
     assert whiskers(ax)[0] == pytest.approx(cell.interval()[1:])

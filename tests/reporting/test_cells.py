@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-from synthetic_results import row
+from synthetic_results import row, typed
 
 from fastadv.reporting.page.html import Section
 from fastadv.reporting.transfer.cells import Cell, make_cells
@@ -33,7 +33,7 @@ def tuned(seed: int = 0, **used: Any) -> dict[str, Any]:
 
 
 def sections(rows: list[dict[str, Any]]) -> dict[str, Section]:
-    return {s.title: s for s in study_sections(Study(make_cells(rows), {}))}
+    return {s.title: s for s in study_sections(Study(make_cells(typed(rows)), {}))}
 
 
 # ---- settings ----
@@ -53,17 +53,23 @@ def test_other_hyperparameters_are_other_experiments(
     name: str, values: tuple[Any, Any], words: list[str]
 ) -> None:
     rows = [tuned(**{name: value}) for value in values]
-    labels = condition_labels(cell.condition for cell in make_cells(rows)).values()
+    labels = condition_labels(
+        cell.condition for cell in make_cells(typed(rows))
+    ).values()
     assert sorted(labels) == [f"synthetic_set, last block, {word}" for word in words]
     # Nothing is said of what is the same in all.
-    [label] = condition_labels(c.condition for c in make_cells(rows[:1])).values()
+    [label] = condition_labels(
+        c.condition for c in make_cells(typed(rows[:1]))
+    ).values()
     assert label == "synthetic_set, last block"
 
 
 def test_a_learning_rate_nobody_chose_is_part_of_the_experiment() -> None:
     rows = [tuned(lr=lr) for lr in (0.1, 0.01)]
-    assert len(make_cells(rows)) == 1
-    apart = make_cells([r | {"select_on": "none", "val_value": None} for r in rows])
+    assert len(make_cells(typed(rows))) == 1
+    apart = make_cells(
+        typed([r | {"select_on": "none", "val_value": None} for r in rows])
+    )
     labels = condition_labels(cell.condition for cell in apart).values()
     assert [label.rpartition(", ")[2] for label in labels] == ["lr 0.01", "lr 0.1"]
 
@@ -75,11 +81,11 @@ def test_equal_learning_rates_are_told_apart_by_themselves() -> None:
         for lr, value in ((9e-05, 60.0), (0.1, 70.0), (0.001, 50.0))
     ]
     for order in (rows, rows[::-1], rows[1:] + rows[:1]):
-        [cell] = make_cells(order)
+        [cell] = make_cells(typed(order))
         assert cell.values == {0: 70.0}
     # The same experiment once more, of a table that names no experiments.
     again = [r | {"identity": None} for r in (*rows, rows[1] | {"value": 71.0})]
-    assert make_cells(again)[0].values == {0: 71.0}
+    assert make_cells(typed(again))[0].values == {0: 71.0}
 
 
 def test_published_epochs_follow_the_number_of_images() -> None:
@@ -88,7 +94,7 @@ def test_published_epochs_follow_the_number_of_images() -> None:
         tuned(epochs=epochs) | {"protocol": "utrera2021", "num_pool": n}
         for n, epochs in ((400, 100), (3200, 150), (3200, 11))
     ]
-    cells = make_cells(rows)
+    cells = make_cells(typed(rows))
     by_epochs = {(cell.n, cell.epochs): cell.condition for cell in cells}
     assert by_epochs[400, 100] == by_epochs[3200, 150] != by_epochs[3200, 11]
 
@@ -113,7 +119,9 @@ def test_a_curve_over_epochs_has_a_point_for_each() -> None:
 
 def test_blocks_are_called_what_they_are() -> None:
     rows = [tuned() | {"k_blocks": k, "identity": str(k)} for k in (0, 1, 3)]
-    labels = condition_labels(cell.condition for cell in make_cells(rows)).values()
+    labels = condition_labels(
+        cell.condition for cell in make_cells(typed(rows))
+    ).values()
     words = [label.removeprefix("synthetic_set, ") for label in labels]
     assert words == ["head only", "last block", "last 3 blocks"]
 
@@ -132,7 +140,7 @@ def test_two_sources_of_one_radius_are_two_lines_and_two_names() -> None:
         )
         for seed in range(2)
     ]
-    cells = make_cells(rows)
+    cells = make_cells(typed(rows))
     labels = ["standard", "l2 0.5", "l2 1 (pgd)", "l2 1 (trades)"]
     assert [cell.label for cell in cells] == labels
     study = Study(cells, {})
@@ -172,7 +180,7 @@ def test_few_images_pair_every_standard_source() -> None:
 def test_other_weights_of_one_name_are_another_source() -> None:
     rows = [row(source_hash=digest, value=50.0) for digest in ("aaaaaaaa", "bbbbbbbb")]
     names = ["standard (synthetic aaaaaa)", "standard (synthetic bbbbbb)"]
-    assert [cell.label for cell in make_cells(rows)] == names
+    assert [cell.label for cell in make_cells(typed(rows))] == names
 
 
 def test_other_images_of_one_name_are_another_data_set() -> None:
@@ -192,7 +200,7 @@ def test_other_images_of_one_name_are_another_data_set() -> None:
         )
         for eps in (0.0, 0.5)
     ]
-    cells = make_cells(rows)
+    cells = make_cells(typed(rows))
     assert [(str(c.condition), c.mean) for c in cells] == [
         ("aircraft, fixed features", 40.0),
         ("aircraft, fixed features", 45.0),
@@ -204,7 +212,7 @@ def test_other_images_of_one_name_are_another_data_set() -> None:
     assert sorted(pair.difference for pair in compare(cells)) == [5.0, 5.0, 5.0]
     # Published numbers go by the plain name.
     assert all(c.published({}) == 41.40 for c in cells if c.robust and c.mean > 50)
-    [plain, _] = make_cells(rows[:2])
+    [plain, _] = make_cells(typed(rows[:2]))
     assert str(plain.condition) == "aircraft, fixed features"
 
 
@@ -213,7 +221,7 @@ def test_other_images_of_one_name_are_another_data_set() -> None:
 
 def test_what_differs_from_the_published_experiment_is_said() -> None:
     ours = row(dataset="aircraft", source_eps=3.0, resolution=64)
-    [cell] = make_cells([ours])
+    [cell] = make_cells(typed([ours]))
     assert cell.published({}) is not None
     unlike = ["protocol fastadv", "64 px", "other source weights"]
     assert cell.unlike_published({}) == unlike
@@ -225,12 +233,12 @@ def test_what_differs_from_the_published_experiment_is_said() -> None:
         "source_path": "/nowhere/resnet18_l2_eps3.ckpt",
         "notes": "epoch and learning rate chosen on the test set",
     }
-    [cell] = make_cells([theirs])
+    [cell] = make_cells(typed([theirs]))
     assert cell.unlike_published({}) == []
     changed = (
         theirs["notes"] + "; epochs 15 instead of 150; select_on val instead of test"
     )
-    [cell] = make_cells([theirs | {"notes": changed}])
+    [cell] = make_cells(typed([theirs | {"notes": changed}]))
     assert cell.unlike_published({}) == [
         "epochs 15 instead of 150",
         "select_on val instead of test",
@@ -246,13 +254,13 @@ def test_both_sources_of_a_difference_are_held_against_the_published() -> None:
             (0.0, "/cache/resnet18-f37072fd.pth"),
         )
     ]
-    cells = make_cells(rows)
+    cells = make_cells(typed(rows))
     study, [pair] = Study(cells, {}), compare(cells)
     alone = "not tested: a single seed"
     remarks = "not as published: other source weights"
     assert comparison_columns(study, pair)["remarks"] == f"{alone}; {remarks}"
     rows[1]["source_path"] = "/nowhere/resnet18_l2_eps0.ckpt"
-    cells = make_cells(rows)
+    cells = make_cells(typed(rows))
     study, [pair] = Study(cells, {}), compare(cells)
     assert comparison_columns(study, pair)["remarks"] == alone
 
@@ -268,7 +276,7 @@ def test_both_sources_of_a_difference_are_held_against_the_published() -> None:
 def test_each_paper_transferred_weights_of_its_own(
     path: str, eps: float, norm: str | None, theirs: bool
 ) -> None:
-    [cell] = make_cells([
+    [cell] = make_cells(typed([
         row(
             dataset="cifar10",
             arch="resnet50",
@@ -282,7 +290,7 @@ def test_each_paper_transferred_weights_of_its_own(
             source_eps=eps,
             source_norm=norm,
         )
-    ])  # fmt: skip
+    ]))  # fmt: skip
     assert cell.published({}) is not None
     assert cell.unlike_published({}) == ([] if theirs else ["other source weights"])
 
@@ -360,22 +368,24 @@ def test_every_attack_on_a_model_is_reported() -> None:
             robust_value=40 - 20 * eps + 10 * source + seed,
             robust_ci_low=1.0,
             robust_ci_high=99.0,
-            attack=json.dumps({"norm": "l2", "eps": eps, "num_steps": 20}),
+            attack=json.dumps(
+                {"name": "pgd", "norm": "l2", "eps": eps, "num_steps": 20}
+            ),
         )
         for source in (0.0, 1.0)
         for seed in range(2)
         for eps in (0.5, 1.0)
     ]
-    assert [len(c.rows) for c in make_cells(rows)] == [2, 2]
+    assert [len(c.rows) for c in make_cells(typed(rows))] == [2, 2]
     section = sections(rows)["Robust accuracy after transfer"]
     said = {
         (line[2], line[-1], str(line[-2]).split()[0]) for line in section.tables[0].rows
     }
     assert said == {
-        ("standard", "l2 0.5, 20 steps", "30.50"),
-        ("standard", "l2 1, 20 steps", "20.50"),
-        ("l2 1", "l2 0.5, 20 steps", "40.50"),
-        ("l2 1", "l2 1, 20 steps", "30.50"),
+        ("standard", "pgd, l2 0.5, 20 steps", "30.50"),
+        ("standard", "pgd, l2 1, 20 steps", "20.50"),
+        ("l2 1", "pgd, l2 0.5, 20 steps", "40.50"),
+        ("l2 1", "pgd, l2 1, 20 steps", "30.50"),
     }
     assert section.findings == [
         "Under attack, accuracy falls by 24.5 points with standard sources (2 measured) "
@@ -408,6 +418,6 @@ def test_the_best_of_several_standard_sources_stands_for_them() -> None:
         row(source=s, source_eps=eps, value=value, val_value=value)
         for s, eps, value in (("a", 0.0, 50.0), ("b", 0.0, 55.0), ("r", 1.0, 56.0))
     ]
-    [found] = compare(make_cells(rows))
+    [found] = compare(make_cells(typed(rows)))
     assert found.standard.source == "b"
     assert found.by == "val"

@@ -6,7 +6,7 @@ import itertools
 import re
 
 import pytest
-from synthetic_results import row
+from synthetic_results import row, typed
 
 from fastadv.reporting.figures.palette import source_colors
 from fastadv.reporting.page.html import Section
@@ -18,7 +18,7 @@ from fastadv.statistics import holm
 
 
 def sections(rows: list[dict[str, object]]) -> dict[str, Section]:
-    return {s.title: s for s in study_sections(Study(make_cells(rows), {}))}
+    return {s.title: s for s in study_sections(Study(make_cells(typed(rows)), {}))}
 
 
 def test_one_pair_has_one_p_value_in_all_sections() -> None:
@@ -37,7 +37,7 @@ def test_one_pair_has_one_p_value_in_all_sections() -> None:
             (0.0, 0.5, 1.0), (100, 400), (None, 32), range(4)
         )
     ]
-    study = Study(make_cells(rows), {})
+    study = Study(make_cells(typed(rows)), {})
     raw: dict[object, float] = {}
     adjusted: dict[object, set[float | None]] = {}
     for found in study.comparisons.values():
@@ -142,7 +142,7 @@ def test_no_difference_has_no_sign(lead: float, words: str) -> None:
         # The mean is 0 but for rounding.
         for seed, d in enumerate((lead + 0.1, lead + 0.2, lead - 0.3))
     ]
-    study = Study(make_cells(rows), {})
+    study = Study(make_cells(typed(rows)), {})
     [text] = published_finding(study, study.comparisons["best"])
     assert words in text
 

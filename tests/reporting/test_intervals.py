@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import stats
-from synthetic_results import row
+from synthetic_results import row, typed
 
 from fastadv.reporting.transfer.cells import seeds_interval
+from fastadv.results.row import Row
 from fastadv.statistics import (
     fit_line,
     holm,
@@ -19,6 +22,7 @@ from fastadv.statistics import (
 )
 
 SEEDS, IMAGES, REPEATS = 3, 400, 800
+[ROW] = typed([row()])
 
 
 @pytest.mark.parametrize("dof", [1, 2, 3, 4, 7, 30])
@@ -58,9 +62,7 @@ def test_holm_by_hand() -> None:
 # ---- intervals of accuracies ----
 
 
-def experiments(
-    between: float, shared: float
-) -> tuple[float, list[list[dict[str, float]]]]:
+def experiments(between: float, shared: float) -> tuple[float, list[list[Row]]]:
     """Accuracy over all seeds and images there could be, and measured experiments.
 
     An image is right where level + seed + difficulty > 0, all three normal.
@@ -82,11 +84,7 @@ def experiments(
         ends = [wilson(count, IMAGES) for count in counts]
         found.append(
             [
-                {
-                    "value": 100 * count / IMAGES,
-                    "ci_low": 100 * low,
-                    "ci_high": 100 * high,
-                }
+                replace(ROW, value=100 * count / IMAGES, low=100 * low, high=100 * high)
                 for count, (low, high) in zip(counts, ends, strict=True)
             ]
         )
@@ -97,7 +95,7 @@ def experiments(
 @pytest.mark.parametrize("shared", [0.5, 0.95])
 def test_intervals_cover_seeds_and_test_images(between: float, shared: float) -> None:
     truth, found = experiments(between, shared)
-    both = [seeds_interval(rows, "value", "ci")[1:] for rows in found]
+    both = [seeds_interval(rows)[1:] for rows in found]
     covered = np.mean([low <= truth <= high for low, high in both])
     assert 0.94 <= covered <= 1
     if shared == 0.95 and between in (
@@ -106,24 +104,24 @@ def test_intervals_cover_seeds_and_test_images(between: float, shared: float) ->
     ):  # one of the two is nearly all there is
         assert covered < 0.985
     # Neither alone does: the t-interval knows nothing of the draw of images ...
-    seeds = [mean_interval([r["value"] for r in rows])[1:] for rows in found]
+    seeds = [mean_interval([r.value for r in rows])[1:] for rows in found]
     if between < 0.3 and shared == 0.95:
         assert np.mean([low <= truth <= high for low, high in seeds]) < 0.85
     # ... and that of the images nothing of seeds.
     if between == 0.3:
-        one = np.mean([r[0]["ci_low"] <= truth <= r[0]["ci_high"] for r in found])
+        one = np.mean([(r[0].low or 0) <= truth <= (r[0].high or 0) for r in found])
         assert one < 0.6
 
 
 def test_more_seeds_are_never_surer_than_the_test_images() -> None:
     rows = [
-        row(seed=seed, value=value, ci_low=value - 2.2, ci_high=value + 2.1)
+        replace(ROW, seed=seed, value=value, low=value - 2.2, high=value + 2.1)
         for seed, value in enumerate((42.9, 43.0, 43.3))
     ]
-    mean, low, high = seeds_interval(rows, "value", "ci")
+    mean, low, high = seeds_interval(rows)
     _, least, most = mean_interval([42.9, 43.0, 43.3])
     assert mean - low == pytest.approx(np.hypot(2.2, mean - least))
     assert high - mean == pytest.approx(np.hypot(2.1, most - mean))
     # Where nothing is known of the test images, the seeds alone.
-    blind = [r | {"ci_low": None, "ci_high": None} for r in rows]
-    assert seeds_interval(blind, "value", "ci") == pytest.approx((mean, least, most))
+    blind = [replace(r, low=None, high=None) for r in rows]
+    assert seeds_interval(blind) == pytest.approx((mean, least, most))

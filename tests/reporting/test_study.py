@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from scipy import stats
-from synthetic_results import ARCHS, row, synthetic_rows, synthetic_table
+from synthetic_results import ARCHS, row, synthetic_rows, synthetic_table, typed
 
 from fastadv.cli import report as command
 from fastadv.reporting.literature import (
@@ -57,7 +57,7 @@ def test_comparisons_choose_on_validation_and_test_by_seed() -> None:
         for eps, v, val in ((0.0, 50, 50), (1.0, 60, 51), (3.0, 55, 59))
         for seed, d in enumerate((0.0, 1.0, 3.0 if eps else 2.0))
     ]
-    [found] = compare(make_cells(rows))
+    [found] = compare(make_cells(typed(rows)))
     assert found.robust.label == "l2 3"
     assert found.by == "val"
     theirs = stats.ttest_rel([55, 56, 58], [50, 51, 52])
@@ -65,7 +65,7 @@ def test_comparisons_choose_on_validation_and_test_by_seed() -> None:
     assert found.p == pytest.approx(theirs.pvalue)
     interval = theirs.confidence_interval(0.95)
     assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
-    [corrected] = Study(make_cells(rows), {}).comparisons["best"]
+    [corrected] = Study(make_cells(typed(rows)), {}).comparisons["best"]
     # Of two robust sources only the chosen one is tested: one test, nothing to correct.
     assert corrected.adjusted == found.p
     assert corrected.significant == (theirs.pvalue < 0.05)
@@ -83,21 +83,21 @@ def test_learning_rates_run_apart_count_once() -> None:
         )
         for lr, value, val in rates
     ]
-    [cell] = make_cells(rows)
+    [cell] = make_cells(typed(rows))
     assert cell.values == {0: 60.0}
     # Of the same number computed twice, the newest counts.
     again = {"value": 61.0, "ci_low": 58.0, "ci_high": 63.0}
-    [cell] = make_cells([*rows, rows[1] | again])
+    [cell] = make_cells(typed([*rows, rows[1] | again]))
     assert cell.values == {0: 61.0}
     assert cell.interval() == (61.0, 58.0, 63.0)  # one seed: the row's own
 
 
 def test_one_seed_is_never_called_significant() -> None:
     rows = [row(source_eps=eps, value=50 + 10 * eps) for eps in (0.0, 3.0)]
-    found = compare(make_cells(rows))
+    found = compare(make_cells(typed(rows)))
     assert found[0].p is None
     assert wins_finding(found).endswith("This is not tested: a single seed.")
-    sections = study_sections(Study(make_cells(rows), {}))
+    sections = study_sections(Study(make_cells(typed(rows)), {}))
     assert "significan" not in " ".join(f for s in sections for f in s.findings).lower()
 
 
@@ -108,10 +108,10 @@ def test_seeds_that_agree_exactly_are_not_a_test() -> None:
         for eps, value in ((0.0, 90.0), (1.0, 90.2))
         for seed in range(3)
     ]
-    [found] = compare(make_cells(rows))
+    [found] = compare(make_cells(typed(rows)))
     assert (found.p, found.adjusted, found.significant) == (None, None, False)
     assert found.robust.interval() == pytest.approx((90.2, 86.0, 93.0))
-    study = Study(make_cells(rows), {})
+    study = Study(make_cells(typed(rows)), {})
     [section] = study_sections(study)
     assert section.findings == [
         "The robust source is 0.2 points ahead in the one comparison there is. This is "
@@ -129,8 +129,8 @@ def test_other_settings_are_never_compared() -> None:
         {"num_pool": 500}, {"hyperparameters": '{"solver": "sgd"}'}, {"seed": 5},
     ):  # fmt: skip
         rows = [row(), row(source_eps=1.0, value=60.0) | change]
-        assert compare(make_cells(rows)) == [], change
-    assert len(compare(make_cells([row(), row(source_eps=1.0)]))) == 1
+        assert compare(make_cells(typed(rows))) == [], change
+    assert len(compare(make_cells(typed([row(), row(source_eps=1.0)])))) == 1
 
 
 # ---- published numbers ----
@@ -162,12 +162,14 @@ def test_published_numbers_are_those_of_the_papers() -> None:
 
 def test_only_all_images_are_compared_with_the_published_table() -> None:
     rows = [row(dataset="mine", source_eps=0.5)]
-    [cell] = make_cells(rows)
+    [cell] = make_cells(typed(rows))
     assert cell.published({}) is None
     assert cell.published({"mine": "aircraft"}) == 41.40
-    [part] = make_cells([rows[0] | {"num_available": 2000}])
+    [part] = make_cells(typed([rows[0] | {"num_available": 2000}]))
     assert part.published({"mine": "aircraft"}) is None
-    [old] = make_cells([rows[0] | {"num_available": None}])  # of schema version 1
+    [old] = make_cells(
+        typed([rows[0] | {"num_available": None}])
+    )  # of schema version 1
     assert old.published({"mine": "aircraft"}) is None
 
 
@@ -196,18 +198,18 @@ def test_sections_are_those_there_are_data_for(made: Path) -> None:
     assert "<cat>" not in text
     assert "&lt;cat&gt;" in text
     few = [row(source_eps=eps) for eps in (0.0, 3.0)]
-    found = [s.title for s in study_sections(Study(make_cells(few), {}))]
+    found = [s.title for s in study_sections(Study(make_cells(typed(few)), {}))]
     assert found == ["Robust against standard"]
 
 
 def test_findings_say_what_an_independent_count_says() -> None:
-    cells = make_cells(synthetic_rows())
+    cells = make_cells(typed(synthetic_rows()))
     sections = {s.title: s for s in study_sections(Study(cells, {}))}
     found, few = compare(Study(cells, {}).most), image_pairs(cells)
     p_values = {}
     for each in (*found, *few):
-        robust = [r["value"] for r in each.robust.rows.values()]
-        standard = [r["value"] for r in each.standard.rows.values()]
+        robust = [r.value for r in each.robust.rows.values()]
+        standard = [r.value for r in each.standard.rows.values()]
         p_values[each.robust, each.standard] = stats.ttest_rel(robust, standard).pvalue
     assert len(p_values) == 12  # svhn with most images is in both
     # Holm, as in the definition: step down until one fails.
@@ -236,7 +238,7 @@ def test_findings_say_what_an_independent_count_says() -> None:
     line = table.rows[0]
     x = [imagenet_accuracy()[a, (None, 0.0)] for a in ARCHS]
     y = [
-        np.mean([r["value"] for r in c.rows.values()])
+        np.mean([r.value for r in c.rows.values()])
         for c in cells
         if c.condition.dataset == "cifar10"
         and not c.condition.downscale
@@ -259,7 +261,7 @@ def test_exports_are_complete_and_readable(made: Path) -> None:
         ElementTree.parse(made / "x" / f"{stem}.svg")
     with open(made / "x" / "all-numbers.csv") as file:
         lines = list(csv.DictReader(file))
-    assert len(lines) == len(make_cells(synthetic_rows()))
+    assert len(lines) == len(make_cells(typed(synthetic_rows())))
     # No two files say the same.
     tables = [path.read_text() for path in (made / "x").glob("*.csv")]
     assert len(set(tables)) == len(tables)
@@ -410,5 +412,5 @@ document.title = "sorted " + values.join(" ");
     assert len(values) == 8
     assert values == sorted(values)
     assert values != [
-        round(c.difference, 2) for c in compare(make_cells(synthetic_rows()))
+        round(c.difference, 2) for c in compare(make_cells(typed(synthetic_rows())))
     ]

@@ -136,3 +136,21 @@ def test_other_versions_and_other_files_are_refused(tmp_path: Path) -> None:
         table.prepare()
     foreign.rename(tmp_path / "foreign.txt")  # moved away: the rest can be read
     assert len(table.rows()) == 1
+
+
+def test_the_example_of_the_docs_reads_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = ResultsTable(tmp_path / "results")
+    table.append(
+        [transfer_row(experiment="a"), transfer_row(experiment="a", value=61.5)]
+    )
+    attack = evaluation_row().attack
+    table.append([transfer_row(experiment="a", attack=attack, value=20.25)])
+    page = Path(__file__).parents[2] / "docs" / "results-table.md"
+    example = page.read_text().split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example, str(page), "exec"), {})
+    printed = capsys.readouterr().out
+    assert "62.0" in printed  # the mean of the clean rows
+    assert "20.25" in printed

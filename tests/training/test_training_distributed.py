@@ -22,7 +22,7 @@ from torch.distributed import TCPStore
 from fastadv.cli import train as command
 from fastadv.errors import ConfigError
 from fastadv.models import create_model, load_model
-from fastadv.runs.distributed import World, joined, read_environment
+from fastadv.runs.distributed import World, join_ranks, read_environment
 from fastadv.runs.launch import _free_port, launch
 from fastadv.runs.peers import Peers
 from fastadv.training import Trainer, train
@@ -130,7 +130,7 @@ def test_what_an_earlier_start_said_is_not_heard(
     first = Peers(0, 2, "first", quiet=True)
     second = Peers(0, 2, "second", quiet=True)
     try:
-        first._tell("out of memory", 1, 1)
+        first._report("out of memory", 1, 1)
         assert first._failure() == (1, "out of memory", 1)
         assert second._failure() is None
     finally:
@@ -293,7 +293,7 @@ def test_a_wrong_world_is_refused(
     assert command.main(flags(tmp_path / "run")) == 2
     assert complaint in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
-    with pytest.raises(ConfigError), joined("cpu"):
+    with pytest.raises(ConfigError), join_ranks("cpu"):
         pass
 
 

@@ -120,7 +120,7 @@ def test_a_missing_logger_is_refused_before_anything_is_made(
     assert f"--{package} needs the package {package}" in message
     assert f"pip install 'fastadv[{package}]'" in message
     assert not out.exists()
-    check_listeners(tensorboard=False, wandb=None)  # not asked for, not missed
+    check_listeners(False, None, writes=True)  # not asked for, not missed
 
 
 def test_wandb_without_an_account_is_refused_before_the_data_are_read(

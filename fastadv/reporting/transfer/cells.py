@@ -1,12 +1,10 @@
-"""From rows of the results table to experiments over seeds.
+"""From rows of the results table to cells: one source under one condition, over seeds.
 
-A cell is one source in one setting with so many training images; its values are by seed.
 Everything here is percent.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,33 +12,50 @@ from statistics import fmean
 from typing import Any
 
 from fastadv.reporting.literature import (
-    Threat,
+    PUBLISHED_SIDE,
     accuracy_of_file,
     limited_accuracy,
     published_weights,
-    threat,
     transfer_accuracy,
 )
-from fastadv.reporting.transfer.condition import Condition, Row, make_condition
+from fastadv.reporting.threats import Threat, source_threat, threat, training_label
+from fastadv.reporting.transfer.condition import Condition, make_condition
+from fastadv.results.row import AttackRecord, Departure, Row
+from fastadv.results.settings import TransferSetting
 from fastadv.statistics import mean_interval
 
-# By how much trains.
+# Modes by how much of the network trains.
 _RANK = {"fixed_feature": 0, "last_k_blocks": 1, "full_network": 2, "scratch": 3}
-_PUBLISHED_SIDE = 224  # pixels
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One row of a cell, with its setting and what its network does under attack.
+
+    Attributes:
+        row: Accuracy on clean images.
+        setting: The setting of the row.
+        attacked: Accuracy of the same network under each attack.
+    """
+
+    row: Row
+    setting: TransferSetting
+    attacked: Mapping[AttackRecord, Row]
 
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """One source, in one condition, with `n` training images.
+    """One source, under one condition, with `n` training images.
 
     Attributes:
-        source: name of the source.
-        arch: its architecture.
-        threat: its norm and eps; None if unknown.
-        n: images to train with, those for validation included.
-        rows: by seed.
-        attacked: of the same models under each attack, by seed, by attack as JSON.
-        named: whether arch and threat do not say which source it is.
+        condition: What is equal in all rows of the cell, and in those compared with it.
+        source: Name of the source.
+        arch: Architecture of the source.
+        threat: Norm and eps of its training; None if unknown.
+        n: Number of images to train with, those for validation included.
+        rows: Accuracy on clean images, by seed.
+        attacked: Clean and robust accuracy of the same networks, by seed, by attack.
+        named: Whether arch and threat do not tell which source it is.
     """
 
     condition: Condition
@@ -49,13 +64,23 @@ class Cell:
     threat: Threat | None
     n: int
     rows: Mapping[int, Row]
-    attacked: Mapping[str, Mapping[int, Row]]
+    attacked: Mapping[AttackRecord, Mapping[int, tuple[Row, Row]]]
     named: bool
+
+    @property
+    def first(self) -> Row:
+        """The row of the smallest seed."""
+        return next(iter(self.rows.values()))
+
+    @property
+    def setting(self) -> TransferSetting:
+        """The setting of the first row; others differ in what was chosen at most."""
+        return transfer_setting(self.first)
 
     @property
     def values(self) -> dict[int, float]:
         """Accuracy by seed."""
-        return {seed: float(row["value"]) for seed, row in self.rows.items()}
+        return {seed: row.value for seed, row in self.rows.items()}
 
     @property
     def mean(self) -> float:
@@ -63,14 +88,14 @@ class Cell:
         return self.interval()[0]
 
     def interval(self) -> tuple[float, float, float]:
-        """Mean and 95 % interval; see `seeds_interval`."""
-        return seeds_interval(list(self.rows.values()), "value", "ci")
+        """Return mean and 95 % interval; see `seeds_interval`."""
+        return seeds_interval(list(self.rows.values()))
 
     @property
     def validation(self) -> float | None:
         """Mean of what hyper-parameters were chosen on; None where nothing was."""
-        found = [row.get("val_value") for row in self.rows.values()]
-        known = [float(value) for value in found if value is not None]
+        found = [row.val_value for row in self.rows.values()]
+        known = [value for value in found if value is not None]
         return math.fsum(known) / len(known) if len(known) == len(found) else None
 
     @property
@@ -80,23 +105,17 @@ class Cell:
 
     @property
     def training(self) -> str:
-        """The threat in words."""
-        if self.threat is None:
-            return "eps unknown"
-        norm, eps = self.threat
-        if not eps:
-            return "standard"
-        pixels = f"{eps * 255:.4g}/255" if norm == "linf" else f"{eps:g}"
-        return f"{norm} {pixels}"
+        """How the source was trained, in a few words."""
+        return training_label(self.threat)
 
     @property
     def radius(self) -> float:
-        """Radius of the pretraining, 0 where it is unknown; pixel units."""
+        """Radius of the pretraining in pixel units, 0 where it is unknown."""
         return self.threat[1] if self.threat else 0.0
 
     @property
     def label(self) -> str:
-        """The threat in words, and the name of the source where that is not enough."""
+        """How the source was trained, and its name where that is not enough."""
         if self.threat is None:
             return f"{self.source} ({self.training})"
         return f"{self.training} ({self.source})" if self.named else self.training
@@ -104,101 +123,110 @@ class Cell:
     @property
     def source_accuracy(self) -> float | None:
         """Accuracy of the source on its own test images, if it is known."""
-        row = next(iter(self.rows.values()))
-        given = row.get("source_accuracy")
-        return (
-            given if given is not None else accuracy_of_file(row["source_path"] or "")
-        )
+        source = self.first.source
+        if source.accuracy is not None:
+            return source.accuracy
+        return accuracy_of_file(source.path or "")
 
     @property
     def complete(self) -> bool:
         """Whether all training images there are were used."""
-        return self.n == next(iter(self.rows.values())).get("num_available")
+        return self.n == self.setting.num_available
 
     @property
     def epochs(self) -> int:
         """Epochs of fine-tuning; 0 where there are none."""
-        row = next(iter(self.rows.values()))
-        return int(json.loads(row.get("hyperparameters") or "{}").get("epochs") or 0)
+        return self.setting.epochs or 0
 
     def published(self, names: Mapping[str, str]) -> float | None:
-        """The published number of the same data, mode, source and number of images.
+        """Return the published number of the same data, mode, source and images.
 
         Args:
-            names: published name of a data set by ours.
+            names: Published name of a data set by ours, where they differ.
         """
         found = self._published(names)
         return None if found is None else found[0]
 
     def unlike_published(self, names: Mapping[str, str]) -> list[str]:
-        """In what the experiment differs from that of the published number, in words."""
+        """Return in what the experiment differs from that of the published number."""
         found = self._published(names)
         if found is None:
             return []
-        condition, row = self.condition, next(iter(self.rows.values()))
-        words = []
-        if condition.protocol != found[1]:
-            words.append(f"protocol {condition.protocol or 'unknown'}")
-        if condition.resolution != _PUBLISHED_SIDE:
-            words.append(f"{condition.resolution} px")
-        # What flags changed of a published protocol, as the row words it.
-        words += [
-            note
-            for note in (row.get("notes") or "").split("; ")
-            if " instead of " in note and not note.startswith("resolution ")
+        differences = []
+        if self.condition.protocol != found[1]:
+            differences.append(f"protocol {self.condition.protocol or 'unknown'}")
+        if self.condition.resolution != PUBLISHED_SIDE:
+            differences.append(f"{self.condition.resolution} px")
+        differences += [
+            departure_label(departure)
+            for departure in self.first.departures
+            if departure.name != "resolution"
         ]
-        if not published_weights(row["source_path"] or "", found[1]):
-            words.append("other source weights")
-        return words
+        if not published_weights(self.first.source.path or "", found[1]):
+            differences.append("other source weights")
+        return differences
 
     def _published(self, names: Mapping[str, str]) -> tuple[float, str] | None:
-        """The published number, and the protocol it was measured by."""
+        """Return the published number, and the protocol it was measured by."""
         if self.threat is None:
             return None
-        condition, of = self.condition, threat(*self.threat)
+        condition, source = self.condition, threat(*self.threat)
         dataset = names.get(condition.dataset, condition.dataset)
         if self.complete:
-            key = (dataset, condition.mode, condition.published_side(), self.arch)
-            found = transfer_accuracy().get((*key, of))
+            side = condition.downscale or None
+            key = (dataset, condition.mode, side, self.arch, source)
+            found = transfer_accuracy().get(key)
             if found is not None:
                 return found, "salman2020"
         if condition.mode != "last_k_blocks" or condition.downscale:
             return None
         n = None if self.complete else self.n
-        limited = (dataset, self.arch, condition.k_blocks, n, of)
+        limited = (dataset, self.arch, condition.k_blocks, n, source)
         found = limited_accuracy().get(limited)
         return None if found is None else (found, "utrera2021")
 
 
-def seeds_interval(
-    rows: Sequence[Row], value: str, ends: str
-) -> tuple[float, float, float]:
-    """Mean and 95 % interval over seeds and test images, percent.
+def transfer_setting(row: Row) -> TransferSetting:
+    """Return the setting of a row of kind "transfer".
+
+    Raises:
+        TypeError: The row is of another kind.
+    """
+    if not isinstance(row.setting, TransferSetting):
+        raise TypeError(f"a row of kind {row.kind!r} is no transfer")
+    return row.setting
+
+
+def departure_label(departure: Departure) -> str:
+    """Describe one departure from a published protocol."""
+    return f"{departure.name} {departure.ours} instead of {departure.published}"
+
+
+def seeds_interval(rows: Sequence[Row]) -> tuple[float, float, float]:
+    """Return mean and 95 % interval over seeds and test images, percent.
 
     Seeds vary by what they draw, and all of them by the one draw of test images, which no
     spread over seeds shows. The t-interval over seeds and the mean one of the test images
-    are joined by the square root of the sum of their squares on either side, as of two
+    are combined by the square root of the sum of their squares on either side, as of two
     independent estimates (MOVER). It covers a little more than 95 % where seeds err on
     different images: that spread is then in both.
 
-    Of a single seed, and of seeds that agree exactly, it is that of the test images.
+    Of a single seed, and of seeds that agree exactly, it is the interval of the test
+    images.
 
     Args:
-        rows: one per seed.
-        value: column of the values.
-        ends: their interval is in the columns `ends` + `_low` and `_high`; without it
-            the result is of the seeds alone.
+        rows: One per seed; where they have no interval of the test images, the result is
+            that of the seeds alone.
 
     Source:
         Zou and Donner 2008, Construction of confidence limits about effect measures.
     """
-    mean, least, most = mean_interval([float(row[value]) for row in rows])
-    low, high = f"{ends}_low", f"{ends}_high"
-    known = [r for r in rows if r.get(low) is not None and r.get(high) is not None]
-    below = fmean(r[value] - r[low] for r in known) if known else 0.0
-    above = fmean(r[high] - r[value] for r in known) if known else 0.0
-    least = mean - math.hypot(mean - least, below)
-    most = mean + math.hypot(most - mean, above)
+    mean, least, most = mean_interval([row.value for row in rows])
+    below = [row.value - row.low for row in rows if row.low is not None]
+    above = [row.high - row.value for row in rows if row.high is not None]
+    if below and above:
+        least = mean - math.hypot(mean - least, fmean(below))
+        most = mean + math.hypot(most - mean, fmean(above))
     return mean, max(0.0, least), min(100.0, most)
 
 
@@ -208,61 +236,76 @@ def make_cells(rows: Iterable[Row]) -> list[Cell]:
     Of rows that define the same number the newest counts, and of learning rates that
     were run one by one the one that did best on what they were to be chosen on. Sources
     and data sets of one name but other content are told apart by their hashes.
+
+    Args:
+        rows: Rows of kind "transfer", oldest first; clean and robust accuracy of one
+            network share their `experiment`.
     """
-    newest: dict[Any, Row] = {}
-    for number, row in enumerate(rows):
-        newest[row.get("identity") or number] = row
-    of_source = _versions(newest.values(), lambda r: r["source"], "source_hash")
+    trials = _trials(rows)
+    source_version = _versions((t.row.source.name, t.row.source.digest) for t in trials)
     # By side: the fingerprint is of the images as they were reduced.
-    of_dataset = _versions(
-        newest.values(),
-        lambda r: (r["dataset"], r.get("downscale")),
-        "dataset_fingerprint",
+    target_version = _versions(
+        ((t.row.target.name, t.row.target.downscale), t.row.target.fingerprint)
+        for t in trials
     )
-    found: dict[tuple[Condition, str, str, Threat | None, int], list[Row]] = {}
-    for row in newest.values():
-        eps = row.get("source_eps")
-        of = None if eps is None else threat(row.get("source_norm"), eps)
-        n = int(
-            row.get("num_pool") or (row["num_train"] or 0) + (row.get("num_val") or 0)
-        )
-        condition = make_condition(row, n, of_dataset(row))
-        source = f"{row['source']} {of_source(row)}".rstrip()
-        key = (condition, source, str(row["arch"]), of, n)
-        found.setdefault(key, []).append(row)
+    found: dict[tuple[Condition, str, str, Threat | None, int], list[Trial]] = {}
+    for trial in trials:
+        source, target = trial.row.source, trial.row.target
+        version = target_version((target.name, target.downscale), target.fingerprint)
+        condition = make_condition(trial.row, trial.setting, version)
+        name = f"{source.name} {source_version(source.name, source.digest)}".rstrip()
+        trained = source_threat(trial.row)
+        key = (condition, name, str(source.arch), trained, trial.setting.num_pool)
+        found.setdefault(key, []).append(trial)
     sources: dict[tuple[str, Threat | None], set[str]] = {}
-    for _, name, arch, of, _ in found:
-        sources.setdefault((arch, of), set()).add(name)
+    for _, name, arch, trained, _ in found:
+        sources.setdefault((arch, trained), set()).add(name)
     cells = []
     for key, of_cell in found.items():
-        best: dict[int, Row] = {}
-        for row in of_cell:
-            seed = int(row["seed"])
-            if seed not in best or _merit(row) >= _merit(best[seed]):
-                best[seed] = row
-        attacked: dict[str, dict[int, Row]] = {}
-        for row in of_cell:
-            seed = int(row["seed"])
-            same = row["hyperparameters"] == best[seed]["hyperparameters"]
-            if same and row.get("robust_value") is not None:
-                attacked.setdefault(str(row.get("attack") or ""), {})[seed] = row
+        best: dict[int, Trial] = {}
+        for trial in of_cell:
+            seed = trial.row.seed
+            if seed not in best or _merit(trial) >= _merit(best[seed]):
+                best[seed] = trial
+        attacked: dict[AttackRecord, dict[int, tuple[Row, Row]]] = {}
+        for trial in of_cell:
+            if trial.setting == best[trial.row.seed].setting:
+                for attack, robust in trial.attacked.items():
+                    pair = (trial.row, robust)
+                    attacked.setdefault(attack, {})[trial.row.seed] = pair
+        clean = {seed: best[seed].row for seed in sorted(best)}
         several = len(sources[key[2], key[3]]) > 1
-        cells.append(Cell(*key, dict(sorted(best.items())), attacked, several))
+        cells.append(Cell(*key, clean, attacked, several))
     return sorted(cells, key=_order)
 
 
+def _trials(rows: Iterable[Row]) -> list[Trial]:
+    """Return the newest row of each clean number, with the robust ones of its network."""
+    clean: dict[Any, Row] = {}
+    robust: dict[Any, dict[AttackRecord, Row]] = {}
+    for number, row in enumerate(rows):
+        if row.attack is None:
+            clean[row.identity or number] = row
+        else:
+            robust.setdefault(row.experiment, {})[row.attack] = row
+    return [
+        Trial(row, transfer_setting(row), robust.get(row.experiment, {}))
+        for row in clean.values()
+    ]
+
+
 def _versions(
-    rows: Iterable[Row], name: Callable[[Row], Hashable], column: str
-) -> Callable[[Row], str]:
-    """The beginning of the hash in `column`; empty where a name has only one."""
-    hashes: dict[Hashable, set[str]] = {}
-    for row in rows:
-        hashes.setdefault(name(row), set()).add(str(row.get(column)))
+    found: Iterable[tuple[Hashable, str | None]],
+) -> Callable[[Hashable, str | None], str]:
+    """Return a function of name and hash: the beginning of the hash, if it is needed.
 
-    def version(row: Row) -> str:
-        return str(row.get(column))[:6] if len(hashes[name(row)]) > 1 else ""
-
-    return version
+    Args:
+        found: All names with their hashes; a name with one hash needs no version.
+    """
+    hashes: dict[Hashable, set[str | None]] = {}
+    for name, digest in found:
+        hashes.setdefault(name, set()).add(digest)
+    return lambda name, digest: str(digest)[:6] if len(hashes[name]) > 1 else ""
 
 
 def _order(cell: Cell) -> tuple[Any, ...]:
@@ -272,27 +315,26 @@ def _order(cell: Cell) -> tuple[Any, ...]:
     return *place, cell.arch, norm or "", eps, cell.source, cell.n
 
 
-def _merit(row: Row) -> tuple[float, float, str]:
-    """What a row is preferred by: validation, then as the grids of learning rates do.
+def _merit(trial: Trial) -> tuple[float, float, str]:
+    """Return what a trial is preferred by: validation, then as grids of rates do.
 
-    Those begin with the largest and keep the first of equals; when a row was written says
-    nothing. Equal only of the same hyper-parameters.
+    Those begin with the largest learning rate and keep the first of equals; when a row
+    was written plays no part. Only trials of the same choices are equal.
     """
-    value = row.get("val_value")
-    used = str(row.get("hyperparameters") or "{}")
-    lr = json.loads(used).get("lr") or 0.0
-    return -math.inf if value is None else float(value), float(lr), used
+    value, used = trial.row.val_value, trial.setting
+    choices = str((used.lrs, used.chosen_c, used.chosen_epoch))
+    return -math.inf if value is None else value, used.chosen_lr or 0.0, choices
 
 
 def with_most_images(
     cells: Sequence[Cell], family: Callable[[Cell], object] | None = None
 ) -> list[Cell]:
-    """The cells with the most training images.
+    """Return the cells with the most training images.
 
     Args:
-        cells: to choose from.
-        family: what shares one number: that of which there are most settings, and the
-            largest of those; every setting by itself if it is None.
+        cells: Cells to choose from.
+        family: Returns what shares one number of images: that at which there are most
+            conditions, and the largest of those. None: every condition by itself.
     """
     of = family or (lambda cell: cell.condition)
     found: dict[object, dict[int, set[Condition]]] = {}

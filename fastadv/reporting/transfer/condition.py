@@ -1,23 +1,30 @@
-"""What must be equal for two rows of the results table to be compared, and its name."""
+"""What must be equal for two transfers to be compared, and its name.
+
+Rows are grouped by the typed setting their writer stored; no text of a row is read.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any
 
-Row = Mapping[str, Any]
+from fastadv.results.row import Row
+from fastadv.results.settings import Statistics, TransferSetting
+
 _MODE_NAMES = {
     "fixed_feature": "fixed features",
     "full_network": "full network",
     "scratch": "from scratch",
 }
-# Chosen on validation or test images, or said elsewhere in the row.
-_CHOSEN = ("C", "lr", "lrs", "epoch")
-_ELSEWHERE = ("epochs", "solver", "method")
-# What `condition_labels` words by itself.
-_WORDED = ("dataset", "version", "mode", "k_blocks", "epochs", "recipe")
+# Fields of a setting that do not separate conditions: numbers of images are on an axis
+# of their own, and what the experiment chose itself varies within a condition.
+_NOT_COMPARED = {
+    *("num_train", "num_val", "num_pool", "num_available", "published_epochs"),
+    *("lrs", "chosen_c", "chosen_lr", "chosen_epoch", "depends_on_seed"),
+}
+# What `condition_labels` describes in its own way.
+_LABELLED = ("dataset", "version", "mode", "k_blocks", "epochs", "recipe")
 
 
 @dataclass(frozen=True, order=True)
@@ -25,21 +32,37 @@ class Condition:
     """What must be equal for two numbers to be compared.
 
     Empty strings and zeros stand for what does not apply.
+
+    Attributes:
+        dataset: Name of the target.
+        version: Beginning of its fingerprint, where a table has several of one name.
+        mode: What trained; empty for several, where they are on the x axis.
+        k_blocks: Number of trained blocks, in mode `last_k_blocks`.
+        downscale: Side that images were first reduced to, pixels.
+        protocol: Where the settings came from.
+        select_on: What hyper-parameters were chosen on.
+        resolution: Side of the images, pixels.
+        solver: Solver of a head on cached features.
+        method: Training method, if it was adversarial.
+        metric: What the accuracy is.
+        epochs: Epochs of fine-tuning; 0 for none, for the number that the protocol
+            publishes for so many images, and where they are on the x axis.
+        recipe: Name and value of everything else in the setting, as text.
     """
 
     dataset: str
-    version: str  # begins its fingerprint, where the table has several of one name
-    mode: str  # empty: of several, see `family`
+    version: str
+    mode: str
     k_blocks: int
-    downscale: int  # 0: none
+    downscale: int
     protocol: str
     select_on: str
     resolution: int
     solver: str
     method: str
     metric: str
-    epochs: int  # 0: none, or the published number, which may follow that of images
-    recipe: tuple[tuple[str, str], ...]  # every other hyper-parameter not chosen
+    epochs: int
+    recipe: tuple[tuple[str, str], ...]
 
     @property
     def target(self) -> str:
@@ -48,7 +71,7 @@ class Condition:
 
     @property
     def trains(self) -> str:
-        """What trains, in words; empty for several."""
+        """What trains, for people; empty for several modes."""
         if self.mode == "last_k_blocks":
             known = {0: "head only", 1: "last block"}
             return known.get(self.k_blocks, f"last {self.k_blocks} blocks")
@@ -57,56 +80,52 @@ class Condition:
     def __str__(self) -> str:
         return f"{self.target}, {self.trains}" if self.trains else self.target
 
-    def published_side(self) -> int | None:
-        """How published tables call the side images were reduced to."""
-        return self.downscale or None
 
-
-def make_condition(row: Row, n: int, version: str) -> Condition:
-    """The setting of a row.
+def make_condition(row: Row, setting: TransferSetting, version: str) -> Condition:
+    """Make the condition of a row.
 
     Args:
-        row: of the results table.
-        n: images to train with, those for validation included.
-        version: see `Condition`.
+        row: Row of kind "transfer".
+        setting: Its setting.
+        version: See `Condition`.
     """
-    used = json.loads(row.get("hyperparameters") or "{}")
-    select_on = str(row.get("select_on") or "")
-    protocol = str(row.get("protocol") or "")
-    apart = {name: _said(used.get(name)) for name in ("solver", "method")}
-    left_out = {*_CHOSEN, *_ELSEWHERE}
-    if select_on == "none":
-        left_out.remove("lr")
-    if select_on != "val":
-        left_out.add("val_fraction")
-    epochs = int(used.get("epochs") or 0)
-    # Source: Utrera et al. 2021, appendix A. A curve over n has both.
-    if protocol == "utrera2021" and epochs == (100 if n <= 1600 else 150):
-        epochs = 0
+    own = {
+        "mode": setting.mode,
+        "k_blocks": setting.k_blocks or 0,
+        "protocol": setting.protocol,
+        "select_on": setting.select_on,
+        "solver": setting.solver or "",
+        "method": _text(setting.method),
+        "epochs": setting.epochs or 0,
+    }
+    if setting.epochs == setting.published_epochs:
+        own["epochs"] = 0  # a curve over the number of images is one condition
+    recipe = {
+        field.name: getattr(setting, field.name)
+        for field in fields(setting)
+        if field.name not in own and field.name not in _NOT_COMPARED
+    }
+    if setting.select_on == "none":
+        recipe["lr"] = setting.chosen_lr
+    if setting.select_on != "val":
+        recipe["val_fraction"] = None
     return Condition(
-        dataset=str(row["dataset"]),
+        dataset=row.target.name,
         version=version,
-        mode=str(row["mode"]),
-        k_blocks=int(row.get("k_blocks") or 0),
-        downscale=int(row.get("downscale") or 0),
-        protocol=protocol,
-        select_on=select_on,
-        resolution=int(row.get("resolution") or 0),
-        **apart,
-        metric=str(row.get("metric") or ""),
-        epochs=epochs,
-        recipe=tuple(
-            sorted((k, _said(v)) for k, v in used.items() if k not in left_out)
-        ),
+        downscale=row.target.downscale or 0,
+        resolution=row.target.resolution or 0,
+        metric=row.metric,
+        recipe=tuple(sorted((name, _text(value)) for name, value in recipe.items())),
+        **own,  # type: ignore[arg-type]
     )
 
 
-def _said(value: Any) -> str:
-    """A hyper-parameter in words; empty for none."""
-    if isinstance(value, Mapping):
-        return ", ".join(
-            _said(v) if k == "name" else f"{k} {_said(v)}" for k, v in value.items()
-        )
+def _text(value: Any) -> str:
+    """Return a value of a setting as text; empty for none."""
+    if isinstance(value, Statistics):
+        return f"mean {_text(value.mean)}, std {_text(value.std)}"
+    if isinstance(value, tuple):
+        return " ".join(map(_text, value))
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
@@ -115,36 +134,39 @@ def _said(value: Any) -> str:
 
 
 def condition_labels(conditions: Iterable[Condition]) -> dict[Condition, str]:
-    """A short name of each, with whatever else tells apart those of one short name.
+    """Return short names, with whatever else tells apart those of one short name.
 
-    Hyper-parameters are said only among settings of one protocol and solver: those
+    Hyper-parameters are named only among conditions of one protocol and solver: those
     names stand for what goes with them.
     """
     listed = list(dict.fromkeys(conditions))
+    namesakes: dict[str, list[Condition]] = {}
+    for condition in listed:
+        namesakes.setdefault(str(condition), []).append(condition)
     labels = {}
-    for setting in listed:
-        peers = [s for s in listed if str(s) == str(setting)]
-        words = [str(setting)]
-        for name in (f.name for f in fields(Condition) if f.name not in _WORDED):
+    for condition in listed:
+        peers = namesakes[str(condition)]
+        parts = [str(condition)]
+        for name in (f.name for f in fields(Condition) if f.name not in _LABELLED):
             if len({getattr(peer, name) for peer in peers}) > 1:
-                words.append(_word(name, getattr(setting, name)))
+                parts.append(_part(name, getattr(condition, name)))
         alike = [
-            s
-            for s in peers
-            if (s.protocol, s.solver) == (setting.protocol, setting.solver)
+            peer
+            for peer in peers
+            if (peer.protocol, peer.solver) == (condition.protocol, condition.solver)
         ]
         if len({peer.epochs for peer in alike}) > 1:
-            words.append(f"{setting.epochs or 'published'} epochs")
-        words += [
-            _word(name, value)
-            for name, value in setting.recipe
+            parts.append(f"{condition.epochs or 'published'} epochs")
+        parts += [
+            _part(name, value)
+            for name, value in condition.recipe
             if any((name, value) not in peer.recipe for peer in alike)
         ]
-        labels[setting] = ", ".join(words)
+        labels[condition] = ", ".join(parts)
     return labels
 
 
-def _word(name: str, value: object) -> str:
+def _part(name: str, value: object) -> str:
     if name == "downscale":
         return f"reduced to {value} px" if value else "native"
     if name == "resolution":

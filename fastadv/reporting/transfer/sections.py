@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from fastadv.reporting.page.html import Section
-from fastadv.reporting.transfer.cells import make_cells
-from fastadv.reporting.transfer.condition import Row
+from fastadv.reporting.transfer.cells import departure_label, make_cells
 from fastadv.reporting.transfer.study import Study
 from fastadv.reporting.transfer.study_classes import per_class, under_attack
 from fastadv.reporting.transfer.study_images import (
@@ -22,6 +21,7 @@ from fastadv.reporting.transfer.study_sources import (
     by_width,
     robust_and_standard,
 )
+from fastadv.results.row import Row
 
 
 def transfer_sections(rows: Sequence[Row], names: Mapping[str, str]) -> list[Section]:
@@ -55,10 +55,26 @@ def study_sections(study: Study) -> list[Section]:
 
 
 def all_numbers(study: Study) -> Section:
-    """List every cell, and the known defects of the protocols behind them."""
-    notes = sorted(
-        {row["notes"] for c in study.cells for row in c.rows.values() if row["notes"]}
-    )
-    text = [f"Known defects of the protocols used here: {note}." for note in notes]
+    """List every cell, and the flaws of the published protocols behind them."""
+    flaws: dict[str, set[str]] = {}
+    departures: dict[str, set[str]] = {}
+    for cell in study.cells:
+        protocol = cell.condition.protocol
+        for row in cell.rows.values():
+            flaws.setdefault(protocol, set()).update(d.text for d in row.defects)
+            changed = map(departure_label, row.departures)
+            departures.setdefault(protocol, set()).update(changed)
+    text = [
+        *_paragraphs("Known flaws of {}, which are reproduced: ", flaws),
+        *_paragraphs("Some rows depart from {}: ", departures),
+    ]
     table = study.table(study.cells)
     return Section("All numbers", [study.interval_note, *text], tables=[table])
+
+
+def _paragraphs(start: str, found: Mapping[str, set[str]]) -> list[str]:
+    return [
+        start.format(f"protocol {protocol}") + "; ".join(sorted(parts)) + "."
+        for protocol, parts in sorted(found.items())
+        if parts
+    ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from statistics import fmean
 
 from fastadv.reporting.figures.lines import Cloud, Labels, cloud_panels
@@ -32,25 +31,24 @@ def under_attack(study: Study) -> Section | None:
     if not cells:
         return None
     drawn, name = with_most_images(cells), line_name(cells)
-    attacks = list(dict.fromkeys(_attack(a) for c in drawn for a in c.attacked))
+    attacks = list(dict.fromkeys(str(attack) for c in drawn for attack in c.attacked))
     several = len(attacks) > 1
     clouds: dict[str, dict[str, Cloud]] = {}
     drops: dict[bool, list[float]] = {False: [], True: []}
     lines = []
     for cell in cells:
-        for attack, of_attack in cell.attacked.items():
-            found = list(of_attack.values())
-            robust = seeds_interval(found, "robust_value", "robust_ci")
+        for attack, pairs in cell.attacked.items():
+            robust = seeds_interval([attacked for _, attacked in pairs.values()])
             # Of the same seeds: others may not have been attacked.
-            clean = seeds_interval(found, "value", "ci")
-            label = _attack(attack)
+            clean = seeds_interval([natural for natural, _ in pairs.values()])
+            label = str(attack)
             lines.append(
                 {
                     "setting": study.labels[cell.condition],
                     "arch": cell.arch,
                     "source": cell.label,
                     "n": cell.n,
-                    "seeds": len(found),
+                    "seeds": len(pairs),
                     "clean": format_interval(*clean),
                     "robust": format_interval(*robust),
                     "attack": label,
@@ -87,17 +85,6 @@ def under_attack(study: Study) -> Section | None:
         [make_table(lines, "Percent.")],
         findings=[finding + "This is not tested."] if falls else [],
     )
-
-
-def _attack(attack: str) -> str:
-    """An attack of the results table in words."""
-    found = json.loads(attack or "{}")
-    norm, eps = found.get("norm", ""), found.get("eps")
-    if eps is None:
-        return attack
-    pixels = f"{eps * 255:.4g}/255" if norm == "linf" else f"{eps:g}"
-    steps = f", {found['num_steps']} steps" if "num_steps" in found else ""
-    return f"{norm} {pixels}{steps}"
 
 
 def per_class(study: Study) -> Section | None:
@@ -137,7 +124,7 @@ def per_class(study: Study) -> Section | None:
 
 def _class_table(study: Study, each: Comparison) -> Table:
     standard, robust = _counts(each.standard), _counts(each.robust)
-    names = next(iter(each.robust.rows.values())).get("class_names")
+    names = each.robust.first.target.class_names
     rows = []
     for number, (ours, theirs) in enumerate(zip(robust, standard, strict=True)):
         if ours[1] and theirs[1]:
@@ -153,11 +140,11 @@ def _class_table(study: Study, each: Comparison) -> Table:
 
 def _counts(cell: Cell) -> list[Count]:
     """Return correct and all test images of each class, means over seeds."""
-    rows = [r for r in cell.rows.values() if r.get("per_class_total")]
+    rows = [row for row in cell.rows.values() if row.per_class_total]
     if not rows:
         return []
-    right = zip(*(r["per_class_correct"] for r in rows), strict=True)
-    total = zip(*(r["per_class_total"] for r in rows), strict=True)
+    right = zip(*(row.per_class_correct for row in rows), strict=True)
+    total = zip(*(row.per_class_total for row in rows), strict=True)
     return [(fmean(a), fmean(b)) for a, b in zip(right, total, strict=True)]
 
 

@@ -1,0 +1,114 @@
+"""The section on evaluations: clean and robust accuracy by source and attack."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from matplotlib.figure import Figure
+
+from fastadv.reporting.figures.bars import Bar, grouped_bars
+from fastadv.reporting.figures.palette import source_colors
+from fastadv.reporting.page.html import Section, Table
+from fastadv.reporting.threats import source_threat, training_label
+from fastadv.results.row import AttackRecord, Row
+from fastadv.text_tables import format_percent_ci
+
+CLEAN = "clean images"
+
+
+@dataclass
+class Evaluated:
+    """What was measured of one source on the same images.
+
+    Attributes:
+        name: Name of the source.
+        first: Any row of it.
+        clean: Row of the clean accuracy; None if it was not measured.
+        attacked: Rows of the accuracy under each attack.
+    """
+
+    name: str
+    first: Row
+    clean: Row | None = None
+    attacked: dict[AttackRecord, Row] = field(default_factory=dict)
+
+
+def evaluation_sections(rows: Sequence[Row], names: Mapping[str, str]) -> list[Section]:
+    """Make the section of rows of kind "evaluation"; nothing where there are none.
+
+    Args:
+        rows: Rows of kind "evaluation", oldest first; of equal ones the newest counts.
+        names: Published names of data sets by ours; evaluations have none.
+    """
+    found = _evaluated(rows)
+    if not found:
+        return []
+    figures = [_figure(of_images) for of_images in found.values()]
+    lines = [
+        [
+            each.first.setting_label,
+            each.name,
+            each.first.source.arch,
+            training_label(source_threat(each.first)),
+            _accuracy(each.clean),
+            None if robust is None else str(robust.attack),
+            _accuracy(robust),
+            (robust or each.first).n,
+        ]
+        for of_images in found.values()
+        for each in of_images
+        for robust in (each.attacked.values() or [None])
+    ]
+    columns = [
+        "images", "source", "arch", "training", "clean", "attack", "robust", "n",
+    ]  # fmt: skip
+    return [
+        Section(
+            "Clean and robust accuracy",
+            [
+                "Accuracy on clean images and under attack. An image counts as robust when "
+                "it is classified correctly and no attack changes that. Intervals are "
+                "95 %, over the draw of test images."
+            ],
+            figures,
+            [Table(columns, lines, "Accuracy of every source, percent.")],
+        )
+    ]
+
+
+def _evaluated(rows: Sequence[Row]) -> dict[str, list[Evaluated]]:
+    """Collect rows by the images and metric they are of, and by their source."""
+    digests: dict[str, set[str | None]] = {}
+    for row in rows:
+        digests.setdefault(row.source.name, set()).add(row.source.digest)
+    found: dict[str, dict[tuple[str, int], Evaluated]] = {}
+    for row in rows:
+        name = row.source.name
+        if len(digests[name]) > 1:
+            name = f"{name} {str(row.source.digest)[:6]}"
+        of_images = found.setdefault(row.setting_key, {})
+        each = of_images.setdefault((name, row.seed), Evaluated(name, row))
+        if row.attack is None:
+            each.clean = row
+        else:
+            each.attacked[row.attack] = row
+    return {key: list(of_images.values()) for key, of_images in found.items()}
+
+
+def _figure(found: Sequence[Evaluated]) -> tuple[Figure, str]:
+    """Draw one group of bars for clean images and one per attack."""
+    groups: dict[str, dict[str, Bar]] = {}
+    for each in found:
+        clean = [each.clean] if each.clean else []
+        for row in (*clean, *each.attacked.values()):
+            label = CLEAN if row.attack is None else str(row.attack)
+            bar = Bar(row.value, row.low, row.high)
+            groups.setdefault(label, {})[each.name] = bar
+    eps = {each.name: each.first.source.eps for each in found}
+    figure = grouped_bars(groups, source_colors(eps, eps))
+    return figure, f"Accuracy on {found[0].first.setting_label}."
+
+
+def _accuracy(row: Row | None) -> str | None:
+    return None if row is None else format_percent_ci(row.value, row.low, row.high)

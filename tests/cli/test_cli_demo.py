@@ -1,0 +1,53 @@
+"""fastadv-demo: its table, and its report, from given numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from synthetic_results import row, typed
+
+from fastadv.cli import demo
+from fastadv.errors import ConfigError
+from fastadv.statistics import wilson
+
+ROOT = Path(__file__).parents[2]
+
+# What the demo measured for README.md: clean and robust images of 480, and accuracy by
+# seed that has the means and ranges of its table.
+RIGHT = {"standard": (474, 174), "robust": (440, 397)}
+TRANSFERRED = {
+    ("standard", "fixed_feature"): (79.8, 82.1, 82.6),
+    ("standard", "full_network"): (88.6, 89.2, 89.2),
+    ("robust", "fixed_feature"): (86.6, 89.1, 89.2),
+    ("robust", "full_network"): (91.6, 92.5, 93.4),
+}
+
+
+def test_the_table_is_that_of_the_readme() -> None:
+    accuracy: dict[str, dict[str, Any]] = {}
+    for name, counts in RIGHT.items():
+        accuracy[name] = {"n": 480}
+        for kind, right in zip(("clean", "robust"), counts, strict=True):
+            accuracy[name][f"{kind}_acc"] = right / 480
+            accuracy[name][f"{kind}_ci"] = wilson(right, 480)
+    rows = typed(
+        row(source=source, dataset="digits", mode=mode, seed=seed, value=value)
+        for (source, mode), values in TRANSFERRED.items()
+        for seed, value in enumerate(values)
+    )
+    table = demo._summary(accuracy, rows)
+    assert table in (ROOT / "README.md").read_text()
+
+
+def test_only_a_demo_is_replaced(tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.tex").write_text("")
+    with pytest.raises(ConfigError, match="is not a demo's"):
+        demo._fresh(mine)
+    assert (mine / "thesis.tex").exists()
+    made = demo._fresh(tmp_path / "demo")
+    (made / "old").write_text("")
+    assert [path.name for path in demo._fresh(made).iterdir()] == ["demo.json"]
