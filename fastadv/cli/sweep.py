@@ -64,7 +64,7 @@ def body(argv: list[str]) -> None:
     """Parse, plan, run, and say what came out."""
     command = common.parse(SweepCommand, argv, PROG)
 
-    from fastadv.results.legacy import LegacyTable
+    from fastadv.results.table import ResultsTable
     from fastadv.runs.executors import make_executor
     from fastadv.runs.tasks import run_tasks
     from fastadv.transfer.recipe import read_recipe
@@ -77,7 +77,7 @@ def body(argv: list[str]) -> None:
     # Absolute: workers need not share the working directory.
     [folder] = results
     configs = [dataclasses.replace(config, results=folder) for config in configs]
-    table = LegacyTable(configs[0].results, once=True)
+    table = ResultsTable(configs[0].results, once=True)
     plan = plan_sweep(configs, table, skip_missing=command.skip_missing)
     _announce(plan, command)
     if command.dry_run:

@@ -25,6 +25,7 @@ class Source:
 
     Attributes:
         name: What tables and figures call it.
+        given: What the user named it by; `open_source` opens it again.
         weights: The file, and what is known about it from elsewhere.
         file_digest: SHA-256 of the file.
         arch: The architecture of the network.
@@ -32,10 +33,12 @@ class Source:
             training), None if unknown.
         resolution: Side in pixels of the images it was trained on.
         augment: The augmentation of its training, which also decides how evaluation crops.
+        num_classes: Number of classes that it tells apart.
         classes: Names of the classes it was trained on; empty if unknown.
     """
 
     name: str
+    given: str
     weights: Weights
     file_digest: str
     arch: str
@@ -43,6 +46,7 @@ class Source:
     eps: float | None
     resolution: int
     augment: str
+    num_classes: int
     classes: tuple[str, ...]
 
     @property
@@ -61,6 +65,14 @@ class Source:
     def file(self) -> Path:
         """The path of the weights file."""
         return self.weights.file
+
+    def metadata(self) -> dict[str, Any]:
+        """Return what a checkpoint of ours says of its training, else nothing."""
+        try:
+            metadata: dict[str, Any] = read_metadata(self.file)["user"]
+        except CheckpointError:
+            return {}
+        return metadata
 
     def load(self) -> NormalizedModel:
         """Load a fresh copy of the model."""
@@ -102,6 +114,7 @@ def open_source(
     native = get_spec(model.arch).image_size
     return Source(
         name=name or weights.name,
+        given=source,
         weights=weights,
         file_digest=file_sha256(weights.file),
         arch=model.arch,
@@ -109,6 +122,7 @@ def open_source(
         eps=eps,
         resolution=trained.get("resolution") or weights.resolution or native,
         augment=config.get("augment", "auto"),
+        num_classes=model.num_classes,
         classes=tuple(trained.get("classes", ())),
     )
 

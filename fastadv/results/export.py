@@ -22,28 +22,25 @@ from fastadv.text_tables import format_percent_ci, text_table
 def summary(table: ResultsTable, **filters: Any) -> str:
     """Return rows as an aligned table for a terminal, one line each.
 
+    The images of a transfer are those it trained with, of any other kind those it is over.
+
     Args:
         table: The results table.
         filters: As in `ResultsTable.rows`.
     """
-    names = (
-        "kind",
-        "source",
-        "source.eps",
-        "setting_label",
-        "num_pool",
-        "seed",
-        "metric",
-    )
-    more = ("identity", "attack", "value", "low", "high")
+    names = ("kind", "source", "source.eps", "setting_label")
+    more = ("num_pool", "n", "seed", "metric", "attack", "identity")
     cells = [
         [
             (row["identity"] or "")[:8],
             *(row[name] for name in names),
+            row["num_pool"] or row["n"],
+            row["seed"],
+            row["metric"],
             row["attack"] and str(AttackRecord(**row["attack"] | {"options": ()})),
             format_percent_ci(row["value"], row["low"], row["high"]),
         ]
-        for row in table.columns(*names, *more, **filters)
+        for row in table.columns(*names, *more, "value", "low", "high", **filters)
     ]
     titles = ["kind", "source", "eps", "setting", "images", "seed", "metric", "attack"]
     return text_table(["identity", *titles, "value"], cells)

@@ -168,6 +168,19 @@ def _row_readers() -> tuple[tuple[str, Callable[[Any], Any], bool], ...]:
     )
 
 
+def is_known(stored: pa.DataType, known: pa.DataType) -> bool:
+    """Return whether a stored type has no member that today's type lacks."""
+    if pa.types.is_list(stored):
+        return pa.types.is_list(known) and is_known(stored.value_type, known.value_type)
+    if not pa.types.is_struct(stored):
+        return True
+    return pa.types.is_struct(known) and all(
+        known.get_field_index(member.name) >= 0
+        and is_known(member.type, known.field(member.name).type)
+        for member in stored
+    )
+
+
 def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
     """Return a table with the columns of `schema`; what it lacks is null.
 

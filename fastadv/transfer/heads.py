@@ -50,10 +50,15 @@ class LinearHead:
         """Whether fitting it did not diverge."""
         return not np.isnan(self.bias).any() and bool(np.isfinite(self.weight).all())
 
-    def accuracy(self, features: Features) -> Accuracy:
-        """How many of each class it gets right."""
+    def right(self, features: Features) -> NDArray[np.bool_]:
+        """Return which images are classified correctly, bool [n]."""
         logits = features.values @ self.weight.T + self.bias
-        right = logits.argmax(1) == features.labels
+        right: NDArray[np.bool_] = logits.argmax(1) == features.labels
+        return right
+
+    def accuracy(self, features: Features) -> Accuracy:
+        """Count the images of each class that are classified correctly."""
+        right = self.right(features)
         classes = len(self.bias)
         return Accuracy(
             torch.from_numpy(np.bincount(features.labels[right], minlength=classes)),

@@ -14,7 +14,6 @@ import json
 from fastadv.data import DatasetSplits
 from fastadv.models.source import Source
 from fastadv.transfer.config import TransferConfig
-from fastadv.transfer.target import defining_options
 
 # Raised when the same configuration begins to mean another number.
 _VERSION = 1
@@ -78,7 +77,7 @@ def row_identity(
         "resolution": resolution,
     }
     # Only where there are any, so that older rows keep their identity.
-    if options := defining_options(config):
+    if options := config.defining_options:
         what["dataset_options"] = options
     text = json.dumps(what, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]

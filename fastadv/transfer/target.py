@@ -23,9 +23,6 @@ log = logging.getLogger(__name__)
 
 # So many times the share asked for is worth a word.
 _CLEARLY_MORE = 1.5
-# Options that say where images are or what is put up with, not which images: their
-# fingerprint does that.
-_NOT_DEFINING = frozenset({"root", "cache", "download", "strict"})
 
 
 def open_target(config: TransferConfig, resolution: int) -> DatasetSplits:
@@ -38,17 +35,9 @@ def open_target(config: TransferConfig, resolution: int) -> DatasetSplits:
     return open_dataset(config.dataset, resolution=resolution, **options)
 
 
-def defining_options(config: TransferConfig) -> dict[str, str]:
-    """The options of the data set that give another number, in order of their names."""
-    given = dataset_options(config.dataset_option)
-    return {key: given[key] for key in sorted(given) if key not in _NOT_DEFINING}
-
-
 def target_name(config: TransferConfig, splits: DatasetSplits) -> str:
-    """What the table calls a data set: `dtd (partition 2)` is another than `dtd`."""
-    options = defining_options(config)
-    words = ", ".join(f"{key} {value}" for key, value in options.items())
-    return f"{splits.name} ({words})" if words else splits.name
+    """Return what the table calls a data set: `dtd (partition 2)` is not `dtd`."""
+    return config.name_with_options(splits.name)
 
 
 def reduce_splits(splits: DatasetSplits, side: int | None) -> DatasetSplits:
