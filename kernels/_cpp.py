@@ -71,8 +71,11 @@ _MIRRORS = (_Step, _Init, _Normalize, _Triad, _Conv, _Weight, _Crops)
 @functools.cache
 def _load() -> ctypes.CDLL | str:
     """Return the library, or why it cannot be used."""
-    needs = "C++ compiler with CMake and OpenMP"
-    library = _native.load(LIBRARY, needs, "fa_abi", _MIRRORS)
+    unbuilt = (
+        "(no C++ compiler, CMake or OpenMP when fastadv was installed); install them and "
+        "reinstall"
+    )
+    library = _native.load(LIBRARY, unbuilt, "fa_abi", _MIRRORS)
     if not isinstance(library, str):
         library.fa_isa.restype = ctypes.c_char_p
         library.fa_last_level_cache.restype = c_int64
@@ -115,13 +118,8 @@ def _step_dtypes() -> dict[str, tuple[torch.dtype, ...]]:
 
 def _layout(t: Tensor) -> dict[str, int]:
     n, c, h, w = t.shape
-    return {
-        "n": n,
-        "c": c,
-        "hw": h * w,
-        "channels_last": int(not t.is_contiguous()),
-        "threads": torch.get_num_threads(),
-    }
+    last, threads = int(not t.is_contiguous()), torch.get_num_threads()
+    return {"n": n, "c": c, "hw": h * w, "channels_last": last, "threads": threads}
 
 
 def _run(function: str, arguments: ctypes.Structure) -> None:
@@ -149,8 +147,8 @@ def normalize(x: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype) -> Tenso
     return z
 
 
-def _dense(t: Tensor | None) -> Tensor | None:
-    return None if t is None else t.contiguous(memory_format=torch.channels_last)
+def _dense(t: Tensor) -> Tensor:
+    return t.contiguous(memory_format=torch.channels_last)
 
 
 def _map_sizes(x: Tensor, out_channels: int) -> dict[str, int]:
@@ -160,21 +158,20 @@ def _map_sizes(x: Tensor, out_channels: int) -> dict[str, int]:
 
 
 def conv3x3(
-    out: Tensor, tensors: Mapping[str, Tensor | None], transposed: bool, relu: bool
+    out: Tensor, tensors: Mapping[str, Tensor], transposed: bool, relu: bool
 ) -> None:
     """Write the convolution that `fastadv.kernels.conv` defines to `out`.
 
     Args:
         out: Result, float32 [N, O, H, W], channels_last.
-        tensors: `x`, `weight`, and where not None `bias`, `residual` and `mask`.
+        tensors: `x`, `weight`, and where there are any `bias`, `residual` and `mask`.
         transposed: Whether to compute the input gradient of the convolution instead.
         relu: Whether to clip the result at zero from below.
     """
     # Copies must live until the call returns.
     dense = {name: _dense(t) if name != "bias" else t for name, t in tensors.items()}
-    pointers = {name: pointer(t) for name, t in {**dense, "out": out}.items()}
-    sizes = _map_sizes(out, out.shape[1])
-    sizes["in_channels"] = dense["x"].shape[1]
+    pointers = {name: t.data_ptr() for name, t in {**dense, "out": out}.items()}
+    sizes = _map_sizes(dense["x"], out.shape[1])
     _run("fa_conv3x3", _Conv(**pointers, **sizes, transposed=transposed, relu=relu))
 
 

@@ -35,6 +35,7 @@ from fastadv.models.architecture_names import (
 from fastadv.models.checkpoint import decimals, save_model, state_hash
 from fastadv.models.dialects import DETECTRON2_CONFIGS, TIMM_TWINS, to_detectron2
 from fastadv.models.normalized import NormalizedModel
+from fastadv.models.source import Source
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +81,25 @@ def export_model(
     }
     write_atomic(card, json.dumps(content, indent=2).encode() + b"\n")
     return [*written, card]
+
+
+def export_source(
+    source: Source, path: Path, to: str, *, resolution: int | None = None
+) -> list[Path]:
+    """Write a source as another program reads it; see `export_model`.
+
+    Args:
+        source: The model, and what is known of it, which the card repeats.
+        path: File to write; a folder for timm.
+        to: One of `EXPORT_FORMATS`.
+        resolution: Side of the images in pixels; None stands for that of the source.
+    """
+    about = source.metadata()
+    config = about.get("config", {}) | {"norm": source.norm, "eps": source.eps}
+    origin = {"name": source.name, "sha256": source.file_digest}
+    about |= {"config": config, "classes": [*source.classes], "converted_from": origin}
+    side = resolution or source.resolution
+    return export_model(source.load(), path, to, resolution=side, about=about)
 
 
 def files_beside(path: Path, to: str) -> list[Path]:

@@ -63,6 +63,14 @@ class Source:
         """The weights file."""
         return self.weights.file
 
+    def metadata(self) -> dict[str, Any]:
+        """Return what a checkpoint of ours says of its training, else nothing."""
+        try:
+            metadata: dict[str, Any] = read_metadata(self.file)["user"]
+        except CheckpointError:
+            return {}
+        return metadata
+
     def load(self) -> NormalizedModel:
         """A fresh copy of the model."""
         return read_model(self.weights)

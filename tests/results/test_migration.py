@@ -68,7 +68,7 @@ def test_nothing_of_an_old_row_is_lost() -> None:
             k: v for k, v in json.loads(old["environment"]).items() if v is not None
         }
         provenance = vars(row.provenance) | {
-            each.name: each.version for each in row.provenance.packages
+            each.name: each.value for each in row.provenance.packages
         }
         assert {key: provenance[key] for key in facts} == facts
         for ours, theirs in (("name", "source"), ("digest", "source_hash")):
