@@ -1,4 +1,4 @@
-"""What a result was made with: versions, machine and commit."""
+"""The software, hardware and commit that a result was made with."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PACKAGES = ("torch", "torchvision", "triton", "numba", "numpy", "nvidia-dali-cud
 
 
 def package_version(name: str) -> str | None:
-    """Installed version of a distribution, or None."""
+    """Return the installed version of a distribution, or None."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
@@ -25,7 +25,7 @@ def package_version(name: str) -> str | None:
 
 
 def cpu_name() -> str:
-    """The processor's own name, where the system tells it."""
+    """Return the name of the processor, or its architecture where that is not known."""
     info = Path("/proc/cpuinfo")
     if info.exists():
         for line in info.read_text().splitlines():
@@ -35,21 +35,14 @@ def cpu_name() -> str:
 
 
 def commit() -> str | None:
-    """Commit of the checkout that fastadv runs from, with `+` if it was changed."""
+    """Return the commit of fastadv's checkout, with `+` if files differ; None without."""
     root = Path(__file__).resolve().parents[1]
     if not (root / ".git").exists():
         return None
     try:
         described = subprocess.run(
-            [
-                "git",
-                "-C",
-                str(root),
-                "describe",
-                "--always",
-                "--dirty=+",
-                "--abbrev=12",
-            ],
+            ["git", "describe", "--always", "--dirty=+", "--abbrev=12"],
+            cwd=root,
             capture_output=True,
             text=True,
             timeout=5,
@@ -60,7 +53,7 @@ def commit() -> str | None:
 
 
 def provenance() -> dict[str, Any]:
-    """Software and hardware of this process, as plain values."""
+    """Return the software and hardware of this process as plain values."""
     facts: dict[str, Any] = {
         "fastadv": __version__,
         "commit": commit(),

@@ -13,7 +13,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from fastadv.errors import OutputError
+from fastadv.errors import ConfigError, OutputError
 
 log = logging.getLogger(__name__)
 
@@ -104,21 +104,6 @@ def sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def warn_without_lock(folder: Path, error: OSError) -> None:
-    """Log a warning that `folder` has no lock, after `FolderLock` raised `error`.
-
-    A folder that cannot be written is not reported: writing to it fails with a better
-    message.
-    """
-    if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
-        log.warning(
-            "%s is on a file system without locks (%s): nothing keeps a second process "
-            "from writing there",
-            folder,
-            error.strerror,
-        )
-
-
 class FolderLock:
     """A lock of the one process that may write a folder; it ends with the process.
 
@@ -154,3 +139,35 @@ class FolderLock:
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
+
+
+def lock_folder(folder: Path, problem: str, advice: str) -> FolderLock | None:
+    """Lock a folder, or go on without a lock where the file system has none.
+
+    A folder that cannot be written is not reported: writing to it fails with a better
+    message.
+
+    Args:
+        folder: The folder, which is made if it is missing.
+        problem: What another process does, as in "PATH is being written".
+        advice: What can be done about that.
+
+    Returns:
+        The lock; None without one.
+
+    Raises:
+        ConfigError: Another process holds the lock.
+    """
+    try:
+        return FolderLock(folder)
+    except BlockingIOError as error:
+        raise ConfigError(f"{problem} by {error.strerror}; {advice}") from None
+    except OSError as error:
+        if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+            log.warning(
+                "%s is on a file system without locks (%s): nothing keeps a second "
+                "process from writing there",
+                folder,
+                error.strerror,
+            )
+    return None

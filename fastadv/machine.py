@@ -1,34 +1,40 @@
-"""How much of this machine may be used. Needs no torch."""
+"""Cores and memory of this machine. This module needs no torch."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import platform
 
 
 def usable_cores() -> int:
-    """Cores this process may run on."""
+    """Return the number of cores that this process may run on."""
     if hasattr(os, "sched_getaffinity"):  # Linux
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def ranks_on_this_machine() -> int:
-    """Processes of this run here, as torchrun and its like say it; 1 for one alone."""
+    """Return how many ranks of this run are on this machine; 1 without torchrun."""
     return max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
+def _linux_memory(path: str, key: str) -> int | None:
+    """Return a number of bytes that Linux reports under `key`; None elsewhere."""
+    with contextlib.suppress(OSError), open(path) as lines:
+        for line in lines:
+            if line.startswith(key):
+                return int(line.split()[1]) * 1024
+    return None
+
+
 def available_memory() -> int:
-    """Bytes of memory that can be had without swapping."""
-    try:
-        with open("/proc/meminfo") as lines:
-            for line in lines:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    # Elsewhere nothing simple tells: half of what is built in, or 4 GiB.
+    """Return the bytes of memory that are available without swapping."""
+    found = _linux_memory("/proc/meminfo", "MemAvailable:")
+    if found is not None:
+        return found
+    # No simple call reports it elsewhere: half of what is built in, or 4 GiB.
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     except (ValueError, OSError):
@@ -36,18 +42,13 @@ def available_memory() -> int:
 
 
 def resident_memory(peak: bool = False) -> int:
-    """Bytes of memory this process holds; with `peak`, the most it ever held.
+    """Return the bytes that this process holds, or with `peak` the most it ever held.
 
-    Elsewhere than on Linux always the peak: nothing simple tells more.
+    On systems other than Linux it is always the peak.
     """
-    key = "VmHWM:" if peak else "VmRSS:"
-    try:
-        with open("/proc/self/status") as lines:
-            for line in lines:
-                if line.startswith(key):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
+    found = _linux_memory("/proc/self/status", "VmHWM:" if peak else "VmRSS:")
+    if found is not None:
+        return found
     import resource  # not on Windows, where nothing here has run
 
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -59,11 +60,11 @@ def keep_freed_memory() -> bool:
 
     glibc maps every block above 32 MiB afresh, and the kernel clears its pages one by one:
     activations of that size cost more to allocate than to write. Kept in the heap, PGD-3 on
-    a ResNet-18 takes 12 % less time, on a ResNet-50 8 % (docs/performance.md). It is for
-    the whole process, so only commands do it, not the library.
+    a ResNet-18 takes 12 % less time, on a ResNet-50 8 % (docs/performance.md). The setting
+    is for the whole process, so only commands make it, not the library.
 
     Returns:
-        Whether it took effect: only glibc has it.
+        Whether it took effect, which it does with glibc alone.
     """
     if platform.libc_ver()[0] != "glibc":
         return False

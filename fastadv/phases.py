@@ -1,6 +1,6 @@
-"""Names for the parts of a training step, for whoever wants to know where it went.
+"""Names for the parts of a training step, so that profiles can time them.
 
-`with phase("attack forward"):` does nothing until somebody installs a marker; entering and
+`with phase("attack forward"):` does nothing until a marker is installed; entering and
 leaving it then costs 0.5 us (measured, busy core), 15 times in a PGD-3 step of 1.4 s.
 """
 
@@ -18,13 +18,13 @@ _marker: Marker | None = None
 
 
 def phase(name: str) -> AbstractContextManager[object]:
-    """A context around one part of a step; phases may lie within each other."""
+    """Return a context around one part of a step; phases may lie within each other."""
     return _nothing if _marker is None else _marker(name)
 
 
 @contextlib.contextmanager
 def marked(marker: Marker) -> Iterator[None]:
-    """Have every phase of this process, inside the block, entered through `marker`."""
+    """Enter every phase of this process through `marker` inside the block."""
     global _marker
     before, _marker = _marker, marker
     try:

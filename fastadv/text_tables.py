@@ -1,4 +1,4 @@
-"""Numbers as text: cells, and aligned tables for terminals. Loads nothing heavy.
+"""Numbers as text: cells, and aligned tables for terminals. This module needs no torch.
 
 The same tables in HTML are `fastadv.reporting.page.html.Table`.
 """
@@ -30,7 +30,7 @@ def format_percent_ci(
 
 
 def format_cell(value: object) -> str:
-    """One printable line for any cell: None is `-`, floats keep four digits."""
+    """Return a cell as one printable line: None is `-`, floats keep four digits."""
     if value is None:
         return "-"
     if isinstance(value, bool):
@@ -42,7 +42,7 @@ def format_cell(value: object) -> str:
 
 
 def cell_number(value: object) -> float | None:
-    """The number a cell is sorted by, or None for text; of `< x` it is x.
+    """Return the number that a cell is sorted by (of `< x` it is x), or None for text.
 
     Example:
         >>> cell_number("71.2% [69.9, 72.5]")
@@ -57,10 +57,10 @@ def cell_number(value: object) -> float | None:
 def numeric_columns(
     columns: Sequence[str], rows: Sequence[Sequence[object]]
 ) -> list[bool]:
-    """Which columns hold numbers only (None and empty cells do not count).
+    """Return for each column whether it holds numbers only, besides empty cells.
 
     Raises:
-        ValueError: a row has more or fewer cells than there are columns.
+        ValueError: A row has more or fewer cells than there are columns.
     """
     for number, row in enumerate(rows):
         if len(row) != len(columns):
@@ -80,11 +80,11 @@ def text_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Lay a table out in plain text: numbers to the right, everything else left.
 
     Args:
-        columns: titles.
-        rows: one sequence of cells per row, as many as there are columns.
+        columns: Titles of the columns.
+        rows: Cells of each row, as many as there are columns.
 
     Raises:
-        ValueError: a row has more or fewer cells than there are columns.
+        ValueError: A row has more or fewer cells than there are columns.
 
     Example:
         >>> print(text_table(["source", "top1"], [["standard", 61.5], ["l2 3", 70.25]]))

@@ -105,7 +105,7 @@ def body(argv: list[str]) -> None:
             "rows": plan.rows,
             "before": plan.done,
             "failed": [
-                {"task": str(failure.task), "reason": failure.reason}
+                {"task": str(failure.task), "reason": failure.error}
                 for failure in failures
             ],
         }
@@ -116,7 +116,7 @@ def body(argv: list[str]) -> None:
             f"({plan.done} were before)"
         )
     if failures:
-        listed = "\n  ".join(f"{each.task}: {each.reason}" for each in failures)
+        listed = "\n  ".join(f"{each.task}: {each.error}" for each in failures)
         raise FastadvError(f"{given_up} row(s) could not be computed:\n  {listed}")
 
 

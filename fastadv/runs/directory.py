@@ -23,7 +23,7 @@ import os
 import shutil
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import yaml
@@ -32,9 +32,9 @@ from fastadv.errors import CheckpointError, ConfigError, OutputError
 from fastadv.files import (
     FolderLock,
     file_sha256,
+    lock_folder,
     replace_file,
     sync_folder,
-    warn_without_lock,
     write_atomic,
 )
 from fastadv.runs.eventlog import EventLog, refuse_changes
@@ -103,16 +103,19 @@ class RunDirectory:
                 f"{self.path} already holds a run; add --resume to continue it, or "
                 "choose another --out"
             )
-        self._take_lock()
+        self._lock = lock_folder(
+            self.path,
+            f"{self.path} is being written",
+            "wait until it ends, stop it, or choose another --out",
+        )
         try:
             if not self.began:
                 return None
             state, used, damage = self._newest_state()
-            same = (config.keys() & state["config"].keys()) - self._may_change
+            saved = state["config"]
+            same = [k for k in saved if k in config and k not in self._may_change]
             refuse_changes(
-                self.path,
-                {key: value for key, value in state["config"].items() if key in same},
-                {key: value for key, value in config.items() if key in same},
+                self.path, {k: saved[k] for k in same}, {k: config[k] for k in same}
             )
             self._repair(used, damage)
         except BaseException:
@@ -142,17 +145,6 @@ class RunDirectory:
         self.record(state["config"])
         log.warning("%s was gone or empty: written again from %s", name, used)
 
-    def _take_lock(self) -> None:
-        try:
-            self._lock = FolderLock(self.path)
-        except BlockingIOError as error:
-            raise ConfigError(
-                f"{self.path} is being written by {error.strerror}; wait until it ends, "
-                "stop it, or choose another --out"
-            ) from None
-        except OSError as error:
-            warn_without_lock(self.path, error)
-
     def release(self) -> None:
         """Unlock the directory, so that other processes may write here."""
         if self._lock is not None:
@@ -160,14 +152,7 @@ class RunDirectory:
             self._lock = None
 
     def _newest_state(self) -> tuple[dict[str, Any], Path, str | None]:
-        """Read the newest checkpoint that is not damaged.
-
-        Returns:
-            Its state, its folder, and what is wrong with `last` (None if nothing is).
-
-        Raises:
-            CheckpointError: No checkpoint can be read.
-        """
+        """Return state and folder of the newest whole checkpoint, and damage to `last`."""
         damage: list[str] = []
         for name in ("last", "previous"):
             link = self.checkpoints / name
@@ -185,10 +170,7 @@ class RunDirectory:
         )
 
     def _repair(self, used: Path, damage: str | None) -> None:
-        """Make the links point away from damaged checkpoints.
-
-        Only a run that does go on calls it: a resume that is refused repairs nothing.
-        """
+        """Make the links point away from damaged checkpoints, once the run does go on."""
         if damage:
             log.warning("%s; going on from %s, the one before", damage, used)
             self.log("damaged_checkpoint", reason=damage, used=used.name)
@@ -212,27 +194,24 @@ class RunDirectory:
             return
         for line in sums.read_text(errors="replace").splitlines():
             digest, _, name = line.partition("  ")
+            path = folder / name
             try:
-                found = file_sha256(folder / name)
+                found = file_sha256(path)
             except OSError as error:
                 reason = error.strerror or error
-                raise CheckpointError(
-                    f"could not read {folder / name}: {reason}"
-                ) from error
+                raise CheckpointError(f"could not read {path}: {reason}") from error
             if found != digest:
-                raise CheckpointError(f"{folder / name} is damaged (checksum differs)")
+                raise CheckpointError(f"{path} is damaged (checksum differs)")
 
     def _read_state(self, folder: Path) -> dict[str, Any]:
         self._check_sums(folder)
         path = folder / "state.pt"
         try:
-            state: dict[str, Any] = torch.load(
-                path, map_location="cpu", weights_only=True
-            )
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises many types for a damaged file
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise CheckpointError(f"{path} cannot be read ({reason})") from error
-        return state
+        return cast(dict[str, Any], loaded)
 
     def log(self, event: str, **values: Any) -> None:
         """Append one event to log.jsonl and tell the listeners.
@@ -290,7 +269,9 @@ class RunDirectory:
                 file.write(buffer.getbuffer())
                 file.flush()
                 os.fsync(file.fileno())
-            self._write_sums(temporary)
+            files = sorted(temporary.iterdir())
+            sums = "".join(f"{file_sha256(path)}  {path.name}\n" for path in files)
+            replace_file(temporary / SUMS, sums.encode())
             sync_folder(temporary)
             os.rename(temporary, final)
             # `best` first: killed in between, the run goes on from the checkpoint
@@ -313,12 +294,6 @@ class RunDirectory:
         self._drop_unlinked()
         return final
 
-    @staticmethod
-    def _write_sums(folder: Path) -> None:
-        files = sorted(folder.iterdir())
-        text = "".join(f"{file_sha256(path)}  {path.name}\n" for path in files)
-        replace_file(folder / SUMS, text.encode())
-
     def _free_name(self, name: str) -> Path:
         """Return the folder `name`, or `name-2`, ...: no checkpoint is ever rewritten."""
         path, count = self.checkpoints / name, 1
@@ -335,13 +310,13 @@ class RunDirectory:
         sync_folder(self.checkpoints)
 
     def _drop_unlinked(self) -> None:
-        links = [path for path in self.checkpoints.iterdir() if path.is_symlink()]
-        for link in [link for link in links if link.name.startswith(".")]:
-            link.unlink(missing_ok=True)  # left by a process killed in `_point`
-            links.remove(link)
-        kept = {link.resolve() for link in links}
-        for folder in self.checkpoints.glob("step-*"):
-            if folder.resolve() not in kept:
-                shutil.rmtree(folder, ignore_errors=True)
-        for folder in self.checkpoints.glob(".writing-*"):
-            shutil.rmtree(folder, ignore_errors=True)
+        for left in self.checkpoints.glob(".*"):  # by a process that was killed
+            if left.is_symlink():
+                left.unlink(missing_ok=True)
+            else:
+                shutil.rmtree(left, ignore_errors=True)
+        paths = list(self.checkpoints.iterdir())
+        kept = {path.resolve() for path in paths if path.is_symlink()}
+        for path in paths:
+            if path.name.startswith("step-") and path.resolve() not in kept:
+                shutil.rmtree(path, ignore_errors=True)

@@ -86,7 +86,7 @@ class SerialExecutor:
     def wait(self) -> list[Ended]:
         """Run the task that was started."""
         task, self._next = self._next, None
-        return [] if task is None else [run_task(task, Place())]
+        return [run_task(task, Place())] if task else []
 
     def close(self) -> None:
         """Do nothing: no task runs between calls."""
@@ -152,11 +152,12 @@ class ProcessExecutor:
         )
         ended = []
         for number, worker in busy.items():
-            if worker.connection not in ready and worker.process.is_alive():
+            task = worker.task
+            if task is None or (
+                worker.connection not in ready and worker.process.is_alive()
+            ):
                 continue
-            task, worker.task = worker.task, None
-            if task is None:
-                continue
+            worker.task = None
             try:
                 # It may have answered before it died.
                 if not worker.connection.poll():
@@ -181,14 +182,12 @@ class ProcessExecutor:
                 worker.process.kill()
         for worker in self._workers.values():
             worker.process.join(_CLOSE_SECONDS)
-            if worker.process.is_alive():
-                worker.process.kill()
-                worker.process.join()
+            worker.process.kill()  # does nothing if it has ended
+            worker.process.join()
         self._workers.clear()
 
 
 def _work(connection: Connection, number: int, threads: int, logs: Path) -> None:
-    """Run the tasks that come through `connection` until its other end is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group
     threading.Thread(target=_die_with_parent, daemon=True).start()
     logs.mkdir(parents=True, exist_ok=True)

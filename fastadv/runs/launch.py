@@ -17,13 +17,13 @@ from types import FrameType
 
 from fastadv.errors import EXIT_FAILED, EXIT_PREEMPTED, ConfigError
 from fastadv.machine import usable_cores
+from fastadv.runs.preemption import signals_to
 
 log = logging.getLogger(__name__)
 
 # Seconds that a rank has to report the failure of another and to end by itself; then it
 # is terminated, and after `_LAST` more killed. Together below a minute.
 _PATIENCE, _LAST = 25.0, 10.0
-_PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 def launch(module: str, nproc: int, argv: Sequence[str]) -> int:
@@ -61,24 +61,17 @@ def launch(module: str, nproc: int, argv: Sequence[str]) -> int:
         for rank in ranks:
             rank.send_signal(number)
 
-    before = {number: signal.signal(number, pass_on) for number in _PASSED_ON}
-    try:
-        for rank in range(nproc):
-            # In a session of their own, so that Ctrl-C reaches them once, from here.
-            ranks.append(
-                subprocess.Popen(
-                    command,
-                    env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-                    start_new_session=True,
-                )
-            )
-        return _wait(ranks)
-    finally:
-        for process in ranks:
-            process.kill()
-            process.wait()
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with signals_to(pass_on):
+        try:
+            for number in map(str, range(nproc)):
+                own = shared | {"RANK": number, "LOCAL_RANK": number}
+                # In a session of their own, so that Ctrl-C reaches them once, from here.
+                ranks.append(subprocess.Popen(command, env=own, start_new_session=True))
+            return _wait(ranks)
+        finally:
+            for process in ranks:
+                process.kill()
+                process.wait()
 
 
 def _free_port() -> int:
@@ -89,27 +82,23 @@ def _free_port() -> int:
 
 
 def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> int:
-    """Wait until all processes have ended, and return the exit code of the run.
-
-    After a failure the others have a limited time to end.
-    """
+    """Return the exit code of the run; after a failure the ranks have little time left."""
     first: int | None = None
-    deadline = float("inf")
-    stage = 0
+    deadline, stage = float("inf"), 0
     while None in [rank.poll() for rank in ranks]:
         for number, rank in enumerate(ranks):
             code = rank.returncode
             if first is None and code not in (None, 0, EXIT_PREEMPTED):
                 first, deadline = code, time.monotonic() + _PATIENCE
                 if code < 0:
-                    name = signal.Signals(-code).name
-                    log.error("rank %d was ended by %s", number, name)
+                    log.error(
+                        "rank %d was ended by %s", number, signal.Signals(-code).name
+                    )
         if time.monotonic() > deadline:
             for rank in ranks:
                 rank.terminate() if stage == 0 else rank.kill()
             stage, deadline = stage + 1, time.monotonic() + _LAST
         time.sleep(0.05)
-    codes = [rank.returncode for rank in ranks]
     if first is None:  # none failed: 0, or the code of a preempted run
-        first = max(codes, key=abs)
+        first = max((rank.returncode for rank in ranks), key=abs)
     return first if first >= 0 else EXIT_FAILED

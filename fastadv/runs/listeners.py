@@ -1,4 +1,4 @@
-"""TensorBoard and Weights & Biases: what is told about a run's events besides log.jsonl.
+"""TensorBoard and Weights & Biases as listeners to the events of a run.
 
 A run logs each event once; `RunDirectory.log` writes it down and tells the listeners. A
 listener that fails is reported and left out from then on: it never stops the run.
@@ -6,6 +6,7 @@ listener that fails is reported and left out from then on: it never stops the ru
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import logging
 import os
@@ -13,6 +14,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from PIL import Image
 
 from fastadv.errors import ConfigError
 
@@ -25,7 +29,7 @@ _NOT_MEASURED = {"step", "epoch", "time", "n", "robust_n", "total_steps"}
 
 
 class EventListener(Protocol):
-    """An object that is told about every event of a run."""
+    """An object that every event of a run is reported to."""
 
     def event(self, name: str, step: int, values: Mapping[str, Any]) -> None:
         """Take note of one event, whose `values` are plain, as in log.jsonl."""
@@ -38,31 +42,33 @@ class ListenerGroup:
     """The listeners of a run by name; no exception of theirs reaches the run."""
 
     def __init__(self, named: Mapping[str, EventListener] | None = None) -> None:
-        self._named = dict(named or {})
+        self._all = dict(named or {})
+        self._named = dict(self._all)  # without those that failed
         self._step = 0
 
+    def add(self, name: str, listener: EventListener) -> None:
+        """Report events to `listener` from now on."""
+        self._all[name] = self._named[name] = listener
+
     def event(self, name: str, values: Mapping[str, Any]) -> None:
-        """Tell all listeners; an event without a step belongs to the last step."""
+        """Report an event to all listeners; one without a step belongs to the last step."""
         self._step = int(values.get("step", self._step))
-        for who, listener in list(self._named.items()):
-            try:
-                listener.event(name, self._step, values)
-            except Exception as error:
-                self._leave_out(who, error)
+        self._call(lambda listener: listener.event(name, self._step, values))
 
     def close(self) -> None:
         """Close all listeners; later events go to nobody."""
-        for who, listener in list(self._named.items()):
-            try:
-                listener.close()
-            except Exception as error:
-                self._leave_out(who, error)
+        self._named = dict(self._all)
+        self._call(lambda listener: listener.close())
         self._named = {}
 
-    def _leave_out(self, who: str, error: Exception) -> None:
-        del self._named[who]
-        reason = str(error) or type(error).__name__
-        log.warning("%s failed (%s); the run goes on without it", who, reason)
+    def _call(self, method: Callable[[EventListener], None]) -> None:
+        for name, listener in list(self._named.items()):
+            try:
+                method(listener)
+            except Exception as error:
+                del self._named[name]
+                reason = str(error) or type(error).__name__
+                log.warning("%s failed (%s); the run goes on without it", name, reason)
 
 
 def check_listeners(tensorboard: bool, wandb: str | None, *, writes: bool) -> None:
@@ -95,26 +101,18 @@ def _log_in() -> None:
     wandb.login(verify=False)  # asks for a key where somebody can answer
 
 
-class ObservedRun(Protocol):
-    """A run that listeners are told about: a `RunDirectory`."""
-
-    path: Path
-    writes: bool
-    listeners: ListenerGroup
-
-
 @contextmanager
 def open_listeners(
-    run: ObservedRun,
+    folder: Path,
     step: int,
     config: Mapping[str, Any],
     tensorboard: bool,
     wandb: str | None,
-) -> Iterator[None]:
+) -> Iterator[ListenerGroup]:
     """Start the listeners of a run, and close them when the block ends.
 
     Args:
-        run: The run. One that does not write (another rank does) has no listeners.
+        folder: The run directory.
         step: The step at which the run begins or goes on.
         config: The choices of the run, which Weights & Biases shows.
         tensorboard: Whether to write TensorBoard files.
@@ -123,18 +121,16 @@ def open_listeners(
     Raises:
         ConfigError: One of them cannot be started.
     """
-    named: dict[str, EventListener] = {}
+    group = ListenerGroup()
     try:
-        if tensorboard and run.writes:
+        if tensorboard:
             start = TensorBoardListener
-            named["tensorboard"] = _start("tensorboard", start, run.path, step)
-        if wandb is not None and run.writes:
-            named["wandb"] = _start("wandb", WandbListener, run.path, wandb, config)
-        run.listeners = ListenerGroup(named)
-        yield
+            group.add("tensorboard", _start("tensorboard", start, folder, step))
+        if wandb is not None:
+            group.add("wandb", _start("wandb", WandbListener, folder, wandb, config))
+        yield group
     finally:
-        ListenerGroup(named).close()
-        run.listeners = ListenerGroup()
+        group.close()
 
 
 def _start(name: str, start: Callable[..., Started], *args: Any) -> Started:
@@ -176,7 +172,9 @@ class TensorBoardListener:
     def event(self, name: str, step: int, values: Mapping[str, Any]) -> None:
         """Add numbers as curves, pictures as images and the configuration as text."""
         if name == PICTURE:
-            self._picture(values["file"], step)
+            with Image.open(self._folder / values["file"]) as image:
+                pixels = np.asarray(image.convert("RGB"))
+            self._writer.add_image(PICTURE, pixels, step, dataformats="HWC")
         elif name in ("train", "val", "test"):
             for key, value in measurements(name, values).items():
                 self._writer.add_scalar(key, value, step)
@@ -184,14 +182,6 @@ class TensorBoardListener:
             rows = "".join(f"| {k} | {v} |\n" for k, v in values["config"].items())
             text = f"| option | value |\n| --- | --- |\n{rows}"
             self._writer.add_text(name, text, step)
-
-    def _picture(self, file: str, step: int) -> None:
-        import numpy as np
-        from PIL import Image
-
-        with Image.open(self._folder / file) as image:
-            pixels = np.asarray(image.convert("RGB"))
-        self._writer.add_image(PICTURE, pixels, step, dataformats="HWC")
 
     def close(self) -> None:
         """Write what is still buffered."""
@@ -209,8 +199,6 @@ class WandbListener:
     """
 
     def __init__(self, folder: Path, project: str, config: Mapping[str, Any]) -> None:
-        import hashlib
-
         import wandb
 
         self._folder, self._wandb = folder, wandb

@@ -123,11 +123,7 @@ class Peers:
     def _report(
         self, reason: str, code: int, rank: int | None = None
     ) -> tuple[int, str, int]:
-        """Report that `rank` (None: this one) failed.
-
-        Returns:
-            Rank, reason and exit code of the first failure that was reported.
-        """
+        """Report that `rank` (None: this one) failed; return the first such report."""
         report = json.dumps([self.rank if rank is None else rank, reason, code])
         with self._lock:
             known = self._store.compare_set(_FAILED, "", report)

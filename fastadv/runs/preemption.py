@@ -5,14 +5,28 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 # A launcher passes on what its scheduler may have sent to every process already: a signal
 # that follows within this many seconds is the same request, not a second one.
 _ECHO_SECONDS = 2.0
+
+
+@contextmanager
+def signals_to(
+    handler: Callable[[int, FrameType | None], Any],
+) -> Iterator[dict[signal.Signals, Any]]:
+    """Have stop signals handled by `handler` in the block; yield the handlers before."""
+    before = {number: signal.signal(number, handler) for number in _SIGNALS}
+    try:
+        yield before
+    finally:
+        for number, each in before.items():
+            signal.signal(number, each)
 
 
 class StopRequest:
@@ -40,13 +54,10 @@ def stop_on_signal() -> Iterator[StopRequest]:
 
     Only the main thread can catch signals; elsewhere the request is never set.
     """
-    request = StopRequest()
+    request, first = StopRequest(), 0.0
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    before = {number: signal.getsignal(number) for number in _SIGNALS}
-
-    first = 0.0
 
     def handle(number: int, frame: FrameType | None) -> None:
         nonlocal first
@@ -57,10 +68,5 @@ def stop_on_signal() -> Iterator[StopRequest]:
                 signal.signal(each, handler)
             signal.raise_signal(number)
 
-    for number in _SIGNALS:
-        signal.signal(number, handle)
-    try:
+    with signals_to(handle) as before:
         yield request
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

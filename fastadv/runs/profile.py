@@ -9,10 +9,10 @@ the device spent: loading a batch while the device is busy costs nothing.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,6 @@ from fastadv.text_tables import text_table
 WARMUP = 3  # untimed steps first, in which allocators, tuners and CUDA graphs settle
 TRACED = 2  # steps in the trace: enough to see one follow the other
 OTHER = "other"
-# The time of a phase that is not in its inner phases has a name of its own.
-_REST = {"attack": "attack, rest"}
 _ORDER = (
     "data",
     "attack forward",
@@ -41,16 +39,6 @@ _ORDER = (
 _Stamp = float | torch.cuda.Event
 
 
-@dataclass
-class _Span:
-    """One phase of one step, with the phases within it."""
-
-    name: str
-    begin: _Stamp
-    end: _Stamp | None = None
-    within: list[_Span] = field(default_factory=list)
-
-
 class PhaseTimer:
     """Times the phases of steps; a step reaches from one boundary to the next.
 
@@ -60,19 +48,21 @@ class PhaseTimer:
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
-        self._steps: list[_Span] = []
-        self._open = [_Span("step", self._stamp())]
+        self._open = [OTHER]  # phases, each within the one before it
+        # The times at which the innermost phase changed, and what it was from then on.
+        self._changes: list[tuple[_Stamp, str]] = []
+        self._steps: list[list[tuple[_Stamp, str]]] = []
+        self._change()
 
     def __len__(self) -> int:
         return len(self._steps)
 
     def boundary(self, *, counted: bool) -> None:
         """End a step and begin the next; a step that is not `counted` is dropped."""
-        step = self._open[0]
-        step.end = now = self._stamp()
+        self._change()
         if counted:
-            self._steps.append(step)
-        self._open = [_Span("step", now)]
+            self._steps.append(self._changes)
+        self._changes = self._changes[-1:]
 
     @contextlib.contextmanager
     def mark(self, name: str) -> Iterator[None]:
@@ -80,14 +70,14 @@ class PhaseTimer:
         if self._cuda and torch.cuda.is_current_stream_capturing():
             yield  # the recorded graph runs later: only its replay is timed
             return
-        span = _Span(name, self._stamp())
-        self._open[-1].within.append(span)
-        self._open.append(span)
+        # The time of the attack that is not in its inner phases has a name of its own.
+        self._open.append("attack, rest" if name == "attack" else name)
+        self._change()
         try:
             yield
         finally:
-            span.end = self._stamp()
             self._open.pop()
+            self._change()
 
     def seconds(self) -> dict[str, float]:
         """Return the mean seconds of a step in each phase, and outside of all ("other").
@@ -98,30 +88,22 @@ class PhaseTimer:
             torch.cuda.synchronize()
         sums = dict.fromkeys(_ORDER, 0.0)
         for step in self._steps:
-            _add(step, sums)
-        sums[OTHER] = sums.pop("step", 0.0)
+            for (begin, name), (end, _) in itertools.pairwise(step):
+                if isinstance(begin, float) and isinstance(end, float):
+                    spent = end - begin
+                else:  # CUDA events, in milliseconds
+                    spent = begin.elapsed_time(end) / 1e3  # type: ignore[union-attr, arg-type]
+                sums[name] = sums.get(name, 0.0) + spent
+        sums[OTHER] = sums.pop(OTHER, 0.0)  # the last
         count = max(len(self._steps), 1)
         return {name: value / count for name, value in sums.items()}
 
-    def _stamp(self) -> _Stamp:
-        if not self._cuda:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        event.record()
-        return event
-
-
-def _add(span: _Span, sums: dict[str, float]) -> float:
-    """Add the seconds of `span` outside of its inner spans; return all its seconds."""
-    begin, end = span.begin, span.end
-    if isinstance(begin, float) and isinstance(end, float):
-        spent = end - begin
-    else:  # CUDA events, in milliseconds
-        spent = begin.elapsed_time(end) / 1e3  # type: ignore[union-attr, arg-type]
-    name = _REST.get(span.name, span.name)
-    within = sum(_add(inner, sums) for inner in span.within)
-    sums[name] = sums.get(name, 0.0) + spent - within
-    return float(spent)
+    def _change(self) -> None:
+        now: _Stamp = time.perf_counter()
+        if self._cuda:
+            now = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+            now.record()
+        self._changes.append((now, self._open[-1]))
 
 
 class StepProfile:
@@ -202,8 +184,8 @@ class StepProfile:
         if timer is None or not len(timer):
             return
         found = summary(timer.seconds(), len(timer), self.batch_size)
-        text = json.dumps(found, indent=1)
-        write_atomic(self.folder / "profile.json", text.encode())
+        path = self.folder / "profile.json"
+        write_atomic(path, json.dumps(found, indent=1).encode())
         self.note(as_text(found))
 
 

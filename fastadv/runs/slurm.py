@@ -68,7 +68,8 @@ def parse_options(text: str) -> dict[str, Any]:
         ConfigError: The text has another form, or names an option submitit lacks.
     """
     options: dict[str, Any] = {}
-    known = _known_options()
+    ours = {"setup", "additional_parameters"}
+    known = sorted(_submitit()._get_default_parameters().keys() - ours)
     for part in filter(None, (part.strip() for part in text.split(","))):
         name, has_value, value = part.partition("=")
         if not has_value:
@@ -166,12 +167,6 @@ def _submitit() -> Any:
             "'fastadv[slurm]'"
         ) from None
     return slurm
-
-
-def _known_options() -> list[str]:
-    ours = {"setup", "additional_parameters"}
-    names = set(_submitit()._get_default_parameters()) - ours
-    return sorted(names)
 
 
 def _executor(folder: Path, dry_run: bool) -> Any:

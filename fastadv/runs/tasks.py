@@ -6,19 +6,18 @@ same command goes on after any interruption, and two of them may even run at onc
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import signal
 import socket
 from collections import Counter, deque
-from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Hashable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from fastadv.errors import DataError, FastadvError, Preempted
 from fastadv.progress import Progress
+from fastadv.runs.preemption import signals_to
 
 if TYPE_CHECKING:  # commands that only print their help need no Parquet
     from fastadv.results.table import ResultsTable
@@ -78,7 +77,7 @@ class Ended:
 
     Attributes:
         task: What ran.
-        error: Why it failed; None if it did not.
+        error: Why it failed or was given up; None if it did not fail.
         crashed: Whether it may work another time: its process died, or something failed
             that fastadv does not know.
     """
@@ -86,14 +85,6 @@ class Ended:
     task: Task
     error: str | None = None
     crashed: bool = False
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A task that was given up, and the reason."""
-
-    task: Task
-    reason: str
 
 
 class Executor(Protocol):
@@ -135,7 +126,7 @@ def run_tasks(
     *,
     done: int = 0,
     retries: int = 2,
-) -> list[Failure]:
+) -> list[Ended]:
     """Run tasks until each is finished or given up.
 
     Args:
@@ -146,22 +137,27 @@ def run_tasks(
         retries: How often a task is started again after a crash.
 
     Returns:
-        The tasks given up.
+        The tasks that were given up.
 
     Raises:
         Preempted: Ctrl-C or SIGTERM; finished rows are in the table.
     """
     waiting, running = deque(tasks), list[Task]()
     crashes: Counter[str] = Counter()
-    failures: list[Failure] = []
+    failures: list[Ended] = []
     rows = done + sum(len(task.identities) for task in tasks)
     progress = Progress(rows, done)
     try:
-        with _interrupted_by_signals():
+        with signals_to(_interrupt):
             while waiting or running:
                 while waiting and len(running) < executor.slots:
-                    running.append(_take(waiting, running))
-                    executor.start(running[-1])
+                    # If possible, one that need not wait for another's resource.
+                    busy = {task.resource for task in running} - {None}
+                    free = (each for each in waiting if each.resource not in busy)
+                    task = next(free, waiting[0])
+                    waiting.remove(task)
+                    running.append(task)
+                    executor.start(task)
                 for ended in executor.wait():
                     task = ended.task
                     running.remove(task)
@@ -179,7 +175,7 @@ def run_tasks(
                     else:
                         reason = ended.error or "it left no row under its identity"
                         progress.note(f"given up, {reason}: {left}")
-                        failures.append(Failure(left, reason))
+                        failures.append(replace(ended, task=left, error=reason))
     except KeyboardInterrupt:
         raise Preempted(
             f"stopped; {done} of {rows} rows are in {table.path}. The same command "
@@ -190,25 +186,5 @@ def run_tasks(
     return failures
 
 
-def _take(waiting: deque[Task], running: Iterable[Task]) -> Task:
-    """Take the next task, if there is one that need not wait for another's resource."""
-    busy = {task.resource for task in running} - {None}
-    task = next((t for t in waiting if t.resource not in busy), waiting[0])
-    waiting.remove(task)
-    return task
-
-
-@contextlib.contextmanager
-def _interrupted_by_signals() -> Iterator[None]:
-    """Let SIGTERM and SIGUSR1 interrupt at once, as Ctrl-C does: no row can be torn."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-    before = {number: signal.signal(number, interrupt) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt  # at once, as Ctrl-C does: no row can be torn

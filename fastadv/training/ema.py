@@ -6,7 +6,6 @@ import copy
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fastadv.models import NormalizedModel
 
@@ -39,14 +38,13 @@ class EMA:
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
         mine, theirs = self.model.state_dict(), model.state_dict()
-        averaged: list[tuple[Tensor, Tensor]] = []
-        for name, value in mine.items():
-            if value.is_floating_point():
-                averaged.append((value, theirs[name]))
-            else:
-                value.copy_(theirs[name])
+        averaged = [name for name, value in mine.items() if value.is_floating_point()]
+        for name in mine.keys() - set(averaged):
+            mine[name].copy_(theirs[name])
         torch._foreach_lerp_(
-            [value for value, _ in averaged], [new for _, new in averaged], 1 - decay
+            [mine[name] for name in averaged],
+            [theirs[name] for name in averaged],
+            1 - decay,
         )
 
     def reset(self, model: NormalizedModel) -> None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +13,7 @@ from torch import Tensor
 from fastadv.errors import TrainingDiverged
 from fastadv.machine import resident_memory
 from fastadv.phases import phase
+from fastadv.runs.distributed import World
 from fastadv.training.step import StepResult
 
 
@@ -42,13 +42,12 @@ class Interval:
         self.images += images
         self.waited += waited
 
-    def read(self, last_step: int, gather: Gather | None = None) -> dict[str, float]:
+    def read(self, last_step: int, world: World) -> dict[str, float]:
         """Return mean loss, accuracy, speed, waiting and memory over all ranks.
 
         Args:
             last_step: Number of the last step that was added.
-            gather: Returns the measurements of every rank, given those of this one;
-                None for a single process.
+            world: The ranks.
 
         Raises:
             TrainingDiverged: A loss of some rank is not finite; the message names the
@@ -62,8 +61,7 @@ class Interval:
         if bad:
             step = last_step - len(losses) + 1 + bad[0]
             problem = f"the loss of step {step} is {losses[bad[0]]}"
-        own = _Part(losses, correct, self.images, self.waited, problem)
-        parts = [own] if gather is None else gather(own)
+        parts = world.gather(_Part(losses, correct, self.images, self.waited, problem))
         for part in parts:
             if part.problem:
                 raise TrainingDiverged(part.problem)
@@ -79,8 +77,6 @@ class Interval:
 
 
 class _Part(NamedTuple):
-    """The measurements of one rank in an interval."""
-
     losses: list[float]
     correct: int
     images: int
@@ -88,29 +84,9 @@ class _Part(NamedTuple):
     problem: str | None
 
 
-Gather: TypeAlias = Callable[[_Part], list[_Part]]
-
-
-def describe_measured(measured: dict[str, float], *, attacked: bool) -> str:
-    """Return what `Interval.read` returned as part of a line.
-
-    Args:
-        measured: The measurements; the accuracy is that on the training images.
-        attacked: Whether those images were attacked.
-    """
-    return (
-        f"loss {measured['loss']:.3f}"
-        f"  {'robust' if attacked else 'clean'} acc {100 * measured['acc']:.1f} %"
-        f"  {measured['images_per_s']:.1f} images/s"
-        f"  data wait {100 * measured['data_wait']:.0f} %"
-        f"  {measured['memory_gib']:.1f} GiB"
-    )
-
-
 def memory_in_use(device: torch.device, *, peak: bool = False) -> int:
     """Return the bytes allocated on a CUDA device, else the memory of this process."""
-    if device.type == "cuda":
-        if peak:
-            return torch.cuda.max_memory_allocated(device)
-        return torch.cuda.memory_allocated(device)
-    return resident_memory(peak)
+    if device.type != "cuda":
+        return resident_memory(peak)
+    used = torch.cuda.max_memory_allocated if peak else torch.cuda.memory_allocated
+    return used(device)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastadv.attacks import PGD
-from fastadv.data import ImageSet, Loader
+from fastadv.data import ImageSet
 from fastadv.data.counter import derive_key, permutation
 from fastadv.data.sets.subsets import Subset
 from fastadv.models.view import AttackView
@@ -95,24 +95,6 @@ class OverfitWatch:
         self._full = self._judge = PGD.judge(
             threat, _STEPS, seed=seed, dtype=dtype, compile="off"
         )
-
-    @classmethod
-    def on(
-        cls,
-        loader: Loader,
-        threat: ThreatModel,
-        *,
-        updates_per_epoch: int,
-        batch_size: int,
-        seed: int,
-        dtype: torch.dtype | None,
-    ) -> OverfitWatch:
-        """Watch on the images of `loader`, as often as `updates_between` says."""
-        batches = list(loader)
-        images = torch.cat([batch.images for batch in batches])
-        labels = torch.cat([batch.labels for batch in batches])
-        every = updates_between(updates_per_epoch, len(labels), batch_size)
-        return cls(images, labels, threat, every=every, seed=seed, dtype=dtype)
 
     def scale(self, factor: float) -> None:
         """Let PGD search within `factor` times the radius from now on."""

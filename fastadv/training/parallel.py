@@ -63,9 +63,8 @@ class Parallel:
         if sync_bn:
             _synchronize_norms(model)
         if kind == "fsdp":
-            model.net.to(
-                memory_format=torch.contiguous_format
-            )  # the only format of FSDP2
+            # FSDP2 supports no other format.
+            model.net.to(memory_format=torch.contiguous_format)
             # One group for all: the attack needs the weights before the first layer runs.
             fully_shard(model.net, reshard_after_forward=False)
         else:
@@ -91,34 +90,30 @@ class Parallel:
         if self.world.size == 1 or not self.averaged:
             return
         held = [
-            cast(Tensor, b)
+            cast(Tensor, statistic)
             for norm in self.averaged
-            for b in (norm.running_mean, norm.running_var)
+            for statistic in (norm.running_mean, norm.running_var)
         ]
-        flat = torch.cat([b.reshape(-1) for b in held])
+        flat = torch.cat(held)  # each is a vector
         dist.all_reduce(flat)
         flat /= self.world.size
-        means = torch.split(flat, [b.numel() for b in held])
-        for b, mean in zip(held, means, strict=True):
-            b.copy_(mean.view_as(b))
+        means = torch.split(flat, [len(statistic) for statistic in held])
+        for statistic, mean in zip(held, means, strict=True):
+            statistic.copy_(mean)
 
     # ---- whole states, the same whatever the parallelism ----
 
     def state(self) -> dict[str, Any]:
         """Return the model's state dict in whole tensors. Every rank must call it."""
-        return cast(dict[str, Any], _map(self.model.state_dict(), _whole))
+        return _whole(self.model.state_dict())
 
     def plain(self) -> NormalizedModel:
         """Return the model as one process has it. Every rank must call it."""
-        if not self.altered:
-            return self.model
-        return self.replica(self.state())
+        return self.replica(self.state()) if self.altered else self.model
 
     def replica(self, state: dict[str, Any]) -> NormalizedModel:
         """Return a new model like this one with the weights of `state`."""
         model = self.model
-        if model.num_classes is None:
-            raise TypeError("the model does not state its number of classes")
         copy = create_model(model.arch, model.num_classes, seed=0)
         copy.load_state_dict(state)
         copy.train(model.training)
@@ -131,7 +126,7 @@ class Parallel:
 
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """Return the state dict of `optimizer` in whole tensors. Every rank must call it."""
-        return cast(dict[str, Any], _map(optimizer.state_dict(), _whole))
+        return _whole(optimizer.state_dict())
 
     def load_optimizer_state(
         self, optimizer: torch.optim.Optimizer, state: dict[str, Any]
@@ -161,14 +156,16 @@ class _Network(nn.Module):
         return self.model.forward_normalized(z)
 
 
-def _whole(value: Any) -> Any:
-    return value.full_tensor() if isinstance(value, DTensor) else value
-
-
-def _map(value: Any, function: Callable[[Any], Any]) -> Any:
-    if isinstance(value, dict):
-        return {key: _map(each, function) for key, each in value.items()}
-    return function(value)
+def _whole(state: dict[str, Any]) -> dict[str, Any]:
+    """Return a state dict with whole tensors in place of those spread over ranks."""
+    return {
+        key: _whole(value)
+        if isinstance(value, dict)
+        else value.full_tensor()
+        if isinstance(value, DTensor)
+        else value
+        for key, value in state.items()
+    }
 
 
 def _like(mine: Any, whole: Tensor) -> Tensor:
@@ -200,15 +197,8 @@ class _Sum(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        total = grad.clone()
-        dist.all_reduce(total)
-        return total
-
-
-def _summed(value: Tensor) -> Tensor:
-    total: Tensor = _Sum.apply(value)
-    return total
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return _Sum.apply(grad)
 
 
 class SyncedBatchNorm(nn.BatchNorm2d):
@@ -225,24 +215,22 @@ class SyncedBatchNorm(nn.BatchNorm2d):
         ranks = dist.get_world_size()
         count = x.numel() // x.shape[1] * ranks
         axes = (0, 2, 3)
-        mean = _summed(x.sum(axes)) / count
+        mean: Tensor = _Sum.apply(x.sum(axes)) / count
         centred = x - mean.view(-1, 1, 1)
-        var = _summed(centred.square().sum(axes)) / count
+        var: Tensor = _Sum.apply(centred.square().sum(axes)) / count
         self._follow(mean.detach(), var.detach() * (count / max(count - 1, 1)))
         scale = (var + self.eps).rsqrt()
-        if self.weight is not None:
-            scale = scale * self.weight
-        out = centred * scale.view(-1, 1, 1)
-        return out if self.bias is None else out + self.bias.view(-1, 1, 1)
+        if not self.affine:
+            return centred * scale.view(-1, 1, 1)
+        scale = scale * self.weight
+        return centred * scale.view(-1, 1, 1) + self.bias.view(-1, 1, 1)
 
     @torch.no_grad()
     def _follow(self, mean: Tensor, var: Tensor) -> None:
         if self.running_mean is None or self.running_var is None:
             return
-        if self.num_batches_tracked is not None:
-            self.num_batches_tracked += 1
-        share = self.momentum
-        if share is None:
-            share = 1 / float(cast(Tensor, self.num_batches_tracked))
+        batches = cast(Tensor, self.num_batches_tracked)
+        batches += 1
+        share = 1 / float(batches) if self.momentum is None else self.momentum
         self.running_mean.lerp_(mean, share)
         self.running_var.lerp_(var, share)

@@ -26,7 +26,6 @@ from fastadv.training.probe import (
     JudgeTimes,
     SavedMemory,
     Units,
-    endless,
     own_bytes,
     tensors_of,
     time_evaluation,
@@ -164,10 +163,10 @@ def plan_run(config: TrainConfig, devices: Sequence[int] = (1,)) -> RunPlan:
     built = memory_in_use(trainer.device)
     units = Units()
     saved = SavedMemory(
-        itertools.chain(*map(tensors_of, (trainer.model, trainer.view)))
+        itertools.chain(tensors_of(trainer.model), tensors_of(trainer.view))
     )
     with use_backend(config.backend):
-        batches = endless(trainer.loader)
+        batches = itertools.chain.from_iterable(itertools.repeat(trainer.loader))
         trainer.model.train()
         first = next(batches)
         with units.counting(trainer), saved.recording():
@@ -190,13 +189,10 @@ def plan_run(config: TrainConfig, devices: Sequence[int] = (1,)) -> RunPlan:
         memory_peak=_peak(memory, recorded=trainer.device.type == "cuda"),
         memory_measured=memory_in_use(trainer.device, peak=True),
         steps=trainer.total_steps,
-        measured_steps=timed.steps,
-        step_seconds=timed.seconds,
-        images_per_s=timed.images_per_s,
-        data_wait=timed.data_wait,
+        **timed,
         parts={
             "setup": setup,
-            "training": whole_epochs * steps * timed.seconds,
+            "training": whole_epochs * steps * timed["step_seconds"],
             "validation": validations
             * _evaluation_seconds(len(trainer.val_set), config, judged),
             "test": _evaluation_seconds(len(trainer.test_set), config, judged),
@@ -218,9 +214,11 @@ def _memory(
 ) -> dict[str, int]:
     model = trainer.model
     weights = [p for p in model.parameters() if p.requires_grad]
-    state = trainer.optimizer.state.values()
     moments = (
-        v for each in state for v in each.values() if isinstance(v, torch.Tensor)
+        value
+        for state in trainer.optimizer.state.values()
+        for value in state.values()
+        if isinstance(value, torch.Tensor)
     )
     kept = saved.peak
     n, pixels = len(batch.labels), batch.images[0].numel()
@@ -252,11 +250,11 @@ def _peak(memory: dict[str, int], *, recorded: bool) -> int:
 
     Passes follow each other and share memory, but a CUDA graph keeps its own.
     """
-    passes = {name: memory[name] for name in (TRAIN, ATTACK, JUDGE)}
-    standing = sum(memory.values()) - sum(passes.values())
+    train, attack, judge = (memory[name] for name in (TRAIN, ATTACK, JUDGE))
+    standing = sum(memory.values()) - train - attack - judge
     if recorded:
-        return standing + passes[ATTACK] + max(passes[TRAIN], passes[JUDGE])
-    return standing + max(passes.values())
+        return standing + attack + max(train, judge)
+    return standing + max(train, attack, judge)
 
 
 def _device_name(device: torch.device) -> str:

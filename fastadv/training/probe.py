@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fastadv.attacks import PGD
-from fastadv.data import Batch, Loader
+from fastadv.data import Batch
 from fastadv.data.sets.subsets import Subset
 from fastadv.evaluation.evaluate import evaluate
 from fastadv.phases import marked
@@ -25,41 +26,12 @@ STEPS, WARMUP = 20, 3
 _MOST_SECONDS = 120.0  # for timed steps; slow runs time fewer than `STEPS`
 
 
-def endless(loader: Loader) -> Iterator[Batch]:
-    """Yield the batches of epoch after epoch, without end."""
-    while True:
-        yield from loader
+def time_steps(trainer: Trainer, batches: Iterator[Batch]) -> dict[str, Any]:
+    """Time `STEPS` training steps after `WARMUP` others, in the mode the model is in.
 
-
-@dataclass(frozen=True)
-class StepTimes:
-    """Times of training steps.
-
-    Attributes:
-        steps: Number of timed steps.
-        seconds: Mean seconds of a step.
-        images: Number of images in all steps.
-        waited: Seconds spent waiting for batches in all steps.
+    Returns:
+        The attributes of `RunPlan` that describe the steps.
     """
-
-    steps: int
-    seconds: float
-    images: int
-    waited: float
-
-    @property
-    def images_per_s(self) -> float:
-        """Images per second of training."""
-        return self.images / (self.steps * self.seconds)
-
-    @property
-    def data_wait(self) -> float:
-        """Share of the time that was spent waiting for a batch."""
-        return self.waited / (self.steps * self.seconds)
-
-
-def time_steps(trainer: Trainer, batches: Iterator[Batch]) -> StepTimes:
-    """Time `STEPS` training steps after `WARMUP` others, in the mode the model is in."""
     for _ in range(WARMUP):
         trainer.update(next(batches))
     _settle(trainer.device)
@@ -71,7 +43,13 @@ def time_steps(trainer: Trainer, batches: Iterator[Batch]) -> StepTimes:
         trainer.update(batch)
         steps, images = steps + 1, images + len(batch.labels)
     _settle(trainer.device)
-    return StepTimes(steps, (time.monotonic() - began) / steps, images, waited)
+    seconds = time.monotonic() - began
+    return {
+        "measured_steps": steps,
+        "step_seconds": seconds / steps,
+        "images_per_s": images / seconds,
+        "data_wait": waited / seconds,
+    }
 
 
 def _settle(device: torch.device) -> None:
@@ -158,7 +136,7 @@ class _Kept:
     def __init__(self, tensor: Tensor, ledger: SavedMemory) -> None:
         # Detached: a node that kept its own output would never be freed.
         self.tensor, self.ledger = tensor.detach(), ledger
-        self.place = ledger.place()
+        self.place: str | None = None  # where it is counted, if it is
         ledger.take(self)
 
     def __del__(self) -> None:
@@ -178,7 +156,7 @@ class SavedMemory:
 
     def __init__(self, ignored: Iterator[Tensor]) -> None:
         self._ignored = {_storage(tensor)[0] for tensor in ignored}
-        self._holders: dict[tuple[str, int], int] = {}
+        self._holders: Counter[tuple[str, int]] = Counter()
         self._now = {"attack": 0, "train": 0}
         self._in_attack = 0
         self.peak = {"attack": 0, "train": 0}
@@ -202,33 +180,25 @@ class SavedMemory:
         with marked(mark), hooks:
             yield
 
-    def place(self) -> str:
-        """Return what is running: "attack" or "train"."""
-        return "attack" if self._in_attack else "train"
-
     def take(self, kept: _Kept) -> None:
         """Count a kept tensor; tensors that share memory count once."""
         where, size = _storage(kept.tensor)
         if where in self._ignored:
             return
-        key = kept.place, where
-        self._holders[key] = self._holders.get(key, 0) + 1
-        if self._holders[key] == 1:
-            self._now[kept.place] += size
+        place = kept.place = "attack" if self._in_attack else "train"
+        self._holders[place, where] += 1
+        if self._holders[place, where] == 1:
+            self._now[place] += size
             self.largest = max(self.largest, size)
-            most = self.peak[kept.place]
-            self.peak[kept.place] = max(most, self._now[kept.place])
+            self.peak[place] = max(self.peak[place], self._now[place])
 
     def give_back(self, kept: _Kept) -> None:
         """Stop counting a kept tensor, which autograd has dropped."""
         where, size = _storage(kept.tensor)
-        key = kept.place, where
-        if key not in self._holders:
-            return
-        self._holders[key] -= 1
-        if not self._holders[key]:
-            del self._holders[key]
-            self._now[kept.place] -= size
+        if kept.place is not None:
+            self._holders[kept.place, where] -= 1
+            if not self._holders[kept.place, where]:
+                self._now[kept.place] -= size
 
 
 def _storage(tensor: Tensor) -> tuple[int, int]:

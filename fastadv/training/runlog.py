@@ -19,7 +19,7 @@ from fastadv.runs.directory import RunDirectory
 from fastadv.runs.distributed import World
 from fastadv.training.config import TrainConfig
 from fastadv.training.images import RunImages
-from fastadv.training.interval import Interval, describe_measured
+from fastadv.training.interval import Interval
 from fastadv.training.overfit import ACTIONS, OverfitCheck
 from fastadv.training.validation import accuracy_text, accuracy_values
 
@@ -80,7 +80,8 @@ class RunLog:
 
     def describe(self, images: RunImages, device: torch.device) -> None:
         """Print what is about to be trained on what, with warnings where due."""
-        config, ranks = self._config, self._world.size
+        config, size = self._config, self._world.size
+        ranks = f", {size} ranks" if size > 1 else ""
         doubt = config.threat.doubt(images.resolution)
         if doubt:
             log.warning(doubt)
@@ -89,11 +90,8 @@ class RunLog:
                 "--method discrepancy holds on to the features of a robust source; without "
                 "--init-from those are random"
             )
-        what = (
-            f"{config.threat}, {config.attack_steps} steps"
-            if self._attacked
-            else "standard"
-        )
+        attack = f"{config.threat}, {config.attack_steps} steps"
+        what = attack if self._attacked else "standard"
         if config.data == "shapetex":
             self.note(
                 "--data is shapetex, the built-in procedural set, drawn at "
@@ -102,8 +100,7 @@ class RunLog:
         self.note(
             f"{config.arch} on {images.train.name} at {images.resolution} px, {what}: "
             f"{images.describe()}; batch {images.batch_size}, {config.epochs} epochs, "
-            f"{self._total_steps} steps, {device}"
-            + (f", {ranks} ranks" if ranks > 1 else "")
+            f"{self._total_steps} steps, {device}{ranks}"
         )
 
     def started(self, step: int, *, resumed: bool) -> None:
@@ -127,10 +124,9 @@ class RunLog:
         Raises:
             TrainingDiverged: A loss of the interval is not finite.
         """
-        self._last = interval.read(step - 1, self._world.gather)
-        self._images += (
-            interval.images * self._world.size
-        )  # all ranks have equally many
+        self._last = interval.read(step - 1, self._world)
+        # All ranks have equally many images.
+        self._images += interval.images * self._world.size
         self._seconds += time.monotonic() - interval.began
         rounded = {key: round(value, 5) for key, value in self._last.items()}
         self._run.log("train", epoch=epoch, step=step, lr=lr, **rounded)
@@ -138,9 +134,15 @@ class RunLog:
 
     def show(self, epoch: int, step: int) -> None:
         """Update the progress, with what was measured last."""
-        text = f"epoch {epoch + 1}/{self._config.epochs}"
-        if self._last:
-            text += f"  {describe_measured(self._last, attacked=self._attacked)}"
+        text, last = f"epoch {epoch + 1}/{self._config.epochs}", self._last
+        if last:
+            text += (
+                f"  loss {last['loss']:.3f}"
+                f"  {'robust' if self._attacked else 'clean'} acc {100 * last['acc']:.1f} %"
+                f"  {last['images_per_s']:.1f} images/s"
+                f"  data wait {100 * last['data_wait']:.0f} %"
+                f"  {last['memory_gib']:.1f} GiB"
+            )
         self._progress.update(step, text)
 
     def checked(self, check: OverfitCheck, step: int) -> None:
@@ -170,7 +172,7 @@ class RunLog:
             found: The accuracies.
             step: Number of training steps done.
             bad_images: Names of the unreadable images that were replaced on any rank.
-            compiled: Report of the attack on its compilation; None without an attack.
+            compiled: How the attack was compiled; None without an attack.
         """
         if bad_images:
             self._run.log("bad_images", count=len(bad_images), images=bad_images)
@@ -192,11 +194,9 @@ class RunLog:
         """Log `error`; return it with what is left on disk and what to do."""
         self._run.log("diverged", step=step, reason=str(error))
         last = self._run.checkpoints / "last"
-        kept = (
-            f"the last good checkpoint is {last.resolve()}"
-            if last.exists()
-            else "no checkpoint had been saved yet"
-        )
+        kept = "no checkpoint had been saved yet"
+        if last.exists():
+            kept = f"the last good checkpoint is {last.resolve()}"
         return TrainingDiverged(
             f"{error}; {kept}. Lower --lr (now {self._config.lr:g}) or try "
             "--precision fp32"

@@ -5,27 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from fastadv.errors import TrainingDiverged
-from fastadv.models import NormalizedModel, save_model
-from fastadv.models.architecture_names import MODEL_FILE
 from fastadv.runs.directory import RunDirectory
 from fastadv.training.config import TrainConfig
 
 # Choices that may differ when a run is resumed: none of them changes what is computed.
 MAY_CHANGE = (
-    "out",
-    "resume",
-    "device",
-    "workers",
-    "save_minutes",
-    "backend",
-    "data",
-    "dataset_option",
-    "keep_every",
-    "pictures_every",
-    "tensorboard",
-    "wandb",
-    "parallel",
-)
+    "out", "resume", "device", "workers", "save_minutes", "backend", "data",
+    "dataset_option", "keep_every", "pictures_every", "tensorboard", "wandb", "parallel",
+)  # fmt: skip
 # The parts of the state that are saved with the weights, too.
 METADATA = ("config", "resolution", "classes", "epoch", "step", "best")
 NO_SCORE = -1.0  # below every accuracy
@@ -46,38 +33,7 @@ def open_run(run: RunDirectory, config: TrainConfig) -> dict[str, Any] | None:
 
 def check_finite(state: dict[str, Any]) -> None:
     """Raise TrainingDiverged if a weight in the state of a run is not finite."""
-    values = (v for v in state["weights"].values() if v.is_floating_point())
-    if not all(value.isfinite().all() for value in values):
+    if not all(value.isfinite().all() for value in state["weights"].values()):
         raise TrainingDiverged(
             f"the weights after step {state['step'] - 1} are not finite"
         )
-
-
-def save_checkpoint(
-    run: RunDirectory,
-    model: NormalizedModel,
-    state: dict[str, Any],
-    *,
-    best: bool,
-    keep: str | None,
-) -> None:
-    """Save the weights of `model` and the state of the run as its newest checkpoint.
-
-    Args:
-        run: The run directory.
-        model: The model that other commands load.
-        state: Everything that a resume needs.
-        best: Whether its validation score is the best so far.
-        keep: Name of a link that keeps the checkpoint for good, or None.
-
-    Raises:
-        OutputError: The checkpoint cannot be written.
-    """
-    metadata = {key: state[key] for key in METADATA}
-    run.save(
-        lambda folder: save_model(model, folder / MODEL_FILE, metadata),
-        state,
-        step=state["step"],
-        best=best,
-        keep=keep,
-    )

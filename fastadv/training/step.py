@@ -94,8 +94,19 @@ def train_step(
     with phase("attack"):
         method.refresh()
     images, targets = update.mixing(images, labels, model.num_classes, seed)
-    whole = len(labels) * ranks
-    parts = _parts(images, labels, targets, seed, update.accumulate, offset, whole)
+    n = len(labels)
+    size = -(-n // update.accumulate)
+    parts = [
+        Part(
+            images[i : i + size],
+            labels[i : i + size],
+            targets[i : i + size],
+            seed=seed,
+            offset=offset + i,
+            batch=n * ranks,
+        )
+        for i in range(0, n, size)
+    ]
     passes = [method.losses(part) for part in parts]
     loss, correct = torch.zeros(()), torch.zeros(())
     while True:
@@ -110,10 +121,9 @@ def train_step(
                     return StepResult(loss, correct)
                 part_loss, logits = made
                 if len(parts) > 1:
-                    part_loss = part_loss * (len(part.labels) / len(labels))
-                total = part_loss
-                if update.scaler is not None:
-                    total = update.scaler.scale(part_loss)
+                    part_loss = part_loss * (len(part.labels) / n)
+                scaler = update.scaler
+                total = part_loss if scaler is None else scaler.scale(part_loss)
                 total.backward()  # type: ignore[no-untyped-call]
             right = (logits.detach().argmax(1) == part.labels).sum()
             found.append((part_loss.detach(), right))
@@ -121,30 +131,6 @@ def train_step(
             _apply(optimizer, update)
         loss = _sum([part_loss for part_loss, _ in found])
         correct = _sum([right for _, right in found])
-
-
-def _parts(
-    images: Tensor,
-    labels: Tensor,
-    targets: Tensor,
-    seed: int,
-    count: int,
-    offset: int,
-    batch: int,
-) -> list[Part]:
-    """Split this rank's images into `count` parts, fewer if it has fewer images."""
-    n, size = len(labels), -(-len(labels) // count)
-    return [
-        Part(
-            images[i : i + size],
-            labels[i : i + size],
-            targets[i : i + size],
-            seed=seed,
-            offset=offset + i,
-            batch=batch,
-        )
-        for i in range(0, n, size)
-    ]
 
 
 def _reduced(net: Net, *, last: bool) -> AbstractContextManager[object]:

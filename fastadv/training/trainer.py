@@ -20,7 +20,8 @@ from fastadv.errors import (
 )
 from fastadv.kernels import use_backend
 from fastadv.kernels.registry import check_backend_name
-from fastadv.models import create_model, load_model
+from fastadv.models import create_model, load_model, save_model
+from fastadv.models.architecture_names import MODEL_FILE
 from fastadv.models.view import AttackView
 from fastadv.phases import phase
 from fastadv.runs.directory import RunDirectory
@@ -34,14 +35,14 @@ from fastadv.training.images import RunImages
 from fastadv.training.interval import Interval
 from fastadv.training.learner import Learner, judging_attack
 from fastadv.training.optimizer_config import learning_rate
-from fastadv.training.overfit import OverfitCheck, OverfitWatch, watched_images
+from fastadv.training.overfit import OverfitWatch, updates_between, watched_images
 from fastadv.training.runlog import RunLog, TrainSummary
 from fastadv.training.saving import (
     MAY_CHANGE,
+    METADATA,
     NO_SCORE,
     check_finite,
     open_run,
-    save_checkpoint,
 )
 from fastadv.training.snapshots import draw_pictures, pictured_images
 from fastadv.training.stages import radius_at, side_at
@@ -100,36 +101,30 @@ class Trainer:
         self.learner = Learner(config, self.model, self.resolution, self.world)
         self.parallel, self.optimizer = self.learner.parallel, self.learner.optimizer
         if self.learner.watched and not dry_run:
-            self.learner.watch = OverfitWatch.on(
-                self.images.eval_loader(watched_images(self.val_set, config.seed)),
+            held = watched_images(self.val_set, config.seed)
+            batches = list(self.images.eval_loader(held))
+            labels = torch.cat([batch.labels for batch in batches])
+            self.learner.watch = OverfitWatch(
+                torch.cat([batch.images for batch in batches]),
+                labels,
                 config.threat,
-                updates_per_epoch=len(self.loader),
-                batch_size=self.batch_size,
+                every=updates_between(len(self.loader), len(labels), self.batch_size),
                 seed=config.seed,
                 dtype=self.view.dtype if self.view is not None else None,
             )
+        judge = judging_attack(config, config.eval_steps) if self.attack else None
         self.validation = Validation(
-            self.images.eval_loader,
-            self.judge if self.attack else None,
-            config.eval_images,
-            config.seed,
-            self.world,
+            self.images.eval_loader, judge, config.eval_images, config.seed, self.world
         )
         self.step, self.best_score = 0, NO_SCORE
         self._validated = True  # the model that the last epoch left
+        attacked = self.attack is not None
         self.runlog = RunLog(
-            config,
-            self.run,
-            self.world,
-            self.total_steps,
-            attacked=self.attack is not None,
+            config, self.run, self.world, self.total_steps, attacked=attacked
         )
+        folder = self.run.path if leads else None
         self.profile = StepProfile(
-            self.run.path if leads else None,
-            profile,
-            self.device,
-            self.batch_size,
-            self.runlog.note,
+            folder, profile, self.device, self.batch_size, self.runlog.note
         )
         prepares = leads and not dry_run
         state = self.world.share(open_run(self.run, config) if prepares else None)
@@ -155,17 +150,11 @@ class Trainer:
         """The attack view of the model, which the attack works on."""
         return self.learner.view
 
-    @property
-    def judge(self) -> PGD:
-        """The attack that validations judge the model by."""
-        return judging_attack(self.config, self.config.eval_steps)
-
     def _stage(self, epoch: int) -> None:
-        """Set resolution and radius for `epoch`."""
         side = side_at(self.config, self.resolution, epoch)
         self.loader.set_resolution(side)
-        scale = radius_at(self.config, side, self.resolution, epoch)
-        self.learner.begin_epoch(scale)
+        radius = radius_at(self.config, side, self.resolution, epoch)
+        self.learner.begin_epoch(radius)
 
     # ---- state ----
 
@@ -186,10 +175,9 @@ class Trainer:
 
     def _load_state(self, state: dict[str, Any]) -> None:
         self.images.check_classes(state["classes"])
-        backend = state["loader_backend"]
-        if backend != self.loader.backend:
+        if state["loader_backend"] != self.loader.backend:
             # `auto` depends on the memory that is free; the run goes on as it began.
-            self.loader = self.images.train_loader(backend=backend)
+            self.loader = self.images.train_loader(backend=state["loader_backend"])
         self.loader.load_state_dict(state["loader"])
         self.learner.load_state_dict(state)
         self.step, self.best_score = state["step"], state["best"]
@@ -200,7 +188,14 @@ class Trainer:
         model, state = self.learner.published(), self._state(self.loader.epoch)
         check_finite(state)
         if self.world.leads:
-            save_checkpoint(self.run, model, state, best=best, keep=keep)
+            metadata = {key: state[key] for key in METADATA}
+            self.run.save(
+                lambda folder: save_model(model, folder / MODEL_FILE, metadata),
+                state,
+                step=self.step,
+                best=best,
+                keep=keep,
+            )
         self._saved_at = time.monotonic()
 
     # ---- the loop ----
@@ -213,15 +208,19 @@ class Trainer:
             TrainingDiverged: A loss or a weight is not finite; nothing was saved since.
             OutputError: A checkpoint or the log cannot be written.
         """
-        config = self.config
+        config, leads = self.config, self.world.leads
         self.runlog.begin(self.step)
         self.describe()
         self._saved_at = time.monotonic()
         with (
             use_backend(config.backend),
             open_listeners(
-                self.run, self.step, config.to_dict(), config.tensorboard, config.wandb
-            ),
+                self.run.path,
+                self.step,
+                config.to_dict(),
+                config.tensorboard and leads,
+                config.wandb if leads else None,
+            ) as self.run.listeners,
             contextlib.closing(self.profile),
             stop_on_signal() as stop,
         ):
@@ -252,17 +251,15 @@ class Trainer:
         self.profile.begin_epoch()
         while not stopping:
             began = time.monotonic()
-            with phase("data"):
-                batch = self._next(batches)
+            with phase("data"), self._saved_on_error():
+                batch = next(batches, None)
             if batch is None:
                 self.validation.saw(self.loader)
                 break
             waited = time.monotonic() - began
             result = self.update(batch)
             interval.add(result, len(batch.labels), waited)
-            check = self.learner.check_overfit(self.step)
-            if check is not None:
-                self._react(check)
+            self._check_overfit()
             now = time.monotonic()
             stopping, overdue, report = self.world.agree_to_stop(
                 stop,
@@ -303,8 +300,10 @@ class Trainer:
         self.step += 1
         return result
 
-    def _react(self, check: OverfitCheck) -> None:
-        """Log a check for catastrophic overfitting, and stop if the run asks for it."""
+    def _check_overfit(self) -> None:
+        check = self.learner.check_overfit(self.step)
+        if check is None:
+            return
         self.runlog.checked(check, self.step)
         if check.collapsed and self.config.on_overfit == "stop":
             raise CatastrophicOverfitting(
@@ -312,22 +311,18 @@ class Trainer:
                 "--eps, --method n_fgsm, gradalign or pgd_at, or --on-overfit fallback"
             )
 
-    def _next(self, batches: Iterator[Batch]) -> Batch | None:
-        """Return the next batch, None at the end; save first if reading it fails."""
+    @contextlib.contextmanager
+    def _saved_on_error(self) -> Iterator[None]:
+        """Save before an error ends the run; several ranks resume from `last` instead."""
         try:
-            return next(batches, None)
-        except Exception:
-            self._save_alone()
+            yield
+        except Interrupted:
             raise
-
-    def _save_alone(self) -> None:
-        """Save before an error ends the run.
-
-        Of several ranks the others could not take part; they resume from `last`.
-        """
-        if self.world.size == 1 and self.step:
-            with contextlib.suppress(FastadvError):
-                self._save()
+        except Exception:
+            if self.world.size == 1 and self.step:
+                with contextlib.suppress(FastadvError):
+                    self._save()
+            raise
 
     def _report(self, interval: Interval, epoch: int) -> Interval:
         lr = self.optimizer.param_groups[0]["lr"]
@@ -339,13 +334,8 @@ class Trainer:
         best = False
         if epoch % self.config.eval_every == 0 or epoch == self.config.epochs:
             self._validated = False
-            try:
+            with self._saved_on_error():
                 found = self.validation(self.learner.published(), self.val_set, stop)
-            except Interrupted:
-                raise
-            except Exception:
-                self._save_alone()
-                raise
             self._validated = True
             score = found.robust.top1 if found.robust else found.clean.top1
             best, self.best_score = score > self.best_score, max(score, self.best_score)
@@ -365,8 +355,7 @@ class Trainer:
         model = self.parallel.plain()  # every rank must call it
         if self.world.leads:
             batch = next(iter(self.images.eval_loader(pictured_images(self.val_set))))
-            attack = self.judge if self.attack else None
-            names = self.test_set.classes
+            names, attack = self.test_set.classes, self.validation.judge
             draw_pictures(self.run, self.step, epoch, model, batch, names, attack)
 
     def _finish(self, stop: StopRequest) -> TrainSummary:
@@ -374,21 +363,19 @@ class Trainer:
         if self.world.size == 1:
             model = load_model(self.run.path).to(self.device)
         else:
-            leads = self.world.leads
-            best = load_model(self.run.path).state_dict() if leads else {}
+            best = load_model(self.run.path).state_dict() if self.world.leads else {}
             model = self.parallel.replica(self.world.share(best))
         found = self.validation(model, self.test_set, stop)
         names = sorted(set().union(*self.world.gather(self.validation.bad_images)))
-        attack = self.attack
-        compiled = None if attack is None else attack.compile_report().to_dict()
+        compiled = self.attack.compile_report().to_dict() if self.attack else None
         summary = self.runlog.tested(found, self.step, names, compiled)
         if self.world.leads:
-            judge = self.validation.judge
-            store_final_test(self.run.path, self.config, self.images, found, judge)
+            store_final_test(
+                self.run.path, self.config, self.images, found, self.validation.judge
+            )
         return summary
 
     def _stop(self, stop: StopRequest) -> NoReturn:
-        """Save and end, because a rank was asked to stop."""
         self.world.agree_to_stop(stop)
         self._save()
         self._preempted(stop)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -79,21 +80,15 @@ class Validation:
         stop: StopRequest,
     ) -> Evaluation:
         world, n = self.world, len(images)
-        begin = n * world.rank // world.size
-        end = n * (world.rank + 1) // world.size
-        mine = images
-        if world.size > 1:
-            mine = Subset(images, np.arange(begin, end), split=images.split)
-        found: Evaluation | None = None
-        try:
+        if world.size == 1:
+            return evaluate(model, self._batches(images, stop), judge)
+        begin, end = (n * rank // world.size for rank in (world.rank, world.rank + 1))
+        mine = Subset(images, np.arange(begin, end), split=images.split)
+        counts = None
+        with contextlib.suppress(Interrupted):
             batches = self._batches(mine, stop) if end > begin else iter(())
-            found = evaluate(model, batches, judge, offset=begin)
-        except Interrupted:
-            if world.size == 1:
-                raise
-        if world.size == 1 and found is not None:
-            return found
-        return _summed(world.gather(None if found is None else _counts(found)))
+            counts = _counts(evaluate(model, batches, judge, offset=begin))
+        return _summed(world.gather(counts))
 
     def _batches(self, images: ImageSet, stop: StopRequest) -> Iterator[Batch]:
         loader = self.loader(images)

@@ -20,7 +20,7 @@ def test_tasks_of_any_kind_run_in_process(
     names = ("a", "wrong", "breaks", "idle", "b")
     tasks = [task(tmp_path, name) for name in names]
     failures = run_tasks(tasks, SerialExecutor(), table, done=3, retries=2)
-    assert {failure.task.name: failure.reason for failure in failures} == {
+    assert {failure.task.name: failure.error for failure in failures} == {
         "task wrong": "the same would happen again",
         "task breaks": "KeyError: 'unexpected'",
         "task idle": "it left no row under its identity",

@@ -141,7 +141,7 @@ def test_crashes_are_retried_so_often_and_then_reported(
     table.prepare()
     tasks = plan_sweep(configs, table).tasks
     [failure] = run_tasks(tasks, SerialExecutor(), table, retries=2)
-    assert failure.reason == "OSError: the disk is gone"
+    assert failure.error == "OSError: the disk is gone"
     assert len(tries) == 3
 
 

@@ -34,11 +34,10 @@ from fastadv.data.sets.image_set import DatasetSplits, FileSet, ImageSet
 from fastadv.data.sets.subsets import files_and_positions
 from fastadv.errors import ConfigError, DataError
 from fastadv.files import (
-    FolderLock,
     atomic,
     file_sha256,
+    lock_folder,
     replace_file,
-    warn_without_lock,
 )
 from fastadv.progress import track
 
@@ -173,16 +172,11 @@ def _shards(images: ImageSet, shard_bytes: int, seed: int) -> Iterator[Shard]:
 @contextlib.contextmanager
 def _locked(out: Path) -> Iterator[None]:
     """Keep other processes from packing into `out`."""
-    lock = None
-    try:
-        lock = FolderLock(out / PACKING)
-    except BlockingIOError as error:
-        raise ConfigError(
-            f"{out} is being packed by {error.strerror}; wait until it ends, or choose "
-            "another folder"
-        ) from None
-    except OSError as error:
-        warn_without_lock(out, error)
+    lock = lock_folder(
+        out / PACKING,
+        f"{out} is being packed",
+        "wait until it ends, or choose another folder",
+    )
     try:
         yield
     finally:
