@@ -45,7 +45,7 @@ class Progress:
         every: float = 15.0,
         delay: float = 0.0,
     ) -> None:
-        self.total, self.first, self.done = total, done, done
+        self.total, self.first = total, done
         self.stream = stream or sys.stderr
         self.live = self.stream.isatty()
         self.every = 0.2 if self.live else every
@@ -58,25 +58,19 @@ class Progress:
 
         Without a delay the first update is shown at once: no silent first minute.
         """
-        self.done = done
         now = time.monotonic()
-        if now >= self._due:
-            self._due = now + self.every
-            self._write(f"{self._share()} {text}")
-
-    def _share(self) -> str:
-        elapsed = time.monotonic() - self.started
-        fresh = self.done - self.first
-        filled = round(_BAR * self.done / max(self.total, 1))
-        bar = f"[{'#' * filled}{'.' * (_BAR - filled)}] " if self.live else ""
-        left = elapsed / fresh * (self.total - self.done) if fresh else 0.0
-        eta = f"ETA {clock(left)}" if fresh else "ETA ?"
-        return f"{bar}{self.done}/{self.total} {eta}"
-
-    def _write(self, line: str) -> None:
+        if now < self._due:
+            return
+        self._due = now + self.every
+        fresh, eta = done - self.first, "?"
+        if fresh:
+            eta = clock((now - self.started) / fresh * (self.total - done))
+        line = f"{done}/{self.total} ETA {eta} {text}"
         if not self.live:
             print(line, file=self.stream, flush=True)
             return
+        filled = round(_BAR * done / max(self.total, 1))
+        line = f"[{'#' * filled}{'.' * (_BAR - filled)}] {line}"
         # A line that wraps could not be rewritten.
         line = line[: shutil.get_terminal_size().columns - 1]
         padding = " " * max(0, self._width - len(line))

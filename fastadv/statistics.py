@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from statistics import correlation, fmean, linear_regression, stdev
 
 
@@ -63,13 +64,11 @@ def agree(values: Sequence[float]) -> bool:
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """Return the p-values, adjusted for their number. Source: Holm 1979."""
-    adjusted = [0.0] * len(p_values)
-    largest = 0.0
-    order = sorted(range(len(p_values)), key=p_values.__getitem__)
-    for rank, index in enumerate(order):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
-        adjusted[index] = largest
-    return adjusted
+    n = len(p_values)
+    order = sorted(range(n), key=p_values.__getitem__)
+    scaled = (min(1.0, (n - rank) * p_values[i]) for rank, i in enumerate(order))
+    adjusted = dict(zip(order, accumulate(scaled, max), strict=True))
+    return [adjusted[i] for i in range(n)]
 
 
 @dataclass(frozen=True)

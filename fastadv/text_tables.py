@@ -69,10 +69,9 @@ def numeric_columns(
                 f"{', '.join(columns)}; write None where there is no value"
             )
     found = []
-    for index in range(len(columns)):
-        filled = [row[index] for row in rows if row[index] not in (None, "", "-")]
-        numbers = [cell_number(cell) is not None for cell in filled]
-        found.append(bool(numbers) and all(numbers))
+    for i in range(len(columns)):
+        filled = [cell_number(row[i]) for row in rows if row[i] not in (None, "", "-")]
+        found.append(bool(filled) and None not in filled)
     return found
 
 

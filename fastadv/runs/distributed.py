@@ -177,13 +177,13 @@ def read_environment(environ: Mapping[str, str] = os.environ) -> World:
     size = _number(environ, "WORLD_SIZE", 1)
     if "RANK" not in environ and size == 1:
         return World()
-    missing = [name for name in _NEEDED if name not in environ]
-    if missing:
-        given = [f"{n}={environ[n]}" for n in _NEEDED if n in environ]
+    given = [name for name in _NEEDED if name in environ]
+    if len(given) < len(_NEEDED):
         raise ConfigError(
-            f"{', '.join(given)} set, but {', '.join(missing)} not: a run of several "
+            f"{', '.join(f'{name}={environ[name]}' for name in given)} set, but "
+            f"{', '.join(n for n in _NEEDED if n not in given)} not: a run of several "
             "ranks is started by torchrun or --nproc N, which set all of them; for one "
-            f"process unset {', '.join(n for n in _NEEDED if n in environ)}"
+            f"process unset {', '.join(given)}"
         )
     rank = _number(environ, "RANK", 0)
     local_rank = _number(environ, "LOCAL_RANK", rank)

@@ -50,7 +50,9 @@ def make_executor(
         results: Folder of the table; the workers' logs go below it.
         workers: Number of tasks at once; by default one per core (processes), or as many
             as the cluster has room for (ray).
-        address: Address of a Ray cluster, `auto` or `host:port`; None starts one here.
+        address: Address of a Ray cluster, `auto`, `host:port` or `ray://host:port`;
+            None starts one here. Sources, data and the results folder must be at the
+            same paths on every node.
         cpus_per_task: Cores that a Ray task reserves.
         gpus_per_task: GPUs that a Ray task reserves; it may be a fraction.
 
@@ -67,8 +69,8 @@ def make_executor(
             )
         return SerialExecutor()
     if name == "processes":
-        return ProcessExecutor(workers or usable_cores(), results / _LOGS)
-    return RayExecutor(workers, address, cpus_per_task, gpus_per_task)
+        return _ProcessExecutor(workers or usable_cores(), results / _LOGS)
+    return _RayExecutor(workers, address, cpus_per_task, gpus_per_task)
 
 
 class SerialExecutor:
@@ -102,13 +104,8 @@ class _Worker:
     task: Task | None = None
 
 
-class ProcessExecutor:
-    """Local processes, each with its share of the cores; one that died is replaced.
-
-    Args:
-        workers: Number of processes.
-        logs: Folder of the files that their output goes to.
-    """
+class _ProcessExecutor:
+    """Local processes, each with its share of the cores; one that died is replaced."""
 
     def __init__(self, workers: int, logs: Path) -> None:
         self.slots = workers
@@ -116,12 +113,8 @@ class ProcessExecutor:
         self._workers: dict[int, _Worker] = {}
 
     def start(self, task: Task) -> None:
-        """Give the task to an idle worker, or to a new one."""
-        number = next(
-            n
-            for n in range(self.slots)
-            if n not in self._workers or self._workers[n].task is None
-        )
+        busy = {n for n, worker in self._workers.items() if worker.task is not None}
+        number = min(set(range(self.slots)) - busy)
         worker = self._workers.get(number)
         if worker is None or not worker.process.is_alive():
             worker = self._workers[number] = self._spawn(number)
@@ -143,26 +136,21 @@ class ProcessExecutor:
         return _Worker(process, ours)
 
     def wait(self) -> list[Ended]:
-        """Wait for a worker to answer or to die."""
-        busy = {n: w for n, w in self._workers.items() if w.task is not None}
+        busy = [w.connection for w in self._workers.values() if w.task is not None]
         # With a limit: decoding processes of a killed worker inherit its end of the
         # pipe and may keep it open for seconds.
-        ready = multiprocessing.connection.wait(
-            [worker.connection for worker in busy.values()], timeout=0.5
-        )
+        ready = multiprocessing.connection.wait(busy, timeout=0.5)
         ended = []
-        for number, worker in busy.items():
-            task = worker.task
-            if task is None or (
-                worker.connection not in ready and worker.process.is_alive()
-            ):
+        for number, worker in list(self._workers.items()):
+            task, connection = worker.task, worker.connection
+            if task is None or (connection not in ready and worker.process.is_alive()):
                 continue
             worker.task = None
             try:
                 # It may have answered before it died.
-                if not worker.connection.poll():
+                if not connection.poll():
                     raise EOFError
-                ended.append(replace(worker.connection.recv(), task=task))
+                ended.append(replace(connection.recv(), task=task))
             except (EOFError, OSError):
                 worker.process.join()
                 code = worker.process.exitcode or 0
@@ -170,12 +158,12 @@ class ProcessExecutor:
                 log = self.logs / f"worker-{number}.log"
                 reason = f"its process died ({how}); see {log}"
                 ended.append(Ended(task, reason, crashed=True))
-                worker.connection.close()
+                connection.close()
                 del self._workers[number]
         return ended
 
     def close(self) -> None:
-        """End idle workers and kill the others: rows are written whole or not at all."""
+        # Idle workers end, others are killed: rows are written whole or not at all.
         for worker in self._workers.values():
             worker.connection.close()
             if worker.task is not None:
@@ -220,20 +208,8 @@ def _die_with_parent() -> None:
 # ---- Ray ----
 
 
-class RayExecutor:
-    """A Ray cluster: one of this machine, or one that exists.
-
-    Sources, data and the results folder must be at the same paths on every node.
-
-    Args:
-        workers: Number of tasks at once; None for as many as the cluster has room for.
-        address: `auto`, `host:port` or `ray://host:port`; None starts a local cluster.
-        cpus: Cores that a task reserves.
-        gpus: GPUs that a task reserves.
-
-    Raises:
-        ConfigError: Ray is not installed or there is no cluster at the address.
-    """
+class _RayExecutor:
+    """A Ray cluster: one of this machine, or one that exists."""
 
     def __init__(
         self, workers: int | None, address: str | None, cpus: float, gpus: float
@@ -263,14 +239,14 @@ class RayExecutor:
                 "or leave --address out for one on this machine"
             ) from None
         room = ray.cluster_resources()
-        fits = [room.get("CPU", 0) / cpus] if cpus else []
-        fits += [room.get("GPU", 0) / gpus] if gpus else []
+        cores, devices = room.get("CPU", 0), room.get("GPU", 0)
+        fits = [has / needs for has, needs in ((cores, cpus), (devices, gpus)) if needs]
         if min(fits, default=1) < 1:
             ray.shutdown()
             raise ConfigError(
                 f"a task reserves {cpus:g} core(s) and {gpus:g} GPU(s), the Ray cluster "
-                f"has {room.get('CPU', 0):g} and {room.get('GPU', 0):g}; lower "
-                "--cpus-per-task or --gpus-per-task"
+                f"has {cores:g} and {devices:g}; lower --cpus-per-task or "
+                "--gpus-per-task"
             )
         self.slots = workers or int(min(fits, default=1))
         self._ray = ray
@@ -281,11 +257,9 @@ class RayExecutor:
         self._running: dict[Any, Task] = {}
 
     def start(self, task: Task) -> None:
-        """Queue the task on the cluster."""
         self._running[self._run.remote(task, self._threads, self._folder)] = task
 
     def wait(self) -> list[Ended]:
-        """Wait for a task to end, or for a node to be lost."""
         ready, _ = self._ray.wait(list(self._running), timeout=0.5)
         ended = []
         for reference in ready:
@@ -298,7 +272,6 @@ class RayExecutor:
         return ended
 
     def close(self) -> None:
-        """Cancel what runs and leave the cluster; one that was started here ends."""
         for reference in self._running:
             with contextlib.suppress(self._ray.exceptions.RayError):
                 self._ray.cancel(reference, force=True)

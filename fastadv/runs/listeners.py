@@ -124,10 +124,9 @@ def open_listeners(
     group = ListenerGroup()
     try:
         if tensorboard:
-            start = TensorBoardListener
-            group.add("tensorboard", _start("tensorboard", start, folder, step))
+            group.add("tensorboard", _start("tensorboard", _TensorBoard, folder, step))
         if wandb is not None:
-            group.add("wandb", _start("wandb", WandbListener, folder, wandb, config))
+            group.add("wandb", _start("wandb", _Wandb, folder, wandb, config))
         yield group
     finally:
         group.close()
@@ -145,7 +144,7 @@ def _start(name: str, start: Callable[..., Started], *args: Any) -> Started:
         ) from error
 
 
-def measurements(name: str, values: Mapping[str, Any]) -> dict[str, float]:
+def _measurements(name: str, values: Mapping[str, Any]) -> dict[str, float]:
     """Return the measured numbers of an event by the names of curves, `train/loss`."""
     return {
         f"{name}/{key}": float(value)
@@ -154,29 +153,25 @@ def measurements(name: str, values: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-class TensorBoardListener:
-    """Writes event files to `RUN/tensorboard`.
-
-    Args:
-        folder: The run directory.
-        step: The step at which the run goes on; what an earlier process wrote from there
-            on is hidden, since the run no longer contains it.
+class _TensorBoard:
+    """Writes event files to `RUN/tensorboard`; events of an earlier process are hidden
+    from `step` on, since the run no longer contains them.
     """
 
     def __init__(self, folder: Path, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self._folder = folder
+        # What an earlier process wrote from there on is no longer part of the run.
         self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def event(self, name: str, step: int, values: Mapping[str, Any]) -> None:
-        """Add numbers as curves, pictures as images and the configuration as text."""
         if name == PICTURE:
             with Image.open(self._folder / values["file"]) as image:
                 pixels = np.asarray(image.convert("RGB"))
             self._writer.add_image(PICTURE, pixels, step, dataformats="HWC")
         elif name in ("train", "val", "test"):
-            for key, value in measurements(name, values).items():
+            for key, value in _measurements(name, values).items():
                 self._writer.add_scalar(key, value, step)
         elif "config" in values:
             rows = "".join(f"| {k} | {v} |\n" for k, v in values["config"].items())
@@ -184,25 +179,17 @@ class TensorBoardListener:
             self._writer.add_text(name, text, step)
 
     def close(self) -> None:
-        """Write what is still buffered."""
         self._writer.close()
 
 
-class WandbListener:
-    """Sends to a run of Weights & Biases; its environment variables are respected.
-
-    Args:
-        folder: The run directory. It also names the run, so that a resumed run continues
-            there.
-        project: Name of the project.
-        config: The choices of the run.
-    """
+class _Wandb:
+    """Sends to a run of Weights & Biases; its environment variables are respected."""
 
     def __init__(self, folder: Path, project: str, config: Mapping[str, Any]) -> None:
         import wandb
 
         self._folder, self._wandb = folder, wandb
-        place = str(folder.resolve()).encode()
+        place = str(folder.resolve()).encode()  # a resumed run continues there
         self._run = wandb.init(
             project=project,
             name=folder.name,
@@ -215,13 +202,11 @@ class WandbListener:
         )
 
     def event(self, name: str, step: int, values: Mapping[str, Any]) -> None:
-        """Log numbers as curves and pictures as images."""
         if name == PICTURE:
             image = self._wandb.Image(str(self._folder / values["file"]))
             self._run.log({PICTURE: image}, step=step)
         elif name in ("train", "val", "test"):
-            self._run.log(measurements(name, values), step=step)
+            self._run.log(_measurements(name, values), step=step)
 
     def close(self) -> None:
-        """Send what is still buffered."""
         self._run.finish()

@@ -186,7 +186,13 @@ class StepProfile:
         found = summary(timer.seconds(), len(timer), self.batch_size)
         path = self.folder / "profile.json"
         write_atomic(path, json.dumps(found, indent=1).encode())
-        self.note(as_text(found))
+        rows = [
+            [name, f"{1e3 * found['seconds'][name]:.2f}", f"{100 * share:.1f} %"]
+            for name, share in found["shares"].items()
+        ]
+        rows.append(["step", f"{1e3 * found['step_seconds']:.2f}", "100.0 %"])
+        title = f"where a step went (mean of {len(timer)}, batch {self.batch_size})"
+        self.note(f"{title}\n{text_table(['phase', 'ms', 'share'], rows)}")
 
 
 def summary(seconds: dict[str, float], steps: int, batch_size: int) -> dict[str, Any]:
@@ -199,14 +205,3 @@ def summary(seconds: dict[str, float], steps: int, batch_size: int) -> dict[str,
         "seconds": seconds,
         "shares": {name: value / whole for name, value in seconds.items()},
     }
-
-
-def as_text(found: dict[str, Any]) -> str:
-    """Return a `summary` as a table for a terminal."""
-    rows = [
-        [name, f"{1e3 * found['seconds'][name]:.2f}", f"{100 * share:.1f} %"]
-        for name, share in found["shares"].items()
-    ]
-    rows.append(["step", f"{1e3 * found['step_seconds']:.2f}", "100.0 %"])
-    title = f"where a step went (mean of {found['steps']}, batch {found['batch_size']})"
-    return f"{title}\n{text_table(['phase', 'ms', 'share'], rows)}"

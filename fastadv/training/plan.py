@@ -23,7 +23,6 @@ from fastadv.training.config import TrainConfig
 from fastadv.training.images import EVAL_BATCH
 from fastadv.training.interval import memory_in_use
 from fastadv.training.probe import (
-    JudgeTimes,
     SavedMemory,
     Units,
     own_bytes,
@@ -163,7 +162,7 @@ def plan_run(config: TrainConfig, devices: Sequence[int] = (1,)) -> RunPlan:
     built = memory_in_use(trainer.device)
     units = Units()
     saved = SavedMemory(
-        itertools.chain(tensors_of(trainer.model), tensors_of(trainer.view))
+        itertools.chain(tensors_of(trainer.model), tensors_of(trainer.learner.view))
     )
     with use_backend(config.backend):
         batches = itertools.chain.from_iterable(itertools.repeat(trainer.loader))
@@ -172,7 +171,7 @@ def plan_run(config: TrainConfig, devices: Sequence[int] = (1,)) -> RunPlan:
         with units.counting(trainer), saved.recording():
             trainer.update(first)
         timed = time_steps(trainer, batches)
-        judged = time_evaluation(trainer)
+        evaluation_seconds = time_evaluation(trainer)
     side, steps = trainer.resolution, len(trainer.loader)
     sides = [side_at(config, side, epoch) for epoch in range(config.epochs)]
     whole_epochs = sum((each / side) ** 2 for each in sides)
@@ -180,7 +179,11 @@ def plan_run(config: TrainConfig, devices: Sequence[int] = (1,)) -> RunPlan:
     memory = _memory(trainer, saved, built, first)
     return RunPlan(
         what=f"{config.arch} on {trainer.train_set.name} at {side} px, {config.method}"
-        + (f", {config.threat}, {config.attack_steps} steps" if trainer.attack else "")
+        + (
+            f", {config.threat}, {config.attack_steps} steps"
+            if config.adversarial
+            else ""
+        )
         + f"; batch {trainer.batch_size}, {config.epochs} epochs",
         device=f"{trainer.device} ({_device_name(trainer.device)})",
         parameters=sum(p.numel() for p in trainer.model.parameters()),
@@ -193,20 +196,11 @@ def plan_run(config: TrainConfig, devices: Sequence[int] = (1,)) -> RunPlan:
         parts={
             "setup": setup,
             "training": whole_epochs * steps * timed["step_seconds"],
-            "validation": validations
-            * _evaluation_seconds(len(trainer.val_set), config, judged),
-            "test": _evaluation_seconds(len(trainer.test_set), config, judged),
+            "validation": validations * evaluation_seconds(len(trainer.val_set)),
+            "test": evaluation_seconds(len(trainer.test_set)),
         },
         devices=tuple(devices),
     )
-
-
-def _evaluation_seconds(n: int, config: TrainConfig, judged: JudgeTimes) -> float:
-    """Return the seconds to evaluate on `n` images."""
-    attacked = min(n, config.eval_images)
-    if not config.adversarial or attacked == n:  # one pass
-        return judged.begin + n * (judged.attacked or judged.clean)
-    return 2 * judged.begin + n * judged.clean + attacked * judged.attacked
 
 
 def _memory(
@@ -223,11 +217,13 @@ def _memory(
     kept = saved.peak
     n, pixels = len(batch.labels), batch.images[0].numel()
     judged = min(EVAL_BATCH, len(trainer.test_set))
-    attacks = trainer.attack is not None
+    attacks = trainer.learner.attack is not None
     parts = {
         "loader": trainer.loader.held_bytes,
         "weights and statistics": own_bytes(tensors_of(model)),
-        "attack view": own_bytes(tensors_of(trainer.view), but=tensors_of(model)),
+        "attack view": own_bytes(
+            tensors_of(trainer.learner.view), but=tensors_of(model)
+        ),
     }
     return {
         # Libraries, lists of files: what the process held once the run was built.

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -57,23 +56,12 @@ def _settle(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-@dataclass(frozen=True)
-class JudgeTimes:
-    """Seconds of an evaluation.
+def time_evaluation(trainer: Trainer) -> Callable[[int], float]:
+    """Time evaluations of one batch and of two images; from both follow all times.
 
-    Attributes:
-        begin: Seconds to begin an evaluation.
-        clean: Seconds for each image without an attack.
-        attacked: Seconds for each image with an attack; 0 without one.
+    Returns:
+        The seconds of an evaluation as a function of its number of images.
     """
-
-    begin: float
-    clean: float
-    attacked: float
-
-
-def time_evaluation(trainer: Trainer) -> JudgeTimes:
-    """Time evaluations of one batch and of two images; from both follow all times."""
     config, images = trainer.config, trainer.test_set
     few, many = min(2, len(images)), min(EVAL_BATCH, len(images))
     judge = judging_attack(config, config.eval_steps) if config.adversarial else None
@@ -92,7 +80,14 @@ def time_evaluation(trainer: Trainer) -> JudgeTimes:
 
     begin, clean = each(None)
     attacked = each(judge)[1] if judge is not None else 0.0
-    return JudgeTimes(begin, clean, attacked)
+
+    def projected(n: int) -> float:
+        judged = min(n, config.eval_images)
+        if judge is None or judged == n:  # one pass
+            return begin + n * (attacked or clean)
+        return 2 * begin + n * clean + judged * attacked
+
+    return projected
 
 
 # ---- units of cost ----
@@ -112,8 +107,9 @@ class Units:
     def counting(self, trainer: Trainer) -> Iterator[None]:
         """Count inside the block, but for the work that a CUDA graph replays."""
         handles = [trainer.model.net.register_forward_hook(self._training)]
-        if trainer.view is not None:
-            handles.append(trainer.view.net.register_forward_hook(self._attack))
+        view = trainer.learner.view
+        if view is not None:
+            handles.append(view.net.register_forward_hook(self._attack))
         try:
             yield
         finally:

@@ -19,18 +19,14 @@ COLUMNS = 8  # the width of a page
 
 
 def pictured_images(images: ImageSet, count: int = COLUMNS) -> ImageSet:
-    """Return at most `count` images, of as many classes as possible.
-
-    They are the same at every call.
-    """
+    """Return the first images of as many classes as possible, at most `count` in all."""
     spread = np.linspace(0, len(images.classes) - 1, count).round().astype(np.int64)
-    firsts = {int(c): np.flatnonzero(images.labels == c) for c in spread}
     picked: list[int] = []
     for c in spread:  # with fewer classes than columns, each has several
-        left = [int(i) for i in firsts[int(c)] if int(i) not in picked]
-        picked += left[:1]
-    others = (i for i in range(len(images)) if i not in picked)
-    picked += [i for i, _ in zip(others, range(count - len(picked)), strict=False)]
+        left = np.setdiff1d(np.flatnonzero(images.labels == c), picked)
+        picked += left[:1].tolist()
+    others = np.setdiff1d(np.arange(len(images)), picked)
+    picked += others[: count - len(picked)].tolist()
     return Subset(images, picked)
 
 

@@ -9,7 +9,6 @@ from typing import Any, NoReturn
 
 import torch
 
-from fastadv.attacks import PGD
 from fastadv.data import Batch
 from fastadv.data.counter import derive_key
 from fastadv.errors import (
@@ -22,7 +21,6 @@ from fastadv.kernels import use_backend
 from fastadv.kernels.registry import check_backend_name
 from fastadv.models import create_model, load_model, save_model
 from fastadv.models.architecture_names import MODEL_FILE
-from fastadv.models.view import AttackView
 from fastadv.phases import phase
 from fastadv.runs.directory import RunDirectory
 from fastadv.runs.distributed import World, join_ranks, random_state, set_random_state
@@ -110,15 +108,15 @@ class Trainer:
                 config.threat,
                 every=updates_between(len(self.loader), len(labels), self.batch_size),
                 seed=config.seed,
-                dtype=self.view.dtype if self.view is not None else None,
+                dtype=self.learner.view.dtype if self.learner.view else None,
             )
-        judge = judging_attack(config, config.eval_steps) if self.attack else None
+        attacked = self.learner.attack is not None
+        judge = judging_attack(config, config.eval_steps) if attacked else None
         self.validation = Validation(
             self.images.eval_loader, judge, config.eval_images, config.seed, self.world
         )
         self.step, self.best_score = 0, NO_SCORE
         self._validated = True  # the model that the last epoch left
-        attacked = self.attack is not None
         self.runlog = RunLog(
             config, self.run, self.world, self.total_steps, attacked=attacked
         )
@@ -137,24 +135,6 @@ class Trainer:
         except BaseException:
             self.run.release()
             raise
-
-    # ---- parts ----
-
-    @property
-    def attack(self) -> PGD | None:
-        """The attack of training at its full radius; None for standard training."""
-        return self.learner.attack
-
-    @property
-    def view(self) -> AttackView | None:
-        """The attack view of the model, which the attack works on."""
-        return self.learner.view
-
-    def _stage(self, epoch: int) -> None:
-        side = side_at(self.config, self.resolution, epoch)
-        self.loader.set_resolution(side)
-        radius = radius_at(self.config, side, self.resolution, epoch)
-        self.learner.begin_epoch(radius)
 
     # ---- state ----
 
@@ -245,7 +225,9 @@ class Trainer:
     def _epoch(self, stop: StopRequest) -> None:
         config, epoch = self.config, self.loader.epoch
         self.model.train()
-        self._stage(epoch)
+        side = side_at(config, self.resolution, epoch)
+        self.loader.set_resolution(side)
+        self.learner.begin_epoch(radius_at(config, side, self.resolution, epoch))
         interval = Interval()
         batches, stopping = iter(self.loader), 0  # signal number
         self.profile.begin_epoch()
@@ -367,7 +349,8 @@ class Trainer:
             model = self.parallel.replica(self.world.share(best))
         found = self.validation(model, self.test_set, stop)
         names = sorted(set().union(*self.world.gather(self.validation.bad_images)))
-        compiled = self.attack.compile_report().to_dict() if self.attack else None
+        attack = self.learner.attack
+        compiled = attack.compile_report().to_dict() if attack else None
         summary = self.runlog.tested(found, self.step, names, compiled)
         if self.world.leads:
             store_final_test(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -84,11 +84,16 @@ class Validation:
             return evaluate(model, self._batches(images, stop), judge)
         begin, end = (n * rank // world.size for rank in (world.rank, world.rank + 1))
         mine = Subset(images, np.arange(begin, end), split=images.split)
-        counts = None
+        own = None
         with contextlib.suppress(Interrupted):
             batches = self._batches(mine, stop) if end > begin else iter(())
-            counts = _counts(evaluate(model, batches, judge, offset=begin))
-        return _summed(world.gather(counts))
+            found = evaluate(model, batches, judge, offset=begin)
+            own = found.clean, found.robust
+        parts = [part for part in world.gather(own) if part is not None]
+        if len(parts) < world.size:
+            raise Interrupted
+        clean, robust = zip(*parts, strict=True)
+        return Evaluation(_summed(clean), _summed(robust) if judge else None)
 
     def _batches(self, images: ImageSet, stop: StopRequest) -> Iterator[Batch]:
         loader = self.loader(images)
@@ -102,18 +107,9 @@ class Validation:
         raise Interrupted
 
 
-def _counts(found: Evaluation) -> list[torch.Tensor]:
-    both = [found.clean, *([found.robust] if found.robust else [])]
-    return [count for each in both for count in (each.correct, each.total)]
-
-
-def _summed(parts: list[list[torch.Tensor] | None]) -> Evaluation:
-    whole = [part for part in parts if part is not None]
-    if len(whole) < len(parts):
-        raise Interrupted
-    sums = [torch.stack(counts).sum(0) for counts in zip(*whole, strict=True)]
-    clean = Accuracy(sums[0], sums[1])
-    return Evaluation(clean, Accuracy(sums[2], sums[3]) if len(sums) > 2 else None)
+def _summed(parts: Sequence[Accuracy]) -> Accuracy:
+    correct = torch.stack([part.correct for part in parts]).sum(0)
+    return Accuracy(correct, torch.stack([part.total for part in parts]).sum(0))
 
 
 def accuracy_values(found: Evaluation) -> dict[str, Any]:
