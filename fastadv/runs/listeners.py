@@ -154,9 +154,7 @@ def _measurements(name: str, values: Mapping[str, Any]) -> dict[str, float]:
 
 
 class _TensorBoard:
-    """Writes event files to `RUN/tensorboard`; events of an earlier process are hidden
-    from `step` on, since the run no longer contains them.
-    """
+    """Writes event files to `RUN/tensorboard`."""
 
     def __init__(self, folder: Path, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 import torch
 
+from fastadv.attacks import PGD
 from fastadv.data import Batch
 from fastadv.data.counter import derive_key
 from fastadv.errors import (
@@ -111,9 +112,12 @@ class Trainer:
                 dtype=self.learner.view.dtype if self.learner.view else None,
             )
         attacked = self.learner.attack is not None
-        judge = judging_attack(config, config.eval_steps) if attacked else None
         self.validation = Validation(
-            self.images.eval_loader, judge, config.eval_images, config.seed, self.world
+            self.images.eval_loader,
+            self._judge(),
+            config.eval_images,
+            config.seed,
+            self.world,
         )
         self.step, self.best_score = 0, NO_SCORE
         self._validated = True  # the model that the last epoch left
@@ -135,6 +139,10 @@ class Trainer:
         except BaseException:
             self.run.release()
             raise
+
+    def _judge(self) -> PGD | None:
+        attacked = self.learner.attack is not None
+        return judging_attack(self.config, self.config.eval_steps) if attacked else None
 
     # ---- state ----
 
@@ -337,8 +345,8 @@ class Trainer:
         model = self.parallel.plain()  # every rank must call it
         if self.world.leads:
             batch = next(iter(self.images.eval_loader(pictured_images(self.val_set))))
-            names, attack = self.test_set.classes, self.validation.judge
-            draw_pictures(self.run, self.step, epoch, model, batch, names, attack)
+            names, judge = self.test_set.classes, self._judge()
+            draw_pictures(self.run, self.step, epoch, model, batch, names, judge)
 
     def _finish(self, stop: StopRequest) -> TrainSummary:
         # Other commands load the best weights of this run, not the last: test those.

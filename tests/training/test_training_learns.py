@@ -205,10 +205,9 @@ def test_every_backend_gives_the_same_curve(backend: str, tmp_path: Path) -> Non
 def test_bf16_trains_with_float32_weights(tmp_path: Path) -> None:
     config = tiny(tmp_path / "run", precision="bf16", epochs=3, num_train=300)
     training = Trainer(config)
-    assert training.learner.view is not None
-    assert (
-        training.learner.view.dtype == torch.bfloat16
-    )  # the attack, too, not only the update
+    view = training.learner.view
+    assert view is not None
+    assert view.dtype == torch.bfloat16  # the attack, too, not only the update
     summary = training.fit()
     assert summary.clean_acc > 0.3  # chance is 0.1
     assert {p.dtype for p in training.model.parameters()} == {torch.float32}
