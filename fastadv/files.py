@@ -142,21 +142,14 @@ class FolderLock:
 
 
 def lock_folder(folder: Path, problem: str, advice: str) -> FolderLock | None:
-    """Lock a folder, or go on without a lock where the file system has none.
+    """Lock a folder; return None, after a warning, where the file system has no locks.
 
     A folder that cannot be written is not reported: writing to it fails with a better
     message.
 
-    Args:
-        folder: The folder, which is made if it is missing.
-        problem: What another process does, as in "PATH is being written".
-        advice: What can be done about that.
-
-    Returns:
-        The lock; None without one.
-
     Raises:
-        ConfigError: Another process holds the lock.
+        ConfigError: Another process holds the lock. The message consists of `problem`,
+            such as "PATH is being written", the other process, and `advice`.
     """
     try:
         return FolderLock(folder)

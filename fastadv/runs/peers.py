@@ -88,7 +88,7 @@ class Peers:
             if lost and self._failure() is None:
                 self._await_reason()
             code = getattr(error, "exit_code", EXIT_FAILED)
-            rank, reason, code = self._report(_reason(error), code)
+            rank, reason, code = self._report(self.rank, _reason(error), code)
         except RuntimeError:
             if not lost:
                 return error
@@ -115,20 +115,21 @@ class Peers:
 
     def _failure(self) -> tuple[int, str, int] | None:
         with self._lock:
-            if not self._store.check([_FAILED]):
-                return None
-            rank, reason, code = json.loads(self._store.get(_FAILED))
-        return rank, reason, code
+            known = (
+                self._store.get(_FAILED) if self._store.check([_FAILED]) else b"null"
+            )
+        found: tuple[int, str, int] | None = json.loads(known)
+        return found
 
     def _report(
-        self, reason: str, code: int, rank: int | None = None
+        self, rank: int, reason: str, code: int = EXIT_FAILED
     ) -> tuple[int, str, int]:
-        """Report that `rank` (None: this one) failed; return the first such report."""
-        report = json.dumps([self.rank if rank is None else rank, reason, code])
+        """Report that `rank` failed; return the first report that any rank made."""
+        report = json.dumps([rank, reason, code])
         with self._lock:
             known = self._store.compare_set(_FAILED, "", report)
-        rank, reason, code = json.loads(known)
-        return rank, reason, code
+        found: tuple[int, str, int] = json.loads(known)
+        return found
 
     def _await_reason(self) -> None:
         """Wait until a dying rank has given its reason, or its heartbeat is missed."""
@@ -143,7 +144,7 @@ class Peers:
                 silent[rank] = silent[rank] + 1 if heard[rank] == before else 0
         dead = [rank for rank, ticks in silent.items() if ticks >= 3]
         if dead:
-            self._report(_NO_REASON, EXIT_FAILED, dead[0])
+            self._report(dead[0], _NO_REASON)
 
     # ---- the thread ----
 
@@ -158,9 +159,9 @@ class Peers:
                 silent = silent + 1 if now == heard and now not in ("", "left") else 0
                 heard = now
                 if silent >= _SILENT:
-                    self._report(_NO_REASON, EXIT_FAILED, self.next)
+                    self._report(self.next, _NO_REASON)
                 if os.getppid() != self._parent:
-                    self._report("the process that started it is gone", EXIT_FAILED)
+                    self._report(self.rank, "the process that started it is gone")
                 found = self._failure()
             except RuntimeError:
                 found = 0, "it cannot be reached any more", EXIT_FAILED

@@ -151,7 +151,12 @@ class StepProfile:
             self._marks.enter_context(marked(self._timer.mark))
         elif done == self.steps:
             self._write()
-            self._start_trace()
+            activities = [torch.profiler.ProfilerActivity.CPU]
+            if self.device.type == "cuda":
+                activities.append(torch.profiler.ProfilerActivity.CUDA)
+            self._trace = torch.profiler.profile(activities=activities)
+            self._trace.start()
+            self._marks.enter_context(marked(torch.profiler.record_function))
         elif done == self.steps + TRACED:
             self.close()
 
@@ -169,14 +174,6 @@ class StepProfile:
             self._trace.export_chrome_trace(str(path))
             self._trace = None
             self.note(f"trace of {TRACED} steps, for chrome://tracing: {path}")
-
-    def _start_trace(self) -> None:
-        activities = [torch.profiler.ProfilerActivity.CPU]
-        if self.device.type == "cuda":
-            activities.append(torch.profiler.ProfilerActivity.CUDA)
-        self._trace = torch.profiler.profile(activities=activities)
-        self._trace.start()
-        self._marks.enter_context(marked(torch.profiler.record_function))
 
     def _write(self) -> None:
         timer, self._timer = self._timer, None

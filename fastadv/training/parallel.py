@@ -134,12 +134,7 @@ class Parallel:
         """Load the whole tensors of `state` into `optimizer`."""
         params = [p for group in optimizer.param_groups for p in group["params"]]
         shared = {
-            number: {
-                key: _like(params[number], value)
-                if isinstance(value, Tensor) and value.shape == params[number].shape
-                else value
-                for key, value in values.items()
-            }
+            number: {key: _like(params[number], value) for key, value in values.items()}
             for number, values in state["state"].items()
         }
         optimizer.load_state_dict(state | {"state": shared})
@@ -168,8 +163,9 @@ def _whole(state: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _like(mine: Any, whole: Tensor) -> Tensor:
-    if not isinstance(mine, DTensor):
+def _like(mine: Any, whole: Any) -> Any:
+    """Spread `whole` over the ranks like `mine`, if both are tensors of one shape."""
+    if not isinstance(mine, DTensor) or getattr(whole, "shape", None) != mine.shape:
         return whole
     whole = whole.to(mine.device)
     return distribute_tensor(whole, mine.device_mesh, mine.placements)

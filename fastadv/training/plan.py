@@ -21,7 +21,6 @@ from fastadv.progress import clock
 from fastadv.text_tables import text_table
 from fastadv.training.config import TrainConfig
 from fastadv.training.images import EVAL_BATCH
-from fastadv.training.interval import memory_in_use
 from fastadv.training.probe import (
     SavedMemory,
     Units,
@@ -30,6 +29,7 @@ from fastadv.training.probe import (
     time_evaluation,
     time_steps,
 )
+from fastadv.training.runlog import memory_in_use
 from fastadv.training.stages import side_at
 from fastadv.training.trainer import Trainer
 

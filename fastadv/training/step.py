@@ -129,8 +129,7 @@ def train_step(
             found.append((part_loss.detach(), right))
         with phase("optimiser"):
             _apply(optimizer, update)
-        loss = _sum([part_loss for part_loss, _ in found])
-        correct = _sum([right for _, right in found])
+        loss, correct = (_sum(values) for values in zip(*found, strict=True))
 
 
 def _reduced(net: Net, *, last: bool) -> AbstractContextManager[object]:
@@ -153,5 +152,5 @@ def _apply(optimizer: torch.optim.Optimizer, update: Update) -> None:
         scaler.update()
 
 
-def _sum(values: list[Tensor]) -> Tensor:
+def _sum(values: tuple[Tensor, ...]) -> Tensor:
     return values[0] if len(values) == 1 else torch.stack(values).sum()

@@ -31,11 +31,10 @@ from fastadv.runs.profile import StepProfile
 from fastadv.training.config import TrainConfig
 from fastadv.training.final_test import store_final_test
 from fastadv.training.images import RunImages
-from fastadv.training.interval import Interval
 from fastadv.training.learner import Learner, judging_attack
 from fastadv.training.optimizer_config import learning_rate
 from fastadv.training.overfit import OverfitWatch, updates_between, watched_images
-from fastadv.training.runlog import RunLog, TrainSummary
+from fastadv.training.runlog import Interval, RunLog, TrainSummary
 from fastadv.training.saving import (
     MAY_CHANGE,
     METADATA,
