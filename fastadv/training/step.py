@@ -1,4 +1,4 @@
-"""One training step: what a method makes of a batch, then the update. No schedules."""
+"""One training step: the losses that a method makes of a batch, and the updates."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from fastadv.training.mixing import Mixing
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step measured; tensors stay on the device, unread.
+    """What a step measured, on the device; nothing is read from it.
 
     Attributes:
-        loss: what was descended on (for several replays, the last), float32 scalar.
-        correct: number of images of the batch classified correctly, as the method
-            trained on them (attacked, if it attacks), int64 scalar.
+        loss: Loss of the (last) update, float32 scalar.
+        correct: Number of images of the batch classified correctly, attacked if the
+            method attacks them, int64 scalar.
     """
 
     loss: Tensor
@@ -33,14 +33,14 @@ class StepResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Update:
-    """What is done around the loss; nothing, by default.
+    """What surrounds the loss in an update; nothing by default.
 
     Attributes:
-        mixing: of images and labels, before the attack.
-        accumulate: parts a batch passes in, one update for all of them: the memory of
-            a part, and but for BatchNorm the result of the batch.
-        clip_grad: greatest length of the gradient of all weights together.
-        scaler: of the loss, for float16.
+        mixing: Mixing of images and labels before the attack.
+        accumulate: Number of parts that a batch passes the network in. One update is made
+            for all of them; but for BatchNorm the result is that of the whole batch.
+        clip_grad: Maximum norm of the gradient of all weights together.
+        scaler: Scaler of the loss, for float16.
     """
 
     mixing: Mixing = field(default_factory=Mixing)
@@ -70,22 +70,22 @@ def train_step(
     """Update `model` on one batch; with `attack`, on adversarial images only.
 
     Args:
-        model: in the mode it trains in.
-        images: uint8 [N, 3, H, W] in 0..255.
-        labels: int64 [N].
-        optimizer: of the parameters that train.
-        attack: None trains on the images as they are.
-        view: the attack view of `model`; refreshed here. Required with `attack`.
-        seed: of this step's random starts.
-        offset: number of the first image among those of all ranks.
-        ranks: how many there are, each with as many images.
+        model: The model, in the mode it trains in.
+        images: Images, uint8 [N, 3, H, W] in 0..255.
+        labels: Class numbers, int64 [N].
+        optimizer: Optimiser of the parameters that train.
+        attack: Attack on the images; None trains on them as they are.
+        view: Attack view of `model`, which is refreshed here. Required with `attack`.
+        seed: Random seed of this step's starts.
+        offset: Number of the first image among those of all ranks.
+        ranks: Number of ranks, each with as many images.
         precision: `"fp32"`, or `"bf16"` or `"fp16"` for autocast.
-        method: what is descended on; replaces `attack`, `view` and `precision`, which
+        method: Training method. It replaces `attack`, `view` and `precision`, which
             stand for `PGDTraining` or plain cross-entropy.
-        update: what is done around it.
+        update: What surrounds the loss.
 
     Raises:
-        ValueError: `attack` without `view`.
+        ValueError: `attack` is given without `view`.
     """
     if method is None:
         kind = Method if attack is None else PGDTraining
@@ -131,7 +131,7 @@ def _parts(
     offset: int,
     batch: int,
 ) -> list[Part]:
-    """This rank's images of a batch in `count` parts, fewer if it has fewer images."""
+    """Return this rank's images of a batch in `count` parts, or as many as it has images."""
     n, size = len(labels), -(-len(labels) // count)
     return [
         Part(
@@ -147,7 +147,7 @@ def _parts(
 
 
 def _reduced(net: Net, *, last: bool) -> AbstractContextManager[object]:
-    """Gradients are averaged over ranks once for each update: in its last part."""
+    """Average gradients over ranks once for each update, in its last part."""
     no_sync = getattr(net.forward, "no_sync", None)
     return contextlib.nullcontext() if last or no_sync is None else no_sync()
 

@@ -239,7 +239,10 @@ def test_a_finished_or_other_evaluation_is_refused(
         ("--attack apgdt", "unknown --attack 'apgdt'; perhaps you meant: apgd-t"),
         ("--attack auto-attack", "perhaps you meant: autoattack"),
         ("--attack pgd --judge package", "--judge package has no pgd"),
-        ("--attack fab --step-size 0.1", "--step-size and --objective belong to pgd, fab"),
+        (
+            "--attack fab --step-size 0.1",
+            "--step-size and --objective belong to pgd, fab",
+        ),
         ("--attack apgd-t --objective margin", "belong to pgd, apgd-t chooses its own"),
         ("--num-queries 0", "--num-queries 0 cannot work; it must be at least 1"),
         ("--num-targets 0", "--num-targets 0 cannot work; it must be at least 1"),

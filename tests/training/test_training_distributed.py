@@ -307,8 +307,8 @@ def test_a_world_of_one_is_no_world(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("choices", "complaint"),
     [
-        ({"ema": 0.9}, "--ema averages whole weights"),
-        ({"method": "gradalign", "num_steps": 1}, "--method gradalign differentiates"),
+        ({"ema": 0.9}, "`ema` averages whole weights"),
+        ({"method": "gradalign", "num_steps": 1}, "`method=gradalign` differentiates"),
     ],
 )
 def test_what_cannot_be_spread(choices: dict[str, Any], complaint: str) -> None:
