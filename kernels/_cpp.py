@@ -149,8 +149,8 @@ def normalize(x: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype) -> Tenso
     return z
 
 
-def _dense(t: Tensor | None) -> Tensor | None:
-    return None if t is None else t.contiguous(memory_format=torch.channels_last)
+def _dense(t: Tensor) -> Tensor:
+    return t.contiguous(memory_format=torch.channels_last)
 
 
 def _map_sizes(x: Tensor, out_channels: int) -> dict[str, int]:
@@ -160,21 +160,20 @@ def _map_sizes(x: Tensor, out_channels: int) -> dict[str, int]:
 
 
 def conv3x3(
-    out: Tensor, tensors: Mapping[str, Tensor | None], transposed: bool, relu: bool
+    out: Tensor, tensors: Mapping[str, Tensor], transposed: bool, relu: bool
 ) -> None:
     """Write the convolution that `fastadv.kernels.conv` defines to `out`.
 
     Args:
         out: Result, float32 [N, O, H, W], channels_last.
-        tensors: `x`, `weight`, and where not None `bias`, `residual` and `mask`.
+        tensors: `x`, `weight`, and where there are any `bias`, `residual` and `mask`.
         transposed: Whether to compute the input gradient of the convolution instead.
         relu: Whether to clip the result at zero from below.
     """
     # Copies must live until the call returns.
     dense = {name: _dense(t) if name != "bias" else t for name, t in tensors.items()}
-    pointers = {name: pointer(t) for name, t in {**dense, "out": out}.items()}
-    sizes = _map_sizes(out, out.shape[1])
-    sizes["in_channels"] = dense["x"].shape[1]
+    pointers = {name: t.data_ptr() for name, t in {**dense, "out": out}.items()}
+    sizes = _map_sizes(dense["x"], out.shape[1])
     _run("fa_conv3x3", _Conv(**pointers, **sizes, transposed=transposed, relu=relu))
 
 

@@ -63,7 +63,7 @@ inline int64_t reflected(int64_t p, int64_t size) {
   return p < size ? p : 2 * (size - 1) - p;
 }
 
-// What one thread works with.
+// The buffers of one thread.
 struct Scratch {
   Taps down, across;
   std::vector<const uint8_t *> rows;

@@ -28,7 +28,7 @@ def evaluation_rows(
     defines["seed"] = common.get("seed", 0)
     identity = make_identity(**defines)
     common["experiment"] = identity
-    rows = [Row(identity=identity, **_values(found.clean), **common)]
+    rows = [Row(identity=identity, **accuracy_fields(found.clean), **common)]
     if attack is not None and found.robust is not None:
         record = AttackRecord.from_description(attack.describe())
         rows.append(
@@ -37,7 +37,7 @@ def evaluation_rows(
                 attack=record,
                 stages=_stages(found) if len(found.stages) > 1 else (),
                 checks=_checks(found),
-                **_values(found.robust),
+                **accuracy_fields(found.robust),
                 **common,
             )
         )
@@ -66,11 +66,12 @@ def store(table: ResultsTable, rows: Sequence[Row], found: Evaluation) -> list[R
     return list(rows)
 
 
-def _values(accuracy: Accuracy) -> dict[str, Any]:
-    low, high = accuracy.interval("top1")
+def accuracy_fields(accuracy: Accuracy, metric: str = "top1") -> dict[str, Any]:
+    """Return an accuracy as fields of a `Row`, in percent."""
+    low, high = accuracy.interval(metric)
     return {
-        "metric": "top1",
-        "value": 100 * accuracy.top1,
+        "metric": metric,
+        "value": 100 * accuracy.value(metric),
         "low": 100 * low,
         "high": 100 * high,
         "n": accuracy.n,

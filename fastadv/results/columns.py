@@ -25,22 +25,21 @@ def column_path(name: str) -> list[str]:
         ConfigError: There is no such column.
     """
     name = _OTHER_NAMES.get(name, name)
-    if _has(name.split(".")):
-        return name.split(".")
-    for within in _WITHIN:
-        if _has([within, name]):
-            return [within, name]
+    for path in (name.split("."), *([within, name] for within in _WITHIN)):
+        if _type_of(path) is not None:
+            return path
     known = {f.name for column in _WITHIN for f in SCHEMA.field(column).type}
     raise ConfigError(unknown_name("column", name, known | {*SCHEMA.names, "dataset"}))
 
 
-def _has(path: list[str]) -> bool:
-    kind = pa.struct(list(SCHEMA))
+def _type_of(path: list[str]) -> pa.DataType | None:
+    """Return the type of a column; None if there is none."""
+    kind: pa.DataType = pa.struct(list(SCHEMA))
     for name in path:
         if not pa.types.is_struct(kind) or kind.get_field_index(name) < 0:
-            return False
+            return None
         kind = kind.field(name).type
-    return True
+    return kind
 
 
 def column(table: pa.Table, name: str) -> pa.ChunkedArray:
@@ -92,13 +91,6 @@ def parse_filters(words: Sequence[str]) -> dict[str, Any]:
                 f"{word!r}: {text!r} is no value of type {kind}"
             ) from None
     return filters
-
-
-def _type_of(path: list[str]) -> pa.DataType:
-    kind = pa.struct(list(SCHEMA))
-    for name in path:
-        kind = kind.field(name).type
-    return kind
 
 
 def _parse(text: str, kind: pa.DataType) -> Any:

@@ -149,8 +149,10 @@ def read(path: Path, columns: Sequence[str]) -> pa.Table:
     try:
         with pq.ParquetFile(path) as file:
             version = _version(file)
+            # Handing a few rows to other threads takes longer than reading them.
+            threads = file.metadata.num_rows > MANY
             if version in MIGRATED:
-                old = file.read().to_pylist()
+                old = file.read(use_threads=threads).to_pylist()
                 rows = [
                     row
                     for number, values in enumerate(old)
@@ -159,7 +161,8 @@ def read(path: Path, columns: Sequence[str]) -> pa.Table:
                 return conform(to_arrow(rows, path.stem), schema)
             if version == str(SCHEMA_VERSION):
                 names = set(file.schema_arrow.names)
-                return conform(file.read([n for n in columns if n in names]), schema)
+                known = [name for name in columns if name in names]
+                return conform(file.read(known, use_threads=threads), schema)
     except FileNotFoundError:
         raise
     except (pa.ArrowException, OSError) as error:

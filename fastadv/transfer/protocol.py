@@ -13,6 +13,7 @@ from fastadv.attacks import PGD
 from fastadv.errors import FastadvError
 from fastadv.evaluation.accuracy import Evaluation
 from fastadv.evaluation.evaluate import evaluate
+from fastadv.evaluation.rows import store
 from fastadv.kernels import use_backend
 from fastadv.results.row import Row
 from fastadv.results.table import ResultsTable
@@ -95,17 +96,12 @@ class TransferRun:
     def _store(self, rows: list[Row], found: Evaluation) -> list[Row]:
         """Append the rows of one seed, and the verdict on every image in a file."""
         try:
-            if found.images is not None:
-                arrays = {k: v.numpy() for k, v in found.images.arrays().items()}
-                name = self.table.save_arrays(str(rows[0].identity), arrays)
-                rows = [replace(row, arrays=name) for row in rows]
-            self.table.append(rows)
+            return store(self.table, rows, found)
         except FastadvError:
             # The numbers must not be lost with the disk that was to hold them.
             for row in rows:
                 log.error("the row was: %s", json.dumps(asdict(row), default=str))
             raise
-        return rows
 
 
 def transfer(config: TransferConfig) -> list[Row]:

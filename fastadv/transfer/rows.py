@@ -8,7 +8,8 @@ import torch
 
 from fastadv.attacks.contract import Attack
 from fastadv.environment import provenance
-from fastadv.evaluation.accuracy import Accuracy, Evaluation, ImageVerdicts
+from fastadv.evaluation.accuracy import Evaluation, ImageVerdicts
+from fastadv.evaluation.rows import accuracy_fields
 from fastadv.results.identity import derived_identity
 from fastadv.results.migration import ATTACKED
 from fastadv.results.row import (
@@ -58,7 +59,6 @@ def transfer_rows(
         "target": _target(experiment),
         "setting": _setting(experiment, split, fitted),
         "seed": split.seed,
-        "metric": experiment.splits.metric,
         "departures": procedure.departures,
         "defects": procedure.defects,
         "bad_images": len(experiment.bad_images),
@@ -66,14 +66,15 @@ def transfer_rows(
         **more,
     }
     value = None if fitted.value is None else 100 * fitted.value
-    clean = _values(found.clean, experiment.splits.metric)
+    metric = experiment.splits.metric
+    clean = accuracy_fields(found.clean, metric)
     rows = [Row(identity=identity, val_value=value, **clean, **common)]
     if attack is not None and found.robust is not None:
         rows.append(
             Row(
                 identity=derived_identity(identity, ATTACKED),
                 attack=AttackRecord.from_description(attack.describe()),
-                **_values(found.robust, experiment.splits.metric),
+                **accuracy_fields(found.robust, metric),
                 **common,
             )
         )
@@ -86,18 +87,6 @@ def evaluate_head(head: LinearHead, features: Features) -> Evaluation:
     right = torch.from_numpy(head.right(features))
     labels = torch.from_numpy(features.labels)
     return Evaluation(clean, images=ImageVerdicts(labels, right.long() - 1))
-
-
-def _values(accuracy: Accuracy, metric: str) -> dict[str, Any]:
-    low, high = accuracy.interval(metric)
-    return {
-        "value": 100 * accuracy.value(metric),
-        "low": 100 * low,
-        "high": 100 * high,
-        "n": accuracy.n,
-        "per_class_correct": tuple(accuracy.correct.tolist()),
-        "per_class_total": tuple(accuracy.total.tolist()),
-    }
 
 
 def _source(experiment: Experiment) -> SourceRecord:
