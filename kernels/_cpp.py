@@ -71,8 +71,11 @@ _MIRRORS = (_Step, _Init, _Normalize, _Triad, _Conv, _Weight, _Crops)
 @functools.cache
 def _load() -> ctypes.CDLL | str:
     """Return the library, or why it cannot be used."""
-    needs = "C++ compiler with CMake and OpenMP"
-    library = _native.load(LIBRARY, needs, "fa_abi", _MIRRORS)
+    unbuilt = (
+        "(no C++ compiler, CMake or OpenMP when fastadv was installed); install them and "
+        "reinstall"
+    )
+    library = _native.load(LIBRARY, unbuilt, "fa_abi", _MIRRORS)
     if not isinstance(library, str):
         library.fa_isa.restype = ctypes.c_char_p
         library.fa_last_level_cache.restype = c_int64
@@ -115,13 +118,8 @@ def _step_dtypes() -> dict[str, tuple[torch.dtype, ...]]:
 
 def _layout(t: Tensor) -> dict[str, int]:
     n, c, h, w = t.shape
-    return {
-        "n": n,
-        "c": c,
-        "hw": h * w,
-        "channels_last": int(not t.is_contiguous()),
-        "threads": torch.get_num_threads(),
-    }
+    last, threads = int(not t.is_contiguous()), torch.get_num_threads()
+    return {"n": n, "c": c, "hw": h * w, "channels_last": last, "threads": threads}
 
 
 def _run(function: str, arguments: ctypes.Structure) -> None:

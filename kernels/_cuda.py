@@ -56,7 +56,11 @@ _MIRRORS = (_Step, _Init, _Normalize)
 @functools.cache
 def _load() -> ctypes.CDLL | str:
     """Return the library, or why it cannot be used."""
-    library = _native.load(LIBRARY, "CUDA toolkit with nvcc", "fc_abi", _MIRRORS)
+    unbuilt = (
+        "(no CUDA compiler, nvcc, when fastadv was installed); install the CUDA toolkit "
+        "and reinstall"
+    )
+    library = _native.load(LIBRARY, unbuilt, "fc_abi", _MIRRORS)
     if isinstance(library, str):
         return library
     for name in ("fc_architectures", "fc_error_name", "fc_error_text"):
@@ -169,13 +173,8 @@ def _arguments(step: Step) -> tuple[ctypes.Structure, list[Tensor | None]]:
     """Return the arguments of a step and the tensors made for it, which must outlive it."""
     fields, made = _native.step_fields(step)
     parts = _parts(step.x, step.x[0].numel(), step.norm)
-    arguments = _Step(
-        **fields,
-        call=_call(step.x),
-        parts=pointer(parts),
-        single_pass=int(SINGLE_PASS),
-    )
-    return arguments, [*made, parts]
+    rest = {"parts": pointer(parts), "single_pass": int(SINGLE_PASS)}
+    return _Step(**fields, **rest, call=_call(step.x)), [*made, parts]
 
 
 def step(step: Step) -> None:

@@ -30,12 +30,12 @@ def structure(*runs: tuple[Any, str]) -> type[ctypes.Structure]:
     return type("Mirror", (ctypes.Structure,), {"_fields_": fields})
 
 
-def load(path: Path, needs: str, abi: str, mirrors: Mirrors) -> ctypes.CDLL | str:
+def load(path: Path, unbuilt: str, abi: str, mirrors: Mirrors) -> ctypes.CDLL | str:
     """Load a library and compare its structures with ours.
 
     Args:
         path: The library.
-        needs: What it takes to build the library, for the reason if there is none.
+        unbuilt: Why it may not have been built and what to do, after "was not built".
         abi: Name of the function that returns version and sizes.
         mirrors: Our structures, in the order of the sizes.
 
@@ -43,10 +43,7 @@ def load(path: Path, needs: str, abi: str, mirrors: Mirrors) -> ctypes.CDLL | st
         The library, or the reason why it cannot be used.
     """
     if not path.exists():
-        return (
-            f"{path.name} was not built: there was no {needs} when fastadv was installed; "
-            "install it and reinstall"
-        )
+        return f"{path.name} was not built {unbuilt}"
     try:
         library = ctypes.CDLL(str(path))
     except OSError as error:

@@ -26,33 +26,33 @@ PROG = "fastadv-transfer sweep"
 class SweepCommand(Checked):
     """Run every experiment of a recipe and append the results to one table.
 
-    The same command goes on after an interruption: finished rows are never computed
-    again. Recipes: recipes/salman2020.yaml; their format: fastadv/transfer/recipe.py.
+    After an interruption, the same command goes on: finished rows are never computed
+    again. An example is recipes/salman2020.yaml; fastadv/transfer/recipe.py describes the
+    format.
     """
 
     recipe: Annotated[str, Positional, arg(metavar="RECIPE")]
-    """YAML file with sources, datasets, protocols, seeds, and any flag of
-    fastadv-transfer. For a list, every entry is run."""
+    """YAML file with sources, datasets, protocols, seeds and any flag of
+    fastadv-transfer. A list is an axis of the sweep."""
     engine: EngineName = "serial"
     """Where tasks run: in this process (serial), in local processes, or on Ray."""
     workers: int | None = None
-    """Number of tasks that processes or ray run at once. Default: as many as there is
-    room for."""
+    """Number of tasks at once with processes and ray. Default: as many as there is room
+    for."""
     address: str | None = None
-    """Address of an existing Ray cluster: auto or host:port. Default: a new cluster on this
-    machine."""
+    """Address of an existing Ray cluster: auto or host:port. Default: start a local one."""
     cpus_per_task: float = 1.0
     """Number of cores that a Ray task reserves."""
     gpus_per_task: float = 0.0
     """Number of GPUs that a Ray task reserves; tasks with a fraction share one."""
     retries: Annotated[int, AT_LEAST_0] = 2
-    """Number of times a task is started again after its process died."""
+    """Number of times that a task is started again after its process died."""
     results: str | None = None
     """Results table. Default: that of the recipe, else ./results."""
     skip_missing: bool = False
     """Leave out sources and data sets that cannot be opened, and list them."""
     dry_run: bool = False
-    """Print the tasks that are left, and stop."""
+    """Print the tasks that are left without running them."""
     json: bool = False
     """Print the summary as JSON."""
 
@@ -63,7 +63,7 @@ class SweepCommand(Checked):
 
 
 def body(argv: list[str]) -> None:
-    """Parse, plan, run, and say what came out."""
+    """Parse the command line, plan and run the sweep, and print a summary."""
     command = common.parse(SweepCommand, argv, PROG)
 
     from fastadv.results.table import ResultsTable
@@ -76,7 +76,7 @@ def body(argv: list[str]) -> None:
     results = {str(Path(c.results).expanduser().absolute()) for c in configs}
     if len(results) != 1:
         raise ConfigError(f"{command.recipe}: results must be one folder for all")
-    # Absolute: workers need not share the working directory.
+    # The path is absolute since workers need not share the working directory.
     [folder] = results
     configs = [dataclasses.replace(config, results=folder) for config in configs]
     table = ResultsTable(configs[0].results, once=True)

@@ -7,9 +7,18 @@ from dataclasses import replace
 from typing import Any
 
 from fastadv.attacks.contract import Attack
+from fastadv.data import ImageSet
 from fastadv.evaluation.accuracy import Accuracy, Evaluation
+from fastadv.models.source import Source
 from fastadv.results.identity import make_identity
-from fastadv.results.row import AttackRecord, ChecksRecord, Row, StageRecord
+from fastadv.results.row import (
+    AttackRecord,
+    ChecksRecord,
+    Row,
+    SourceRecord,
+    StageRecord,
+    TargetRecord,
+)
 from fastadv.results.table import ResultsTable
 
 
@@ -36,12 +45,39 @@ def evaluation_rows(
                 identity=make_identity(**defines, attack=record),
                 attack=record,
                 stages=_stages(found) if len(found.stages) > 1 else (),
-                checks=_checks(found),
+                checks=checks_record(found),
                 **accuracy_fields(found.robust),
                 **common,
             )
         )
     return rows
+
+
+def source_record(source: Source) -> SourceRecord:
+    """Return what the rows of a network state about it."""
+    return SourceRecord(
+        name=source.name,
+        given=source.given,
+        path=str(source.file),
+        digest=source.digest,
+        arch=source.arch,
+        norm=source.norm,
+        eps=source.eps,
+    )
+
+
+def target_record(
+    images: ImageSet, resolution: int, name: str | None = None
+) -> TargetRecord:
+    """Return what the rows state about images; `name` replaces that of the images."""
+    return TargetRecord(
+        name=name or images.name,
+        fingerprint=images.fingerprint,
+        resolution=resolution,
+        num_test=len(images),
+        num_classes=len(images.classes),
+        class_names=images.classes,
+    )
 
 
 def store(table: ResultsTable, rows: Sequence[Row], found: Evaluation) -> list[Row]:
@@ -97,13 +133,14 @@ def _stages(found: Evaluation) -> tuple[StageRecord, ...]:
     return tuple(records)
 
 
-def _checks(found: Evaluation) -> ChecksRecord | None:
-    if found.checks is None:
+def checks_record(found: Evaluation) -> ChecksRecord | None:
+    """Return what a row states about the checks of a network, if they were made."""
+    if (checks := found.checks) is None:
         return None
     return ChecksRecord(
-        probabilities=found.checks.probabilities,
-        randomised=found.checks.randomised,
-        train_mode=found.checks.train_mode,
-        zero_gradient_share=found.checks.zero_gradient_share,
+        probabilities=checks.probabilities,
+        randomised=checks.randomised,
+        train_mode=checks.train_mode,
+        zero_gradient_share=checks.zero_gradient_share,
         black_box_gain=found.black_box_gain,
     )

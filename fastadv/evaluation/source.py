@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,17 @@ from fastadv.evaluation.accuracy import Evaluation
 from fastadv.evaluation.config import EvaluationConfig
 from fastadv.evaluation.evaluate import evaluate
 from fastadv.evaluation.journal import Journal
-from fastadv.evaluation.rows import evaluation_rows, store
+from fastadv.evaluation.rows import (
+    checks_record,
+    evaluation_rows,
+    source_record,
+    store,
+    target_record,
+)
 from fastadv.kernels import use_backend
 from fastadv.models.source import Source, open_source
 from fastadv.progress import Progress
-from fastadv.results.row import Provenance, Row, SourceRecord, TargetRecord
+from fastadv.results.row import Provenance, Row
 from fastadv.results.settings import EvaluationSetting
 from fastadv.results.table import ResultsTable
 
@@ -154,23 +160,8 @@ def evaluate_source(
     rows = evaluation_rows(
         found,
         attack,
-        source=SourceRecord(
-            name=source.name,
-            given=source.given,
-            path=str(source.file),
-            digest=source.digest,
-            arch=source.arch,
-            norm=source.norm,
-            eps=source.eps,
-        ),
-        target=TargetRecord(
-            name=target_name or images.name,
-            fingerprint=images.fingerprint,
-            resolution=options.resolution,
-            num_test=len(images),
-            num_classes=len(images.classes),
-            class_names=images.classes,
-        ),
+        source=source_record(source),
+        target=target_record(images, options.resolution, target_name),
         setting=replace(
             setting or EvaluationSetting(),
             split=images.split,
@@ -181,7 +172,7 @@ def evaluate_source(
         seed=seed,
         bad_images=len(loader.bad_images),
         wall_seconds=round(time.monotonic() - began, 2),
-        provenance=Provenance.from_facts(provenance()),
+        provenance=Provenance.from_facts(provenance(), "fastadv-eval"),
     )
     return SourceEvaluation(found, result, rows)
 
@@ -265,7 +256,8 @@ def _plain(found: Evaluation) -> dict[str, Any]:
         "clean_acc": found.clean.top1,
         "clean_ci": found.clean.interval("top1"),
     }
-    if found.robust is None or found.checks is None:
+    checks = checks_record(found)
+    if found.robust is None or checks is None:
         return values
     return values | {
         "robust_acc": found.robust.top1,
@@ -280,12 +272,6 @@ def _plain(found: Evaluation) -> dict[str, Any]:
             }
             for stage in found.stages
         ],
-        "checks": {
-            "probabilities": found.checks.probabilities,
-            "randomised": found.checks.randomised,
-            "train_mode": found.checks.train_mode,
-            "zero_gradient_share": found.checks.zero_gradient_share,
-            "black_box_gain": found.black_box_gain,
-        },
+        "checks": asdict(checks),
         "warnings": found.warnings(),
     }

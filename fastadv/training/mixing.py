@@ -1,4 +1,4 @@
-"""Label smoothing, mixup and CutMix: labels of several classes, for the attack as well."""
+"""Label smoothing, mixup and CutMix; the attack sees the mixed labels, too."""
 
 from __future__ import annotations
 
@@ -14,16 +14,15 @@ from fastadv.data.counter import derive_key
 
 @dataclass(frozen=True)
 class Mixing:
-    """Mixing of the images and labels of a batch, before it is attacked.
+    """Mixes images and labels of a batch before it is attacked.
 
     Partners are the batch in reverse order: an epoch is shuffled, so nothing has to be
     drawn on the device or sent there. With both mixup and CutMix a coin decides.
 
     Attributes:
         label_smoothing: Share of the label that is spread over all classes, in [0, 1).
-        mixup: Alpha of Beta(alpha, alpha), from which the share of the first image is
-            drawn; 0 turns mixup off.
-        cutmix: The same for the share of the area that CutMix keeps.
+        mixup: Alpha of Beta(alpha, alpha), the share of the first image; 0 is off.
+        cutmix: Alpha of Beta(alpha, alpha), the area that is kept; 0 is off.
 
     Source:
         Szegedy et al. 2016; Zhang et al. 2018 (mixup); Yun et al. 2019 (CutMix,
@@ -41,10 +40,10 @@ class Mixing:
         """Return mixed images and their targets.
 
         Args:
-            images: Images, uint8 [N, C, H, W].
-            labels: Class numbers, int64 [N].
+            images: Images in 0..255, uint8 [N, C, H, W].
+            labels: Their classes, int64 [N].
             num_classes: Number of classes K.
-            seed: Random seed of this update.
+            seed: Seed of this update.
 
         Returns:
             The images (uint8, or float32 in [0, 1] after mixup), and the targets: class
@@ -72,7 +71,7 @@ class Mixing:
 def _cut(
     images: Tensor, kept: float, generator: np.random.Generator
 ) -> tuple[Tensor, float]:
-    """Return `images` with a box of the reversed batch, and the share that is kept."""
+    """Return `images` with a box of the reversed batch, and the share of area kept."""
     height, width = images.shape[2:]
     side = (1 - kept) ** 0.5
     bounds: list[int] = []

@@ -1,4 +1,4 @@
-"""One training step: the losses that a method makes of a batch, and the updates."""
+"""One training step: the losses of a method on a batch, then the update."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from fastadv.training.mixing import Mixing
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step measured, on the device; nothing is read from it.
+    """The measurements of a step; tensors stay on the device, unread.
 
     Attributes:
-        loss: Loss of the (last) update, float32 scalar.
-        correct: Number of images of the batch classified correctly, attacked if the
-            method attacks them, int64 scalar.
+        loss: Loss that was minimised (the last one of several replays), float32 scalar.
+        correct: Number of images of the batch classified correctly, as the method trained
+            on them (attacked, if it attacks), int64 scalar.
     """
 
     loss: Tensor
@@ -33,13 +33,14 @@ class StepResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Update:
-    """What surrounds the loss in an update; nothing by default.
+    """What surrounds the loss in a step; by default nothing does.
 
     Attributes:
-        mixing: Mixing of images and labels before the attack.
-        accumulate: Number of parts that a batch passes the network in. One update is made
-            for all of them; but for BatchNorm the result is that of the whole batch.
-        clip_grad: Maximum norm of the gradient of all weights together.
+        mixing: Mixing of images and labels, before the attack.
+        accumulate: Number of parts in which a batch passes the network, with one update
+            for all. It needs the memory of a part and gives, but for BatchNorm, the
+            result of the batch.
+        clip_grad: Maximum gradient norm of all weights together; None does not clip.
         scaler: Scaler of the loss, for float16.
     """
 
@@ -71,16 +72,16 @@ def train_step(
 
     Args:
         model: The model, in the mode it trains in.
-        images: Images, uint8 [N, 3, H, W] in 0..255.
-        labels: Class numbers, int64 [N].
+        images: Images in 0..255, uint8 [N, 3, H, W].
+        labels: Their classes, int64 [N].
         optimizer: Optimiser of the parameters that train.
-        attack: Attack on the images; None trains on them as they are.
-        view: Attack view of `model`, which is refreshed here. Required with `attack`.
-        seed: Random seed of this step's starts.
+        attack: The attack; None trains on the images as they are.
+        view: The attack view of `model`, which is refreshed here. Required with `attack`.
+        seed: Seed of this step's random starts.
         offset: Number of the first image among those of all ranks.
-        ranks: Number of ranks, each with as many images.
+        ranks: Number of ranks, each of which has as many images.
         precision: `"fp32"`, or `"bf16"` or `"fp16"` for autocast.
-        method: Training method. It replaces `attack`, `view` and `precision`, which
+        method: The training method. It replaces `attack`, `view` and `precision`, which
             stand for `PGDTraining` or plain cross-entropy.
         update: What surrounds the loss.
 
@@ -103,7 +104,7 @@ def train_step(
         for i, (part, losses) in enumerate(zip(parts, passes, strict=True)):
             with phase("train"), _reduced(method.net, last=i == len(parts) - 1):
                 made = next(losses, None)
-                if made is None:  # of every part, what comes after the last update
+                if made is None:  # the last update is done: finish every part
                     for rest in passes[1:]:
                         next(rest, None)
                     return StepResult(loss, correct)
@@ -131,7 +132,7 @@ def _parts(
     offset: int,
     batch: int,
 ) -> list[Part]:
-    """Return this rank's images of a batch in `count` parts, or as many as it has images."""
+    """Split this rank's images into `count` parts, fewer if it has fewer images."""
     n, size = len(labels), -(-len(labels) // count)
     return [
         Part(
@@ -147,7 +148,7 @@ def _parts(
 
 
 def _reduced(net: Net, *, last: bool) -> AbstractContextManager[object]:
-    """Average gradients over ranks once for each update, in its last part."""
+    """Average gradients over ranks in the last part of an update alone."""
     no_sync = getattr(net.forward, "no_sync", None)
     return contextlib.nullcontext() if last or no_sync is None else no_sync()
 

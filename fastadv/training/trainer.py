@@ -29,6 +29,7 @@ from fastadv.runs.listeners import check_listeners, open_listeners
 from fastadv.runs.preemption import StopRequest, stop_on_signal
 from fastadv.runs.profile import StepProfile
 from fastadv.training.config import TrainConfig
+from fastadv.training.final_test import store_final_test
 from fastadv.training.images import RunImages
 from fastadv.training.interval import Interval
 from fastadv.training.learner import Learner, judging_attack
@@ -380,7 +381,11 @@ class Trainer:
         names = sorted(set().union(*self.world.gather(self.validation.bad_images)))
         attack = self.attack
         compiled = None if attack is None else attack.compile_report().to_dict()
-        return self.runlog.tested(found, self.step, names, compiled)
+        summary = self.runlog.tested(found, self.step, names, compiled)
+        if self.world.leads:
+            judge = self.validation.judge
+            store_final_test(self.run.path, self.config, self.images, found, judge)
+        return summary
 
     def _stop(self, stop: StopRequest) -> NoReturn:
         """Save and end, because a rank was asked to stop."""
