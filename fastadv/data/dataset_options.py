@@ -21,11 +21,11 @@ def dataset_options(pairs: Sequence[str]) -> dict[str, Any]:
         key, equals, value = pair.partition("=")
         if not (key and equals):
             raise ConfigError(
-                f"--dataset-option {pair} must be KEY=VALUE, e.g. partition=2"
+                f"`dataset_option={pair}` must be KEY=VALUE, e.g. partition=2"
             )
         if key in options:
             raise ConfigError(
-                f"--dataset-option {pair}: {key} was already given as {options[key]}; "
+                f"`dataset_option={pair}`: {key} was already given as {options[key]}; "
                 "give each option once"
             )
         options[key] = value
