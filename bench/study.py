@@ -3,9 +3,10 @@
     python bench/study.py RESULTS [--runs RUNS]
     python bench/tables.py
 
-RESULTS is a results table, to which `fastadv-train`, `fastadv-eval` and `fastadv-transfer`
-wrote; docs/studies/results holds its evaluations. RUNS holds the run directories, whose
-logs are copied to docs/studies/logs; without it those are read. Lines of
+RESULTS is a results table, to which `fastadv-eval` and `fastadv-transfer` wrote;
+docs/studies/results holds its evaluations. RUNS holds the run directories, each with the
+table of its final test; their logs are copied to docs/studies/logs. Without RUNS those are
+read, and RESULTS has the final tests. Lines of
 bench/results/study.jsonl about transfers stay where RESULTS has none. Nothing is computed
 here but means.
 """
@@ -55,11 +56,16 @@ def logs(runs: Path | None) -> dict[str, list[dict[str, Any]]]:
 
 
 def pretraining(
-    results: Results, table: ResultsTable, log_of: dict[str, list[dict[str, Any]]]
+    results: Results,
+    table: ResultsTable,
+    log_of: dict[str, list[dict[str, Any]]],
+    runs: Path | None,
 ) -> None:
     """Add a line per run: its test at the end of training, and AutoAttack's verdict."""
     for name, log in log_of.items():
         rows = table.rows(kind="evaluation", source=name)
+        if runs is not None:
+            rows += ResultsTable(runs / name / "results").rows(kind="evaluation")
         pgd = _first(rows, lambda row: _attack(row) == "pgd")
         judged = _first(rows, lambda row: _attack(row) == "autoattack")
         clean = [row for row in rows if row.attack is None]
@@ -119,7 +125,7 @@ def main() -> None:
     before = [json.loads(line) for line in results.path.open()]
     log_of = logs(options.runs)
     table = ResultsTable.existing(options.results)
-    pretraining(results, table, log_of)
+    pretraining(results, table, log_of, options.runs)
     transfer(results, table)
     if all(row["what"] != "transfer" for row in results.rows):
         results.rows += [row for row in before if row["what"] == "transfer"]

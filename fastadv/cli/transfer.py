@@ -1,4 +1,4 @@
-"""fastadv-transfer: what a pretrained model is worth on another data set.
+"""fastadv-transfer: the accuracy of a pretrained model on another data set.
 
 `fastadv-transfer sweep RECIPE` is in `sweep`.
 """
@@ -72,7 +72,7 @@ def _mode(setting: TransferSetting) -> str:
 
 
 def _note(row: Row, setting: TransferSetting) -> str:
-    """Return what a reader of a number should know of the way it was obtained."""
+    """Return the defects and departures of a row in one line; empty if there are none."""
     notes = [defect.text for defect in row.defects]
     if not setting.depends_on_seed:
         notes.append("one row for all seeds, which change nothing here")

@@ -5,7 +5,5 @@ from fastadv.training.runlog import TrainSummary as TrainSummary
 from fastadv.training.step import train_step as train_step
 from fastadv.training.trainer import (
     Trainer as Trainer,
-)
-from fastadv.training.trainer import (
     train as train,
 )

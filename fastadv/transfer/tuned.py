@@ -130,7 +130,7 @@ def make_method(
     side: int,
     precision: str = "fp32",
 ) -> Method:
-    """Make the training method of `model`; None is standard training."""
+    """Make the training method of `model`; without `config` it is standard training."""
     net = Net(model, precision)
     if config is None:
         return Method(net)

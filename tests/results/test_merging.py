@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from result_rows import evaluation_row, transfer_row
 from small_runs import environment
 
@@ -108,6 +107,20 @@ def test_an_append_does_not_fail_for_a_merge(
         table.append([transfer_row(seed=seed)])
     assert _seeds(tmp_path) == [0, 1, 2]
     assert "were not merged: could not write" in caplog.text
+
+
+def test_an_append_does_not_fail_for_a_damaged_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(parts, "MANY", 2)
+    damaged = tmp_path / f"{parts.new_name('part')}.parquet"
+    damaged.write_bytes(b"PAR1 cut short")
+    table = ResultsTable(tmp_path)
+    for seed in range(3):
+        table.append([transfer_row(seed=seed)])
+    assert "were not merged" in caplog.text
+    damaged.unlink()
+    assert _seeds(tmp_path) == [0, 1, 2]
 
 
 def test_a_foreign_file_does_not_cost_a_row(tmp_path: Path) -> None:

@@ -14,8 +14,7 @@ from fastadv.data import make_loader, open_dataset
 from fastadv.errors import CatastrophicOverfitting, Preempted
 from fastadv.models import NormalizedModel
 from fastadv.runs.distributed import World
-from fastadv.training import TrainConfig, train, train_step
-from fastadv.training import overfit as module
+from fastadv.training import TrainConfig, overfit as module, train, train_step
 from fastadv.training.learner import Learner
 from fastadv.training.methods import PGDTraining
 from fastadv.training.overfit import (

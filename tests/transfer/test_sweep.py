@@ -13,8 +13,7 @@ import pytest
 import yaml
 from sweep_runs import ROWS, recipe_file, values
 
-from fastadv.cli import train as train_command
-from fastadv.cli import transfer as command
+from fastadv.cli import train as train_command, transfer as command
 from fastadv.errors import ConfigError, DataError
 from fastadv.results.schema import SCHEMA
 from fastadv.results.table import ResultsTable

@@ -23,8 +23,7 @@ from fastadv.errors import ConfigError, DataError
 from fastadv.models import create_model
 from fastadv.results.settings import MethodRecord, Parameter
 from fastadv.results.table import ResultsTable
-from fastadv.transfer import TransferConfig, target, transfer
-from fastadv.transfer import tuned as module
+from fastadv.transfer import TransferConfig, target, transfer, tuned as module
 from fastadv.transfer.freezing import choose_trained, prepare_model
 from fastadv.transfer.procedure import Procedure
 from fastadv.transfer.protocol import TransferRun
