@@ -1,4 +1,4 @@
-"""Options of data sets as a command line gives them: KEY=VALUE. Needs no torch."""
+"""Options of data sets as a command line gives them, KEY=VALUE; needs no torch."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from fastadv.errors import ConfigError
 
 
 def dataset_options(pairs: Sequence[str]) -> dict[str, Any]:
-    """The options that `--dataset-option KEY=VALUE ...` names, for `open_dataset`.
+    """Parse the texts KEY=VALUE of `--dataset-option` into options of `open_dataset`.
 
-    Values are text; `Any`, since `open_dataset` has parameters of other types beside them.
+    Values stay text; `open_dataset` gives each option its type.
 
     Raises:
-        ConfigError: a text without a key or a `=`, or a key given twice.
+        ConfigError: A text without a key or a `=`, or a key given twice.
     """
     options: dict[str, Any] = {}
     for pair in pairs:
