@@ -1,9 +1,9 @@
-"""The DALI loader: crops decoded by NVIDIA DALI, every epoch.
+"""The DALI loader, which decodes crops by NVIDIA DALI in every epoch.
 
 Encoded bytes, crop windows and sizes are given to the pipeline batch by batch, so order,
 shards, crops and resumption are those of every other loader, and any set of files is
 served. Only the window of a random resized crop is decoded. What DALI would decode
-otherwise than `images.decode_rgb` (gray, CMYK, PNG, damage) is decoded there.
+otherwise than `decoding.decode_rgb` (gray, CMYK, PNG, damage) is decoded there.
 
 On CUDA the hardware decoder works where there is one, and images stay on the device;
 on the CPU DALI needs no GPU.
@@ -198,13 +198,13 @@ class DALILoader(Loader):
 
 @dataclass
 class _Fed:
-    """One batch on its way.
+    """One batch on its way through the pipeline.
 
     Attributes:
-        indices: int64 [n].
+        indices: Positions in the image set, int64 [n].
         inputs: What the pipeline is fed, by name.
         own: Images that DALI does not decode, uint8 [S, S, 3], by row.
-        bad: (name, reason) of undecodable images.
+        bad: Pairs (name, reason) of undecodable images.
     """
 
     indices: NDArray[np.int64]
@@ -305,9 +305,9 @@ def _pipeline(
 
     Args:
         batch_size: Largest batch.
-        threads: Decoding on the host.
-        device: Where images are to be.
-        crop: Side of the central crop; None flips instead.
+        threads: Number of decoding threads on the host.
+        device: The device the images end on.
+        crop: Side of the central crop in pixels; None flips instead.
 
     Returns:
         A DALI pipeline fed by name, whose output is uint8 [n, S, S, 3].
