@@ -154,7 +154,7 @@ class Method:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore the state that `state_dict` returned."""
 
 
 class PGDTraining(Method):
@@ -355,7 +355,7 @@ class Free(Method):
         return {"deltas": {key: delta.cpu() for key, delta in self._deltas.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore the state that `state_dict` returned."""
         self._deltas = dict(state["deltas"])
 
 
