@@ -22,6 +22,7 @@ from fastadv.reporting import (
 )
 from fastadv.reporting.figures.bars import Bar
 from fastadv.reporting.transfer.cells import make_cells
+from fastadv.reporting.transfer.sections import study_sections
 from fastadv.reporting.transfer.study import Study
 from fastadv.reporting.transfer.study_sources import robust_and_standard
 
@@ -259,3 +260,17 @@ def test_tables_load_no_matplotlib_and_charts_no_torch() -> None:
         "assert 'matplotlib.pyplot' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_only_so_many_panels_are_drawn_and_the_caption_says_so() -> None:
+    rows = [r for i in range(20) for r in pair(f"set{i:02}", 50.0, 51.0)]
+    rows += [r | {"num_pool": 100, "identity": None} for r in rows]
+    [section] = [
+        s
+        for s in study_sections(Study(make_cells(typed(rows)), {}))
+        if s.title == "Few training images"
+    ]
+    [(figure, caption)] = section.figures
+    assert len(figure.axes) == 18
+    assert caption.endswith("The first 18 of 20 are drawn; all numbers are in the tables.")
+    assert len(section.tables[0].rows) == 40

@@ -25,6 +25,7 @@ from fastadv.reporting.figures.palette import (
 )
 from fastadv.statistics import wilson
 
+MOST_GROUPS = 72
 _PER_LINE = 8  # groups in one panel; more are drawn in further panels below it
 _LABELLED = 36  # bars of a figure up to which each has its value written into it
 _ROOM = 8  # percent; a lower bar has no room for its value, which then stands above
@@ -50,7 +51,7 @@ class Bar:
 def grouped_bars(
     groups: Mapping[str, Mapping[str, Bar]], colors: Mapping[str, str]
 ) -> Figure:
-    """Draw groups of bars side by side, eight groups to a panel.
+    """Draw groups of bars side by side, eight to a panel; no more than `MOST_GROUPS`.
 
     Args:
         groups: Bars by the name of their series, by the label of their group. A series
@@ -62,10 +63,10 @@ def grouped_bars(
     """
     if not groups:
         raise ValueError("there are no groups of bars to draw; give at least one")
-    labels = list(groups)
+    labels = list(groups)[:MOST_GROUPS]
     panels = [labels[i : i + _PER_LINE] for i in range(0, len(labels), _PER_LINE)]
     widest = len(panels[0])
-    bars = [bar for group in groups.values() for bar in group.values()]
+    bars = [bar for label in labels for bar in groups[label].values()]
     diamonds = any(bar.published is not None for bar in bars)
     with house_style():
         width = 1.2 + widest * (0.45 + 0.4 * len(colors))
