@@ -1,4 +1,4 @@
-"""Builds the native kernels with CMake; everything else is in pyproject.toml.
+"""Build the native kernels with CMake; everything else is in pyproject.toml.
 
 A machine without a compiler still gets a working install: the failure is printed, the
 library is left out, and `fastadv-doctor` says which backend runs instead and why. The
@@ -40,7 +40,7 @@ def find_nvcc():
 
 
 def configuration(library):
-    """What CMake is told for one library, so that neither's failure is the other's."""
+    """Return CMake's options for one library, so that neither's failure is the other's."""
     if library == "fastadv_cpu":
         cuda = ["-DFASTADV_CUDA=OFF"]
     elif nvcc := find_nvcc():
@@ -51,7 +51,7 @@ def configuration(library):
 
 
 class CMakeBuild(build_ext):
-    """Builds CMakeLists.txt into the `kernels` package."""
+    """Build the libraries of CMakeLists.txt into the `kernels` package."""
 
     def get_ext_filename(self, fullname):
         return str(Path(*fullname.split("."))) + ".so"  # not tied to one Python

@@ -43,7 +43,7 @@ EVICTING = 2**26  # bytes; twice what a Zen 4 chiplet caches, more than an H100 
 def eager_step(
     x: Tensor, x0: Tensor, g: Tensor, norm: str, step: float, eps: float
 ) -> Tensor:
-    """The step as attack libraries write it, one operation at a time."""
+    """Compute the step as attack libraries write it, one operation at a time."""
     if norm == "linf":
         x = x + step * g.sign()
         return torch.clamp(x0 + torch.clamp(x - x0, -eps, eps), 0, 1)
@@ -64,13 +64,13 @@ def eager_full(
     mean: Tensor,
     std: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """The step with both ends of the normalisation."""
+    """Compute the step between two normalisations, as an attack needs it."""
     x = eager_step(x, x0, g / std, norm, step, eps)
     return x, (x - mean) / std
 
 
 def copy_cases(total_bytes: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Source and destination of a copy that moves `total_bytes`, half each way."""
+    """Return source and destination of a copy that moves `total_bytes`, half each way."""
     source = torch.ones(total_bytes // 8, device=device)
     return source, torch.empty_like(source)
 
@@ -78,7 +78,7 @@ def copy_cases(total_bytes: int, device: torch.device) -> tuple[Tensor, Tensor]:
 def with_cold_caches(
     cases: dict[str, Callable[[], object]], device: torch.device
 ) -> dict[str, Callable[[], object]]:
-    """The cases, each with one before it that leaves nothing of theirs in a cache."""
+    """Return the cases, each after one that empties the caches."""
     buffer = torch.ones(EVICTING // 4, device=device)
     return {
         name: call
@@ -88,7 +88,7 @@ def with_cold_caches(
 
 
 def triad_cases(size: int, full: bool) -> dict[str, Callable[[], object]]:
-    """The memory traffic of a step on float32 arrays of `size` elements."""
+    """Return cases with the memory traffic of a step on float32 arrays of `size`."""
     x, a, b = (torch.rand(size) for _ in range(3))
     z = torch.empty(size) if full else None
     cases = {"triad": lambda: _cpp.triad(x, a, b, z, stream=False)}
@@ -98,7 +98,7 @@ def triad_cases(size: int, full: bool) -> dict[str, Callable[[], object]]:
 
 
 def share_of_triad(times: dict[str, Timing]) -> dict[str, Any]:
-    """How near the kernel comes to the faster triad, with the range over the repeats."""
+    """Compare the kernel with the faster triad, with the range over the repeats."""
     triads = [t for name, t in times.items() if name.startswith("triad")]
     if not triads:
         return {}

@@ -2,8 +2,8 @@
 
     python bench/bench_stem.py [--device cuda] [--batch 64] [--precision bf16]
 
-7x7, stride 2, 3 to 64 channels at 224 px, channels_last; `models/frozen_stem.py` has the second
-form. Both must agree before they are timed.
+7x7, stride 2, 3 to 64 channels at 224 px, channels_last; `models/frozen_stem.py` has the
+second form. Both must agree before they are timed.
 """
 
 from __future__ import annotations

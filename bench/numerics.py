@@ -2,8 +2,8 @@
 
     python bench/numerics.py
 
-Everything is compared with float64 on the same numbers. No timing: anything may run
-beside it.
+Everything is compared with float64 on the same numbers. Nothing is timed, so other
+programs may run at the same time.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ CONVOLUTIONS = (
 
 
 def backends() -> Iterator[str]:
-    """Every backend that runs here, forced while its name is out."""
+    """Yield every backend that runs here, which is forced until the next one."""
     for name, info in kernels.BACKENDS.items():
         if info.unavailable_reason() is None:
             with kernels.use_backend(name):
@@ -49,7 +49,7 @@ def backends() -> Iterator[str]:
 
 
 def largest(error: Tensor) -> str:
-    """The largest magnitude, in the notation of the page."""
+    """Format the largest magnitude as docs/numerics.md does."""
     return f"{error.abs().max().item():.1e}"
 
 
@@ -117,7 +117,7 @@ def sums() -> str:
 
 
 def cook_toom(points: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A^T [4, 6], G [6, 3] and B^T [6, 6] of F(4, 3) on five points and infinity."""
+    """Return A^T [4, 6], G [6, 3] and B^T [6, 6] of F(4, 3) on five points and infinity."""
     a, g, b = np.zeros((4, 6)), np.zeros((6, 3)), np.zeros((6, 6))
     for i, p in enumerate(points):
         others = [q for q in points if q != p]
@@ -130,7 +130,7 @@ def cook_toom(points: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray, np.nda
 
 
 def winograd_error(points: tuple[float, ...], channels: int = 64) -> float:
-    """Relative L2 error of one float32 tile per image, [64, channels, 6, 6]."""
+    """Return the relative L2 error of one float32 tile per image [64, channels, 6, 6]."""
     random = np.random.default_rng(0)
     x = random.standard_normal((64, channels, 6, 6))
     w = random.standard_normal((channels, channels, 3, 3))
@@ -149,7 +149,7 @@ def winograd_error(points: tuple[float, ...], channels: int = 64) -> float:
 def values(
     function: Callable[[Tensor, Tensor], Tensor], x: Tensor, w: Tensor, g: Tensor
 ) -> tuple[Tensor, ...]:
-    """Output, and the gradients of images and weights for the gradient `g` of it."""
+    """Return the output, and the gradients of images and weights for its gradient `g`."""
     x, w = x.clone().requires_grad_(), w.clone().requires_grad_()
     y = function(x, w)
     return (y.detach(), *torch.autograd.grad(y, (x, w), g))

@@ -1,10 +1,14 @@
 """What the runs of docs/studies reached, for its tables: accuracies, curves, logs, hashes.
 
-    python bench/study.py RUNS RESULTS
+    python bench/study.py RESULTS [--runs RUNS]
     python bench/tables.py
 
-RUNS holds the run directories of the study, each with the journal of `fastadv-eval --out
-RUNS/NAME/autoattack`; RESULTS is its results table. Nothing is computed here but means.
+RESULTS is a results table, to which `fastadv-eval` and `fastadv-transfer` wrote;
+docs/studies/results holds its evaluations. RUNS holds the run directories, each with the
+table of its final test; their logs are copied to docs/studies/logs. Without RUNS those are
+read, and RESULTS has the final tests. Lines of
+bench/results/study.jsonl about transfers stay where RESULTS has none. Nothing is computed
+here but means.
 """
 
 from __future__ import annotations
@@ -12,70 +16,90 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from harness import Results
 
-from fastadv.files import file_sha256
 from fastadv.reporting import training_curves
 from fastadv.reporting.transfer.cells import make_cells
+from fastadv.results.row import Row
 from fastadv.results.table import ResultsTable
 
 PAGES = Path(__file__).parents[1] / "docs" / "studies"
 
 
-def events(run: Path) -> list[dict[str, Any]]:
-    """The log of a run, without the folder its data lay in."""
-    found = [json.loads(line) for line in (run / "log.jsonl").open()]
-    for event in found:
-        if "config" in event:
-            event["config"]["data"] = Path(event["config"]["data"]).name
+def logs(runs: Path | None) -> dict[str, list[dict[str, Any]]]:
+    """Return the log of every run, without the folder its data lay in.
+
+    Args:
+        runs: Folder of the runs; their logs are copied to the page's folder.
+    """
+    found = {}
+    for run in sorted(
+        (runs or PAGES / "logs").glob("tiny-*"), key=lambda run: run.name
+    ):
+        file = run / "log.jsonl" if runs else run
+        log = found[run.name.removesuffix(".jsonl")] = [
+            json.loads(line) for line in file.open()
+        ]
+        for event in log:
+            if "config" in event:
+                event["config"]["data"] = Path(event["config"]["data"]).name
+    (PAGES / "logs").mkdir(exist_ok=True)
+    for name, log in found.items():
+        lines = "".join(json.dumps(event) + "\n" for event in log)
+        (PAGES / "logs" / f"{name}.jsonl").write_text(lines)
     return found
 
 
-def judgement(run: Path) -> dict[str, Any]:
-    """What AutoAttack found, empty where it was not run to its end."""
-    journal = run / "autoattack" / "log.jsonl"
-    if journal.exists():
-        for event in map(json.loads, journal.open()):
-            if event["event"] == "result":
-                return event
-    return {}
-
-
-def pretraining(results: Results, runs: Path) -> dict[str, list[dict[str, Any]]]:
-    """One row per run; its log goes to the page's folder."""
-    logs = {}
-    for run in sorted(runs.glob("tiny-*"), key=lambda run: run.name):
-        log = logs[run.name] = events(run)
-        (PAGES / "logs").mkdir(exist_ok=True)
-        lines = "".join(json.dumps(event) + "\n" for event in log)
-        (PAGES / "logs" / f"{run.name}.jsonl").write_text(lines)
-        test = next(event for event in log if event["event"] == "test")
+def pretraining(
+    results: Results,
+    table: ResultsTable,
+    log_of: dict[str, list[dict[str, Any]]],
+    runs: Path | None,
+) -> None:
+    """Add a line per run: its test at the end of training, and AutoAttack's verdict."""
+    for name, log in log_of.items():
+        rows = table.rows(kind="evaluation", source=name)
+        if runs is not None:
+            rows += ResultsTable(runs / name / "results").rows(kind="evaluation")
+        pgd = _first(rows, lambda row: _attack(row) == "pgd")
+        judged = _first(rows, lambda row: _attack(row) == "autoattack")
+        clean = [row for row in rows if row.attack is None]
+        test = max(clean, key=lambda row: row.n or 0)
+        pair = {row.experiment: row for row in clean}
+        beside = judged and pair[judged.experiment]
         config = next(event for event in log if event["event"] == "start")["config"]
-        judged = judgement(run)
         results.add(
             what="pretraining",
-            run=run.name,
+            run=name,
             eps=config["eps"],
             epochs=config["epochs"],
-            clean_acc=test["clean_acc"],
-            images=test["n"],
-            pgd_acc=test.get("robust_acc"),
-            pgd_images=test.get("robust_n"),
-            attacked_images=judged.get("n"),
-            attacked_clean_acc=judged.get("clean_acc"),
-            autoattack_acc=judged.get("robust_acc"),
-            sha256=file_sha256(run / "checkpoints" / "best" / "model.safetensors"),
+            clean_acc=test.value / 100,
+            images=test.n,
+            pgd_acc=pgd and pgd.value / 100,
+            pgd_images=pgd and pgd.n,
+            attacked_images=judged and judged.n,
+            attacked_clean_acc=beside and beside.value / 100,
+            autoattack_acc=judged and judged.value / 100,
+            sha256=test.source.digest,
         )
-    return logs
 
 
-def transfer(results: Results, table: Path) -> None:
+def _attack(row: Row) -> str | None:
+    return row.attack and row.attack.name
+
+
+def _first(rows: Iterable[Row], holds: Callable[[Row], object]) -> Row | None:
+    return next((row for row in rows if holds(row)), None)
+
+
+def transfer(results: Results, table: ResultsTable) -> None:
     """Means and standard deviations over seeds, of the experiments of the report."""
-    for cell in make_cells(ResultsTable(table).rows(kind="transfer")):
+    for cell in make_cells(table.rows(kind="transfer")):
         accuracies = list(cell.values.values())
         results.add(
             what="transfer",
@@ -94,14 +118,19 @@ def transfer(results: Results, table: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("runs", type=Path)
     parser.add_argument("results", type=Path)
+    parser.add_argument("--runs", type=Path)
     options = parser.parse_args()
     results = Results("study")
-    logs = pretraining(results, options.runs)
-    transfer(results, options.results)
+    before = [json.loads(line) for line in results.path.open()]
+    log_of = logs(options.runs)
+    table = ResultsTable.existing(options.results)
+    pretraining(results, table, log_of, options.runs)
+    transfer(results, table)
+    if all(row["what"] != "transfer" for row in results.rows):
+        results.rows += [row for row in before if row["what"] == "transfer"]
     results.write()
-    figure = training_curves(logs)
+    figure = training_curves(log_of)
     figure.savefig(PAGES / "curves.png", dpi=110)
 
 

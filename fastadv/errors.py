@@ -1,14 +1,21 @@
-"""Errors a user can act on, and the near-miss helper their messages use.
+"""Errors a user can act on, and how their messages name arguments and near misses.
 
 Argument mistakes are `ValueError`/`TypeError`; everything below is about the
 world outside the call: files, checkpoints, configurations, kernels. Command
 lines turn `FastadvError` into one line on stderr and its `exit_code`.
+
+A message of the library writes an argument as `` `name=value` `` or `` `name` ``, for a
+Python caller; the commands show it as a flag, see `in_flags`.
 """
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+
+# An argument in a message: `name=value` or `name`, in backquotes.
+_ARGUMENT = re.compile(r"`([a-z][a-z0-9_]*)(?:=([^`]*))?`")
 
 EXIT_OK = 0
 EXIT_FAILED = 1
@@ -73,3 +80,19 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
         else f"known: {', '.join(choices)}"
     )
     return f"unknown {kind} {name!r}; {hint}"
+
+
+def in_flags(message: str) -> str:
+    """Write the arguments that a library's message names as flags.
+
+    Example:
+        >>> in_flags("`num_steps=0` cannot work; `eps` can")
+        '--num-steps 0 cannot work; --eps can'
+    """
+
+    def flag(found: re.Match[str]) -> str:
+        name, value = found.groups()
+        words = "--" + name.replace("_", "-")
+        return words if value is None else f"{words} {value}"
+
+    return _ARGUMENT.sub(flag, message)

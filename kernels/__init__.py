@@ -1,7 +1,8 @@
 """The projected ascent step and its family, as `torch.ops.fastadv.*` operators.
 
-Imported as `fastadv.kernels`. `ops.py` defines and checks, `registry.py` chooses,
-`reference.py` is the definition; the other modules implement.
+This package is imported as `fastadv.kernels`. `ops.py` defines and checks the operators,
+`step.py` has their operands, `registry.py` chooses a backend, `reference.py` says what is
+computed, and the other modules compute it.
 """
 
 from fastadv.kernels.ops import apgd_step_, ball_init, normalize, pgd_step_

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fastadv.kernels import _native
-from fastadv.kernels._native import CODES, float32, pointer
+from fastadv.kernels._native import CODES, float32, pointer, structure
 from fastadv.kernels.registry import STEP_DTYPES, Operands, operand_reasons
 from fastadv.kernels.step import Start, Step
 
@@ -30,81 +30,52 @@ _ACCEPTED = {
     "conv3x3_weight": _CONVOLUTION,
     "crops": {"images": (torch.uint8,)},
 }
-_SHAPE = [(name, c_int64) for name in ("n", "c", "hw")]
-
-
-class _Step(ctypes.Structure):
-    _fields_ = [
-        *((name, c_void_p) for name in ("x", "x_prev", "x0", "grad", "z")),
-        *((name, c_void_p) for name in ("step", "eps", "mean", "std", "nonfinite")),
-        *_SHAPE,
-        ("momentum", c_float),
-        *((name, c_int32) for name in ("x_dtype", "x0_dtype", "grad_dtype", "z_dtype")),
-        *((name, c_int32) for name in ("channels_last", "l2", "threads")),
-    ]
-
-
-class _Init(ctypes.Structure):
-    _fields_ = [
-        *((name, c_void_p) for name in ("out", "x0", "eps")),
-        *((name, c_uint64) for name in ("seed", "offset")),
-        *_SHAPE,
-        *((name, c_int32) for name in ("x0_dtype", "channels_last", "l2", "threads")),
-    ]
-
-
-class _Triad(ctypes.Structure):
-    _fields_ = [
-        *((name, c_void_p) for name in ("x", "z", "a", "b")),
-        ("size", c_int64),
-        *((name, c_int32) for name in ("stream", "threads")),
-    ]
-
-
-class _Normalize(ctypes.Structure):
-    _fields_ = [
-        *((name, c_void_p) for name in ("z", "x", "mean", "std")),
-        *_SHAPE,
-        *((name, c_int32) for name in ("x_dtype", "z_dtype")),
-        *((name, c_int32) for name in ("channels_last", "threads")),
-    ]
-
-
-class _Conv(ctypes.Structure):
-    _fields_ = [
-        *((name, c_void_p) for name in ("out", "x", "mask")),
-        *((name, c_void_p) for name in ("weight", "bias", "residual")),
-        *((name, c_int64) for name in ("n", "h", "w")),
-        *((name, c_int64) for name in ("in_channels", "out_channels")),
-        *((name, c_int32) for name in ("transposed", "relu", "threads")),
-    ]
-
-
-class _Weight(ctypes.Structure):
-    _fields_ = [
-        *((name, c_void_p) for name in ("weight", "x", "grad")),
-        *((name, c_int64) for name in ("n", "h", "w")),
-        *((name, c_int64) for name in ("in_channels", "out_channels")),
-        ("threads", c_int32),
-    ]
-
-
-class _Crops(ctypes.Structure):
-    _fields_ = [
-        *((name, c_void_p) for name in ("out", "images", "index", "boxes", "colour")),
-        *((name, c_int64) for name in ("n", "h", "w", "side")),
-        ("threads", c_int32),
-    ]
-
-
+_Step = structure(
+    (c_void_p, "x x_prev x0 grad z step eps mean std nonfinite"),
+    (c_int64, "n c hw"),
+    (c_float, "momentum"),
+    (c_int32, "x_dtype x0_dtype grad_dtype z_dtype channels_last l2 threads"),
+)
+_Init = structure(
+    (c_void_p, "out x0 eps"),
+    (c_uint64, "seed offset"),
+    (c_int64, "n c hw"),
+    (c_int32, "x0_dtype channels_last l2 threads"),
+)
+_Normalize = structure(
+    (c_void_p, "z x mean std"),
+    (c_int64, "n c hw"),
+    (c_int32, "x_dtype z_dtype channels_last threads"),
+)
+_Triad = structure(
+    (c_void_p, "x z a b"), (c_int64, "size"), (c_int32, "stream threads")
+)
+_Conv = structure(
+    (c_void_p, "out x mask weight bias residual"),
+    (c_int64, "n h w in_channels out_channels"),
+    (c_int32, "transposed relu threads"),
+)
+_Weight = structure(
+    (c_void_p, "weight x grad"),
+    (c_int64, "n h w in_channels out_channels"),
+    (c_int32, "threads"),
+)
+_Crops = structure(
+    (c_void_p, "out images index boxes colour"),
+    (c_int64, "n h w side"),
+    (c_int32, "threads"),
+)
 _MIRRORS = (_Step, _Init, _Normalize, _Triad, _Conv, _Weight, _Crops)
 
 
 @functools.cache
 def _load() -> ctypes.CDLL | str:
     """Return the library, or why it cannot be used."""
-    needs = "C++ compiler with CMake and OpenMP"
-    library = _native.load(LIBRARY, needs, "fa_abi", _MIRRORS)
+    unbuilt = (
+        "(no C++ compiler, CMake or OpenMP when fastadv was installed); install them and "
+        "reinstall"
+    )
+    library = _native.load(LIBRARY, unbuilt, "fa_abi", _MIRRORS)
     if not isinstance(library, str):
         library.fa_isa.restype = ctypes.c_char_p
         library.fa_last_level_cache.restype = c_int64
@@ -147,13 +118,8 @@ def _step_dtypes() -> dict[str, tuple[torch.dtype, ...]]:
 
 def _layout(t: Tensor) -> dict[str, int]:
     n, c, h, w = t.shape
-    return {
-        "n": n,
-        "c": c,
-        "hw": h * w,
-        "channels_last": int(not t.is_contiguous()),
-        "threads": torch.get_num_threads(),
-    }
+    last, threads = int(not t.is_contiguous()), torch.get_num_threads()
+    return {"n": n, "c": c, "hw": h * w, "channels_last": last, "threads": threads}
 
 
 def _run(function: str, arguments: ctypes.Structure) -> None:
@@ -169,45 +135,20 @@ def step(step: Step) -> None:
 
 def ball_init(start: Start) -> Tensor:
     """Return a random start, as `reference.ball_init` does."""
-    out = torch.empty_like(start.x0, dtype=torch.float32)
-    radius = float32(start.eps)
-    _run(
-        "fa_ball_init",
-        _Init(
-            out=out.data_ptr(),
-            x0=start.x0.data_ptr(),
-            eps=radius.data_ptr(),
-            seed=start.seed & (2**64 - 1),
-            offset=start.offset,
-            x0_dtype=CODES[start.x0.dtype],
-            l2=int(start.norm == "l2"),
-            **_layout(start.x0),
-        ),
-    )
+    fields, out, _made = _native.start_fields(start)
+    _run("fa_ball_init", _Init(**fields, **_layout(start.x0)))
     return out
 
 
 def normalize(x: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype) -> Tensor:
     """Return the normalised images, as `reference.normalize` does."""
-    z = torch.empty_like(x, dtype=dtype)
-    mean, std = float32(mean), float32(std)
-    _run(
-        "fa_normalize",
-        _Normalize(
-            z=z.data_ptr(),
-            x=x.data_ptr(),
-            mean=mean.data_ptr(),
-            std=std.data_ptr(),
-            x_dtype=CODES[x.dtype],
-            z_dtype=CODES[dtype],
-            **_layout(x),
-        ),
-    )
+    fields, z, _made = _native.normalize_fields(x, mean, std, dtype)
+    _run("fa_normalize", _Normalize(**fields, **_layout(x)))
     return z
 
 
-def _dense(t: Tensor | None) -> Tensor | None:
-    return None if t is None else t.contiguous(memory_format=torch.channels_last)
+def _dense(t: Tensor) -> Tensor:
+    return t.contiguous(memory_format=torch.channels_last)
 
 
 def _map_sizes(x: Tensor, out_channels: int) -> dict[str, int]:
@@ -217,21 +158,20 @@ def _map_sizes(x: Tensor, out_channels: int) -> dict[str, int]:
 
 
 def conv3x3(
-    out: Tensor, tensors: Mapping[str, Tensor | None], transposed: bool, relu: bool
+    out: Tensor, tensors: Mapping[str, Tensor], transposed: bool, relu: bool
 ) -> None:
     """Write the convolution that `fastadv.kernels.conv` defines to `out`.
 
     Args:
         out: Result, float32 [N, O, H, W], channels_last.
-        tensors: `x`, `weight`, and where not None `bias`, `residual` and `mask`.
+        tensors: `x`, `weight`, and where there are any `bias`, `residual` and `mask`.
         transposed: Whether to compute the input gradient of the convolution instead.
         relu: Whether to clip the result at zero from below.
     """
     # Copies must live until the call returns.
     dense = {name: _dense(t) if name != "bias" else t for name, t in tensors.items()}
-    pointers = {name: pointer(t) for name, t in {**dense, "out": out}.items()}
-    sizes = _map_sizes(out, out.shape[1])
-    sizes["in_channels"] = dense["x"].shape[1]
+    pointers = {name: t.data_ptr() for name, t in {**dense, "out": out}.items()}
+    sizes = _map_sizes(dense["x"], out.shape[1])
     _run("fa_conv3x3", _Conv(**pointers, **sizes, transposed=transposed, relu=relu))
 
 

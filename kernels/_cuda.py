@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fastadv.errors import BackendError
 from fastadv.kernels import _native
-from fastadv.kernels._native import CODES, float32, pointer
+from fastadv.kernels._native import pointer, structure
 from fastadv.kernels.registry import Operands, operand_reasons
 from fastadv.kernels.step import Start, Step
 
@@ -32,50 +32,35 @@ _MAX_ROW = 2**31 - 2**13
 _MAX_SAMPLES = 2**30
 
 
-class _Call(ctypes.Structure):
-    _fields_ = [
-        *((name, c_int64) for name in ("n", "c", "hw")),
-        ("stream", c_void_p),
-        *((name, c_int32) for name in ("device", "channels_last")),
-    ]
-
-
-class _Step(ctypes.Structure):
-    _fields_ = [
-        ("call", _Call),
-        *((name, c_void_p) for name in ("x", "x_prev", "x0", "grad", "z")),
-        *((name, c_void_p) for name in ("step", "eps", "mean", "std")),
-        *((name, c_void_p) for name in ("nonfinite", "parts")),
-        ("momentum", c_float),
-        *((name, c_int32) for name in ("x_dtype", "x0_dtype", "grad_dtype", "z_dtype")),
-        *((name, c_int32) for name in ("l2", "single_pass")),
-    ]
-
-
-class _Init(ctypes.Structure):
-    _fields_ = [
-        ("call", _Call),
-        *((name, c_void_p) for name in ("out", "x0", "eps", "parts")),
-        *((name, c_uint64) for name in ("seed", "offset")),
-        *((name, c_int32) for name in ("x0_dtype", "l2")),
-    ]
-
-
-class _Normalize(ctypes.Structure):
-    _fields_ = [
-        ("call", _Call),
-        *((name, c_void_p) for name in ("z", "x", "mean", "std")),
-        *((name, c_int32) for name in ("x_dtype", "z_dtype")),
-    ]
-
-
+_Call = structure(
+    (c_int64, "n c hw"), (c_void_p, "stream"), (c_int32, "device channels_last")
+)
+_Step = structure(
+    (_Call, "call"),
+    (c_void_p, "x x_prev x0 grad z step eps mean std nonfinite parts"),
+    (c_float, "momentum"),
+    (c_int32, "x_dtype x0_dtype grad_dtype z_dtype l2 single_pass"),
+)
+_Init = structure(
+    (_Call, "call"),
+    (c_void_p, "out x0 eps parts"),
+    (c_uint64, "seed offset"),
+    (c_int32, "x0_dtype l2"),
+)
+_Normalize = structure(
+    (_Call, "call"), (c_void_p, "z x mean std"), (c_int32, "x_dtype z_dtype")
+)
 _MIRRORS = (_Step, _Init, _Normalize)
 
 
 @functools.cache
 def _load() -> ctypes.CDLL | str:
     """Return the library, or why it cannot be used."""
-    library = _native.load(LIBRARY, "CUDA toolkit with nvcc", "fc_abi", _MIRRORS)
+    unbuilt = (
+        "(no CUDA compiler, nvcc, when fastadv was installed); install the CUDA toolkit "
+        "and reinstall"
+    )
+    library = _native.load(LIBRARY, unbuilt, "fc_abi", _MIRRORS)
     if isinstance(library, str):
         return library
     for name in ("fc_architectures", "fc_error_name", "fc_error_text"):
@@ -157,7 +142,7 @@ def _where(t: Tensor) -> dict[str, int]:
     return {"device": t.device.index, "stream": stream}
 
 
-def _call(t: Tensor) -> _Call:
+def _call(t: Tensor) -> ctypes.Structure:
     n, c, h, w = t.shape
     last = int(not t.is_contiguous())
     return _Call(n=n, c=c, hw=h * w, channels_last=last, **_where(t))
@@ -184,17 +169,12 @@ def _run(function: str, arguments: ctypes.Structure) -> None:
         )
 
 
-def _arguments(step: Step) -> tuple[_Step, list[Tensor | None]]:
+def _arguments(step: Step) -> tuple[ctypes.Structure, list[Tensor | None]]:
     """Return the arguments of a step and the tensors made for it, which must outlive it."""
     fields, made = _native.step_fields(step)
     parts = _parts(step.x, step.x[0].numel(), step.norm)
-    arguments = _Step(
-        **fields,
-        call=_call(step.x),
-        parts=pointer(parts),
-        single_pass=int(SINGLE_PASS),
-    )
-    return arguments, [*made, parts]
+    rest = {"parts": pointer(parts), "single_pass": int(SINGLE_PASS)}
+    return _Step(**fields, **rest, call=_call(step.x)), [*made, parts]
 
 
 def step(step: Step) -> None:
@@ -212,37 +192,15 @@ def cluster_size(step: Step) -> int:
 
 def ball_init(start: Start) -> Tensor:
     """Return a random start: linf in one pass, l2 in two."""
-    x0 = start.x0
-    out = torch.empty_like(x0, dtype=torch.float32)
-    radius = float32(start.eps)
-    parts = _parts(x0, x0[0, 0].numel(), start.norm)
-    arguments = _Init(
-        call=_call(x0),
-        out=out.data_ptr(),
-        x0=x0.data_ptr(),
-        eps=radius.data_ptr(),
-        parts=pointer(parts),
-        seed=start.seed & (2**64 - 1),
-        offset=start.offset,
-        x0_dtype=CODES[x0.dtype],
-        l2=int(start.norm == "l2"),
-    )
+    fields, out, _made = _native.start_fields(start)
+    parts = _parts(start.x0, start.x0[0, 0].numel(), start.norm)
+    arguments = _Init(**fields, call=_call(start.x0), parts=pointer(parts))
     _run("fc_ball_init", arguments)
     return out
 
 
 def normalize(x: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype) -> Tensor:
     """Return the normalised images, as `reference.normalize` does."""
-    z = torch.empty_like(x, dtype=dtype)
-    mean, std = float32(mean), float32(std)
-    arguments = _Normalize(
-        call=_call(x),
-        z=z.data_ptr(),
-        x=x.data_ptr(),
-        mean=mean.data_ptr(),
-        std=std.data_ptr(),
-        x_dtype=CODES[x.dtype],
-        z_dtype=CODES[dtype],
-    )
-    _run("fc_normalize", arguments)
+    fields, z, _made = _native.normalize_fields(x, mean, std, dtype)
+    _run("fc_normalize", _Normalize(**fields, call=_call(x)))
     return z

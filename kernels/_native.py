@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastadv.kernels.step import Step
+from fastadv.kernels.step import Start, Step
 
 CODES = {torch.float32: 1, torch.bfloat16: 2, torch.float16: 3, torch.uint8: 4}
 # The version that fa_abi (csrc/cpu/step.h) and fc_abi (csrc/cuda/kernels.h) begin with.
@@ -24,12 +24,18 @@ VERSION = 1
 Mirrors = tuple[type[ctypes.Structure], ...]
 
 
-def load(path: Path, needs: str, abi: str, mirrors: Mirrors) -> ctypes.CDLL | str:
+def structure(*runs: tuple[Any, str]) -> type[ctypes.Structure]:
+    """Mirror a C structure: each run has a type and the names of its fields, in order."""
+    fields = [(name, kind) for kind, names in runs for name in names.split()]
+    return type("Mirror", (ctypes.Structure,), {"_fields_": fields})
+
+
+def load(path: Path, unbuilt: str, abi: str, mirrors: Mirrors) -> ctypes.CDLL | str:
     """Load a library and compare its structures with ours.
 
     Args:
         path: The library.
-        needs: What it takes to build the library, for the reason if there is none.
+        unbuilt: Why it may not have been built and what to do, after "was not built".
         abi: Name of the function that returns version and sizes.
         mirrors: Our structures, in the order of the sizes.
 
@@ -37,10 +43,7 @@ def load(path: Path, needs: str, abi: str, mirrors: Mirrors) -> ctypes.CDLL | st
         The library, or the reason why it cannot be used.
     """
     if not path.exists():
-        return (
-            f"{path.name} was not built: there was no {needs} when fastadv was installed; "
-            "install it and reinstall"
-        )
+        return f"{path.name} was not built {unbuilt}"
     try:
         library = ctypes.CDLL(str(path))
     except OSError as error:
@@ -95,3 +98,30 @@ def step_fields(step: Step) -> tuple[dict[str, Any], list[Tensor]]:
         "l2": int(step.norm == "l2"),
     }
     return fields, list(made.values())
+
+
+def start_fields(start: Start) -> tuple[dict[str, Any], Tensor, Tensor]:
+    """Return the fields of a start, its result, and a tensor that must outlive the call."""
+    out = torch.empty_like(start.x0, dtype=torch.float32)
+    radius = float32(start.eps)
+    fields = {
+        "out": out.data_ptr(),
+        "x0": start.x0.data_ptr(),
+        "eps": radius.data_ptr(),
+        "seed": start.seed & (2**64 - 1),
+        "offset": start.offset,
+        "x0_dtype": CODES[start.x0.dtype],
+        "l2": int(start.norm == "l2"),
+    }
+    return fields, out, radius
+
+
+def normalize_fields(
+    x: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype
+) -> tuple[dict[str, Any], Tensor, list[Tensor]]:
+    """Return the fields of `normalize`, its result, and tensors that must outlive it."""
+    z = torch.empty_like(x, dtype=dtype)
+    made = [float32(mean), float32(std)]
+    tensors = {"z": z, "x": x, "mean": made[0], "std": made[1]}
+    fields = {name: t.data_ptr() for name, t in tensors.items()}
+    return fields | {"x_dtype": CODES[x.dtype], "z_dtype": CODES[dtype]}, z, made

@@ -10,8 +10,9 @@ Sums go tile by tile in float64 in a fixed order: results do not depend on threa
 # Numba infers the types of compiled functions from their arguments.
 # mypy: allow-untyped-defs, allow-untyped-calls
 
+from collections import namedtuple
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numba
 import numpy as np
@@ -28,49 +29,13 @@ _MASK, _HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
 _SAMPLE_PIXEL = np.uint64(0xFFFFFFFF)
 
 
-class Arrays(NamedTuple):
-    """The operands of a step as NumPy arrays and numbers.
-
-    Attributes:
-        x: State [rows, plane], overwritten.
-        x_prev: Iterate before it, overwritten; of no account to PGD.
-        x0: Clean images [rows, plane], uint8 or float32.
-        unit: Divisor of a clean pixel: 255 for uint8, else 1.
-        grad: Gradient [rows, plane].
-        z: Next normalised input [rows, plane].
-        write_z: Whether `z` is written.
-        step: Step size of each sample [n].
-        eps: Radius of each sample [n].
-        momentum: Weight of the new direction.
-        mean: Mean of every element of a tile [planes, tile].
-        inv: One over its standard deviation, like `mean`.
-    """
-
-    x: Any
-    x_prev: Any
-    x0: Any
-    unit: Any
-    grad: Any
-    z: Any
-    write_z: bool
-    step: Any
-    eps: Any
-    momentum: Any
-    mean: Any
-    inv: Any
-
-
-class Tile(NamedTuple):
-    """The part of some arrays that one tile has, with the constants of its elements."""
-
-    x: Any
-    x_prev: Any
-    x0: Any
-    unit: Any
-    grad: Any
-    z: Any
-    mean: Any
-    inv: Any
+# The operands of a step. `unit` divides a clean pixel (255 for uint8, else 1), `write_z`
+# says whether `z` is wanted, `step` and `eps` have one value per sample, and PGD ignores
+# `x_prev` and `momentum`. A tile has the parts of the same arrays, without the numbers.
+Arrays = namedtuple(
+    "Arrays", "x x_prev x0 unit grad z write_z step eps momentum mean inv"
+)
+Tile = namedtuple("Tile", "x x_prev x0 unit grad z mean inv")
 
 
 def _jit(**options: Any) -> Callable[[Any], Any]:

@@ -85,19 +85,6 @@ def _platform(index: int | None) -> Platform:
     return Platform(version, found.name, capability, found.L2_cache_size)
 
 
-def _launch(
-    kernel: Any, like: Tensor, programs: int, warps: int, *args: Any, **constants: Any
-) -> None:
-    # Triton launches on the current device, which need not be the tensor's.
-    on_device = (
-        torch.cuda.device(like.device) if like.is_cuda else contextlib.nullcontext()
-    )
-    with on_device:
-        # Fusion is stated because Triton's default for it changes in 3.10.
-        options = {"num_warps": warps, "enable_fp_fusion": True}
-        kernel[(programs,)](*args, **constants, **options)
-
-
 @dataclass(frozen=True)
 class _Grid:
     """[rows, plane] and the constants that describe a dense image tensor."""
@@ -126,6 +113,18 @@ class _Pass:
     programs: int
     arguments: tuple[Any, ...]
     constants: dict[str, Any]
+
+
+def _launch(each: _Pass, like: Tensor, samples: int, warps: int, *first: int) -> None:
+    # Triton launches on the current device, which need not be the tensor's.
+    on_device = (
+        torch.cuda.device(like.device) if like.is_cuda else contextlib.nullcontext()
+    )
+    with on_device:
+        # Fusion is stated because Triton's default for it changes in 3.10.
+        options = {"num_warps": warps, "enable_fp_fusion": True}
+        launch = each.kernel[(samples * each.programs,)]
+        launch(*each.arguments, *first, **each.constants, **options)
 
 
 def _task(step: Step) -> Task:
@@ -194,15 +193,7 @@ def _run(step: Step, config: LaunchConfig) -> None:
     for first in range(0, n, group):
         samples = min(group, n - first)
         for each in passes:
-            _launch(
-                each.kernel,
-                x,
-                samples * each.programs,
-                config.num_warps,
-                *each.arguments,
-                first * each.programs,
-                **each.constants,
-            )
+            _launch(each, x, samples, config.num_warps, first * each.programs)
 
 
 def _times(step: Step, platform: Platform) -> dict[LaunchConfig, float]:
@@ -279,17 +270,15 @@ def ball_init(start: Start) -> Tensor:
     parts = torch.empty(n * tiles, dtype=torch.float64, device=x0.device)
     draw = (out, x0, radius, parts, *key, h * w, tiles)
     constants = {**_Grid.of(x0).constants, "L2": l2, "BLOCK": config.block}
-    programs = n * tiles
-    _launch(kernels.random_start, x0, programs, config.num_warps, *draw, **constants)
+    one = _Pass(kernels.random_start, tiles, draw, constants)
+    _launch(one, x0, n, config.num_warps)
     if l2:
         row = c * h * w
         blocks = math.ceil(row / config.block)
         scale = (out, x0, radius, parts, tiles, *key, row, blocks)
         constants = {"PARTS": power_of_two(tiles), "BLOCK": config.block}
-        programs = n * blocks
-        _launch(
-            kernels.scale_start, x0, programs, config.num_warps, *scale, **constants
-        )
+        two = _Pass(kernels.scale_start, blocks, scale, constants)
+        _launch(two, x0, n, config.num_warps)
     return out
 
 
@@ -301,6 +290,6 @@ def normalize(x: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype) -> Tenso
     tiles = grid.tiles(config.block)
     args = (x, z, mean.contiguous(), std.contiguous(), grid.plane, tiles)
     constants = {**grid.constants, "BLOCK": config.block}
-    programs = grid.rows * tiles
-    _launch(kernels.normalize, x, programs, config.num_warps, *args, **constants)
+    each = _Pass(kernels.normalize, tiles, args, constants)
+    _launch(each, x, grid.rows, config.num_warps)
     return z

@@ -1,4 +1,4 @@
-"""The Triton kernels of the steps. Pointers and sizes only: no torch, no policy.
+"""The Triton kernels of the steps, on pointers and sizes without torch.
 
 `_triton.py` launches them. Importing this imports Triton, which fixes at that moment
 whether kernels are compiled or interpreted (TRITON_INTERPRET=1), so it happens at the
@@ -27,7 +27,7 @@ LOW_255TH = tl.constexpr(1 / 255 - (2.0**-8 + 2.0**-16))
 
 @triton.jit
 def _program(begin, BACKWARD: tl.constexpr):
-    """This program's number in the whole batch.
+    """Return the number of this program in the whole batch.
 
     Backward, a pass begins where the pass before it ended: what that one read last is
     in the cache still, while a forward pass over a batch larger than the cache would
@@ -41,7 +41,7 @@ def _program(begin, BACKWARD: tl.constexpr):
 def _locate(
     program, plane, tiles, C: tl.constexpr, LAST: tl.constexpr, WIDTH: tl.constexpr
 ):
-    """A program's (sample, row, row base, first offset in the row)."""
+    """Return sample, row, first element of the row and first offset of a program."""
     row = program // tiles
     sample = row if LAST else row // C
     return sample, row, row.to(tl.int64) * plane, (program % tiles) * WIDTH
@@ -62,7 +62,7 @@ def _constant(table, c, INVERT: tl.constexpr):
 def _per_channel(
     table, channel, C: tl.constexpr, LAST: tl.constexpr, INVERT: tl.constexpr
 ):
-    """The table's entry (or one over it) for each element's channel."""
+    """Return the entry of a table, or one over it, for the channel of each element."""
     if LAST and C <= 4:
         # Selecting among scalars: a gather would issue a load per element.
         value = tl.where(channel == 0, _constant(table, 0, INVERT), 0.0)
@@ -75,7 +75,7 @@ def _per_channel(
 
 @triton.jit
 def _pixels(values):
-    """Images in [0, 1]; u / 255 correctly rounded, so that eps=0 gives x0 exactly.
+    """Return images in [0, 1]; u / 255 is correctly rounded, so eps=0 gives x0 exactly.
 
     Triton's `/` is approximate and `div_rn` calls a subroutine that spilled. The first
     product below is exact (8 + 9 bits), so the sum rounds once, fused or not.
@@ -94,7 +94,7 @@ def _clip(value, low, high):
 
 @triton.jit
 def _load_images(x, x0, grad, at, mask):
-    """The state, the perturbation it is or has reached, clean image and gradient."""
+    """Load the state; return it, its perturbation, the clean image and the gradient."""
     state = tl.load(x + at, mask, other=0.0)
     clean = _pixels(tl.load(x0 + at, mask, other=0))
     raw = tl.load(grad + at, mask, other=0.0)
@@ -106,7 +106,7 @@ def _load_images(x, x0, grad, at, mask):
 
 @triton.jit
 def _ascent(grad, inv):
-    """The gradient in pixel units, non-finite elements zeroed, and where they are."""
+    """Return the gradient in pixel units without non-finite elements, and where they are."""
     gx = grad.to(tl.float32) * inv
     finite = tl.abs(gx) <= LARGEST
     return tl.where(finite, gx, 0.0), tl.where(finite, 0, 1)
@@ -122,7 +122,7 @@ def _count(counter, bad):
 
 @triton.jit
 def _momentum(d, ahead, since, clean, share):
-    """Where momentum leads: to `ahead` (clipped to [0, 1]) and on along `since`.
+    """Return where momentum leads: to `ahead`, clipped to [0, 1], and on along `since`.
 
     `d` and `ahead` are perturbations, `since` is the last move, and `share` the weight
     of the new direction.
@@ -133,10 +133,10 @@ def _momentum(d, ahead, since, clean, share):
 
 @triton.jit
 def _toward_zero(d):
-    """float16 of the largest magnitude that `d` is not exceeded by.
+    """Return the nearest float16 number that is nowhere larger in magnitude than `d`.
 
-    Rounded to nearest and then stepped back where that was outward: one less in the
-    bits is one unit less in magnitude, whatever the sign.
+    It is rounded to nearest and stepped back where that was outward: one less in the bits
+    is one unit less in magnitude, whatever the sign.
     """
     half = d.to(tl.float16)
     outward = tl.abs(half.to(tl.float32)) > tl.abs(d)
@@ -146,7 +146,7 @@ def _toward_zero(d):
 
 @triton.jit
 def _store_state(x, at, d, clean, mask):
-    """Write `d` the way state `x` holds it; return the image of what was written."""
+    """Write `d` in the format of state `x`; return the image of what was written."""
     if x.dtype.element_ty == tl.float16:
         kept = _toward_zero(_clip(d, -clean, 1.0 - clean))
         tl.store(x + at, kept, mask)
@@ -158,11 +158,10 @@ def _store_state(x, at, d, clean, mask):
 
 
 @triton.jit
-def _store_z(
-    z, at, image, mask, mean, inv, channel, C: tl.constexpr, LAST: tl.constexpr
-):  # fmt: skip
+def _store_z(z, at, image, mean, inv, mask):
+    """Write the normalised image, if there is a place for it."""
     if z is not None:
-        scaled = (image - _per_channel(mean, channel, C, LAST, False)) * inv
+        scaled = (image - mean) * inv
         tl.store(z + at, scaled.to(z.dtype.element_ty), mask)
 
 
@@ -171,7 +170,7 @@ def step_linf(
     x, x_prev, x0, grad, z, step, eps, mean, std, counter, share, plane, tiles, begin,
     C: tl.constexpr, LAST: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One linf step in place, with momentum if there is an `x_prev`: one pass."""
+    """Take one linf step in place, with momentum if there is an `x_prev`, in one pass."""
     program = _program(begin, False)
     sample, row, base, first = _locate(program, plane, tiles, C, LAST, BLOCK)
     offsets = first + tl.arange(0, BLOCK)
@@ -190,7 +189,8 @@ def step_linf(
         tl.store(x_prev + at, old, mask)
         moved = _clip(_momentum(d, moved, since, clean, share), -e, e)
     image = _store_state(x, at, moved, clean, mask)
-    _store_z(z, at, image, mask, mean, inv, channel, C, LAST)
+    means = _per_channel(mean, channel, C, LAST, False)
+    _store_z(z, at, image, means, inv, mask)
     _count(counter, bad)
 
 
@@ -199,7 +199,7 @@ def sums_l2(
     x, x0, grad, std, counter, parts, plane, tiles, total, begin,
     C: tl.constexpr, LAST: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """First pass of L2: parts[:3, total] gets |gx|^2, <d, gx>, |d|^2 of each tile."""
+    """Write |gx|^2, <d, gx> and |d|^2 of each tile to parts[:3, total]: first pass of L2."""
     program = _program(begin, False)
     _sample, row, base, first = _locate(program, plane, tiles, C, LAST, WIDTH)
     gg = tl.zeros((BLOCK,), tl.float64)
@@ -236,7 +236,7 @@ def _shrink(length, e):
 
 @triton.jit
 def _scales(parts, total, sample, count, step, e, PARTS: tl.constexpr):
-    """What the gradient is multiplied by, and then the perturbation, to step in L2."""
+    """Return what the gradient, and then the perturbation, is multiplied by in L2."""
     a = tl.load(step + sample).to(tl.float64)
     gg = _sample_sum(parts, sample, count, PARTS)
     dg = _sample_sum(parts + total, sample, count, PARTS)
@@ -253,8 +253,9 @@ def lengths_l2(
     C: tl.constexpr, LAST: tl.constexpr, PARTS: tl.constexpr, WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Second pass of L2 with momentum: parts[3] gets each tile of |d|^2 before its
-    projection, which no sum of the first pass gives: the new direction was clipped.
+    """Write |d|^2 of each tile before its projection to parts[3]: second pass of APGD.
+
+    No sum of the first pass gives it, because the new direction was clipped.
     """
     program = _program(begin, True)
     sample, row, base, first = _locate(program, plane, tiles, C, LAST, WIDTH)
@@ -281,7 +282,7 @@ def move_l2(
     total, begin,
     C: tl.constexpr, LAST: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Last pass of L2: add up the sample's `count` parts, then move."""
+    """Add up the `count` parts of a sample and move: last pass of L2."""
     program = _program(begin, x_prev is None)
     sample, row, base, first = _locate(program, plane, tiles, C, LAST, BLOCK)
     offsets = first + tl.arange(0, BLOCK)
@@ -302,7 +303,8 @@ def move_l2(
         moved = _momentum(d, moved, since, clean, share)
         moved *= _shrink(tl.sqrt(squared), e)
     image = _store_state(x, at, moved, clean, mask)
-    _store_z(z, at, image, mask, mean, inv, channel, C, LAST)
+    means = _per_channel(mean, channel, C, LAST, False)
+    _store_z(z, at, image, means, inv, mask)
 
 
 @triton.jit
@@ -310,7 +312,7 @@ def normalize(
     x, z, mean, std, plane, tiles,
     C: tl.constexpr, LAST: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """`(x - mean) / std`."""
+    """Write `(x - mean) / std` to `z`."""
     program = tl.program_id(0)
     _, row, base, first = _locate(program, plane, tiles, C, LAST, BLOCK)
     offsets = first + tl.arange(0, BLOCK)
@@ -318,4 +320,5 @@ def normalize(
     values = _pixels(tl.load(x + base + offsets, mask, other=0))
     channel = _channel(row, offsets, C, LAST)
     inv = _per_channel(std, channel, C, LAST, True)
-    _store_z(z, base + offsets, values, mask, mean, inv, channel, C, LAST)
+    means = _per_channel(mean, channel, C, LAST, False)
+    _store_z(z, base + offsets, values, means, inv, mask)

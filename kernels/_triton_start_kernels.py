@@ -1,4 +1,4 @@
-"""The Triton kernels of the random start; see `_triton_kernels.py` for the manner."""
+"""The Triton kernels of the random start, which are like those of the steps."""
 # Triton infers the types of kernels from their arguments.
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
 # mypy: allow-untyped-decorators
@@ -19,11 +19,11 @@ def _uniform(word):
 
 @triton.jit
 def _sin_cos(turns):
-    """Sine and cosine of an angle in [0, 1) turns, each to 1e-7.
+    """Return sine and cosine of an angle in [0, 1) turns, each to 1e-7.
 
-    Reduced to an eighth of a turn exactly, then the polynomials of Cephes' sinf and
-    cosf (Moshier). libdevice's functions reduce any angle, with an array on the stack
-    that some versions of ptxas keep there.
+    The angle is reduced to an eighth of a turn exactly; then come the polynomials of
+    Cephes' sinf and cosf (Moshier). libdevice's functions reduce any angle, with an array
+    on the stack that some versions of ptxas keep there.
     """
     quarter = tl.floor(4.0 * turns + 0.5)
     y = (4.0 * turns - quarter) * QUARTER_TURN
@@ -42,7 +42,7 @@ def _sin_cos(turns):
 
 @triton.jit
 def _pair(w0, w1, L2: tl.constexpr):
-    """Two numbers from two words: uniform in [-1, 1), or normal (Box-Muller)."""
+    """Make two numbers of two words: uniform in [-1, 1), or normal (Box-Muller)."""
     if L2:
         radius = tl.sqrt_rn(-2.0 * tl.log(_uniform(w0) + UNIT))
         sine, cosine = _sin_cos(_uniform(w1))
@@ -52,16 +52,16 @@ def _pair(w0, w1, L2: tl.constexpr):
 
 
 @triton.jit
-def _place(
-    out, x0, base, pixel, pixels, value, radius,
-    CHANNEL: tl.constexpr, C: tl.constexpr, LAST: tl.constexpr, L2: tl.constexpr,
-):  # fmt: skip
-    """Write one channel: the linf start, or the normal number, to be scaled later.
+def _offset(pixel, pixels, CHANNEL: tl.constexpr, C: tl.constexpr, LAST: tl.constexpr):
+    return pixel * C + CHANNEL if LAST else CHANNEL * pixels + pixel
 
-    Returns its squares.
+
+@triton.jit
+def _place(out, x0, at, value, radius, inside, L2: tl.constexpr):
+    """Write one channel: the linf start, or the normal number, which is scaled later.
+
+    Return the squares of the numbers.
     """
-    inside = (pixel < pixels) & (CHANNEL < C)
-    at = base + (pixel * C + CHANNEL if LAST else CHANNEL * pixels + pixel)
     if L2:
         tl.store(out + at, value, inside)
     else:
@@ -76,9 +76,9 @@ def random_start(
     out, x0, eps, parts, seed, first_sample, pixels, tiles,
     C: tl.constexpr, LAST: tl.constexpr, L2: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One Philox call per (pixel, four channels); counters as in philox.py.
+    """Draw by one Philox call per pixel and four channels; philox.py has the counters.
 
-    Writes the linf start, or for L2 normal numbers and each program's sum of squares.
+    It writes the linf start, or for L2 normal numbers and each program's sum of squares.
     """
     sample = tl.program_id(0) // tiles
     pixel = (tl.program_id(0) % tiles) * BLOCK + tl.arange(0, BLOCK)
@@ -94,18 +94,11 @@ def random_start(
         w0, w1, w2, w3 = tl.philox(seed, pixel.to(tl.uint32), quad, low, high)
         v0, v1 = _pair(w0, w1, L2)
         v2, v3 = _pair(w2, w3, L2)
-        squares += _place(
-            out, x0, base, pixel, pixels, v0, radius, group * 4 + 0, C, LAST, L2
-        )
-        squares += _place(
-            out, x0, base, pixel, pixels, v1, radius, group * 4 + 1, C, LAST, L2
-        )
-        squares += _place(
-            out, x0, base, pixel, pixels, v2, radius, group * 4 + 2, C, LAST, L2
-        )
-        squares += _place(
-            out, x0, base, pixel, pixels, v3, radius, group * 4 + 3, C, LAST, L2
-        )
+        values = (v0, v1, v2, v3)
+        for lane in tl.static_range(4):
+            inside = (pixel < pixels) & (group * 4 + lane < C)
+            at = base + _offset(pixel, pixels, group * 4 + lane, C, LAST)
+            squares += _place(out, x0, at, values[lane], radius, inside, L2)
     if L2:
         tl.store(parts + tl.program_id(0), tl.sum(squares))
 

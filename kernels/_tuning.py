@@ -164,11 +164,11 @@ def _key(task: Task, platform: Platform) -> dict[str, Any]:
 
 def choice_file(task: Task, platform: Platform) -> Path:
     """Return the file of a choice; software and device make the folder's name."""
-    words = [
+    parts = [
         re.sub(r"[^A-Za-z0-9.-]+", "-", str(value))
         for value in _key(task, platform).values()
     ]
-    folder, name = "_".join(words[:4]), "_".join(words[4:])
+    folder, name = "_".join(parts[:4]), "_".join(parts[4:])
     return fastadv_cache_dir() / "triton" / folder / f"{name}.json"
 
 

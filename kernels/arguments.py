@@ -125,12 +125,7 @@ def check_step(
 ) -> None:
     """Check all operands of a step except its step sizes and radii.
 
-    Args:
-        images: Image tensors by their names; None stands for one that is absent.
-        state: Dtypes that an iterate may have.
-        mean: Mean of each channel.
-        std: Standard deviation of each channel.
-        nonfinite: Counter, or None.
+    `images` has None where one is absent, and `state` the dtypes of an iterate.
     """
     present = {name: t for name, t in images.items() if t is not None}
     x = present["x"]

@@ -14,8 +14,8 @@ namespace {
 
 constexpr double kTiny = 1e-30;  // as TINY in kernels/reference.py
 
-// Elements from a load to the line it asks for in advance. Two Zen 4 cores that only load reached
-// 40 GB/s; asking 512 elements ahead made it 50, 256 or 1024 ahead 43.
+// How many elements ahead of a load its prefetch goes. Two Zen 4 cores that only load reached
+// 40 GB/s; with a prefetch 512 elements ahead they reached 50, with 256 or 1024 ahead 43.
 constexpr int64_t kAhead = 512;
 
 inline vf to_box(vf v) { return clamp(v, splat(0.0f), splat(1.0f)); }
@@ -51,7 +51,7 @@ struct Sums {
   }
 };
 
-// d <- shrink * (d + scale * g): what the sums of a sample decide.
+// What the sums of a sample decide: d <- shrink * (d + scale * g).
 struct Move { float scale, shrink; };
 
 inline float shrink_to(double eps, double length) {
@@ -104,13 +104,13 @@ Sums sum_tile_once(const Tile<S, C, G> t) {
   return {sum(gg), sum(dg), sum(dd), Masked::value ? t.count_bad() : 0};
 }
 
-// An element that is not finite makes gg so: then the tile is summed again without it.
+// An element that is not finite makes gg not finite: then the tile is summed again without it.
 template <typename S, typename C, typename G> Sums sum_tile(const Tile<S, C, G> t) {
   const Sums s = sum_tile_once<std::false_type>(t);
   return std::isfinite(s.gg) ? s : sum_tile_once<std::true_type>(t);
 }
 
-// As sum_tile, in double and one element at a time: for gradients whose squares leave the range of
+// The same sums in double, one element at a time: for gradients whose squares leave the range of
 // float, which ordinary ones never do.
 template <typename S, typename C, typename G> Sums sum_tile_exactly(const Tile<S, C, G> t) {
   Sums s;
@@ -122,7 +122,7 @@ template <typename S, typename C, typename G> Sums sum_tile_exactly(const Tile<S
   return s;
 }
 
-// The arguments of a step by samples and tiles.
+// The arguments of a step, cut into samples and tiles.
 template <typename S, typename C, typename G> struct Batch {
   const FaStep &a;
   const Tiling t;
@@ -160,10 +160,10 @@ template <typename S, typename C, typename G> struct Batch {
   }
 };
 
-// Threads over samples: a pass finds the sample in cache, and walks it in the other direction than
-// the one before, so that it begins with what that touched last. Measured on Zen 4 and not better:
-// the later pass asking for the next sample, or running in step with its sums; two cores sharing
-// a sample so that each half fits a second-level cache.
+// Threads share the samples. A pass finds its sample in cache and walks it in the other direction
+// than the pass before, so that it begins with what that one touched last. On Zen 4 it was no
+// better to let the later pass ask for the next sample or run in step with its sums, nor to let two
+// cores share a sample so that each half fits a second-level cache.
 template <typename Op> int64_t by_samples(Op &op) {
   const FaStep &a = op.batch.a;
   const Tiling &t = op.batch.t;
@@ -188,7 +188,7 @@ template <typename Op> int64_t by_samples(Op &op) {
   return bad;
 }
 
-// Threads over tiles, for batches that would leave threads idle.
+// Threads share the tiles, for batches that would leave threads idle.
 template <typename Op> int64_t by_tiles(Op &op) {
   const FaStep &a = op.batch.a;
   const Tiling &t = op.batch.t;

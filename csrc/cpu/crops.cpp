@@ -63,7 +63,7 @@ inline int64_t reflected(int64_t p, int64_t size) {
   return p < size ? p : 2 * (size - 1) - p;
 }
 
-// What one thread works with.
+// The buffers of one thread.
 struct Scratch {
   Taps down, across;
   std::vector<const uint8_t *> rows;
@@ -73,15 +73,15 @@ struct Scratch {
 
 // Rounds floats to bytes; they lie in [0, 255] but for what `limit` clamps.
 template <bool limit> void put_bytes(uint8_t *out, const float *line, int64_t size) {
-  const auto some = [&](int64_t i, auto n) {
+  const auto put = [&](int64_t i, auto n) {
     vf v = raw<vf>(line + i, n);
     if (limit) v = clamp(v, vf{}, splat(255.0f));
     const vb bytes = __builtin_convertvector(__builtin_convertvector(v + 0.5f, vi), vb);
     std::memcpy(out + i, &bytes, static_cast<size_t>(n));
   };
   int64_t i = 0;
-  for (; i + kLanes <= size; i += kLanes) some(i, std::integral_constant<int64_t, kLanes>{});
-  if (i < size) some(i, size - i);
+  for (; i + kLanes <= size; i += kLanes) put(i, std::integral_constant<int64_t, kLanes>{});
+  if (i < size) put(i, size - i);
 }
 
 // Mean of the gray values of `pixels` RGB pixels.

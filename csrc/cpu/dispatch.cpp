@@ -11,40 +11,38 @@
 #include "crops.h"
 #include "step.h"
 
-#define FA_DECLARE(isa)                            \
-  namespace isa {                                  \
-  int32_t pgd_step(const FaStep &);                \
-  int32_t apgd_step(const FaStep &);               \
-  int32_t ball_init(const FaInit &);               \
-  int32_t normalize(const FaNormalize &);          \
-  int32_t triad(const FaTriad &);                  \
-  int32_t conv3x3(const FaConv3x3 &);              \
-  int32_t conv3x3_weight(const FaConv3x3Weight &); \
-  int32_t crops(const FaCrops &);                  \
+// Every operator with the structure of its arguments.
+#define FA_OPERATORS(X)              \
+  X(pgd_step, FaStep)                \
+  X(apgd_step, FaStep)               \
+  X(ball_init, FaInit)               \
+  X(normalize, FaNormalize)          \
+  X(triad, FaTriad)                  \
+  X(conv3x3, FaConv3x3)              \
+  X(conv3x3_weight, FaConv3x3Weight) \
+  X(crops, FaCrops)
+
+struct Kernels {
+  const char *isa;
+#define FA_POINTER(name, Args) int32_t (*name)(const Args &);
+  FA_OPERATORS(FA_POINTER)
+};
+
+// The kernels of one instruction set, from the files that were compiled for it.
+#define FA_DECLARE(name, Args) int32_t name(const Args &);
+#define FA_NAME(name, Args) , name
+#define FA_KERNELS(isa)                                               \
+  namespace fa_##isa {                                                \
+    FA_OPERATORS(FA_DECLARE)                                          \
+    static Kernels kernels() { return {#isa FA_OPERATORS(FA_NAME)}; } \
   }
-FA_DECLARE(fa_baseline)
+FA_KERNELS(baseline)
 #if FA_X86
-FA_DECLARE(fa_avx2)
-FA_DECLARE(fa_avx512)
+FA_KERNELS(avx2)
+FA_KERNELS(avx512)
 #endif
 
 namespace {
-
-struct Kernels {
-  const char *name;
-  int32_t (*pgd_step)(const FaStep &);
-  int32_t (*apgd_step)(const FaStep &);
-  int32_t (*ball_init)(const FaInit &);
-  int32_t (*normalize)(const FaNormalize &);
-  int32_t (*triad)(const FaTriad &);
-  int32_t (*conv3x3)(const FaConv3x3 &);
-  int32_t (*conv3x3_weight)(const FaConv3x3Weight &);
-  int32_t (*crops)(const FaCrops &);
-};
-
-#define FA_ENTRY(label, isa)                                                       \
-  {label,      isa::pgd_step, isa::apgd_step,      isa::ball_init, isa::normalize, \
-   isa::triad, isa::conv3x3,  isa::conv3x3_weight, isa::crops}
 
 Kernels choose() {
 #if FA_X86
@@ -52,11 +50,11 @@ Kernels choose() {
   const auto wanted = [&](const char *name) { return !forced || !std::strcmp(forced, name); };
   if (wanted("avx512") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
-    return FA_ENTRY("avx512", fa_avx512);
+    return fa_avx512::kernels();
   if (wanted("avx2") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-    return FA_ENTRY("avx2", fa_avx2);
+    return fa_avx2::kernels();
 #endif
-  return FA_ENTRY("baseline", fa_baseline);
+  return fa_baseline::kernels();
 }
 
 const Kernels &kernels() {
@@ -99,14 +97,9 @@ const int64_t *fa_abi() {
                                 0};
   return abi;
 }
-int32_t fa_pgd_step(const FaStep *args) { return kernels().pgd_step(*args); }
-int32_t fa_apgd_step(const FaStep *args) { return kernels().apgd_step(*args); }
-int32_t fa_ball_init(const FaInit *args) { return kernels().ball_init(*args); }
-int32_t fa_normalize(const FaNormalize *args) { return kernels().normalize(*args); }
-int32_t fa_conv3x3(const FaConv3x3 *args) { return kernels().conv3x3(*args); }
-int32_t fa_conv3x3_weight(const FaConv3x3Weight *args) { return kernels().conv3x3_weight(*args); }
-int32_t fa_crops(const FaCrops *args) { return kernels().crops(*args); }
-int32_t fa_triad(const FaTriad *args) { return kernels().triad(*args); }
+#define FA_EXPORT(name, Args) \
+  int32_t fa_##name(const Args *args) { return kernels().name(*args); }
+FA_OPERATORS(FA_EXPORT)
 int64_t fa_last_level_cache() {
   static const int64_t bytes = detect_last_level_cache();
   return bytes;
@@ -118,5 +111,5 @@ int32_t fa_has_f16() {
   return 0;
 #endif
 }
-const char *fa_isa() { return kernels().name; }
+const char *fa_isa() { return kernels().isa; }
 }

@@ -69,8 +69,8 @@ template <typename Body> inline void for_tile(int64_t size, int64_t period, cons
   if (i < size) body(i, j, size - i);
 }
 
-// Where z goes, from the first element of a tile on. One of four formats or nowhere, decided per
-// vector: the branch is always predicted, and a quarter as much code is compiled.
+// Writes z, from the first element of a tile on, in one of three formats or not at all. This is
+// decided per vector: the branch is always predicted, and a quarter as much code is compiled.
 class Output {
  public:
   // With `past_caches`, whole vectors at aligned addresses bypass the caches.
@@ -105,7 +105,7 @@ class Output {
 
 template <typename T> struct Type { using type = T; };
 
-// Calls f with the C++ type behind a dtype code; false if the code is not one of T...
+// Calls f with the C++ type behind a dtype code; returns false for an unknown code.
 template <typename F> bool with_float(int32_t dtype, const F &f) {
   switch (dtype) {
   case FA_F32: f(Type<float>{}); return true;

@@ -28,7 +28,7 @@ typedef uint32_t vu __attribute__((vector_size(4 * kLanes)));
 typedef uint16_t vh __attribute__((vector_size(2 * kLanes)));
 typedef uint8_t vb __attribute__((vector_size(kLanes)));
 
-// Spelled out: the compiler must really add in vf{} + v (-0 and NaN), and fails on a loop.
+// Spelled out, because the compiler must really add in vf{} + v (-0 and NaN) and fails on a loop.
 inline vf splat(float v) {
 #if defined(__AVX512F__)
   return vf{v, v, v, v, v, v, v, v, v, v, v, v, v, v, v, v};
@@ -38,7 +38,7 @@ inline vf splat(float v) {
   return vf{v, v, v, v};
 #endif
 }
-// Two instructions; GCC 12 makes four of the comparisons if a bound is a constant.
+// These are two instructions; GCC 12 makes four of comparisons if a bound is a constant.
 inline vf clamp(vf v, vf low, vf high) {
 #if defined(__AVX512F__)
   return reinterpret_cast<vf>(_mm512_maskz_min_ps(

@@ -32,7 +32,7 @@ FA_HD inline float signed_step(float gx, float step) {
   return gx > 0 ? step : gx < 0 ? -step : 0.0f;
 }
 
-// float16 of the largest magnitude that |v| is not exceeded by, as a float; |v| <= 1.
+// The float16 nearest to v that is nowhere larger in magnitude, as a float; |v| <= 1.
 FA_HD inline float half_toward_zero(float v) {
   if (fabsf(v) < 0x1p-14f) return truncf(v * 0x1p24f) * 0x1p-24f;  // float16 denormals
   uint32_t bits;

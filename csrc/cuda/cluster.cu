@@ -2,10 +2,10 @@
 // holds one sample (iterate, clean image, gradient) in its shared memory, adds up what decides
 // the step there, and moves. Every byte of the sample crosses the memory bus once.
 //
-// The grid is as large as runs at one time. Each cluster takes every k-th sample; its share is cut
-// into stages, each with a barrier that counts the arriving bytes. Sums are taken while later
-// stages are still arriving, and while a sample is being moved, each stage that has been read is
-// filled with the next sample.
+// The grid has all clusters that run at one time. Each cluster takes every k-th sample; its share
+// is cut into stages, each with a barrier that counts the arriving bytes. Sums are taken while
+// later stages are still arriving, and while a sample is being moved, each stage that has been read
+// is filled with the next sample.
 #include <type_traits>
 
 #include "step.cuh"

@@ -13,7 +13,7 @@
 enum FcDtype : int32_t { FC_NONE = 0, FC_F32 = 1, FC_BF16 = 2, FC_F16 = 3, FC_U8 = 4 };
 constexpr int32_t FC_UNKNOWN_DTYPE = -1;
 
-// What every operator is told.
+// The sizes, the stream and the device, which every operator receives.
 struct FcCall {
   int64_t n, c, hw;
   void *stream;  // cudaStream_t

@@ -1,4 +1,4 @@
-// The random start, the first normalisation, and what the library says of itself.
+// The random start, the first normalisation, and what the library reports about itself.
 #include "step.cuh"
 
 namespace FA_ISA {
@@ -204,7 +204,7 @@ const int64_t *fc_abi() {
   static const int64_t abi[] = {1, sizeof(FcStep), sizeof(FcInit), sizeof(FcNormalize), 0};
   return abi;
 }
-// A table of constants fits into the shared memory that every kernel has without asking.
+// So many channels have a table of constants that fits into every kernel's shared memory.
 int64_t fc_max_channels() { return 4096; }
 const char *fc_architectures() { return FC_ARCHITECTURES; }
 int32_t fc_runtime_version() { return host::runtime_version(); }

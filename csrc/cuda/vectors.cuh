@@ -40,7 +40,7 @@ template <typename T, int V> FC_DEVICE Chunk<T, V> load(const T *p) {
   else split(chunk.w, *reinterpret_cast<const typename Chunk<T, V>::Whole *>(p));
   return chunk;
 }
-// As load, of global memory that nothing writes meanwhile.
+// The same for global memory that nothing writes meanwhile.
 template <typename T, int V> FC_DEVICE Chunk<T, V> load_constant(const T *p) {
   Chunk<T, V> chunk;
   if constexpr (V == 1) chunk.v = *p;
@@ -147,7 +147,7 @@ template <int kWarps> FC_DEVICE double block_sum(double v, double *scratch) {
   __syncthreads();
   return warp ? v : warp_sum(lane < kWarps ? scratch[lane] : 0.0);
 }
-// The same of three sums; `scratch` has three times as much.
+// The same for three sums; `scratch` is three times as large.
 template <int kWarps> FC_DEVICE Sums block_sum(const Sums &s, double *scratch) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const Sums mine = {warp_sum(s.gg), warp_sum(s.dg), warp_sum(s.dd)};

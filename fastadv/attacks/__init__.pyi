@@ -1,12 +1,11 @@
 from fastadv.attacks.apgd import APGD as APGD
-from fastadv.attacks.autoattack import Cascade as Cascade
-from fastadv.attacks.autoattack import make_attack as make_attack
-from fastadv.attacks.contract import Attack as Attack
-from fastadv.attacks.contract import AttackResult as AttackResult
-from fastadv.attacks.objectives import OBJECTIVES as OBJECTIVES
-from fastadv.attacks.objectives import Context as Context
-from fastadv.attacks.objectives import Objective as Objective
-from fastadv.attacks.package import Budget as Budget
-from fastadv.attacks.package import PackageAttack as PackageAttack
+from fastadv.attacks.autoattack import Cascade as Cascade, make_attack as make_attack
+from fastadv.attacks.contract import Attack as Attack, AttackResult as AttackResult
+from fastadv.attacks.objectives import (
+    OBJECTIVES as OBJECTIVES,
+    Context as Context,
+    Objective as Objective,
+)
+from fastadv.attacks.package import Budget as Budget, PackageAttack as PackageAttack
 from fastadv.attacks.pgd import PGD as PGD
 from fastadv.threat import ThreatModel as ThreatModel

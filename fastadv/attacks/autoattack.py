@@ -68,7 +68,7 @@ class Cascade:
     def describe(self) -> dict[str, Any]:
         """Return what this attack is, in plain values; see `Attack.describe`."""
         if self._description is not None:
-            return self._description
+            return dict(self._description)
         stages = [stage.describe() for stage in self.stages]
         shared = {key: stages[0][key] for key in ("norm", "eps")}
         return {"name": "+".join(self.names)} | shared | {"stages": stages}

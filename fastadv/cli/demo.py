@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastadv.cli import common
-from fastadv.cli.eval import EvalCommand, evaluate_checkpoint
 from fastadv.cli.report import ReportCommand, make_report
 from fastadv.errors import ConfigError
+from fastadv.evaluation.config import EvaluationConfig
 
 if TYPE_CHECKING:
     from fastadv.results.row import Row
@@ -54,6 +54,7 @@ class DemoCommand:
 
 def run_demo(command: DemoCommand) -> tuple[Path, str]:
     """Run every part; return the path of the report and the table of what came out."""
+    from fastadv.evaluation.source import evaluate_checkpoint
     from fastadv.results.table import ResultsTable
 
     out = _fresh(Path(command.out).expanduser())
@@ -64,14 +65,15 @@ def run_demo(command: DemoCommand) -> tuple[Path, str]:
     _heading(f"under attack: PGD-20, l2 {EPS:g}")
     accuracy = {
         name: evaluate_checkpoint(
-            EvalCommand(
+            EvaluationConfig(
                 checkpoint=str(run),
                 data=SOURCE_DATA,
                 norm="l2",
                 eps=EPS,
                 num_images=480,
+                results=str(out / "results"),
             )
-        )
+        ).result
         for name, run in sources.items()
     }
     for name, found in accuracy.items():

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fastadv.cli import common
 from fastadv.errors import BackendError
+from fastadv.flags import PrintJson
 
 PROG = "fastadv-doctor"
 
@@ -17,12 +17,11 @@ PROG = "fastadv-doctor"
 class DoctorCommand:
     """Show versions, devices, and which kernel backend will run and why others decline."""
 
-    json: bool = False
-    """Print one JSON object."""
+    json: PrintJson = False
 
 
 def examine() -> dict[str, Any]:
-    """Everything `fastadv-doctor` prints, as plain values."""
+    """Return everything that `fastadv-doctor` prints, as plain values."""
     import torch
 
     from fastadv.environment import provenance
@@ -56,30 +55,32 @@ def examine() -> dict[str, Any]:
     return report
 
 
-def _body(argv: list[str]) -> None:
-    command = common.parse(DoctorCommand, argv, PROG)
-    report = examine()
-    if command.json:
-        print(json.dumps(report))
-        return
-    print("versions and machine")
+def report_text(report: dict[str, Any]) -> str:
+    """Return what `examine` returned for a terminal."""
+    lines = ["versions and machine"]
     for name, value in report["environment"].items():
-        print(f"  {name:20} {value if value is not None else 'not installed'}")
-    print("kernel backends, in order of preference")
+        lines.append(f"  {name:20} {value if value is not None else 'not installed'}")
+    lines.append("kernel backends, in order of preference")
     for name, info in report["backends"].items():
         state = f"no: {info['declines']}" if info["declines"] else "available"
         if name == "cpp" and "instruction_set" in report:
             state += f" ({report['instruction_set']})"
-        print(f"  {name:20} {state}")
+        lines.append(f"  {name:20} {state}")
     if report["forced"]:
-        print(f"forced by FASTADV_BACKEND: {report['forced']}")
-    print("what runs")
-    for device, name in report["runs"].items():
-        print(f"  {device:20} {name}")
+        lines.append(f"forced by FASTADV_BACKEND: {report['forced']}")
+    lines.append("what runs")
+    lines += [f"  {device:20} {name}" for device, name in report["runs"].items()]
+    return "\n".join(lines)
+
+
+def _body(argv: list[str]) -> None:
+    command = common.parse(DoctorCommand, argv, PROG)
+    report = examine()
+    common.show(command, lambda: report, lambda: report_text(report))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+    """Run the command and return its exit code."""
     return common.run(PROG, _body, argv)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import functools
+import inspect
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,17 @@ from tyro.constructors import (
 )
 
 from fastadv.ranges import ordered_fields
+
+_EVERYWHERE = (
+    "Every command also takes --config FILE, which reads flags from a YAML file, "
+    "--print-config, which prints all flags as such a file, and --version."
+)
+
+
+def description(kind: type[Any]) -> str:
+    """Return the text above the flags of a command: its docstring, less `Raises:`."""
+    about = inspect.cleandoc(kind.__doc__ or "").partition("\n\nRaises:")[0]
+    return f"{about}\n\n{_EVERYWHERE}"
 
 
 def make_rules(*, all_flags: bool = True) -> ConstructorRegistry:

@@ -65,7 +65,7 @@ def make_report(
     names = _names(command.compare, {row.target.name for row in rows})
     sections = [*first, *report_sections(rows, names)]
     if command.examples is not None:
-        from fastadv.cli.examples import example_section
+        from fastadv.reporting.examples import example_section
 
         sections.insert(-1, example_section(rows, command.examples))
     times = [row.time for row in rows if row.time]

@@ -25,31 +25,33 @@ PROG = "fastadv-transfer sweep"
 class SweepCommand:
     """Run every experiment of a recipe and append the results to one table.
 
-    The same command goes on after an interruption: finished rows are never computed
-    again. Recipes: recipes/salman2020.yaml; their format: fastadv/transfer/recipe.py.
+    After an interruption, the same command goes on: finished rows are never computed
+    again. An example is recipes/salman2020.yaml; fastadv/transfer/recipe.py describes the
+    format.
     """
 
     recipe: Annotated[str, Positional, arg(metavar="RECIPE")]
-    """YAML file: sources, datasets, protocols, seeds, and any flag of fastadv-transfer;
-    a list is an axis."""
+    """YAML file with sources, datasets, protocols, seeds and any flag of
+    fastadv-transfer. A list is an axis of the sweep."""
     engine: EngineName = "serial"
     """Where tasks run: in this process, in local processes, or on Ray."""
     workers: int | None = None
-    """Tasks at once, of processes and ray; default what there is room for."""
+    """Number of tasks at once with processes and ray. Default: as many as there is room
+    for."""
     address: str | None = None
-    """Of an existing Ray cluster: auto or host:port; default a local one."""
+    """Address of an existing Ray cluster: auto or host:port. Default: start a local one."""
     cpus_per_task: float = 1.0
-    """Cores a Ray task reserves."""
+    """Number of cores that a Ray task reserves."""
     gpus_per_task: float = 0.0
-    """GPUs a Ray task reserves; a fraction shares one."""
+    """Number of GPUs that a Ray task reserves; tasks with a fraction share one."""
     retries: int = 2
-    """How often a task is started again after its process died."""
+    """Number of times that a task is started again after its process died."""
     results: str | None = None
-    """Results table; default that of the recipe, else ./results."""
+    """Results table. Default: that of the recipe, else ./results."""
     skip_missing: bool = False
-    """Leave out sources and data sets that cannot be opened, and say which."""
+    """Leave out sources and data sets that cannot be opened, and list them."""
     dry_run: bool = False
-    """Print the tasks that are left, and stop."""
+    """Print the tasks that are left without running them."""
     json: bool = False
     """Print the summary as JSON."""
 
@@ -61,10 +63,10 @@ class SweepCommand:
 
 
 def body(argv: list[str]) -> None:
-    """Parse, plan, run, and say what came out."""
+    """Parse the command line, plan and run the sweep, and print a summary."""
     command = common.parse(SweepCommand, argv, PROG)
 
-    from fastadv.results.legacy import LegacyTable
+    from fastadv.results.table import ResultsTable
     from fastadv.runs.executors import make_executor
     from fastadv.runs.tasks import run_tasks
     from fastadv.transfer.recipe import read_recipe
@@ -74,10 +76,10 @@ def body(argv: list[str]) -> None:
     results = {str(Path(c.results).expanduser().absolute()) for c in configs}
     if len(results) != 1:
         raise ConfigError(f"{command.recipe}: results must be one folder for all")
-    # Absolute: workers need not share the working directory.
+    # The path is absolute since workers need not share the working directory.
     [folder] = results
     configs = [dataclasses.replace(config, results=folder) for config in configs]
-    table = LegacyTable(configs[0].results, once=True)
+    table = ResultsTable(configs[0].results, once=True)
     plan = plan_sweep(configs, table, skip_missing=command.skip_missing)
     _announce(plan, command)
     if command.dry_run:

@@ -1,4 +1,4 @@
-"""fastadv-transfer: what a pretrained model is worth on another data set.
+"""fastadv-transfer: the accuracy of a pretrained model on another data set.
 
 `fastadv-transfer sweep RECIPE` is in `sweep`.
 """
@@ -9,12 +9,16 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import arg
 
 from fastadv.cli import common, sweep
 from fastadv.transfer.config import TransferConfig
+
+if TYPE_CHECKING:
+    from fastadv.results.row import Row
+    from fastadv.results.settings import TransferSetting
 
 PROG = "fastadv-transfer"
 
@@ -28,43 +32,52 @@ class TransferCommand(TransferConfig):  # noqa: D101, it shows the help of its b
     )
 
 
-def print_rows(rows: list[dict[str, Any]]) -> None:
-    """Print rows of the results table, aligned."""
+def print_rows(rows: Sequence[Row]) -> None:
+    """Print the transfers of a table, a line for each experiment and seed."""
+    from fastadv.results.settings import TransferSetting
     from fastadv.text_tables import format_percent_ci, text_table
 
     columns = ["source", "eps", "dataset", "mode", "n", "seed", "metric", "accuracy"]
-    cells = [
-        [
-            row["source"],
-            row["source_eps"],
-            row["dataset"],
-            _mode(row),
-            row["num_pool"] or row["num_train"],  # as the report counts
-            row["seed"],
-            row["metric"],
-            format_percent_ci(row["value"], row["ci_low"], row["ci_high"]),
-        ]
-        for row in rows
-    ]
-    if any(row["robust_value"] is not None for row in rows):
+    lines: list[list[Any]] = []
+    robust: dict[int, str] = {}
+    notes: set[str] = set()
+    for row in rows:
+        setting = row.setting
+        if not isinstance(setting, TransferSetting):
+            continue
+        accuracy = format_percent_ci(row.value, row.low, row.high)
+        if row.attack is not None:  # it follows the clean accuracy of its experiment
+            robust[len(lines) - 1] = accuracy
+            continue
+        notes.add(_note(row, setting))
+        line = [row.source.name, row.source.eps, row.target.name, _mode(setting)]
+        lines.append([*line, setting.num_pool, row.seed, row.metric, accuracy])
+    if robust:
         columns.append("robust accuracy")
-        for row, line in zip(rows, cells, strict=True):
-            bounds = row["robust_ci_low"], row["robust_ci_high"]
-            value = row["robust_value"]
-            line.append("-" if value is None else format_percent_ci(value, *bounds))
-    print(text_table(columns, cells))
-    for note in sorted({str(row["notes"]) for row in rows if row["notes"]}):
+        for number, line in enumerate(lines):
+            line.append(robust.get(number, "-"))
+    print(text_table(columns, lines))
+    for note in sorted(notes - {""}):
         print(f"note: {note}")
 
 
-def _mode(row: dict[str, Any]) -> str:
-    """Mode, blocks and protocol of a row: `last_k_blocks 3 (utrera2021)`."""
-    words = [row["mode"]]
-    if row["k_blocks"] is not None:
-        words.append(str(row["k_blocks"]))
-    if row["protocol"] != "fastadv":
-        words.append(f"({row['protocol']})")
+def _mode(setting: TransferSetting) -> str:
+    """Return mode, blocks and protocol: `last_k_blocks 3 (utrera2021)`."""
+    words = [setting.mode]
+    if setting.k_blocks is not None:
+        words.append(str(setting.k_blocks))
+    if setting.protocol != "fastadv":
+        words.append(f"({setting.protocol})")
     return " ".join(words)
+
+
+def _note(row: Row, setting: TransferSetting) -> str:
+    """Return the defects and departures of a row in one line; empty if there are none."""
+    notes = [defect.text for defect in row.defects]
+    if not setting.depends_on_seed:
+        notes.append("one row for all seeds, which change nothing here")
+    notes += [f"{d.name} {d.ours} instead of {d.published}" for d in row.departures]
+    return "; ".join(notes)
 
 
 def _body(argv: list[str]) -> None:
@@ -80,7 +93,7 @@ def _body(argv: list[str]) -> None:
     run = TransferRun(TransferConfig(**values))
     for row in run.rows():
         if as_json:
-            print(json.dumps(row, default=str), flush=True)
+            print(json.dumps(dataclasses.asdict(row), default=str), flush=True)
     if not as_json:
         print_rows(run.table.rows())
 

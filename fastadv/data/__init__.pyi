@@ -1,34 +1,20 @@
-from fastadv.data.decoding import BadImage as BadImage
-from fastadv.data.decoding import decode_rgb as decode_rgb
-from fastadv.data.loading.loader import Batch as Batch
-from fastadv.data.loading.loader import Loader as Loader
+from fastadv.data.decoding import BadImage as BadImage, decode_rgb as decode_rgb
+from fastadv.data.loading.loader import Batch as Batch, Loader as Loader
 from fastadv.data.loading.loader_options import LoaderOptions as LoaderOptions
 from fastadv.data.loading.make_loader import make_loader as make_loader
 from fastadv.data.opening.by_name import (
     dataset_names as dataset_names,
-)
-from fastadv.data.opening.by_name import (
     native_resolution as native_resolution,
-)
-from fastadv.data.opening.by_name import (
     open_dataset as open_dataset,
 )
 from fastadv.data.sets.image_set import (
     ArraySet as ArraySet,
-)
-from fastadv.data.sets.image_set import (
     DatasetSplits as DatasetSplits,
-)
-from fastadv.data.sets.image_set import (
     ImageSet as ImageSet,
 )
 from fastadv.data.sets.shapetex import ShapeTex as ShapeTex
 from fastadv.data.sets.subsets import (
     Subset as Subset,
-)
-from fastadv.data.sets.subsets import (
     subset as subset,
-)
-from fastadv.data.sets.subsets import (
     train_val_split as train_val_split,
 )

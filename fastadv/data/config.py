@@ -12,6 +12,9 @@ from fastadv.ranges import AT_LEAST_0, AT_LEAST_1, Checked
 AugmentName = Literal["auto", "none", "crop_flip", "rrc"]
 Backend = Literal["auto", "dali", "memory", "torchvision"]
 OnBadImage = Literal["skip", "fail"]
+# These options say where images are or what is put up with. They do not define which
+# images there are, which the fingerprint of the data set does.
+_NOT_DEFINING = frozenset({"root", "cache", "download", "strict"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +39,17 @@ class ImagesConfig(Checked):
     def options(self) -> dict[str, Any]:
         """The options of the data set, as `open_dataset` takes them."""
         return dataset_options(self.dataset_option)
+
+    @property
+    def defining_options(self) -> dict[str, Any]:
+        """The options that define which images there are, in order of their names."""
+        given = self.options
+        return {key: given[key] for key in sorted(given) if key not in _NOT_DEFINING}
+
+    def name_with_options(self, name: str) -> str:
+        """Return what tables call the data set `name`, for example `dtd (partition 2)`."""
+        given = [f"{key} {value}" for key, value in self.defining_options.items()]
+        return f"{name} ({', '.join(given)})" if given else name
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Split a network into the ordered blocks that last-k fine-tuning counts.
+"""The ordered blocks of a network that last-k fine-tuning counts.
 
 One rule for every architecture instead of lists of layer names, which earlier code
 got wrong for VGG, MobileNet, MNASNet, ShuffleNet and DenseNet. Nothing here decides

@@ -66,12 +66,12 @@ def save_model(
 
     Args:
         model: The model; its weights are stored in their own dtype.
-        path: Where to; missing folders are made.
+        path: The file to write; missing folders are made.
         metadata: Anything JSON can hold (threat model, epoch, accuracy, commit).
 
     Raises:
-        CheckpointError: The file cannot be written (full disk, no permission); what
-            was at `path` before is unchanged.
+        OutputError: The file cannot be written (full disk, no permission); what was at
+            `path` before is unchanged.
         TypeError: `metadata` holds something JSON cannot.
     """
     header = {
@@ -82,23 +82,24 @@ def save_model(
         "std": json.dumps(decimals(model.std)),
         "user": json.dumps(dict(metadata or {})),
     }
-    state = {
-        name: tensor.detach().cpu().contiguous()
-        for name, tensor in model.net.state_dict().items()
-    }
-    write_atomic(path, safetensors.torch.save(state, header))
+    write_atomic(path, safetensors.torch.save(cpu_state(model.net), header))
+
+
+def cpu_state(net: nn.Module) -> dict[str, Tensor]:
+    """Return the state dict of `net` as contiguous tensors on the CPU."""
+    return {k: v.detach().cpu().contiguous() for k, v in net.state_dict().items()}
 
 
 def decimals(values: Tensor) -> list[float]:
-    """The shortest decimals that give the same float32: 0.485, not 0.48500001430511475."""
+    """Return the shortest decimals of each float32: 0.485, not 0.48500001430511475."""
     return [float(str(value)) for value in values.float().cpu().numpy()]
 
 
 def state_hash(model: nn.Module) -> str:
     """Return a SHA-256 (64 hexadecimal digits) of names and values of a state dict.
 
-    Independent of device, memory format and file; equal hashes mean bit-equal weights
-    and buffers.
+    It does not depend on device, memory format or file; equal hashes mean that weights
+    and buffers are equal to the bit.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
@@ -130,15 +131,15 @@ def load_model(
             for options such as `,input=caffe` after it).
         arch: Architecture, where neither the file nor its name says
             (`{arch}_l2_eps3.ckpt`). If the file says otherwise it is refused.
-        num_classes: What the head must have; None takes what the file has.
+        num_classes: Number of classes that the head must have; None accepts any.
         mean: Per-channel mean in [0, 1] units, where the file does not say; the
             default is ImageNet's. If the file says otherwise it is refused.
-        std: Per-channel standard deviation, likewise.
+        std: Per-channel standard deviation, for which the same holds.
         download: Fetch what a name stands for, where it is not on this machine.
 
     Raises:
-        CheckpointError: Missing, damaged, not a checkpoint, needing code to be run,
-            or of another architecture, class count or normalisation.
+        CheckpointError: The file is missing, damaged, not a checkpoint, needs code to be
+            run, or is of another architecture, class count or normalisation.
         ConfigError: `arch` or the name is unknown.
 
     Example:
@@ -195,7 +196,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
         `metadata` given to `save_model`.
 
     Raises:
-        CheckpointError: Not a file of `save_model`, or damaged.
+        CheckpointError: The file is not one of `save_model`, or is damaged.
     """
     file = resolve_checkpoint(os.fspath(path))
     header = _read_header(file) if file.suffix == ".safetensors" else {}
@@ -241,7 +242,7 @@ def _refuse_lookalikes(file: Path) -> None:
 
 
 def _read_header(file: Path) -> dict[str, Any]:
-    """Return the header of a file of `save_model`; empty for anybody else's."""
+    """Return the header of a file of `save_model`, and nothing for other files."""
     try:
         with safetensors.safe_open(file, framework="pt") as handle:
             raw = handle.metadata() or {}
@@ -270,7 +271,7 @@ def _read_header(file: Path) -> dict[str, Any]:
 
 
 def _warn_of_other_input(file: Path) -> None:
-    """Say so where somebody's header describes an input that we do not read."""
+    """Warn where the header of a foreign file describes an input that is not read."""
     if file.suffix != ".safetensors":
         return
     with safetensors.safe_open(file, framework="pt") as handle:

@@ -1,6 +1,6 @@
-"""create_model: from a name (and perhaps weights) to a NormalizedModel.
+"""`create_model` builds a NormalizedModel from a name, and perhaps weights.
 
-The table of names is `registry.py`; reading files is `checkpoint.py`.
+The table of names is in `registry.py`; files are read in `checkpoint.py`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def create_model(
             own (downloaded on first use); else a path or name for `load_model`.
         mean: Per-channel mean in [0, 1] units. Default: that of the weights where
             they say so, else ImageNet's.
-        std: Per-channel standard deviation, likewise.
+        std: Per-channel standard deviation, for which the same holds.
         seed: Makes random weights reproducible: they are drawn on the CPU, and global
             random state stays as it was.
 
@@ -44,7 +44,7 @@ def create_model(
             the library has no weights for `arch`.
         CheckpointError: The weights cannot be read, fetched, or are of another
             architecture or normalisation.
-        ValueError: `num_classes`, `mean` or `std` out of range.
+        ValueError: `num_classes`, `mean` or `std` is out of range.
 
     Example:
         >>> model = create_model("resnet18_cifar", 10, seed=0)
@@ -71,7 +71,7 @@ def create_model(
 
 
 def _library_source(arch: str, library: str) -> str:
-    """The source name of a library's own weights for `arch`."""
+    """Return the source name of a library's own weights for `arch`."""
     name = arch.removeprefix(TIMM_PREFIX)
     owner = "timm" if name != arch else "torchvision"
     if library != owner or (owner == "torchvision" and not torchvision_files(arch)):

@@ -46,13 +46,13 @@ def from_lukemelas(
     """Give an EfficientNet's weights timm's keys; any other state comes back as it is.
 
     Args:
-        state: weights with keys such as `_blocks.3._bn0.weight`.
-        wanted: keys of timm's network, which say how many blocks a stage has.
+        state: Weights with keys such as `_blocks.3._bn0.weight`.
+        wanted: Keys of timm's network, which say how many blocks a stage has.
 
     Returns:
-        The same tensors; keys that are not understood stay, to be refused by name.
+        The same tensors; unknown keys stay as they are, so that they are refused by name.
 
-    Source: keys of github.com/lukemelas/EfficientNet-PyTorch, `model.py`.
+    Source: The keys of github.com/lukemelas/EfficientNet-PyTorch, `model.py`.
     """
     if "_conv_stem.weight" not in state:
         return dict(state)
@@ -89,7 +89,7 @@ def to_detectron2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     The classifier and BatchNorm's counters, which a backbone has no place for, are
     left out.
 
-    Source: `tools/convert-torchvision-to-d2.py` of Detectron2.
+    Source: The file `tools/convert-torchvision-to-d2.py` of Detectron2.
     """
     translated = {}
     for key, value in state.items():

@@ -1,4 +1,4 @@
-"""Models for other programs: torchvision, timm, Detectron2, RobustBench, ONNX.
+"""Export of models to torchvision, timm, Detectron2, RobustBench and ONNX.
 
 Each format is one function from a model to files; `export_model` adds the card, a JSON
 file that says what the format itself cannot: normalisation, training, origin.
@@ -32,13 +32,16 @@ from fastadv.models.architecture_names import (
     MODEL_FILE,
     TIMM_PREFIX,
 )
-from fastadv.models.checkpoint import decimals, save_model, state_hash
+from fastadv.models.checkpoint import cpu_state, decimals, save_model, state_hash
 from fastadv.models.dialects import DETECTRON2_CONFIGS, TIMM_TWINS, to_detectron2
 from fastadv.models.normalized import NormalizedModel
+from fastadv.models.source import Source
 
 log = logging.getLogger(__name__)
 
 ONNX_OPSET = 18
+
+About = dict[str, Any]
 
 
 def export_model(
@@ -52,21 +55,21 @@ def export_model(
     """Write a model as another program reads it, and a JSON card beside it.
 
     Args:
-        model: in any mode; it is written for evaluation.
-        path: the file to write; a folder for timm.
-        to: one of `EXPORT_FORMATS`.
-        resolution: side in pixels of the images the model is for; the timm format and
+        model: The model, in any mode; it is written for evaluation.
+        path: The file to write; a folder for timm.
+        to: One of `EXPORT_FORMATS`.
+        resolution: Side in pixels of the images the model is for; the timm format and
             ONNX state it.
-        about: anything JSON can hold; goes into the card, and into the files that have
-            a place for it (safetensors, timm), as `save_model` metadata.
+        about: Anything JSON can hold. It goes into the card, and as the metadata of
+            `save_model` into the files that have a place for it (safetensors, timm).
 
     Returns:
         The files written; the card is the last.
 
     Raises:
-        ConfigError: an unknown format, a package the format needs is missing, or the
-            other program has no such architecture; those it has are named.
-        CheckpointError: a file cannot be written; what was there is unchanged.
+        ConfigError: The format is unknown, a package that it needs is missing, or the
+            other program has no such architecture; the message names those it has.
+        OutputError: A file cannot be written; what was there is unchanged.
     """
     if to not in _WRITERS:
         raise ConfigError(unknown_name("format", to, _WRITERS))
@@ -82,19 +85,38 @@ def export_model(
     return [*written, card]
 
 
+def export_source(
+    source: Source, path: Path, to: str, *, resolution: int | None = None
+) -> list[Path]:
+    """Write a source as another program reads it; see `export_model`.
+
+    Args:
+        source: The model, and what is known of it, which the card repeats.
+        path: File to write; a folder for timm.
+        to: One of `EXPORT_FORMATS`.
+        resolution: Side of the images in pixels; None stands for that of the source.
+    """
+    about = source.metadata()
+    config = about.get("config", {}) | {"norm": source.norm, "eps": source.eps}
+    origin = {"name": source.name, "sha256": source.file_digest}
+    about |= {"config": config, "classes": [*source.classes], "converted_from": origin}
+    side = resolution or source.resolution
+    return export_model(source.load(), path, to, resolution=side, about=about)
+
+
 def files_beside(path: Path, to: str) -> list[Path]:
-    """What `export_model` writes to but the file (for timm, the folder) it is given."""
+    """Return what `export_model` writes besides the file (for timm, the folder) given."""
     beside = [path.with_suffix(".yaml")] if to == "detectron2" else []
     return beside if to == "timm" else [*beside, _card_path(path, to)]
 
 
 def _card_path(path: Path, to: str) -> Path:
-    """Named after the whole file: of one name, formats differ in the suffix."""
+    """Return the path of the card, named after the whole file name with its suffix."""
     return path / "card.json" if to == "timm" else path.with_name(path.name + ".json")
 
 
 def _card(model: NormalizedModel, to: str) -> dict[str, Any]:
-    """What a reader of the weights must know, as values JSON can hold."""
+    """Return what a reader of the weights must know, as values JSON can hold."""
     return {
         "format": to,
         "arch": model.arch,
@@ -118,11 +140,11 @@ _INPUTS = {
 
 
 class Normalize(nn.Module):
-    """`(x - mean) / std` of images [N,C,H,W] in [0, 1], as a layer.
+    """A layer that computes `(x - mean) / std` of images [N,C,H,W] in [0, 1].
 
     Args:
-        mean: [C], float32.
-        std: likewise.
+        mean: Per-channel mean, float32 [C].
+        std: Per-channel standard deviation, float32 [C].
     """
 
     mean: Tensor
@@ -134,16 +156,15 @@ class Normalize(nn.Module):
         self.register_buffer("std", std.detach().clone().view(1, -1, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise."""
+        """Normalise images [N,C,H,W] in [0, 1]."""
         return (x - self.mean) / self.std
 
 
 def plain_module(model: NormalizedModel) -> nn.Sequential:
     """Return a plain module of [0, 1] images, as RobustBench's `load_model` does.
 
-    Normalisation is its first layer; it shares the weights of `model`, is in evaluation
-    mode, and has the state-dict keys of RobustBench's models (`normalize.mean`,
-    `model.<key>`).
+    Its first layer normalises. It shares the weights of `model`, is in evaluation mode,
+    and has the state-dict keys of RobustBench's models (`normalize.mean`, `model.<key>`).
     """
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     layers["normalize"] = Normalize(model.mean, model.std)
@@ -154,10 +175,6 @@ def plain_module(model: NormalizedModel) -> nn.Sequential:
 # ---- the formats ----
 
 
-def _state(net: nn.Module) -> dict[str, Tensor]:
-    return {k: v.detach().cpu().contiguous() for k, v in net.state_dict().items()}
-
-
 def _save(path: Path, state: dict[str, Tensor]) -> list[Path]:
     buffer = io.BytesIO()
     torch.save(state, buffer)
@@ -165,16 +182,12 @@ def _save(path: Path, state: dict[str, Tensor]) -> list[Path]:
     return [path]
 
 
-def _to_safetensors(
-    model: NormalizedModel, path: Path, about: dict[str, Any]
-) -> list[Path]:
+def _to_safetensors(model: NormalizedModel, path: Path, about: About) -> list[Path]:
     save_model(model, path, about)
     return [path]
 
 
-def _to_torchvision(
-    model: NormalizedModel, path: Path, about: dict[str, Any]
-) -> list[Path]:
+def _to_torchvision(model: NormalizedModel, path: Path, about: About) -> list[Path]:
     if model.arch not in torchvision.models.list_models():
         raise _no_twin(model, "torchvision", torchvision.models.list_models())
     if not _is_imagenet(model):
@@ -183,7 +196,7 @@ def _to_torchvision(
             "not ImageNet's; give the reader mean and std of %s",
             _card_path(path, "torchvision"),
         )
-    return _save(path, _state(model.net))
+    return _save(path, cpu_state(model.net))
 
 
 def _is_imagenet(model: NormalizedModel) -> bool:
@@ -191,13 +204,11 @@ def _is_imagenet(model: NormalizedModel) -> bool:
     return stated == (*IMAGENET_MEAN, *IMAGENET_STD)
 
 
-def _to_robustbench(
-    model: NormalizedModel, path: Path, about: dict[str, Any]
-) -> list[Path]:
-    return _save(path, _state(plain_module(model)))
+def _to_robustbench(model: NormalizedModel, path: Path, about: About) -> list[Path]:
+    return _save(path, cpu_state(plain_module(model)))
 
 
-def _to_timm(model: NormalizedModel, path: Path, about: dict[str, Any]) -> list[Path]:
+def _to_timm(model: NormalizedModel, path: Path, about: About) -> list[Path]:
     arch = model.arch.removeprefix(TIMM_PREFIX)
     if arch == model.arch and arch not in TIMM_TWINS:
         raise _no_twin(model, "timm", TIMM_TWINS)
@@ -218,13 +229,11 @@ def _to_timm(model: NormalizedModel, path: Path, about: dict[str, Any]) -> list[
     return [path / "config.json", path / MODEL_FILE]
 
 
-def _to_detectron2(
-    model: NormalizedModel, path: Path, about: dict[str, Any]
-) -> list[Path]:
+def _to_detectron2(model: NormalizedModel, path: Path, about: About) -> list[Path]:
     if model.arch not in DETECTRON2_CONFIGS:
         raise _no_twin(model, "detectron2", DETECTRON2_CONFIGS)
     content = {
-        "model": {k: v.numpy() for k, v in to_detectron2(_state(model.net)).items()},
+        "model": {k: v.numpy() for k, v in to_detectron2(cpu_state(model.net)).items()},
         "__author__": "fastadv",
         "matching_heuristics": True,
     }
@@ -246,7 +255,7 @@ def _to_detectron2(
     return [path, side]
 
 
-def _to_onnx(model: NormalizedModel, path: Path, about: dict[str, Any]) -> list[Path]:
+def _to_onnx(model: NormalizedModel, path: Path, about: About) -> list[Path]:
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
@@ -259,7 +268,7 @@ def _to_onnx(model: NormalizedModel, path: Path, about: dict[str, Any]) -> list[
     training = model.training
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the exporter about itself
+            warnings.simplefilter("ignore")  # the exporter warns about itself
             program: Any = torch.onnx.export(
                 model.eval(),
                 (images.to(model.mean.device),),
@@ -284,7 +293,7 @@ def _no_twin(model: NormalizedModel, library: str, known: Iterable[str]) -> Conf
     )
 
 
-_WRITERS: dict[str, Callable[[NormalizedModel, Path, dict[str, Any]], list[Path]]] = {
+_WRITERS: dict[str, Callable[[NormalizedModel, Path, About], list[Path]]] = {
     "safetensors": _to_safetensors,
     "torchvision": _to_torchvision,
     "timm": _to_timm,

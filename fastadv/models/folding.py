@@ -32,7 +32,7 @@ class Fold:
 
 
 class _Tracer(fx.Tracer):
-    """Sees layers, also subclasses of them, as one node each."""
+    """A tracer that sees layers, also subclasses of them, as one node each."""
 
     def __init__(self) -> None:
         self.timm = timm_models.layers_in_use()
@@ -52,13 +52,13 @@ class _Tracer(fx.Tracer):
 
 
 def trace(net: nn.Module) -> fx.GraphModule:
-    """The graph of `net` as a function of its first argument, on the same modules.
+    """Return the graph of `net` as a function of its first argument, on the same modules.
 
     Other arguments take their defaults (a ViT's attention mask: none).
 
     Raises:
-        Exception: whatever the traced code raises, where it cannot be traced.
-        TypeError: the result depends on other arguments, which have no defaults.
+        Exception: The code cannot be traced; it raises whatever it likes.
+        TypeError: The result depends on other arguments, which have no defaults.
     """
     _, *others = inspect.signature(net.forward).parameters.values()
     defaults = {p.name: p.default for p in others if p.default is not p.empty}
@@ -80,8 +80,8 @@ def fold_norms(graph: fx.GraphModule) -> tuple[list[Fold], dict[str, str]]:
     """Take every BatchNorm out of `graph` that can be; weights are set later.
 
     Returns:
-        The folds, and for each other BatchNorm by name why it is none. Of these, plain
-        ones with running statistics are now `FrozenNorm`.
+        The folds, and the reason why each other BatchNorm, by name, could not be folded.
+        Of these, plain ones with running statistics are now `FrozenNorm`.
     """
     modules = dict(graph.named_modules())
     calls = Counter(str(n.target) for n in graph.graph.nodes if n.op == "call_module")
@@ -113,7 +113,7 @@ def fold_norms(graph: fx.GraphModule) -> tuple[list[Fold], dict[str, str]]:
 
 
 def _plain_norms() -> tuple[type[nn.Module], ...]:
-    """The types that compute an affine map (and an activation), nothing else."""
+    """Return the types that compute an affine map (and an activation), nothing else."""
     # Exact types: a subclass or parametrised layer (weight_norm) has its own rule.
     return (nn.BatchNorm2d, *timm_models.layers_in_use().norms)
 
@@ -127,7 +127,7 @@ def _peculiarity(norm: nn.modules.batchnorm._BatchNorm) -> str:
 def _obstacle(
     node: fx.Node, modules: dict[str, nn.Module], calls: Counter[str]
 ) -> str | None:
-    """Why a plain BatchNorm cannot become part of the layer before it, or None."""
+    """Return why a plain BatchNorm cannot become part of the layer before it, or None."""
     before = node.args[0] if node.args else None
     if not isinstance(before, fx.Node) or before.op != "call_module":
         return _ALONE
@@ -144,7 +144,7 @@ def _obstacle(
 
 
 def affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Scale and shift, both [C], of an evaluation-mode BatchNorm."""
+    """Return the scale and the shift, both [C], of an evaluation-mode BatchNorm."""
     if norm.running_mean is None or norm.running_var is None:
         raise ValueError("a BatchNorm without running statistics is no affine map")
     scale = (norm.running_var + norm.eps).rsqrt()
@@ -157,16 +157,16 @@ def affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 def own_tensor(
     held: Tensor | None, like: Tensor, dtype: torch.dtype, *, live: Tensor | None
 ) -> Tensor:
-    """A tensor to write a layer's weights to: `held`, if it fits and is not the model's.
+    """Return where to write a layer's weights: to `held`, if it fits and is no one else's.
 
     Written in place, weights keep their addresses (which a CUDA graph has recorded) and
     cost no allocation.
 
     Args:
-        held: what the layer of the view has now.
-        like: gives shape and device; four dimensions are laid out channels_last.
-        dtype: of the result.
-        live: the model's own tensor, which must not be written to.
+        held: The tensor that the layer of the view has now.
+        like: Gives shape and device; four dimensions are laid out channels_last.
+        dtype: The dtype of the result.
+        live: The model's own tensor, which must not be written to.
     """
     if (
         held is not None
@@ -203,7 +203,7 @@ class FrozenNorm(nn.Module):
     step takes 0.79 s, with BatchNorm 0.92 s.
 
     Args:
-        activation: applied to the result; of layers that fuse one.
+        activation: Applied to the result, where the layer it replaces fuses one.
     """
 
     scale: Tensor
@@ -216,13 +216,13 @@ class FrozenNorm(nn.Module):
             self.register_buffer(name, None, persistent=False)
 
     def follow(self, norm: nn.BatchNorm2d, dtype: torch.dtype) -> None:
-        """Take over the present weights and statistics."""
+        """Copy the present weights and statistics of `norm`."""
         for name, value in zip(("scale", "shift"), affine(norm), strict=True):
             value = value.view(1, -1, 1, 1)
             mine = own_tensor(self._buffers[name], value, dtype, live=None)
             self._buffers[name] = mine.copy_(value)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map [N, C, H, W]."""
+        """Scale and shift [N, C, H, W], then apply the activation."""
         out = torch.addcmul(self.shift, x, self.scale)
         return out if self.act is None else self.act(out)

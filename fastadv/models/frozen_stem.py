@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 
 def pack_weight(weight: Tensor, padding: int) -> Tensor:
-    """The weight of the convolution that maps output gradients to input cells.
+    """Return the weight of the convolution from output gradients to input cells.
 
     With I = i + padding the padded input row and u the kernel row, an output row r
     touches I = 2r + u. Writing I = 2a + d (cell a, row d within it) and u = 2s + d gives
@@ -28,7 +28,7 @@ def pack_weight(weight: Tensor, padding: int) -> Tensor:
 
     Args:
         weight: [O, C, k, k] of a stride-2 convolution.
-        padding: of that convolution.
+        padding: Padding of that convolution, in pixels.
 
     Returns:
         [4 * C, O, m, m] channels_last; output channels are (row, column, C) of a cell.
@@ -46,7 +46,11 @@ def pack_weight(weight: Tensor, padding: int) -> Tensor:
 def input_gradient(
     g: Tensor, packed: Tensor, padding: int, shape: torch.Size
 ) -> Tensor:
-    """Input gradient [N, C, H, W] (H, W even), channels_last, from `pack_weight`'s cells."""
+    """Compute the input gradient from the weight that `pack_weight` returned.
+
+    Returns:
+        [N, C, H, W] (H and W even), channels_last.
+    """
     n, channels, h, w = shape
     m = packed.shape[2]
     first = (
@@ -88,7 +92,7 @@ class Frozen(nn.Conv2d):
 
     @classmethod
     def like(cls, conv: nn.Conv2d) -> Self:
-        """The same shape as `conv`, without weights."""
+        """Make a layer of the shape of `conv`, without weights."""
         return cls(
             conv.in_channels,
             conv.out_channels,
@@ -99,7 +103,7 @@ class Frozen(nn.Conv2d):
         )
 
     def pack(self) -> None:
-        """Follow the weights."""
+        """Lay out the weights, once they are set, as the computation reads them."""
         raise NotImplementedError
 
 
@@ -124,13 +128,13 @@ class FrozenStem(Frozen):
         )
 
     def pack(self) -> None:
-        """Follow the weights."""
+        """Pack the weights for the input gradient."""
         self.packed = None
         if self.weight.device.type == "cpu":
             self.packed = pack_weight(self.weight, int(self.padding[0]))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolve [N, C, H, W]."""
+        """Convolve images [N, C, H, W]."""
         even = x.shape[2] % 2 == 0 and x.shape[3] % 2 == 0
         if self.packed is None or not even or not x.requires_grad:
             return super().forward(x)

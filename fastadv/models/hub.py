@@ -1,6 +1,6 @@
-"""Files of torch.hub and the Hugging Face hub: from their caches, or fetched if asked.
+"""Files of torch.hub and the Hugging Face hub, from their caches or downloaded.
 
-huggingface_hub is optional; without it only `hf:` and most `timm:` sources are missed.
+The package huggingface_hub is optional: `hf:` and most `timm:` sources need it.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _USUAL_FILES = (MODEL_FILE, "pytorch_model.bin")
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The `config.json` beside weights; empty where there is none.
+    """Return the `config.json` beside weights; it is empty where there is none.
 
     Raises:
-        CheckpointError: it is no JSON object.
+        CheckpointError: It is no JSON object.
     """
     try:
         content = json.loads(path.read_text())
@@ -37,7 +37,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def torch_hub_path(url: str) -> Path:
-    """Where torch.hub keeps the file of `url`, there or not."""
+    """Return the path where torch.hub keeps the file of `url`, whether it exists or not."""
     return Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
 
 
@@ -45,12 +45,12 @@ def torch_hub_file(url: str, what: str, download: bool) -> Path:
     """Return the file that torch.hub keeps for `url`.
 
     Args:
-        url: its address; a file name that ends in `-0123abcd.pth` is checked.
-        what: how the user named it.
-        download: fetch it if it is not here.
+        url: Its address; a file name that ends in `-0123abcd.pth` is checked.
+        what: How the user named it.
+        download: Fetch the file if it is not on this machine.
 
     Raises:
-        CheckpointError: it is not here and was not to be, or could not be, fetched.
+        CheckpointError: The file is not here, and fetching was not allowed or failed.
     """
     file = torch_hub_path(url)
     if file.is_file():
@@ -78,14 +78,14 @@ def hugging_face_file(
 
     Args:
         repo: `org/name`.
-        name: path within it; None takes `model.safetensors` or `pytorch_model.bin`.
-        revision: branch, tag or commit; None is the default branch.
-        what: how the user named it.
-        download: fetch it if it is not in the cache.
+        name: Path within it; None takes `model.safetensors` or `pytorch_model.bin`.
+        revision: Branch, tag or commit; None is the default branch.
+        what: How the user named it.
+        download: Fetch the file if it is not in the cache.
 
     Raises:
-        ConfigError: huggingface_hub is not installed.
-        CheckpointError: it is not here and was not to be, or could not be, fetched.
+        ConfigError: The package huggingface_hub is not installed.
+        CheckpointError: The file is not here, and fetching was not allowed or failed.
     """
     try:
         import huggingface_hub as library

@@ -1,4 +1,4 @@
-"""What a network expects of its input, where a weights file does not say it.
+"""Input conventions: what a network expects, where its weights file does not say it.
 
 Every model of fastadv takes RGB images in [0, 1]; mean and standard deviation express any
 scale (a network of 0..255 images has a std of 1/255), and channels in the order BGR are
@@ -20,12 +20,12 @@ from fastadv.models.architecture_names import IMAGENET_MEAN, IMAGENET_STD
 
 @dataclass(frozen=True, slots=True)
 class InputConvention:
-    """How a network wants its images.
+    """The mean, the standard deviation and the channel order that a network expects.
 
     Attributes:
-        mean: per channel, order RGB, of images in [0, 1].
-        std: likewise.
-        bgr: whether the first convolution expects blue first.
+        mean: Mean of each channel, in the order RGB, of images in [0, 1].
+        std: Standard deviation of each channel, in the same order and unit.
+        bgr: Whether the first convolution expects blue first.
     """
 
     mean: tuple[float, ...]
@@ -52,7 +52,7 @@ def get_convention(name: str) -> InputConvention:
     """Look up an input convention by name.
 
     Raises:
-        ConfigError: the name is unknown; near misses are named.
+        ConfigError: The name is unknown; the message names near misses.
     """
     try:
         return CONVENTIONS[name]
@@ -65,7 +65,7 @@ def make_rgb(net: nn.Module) -> None:
     """Turn a network of BGR images into the same network of RGB images, in place.
 
     Raises:
-        ConfigError: the first convolution does not read three channels.
+        ConfigError: The first convolution does not read three channels.
     """
     for module in net.modules():
         if isinstance(module, nn.Conv2d):

@@ -143,7 +143,7 @@ class NormalizedModel(nn.Module):
 
     @property
     def head_is_linear(self) -> bool:
-        """Whether `head(features(x))` equals `forward(x)`."""
+        """Whether `head(features(x))` is equal to `forward(x)`."""
         return self.spec.head_is_linear
 
     @property

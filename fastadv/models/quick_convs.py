@@ -22,11 +22,11 @@ _ONES = (1, (1, 1), [1, 1])
 
 
 def quick_convs(device: torch.device) -> AbstractContextManager[object]:
-    """Within it, 3x3 convolutions of stride 1 in float32 run by `kernels.conv.conv3x3`.
+    """Run 3x3 convolutions of stride 1 in float32 by `kernels.conv.conv3x3` meanwhile.
 
-    Forward pass and both gradients take about half the time of oneDNN's, those of maps of
-    2x2 pixels a third (bench/bench_conv.py). On other devices than the CPU nothing
-    happens.
+    The forward pass and both gradients take about half the time of oneDNN's; on maps of
+    2x2 pixels, a third (bench/bench_conv.py). On other devices than the CPU nothing
+    changes.
     """
     return _QuickConvs() if device.type == "cpu" else contextlib.nullcontext()
 
@@ -56,7 +56,7 @@ def _convolved(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Tensor | None:
-    """The arguments of `torch.nn.functional.conv2d`; None where they do not fit."""
+    """Convolve as `torch.nn.functional.conv2d` does; return None if the call does not fit."""
     fits = (
         input.dim() == 4
         and groups == 1

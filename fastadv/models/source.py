@@ -1,4 +1,4 @@
-"""The source of a transfer: a pretrained model and what is known about it."""
+"""A source: a pretrained model, and what is known about its training."""
 
 from __future__ import annotations
 
@@ -21,22 +21,24 @@ from fastadv.models.checkpoint import read_model
 
 @dataclass(frozen=True)
 class Source:
-    """Where a transfer starts from.
+    """A pretrained model that transfer, evaluation or an analysis starts from.
 
     Attributes:
-        name: what tables and figures call it.
-        weights: the file, and what is known of it from elsewhere.
+        name: What tables and figures call it.
+        given: What the user named it by; `open_source` opens it again.
+        weights: The file, and what is known about it from elsewhere.
         file_digest: SHA-256 of the file.
-        digest: the same; or of it and the input convention, where the file does not say
-            its own, since the same weights are then another model.
-        arch: of the network.
-        norm, eps: of its training (pixel units; eps 0 is standard), None if unknown.
-        resolution: side of the images it was trained on, pixels.
-        augment: of its training, which also decides how evaluation crops.
-        classes: names of what it was trained to tell apart; empty if unknown.
+        arch: The architecture of the network.
+        norm, eps: The threat model of its training (eps in pixel units; 0 means standard
+            training), None if unknown.
+        resolution: Side in pixels of the images it was trained on.
+        augment: The augmentation of its training, which also decides how evaluation crops.
+        num_classes: Number of classes that it tells apart.
+        classes: Names of the classes it was trained on; empty if unknown.
     """
 
     name: str
+    given: str
     weights: Weights
     file_digest: str
     arch: str
@@ -44,11 +46,16 @@ class Source:
     eps: float | None
     resolution: int
     augment: str
+    num_classes: int
     classes: tuple[str, ...]
 
     @property
     def digest(self) -> str:
-        """Hash of what `load` returns; see above."""
+        """A hash of what `load` returns.
+
+        It is the file's, unless an input convention is given beside the file: then the
+        same weights are another model.
+        """
         if self.weights.convention is None:
             return self.file_digest
         text = f"{self.file_digest} {self.weights.convention}"
@@ -56,11 +63,19 @@ class Source:
 
     @property
     def file(self) -> Path:
-        """The weights file."""
+        """The path of the weights file."""
         return self.weights.file
 
+    def metadata(self) -> dict[str, Any]:
+        """Return what a checkpoint of ours says of its training, else nothing."""
+        try:
+            metadata: dict[str, Any] = read_metadata(self.file)["user"]
+        except CheckpointError:
+            return {}
+        return metadata
+
     def load(self) -> NormalizedModel:
-        """A fresh copy of the model."""
+        """Load a fresh copy of the model."""
         return read_model(self.weights)
 
 
@@ -74,16 +89,16 @@ def open_source(
     """Find a model by path or name, and read what its file says of itself.
 
     Args:
-        source: as `fastadv.models.weights` reads it: a run directory, a file,
+        source: As `fastadv.models.weights` reads it: a run directory, a file,
             `torchvision:NAME`, `timm:NAME`, `hf:org/name`, with options after it.
-        name: what to call it; default its own.
-        arch: architecture, where nothing else says it.
-        download: fetch what is not on this machine.
+        name: What to call it; the default is its own name.
+        arch: The architecture, where nothing else says it.
+        download: Fetch what is not on this machine.
 
     Raises:
-        CheckpointError: there is none, or it cannot be loaded.
-        ConfigError: an unknown name or option; near misses are named. An option that
-            contradicts the file.
+        CheckpointError: There is none, or it cannot be loaded.
+        ConfigError: A name or an option is unknown (the message names near misses), or
+            an option contradicts the file.
     """
     weights = find_weights(source, download=download)
     weights = replace(weights, arch=arch or weights.arch)
@@ -99,6 +114,7 @@ def open_source(
     native = get_spec(model.arch).image_size
     return Source(
         name=name or weights.name,
+        given=source,
         weights=weights,
         file_digest=file_sha256(weights.file),
         arch=model.arch,
@@ -106,6 +122,7 @@ def open_source(
         eps=eps,
         resolution=trained.get("resolution") or weights.resolution or native,
         augment=config.get("augment", "auto"),
+        num_classes=model.num_classes,
         classes=tuple(trained.get("classes", ())),
     )
 

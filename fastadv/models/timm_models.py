@@ -1,4 +1,4 @@
-"""The `timm/<name>` architectures: the only place that imports timm.
+"""The architectures called `timm/<name>`; nothing else imports timm.
 
 timm is optional; without it every entry point here raises a ConfigError that says
 how to get it. Distilled two-headed classifiers are refused, because "the head" of
@@ -23,7 +23,7 @@ def import_timm() -> Any:
     """Return the timm module.
 
     Raises:
-        ConfigError: timm is not installed.
+        ConfigError: The package timm is not installed.
     """
     try:
         import timm
@@ -49,7 +49,7 @@ def pretrained_config(name: str) -> dict[str, Any]:
     """Return where the weights of `name` (perhaps with a tag) lie, and their input.
 
     Raises:
-        ConfigError: timm knows no such weights; near misses are named.
+        ConfigError: There are no such weights; the message names near misses.
     """
     try:
         config = import_timm().get_pretrained_cfg(name, allow_unregistered=False)
@@ -75,7 +75,7 @@ def build(name: str, num_classes: int) -> nn.Module:
         num_classes: Number of logits.
 
     Raises:
-        ConfigError: timm is missing, or the network has no single linear head.
+        ConfigError: The package timm is missing, or the network has no single linear head.
     """
     net: nn.Module = import_timm().create_model(name, num_classes=num_classes)
     head_path(net)
@@ -116,11 +116,11 @@ class Layers:
     """What a tracer of networks must know of timm's own layers.
 
     Attributes:
-        convs: compute a convolution of their `weight` and `bias`, whatever the padding.
+        convs: Layers that compute a convolution of their `weight` and `bias`.
         norms: BatchNorm2d followed by a module `act` (and before it by a `drop`, which
             does nothing in evaluation mode).
-        leaves: not to be looked into: their control flow depends on shapes.
-        functions: the same of functions.
+        leaves: Layers to trace as one node, since their control flow depends on shapes.
+        functions: Functions to trace as one node for the same reason.
     """
 
     convs: tuple[type[nn.Module], ...] = ()
@@ -130,7 +130,7 @@ class Layers:
 
 
 def layers_in_use() -> Layers:
-    """Layers of timm, or none while timm is not imported: then no network has any."""
+    """Return the layers of timm; there are none while timm is not imported."""
     timm: Any = sys.modules.get("timm")
     if timm is None:
         return Layers()

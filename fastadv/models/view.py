@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 
 def _share(net: nn.Module) -> nn.Module:
-    """A copy of the module tree in eval mode that shares every tensor with `net`."""
+    """Copy the module tree in eval mode; the copy shares every tensor with `net`."""
     memo: dict[int, object] = {id(p): p for p in net.parameters()}
     memo.update({id(b): b for b in net.buffers()})
     return copy.deepcopy(net, memo).eval()
@@ -51,18 +51,18 @@ class AttackView(nn.Module):
     """A frozen, folded, evaluation-mode image of `model` that follows its weights.
 
     Args:
-        model: the model under attack. Anything that is not a `NormalizedModel` is taken
+        model: The model under attack. Anything that is not a `NormalizedModel` is taken
             to accept [0, 1] images (mean 0, std 1).
         mode: `"eval"` uses running BatchNorm statistics and folds them; `"train"` uses
             the statistics of the batch, unfolded, on copies of the buffers. Dropout and
             the like are off in both.
-        dtype: compute dtype of the network (float32, bfloat16, ...); None keeps the
+        dtype: Compute dtype of the network (float32, bfloat16, ...); None keeps the
             model's.
 
     Attributes:
-        folded: number of BatchNorm layers folded away.
-        unfolded: why each other BatchNorm of the graph was not, by its name.
-        unfolded_reason: why the graph could not be folded, or None.
+        folded: Number of BatchNorm layers folded away.
+        unfolded: The reason why each other BatchNorm of the graph was not, by its name.
+        unfolded_reason: The reason why the graph could not be folded, or None.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class AttackView(nn.Module):
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Take over the model's present weights and statistics.
+        """Follow the model's present weights and statistics.
 
         Unfolded tensors are shared, so only folded convolutions (and casts to another
         dtype) cost anything: one pass over the weights.
@@ -166,7 +166,7 @@ class AttackView(nn.Module):
     def _followed(
         self, held: Tensor | None, live: Tensor, copied: bool = False
     ) -> Tensor:
-        """`live` itself, or where the view needs another dtype, a copy of its own."""
+        """Return `live`, or a copy of it where the view needs another dtype."""
         dtype = self._dtype if live.is_floating_point() and self._dtype else live.dtype
         if dtype == live.dtype and not copied:
             return live
@@ -174,7 +174,7 @@ class AttackView(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the network computes in."""
+        """The dtype that the network computes in."""
         return self._dtype or next(self.live.parameters(), torch.zeros(())).dtype
 
     @property
@@ -184,7 +184,7 @@ class AttackView(nn.Module):
         return model.num_classes if isinstance(model, NormalizedModel) else None
 
     def statistics(self, channels: int) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the input, float32 [channels], pixel units."""
+        """Return mean and standard deviation of the input, float32 [channels], in [0, 1]."""
         model = self._model[0]
         if isinstance(model, NormalizedModel):
             return model.mean, model.std
@@ -192,7 +192,7 @@ class AttackView(nn.Module):
         return like.new_zeros(channels).float(), like.new_ones(channels).float()
 
     def forward(self, z: Tensor) -> Tensor:
-        """Logits [N, K] of normalised images `z` [N, C, H, W]."""
+        """Map normalised images `z` [N, C, H, W] to logits [N, K]."""
         logits: Tensor = self.net(z)
         return logits
 

@@ -1,6 +1,6 @@
-"""Where weights come from: a path, or the name of a library's, found on this machine.
+"""From a source, a path or the name of published weights, to a file on this machine.
 
-A source is written as one word, so that it fits a flag or a line of a recipe:
+A source is written without spaces, so that it fits a flag or a line of a recipe:
 
     PATH                            a run folder, a checkpoint, a folder of timm's layout
     torchvision:resnet18            or torchvision:resnet18/IMAGENET1K_V1
@@ -9,8 +9,8 @@ A source is written as one word, so that it fits a flag or a line of a recipe:
     package:NAME                    the weights file inside an installed Python package
 
 and may end in what the file does not say: `,arch=resnet50`, `,input=caffe` (see
-`input_conventions.py`), `,norm=linf`, `,eps=4/255` (of its training; 0 is standard), `,name=mine`.
-Nothing is downloaded unless that was asked for.
+`input_conventions.py`), `,norm=linf`, `,eps=4/255` (the radius of its training; 0 means
+standard training), `,name=mine`. Nothing is downloaded without permission.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ class Weights:
     """A weights file, and what is known about it that it may not say itself.
 
     Attributes:
-        file: where it lies.
-        name: what to call it.
-        arch: its architecture, or None where only the file can tell.
-        convention: of its input, likewise.
-        resolution: side in pixels of the images it was trained on, or None.
-        norm, eps: the threat model of its training (pixel units; eps 0 is standard
+        file: Its path.
+        name: What tables and figures call it.
+        arch: Its architecture, or None where only the file can tell.
+        convention: Its input convention, or None where only the file can tell.
+        resolution: Side in pixels of the images it was trained on, or None.
+        norm, eps: The threat model of its training (pixel units; eps 0 is standard
             training), None where unknown.
     """
 
@@ -68,12 +68,13 @@ def find_weights(source: str | Path, *, download: bool = False) -> Weights:
     """Find the file that `source` stands for.
 
     Args:
-        source: a path, or a name as in the module's docstring.
-        download: fetch what is not on this machine.
+        source: A path, or a name as in the module's docstring.
+        download: Fetch what is not on this machine.
 
     Raises:
-        CheckpointError: there is no such file here (what would fetch it is said).
-        ConfigError: an unknown kind of source, name or option; near misses are named.
+        CheckpointError: There is no such file here; the message says what fetches it.
+        ConfigError: The kind of source, a name or an option is unknown; the message
+            names near misses.
     """
     text, options = _split_options(str(source))
     known = _known(options, str(source))
@@ -153,7 +154,7 @@ def resolve_checkpoint(path: str | Path) -> Path:
 
 
 def _near_paths(missing: Path) -> str:
-    """`; perhaps you meant: ...`, or nothing."""
+    """Return `; perhaps you meant: ...` with paths like `missing`, or nothing."""
     hints = []
     if missing.parent.is_dir():
         names = [path.name for path in missing.parent.iterdir()]
@@ -180,7 +181,7 @@ def _from_path(path: Path) -> Weights:
 def _with_timm_config(weights: Weights) -> Weights:
     """Add what the `config.json` of timm's folder layout says, where there is one."""
     if _is_ours(weights.file):
-        return weights  # its header says all of that, and by our names
+        return weights  # its own header says all of that
     config = hub.read_config(weights.file.parent / "config.json")
     if "architecture" not in config:
         return weights
@@ -211,7 +212,7 @@ def _of_timm(arch: str, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def torchvision_files(arch: str) -> dict[str, Path]:
-    """Where each of torchvision's weights for `arch` lies, or would, by source name."""
+    """Return the path of each of torchvision's weights for `arch`, by source name."""
     return {
         f"torchvision:{arch}/{each.name}": hub.torch_hub_path(each.url)
         for each in _torchvision_weights(arch)
@@ -219,7 +220,7 @@ def torchvision_files(arch: str) -> dict[str, Path]:
 
 
 def _torchvision_weights(arch: str) -> Any:
-    """Torchvision's enum of weights; empty where it has no such network."""
+    """Return torchvision's enum of weights; it is empty for an unknown network."""
     from torchvision import models
 
     return models.get_model_weights(arch) if arch in models.list_models() else ()
@@ -261,7 +262,7 @@ def _timm(name: str, download: bool) -> Weights:
             f"timm publishes no weights of {name}; see fastadv-models list 'timm/*'"
         )
     arch, _, tag = name.partition(".")
-    # AdvProp's weights are of adversarial training, of no stated radius.
+    # AdvProp's weights come from adversarial training with no stated radius.
     eps = None if (tag or str(config.get("tag"))).startswith("ap_") else 0.0
     return Weights(file=file, name=what, eps=eps, **_of_timm(arch, config))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -55,9 +55,10 @@ def make_identity(
     Args:
         source: The network; its digest and architecture count.
         target: The data set; its fingerprint and resolution count.
-        setting: Every field counts.
+        setting: Every field counts that is not at its default, so that a field that is
+            added later recomputes nothing.
         seed: Seed of the number.
-        attack: The attack, if there is one; every field counts.
+        attack: The attack, if there is one; its fields count likewise.
         more: Anything else that defines the number; plain values.
     """
     return digest(
@@ -65,9 +66,22 @@ def make_identity(
             "kind": setting.kind,
             "source": [source.digest, source.arch],
             "target": [target.fingerprint, target.resolution, target.downscale],
-            "setting": asdict(setting),  # type: ignore[call-overload]
+            "setting": _chosen(setting),
             "seed": seed,
-            "attack": None if attack is None else asdict(attack),
+            "attack": _chosen(attack),
             **more,
         }
     )
+
+
+def _chosen(value: Any) -> Any:
+    """Return a record as plain values, without the fields at their defaults."""
+    if isinstance(value, tuple):
+        return [_chosen(each) for each in value]
+    if is_dataclass(value):
+        return {
+            field.name: _chosen(given)
+            for field in fields(value)
+            if (given := getattr(value, field.name)) != field.default
+        }
+    return value

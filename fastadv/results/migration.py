@@ -93,7 +93,10 @@ def migrate(old: Mapping[str, Any], part: str, number: int) -> list[Row]:
     )
     if old.get("robust_value") is None:
         return [clean]
-    attack = json.loads(old.get("attack") or "{}")
+    # Those versions attacked by PGD on the cross entropy alone, from one start.
+    attack = {"objective": "cross_entropy", "num_restarts": 1} | json.loads(
+        old.get("attack") or "{}"
+    )
     robust = Row(
         **shared,
         identity=known and derived_identity(known, ATTACKED),

@@ -32,7 +32,8 @@ one that is removed meanwhile. A listing that took less than `GRACE` cannot miss
 part and the parts it replaces: those were there for `GRACE` after it was. A slower one is
 repeated. A file that is gone when it is opened was merged; the table is read again.
 
-A merge that is killed or finds the disk full leaves at most a temporary file, or parts
+A part with a column that this fastadv does not know, of a later one, is not merged. A
+merge that is killed or finds the disk full leaves at most a temporary file, or parts
 that the merged one holds, too; the next merge takes them up.
 """
 
@@ -54,7 +55,7 @@ import pyarrow.parquet as pq
 from fastadv.errors import DataError
 from fastadv.files import FolderLock, write_atomic
 from fastadv.results.migration import MIGRATED, migrate
-from fastadv.results.schema import SCHEMA, SCHEMA_VERSION, conform, to_arrow
+from fastadv.results.schema import SCHEMA, SCHEMA_VERSION, conform, is_known, to_arrow
 
 Read = TypeVar("Read")
 
@@ -80,12 +81,8 @@ def written_at(part: str) -> int | None:
     return int(stamp) if stamp.isdecimal() else None
 
 
-def write(folder: Path, name: str, rows: pa.Table) -> None:
-    """Write a part, whole and durable or not at all.
-
-    Raises:
-        OutputError: It cannot be written; nothing was added.
-    """
+def encode(rows: pa.Table) -> bytes:
+    """Return rows as the bytes of a Parquet file."""
     buffer = io.BytesIO()
     # Most parts hold a row or two, of which statistics, dictionaries and a copy of the
     # Arrow schema would be half the bytes: Parquet's own types say the same.
@@ -100,7 +97,16 @@ def write(folder: Path, name: str, rows: pa.Table) -> None:
     ) as writer:
         writer.write_table(rows)
         writer.add_key_value_metadata({_VERSION: str(SCHEMA_VERSION)})
-    write_atomic(folder / f"{name}{SUFFIX}", buffer.getvalue())
+    return buffer.getvalue()
+
+
+def write(folder: Path, name: str, rows: pa.Table) -> None:
+    """Write a part, whole and durable or not at all.
+
+    Raises:
+        OutputError: It cannot be written; nothing was added.
+    """
+    write_atomic(folder / f"{name}{SUFFIX}", encode(rows))
 
 
 def each(folder: Path, read: Callable[[Path], Read]) -> list[tuple[Path, Read]]:
@@ -143,8 +149,10 @@ def read(path: Path, columns: Sequence[str]) -> pa.Table:
     try:
         with pq.ParquetFile(path) as file:
             version = _version(file)
+            # Handing a few rows to other threads takes longer than reading them.
+            threads = file.metadata.num_rows > MANY
             if version in MIGRATED:
-                old = file.read().to_pylist()
+                old = file.read(use_threads=threads).to_pylist()
                 rows = [
                     row
                     for number, values in enumerate(old)
@@ -153,7 +161,8 @@ def read(path: Path, columns: Sequence[str]) -> pa.Table:
                 return conform(to_arrow(rows, path.stem), schema)
             if version == str(SCHEMA_VERSION):
                 names = set(file.schema_arrow.names)
-                return conform(file.read([n for n in columns if n in names]), schema)
+                known = [name for name in columns if name in names]
+                return conform(file.read(known, use_threads=threads), schema)
     except FileNotFoundError:
         raise
     except (pa.ArrowException, OSError) as error:
@@ -163,7 +172,7 @@ def read(path: Path, columns: Sequence[str]) -> pa.Table:
     raise DataError(
         f"{path} has schema version {version}, this fastadv reads "
         f"{', '.join(MIGRATED)} and {SCHEMA_VERSION}; nothing was changed. Use another "
-        "--results"
+        "folder"
     )
 
 
@@ -238,8 +247,10 @@ def merge(folder: Path, *, everything: bool = False) -> int:
         inputs = []
         for path in sorted(paths, key=lambda p: (not p.name.startswith(_MERGED), p)):
             with contextlib.suppress(FileNotFoundError):
-                tables.append(read(path, columns))
-                inputs.append(path)
+                rows = read(path, columns)
+                if _is_mergeable(path):
+                    tables.append(rows)
+                    inputs.append(path)
         if len(inputs) < 2 and not (everything and _is_old(inputs)):
             return 0
         write(folder, new_name(_MERGED.rstrip("-")), distinct(tables))
@@ -266,6 +277,13 @@ def _some(paths: list[Path]) -> list[Path]:
         found.append(path)
         total += rows
     return found
+
+
+def _is_mergeable(path: Path) -> bool:
+    """Return whether a part has no column of a later fastadv, which would be lost."""
+    with pq.ParquetFile(path) as file:
+        stored, version = pa.struct(list(file.schema_arrow)), _version(file)
+    return version in MIGRATED or is_known(stored, pa.struct(list(SCHEMA)))
 
 
 def _is_old(paths: list[Path]) -> bool:

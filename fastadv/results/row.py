@@ -63,12 +63,7 @@ class TargetRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
-    """One named choice as text.
-
-    Attributes:
-        name: Name of the choice.
-        value: Its value.
-    """
+    """A named choice or fact as text."""
 
     name: str
     value: str
@@ -203,19 +198,6 @@ class Defect:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Package:
-    """An installed package.
-
-    Attributes:
-        name: Name of the distribution.
-        version: Its version.
-    """
-
-    name: str
-    version: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class Provenance:
     """What a number was computed with.
 
@@ -225,7 +207,7 @@ class Provenance:
         commit: Commit of the checkout, with `+` if it was changed.
         python: Version of Python.
         torch: Version of PyTorch.
-        packages: Other packages that matter.
+        packages: Versions of other packages that matter.
         cpu: Name of the processor.
         cores: Number of usable cores.
         threads: Number of threads of PyTorch.
@@ -238,7 +220,7 @@ class Provenance:
     commit: str | None = None
     python: str | None = None
     torch: str | None = None
-    packages: tuple[Package, ...] = ()
+    packages: tuple[Option, ...] = ()
     cpu: str | None = None
     cores: int | None = None
     threads: int | None = None
@@ -260,7 +242,7 @@ class Provenance:
             command=command,
             **{name: value for name, value in facts.items() if name in known},
             packages=tuple(
-                Package(name=name, version=str(version))
+                Option(name=name, value=str(version))
                 for name, version in facts.items()
                 if name not in known and version is not None
             ),

@@ -29,9 +29,9 @@ _PLAIN = {
 
 def _inner(hint: Any) -> Any:
     """Return `X` of `X | None`, and any other type as it is."""
-    if isinstance(hint, types.UnionType):
-        [hint] = [each for each in hint.__args__ if each is not types.NoneType]
-    return hint
+    members = getattr(hint, "__args__", ()) if isinstance(hint, types.UnionType) else ()
+    found = [each for each in members if each is not types.NoneType]
+    return found[0] if len(found) == 1 else hint
 
 
 def _item(hint: Any) -> Any:
@@ -78,16 +78,13 @@ def _reader(hint: Any) -> Callable[[Any], Any]:
 @functools.cache
 def _readers(record: type) -> tuple[tuple[str, Callable[[Any], Any], bool], ...]:
     """Return name, reader and whether there is a default, of every field."""
-    hints = _hints(record)
-    return tuple(
-        (
-            field.name,
-            _reader(hints[field.name]),
-            field.default is not MISSING or field.default_factory is not MISSING,
-        )
+    with_default = {
+        field.name
         for field in fields(record)
-        if field.name in hints
-    )
+        if field.default is not MISSING or field.default_factory is not MISSING
+    }
+    hints = _hints(record).items()
+    return tuple((name, _reader(hint), name in with_default) for name, hint in hints)
 
 
 def _build(record: type, values: Mapping[str, Any]) -> Any:
@@ -108,12 +105,11 @@ def _make_schema() -> pa.schema:
         ("part", pa.string()),
         ("kind", pa.string()),
     ]
-    hints = typing.get_type_hints(Row)
-    for field in fields(Row):
-        if field.name == "setting":
+    for name, hint in _hints(Row).items():
+        if name == "setting":
             columns += [(kind, _arrow_type(KINDS[kind])) for kind in KINDS]
         else:
-            columns.append((field.name, _arrow_type(_inner(hints[field.name]))))
+            columns.append((name, _arrow_type(hint)))
     return pa.schema(columns)
 
 
@@ -149,22 +145,21 @@ def from_arrow(table: pa.Table) -> list[Row]:
                 f"the results table has rows of kind {kind!r}, which this fastadv does "
                 f"not know (it knows {', '.join(KINDS)}); update it, or select a kind"
             )
-        values["setting"] = _build(KINDS[kind], values[kind])
-        found = {}
-        for name, read, _ in _row_readers():
-            value = values.get(name)
-            if value is not None:
-                found[name] = value if name == "setting" else read(value)
-        rows.append(Row(**found))
+        setting = _build(KINDS[kind], values[kind])
+        rows.append(_build(Row, values | {"setting": setting}))
     return rows
 
 
-@functools.cache
-def _row_readers() -> tuple[tuple[str, Callable[[Any], Any], bool], ...]:
-    hints = typing.get_type_hints(Row)
-    return tuple(
-        (f.name, _reader(None if f.name == "setting" else _inner(hints[f.name])), True)
-        for f in fields(Row)
+def is_known(stored: pa.DataType, known: pa.DataType) -> bool:
+    """Return whether a stored type has no member that today's type lacks."""
+    if pa.types.is_list(stored):
+        return pa.types.is_list(known) and is_known(stored.value_type, known.value_type)
+    if not pa.types.is_struct(stored):
+        return True
+    return pa.types.is_struct(known) and all(
+        known.get_field_index(member.name) >= 0
+        and is_known(member.type, known.field(member.name).type)
+        for member in stored
     )
 
 

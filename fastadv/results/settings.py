@@ -37,12 +37,7 @@ class Setting(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Parameter:
-    """One named number.
-
-    Attributes:
-        name: Name of the parameter.
-        value: Its value.
-    """
+    """A named number, for example a parameter of a training method."""
 
     name: str
     value: float

@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from fastadv.errors import ConfigError, DataError, FastadvError, unknown_name
+from fastadv.errors import DataError, FastadvError
 from fastadv.files import write_atomic
 from fastadv.results import parts
+from fastadv.results.columns import column, column_path, passes
 from fastadv.results.identity import digest
 from fastadv.results.row import Row
 from fastadv.results.schema import SCHEMA, from_arrow, to_arrow
@@ -31,10 +31,6 @@ log = logging.getLogger(__name__)
 
 # Those who read the folder as one data set pass over names that begin so.
 ARRAYS = "_arrays"
-
-# Where a bare name of a column is looked for, after the columns of the row itself.
-_WITHIN = ("target", "attack", "source", "transfer", "evaluation", "provenance")
-_OTHER_NAMES = {"dataset": "target.name", "source": "source.name"}
 
 
 class ResultsTable:
@@ -58,6 +54,18 @@ class ResultsTable:
                 f"{self.path} is a file; a results table is a directory of .parquet files"
             )
 
+    @classmethod
+    def existing(cls, path: str | Path) -> ResultsTable:
+        """Return the table at a directory.
+
+        Raises:
+            DataError: There is none.
+        """
+        table = cls(path)
+        if not table.path.is_dir():
+            raise DataError(f"there is no results table at {table.path}")
+        return table
+
     def prepare(self) -> None:
         """Make the directory and see that it can be written, before hours of work.
 
@@ -73,7 +81,7 @@ class ResultsTable:
         except OSError as error:
             raise DataError(
                 f"results cannot be written to {self.path}: {error.strerror or error}; "
-                "choose another --results"
+                "choose another folder"
             ) from None
         if not self.once:
             self.identities()
@@ -232,7 +240,7 @@ class ResultsTable:
             ConfigError: There is no such column.
         """
         found = self.arrow(*names, **filters)
-        values = [_column(found, column_path(name)).to_pylist() for name in names]
+        values = [column(found, name).to_pylist() for name in names]
         return [dict(zip(names, row, strict=True)) for row in zip(*values, strict=True)]
 
     def arrow(self, *names: str, **filters: Any) -> pa.Table:
@@ -254,53 +262,8 @@ class ResultsTable:
         schema = pa.schema([SCHEMA.field(name) for name in columns])
         found = parts.distinct([schema.empty_table(), *tables])
         for name, value in filters.items():
-            found = found.filter(_passes(_column(found, column_path(name)), value))
+            found = found.filter(passes(column(found, name), value))
         return _in_order(found).select(list(dict.fromkeys(wanted)))
-
-
-def column_path(name: str) -> list[str]:
-    """Return where a column is: its name, and those of the members of structs.
-
-    Raises:
-        ConfigError: There is no such column.
-    """
-    name = _OTHER_NAMES.get(name, name)
-    if _has(name.split(".")):
-        return name.split(".")
-    for within in _WITHIN:
-        if _has([within, name]):
-            return [within, name]
-    known = {f.name for column in _WITHIN for f in SCHEMA.field(column).type}
-    raise ConfigError(unknown_name("column", name, known | {*SCHEMA.names, "dataset"}))
-
-
-def _has(path: list[str]) -> bool:
-    kind = pa.struct(list(SCHEMA))
-    for name in path:
-        if not pa.types.is_struct(kind) or kind.get_field_index(name) < 0:
-            return False
-        kind = kind.field(name).type
-    return True
-
-
-def _column(table: pa.Table, path: list[str]) -> pa.ChunkedArray:
-    column = table[path[0]]
-    return pc.struct_field(column, path[1:]) if path[1:] else column
-
-
-def _passes(column: pa.ChunkedArray, value: Any) -> pa.ChunkedArray:
-    """Return which elements are the value, or one of the values."""
-    values = list(value) if isinstance(value, list | tuple | set) else [value]
-    known = [each for each in values if each is not None]
-    missing = pc.and_(column.is_null(), len(known) < len(values))
-    if not known:
-        return missing
-    try:
-        return pc.or_(missing, pc.is_in(column, pa.array(known, column.type)))
-    except (pa.ArrowException, TypeError, ValueError) as error:
-        raise ConfigError(
-            f"{value!r} is no value of a column of {column.type}"
-        ) from error
 
 
 def _in_order(table: pa.Table) -> pa.Table:

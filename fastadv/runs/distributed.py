@@ -1,9 +1,9 @@
-"""Several processes as one run: who they are, what they agree on, and failing together.
+"""Several processes as one run: they find each other, decide together and fail together.
 
-A process is a rank. Ranks that were started by torchrun, Slurm or `--nproc` find each
+Each process is a rank. Ranks that were started by torchrun, Slurm or `--nproc` find each
 other through the environment (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT). Decisions that
-all must take alike (stop, report, save) go over a gloo group of their own, so that
-nothing of them waits for a GPU.
+all must take alike (stop, report, save) go over a gloo group of their own, so that they
+never wait for a GPU.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ _NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 @dataclass
 class World:
-    """The ranks of a run; by default this process alone, for which nothing is sent.
+    """The ranks of a run; by default this process alone, which sends nothing.
 
     Attributes:
-        rank: number of this process, from 0.
-        size: number of ranks.
-        local_rank: number among the ranks of this machine.
-        local_size: ranks on this machine.
-        control: the gloo group for decisions.
-        peers: tells and learns of failures.
+        rank: Number of this process, from 0.
+        size: Number of ranks.
+        local_rank: Number of this process among the ranks of this machine, from 0.
+        local_size: Number of ranks on this machine.
+        control: The gloo group for decisions; None for a single process.
+        peers: The watch for failures of other ranks; None for a single process.
     """
 
     rank: int = 0
@@ -56,10 +56,11 @@ class World:
         return self.rank == 0
 
     def device(self, name: str) -> torch.device:
-        """The device of this rank, for `--device name`.
+        """Return the device of this rank, for `--device name`.
 
         Raises:
-            ConfigError: no such device, or fewer of them than ranks on this machine.
+            ConfigError: There is no such device, or there are fewer than ranks on this
+                machine.
         """
         device = resolve_device(name)
         if self.size == 1 or device.type != "cuda":
@@ -78,10 +79,13 @@ class World:
         return torch.device("cuda", self.local_rank)
 
     def per_rank(self, batch_size: int) -> int:
-        """Images of a batch of all ranks that this one takes.
+        """Return how many images of a batch each rank takes.
+
+        Args:
+            batch_size: Number of images that all ranks take together.
 
         Raises:
-            ConfigError: they cannot be shared equally.
+            ConfigError: The ranks cannot share the batch equally.
         """
         if batch_size % self.size:
             near = batch_size - batch_size % self.size
@@ -93,25 +97,36 @@ class World:
             )
         return batch_size // self.size
 
-    def agree(self, *numbers: int) -> tuple[int, ...]:
-        """The largest of each over all ranks. Every rank must call it."""
+    def agree(self, *own: int) -> tuple[int, ...]:
+        """Return the maximum of each number over all ranks. Every rank must call it."""
         if self.size == 1:
-            return numbers
-        values = torch.tensor(numbers, dtype=torch.int64)
+            return own
+        values = torch.tensor(own, dtype=torch.int64)
         dist.all_reduce(values, dist.ReduceOp.MAX, group=self.control)
         return tuple(values.tolist())
 
-    def agree_to_stop(self, stop: StopRequest, *numbers: int) -> tuple[int, ...]:
-        """`agree` on whether to stop, and on `numbers`; a stop of one is one of all."""
-        number, *rest = self.agree(stop.number, *numbers)
-        # The stop itself is not taken from `stop` any more: a signal may come between
-        # this line and the next on one rank alone.
+    def agree_to_stop(self, stop: StopRequest, *own: int) -> tuple[int, ...]:
+        """Agree on whether to stop and on further numbers; all stop when one must.
+
+        Args:
+            stop: The request of this rank, which takes over a signal of another rank.
+            *own: Further numbers to `agree` on.
+
+        Returns:
+            The number of the signal (0: no rank has to stop) and the further numbers.
+        """
+        number, *rest = self.agree(stop.number, *own)
+        # The decision is `number`, not `stop`: a signal may reach one rank alone between
+        # this line and the next.
         if number and not stop:
             stop.number = number
         return number, *rest
 
     def gather(self, value: Value) -> list[Value]:
-        """The `value` of each rank, plain values and CPU tensors. Every rank must call."""
+        """Return the `value` of each rank. Every rank must call it.
+
+        Values may hold plain values and CPU tensors.
+        """
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -119,7 +134,7 @@ class World:
         return values
 
     def share(self, value: Value) -> Value:
-        """The `value` that rank 0 gives. Every rank must call it."""
+        """Return the `value` of rank 0. Every rank must call it."""
         if self.size == 1:
             return value
         values = [value]
@@ -128,7 +143,7 @@ class World:
 
 
 def random_state() -> dict[str, torch.Tensor]:
-    """Of torch's generators, of this process and its device."""
+    """Return the states of torch's generators, for this process and its device."""
     state = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state()
@@ -138,9 +153,12 @@ def random_state() -> dict[str, torch.Tensor]:
 def set_random_state(
     states: Sequence[dict[str, torch.Tensor]], rank: int, seed: int
 ) -> None:
-    """Take over the state of `rank` among those that `random_state` gave on each.
+    """Set torch's generators to a saved state.
 
-    A rank that the run did not have before draws from `seed`.
+    Args:
+        states: What `random_state` returned on each rank.
+        rank: Number of this rank. If the run did not have it before, `seed` is used.
+        seed: Seed of the run.
     """
     if rank >= len(states):
         torch.manual_seed(derive_key(seed, "rank", rank))
@@ -151,10 +169,10 @@ def set_random_state(
 
 
 def read_environment(environ: Mapping[str, str] = os.environ) -> World:
-    """Who this process is, as torchrun and its like say it.
+    """Read from the environment which rank this process is, as torchrun sets it.
 
     Raises:
-        ConfigError: what they say is incomplete or cannot be.
+        ConfigError: The variables are incomplete or contradict each other.
     """
     size = _number(environ, "WORLD_SIZE", 1)
     if "RANK" not in environ and size == 1:
@@ -188,18 +206,18 @@ def _number(environ: Mapping[str, str], name: str, default: int) -> int:
 
 
 @contextmanager
-def joined(device: str) -> Iterator[World]:
-    """Take part in the run that the environment describes; alone if it describes none.
+def join_ranks(device: str) -> Iterator[World]:
+    """Take part in the run that the environment describes, alone if it describes none.
 
-    Inside, an exception on one rank ends all: the others raise `PeerFailed` with its
-    reason, within seconds.
+    Inside the block an exception on one rank ends all: the others raise `PeerFailed` with
+    its reason, within seconds.
 
     Args:
-        device: the `--device` of the run.
+        device: The `--device` of the run.
 
     Raises:
-        ConfigError: a wrong world size, or more ranks than devices.
-        PeerFailed: another rank failed.
+        ConfigError: The world size is wrong, or there are more ranks than devices.
+        PeerFailed: Another rank failed.
     """
     world = read_environment()
     if world.size == 1:
@@ -207,7 +225,7 @@ def joined(device: str) -> Iterator[World]:
         return
     if world.local_rank:
         logging.getLogger().setLevel(logging.ERROR)  # warnings come once, from rank 0
-    with _said_once(world):
+    with _reported_once(world):
         own = world.device(device)
         if own.type == "cuda":
             torch.cuda.set_device(own)
@@ -226,7 +244,7 @@ def joined(device: str) -> Iterator[World]:
     world.peers = Peers(world.rank, world.size, attempt, quiet=world.local_rank != 0)
     ended = False
     try:
-        with _said_once(world):
+        with _reported_once(world):
             try:
                 yield world
                 ended = True
@@ -244,8 +262,8 @@ def joined(device: str) -> Iterator[World]:
 
 
 @contextmanager
-def _said_once(world: World) -> Iterator[None]:
-    """Leave errors that all ranks have to the first of this machine."""
+def _reported_once(world: World) -> Iterator[None]:
+    """Let only the first rank of this machine report an error that all ranks have."""
     try:
         yield
     except FastadvError as error:

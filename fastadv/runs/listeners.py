@@ -65,9 +65,7 @@ class ListenerGroup:
         log.warning("%s failed (%s); the run goes on without it", who, reason)
 
 
-def check_listeners(
-    *, tensorboard: bool, wandb: str | None, writes: bool = True
-) -> None:
+def check_listeners(tensorboard: bool, wandb: str | None, *, writes: bool) -> None:
     """Check that the listeners can be started, before time is spent on the data.
 
     Args:
@@ -97,19 +95,26 @@ def _log_in() -> None:
     wandb.login(verify=False)  # asks for a key where somebody can answer
 
 
+class ObservedRun(Protocol):
+    """A run that listeners are told about: a `RunDirectory`."""
+
+    path: Path
+    writes: bool
+    listeners: ListenerGroup
+
+
 @contextmanager
 def open_listeners(
-    folder: Path,
+    run: ObservedRun,
     step: int,
     config: Mapping[str, Any],
-    *,
     tensorboard: bool,
     wandb: str | None,
-) -> Iterator[ListenerGroup]:
+) -> Iterator[None]:
     """Start the listeners of a run, and close them when the block ends.
 
     Args:
-        folder: The run directory.
+        run: The run. One that does not write (another rank does) has no listeners.
         step: The step at which the run begins or goes on.
         config: The choices of the run, which Weights & Biases shows.
         tensorboard: Whether to write TensorBoard files.
@@ -120,14 +125,16 @@ def open_listeners(
     """
     named: dict[str, EventListener] = {}
     try:
-        if tensorboard:
+        if tensorboard and run.writes:
             start = TensorBoardListener
-            named["tensorboard"] = _start("tensorboard", start, folder, step)
-        if wandb is not None:
-            named["wandb"] = _start("wandb", WandbListener, folder, wandb, config)
-        yield ListenerGroup(named)
+            named["tensorboard"] = _start("tensorboard", start, run.path, step)
+        if wandb is not None and run.writes:
+            named["wandb"] = _start("wandb", WandbListener, run.path, wandb, config)
+        run.listeners = ListenerGroup(named)
+        yield
     finally:
         ListenerGroup(named).close()
+        run.listeners = ListenerGroup()
 
 
 def _start(name: str, start: Callable[..., Started], *args: Any) -> Started:

@@ -1,14 +1,15 @@
 """Ranks that notice when another fails, whatever it died of.
 
-A rank that raises writes its reason to the store all ranks share; a rank that is killed
-stops counting its heartbeat. Every rank has a thread that looks once a second, since its
-main thread may be inside a collective that will never end.
+A rank that raises writes its reason to the store that all ranks share; a rank that is
+killed stops counting its heartbeat. Every rank has a thread that checks once a second,
+since its main thread may be inside a collective that will never end.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import sys
 import threading
@@ -21,26 +22,28 @@ from torch.distributed import (  # type: ignore[attr-defined]
 
 from fastadv.errors import EXIT_FAILED, FastadvError
 
-_TICK = 1.0  # seconds between looks
+log = logging.getLogger(__name__)
+
+_TICK = 1.0  # seconds between checks
 # Ticks are counted, not the clock read: a job that was suspended as a whole goes on.
 _SILENT = 20  # ticks without a heartbeat: the rank is dead
-_GRACE = 10  # ticks for the main thread to notice by itself, and to say it better
+_GRACE = 10  # ticks for the main thread to notice by itself; its message is better
 _FAILED = "failed"
 
 
 class PeerFailed(FastadvError):
-    """Another rank failed; the message has its reason."""
+    """An error on another rank, whose reason the message repeats."""
 
 
 class Peers:
-    """Tells the other ranks of this one's end, and this one of theirs.
+    """Tells the other ranks of a failure of this one, and learns of theirs.
 
     Args:
-        rank: of this process.
-        size: number of ranks.
-        attempt: the same text on all ranks, another at each start of the run:
-            torchrun's store outlives a start that failed, and what is said in it.
-        quiet: say nothing on stderr.
+        rank: Number of this process.
+        size: Number of ranks.
+        attempt: Text that is the same on all ranks and new at each start of the run:
+            torchrun's store, and what was written to it, outlives a start that failed.
+        quiet: Whether to report nothing on stderr.
     """
 
     def __init__(
@@ -64,25 +67,28 @@ class Peers:
         self._thread.start()
 
     def leave(self) -> None:
-        """Stop watching; the others take the silence for an end in order."""
+        """Stop watching, and let the others know that this end is in order."""
         self._left.set()
         self._thread.join(5)
         with contextlib.suppress(RuntimeError):  # the store may be gone already
             self._beat("left")
 
     def explain(self, error: BaseException) -> BaseException:
-        """What to raise on this rank for `error`: itself, or that another rank failed.
+        """Return what this rank is to raise for `error`.
 
         Args:
-            error: raised on this rank. An error of torch's may be the consequence of a
-                peer's end, which is waited for a moment.
+            error: An exception on this rank. If it comes from torch it may be due to the
+                end of another rank, for which this method waits a moment.
+
+        Returns:
+            `error` itself, or a `PeerFailed` if another rank failed first.
         """
         lost = isinstance(error, RuntimeError) and not isinstance(error, FastadvError)
         try:
             if lost and self._failure() is None:
                 self._await_reason()
             code = getattr(error, "exit_code", EXIT_FAILED)
-            rank, reason, code = self._tell(_words(error), code)
+            rank, reason, code = self._report(_reason(error), code)
         except RuntimeError:
             if not lost:
                 return error
@@ -90,7 +96,7 @@ class Peers:
         if rank == self.rank:
             error.own = True  # type: ignore[attr-defined]
             return error
-        if reason == _words(error):  # all ranks found the same
+        if reason == _reason(error):  # all ranks found the same
             return error
         failed = PeerFailed(f"rank {rank} failed: {reason}")
         failed.exit_code = code
@@ -114,18 +120,22 @@ class Peers:
             rank, reason, code = json.loads(self._store.get(_FAILED))
         return rank, reason, code
 
-    def _tell(
+    def _report(
         self, reason: str, code: int, rank: int | None = None
     ) -> tuple[int, str, int]:
-        """Say that `rank` (this one) failed; what is known then, which may be older."""
-        said = json.dumps([self.rank if rank is None else rank, reason, code])
+        """Report that `rank` (None: this one) failed.
+
+        Returns:
+            Rank, reason and exit code of the first failure that was reported.
+        """
+        report = json.dumps([self.rank if rank is None else rank, reason, code])
         with self._lock:
-            known = self._store.compare_set(_FAILED, "", said)
+            known = self._store.compare_set(_FAILED, "", report)
         rank, reason, code = json.loads(known)
         return rank, reason, code
 
     def _await_reason(self) -> None:
-        """Give a dying peer the time to say why, or to be missed."""
+        """Wait until a dying rank has given its reason, or its heartbeat is missed."""
         silent = dict.fromkeys((r for r in range(self.size) if r != self.rank), 0)
         heard = {rank: self._heard(rank) for rank in silent}
         for _ in range(5):
@@ -137,7 +147,7 @@ class Peers:
                 silent[rank] = silent[rank] + 1 if heard[rank] == before else 0
         dead = [rank for rank, ticks in silent.items() if ticks >= 3]
         if dead:
-            self._tell(_NO_WORD, EXIT_FAILED, dead[0])
+            self._report(_NO_REASON, EXIT_FAILED, dead[0])
 
     # ---- the thread ----
 
@@ -152,9 +162,9 @@ class Peers:
                 silent = silent + 1 if now == heard and now not in ("", "left") else 0
                 heard = now
                 if silent >= _SILENT:
-                    self._tell(_NO_WORD, EXIT_FAILED, self.next)
+                    self._report(_NO_REASON, EXIT_FAILED, self.next)
                 if os.getppid() != self._parent:
-                    self._tell("the process that started it is gone", EXIT_FAILED)
+                    self._report("the process that started it is gone", EXIT_FAILED)
                 found = self._failure()
             except RuntimeError:
                 found = 0, "it cannot be reached any more", EXIT_FAILED
@@ -167,15 +177,15 @@ class Peers:
                 return
         rank, reason, code = found
         if not self.quiet:
-            print(f"fastadv-train: rank {rank} failed: {reason}", file=sys.stderr)
+            log.error("rank %d failed: %s", rank, reason)
         sys.stderr.flush()
         os._exit(code)  # the main thread waits for a rank that is gone
 
 
-_NO_WORD = "it died without a word (killed, or out of memory?)"
+_NO_REASON = "it died without a word (killed, or out of memory?)"
 
 
-def _words(error: BaseException) -> str:
+def _reason(error: BaseException) -> str:
     text = str(error).strip() or "no message"
     if isinstance(error, FastadvError):
         return text

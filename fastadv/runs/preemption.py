@@ -1,4 +1,4 @@
-"""SIGTERM, SIGUSR1 and Ctrl-C become a flag the loop looks at after every step."""
+"""SIGTERM, SIGUSR1 and Ctrl-C set a flag, which a loop checks after every step."""
 
 from __future__ import annotations
 
@@ -10,13 +10,17 @@ from contextlib import contextmanager
 from types import FrameType
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-# A launcher passes on what its scheduler may have sent to every process already: signals
-# that follow within so many seconds are the same request, not a second one.
+# A launcher passes on what its scheduler may have sent to every process already: a signal
+# that follows within this many seconds is the same request, not a second one.
 _ECHO_SECONDS = 2.0
 
 
 class StopRequest:
-    """Truthy once a signal asked for a stop; `number` is the signal's, else 0."""
+    """A request to stop, which is true once a signal came.
+
+    Attributes:
+        number: Number of the signal, else 0.
+    """
 
     def __init__(self) -> None:
         self.number = 0
@@ -26,13 +30,13 @@ class StopRequest:
 
     @property
     def signal(self) -> str | None:
-        """Name of the signal."""
+        """Name of the signal, or None if there was none."""
         return signal.Signals(self.number).name if self.number else None
 
 
 @contextmanager
 def stop_on_signal() -> Iterator[StopRequest]:
-    """Catch stop signals inside the block; a later second one acts as it always did.
+    """Catch stop signals inside the block; a later second signal acts as without it.
 
     Only the main thread can catch signals; elsewhere the request is never set.
     """

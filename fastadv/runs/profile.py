@@ -1,9 +1,9 @@
-"""Where a training step goes: the time of each of its phases, and a trace to look at.
+"""Profiles of training steps: the time of each phase, and a trace of a few steps.
 
 Some steps are timed by the phases they enter (see `fastadv.phases`), then a few more run
 under torch's profiler, which slows them and so is kept out of the table. On the CPU times
-are wall time; on CUDA they are taken by events on the stream, so that a share is what the
-device spent: a batch that was ready before the device was counts nothing as "data".
+are wall time. On CUDA they are measured by events on the stream, so that a share is what
+the device spent: loading a batch while the device is busy costs nothing.
 """
 
 from __future__ import annotations
@@ -22,12 +22,10 @@ from fastadv.files import write_atomic
 from fastadv.phases import marked
 from fastadv.text_tables import text_table
 
-WARMUP = (
-    3  # steps before the first timed one: allocators, tuners and CUDA graphs settle
-)
+WARMUP = 3  # untimed steps first, in which allocators, tuners and CUDA graphs settle
 TRACED = 2  # steps in the trace: enough to see one follow the other
 OTHER = "other"
-# A phase that holds others counts what is left of it under a name of its own.
+# The time of a phase that is not in its inner phases has a name of its own.
 _REST = {"attack": "attack, rest"}
 _ORDER = (
     "data",
@@ -45,7 +43,7 @@ _Stamp = float | torch.cuda.Event
 
 @dataclass
 class _Span:
-    """One phase of one step, with what lies within it."""
+    """One phase of one step, with the phases within it."""
 
     name: str
     begin: _Stamp
@@ -57,7 +55,7 @@ class PhaseTimer:
     """Times the phases of steps; a step reaches from one boundary to the next.
 
     Args:
-        device: what the steps run on.
+        device: The device that the steps run on.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -69,7 +67,7 @@ class PhaseTimer:
         return len(self._steps)
 
     def boundary(self, *, counted: bool) -> None:
-        """End a step and begin the next; one that is not counted is forgotten."""
+        """End a step and begin the next; a step that is not `counted` is dropped."""
         step = self._open[0]
         step.end = now = self._stamp()
         if counted:
@@ -78,9 +76,9 @@ class PhaseTimer:
 
     @contextlib.contextmanager
     def mark(self, name: str) -> Iterator[None]:
-        """A marker for `fastadv.phases.marked`."""
+        """Time one phase; this is a marker for `fastadv.phases.marked`."""
         if self._cuda and torch.cuda.is_current_stream_capturing():
-            yield  # what is recorded runs later, as one: only the replay is timed
+            yield  # the recorded graph runs later: only its replay is timed
             return
         span = _Span(name, self._stamp())
         self._open[-1].within.append(span)
@@ -92,9 +90,9 @@ class PhaseTimer:
             self._open.pop()
 
     def seconds(self) -> dict[str, float]:
-        """Mean seconds a step spent in each phase; "other" is what no phase claimed.
+        """Return the mean seconds of a step in each phase, and outside of all ("other").
 
-        The values add up to the mean step. Waits for the device.
+        The values add up to the mean step. This waits for the device.
         """
         if self._cuda:
             torch.cuda.synchronize()
@@ -114,7 +112,7 @@ class PhaseTimer:
 
 
 def _add(span: _Span, sums: dict[str, float]) -> float:
-    """Add what `span` spent outside of the spans within it; return all it spent."""
+    """Add the seconds of `span` outside of its inner spans; return all its seconds."""
     begin, end = span.begin, span.end
     if isinstance(begin, float) and isinstance(end, float):
         spent = end - begin
@@ -130,11 +128,11 @@ class StepProfile:
     """Times `steps` training steps of a run, traces `TRACED` more, writes both down.
 
     Args:
-        folder: where `profile.json` and `trace.json` go; None does nothing at all.
-        steps: how many are timed, after `WARMUP` that are not; None does nothing at all.
-        device: what the run trains on.
-        batch_size: images of a step.
-        note: is given what was found, as text.
+        folder: The folder for `profile.json` and `trace.json`; None profiles nothing.
+        steps: Number of steps to time after `WARMUP` others; None profiles nothing.
+        device: The device that the run trains on.
+        batch_size: Number of images of a step.
+        note: Is called with the results as text.
     """
 
     def __init__(
@@ -154,12 +152,12 @@ class StepProfile:
         self._marks = contextlib.ExitStack()
 
     def begin_epoch(self) -> None:
-        """What happened since the last step (validation, saving) belongs to none."""
+        """Drop the time since the last step (validation, saving)."""
         if self._timer is not None:
             self._timer.boundary(counted=False)
 
     def end_step(self) -> None:
-        """One more step is over."""
+        """Count one more step, which has just ended."""
         if not self.steps:
             return
         self._seen += 1
@@ -176,7 +174,7 @@ class StepProfile:
             self.close()
 
     def close(self) -> None:
-        """Write what there is, if the run was shorter than asked for."""
+        """Write the results so far, if the run was shorter than the profile."""
         if self._timer is not None:
             self._write()
         elif self.steps and self._seen < WARMUP:
@@ -210,7 +208,7 @@ class StepProfile:
 
 
 def summary(seconds: dict[str, float], steps: int, batch_size: int) -> dict[str, Any]:
-    """Phases in plain values: seconds of a step, and shares that add up to one."""
+    """Return plain values: seconds of each phase, and shares that add up to one."""
     whole = sum(seconds.values())
     return {
         "steps": steps,
@@ -222,7 +220,7 @@ def summary(seconds: dict[str, float], steps: int, batch_size: int) -> dict[str,
 
 
 def as_text(found: dict[str, Any]) -> str:
-    """`summary` as a table for a terminal."""
+    """Return a `summary` as a table for a terminal."""
     rows = [
         [name, f"{1e3 * found['seconds'][name]:.2f}", f"{100 * share:.1f} %"]
         for name, share in found["shares"].items()

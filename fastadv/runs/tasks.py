@@ -21,7 +21,7 @@ from fastadv.errors import DataError, FastadvError, Preempted
 from fastadv.progress import Progress
 
 if TYPE_CHECKING:  # commands that only print their help need no Parquet
-    from fastadv.results.legacy import LegacyTable
+    from fastadv.results.table import ResultsTable
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +131,7 @@ def run_task(task: Task, place: Place) -> Ended:
 def run_tasks(
     tasks: Sequence[Task],
     executor: Executor,
-    table: LegacyTable,
+    table: ResultsTable,
     *,
     done: int = 0,
     retries: int = 2,

@@ -12,7 +12,7 @@ from fastadv.data.config import Backend, TrainingImagesConfig
 from fastadv.device import DeviceConfig
 from fastadv.errors import ConfigError, unknown_name
 from fastadv.models.architecture_names import ARCHITECTURES
-from fastadv.ranges import AT_LEAST_0, AT_LEAST_1, Range
+from fastadv.ranges import AT_LEAST_0, AT_LEAST_1, Range, ordered_fields
 from fastadv.training.method_config import MethodConfig
 from fastadv.training.optimizer_config import OptimizerConfig
 
@@ -196,8 +196,9 @@ class TrainConfig(MethodConfig, OptimizerConfig, TrainingImagesConfig, DeviceCon
         return size
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values, for config.yaml."""
-        return asdict(self)
+        """Return plain values in the order of the flags, for config.yaml."""
+        values = asdict(self)
+        return {field.name: values[field.name] for field in ordered_fields(type(self))}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], where: str) -> TrainConfig:

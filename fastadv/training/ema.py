@@ -12,17 +12,17 @@ from fastadv.models import NormalizedModel
 
 
 class EMA:
-    """The averaged twin of a model: what is validated, tested and published.
+    """A model with averaged weights, which is validated, tested and saved for others.
 
     BatchNorm statistics are averaged like weights. The decay of update t is
     min(decay, (1 + t) / (10 + t)), so that a short run is not an average of its start.
 
     Args:
-        model: whose weights are averaged.
-        decay: share of the average that an update keeps, in (0, 1).
+        model: The model whose weights are averaged.
+        decay: Share of the average that an update keeps, in (0, 1).
 
     Attributes:
-        model: the twin, in evaluation mode.
+        model: The averaged model, in evaluation mode.
 
     Source:
         Polyak and Juditsky 1992; the warm-up is TensorFlow's ExponentialMovingAverage.
@@ -35,7 +35,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self, model: NormalizedModel) -> None:
-        """Take in the present weights of `model`; nothing is read from the device."""
+        """Add the present weights of `model`; nothing is read from the device."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
         mine, theirs = self.model.state_dict(), model.state_dict()
@@ -50,15 +50,15 @@ class EMA:
         )
 
     def reset(self, model: NormalizedModel) -> None:
-        """Begin anew from the present weights of `model`."""
+        """Restart the average from the present weights of `model`."""
         self.model.load_state_dict(model.state_dict())
         self.updates = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """The average and how many updates are in it."""
+        """Return the average and the number of updates in it."""
         return {"weights": self.model.state_dict(), "updates": self.updates}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave."""
+        """Continue from what `state_dict` returned."""
         self.model.load_state_dict(state["weights"])
         self.updates = state["updates"]

@@ -1,4 +1,4 @@
-"""What is measured between two lines of the log. Losses stay on the device until read."""
+"""Measurements between two events of the log; losses stay on the device until read."""
 
 from __future__ import annotations
 
@@ -19,7 +19,15 @@ from fastadv.training.step import StepResult
 
 @dataclass
 class Interval:
-    """Steps since the last "train" event; their losses are read together."""
+    """The steps since the last "train" event; their losses are read together.
+
+    Attributes:
+        losses: Loss of each step, scalars on the device.
+        correct: Correctly classified images of each step, scalars on the device.
+        images: Number of images of this rank.
+        waited: Seconds spent waiting for batches.
+        began: Time when the interval began, on the monotonic clock.
+    """
 
     losses: list[Tensor] = field(default_factory=list)
     correct: list[Tensor] = field(default_factory=list)
@@ -28,21 +36,22 @@ class Interval:
     began: float = field(default_factory=time.monotonic)
 
     def add(self, result: StepResult, images: int, waited: float) -> None:
-        """Count one step, without reading what it measured."""
+        """Add one step, without reading its measurements from the device."""
         self.losses.append(result.loss)
         self.correct.append(result.correct)
         self.images += images
         self.waited += waited
 
     def read(self, last_step: int, gather: Gather | None = None) -> dict[str, float]:
-        """The interval in numbers, over all ranks.
+        """Return mean loss, accuracy, speed, waiting and memory over all ranks.
 
         Args:
-            last_step: number of the last step that was added.
-            gather: gives what each rank measured, from what this one did.
+            last_step: Number of the last step that was added.
+            gather: Returns the measurements of every rank, given those of this one;
+                None for a single process.
 
         Raises:
-            TrainingDiverged: a loss of some rank is not finite; the message names the
+            TrainingDiverged: A loss of some rank is not finite; the message names the
                 step. All ranks raise it.
         """
         with phase("sync"):
@@ -70,7 +79,7 @@ class Interval:
 
 
 class _Part(NamedTuple):
-    """The interval of one rank."""
+    """The measurements of one rank in an interval."""
 
     losses: list[float]
     correct: int
@@ -82,19 +91,24 @@ class _Part(NamedTuple):
 Gather: TypeAlias = Callable[[_Part], list[_Part]]
 
 
-def in_words(numbers: dict[str, float], *, attacked: bool) -> str:
-    """What `read` gave, as a part of a line; accuracy is that on the training images."""
+def describe_measured(measured: dict[str, float], *, attacked: bool) -> str:
+    """Return what `Interval.read` returned as part of a line.
+
+    Args:
+        measured: The measurements; the accuracy is that on the training images.
+        attacked: Whether those images were attacked.
+    """
     return (
-        f"loss {numbers['loss']:.3f}"
-        f"  {'robust' if attacked else 'clean'} acc {100 * numbers['acc']:.1f} %"
-        f"  {numbers['images_per_s']:.1f} images/s"
-        f"  data wait {100 * numbers['data_wait']:.0f} %"
-        f"  {numbers['memory_gib']:.1f} GiB"
+        f"loss {measured['loss']:.3f}"
+        f"  {'robust' if attacked else 'clean'} acc {100 * measured['acc']:.1f} %"
+        f"  {measured['images_per_s']:.1f} images/s"
+        f"  data wait {100 * measured['data_wait']:.0f} %"
+        f"  {measured['memory_gib']:.1f} GiB"
     )
 
 
 def memory_in_use(device: torch.device, *, peak: bool = False) -> int:
-    """Bytes allocated on a CUDA device, else those this process holds in memory."""
+    """Return the bytes allocated on a CUDA device, else the memory of this process."""
     if device.type == "cuda":
         if peak:
             return torch.cuda.max_memory_allocated(device)

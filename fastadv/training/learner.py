@@ -24,7 +24,7 @@ from fastadv.training.methods import CLASSES, DTYPES, Net, PGDTraining
 from fastadv.training.mixing import Mixing
 from fastadv.training.optimizer_config import default_lr
 from fastadv.training.optimizers import make_optimizer
-from fastadv.training.overfit import Look, OverfitWatch
+from fastadv.training.overfit import OverfitCheck, OverfitWatch
 from fastadv.training.parallel import Parallel
 from fastadv.training.step import Update
 
@@ -206,19 +206,19 @@ class Learner:
         """Whether training attacks in one step, which may overfit catastrophically."""
         return self.attack is not None and self.attack.num_steps == 1
 
-    def look(self, step: int) -> Look | None:
-        """How the single-step attack and PGD do after update `step`, if it is time to.
+    def check_overfit(self, step: int) -> OverfitCheck | None:
+        """Compare the single-step attack with PGD after update `step`, if that is due.
 
-        Where the one has become blind to the other and the config asks for it, the
-        weights of the last look that was well are put back and PGD takes over. Every
-        rank must call it.
+        After a collapse, where the choices ask for it, the weights of the last check
+        without one are restored, and PGD replaces the single step. Every rank must call
+        it.
         """
         watch, attack, view = self.watch, self.method.attack, self.view
         if watch is None or attack is None or view is None or not watch.due(step):
             return None
         self.parallel.gather_weights()
-        look = self.world.share(watch.look(view, attack, step))
-        if not look.collapsed:
+        check = self.world.share(watch.check(view, attack, step))
+        if not check.collapsed:
             watch.remember(self.parallel.state())
         elif self.config.on_overfit == "fallback":
             if watch.weights is not None:
@@ -227,7 +227,7 @@ class Learner:
             if self.ema is not None:
                 self.ema.reset(self.model)
             self._fall_back()
-        return look
+        return check
 
     def _fall_back(self) -> None:
         self.fell_back, self.watch = True, None

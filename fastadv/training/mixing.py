@@ -1,4 +1,4 @@
-"""Labels that are not one class: smoothing, mixup, CutMix. The attack sees them, too."""
+"""Label smoothing, mixup and CutMix; the attack sees the mixed labels, too."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from fastadv.data.counter import derive_key
 
 @dataclass(frozen=True)
 class Mixing:
-    """What is done to a batch before it is attacked.
+    """Mixes images and labels of a batch before it is attacked.
 
     Partners are the batch in reverse order: an epoch is shuffled, so nothing has to be
     drawn on the device or sent there. With both mixup and CutMix a coin decides.
 
     Attributes:
-        label_smoothing: share of the label spread over all classes, in [0, 1).
-        mixup: alpha of Beta(alpha, alpha), the share of the first image; 0 is off.
-        cutmix: likewise, of the area that is kept.
+        label_smoothing: Share of the label that is spread over all classes, in [0, 1).
+        mixup: Alpha of Beta(alpha, alpha), the share of the first image; 0 is off.
+        cutmix: Alpha of Beta(alpha, alpha), the area that is kept; 0 is off.
 
     Source:
         Szegedy et al. 2016; Zhang et al. 2018 (mixup); Yun et al. 2019 (CutMix,
@@ -37,13 +37,13 @@ class Mixing:
     def __call__(
         self, images: Tensor, labels: Tensor, num_classes: int, seed: int
     ) -> tuple[Tensor, Tensor]:
-        """Mixed images and their targets.
+        """Return mixed images and their targets.
 
         Args:
-            images: uint8 [N, C, H, W].
-            labels: int64 [N].
-            num_classes: K.
-            seed: of this update.
+            images: Images in 0..255, uint8 [N, C, H, W].
+            labels: Their classes, int64 [N].
+            num_classes: Number of classes K.
+            seed: Seed of this update.
 
         Returns:
             The images (uint8, or float32 in [0, 1] after mixup), and the targets: class
@@ -71,7 +71,7 @@ class Mixing:
 def _cut(
     images: Tensor, kept: float, generator: np.random.Generator
 ) -> tuple[Tensor, float]:
-    """`images` with a box from the batch in reverse, and the share kept of each."""
+    """Return `images` with a box of the reversed batch, and the share of area kept."""
     height, width = images.shape[2:]
     side = (1 - kept) ** 0.5
     bounds: list[int] = []

@@ -2,7 +2,7 @@
 
 Within a few updates such a network learns to withstand the single step and nothing else:
 its accuracy under that step stays high, under PGD it falls to nothing (Wong et al. 2020,
-section 5.1; Andriushchenko and Flammarion 2020). Looking at both on held-out images tells.
+section 5.1; Andriushchenko and Flammarion 2020). Both are measured on held-out images.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fastadv.data.sets.subsets import Subset
 from fastadv.models.view import AttackView
 from fastadv.threat import ThreatModel
 
-HELD = 256  # images looked at: 3 % standard error of a share
+WATCHED = 256  # images: the standard error of a share is 3 %
 _STEPS = 10
 ACTIONS = {
     "fallback": "going back to the weights before it, and on with PGD of three steps",
@@ -33,21 +33,21 @@ _GAP, _SHARE = 0.2, 0.5
 
 
 @dataclass(frozen=True)
-class Look:
-    """What one look found.
+class OverfitCheck:
+    """What one check found.
 
     Attributes:
-        single_acc: accuracy under the single-step attack of training, in [0, 1].
-        pgd_acc: accuracy under PGD, in [0, 1].
-        collapsed: the first says nothing about the second any more.
+        single_acc: Accuracy under the single-step attack of training, in [0, 1].
+        pgd_acc: Accuracy under PGD, in [0, 1].
+        collapsed: Whether the first says nothing about the second any more.
     """
 
     single_acc: float
     pgd_acc: float
     collapsed: bool
 
-    def words(self, step: int) -> str:
-        """The finding after update `step`, for a person."""
+    def message(self, step: int) -> str:
+        """Return the finding after update `step` as a sentence."""
         return (
             f"catastrophic overfitting at step {step}: {100 * self.single_acc:.0f} % of "
             "held-out images withstand the single-step attack of training, "
@@ -56,28 +56,28 @@ class Look:
 
 
 def collapsed(single_acc: float, pgd_acc: float, n: int) -> bool:
-    """Whether PGD finds so much more than the single step on `n` images.
+    """Return whether PGD breaks far more of `n` images than the single step does.
 
-    Its accuracy must be less than half, and lower by 20 points; by more where images are
-    so few that three standard errors of the difference are more.
+    The accuracy under PGD must be less than half of the other, and lower by 20 points, or
+    by three standard errors of the difference where those are more.
     """
     gap = max(_GAP, 3 * math.sqrt(0.5 / max(n, 1)))
     return single_acc - pgd_acc > gap and pgd_acc < _SHARE * single_acc
 
 
 class OverfitWatch:
-    """Looks every so often, and remembers the weights of the last look that was well.
+    """Checks regularly, and keeps the weights of the last check without a collapse.
 
     Args:
-        images: held out of training, uint8 [n, 3, H, W] on the device of the model.
-        labels: int64 [n].
-        threat: what PGD may do.
-        every: updates between looks.
-        seed: of the random starts.
-        dtype: compute dtype of the attack view.
+        images: Images held out of training, uint8 [n, 3, H, W] on the model's device.
+        labels: Their classes, int64 [n].
+        threat: The threat model of PGD.
+        every: Number of updates between checks.
+        seed: Seed of the random starts.
+        dtype: Compute dtype of the attack view.
 
     Attributes:
-        weights: state dict of the last look that was well; None before there was one.
+        weights: State dict of the last check without a collapse; None before the first.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class OverfitWatch:
         seed: int,
         dtype: torch.dtype | None,
     ) -> OverfitWatch:
-        """Watch on the images of `loader`; see `updates_between` for how often."""
+        """Watch on the images of `loader`, as often as `updates_between` says."""
         batches = list(loader)
         images = torch.cat([batch.images for batch in batches])
         labels = torch.cat([batch.labels for batch in batches])
@@ -115,15 +115,15 @@ class OverfitWatch:
         return cls(images, labels, threat, every=every, seed=seed, dtype=dtype)
 
     def scale(self, factor: float) -> None:
-        """Judge within `factor` times the radius from now on."""
+        """Let PGD search within `factor` times the radius from now on."""
         self._judge = self._full.scaled(factor)
 
     def due(self, step: int) -> bool:
-        """Whether to look after `step` updates."""
+        """Return whether a check is due after `step` updates."""
         return step % self.every == 0
 
-    def look(self, view: AttackView, attack: PGD, step: int) -> Look:
-        """Accuracy on the held images under `attack` and under PGD; waits for the device."""
+    def check(self, view: AttackView, attack: PGD, step: int) -> OverfitCheck:
+        """Measure accuracy under `attack` and under PGD; waits for the device."""
         view.refresh()
         shares = []
         for each in (attack, self._judge):
@@ -132,10 +132,10 @@ class OverfitWatch:
                 shares.append((view(z).argmax(1) == self.labels).float().mean())
         single_acc, pgd_acc = torch.stack(shares).tolist()
         found = collapsed(single_acc, pgd_acc, len(self.labels))
-        return Look(single_acc, pgd_acc, found)
+        return OverfitCheck(single_acc, pgd_acc, found)
 
     def remember(self, weights: dict[str, Tensor]) -> None:
-        """Keep a copy of `weights`, on the device of the images."""
+        """Keep a copy of the state dict `weights`, on the device of the images."""
         device = self.images.device
         self.weights = {
             name: value.detach().to(device, copy=True)
@@ -144,15 +144,17 @@ class OverfitWatch:
 
 
 def updates_between(per_epoch: int, images: int, batch: int) -> int:
-    """Updates between two looks: half an epoch, or more, to spend a tenth of the time.
+    """Return the number of updates between two checks.
 
-    A look costs a forward and a backward pass through `images` for each step of PGD, the
-    single step and two verdicts: 24 units; an update five for each image of a `batch`.
+    It is half an epoch, or more, so that checks take at most a tenth of the time. A check
+    costs a forward and a backward pass of each image for each step of PGD, the single step
+    and two verdicts: 24 units for each of `images`; an update costs five for each image of
+    a batch of `batch`.
     """
     return max(per_epoch // 2, 48 * images // batch, 1)
 
 
-def held_out(images: ImageSet, seed: int) -> ImageSet:
-    """Some of a validation set, at most `HELD`."""
+def watched_images(images: ImageSet, seed: int) -> ImageSet:
+    """Return at most `WATCHED` images of a validation set, chosen by `seed`."""
     order = permutation(derive_key(seed, "watch"), len(images))
-    return Subset(images, order[:HELD])
+    return Subset(images, order[:WATCHED])

@@ -1,8 +1,8 @@
 """One model on several ranks: DDP or FSDP2, BatchNorm over the whole batch, whole states.
 
-The attack never goes through what is here. It works on the `AttackView` of the bare
-model, so an attack step sends nothing; a training step sends the gradients of its one
-backward pass, and the running statistics of BatchNorm, which the next attack uses.
+The attack does not use this module. It works on the `AttackView` of the bare model, so an
+attack step sends nothing; a training step sends the gradients of its one backward pass,
+and the running statistics of BatchNorm, which the next attack uses.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from fastadv.models import NormalizedModel, create_model
 from fastadv.runs.distributed import World
 
 Parallelism = Literal["ddp", "fsdp"]
-# torch 2.15 renamed it.
+# torch 2.15 renamed the option.
 _BUFFERS = next(
     name
     for name in ("forward_sync_buffers", "broadcast_buffers")
@@ -32,15 +32,15 @@ _BUFFERS = next(
 
 
 class Parallel:
-    """What makes the copies of a model on all ranks one.
+    """Keeps the copies of a model on all ranks the same.
 
     Args:
-        model: the same on every rank, on its device. SyncBN and FSDP2 change it in place,
-            so its attack view has to be made before.
-        world: the ranks.
-        kind: ddp: every rank keeps all weights; fsdp: gradients and the optimiser's
-            state are spread over the ranks, and weights outside of a step.
-        sync_bn: BatchNorm normalises by the batch of all ranks.
+        model: The model, the same on every rank and on its device. SyncBN and FSDP2 change
+            it in place, so its attack view has to be made before.
+        world: The ranks.
+        kind: With "ddp" every rank keeps all weights. With "fsdp" gradients and the state
+            of the optimiser are spread over the ranks, and weights outside of a step.
+        sync_bn: Whether BatchNorm normalises by the batch of all ranks.
     """
 
     def __init__(
@@ -58,13 +58,15 @@ class Parallel:
             return
         norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
         self.altered = (sync_bn and bool(norms)) or kind == "fsdp"
-        # With SyncBN they are equal anyhow.
+        # With SyncBN the statistics are equal on all ranks already.
         self.averaged = [] if sync_bn else [m for m in norms if m.track_running_stats]
         if sync_bn:
             _synchronize_norms(model)
         if kind == "fsdp":
-            model.net.to(memory_format=torch.contiguous_format)  # FSDP2 takes no other
-            # As one group: the attack needs all weights before the first layer runs.
+            model.net.to(
+                memory_format=torch.contiguous_format
+            )  # the only format of FSDP2
+            # One group for all: the attack needs the weights before the first layer runs.
             fully_shard(model.net, reshard_after_forward=False)
         else:
             device = next(model.parameters()).device
@@ -76,15 +78,15 @@ class Parallel:
             )
 
     def gather_weights(self) -> None:
-        """Before a step: the whole weights on every rank, for the attack view."""
+        """Gather the whole weights on every rank before a step, for the attack view."""
         if isinstance(self.model.net, FSDPModule):
             self.model.net.unshard()
 
     @torch.no_grad()
     def average_statistics(self) -> None:
-        """After a step: the running statistics of BatchNorm, as of the whole batch.
+        """Average the running statistics of BatchNorm over all ranks, after a step.
 
-        All ranks then attack the same network, and a checkpoint is the state of all.
+        All ranks then attack the same network, and a checkpoint holds the state of all.
         """
         if self.world.size == 1 or not self.averaged:
             return
@@ -103,17 +105,17 @@ class Parallel:
     # ---- whole states, the same whatever the parallelism ----
 
     def state(self) -> dict[str, Any]:
-        """The model's state dict in whole tensors. Every rank must call it."""
+        """Return the model's state dict in whole tensors. Every rank must call it."""
         return cast(dict[str, Any], _map(self.model.state_dict(), _whole))
 
     def plain(self) -> NormalizedModel:
-        """The model as one process has it, to evaluate and save. Every rank must call."""
+        """Return the model as one process has it. Every rank must call it."""
         if not self.altered:
             return self.model
         return self.replica(self.state())
 
     def replica(self, state: dict[str, Any]) -> NormalizedModel:
-        """A model like this one with the weights of `state`."""
+        """Return a new model like this one with the weights of `state`."""
         model = self.model
         if model.num_classes is None:
             raise TypeError("the model does not state its number of classes")
@@ -123,18 +125,18 @@ class Parallel:
         return copy.to(model.mean.device).to(memory_format=torch.channels_last)
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take over the whole tensors of `state`."""
+        """Load the whole tensors of `state` into the model."""
         mine = self.model.state_dict()
         self.model.load_state_dict({k: _like(mine[k], v) for k, v in state.items()})
 
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """The optimiser's state dict in whole tensors. Every rank must call it."""
+        """Return the state dict of `optimizer` in whole tensors. Every rank must call it."""
         return cast(dict[str, Any], _map(optimizer.state_dict(), _whole))
 
     def load_optimizer_state(
         self, optimizer: torch.optim.Optimizer, state: dict[str, Any]
     ) -> None:
-        """Take over the whole tensors of `state`."""
+        """Load the whole tensors of `state` into `optimizer`."""
         params = [p for group in optimizer.param_groups for p in group["params"]]
         shared = {
             number: {
@@ -149,7 +151,7 @@ class Parallel:
 
 
 class _Network(nn.Module):
-    """What DDP calls: the model from the normalised image on."""
+    """The module that DDP wraps: the model from the normalised image on."""
 
     def __init__(self, model: NormalizedModel) -> None:
         super().__init__()
@@ -189,7 +191,7 @@ def _synchronize_norms(model: NormalizedModel) -> None:
 
 
 class _Sum(torch.autograd.Function):
-    """Sum over ranks, which the gradient is, too: each rank's loss depends on it."""
+    """The sum over ranks; its gradient is a sum, too, as each rank's loss depends on it."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:
@@ -210,9 +212,10 @@ def _summed(value: Tensor) -> Tensor:
 
 
 class SyncedBatchNorm(nn.BatchNorm2d):
-    """BatchNorm over the batches of all ranks where torch's SyncBatchNorm cannot run.
+    """BatchNorm over the batches of all ranks on the CPU.
 
-    That one needs a GPU. Ranks must have equally many images, as in training they do.
+    torch's SyncBatchNorm needs a GPU. Ranks must have equally many images, as they do in
+    training.
     """
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""What a run will take: memory, units of cost, time on some numbers of devices.
+"""The plan of a run: its memory, units of cost, and time on given numbers of devices.
 
-Nothing of it is looked up: the run is built as it would be, some of its steps are made
-and measured, and the rest is multiplication. Nothing is written.
+Nothing is looked up: the run is built as it would be, some of its steps are done and
+measured, and the rest is multiplication. Nothing is written.
 """
 
 from __future__ import annotations
@@ -36,31 +36,31 @@ from fastadv.training.stages import side_at
 from fastadv.training.trainer import Trainer
 
 TRAIN, ATTACK, JUDGE = "training pass", "attack pass", "validation attack pass"
-# What several devices lose to communication and to smaller parts of the batch is not
-# measured here; the table shows none of it and this much.
+# The loss of several devices to communication and to smaller parts of the batch is not
+# measured here; the table shows the time without it, and with this efficiency.
 ASSUMED_EFFICIENCY = 0.8
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What was measured, and what follows from it. Seconds, bytes, images.
+class RunPlan:
+    """Measurements of a run, and what follows from them, in seconds, bytes and images.
 
     Attributes:
-        what: the run in words.
-        device: it was measured on.
-        parameters: number of weights that train.
-        units: cost of a step in forward passes of the network, counted in a real one:
+        what: Description of the run.
+        device: Name of the device it was measured on.
+        parameters: Number of weights that train.
+        units: Cost of a step in forward passes of the network, counted in a real step:
             forward, input gradient and weight gradient are one each.
-        memory: bytes by what they are for.
-        memory_peak: bytes at the worst moment, estimated from `memory`.
-        memory_measured: most bytes in use while measuring: without validation.
-        steps: of the whole run.
-        measured_steps: how many were timed.
-        step_seconds: mean of those.
-        images_per_s: of training.
-        data_wait: share of a step spent waiting for the batch.
-        parts: seconds of the whole run on this device, by what they go to.
-        devices: numbers of devices that were asked for.
+        memory: Bytes by what they are for.
+        memory_peak: Bytes at the worst moment, estimated from `memory`.
+        memory_measured: Most bytes in use while measuring, without validation.
+        steps: Number of steps of the whole run.
+        measured_steps: Number of steps that were timed.
+        step_seconds: Their mean seconds.
+        images_per_s: Images per second of training.
+        data_wait: Share of a step spent waiting for the batch, in [0, 1].
+        parts: Seconds of the whole run on this device, by what they are spent on.
+        devices: Numbers of devices to project to.
     """
 
     what: str
@@ -80,20 +80,24 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        """The whole run on one device."""
+        """Seconds of the whole run on one device."""
         return sum(self.parts.values())
 
     def projected(self, devices: int, efficiency: float = 1.0) -> float:
-        """Seconds of the whole run on `devices`, each as fast as this one.
+        """Return the seconds of the whole run on several devices like this one.
 
         Building the run takes as long on many as on one; the rest is shared.
+
+        Args:
+            devices: Number of devices.
+            efficiency: Share of their joint speed that is reached, in (0, 1].
         """
         shared = self.seconds - self.parts["setup"]
         speed = 1.0 if devices == 1 else devices * efficiency
         return self.parts["setup"] + shared / speed
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, the projection included."""
+        """Return plain values, the projection included."""
         rows = [
             {
                 "devices": n,
@@ -107,7 +111,7 @@ class Plan:
         return asdict(self) | {"seconds": self.seconds, "projection": rows}
 
     def text(self) -> str:
-        """For a terminal."""
+        """Return the plan as text for a terminal."""
         memory = [[name, _gib(size)] for name, size in self.memory.items() if size]
         memory += [
             ["peak, estimated", _gib(self.memory_peak)],
@@ -143,16 +147,16 @@ class Plan:
         )
 
 
-def make_plan(config: TrainConfig, devices: Sequence[int] = (1,)) -> Plan:
+def plan_run(config: TrainConfig, devices: Sequence[int] = (1,)) -> RunPlan:
     """Build the run of `config`, measure some steps of it, and project the rest.
 
     Args:
-        config: the run's choices.
-        devices: numbers of devices to project to.
+        config: The choices of the run.
+        devices: Numbers of devices to project to.
 
     Raises:
-        ConfigError: choices that do not go together.
-        DataError: the data set cannot be used.
+        ConfigError: Choices contradict each other.
+        DataError: The data set cannot be used.
     """
     began = time.monotonic()
     trainer = Trainer(config, dry_run=True)
@@ -175,7 +179,7 @@ def make_plan(config: TrainConfig, devices: Sequence[int] = (1,)) -> Plan:
     whole_epochs = sum((each / side) ** 2 for each in sides)
     validations = -(-config.epochs // config.eval_every)
     memory = _memory(trainer, saved, built, first)
-    return Plan(
+    return RunPlan(
         what=f"{config.arch} on {trainer.train_set.name} at {side} px, {config.method}"
         + (f", {config.threat}, {config.attack_steps} steps" if trainer.attack else "")
         + f"; batch {trainer.batch_size}, {config.epochs} epochs",
@@ -193,15 +197,16 @@ def make_plan(config: TrainConfig, devices: Sequence[int] = (1,)) -> Plan:
         parts={
             "setup": setup,
             "training": whole_epochs * steps * timed.seconds,
-            "validation": validations * _judging(len(trainer.val_set), config, judged),
-            "test": _judging(len(trainer.test_set), config, judged),
+            "validation": validations
+            * _evaluation_seconds(len(trainer.val_set), config, judged),
+            "test": _evaluation_seconds(len(trainer.test_set), config, judged),
         },
         devices=tuple(devices),
     )
 
 
-def _judging(n: int, config: TrainConfig, judged: JudgeTimes) -> float:
-    """Seconds to evaluate on `n` images."""
+def _evaluation_seconds(n: int, config: TrainConfig, judged: JudgeTimes) -> float:
+    """Return the seconds to evaluate on `n` images."""
     attacked = min(n, config.eval_images)
     if not config.adversarial or attacked == n:  # one pass
         return judged.begin + n * (judged.attacked or judged.clean)
@@ -227,7 +232,7 @@ def _memory(
         "attack view": own_bytes(tensors_of(trainer.view), but=tensors_of(model)),
     }
     return {
-        # Libraries, the list of files: what was there once the run was built, but for it.
+        # Libraries, lists of files: what the process held once the run was built.
         "process": max(0, built - sum(parts.values())),
         **parts,
         "gradients": sum(p.numel() * p.element_size() for p in weights),
@@ -237,13 +242,16 @@ def _memory(
         TRAIN: kept["train"],
         ATTACK: kept["attack"],
         JUDGE: kept["attack"] * judged // n if attacks else 0,
-        # Going backward through the largest layer: gradients of its output and input.
+        # The gradients of output and input of the largest layer, in its backward pass.
         "work space": 2 * saved.largest,
     }
 
 
 def _peak(memory: dict[str, int], *, recorded: bool) -> int:
-    """At the worst moment: passes follow each other, but a CUDA graph keeps its memory."""
+    """Return the bytes at the worst moment.
+
+    Passes follow each other and share memory, but a CUDA graph keeps its own.
+    """
     passes = {name: memory[name] for name in (TRAIN, ATTACK, JUDGE)}
     standing = sum(memory.values()) - sum(passes.values())
     if recorded:

@@ -1,4 +1,4 @@
-"""Measurements of real training steps, for the plan: time, units of cost, memory."""
+"""Measurements of real training steps for the plan: time, units of cost, memory."""
 
 from __future__ import annotations
 
@@ -22,18 +22,25 @@ from fastadv.training.learner import judging_attack
 from fastadv.training.trainer import Trainer
 
 STEPS, WARMUP = 20, 3
-_MOST_SECONDS = 120.0  # of timed steps; where they are slow, fewer have to do
+_MOST_SECONDS = 120.0  # for timed steps; slow runs time fewer than `STEPS`
 
 
 def endless(loader: Loader) -> Iterator[Batch]:
-    """The batches of epoch after epoch."""
+    """Yield the batches of epoch after epoch, without end."""
     while True:
         yield from loader
 
 
 @dataclass(frozen=True)
 class StepTimes:
-    """Timed steps: how many, their mean seconds, images in all, seconds spent waiting."""
+    """Times of training steps.
+
+    Attributes:
+        steps: Number of timed steps.
+        seconds: Mean seconds of a step.
+        images: Number of images in all steps.
+        waited: Seconds spent waiting for batches in all steps.
+    """
 
     steps: int
     seconds: float
@@ -42,7 +49,7 @@ class StepTimes:
 
     @property
     def images_per_s(self) -> float:
-        """Of training."""
+        """Images per second of training."""
         return self.images / (self.steps * self.seconds)
 
     @property
@@ -52,15 +59,15 @@ class StepTimes:
 
 
 def time_steps(trainer: Trainer, batches: Iterator[Batch]) -> StepTimes:
-    """Train on `STEPS` batches after `WARMUP` more, in the mode the model is in."""
+    """Time `STEPS` training steps after `WARMUP` others, in the mode the model is in."""
     for _ in range(WARMUP):
         trainer.update(next(batches))
     _settle(trainer.device)
     began, steps, images, waited = time.monotonic(), 0, 0, 0.0
     while steps < STEPS and time.monotonic() - began < _MOST_SECONDS:
-        asked = time.monotonic()
+        requested = time.monotonic()
         batch = next(batches)
-        waited += time.monotonic() - asked
+        waited += time.monotonic() - requested
         trainer.update(batch)
         steps, images = steps + 1, images + len(batch.labels)
     _settle(trainer.device)
@@ -74,7 +81,13 @@ def _settle(device: torch.device) -> None:
 
 @dataclass(frozen=True)
 class JudgeTimes:
-    """Seconds of an evaluation: to begin one, and for each image, clean and attacked."""
+    """Seconds of an evaluation.
+
+    Attributes:
+        begin: Seconds to begin an evaluation.
+        clean: Seconds for each image without an attack.
+        attacked: Seconds for each image with an attack; 0 without one.
+    """
 
     begin: float
     clean: float
@@ -82,7 +95,7 @@ class JudgeTimes:
 
 
 def time_evaluation(trainer: Trainer) -> JudgeTimes:
-    """Judge one batch of test images, and two of them to tell what does not grow."""
+    """Time evaluations of one batch and of two images; from both follow all times."""
     config, images = trainer.config, trainer.test_set
     few, many = min(2, len(images)), min(EVAL_BATCH, len(images))
     judge = judging_attack(config, config.eval_steps) if config.adversarial else None
@@ -108,10 +121,10 @@ def time_evaluation(trainer: Trainer) -> JudgeTimes:
 
 
 class Units:
-    """Counts what the network is asked for, in forward passes of one image.
+    """Counts the work of the network, in forward passes of one image.
 
-    A pass of the attack view with gradients is two (forward, input gradient), one of the
-    model that trains is three (and the weight gradient), without gradients each is one.
+    A pass of the attack view with gradients counts two (forward, input gradient), one of
+    the training model three (and the weight gradient), each without gradients one.
     """
 
     def __init__(self) -> None:
@@ -119,7 +132,7 @@ class Units:
 
     @contextmanager
     def counting(self, trainer: Trainer) -> Iterator[None]:
-        """Count inside the block. What a CUDA graph replays is not seen."""
+        """Count inside the block, but for the work that a CUDA graph replays."""
         handles = [trainer.model.net.register_forward_hook(self._training)]
         if trainer.view is not None:
             handles.append(trainer.view.net.register_forward_hook(self._attack))
@@ -140,7 +153,7 @@ class Units:
 
 
 class _Kept:
-    """A tensor autograd keeps for the backward pass; its memory counts while it lives."""
+    """A tensor that autograd keeps for the backward pass; it counts while it lives."""
 
     def __init__(self, tensor: Tensor, ledger: SavedMemory) -> None:
         # Detached: a node that kept its own output would never be freed.
@@ -153,14 +166,14 @@ class _Kept:
 
 
 class SavedMemory:
-    """Most bytes that autograd kept at once, for attacks and for training.
+    """Measures the most bytes that autograd kept at once, for attacks and for training.
 
     Args:
-        ignored: tensors that are there anyway: weights and statistics.
+        ignored: Tensors that exist anyway: weights and statistics.
 
     Attributes:
-        peak: bytes, under "attack" and "train".
-        largest: bytes of the largest single tensor that was kept.
+        peak: Most bytes at once, by "attack" and "train".
+        largest: Bytes of the largest single tensor that was kept.
     """
 
     def __init__(self, ignored: Iterator[Tensor]) -> None:
@@ -173,7 +186,7 @@ class SavedMemory:
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Record inside the block."""
+        """Record the tensors that autograd keeps inside the block."""
 
         @contextmanager
         def mark(name: str) -> Iterator[None]:
@@ -190,11 +203,11 @@ class SavedMemory:
             yield
 
     def place(self) -> str:
-        """What is under way."""
+        """Return what is running: "attack" or "train"."""
         return "attack" if self._in_attack else "train"
 
     def take(self, kept: _Kept) -> None:
-        """Count a tensor, once for all that share its memory."""
+        """Count a kept tensor; tensors that share memory count once."""
         where, size = _storage(kept.tensor)
         if where in self._ignored:
             return
@@ -207,7 +220,7 @@ class SavedMemory:
             self.peak[kept.place] = max(most, self._now[kept.place])
 
     def give_back(self, kept: _Kept) -> None:
-        """No longer count it."""
+        """Stop counting a kept tensor, which autograd has dropped."""
         where, size = _storage(kept.tensor)
         key = kept.place, where
         if key not in self._holders:
@@ -224,14 +237,14 @@ def _storage(tensor: Tensor) -> tuple[int, int]:
 
 
 def own_bytes(tensors: Iterator[Tensor], but: Iterable[Tensor] = ()) -> int:
-    """Bytes of memory behind `tensors`, shared memory once, that of `but` not at all."""
+    """Return the bytes of `tensors`: shared memory once, that of `but` not at all."""
     others = {_storage(tensor)[0] for tensor in but}
     found = dict(_storage(tensor) for tensor in tensors)
     return sum(size for where, size in found.items() if where not in others)
 
 
 def tensors_of(module: nn.Module | None) -> Iterator[Tensor]:
-    """Parameters and buffers, and tensors that modules keep beside them."""
+    """Yield parameters, buffers, and tensors that modules keep beside them."""
     if module is None:
         return
     for part in module.modules():

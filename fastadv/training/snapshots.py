@@ -1,9 +1,8 @@
-"""Pictures during a run: what the attack does to a few images, and where gradients point."""
+"""Pictures during a run: what the attack does to a few images, and loss gradients."""
 
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
 import numpy as np
 
@@ -11,14 +10,19 @@ from fastadv.attacks import PGD
 from fastadv.data import Batch, ImageSet
 from fastadv.data.sets.subsets import Subset
 from fastadv.models import NormalizedModel
+from fastadv.runs.directory import RunDirectory
+from fastadv.runs.listeners import PICTURE
 
 log = logging.getLogger(__name__)
 
 COLUMNS = 8  # the width of a page
 
 
-def shown(images: ImageSet, count: int = COLUMNS) -> ImageSet:
-    """At most `count` images, of as many classes as possible; the same every time."""
+def pictured_images(images: ImageSet, count: int = COLUMNS) -> ImageSet:
+    """Return at most `count` images, of as many classes as possible.
+
+    They are the same at every call.
+    """
     spread = np.linspace(0, len(images.classes) - 1, count).round().astype(np.int64)
     firsts = {int(c): np.flatnonzero(images.labels == c) for c in spread}
     picked: list[int] = []
@@ -30,26 +34,27 @@ def shown(images: ImageSet, count: int = COLUMNS) -> ImageSet:
     return Subset(images, picked)
 
 
-def draw(
-    run: Path,
+def draw_pictures(
+    run: RunDirectory,
+    step: int,
     epoch: int,
     model: NormalizedModel,
     batch: Batch,
     class_names: tuple[str, ...],
     attack: PGD | None,
-) -> str | None:
-    """Write `pictures/epoch-N.png`: clean, adversarial, perturbation, gradient.
+) -> None:
+    """Write `pictures/epoch-N.png`: clean, adversarial, perturbation, gradient; log it.
+
+    A file that cannot be written is reported and does not stop the run.
 
     Args:
-        run: the run directory.
-        epoch: epochs done.
-        model: stays as it is.
-        batch: the images to show.
-        class_names: of the model's outputs.
-        attack: of the adversarial images; None draws gradients alone.
-
-    Returns:
-        The file, relative to `run`; None if it could not be written, which is logged.
+        run: The run directory.
+        step: Number of training steps done.
+        epoch: Number of epochs done.
+        model: The model, which is left as it is.
+        batch: The images to show.
+        class_names: Names of the model's classes.
+        attack: The attack that makes adversarial images; None draws gradients alone.
     """
     from fastadv.reporting.figures.pictures import adversarial_examples, loss_gradients
 
@@ -61,10 +66,11 @@ def draw(
             models, batch.images, batch.labels, class_names, attack, gradients=True
         )
     file = f"pictures/epoch-{epoch:04d}.png"
+    path = run.path / file
     try:
-        (run / "pictures").mkdir(exist_ok=True)
-        figure.savefig(run / file, dpi=120)
+        path.parent.mkdir(exist_ok=True)
+        figure.savefig(path, dpi=120)
     except OSError as error:
-        log.warning("%s could not be written: %s", run / file, error.strerror or error)
-        return None
-    return file
+        log.warning("%s could not be written: %s", path, error.strerror or error)
+        return
+    run.log(PICTURE, epoch=epoch, step=step, file=file)

@@ -1,4 +1,4 @@
-"""What changes from epoch to epoch besides the learning rate: radius and resolution."""
+"""Schedules of the radius and the resolution, which change from epoch to epoch."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ _STAGES = 4
 
 
 def side_at(config: TrainConfig, resolution: int, epoch: int) -> int:
-    """Side of the training images in `epoch` (from 0), pixels.
+    """Return the side of the training images in `epoch` (from 0), in pixels.
 
-    Four stages of equally many epochs, linearly from `config.progressive` to `resolution`,
-    those between in multiples of 32 (of 4 below 128 px). Few sides, since each is compiled
-    or recorded anew.
+    It grows in four stages of equally many epochs, linearly from `config.progressive` to
+    `resolution`; sides in between are multiples of 32 (of 4 below 128 px). There are few
+    sides, since the network is compiled or recorded anew for each.
 
     Source:
         Tan and Le 2021 (2104.00298), algorithm 1, with four stages.
@@ -29,7 +29,7 @@ def side_at(config: TrainConfig, resolution: int, epoch: int) -> int:
 
 
 def radius_at(config: TrainConfig, side: int, resolution: int, epoch: int) -> float:
-    """Radius of the training attack in `epoch`, in units of the full one.
+    """Return the radius of the training attack in `epoch`, as a share of the full one.
 
     It grows linearly over the first `config.eps_warmup` epochs. An l2 radius is
     proportional to the side of the images, so that each pixel may change as much.

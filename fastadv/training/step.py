@@ -1,4 +1,4 @@
-"""One training step: what a method makes of a batch, then the update. No schedules."""
+"""One training step: the losses of a method on a batch, then the update."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from fastadv.training.mixing import Mixing
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step measured; tensors stay on the device, unread.
+    """The measurements of a step; tensors stay on the device, unread.
 
     Attributes:
-        loss: what was descended on (for several replays, the last), float32 scalar.
-        correct: number of images of the batch classified correctly, as the method
-            trained on them (attacked, if it attacks), int64 scalar.
+        loss: Loss that was minimised (the last one of several replays), float32 scalar.
+        correct: Number of images of the batch classified correctly, as the method trained
+            on them (attacked, if it attacks), int64 scalar.
     """
 
     loss: Tensor
@@ -33,14 +33,15 @@ class StepResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Update:
-    """What is done around the loss; nothing, by default.
+    """What surrounds the loss in a step; by default nothing does.
 
     Attributes:
-        mixing: of images and labels, before the attack.
-        accumulate: parts a batch passes in, one update for all of them: the memory of
-            a part, and but for BatchNorm the result of the batch.
-        clip_grad: greatest length of the gradient of all weights together.
-        scaler: of the loss, for float16.
+        mixing: Mixing of images and labels, before the attack.
+        accumulate: Number of parts in which a batch passes the network, with one update
+            for all. It needs the memory of a part and gives, but for BatchNorm, the
+            result of the batch.
+        clip_grad: Maximum gradient norm of all weights together; None does not clip.
+        scaler: Scaler of the loss, for float16.
     """
 
     mixing: Mixing = field(default_factory=Mixing)
@@ -70,22 +71,22 @@ def train_step(
     """Update `model` on one batch; with `attack`, on adversarial images only.
 
     Args:
-        model: in the mode it trains in.
-        images: uint8 [N, 3, H, W] in 0..255.
-        labels: int64 [N].
-        optimizer: of the parameters that train.
-        attack: None trains on the images as they are.
-        view: the attack view of `model`; refreshed here. Required with `attack`.
-        seed: of this step's random starts.
-        offset: number of the first image among those of all ranks.
-        ranks: how many there are, each with as many images.
+        model: The model, in the mode it trains in.
+        images: Images in 0..255, uint8 [N, 3, H, W].
+        labels: Their classes, int64 [N].
+        optimizer: Optimiser of the parameters that train.
+        attack: The attack; None trains on the images as they are.
+        view: The attack view of `model`, which is refreshed here. Required with `attack`.
+        seed: Seed of this step's random starts.
+        offset: Number of the first image among those of all ranks.
+        ranks: Number of ranks, each of which has as many images.
         precision: `"fp32"`, or `"bf16"` or `"fp16"` for autocast.
-        method: what is descended on; replaces `attack`, `view` and `precision`, which
+        method: The training method. It replaces `attack`, `view` and `precision`, which
             stand for `PGDTraining` or plain cross-entropy.
-        update: what is done around it.
+        update: What surrounds the loss.
 
     Raises:
-        ValueError: `attack` without `view`.
+        ValueError: `attack` is given without `view`.
     """
     if method is None:
         kind = Method if attack is None else PGDTraining
@@ -103,7 +104,7 @@ def train_step(
         for i, (part, losses) in enumerate(zip(parts, passes, strict=True)):
             with phase("train"), _reduced(method.net, last=i == len(parts) - 1):
                 made = next(losses, None)
-                if made is None:  # of every part, what comes after the last update
+                if made is None:  # the last update is done: finish every part
                     for rest in passes[1:]:
                         next(rest, None)
                     return StepResult(loss, correct)
@@ -131,7 +132,7 @@ def _parts(
     offset: int,
     batch: int,
 ) -> list[Part]:
-    """This rank's images of a batch in `count` parts, fewer if it has fewer images."""
+    """Split this rank's images into `count` parts, fewer if it has fewer images."""
     n, size = len(labels), -(-len(labels) // count)
     return [
         Part(
@@ -147,7 +148,7 @@ def _parts(
 
 
 def _reduced(net: Net, *, last: bool) -> AbstractContextManager[object]:
-    """Gradients are averaged over ranks once for each update: in its last part."""
+    """Average gradients over ranks in the last part of an update alone."""
     no_sync = getattr(net.forward, "no_sync", None)
     return contextlib.nullcontext() if last or no_sync is None else no_sync()
 

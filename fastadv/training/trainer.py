@@ -1,14 +1,10 @@
-"""The training loop: build, resume, step, validate, save, test."""
+"""The training loop: it builds a run, resumes, steps, validates, saves and tests."""
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -24,90 +20,50 @@ from fastadv.errors import (
 )
 from fastadv.kernels import use_backend
 from fastadv.kernels.registry import check_backend_name
-from fastadv.models import create_model, load_model, save_model
-from fastadv.models.architecture_names import MODEL_FILE
+from fastadv.models import create_model, load_model
 from fastadv.models.view import AttackView
 from fastadv.phases import phase
 from fastadv.runs.directory import RunDirectory
-from fastadv.runs.distributed import (
-    World,
-    joined,
-    random_state,
-    set_random_state,
-)
-from fastadv.runs.listeners import (
-    PICTURE,
-    ListenerGroup,
-    check_listeners,
-    open_listeners,
-)
+from fastadv.runs.distributed import World, join_ranks, random_state, set_random_state
+from fastadv.runs.listeners import check_listeners, open_listeners
 from fastadv.runs.preemption import StopRequest, stop_on_signal
 from fastadv.runs.profile import StepProfile
 from fastadv.training.config import TrainConfig
+from fastadv.training.final_test import store_final_test
 from fastadv.training.images import RunImages
 from fastadv.training.interval import Interval
 from fastadv.training.learner import Learner, judging_attack
 from fastadv.training.optimizer_config import learning_rate
-from fastadv.training.overfit import Look, OverfitWatch, held_out
-from fastadv.training.runlog import RunLog
-from fastadv.training.snapshots import draw, shown
+from fastadv.training.overfit import OverfitCheck, OverfitWatch, watched_images
+from fastadv.training.runlog import RunLog, TrainSummary
+from fastadv.training.saving import (
+    MAY_CHANGE,
+    NO_SCORE,
+    check_finite,
+    open_run,
+    save_checkpoint,
+)
+from fastadv.training.snapshots import draw_pictures, pictured_images
 from fastadv.training.stages import radius_at, side_at
 from fastadv.training.step import StepResult, train_step
 from fastadv.training.validation import Interrupted, Validation
 
-log = logging.getLogger(__name__)
-
-# Choices that may differ when a run is resumed: none of them changes what is computed.
-MAY_CHANGE = (
-    "out",
-    "resume",
-    "device",
-    "workers",
-    "save_minutes",
-    "backend",
-    "data",
-    "dataset_option",
-    "keep_every",
-    "pictures_every",
-    "tensorboard",
-    "wandb",
-    "parallel",
-)
-# The parts of the state that are saved with the weights, too.
-METADATA = ("config", "resolution", "classes", "epoch", "step", "best")
 _LOG_SECONDS = 10.0  # between "train" events; reading the losses waits for the device
 
 
-@dataclass(frozen=True)
-class TrainSummary:
-    """What a finished run reached, on the evaluation split, with its best weights.
-
-    Attributes:
-        run: the run directory.
-        clean_acc: share of all test images, in [0, 1].
-        robust_acc: share of the attacked ones; None for a standard run.
-        images_per_s: training images per second over the whole run.
-    """
-
-    run: Path
-    clean_acc: float
-    robust_acc: float | None
-    images_per_s: float
-
-
 class Trainer:
-    """Everything one run needs, built from its config.
+    """Everything that one run needs, built from its choices.
 
     Args:
-        config: the run's choices.
-        dry_run: build everything, but neither create nor open the run directory.
-        world: the ranks this process is one of; see `distributed.joined`.
-        profile: find out where so many steps go, see `StepProfile`; None for not.
+        config: The choices of the run.
+        dry_run: Build everything, but neither create nor open the run directory.
+        world: The ranks of which this process is one; see `distributed.join_ranks`.
+        profile: Number of steps to time; see `StepProfile`. None times nothing.
 
     Raises:
-        ConfigError: choices that do not go together.
-        DataError: the data set cannot be used.
-        CheckpointError: the state to resume from cannot be read.
+        ConfigError: Choices contradict each other.
+        DataError: The data set cannot be used.
+        CheckpointError: The state to resume from cannot be read.
     """
 
     def __init__(
@@ -120,25 +76,22 @@ class Trainer:
     ) -> None:
         self.config = config
         self.world = world or World()
-        check_listeners(**self._listeners, writes=self.world.leads)
+        leads = self.world.leads
+        check_listeners(config.tensorboard, config.wandb, writes=leads)
         if config.backend != "auto":
             check_backend_name(config.backend)
         self.device = self.world.device(config.device)
-        self.run = RunDirectory(
-            config.out_path, may_change=MAY_CHANGE, writes=self.world.leads
-        )
+        self.run = RunDirectory(config.out_path, may_change=MAY_CHANGE, writes=leads)
         self.images = RunImages(config, self.device, self.world)
-        self.resolution, self.batch_size = (
-            self.images.resolution,
-            self.images.batch_size,
-        )
+        self.resolution = self.images.resolution
+        self.batch_size = self.images.batch_size
         self.train_set, self.val_set = self.images.train, self.images.val
         self.test_set = self.images.test
         self.loader = self.images.train_loader()
         self.total_steps = config.epochs * len(self.loader)
         classes = len(self.train_set.classes)
         resumes = self.world.share(config.resume and self.run.began)
-        # Not read again to resume: what a run began with may be gone by then.
+        # A resumed run does not read it again: the file may be gone by then.
         source = None if resumes else config.init_from
         self.model = create_model(
             config.arch, classes, weights=source, seed=config.seed
@@ -148,7 +101,7 @@ class Trainer:
         self.parallel, self.optimizer = self.learner.parallel, self.learner.optimizer
         if self.learner.watched and not dry_run:
             self.learner.watch = OverfitWatch.on(
-                self.images.eval_loader(held_out(self.val_set, config.seed)),
+                self.images.eval_loader(watched_images(self.val_set, config.seed)),
                 config.threat,
                 updates_per_epoch=len(self.loader),
                 batch_size=self.batch_size,
@@ -162,8 +115,8 @@ class Trainer:
             config.seed,
             self.world,
         )
-        self.step, self.best_score = 0, -1.0
-        self._validated = True  # what the last epoch left
+        self.step, self.best_score = 0, NO_SCORE
+        self._validated = True  # the model that the last epoch left
         self.runlog = RunLog(
             config,
             self.run,
@@ -172,19 +125,19 @@ class Trainer:
             attacked=self.attack is not None,
         )
         self.profile = StepProfile(
-            self.run.path if self.world.leads else None,
+            self.run.path if leads else None,
             profile,
             self.device,
             self.batch_size,
             self.runlog.note,
         )
-        prepares = self.world.leads and not dry_run
-        state = self.world.share(self._open_run() if prepares else None)
+        prepares = leads and not dry_run
+        state = self.world.share(open_run(self.run, config) if prepares else None)
         self.resumed = state is not None
         try:
             if state is not None:
                 self._load_state(state)
-            if prepares:  # not before: a resume that is refused changes nothing
+            if prepares:  # only now: a resume that is refused changes nothing
                 self.run.record(config.to_dict())
         except BaseException:
             self.run.release()
@@ -194,42 +147,30 @@ class Trainer:
 
     @property
     def attack(self) -> PGD | None:
-        """The attack of training at its full radius."""
+        """The attack of training at its full radius; None for standard training."""
         return self.learner.attack
 
     @property
     def view(self) -> AttackView | None:
-        """What it attacks."""
+        """The attack view of the model, which the attack works on."""
         return self.learner.view
 
     @property
     def judge(self) -> PGD:
-        """What validations attack with."""
+        """The attack that validations judge the model by."""
         return judging_attack(self.config, self.config.eval_steps)
 
     def _stage(self, epoch: int) -> None:
-        """Resolution and radius of `epoch`."""
+        """Set resolution and radius for `epoch`."""
         side = side_at(self.config, self.resolution, epoch)
         self.loader.set_resolution(side)
         scale = radius_at(self.config, side, self.resolution, epoch)
         self.learner.begin_epoch(scale)
 
-    @property
-    def _listeners(self) -> dict[str, Any]:
-        """Return what of the configuration chooses listeners."""
-        return {"tensorboard": self.config.tensorboard, "wandb": self.config.wandb}
-
     # ---- state ----
 
-    def _open_run(self) -> dict[str, Any] | None:
-        """Lock the run directory; return the state to resume from, if there is one."""
-        config = self.config
-        state = self.run.prepare(config.to_dict(), resume=config.resume)
-        if state is not None and not self.run.has_best:
-            state["best"] = -1.0  # the best epoch is chosen again from those to come
-        return state
-
     def _state(self, epoch: int) -> dict[str, Any]:
+        """Return everything that a resume needs. Every rank must call it."""
         return {
             "config": self.config.to_dict(),
             "resolution": self.resolution,
@@ -243,19 +184,11 @@ class Trainer:
             "rng": self.world.gather(random_state()),
         } | self.learner.state_dict()
 
-    def _open_listeners(self) -> AbstractContextManager[ListenerGroup]:
-        if not self.world.leads:
-            return contextlib.nullcontext(ListenerGroup())
-        config = self.config
-        return open_listeners(
-            self.run.path, self.step, config.to_dict(), **self._listeners
-        )
-
     def _load_state(self, state: dict[str, Any]) -> None:
         self.images.check_classes(state["classes"])
         backend = state["loader_backend"]
         if backend != self.loader.backend:
-            # `auto` looks at the memory that is free now; the run goes on as it began.
+            # `auto` depends on the memory that is free; the run goes on as it began.
             self.loader = self.images.train_loader(backend=backend)
         self.loader.load_state_dict(state["loader"])
         self.learner.load_state_dict(state)
@@ -265,20 +198,9 @@ class Trainer:
 
     def _save(self, *, best: bool = False, keep: str | None = None) -> None:
         model, state = self.learner.published(), self._state(self.loader.epoch)
-        values = (v for v in state["weights"].values() if v.is_floating_point())
-        if not all(value.isfinite().all() for value in values):
-            raise TrainingDiverged(
-                f"the weights after step {self.step - 1} are not finite"
-            )
+        check_finite(state)
         if self.world.leads:
-            metadata = {key: state[key] for key in METADATA}
-            self.run.save(
-                lambda folder: save_model(model, folder / MODEL_FILE, metadata),
-                state,
-                step=self.step,
-                best=best,
-                keep=keep,
-            )
+            save_checkpoint(self.run, model, state, best=best, keep=keep)
         self._saved_at = time.monotonic()
 
     # ---- the loop ----
@@ -287,9 +209,9 @@ class Trainer:
         """Train to the end of the last epoch, validating and saving on the way.
 
         Raises:
-            Preempted: a signal asked for a stop; the state is saved.
-            TrainingDiverged: a loss or a weight is not finite; nothing was saved since.
-            CheckpointError: a checkpoint cannot be written.
+            Preempted: A signal asked for a stop; the state is saved.
+            TrainingDiverged: A loss or a weight is not finite; nothing was saved since.
+            OutputError: A checkpoint or the log cannot be written.
         """
         config = self.config
         self.runlog.begin(self.step)
@@ -297,7 +219,9 @@ class Trainer:
         self._saved_at = time.monotonic()
         with (
             use_backend(config.backend),
-            self._open_listeners() as self.run.listeners,
+            open_listeners(
+                self.run, self.step, config.to_dict(), config.tensorboard, config.wandb
+            ),
             contextlib.closing(self.profile),
             stop_on_signal() as stop,
         ):
@@ -316,15 +240,7 @@ class Trainer:
                 self.run.release()
 
     def describe(self) -> None:
-        """Say what is about to be trained on what."""
-        doubt = self.config.threat.doubt(self.resolution)
-        if doubt:
-            log.warning(doubt)
-        if self.config.method == "discrepancy" and self.config.init_from is None:
-            log.warning(
-                "--method discrepancy holds on to the features of a robust source; without "
-                "--init-from those are random"
-            )
+        """Print what is about to be trained on what, with warnings where due."""
         self.runlog.describe(self.images, self.device)
 
     def _epoch(self, stop: StopRequest) -> None:
@@ -344,9 +260,9 @@ class Trainer:
             waited = time.monotonic() - began
             result = self.update(batch)
             interval.add(result, len(batch.labels), waited)
-            look = self.learner.look(self.step)
-            if look is not None:
-                self._looked(look)
+            check = self.learner.check_overfit(self.step)
+            if check is not None:
+                self._react(check)
             now = time.monotonic()
             stopping, overdue, report = self.world.agree_to_stop(
                 stop,
@@ -367,7 +283,7 @@ class Trainer:
             self._stop(stop)
 
     def update(self, batch: Batch) -> StepResult:
-        """One training step: the model must be in the mode it trains in."""
+        """Do one training step; the model must be in the mode it trains in."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, self.step, self.total_steps)
         self.parallel.gather_weights()
@@ -379,7 +295,7 @@ class Trainer:
             method=self.learner.method,
             update=self.learner.update,
             seed=derive_key(self.config.seed, "start", self.step),
-            # Ranks hold consecutive parts of one batch, numbered through.
+            # Ranks hold consecutive parts of one batch.
             offset=self.world.rank * len(batch.labels),
             ranks=self.world.size,
         )
@@ -387,17 +303,17 @@ class Trainer:
         self.step += 1
         return result
 
-    def _looked(self, look: Look) -> None:
-        """Act on what the watch for catastrophic overfitting saw."""
-        self.runlog.looked(look, self.step)
-        if look.collapsed and self.config.on_overfit == "stop":
+    def _react(self, check: OverfitCheck) -> None:
+        """Log a check for catastrophic overfitting, and stop if the run asks for it."""
+        self.runlog.checked(check, self.step)
+        if check.collapsed and self.config.on_overfit == "stop":
             raise CatastrophicOverfitting(
-                f"{look.words(self.step)}; checkpoints are as they were. Choose a smaller "
+                f"{check.message(self.step)}; checkpoints are as they were. Choose a smaller "
                 "--eps, --method n_fgsm, gradalign or pgd_at, or --on-overfit fallback"
             )
 
     def _next(self, batches: Iterator[Batch]) -> Batch | None:
-        """The next batch; where it cannot be had, what was reached is saved."""
+        """Return the next batch, None at the end; save first if reading it fails."""
         try:
             return next(batches, None)
         except Exception:
@@ -405,8 +321,9 @@ class Trainer:
             raise
 
     def _save_alone(self) -> None:
-        """Before an error ends the run: other ranks could not take part, and go on from
-        `last`.
+        """Save before an error ends the run.
+
+        Of several ranks the others could not take part; they resume from `last`.
         """
         if self.world.size == 1 and self.step:
             with contextlib.suppress(FastadvError):
@@ -418,7 +335,7 @@ class Trainer:
         return Interval()
 
     def _finish_epoch(self, stop: StopRequest) -> None:
-        epoch = self.loader.epoch  # of the next one: the loader has moved on
+        epoch = self.loader.epoch  # epochs done: the loader is at the next one
         best = False
         if epoch % self.config.eval_every == 0 or epoch == self.config.epochs:
             self._validated = False
@@ -433,7 +350,7 @@ class Trainer:
             score = found.robust.top1 if found.robust else found.clean.top1
             best, self.best_score = score > self.best_score, max(score, self.best_score)
             self.runlog.validated(found, epoch, self.step)
-        self._draw(epoch)
+        self._draw_pictures(epoch)
         every = self.config.keep_every
         keep = f"epoch-{epoch:04d}" if every and epoch % every == 0 else None
         self._save(best=best, keep=keep)
@@ -441,22 +358,19 @@ class Trainer:
         if number:
             self._preempted(stop)
 
-    def _draw(self, epoch: int) -> None:
+    def _draw_pictures(self, epoch: int) -> None:
         every = self.config.pictures_every
         if not every or epoch % every:
             return
-        model = self.parallel.plain()  # of all ranks, so before the next line
-        if not self.world.leads:
-            return
-        batch = next(iter(self.images.eval_loader(shown(self.val_set))))
-        attack = self.judge if self.attack else None
-        names = self.test_set.classes
-        file = draw(self.run.path, epoch, model, batch, names, attack)
-        if file:
-            self.run.log(PICTURE, epoch=epoch, step=self.step, file=file)
+        model = self.parallel.plain()  # every rank must call it
+        if self.world.leads:
+            batch = next(iter(self.images.eval_loader(pictured_images(self.val_set))))
+            attack = self.judge if self.attack else None
+            names = self.test_set.classes
+            draw_pictures(self.run, self.step, epoch, model, batch, names, attack)
 
     def _finish(self, stop: StopRequest) -> TrainSummary:
-        # What every other command loads from this run: the best weights, not the last.
+        # Other commands load the best weights of this run, not the last: test those.
         if self.world.size == 1:
             model = load_model(self.run.path).to(self.device)
         else:
@@ -467,12 +381,14 @@ class Trainer:
         names = sorted(set().union(*self.world.gather(self.validation.bad_images)))
         attack = self.attack
         compiled = None if attack is None else attack.compile_report().to_dict()
-        rate = self.runlog.tested(found, self.step, names, compiled)
-        robust = found.robust.top1 if found.robust else None
-        return TrainSummary(self.run.path, found.clean.top1, robust, rate)
+        summary = self.runlog.tested(found, self.step, names, compiled)
+        if self.world.leads:
+            judge = self.validation.judge
+            store_final_test(self.run.path, self.config, self.images, found, judge)
+        return summary
 
     def _stop(self, stop: StopRequest) -> NoReturn:
-        """Save and end, as some rank was asked to."""
+        """Save and end, because a rank was asked to stop."""
         self.world.agree_to_stop(stop)
         self._save()
         self._preempted(stop)
@@ -486,6 +402,6 @@ class Trainer:
 
 
 def train(config: TrainConfig) -> TrainSummary:
-    """Build a `Trainer` and fit it, as one of the ranks the environment describes."""
-    with joined(config.device) as world:
+    """Build a `Trainer` and fit it, as one of the ranks that the environment describes."""
+    with join_ranks(config.device) as world:
         return Trainer(config, world=world).fit()

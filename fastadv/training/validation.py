@@ -1,4 +1,4 @@
-"""Accuracy on held-out images, measured by all ranks together."""
+"""Accuracy on held-out images, which all ranks measure together."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from fastadv.runs.preemption import StopRequest
 
 
 class Interrupted(Exception):
-    """A stop was asked for on some rank; what was measured so far is worth nothing."""
+    """Raised when some rank was asked to stop; the partial measurement is discarded."""
 
 
 class Validation:
     """Clean accuracy on all images of a set, robust accuracy on some of them.
 
-    Each rank judges its part of the images; what comes out is the exact sum, with every
-    image counted once, and random starts are those that one process would draw.
+    Each rank judges its part of the images; the result is the exact sum, with every image
+    counted once, and random starts are those that one process would draw.
 
     Args:
-        loader: makes the loader, in evaluation mode, of an image set.
-        judge: None measures clean accuracy alone.
-        most: attack at most so many images, but one of each class.
-        seed: chooses them.
-        world: the ranks.
+        loader: Makes the loader, in evaluation mode, of an image set.
+        judge: The attack; None measures clean accuracy alone.
+        most: Number of images to attack at most, but at least one of each class.
+        seed: Seed of the choice of those images.
+        world: The ranks.
 
     Attributes:
-        bad_images: names of the unreadable ones this rank met so far.
+        bad_images: Names of the unreadable images that this rank met so far.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Validation:
         """Measure `model` on `images`. Every rank must call it.
 
         Raises:
-            Interrupted: `stop` was set on some rank.
+            Interrupted: Some rank was asked to stop.
         """
         most = max(self.most, len(images.classes))
         if self.judge is None or len(images) <= most:
@@ -121,16 +121,16 @@ def _summed(parts: list[list[torch.Tensor] | None]) -> Evaluation:
     return Evaluation(clean, Accuracy(sums[2], sums[3]) if len(sums) > 2 else None)
 
 
-def numbers(found: Evaluation) -> dict[str, Any]:
-    """As the log has it."""
+def accuracy_values(found: Evaluation) -> dict[str, Any]:
+    """Return the accuracies, in [0, 1], and numbers of images as the log holds them."""
     values: dict[str, Any] = {"clean_acc": found.clean.top1, "n": found.clean.n}
     if found.robust:
         values |= {"robust_acc": found.robust.top1, "robust_n": found.robust.n}
     return values
 
 
-def words(found: Evaluation) -> str:
-    """As a person reads it."""
+def accuracy_text(found: Evaluation) -> str:
+    """Return the accuracies as text, in percent."""
     text = f"clean {100 * found.clean.top1:.1f} % of {found.clean.n}"
     if found.robust:
         text += f", robust {100 * found.robust.top1:.1f} % of {found.robust.n}"

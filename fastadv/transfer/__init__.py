@@ -1,5 +1,6 @@
-"""Transfer: what a pretrained model is worth on another data set. Names resolve on first
-use, so that a command's `--help` imports no torch.
+"""Transfer of a pretrained model to another data set, and its accuracy there.
+
+Names resolve on first use, so that a command's `--help` imports no torch.
 """
 
 from fastadv.lazy import attach

@@ -1,3 +1,3 @@
-from fastadv.results.legacy import LegacyTable as LegacyTable
+from fastadv.results.table import ResultsTable as ResultsTable
 from fastadv.transfer.config import TransferConfig as TransferConfig
 from fastadv.transfer.protocol import transfer as transfer

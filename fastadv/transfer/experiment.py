@@ -16,7 +16,7 @@ from fastadv.models.source import open_source
 from fastadv.threat import ThreatModel
 from fastadv.transfer.config import TransferConfig
 from fastadv.transfer.features import FeatureCache, Features, SplitFeatures
-from fastadv.transfer.freezing import choose_trained, describe_misfreezing
+from fastadv.transfer.freezing import choose_trained, misfreezing
 from fastadv.transfer.heads import LinearHead
 from fastadv.transfer.procedure import make_procedure
 from fastadv.transfer.target import (
@@ -51,7 +51,8 @@ class Fitted:
     Attributes:
         model: The network. None where a head was fitted to cached features that are
             not what the head of the architecture reads (SqueezeNet).
-        chosen: The hyper-parameters that were chosen.
+        chosen: How it was fitted, as fields of a `TransferSetting`, the chosen
+            hyper-parameters among them.
         value: Share in [0, 1] that the choice was made by; None if nothing was chosen.
         head: The linear head, where cached features were fitted.
     """
@@ -91,15 +92,14 @@ class Experiment:
         self.opened = open_target(config, self.resolution)
         check_splits(self.opened)
         self.splits = reduce_splits(self.opened, config.downscale)
-        misfreezing = None
-        if config.freezes_by_name:
-            misfreezing = describe_misfreezing(self.load_model())
         self.procedure = make_procedure(
             config,
             self.splits.name,
             config.num_train or len(self.splits.train),
             self.resolution,
-            misfreezing=misfreezing,
+            misfreezing=misfreezing(self.load_model())
+            if config.freezes_by_name
+            else None,
         )
         self._check_choices()
         self.bad_images: set[str] = set()

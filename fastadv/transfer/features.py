@@ -1,8 +1,8 @@
 """Embeddings of a frozen network, computed once and kept on disk.
 
-The file of a set of embeddings is named by the content of the weights and of the images, so
-nothing that is renamed, moved or run anew is computed again, and nothing that changed is
-taken for what it was.
+The file of a set of embeddings is named by the content of the weights and of the images.
+So nothing is computed again because it was renamed, moved or run anew, and nothing that
+changed is mistaken for what it was.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ from fastadv.progress import Progress
 
 log = logging.getLogger(__name__)
 
-# Raised when the same weights and images begin to give other embeddings.
+# This number grows when the same weights and images begin to give other embeddings.
 _VERSION = 1
 # A subset of at most this share of the training images is embedded alone. Ten seeds, the
-# most a protocol has, then cost no more than the whole would, and what a seed gets does
-# not depend on which others run with it.
+# most of any protocol, then cost no more than the whole set would, and the features of a
+# seed do not depend on which others run with it.
 _FEW = 1 / 10
 
 
@@ -56,9 +56,9 @@ class Features:
     """Embeddings of an image set.
 
     Attributes:
-        values: float32 [n, D]; mapped from the cache, where there is one.
-        labels: int64 [n].
-        bad_images: (name, reason) of images that others of their class stand in for.
+        values: Embeddings, float32 [n, D]; mapped from the cache if there is one.
+        labels: Classes, int64 [n].
+        bad_images: (name, reason) of images that others of their class replace.
     """
 
     values: NDArray[np.float32]
@@ -66,17 +66,17 @@ class Features:
     bad_images: tuple[tuple[str, str], ...] = ()
 
     def at(self, rows: NDArray[np.int64]) -> Features:
-        """Those of some images, by their positions."""
+        """Return the features of the images at the positions `rows`, int64 [m]."""
         return Features(self.values[rows], self.labels[rows], self.bad_images)
 
 
 def rows_of(part: ImageSet, held: ImageSet) -> NDArray[np.int64]:
-    """Positions in `held` of the images of `part`, int64 [len(part)].
+    """Return the positions in `held` of the images of `part`, int64 [len(part)].
 
     Both are the same set or (nested) subsets of it.
 
     Raises:
-        ValueError: `held` lacks some of them.
+        ValueError: `held` lacks an image of `part`.
     """
     (_, wanted), (_, there) = base_and_positions(part), base_and_positions(held)
     order = np.argsort(there)
@@ -91,7 +91,7 @@ def rows_of(part: ImageSet, held: ImageSet) -> NDArray[np.int64]:
 def extract(model: NormalizedModel, loader: Loader, what: str) -> Features:
     """Embed every image of an evaluation loader with the frozen network.
 
-    Eval mode throughout: BatchNorm statistics are the source's, and stay so.
+    The network is in eval mode: its BatchNorm statistics are used and do not change.
     """
     model.eval()
     # The folded view gives the same features with less work; a head that is no linear
@@ -114,12 +114,13 @@ def extract(model: NormalizedModel, loader: Loader, what: str) -> Features:
 class FeatureCache:
     """Embeddings on disk: `KEY.npy`, mapped when read, and `KEY.bad.npy`.
 
-    Of processes that want the same at once, one computes and the others wait for it.
-    Files are written whole under another name and renamed, so that also where the file
-    system has no locks each has all of it. What is damaged is made again.
+    If several processes want the same embeddings at once, one computes them and the
+    others wait for it. Files are written under another name and renamed, so that each is
+    complete even where the file system has no locks. A damaged file is made again.
 
     Args:
-        folder: where; made when there is something to compute. None keeps nothing.
+        folder: Folder of the files, made when there is something to compute; None keeps
+            nothing.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -127,7 +128,7 @@ class FeatureCache:
 
     @classmethod
     def at(cls, where: str) -> FeatureCache:
-        """The cache that `--feature-cache` names: a folder, `auto` or `off`."""
+        """Return the cache that `--feature-cache` names: a folder, `auto` or `off`."""
         if where == "off":
             return cls(None)
         auto = fastadv_cache_dir() / "features"
@@ -140,14 +141,14 @@ class FeatureCache:
         options: LoaderOptions,
         what: str,
     ) -> Features:
-        """Embeddings of all images, from the cache where they are there.
+        """Return the embeddings of all images, from the cache if they are there.
 
         Args:
-            model: the network.
-            images: in the order wanted.
-            options: of the loader, in evaluation; it is only made (and images decoded)
-                where there is something to compute.
-            what: what progress calls this.
+            model: The network.
+            images: The images, in the order of the result.
+            options: Options of an evaluation loader, which is only made (and images
+                decoded) if there is something to compute.
+            what: Name of this work in progress messages.
         """
         if self.folder is None:
             return extract(model, make_loader(images, **vars(options)), what)
@@ -157,14 +158,14 @@ class FeatureCache:
         if found is not None:
             return found
         with _claimed(self.folder, key, what):
-            # Whoever had it may have made them.
+            # The process that had the lock may have made them.
             found = self._read(path, bad_path, images, options)
             if found is not None:
                 return found
             made = extract(model, make_loader(images, **vars(options)), what)
             bad = json.dumps(made.bad_images).encode()
             try:
-                # The embeddings last: where they are, the rest is.
+                # The embeddings are written last: where they are, the rest is.
                 write_array(bad_path, np.frombuffer(bad, np.uint8))
                 write_array(path, made.values)
             except OSError as error:
@@ -192,12 +193,12 @@ class FeatureCache:
 
 @contextlib.contextmanager
 def _claimed(folder: Path, key: str, what: str) -> Iterator[None]:
-    """Be the one process that computes the features of `key`; wait for another to end.
+    """Let one process at a time compute the features of `key`; others wait.
 
-    A record lock on the byte of `FOLDER/.lock` that the key points at: one file serves
-    all keys, and the lock is gone with its process, however that ended and whatever
-    decoding processes it leaves. Without a file or locks it goes on: what is computed
-    twice is the same.
+    This is a record lock on the byte of `FOLDER/.lock` that the key points at. One file
+    serves all keys, and the lock ends with its process, however that ended and whatever
+    decoding processes it leaves. Without a file or locks the work is done nevertheless:
+    what is computed twice is the same.
     """
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
@@ -216,7 +217,7 @@ def _claimed(folder: Path, key: str, what: str) -> Iterator[None]:
 def feature_key(
     model: NormalizedModel, images: ImageSet, options: LoaderOptions
 ) -> str:
-    """Hash of all that embeddings depend on, 32 hexadecimal digits."""
+    """Return a hash of all that embeddings depend on, 32 hexadecimal digits."""
     augment = images.augment_default if options.augment == "auto" else options.augment
     what = {
         "version": _VERSION,
@@ -224,7 +225,7 @@ def feature_key(
         "weights": state_hash(model),  # with the normalisation
         "images": images.content_hash(),
         "resize": plain_geometry(augment, options.resolution),
-        "seed": options.seed,  # of what stands in for bad images
+        "seed": options.seed,  # chooses the images that replace bad ones
         # Both differ by rounding; the loaders on the host do not.
         "dali": choose_backend(images, options) == "dali",
         "device": torch.device(options.device).type,
@@ -234,12 +235,12 @@ def feature_key(
 
 
 class SplitFeatures:
-    """Embeddings of what a run needs of a data set, each image computed once.
+    """Embeddings of the parts of a data set that a run needs, each image computed once.
 
     Args:
-        splits: the data set.
-        num_train: size of the training subsets; None: all images.
-        embed: gives the embeddings of a set.
+        splits: The data set.
+        num_train: Size of the training subsets; None for all images.
+        embed: Returns the embeddings of a set.
     """
 
     def __init__(
@@ -254,11 +255,11 @@ class SplitFeatures:
         self._found: dict[int | str, tuple[ImageSet, Features]] = {}
 
     def test(self) -> Features:
-        """Of the evaluation split."""
+        """Return the features of the evaluation split."""
         return self._get("test", self.splits.test)[1]
 
     def of(self, part: ImageSet, seed: int) -> Features:
-        """Of the evaluation split, or a part of the training images of `seed`."""
+        """Return the features of the evaluation split or of training images of `seed`."""
         if part is self.splits.test:
             return self.test()
         pool, found = self._pool(seed)
@@ -267,10 +268,10 @@ class SplitFeatures:
     def together(
         self, parts: Sequence[ImageSet], seeds: Sequence[int]
     ) -> tuple[Features, NDArray[np.int64]]:
-        """Embeddings of all of `parts`, of a seed each, and the rows of every one.
+        """Return one array of embeddings for all `parts`, one part per seed.
 
         Returns:
-            (embeddings, int64 [len(parts), n]).
+            The embeddings, and the rows of each part in them, int64 [len(parts), n].
         """
         pools = [self._pool(seed) for seed in seeds]
         rows = np.stack(
@@ -284,7 +285,7 @@ class SplitFeatures:
         return Features(values, labels), rows + starts[:, None]
 
     def _pool(self, seed: int) -> tuple[ImageSet, Features]:
-        """What is embedded for a seed: its subset, or what serves them all."""
+        """Return the images that are embedded for a seed, and their features."""
         if self._whole is not None:
             return self._get("train", self._whole)
         return self._get(seed, subset(self.splits.train, self.num_train, seed))

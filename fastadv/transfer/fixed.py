@@ -47,7 +47,11 @@ def fit(experiment: Experiment, splits: Sequence[SeedSplit]) -> Iterator[Fitted]
         head, strength, value = fit_exact(
             train, val, experiment.num_classes, metric, split.seed
         )
-        chosen = {"C": strength, "solver": "lbfgs"}
+        chosen = {
+            "solver": "lbfgs",
+            "chosen_c": strength,
+            "augment": experiment.procedure.augment,
+        }
         yield Fitted(_with_head(experiment.frozen, head), chosen, value, head)
 
 
@@ -97,8 +101,8 @@ def _choose(
     values = {lr: head.accuracy(val).value(metric) for lr, head in finite.items()}
     best = max(values, key=values.__getitem__)  # the first of those that are equal
     # The images behind the features were resized and not augmented.
-    chosen = experiment.procedure.for_row() | {
-        "lr": best,
+    chosen = experiment.procedure.for_setting() | {
+        "chosen_lr": best,
         "solver": "sgd",
         "augment": "none",
     }

@@ -10,6 +10,7 @@ from torch import nn
 from fastadv.errors import ConfigError
 from fastadv.models import NormalizedModel
 from fastadv.models.normalized import seeded_init
+from fastadv.results.row import Defect
 from fastadv.transfer.procedure import Procedure
 
 
@@ -94,17 +95,19 @@ def published_names(names: list[str]) -> list[str] | None:
     return [n for n, m in zip(names[first:], marked[first:], strict=True) if not m]
 
 
-def describe_misfreezing(model: NormalizedModel) -> str | None:
-    """Say what freezing by name does wrong to `model`; None for ResNets."""
+def misfreezing(model: NormalizedModel) -> Defect | None:
+    """Return what freezing by name does wrong to `model`; None for ResNets."""
     named = dict(model.net.named_parameters())
     trained = published_names(list(named))
     if trained is None:
-        return "the published code stops with an error here, this trains the head alone"
+        text = "the published code stops with an error here, this trains the head alone"
+        return Defect(code="freezing_by_name_fails", text=text)
     head = {id(parameter) for parameter in model.head.parameters()}
     left = sum(named[n].numel() for n in trained if id(named[n]) not in head)
     if not left:
         return None
-    return f"freezing by layer name left {left:,} parameters of the trunk training"
+    text = f"freezing by layer name left {left:,} parameters of the trunk training"
+    return Defect(code="freezing_by_name_left_some", text=text)
 
 
 def prepare_model(
@@ -121,7 +124,6 @@ def prepare_model(
             if head.bias is not None:
                 head.bias.zero_()
     if procedure.statistics is not None:
-        mean, std = procedure.statistics
-        model.mean.copy_(torch.tensor(mean))
-        model.std.copy_(torch.tensor(std))
+        model.mean.copy_(torch.tensor(procedure.statistics.mean))
+        model.std.copy_(torch.tensor(procedure.statistics.std))
     return model

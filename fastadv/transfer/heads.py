@@ -1,5 +1,6 @@
-"""Linear heads on fixed features: an exact solver, and the published schedule for many
-learning rates and seeds at once.
+"""Linear heads on fixed features, by an exact solver or by SGD.
+
+SGD follows the published schedule, for many learning rates and seeds at once.
 """
 
 from __future__ import annotations
@@ -25,21 +26,21 @@ from fastadv.transfer.features import Features
 
 log = logging.getLogger(__name__)
 
-# From almost no fit to almost no regularisation, a factor of ten apart. The end is chosen
-# now and then (30 of 252 times in docs/studies); ten and a hundred times as much raised
-# the accuracy on validation images in none of nine such cases.
+# Inverse regularisation strengths, from almost no fit to almost no regularisation. The
+# largest is chosen now and then (30 of 252 times in docs/studies); ten and a hundred times
+# as much raised the accuracy on validation images in none of nine such cases.
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-# Rows of the weights are padded to a multiple of this many numbers: 64 bytes, a cache line.
+# Rows of the weights are padded to a multiple of 16 numbers: 64 bytes, a cache line.
 _ALIGNED = 16
 
 
 @dataclass(frozen=True)
 class LinearHead:
-    """Logits are `features @ weight.T + bias`.
+    """A linear classifier: logits are `features @ weight.T + bias`.
 
     Attributes:
-        weight: float [C, D].
-        bias: float [C]; -inf for a class the head has never seen.
+        weight: Weights, float [C, D].
+        bias: Biases, float [C]; -inf for a class without training images.
     """
 
     weight: NDArray[np.floating]
@@ -47,13 +48,18 @@ class LinearHead:
 
     @property
     def finite(self) -> bool:
-        """Whether fitting it did not diverge."""
+        """Whether weights and bias are finite, so that fitting did not diverge."""
         return not np.isnan(self.bias).any() and bool(np.isfinite(self.weight).all())
 
-    def accuracy(self, features: Features) -> Accuracy:
-        """How many of each class it gets right."""
+    def right(self, features: Features) -> NDArray[np.bool_]:
+        """Return which images are classified correctly, bool [n]."""
         logits = features.values @ self.weight.T + self.bias
-        right = logits.argmax(1) == features.labels
+        right: NDArray[np.bool_] = logits.argmax(1) == features.labels
+        return right
+
+    def accuracy(self, features: Features) -> Accuracy:
+        """Count the images of each class that are classified correctly."""
+        right = self.right(features)
         classes = len(self.bias)
         return Accuracy(
             torch.from_numpy(np.bincount(features.labels[right], minlength=classes)),
@@ -66,13 +72,21 @@ def fit_exact(
 ) -> tuple[LinearHead, float, float]:
     """Fit logistic regressions along `STRENGTHS` and keep the best on `val`.
 
-    The minimum of the regularised loss of standardised features, by L-BFGS.
+    L-BFGS minimises the regularised loss of standardised features.
+
+    Args:
+        train: Features of the training images.
+        val: Features of the validation images.
+        classes: Number of classes.
+        metric: `top1` or `mean_per_class`.
+        seed: Seed of the solver.
 
     Returns:
-        (head on the features as they are, chosen C, its `metric` on `val` in [0, 1]).
+        The head on the features as they are, the chosen C, and its `metric` on `val` in
+        [0, 1].
 
     Raises:
-        DataError: all training images are of one class.
+        DataError: All training images are of one class.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -103,10 +117,10 @@ def fit_exact(
 
 
 def _unscaled(solver: object, scaler: object, classes: int) -> LinearHead:
-    """The head of a fitted solver, with the standardisation folded in."""
+    """Return the head of a fitted solver, with the standardisation folded in."""
     coef = np.asarray(solver.coef_, np.float64)  # type: ignore[attr-defined]
     intercept = np.asarray(solver.intercept_, np.float64)  # type: ignore[attr-defined]
-    if len(coef) == 1:  # of two classes, only the second has a logit
+    if len(coef) == 1:  # with two classes, only the second has a logit
         coef, intercept = np.stack([0 * coef[0], coef[0]]), np.append(0, intercept)
     coef = coef / scaler.scale_  # type: ignore[attr-defined]
     intercept = intercept - coef @ scaler.mean_  # type: ignore[attr-defined]
@@ -174,7 +188,7 @@ def fit_sgd(
     depth = features.values.shape[1]
     data = _with_bias(features.values).to(device)
     labels = torch.from_numpy(features.labels).to(device)
-    # Not in the threads: drawing them borrows the global generator.
+    # Not in the threads: drawing them uses the global generator.
     first = _initial(grid.seeds, classes, depth, data.shape[1]).to(device)
     threads = torch.get_num_threads() if data.device.type == "cpu" else 1
     parts = [
@@ -199,11 +213,11 @@ def fit_sgd(
 
 @contextlib.contextmanager
 def _one_thread_each(count: int) -> Iterator[None]:
-    """Products on the thread that asks for them, where several do.
+    """Compute each matrix product on one thread if `count` threads compute products.
 
-    They are so small (0.3 ms) that waiting for each other within every one cost two
-    threads what they gained: sixty heads of ten classes and 512 features took 38 s so,
-    and 22 s with half of the learning rates on each (10,000 images, 150 epochs).
+    The products are so small (0.3 ms) that two threads within each of them gain nothing:
+    sixty heads of ten classes and 512 features took 38 s that way, and 22 s with half of
+    the learning rates on each thread (10,000 images, 150 epochs).
     """
     before = torch.get_num_threads()
     if count > 1:
@@ -259,7 +273,7 @@ def _fit(
 
 
 def _with_bias(values: NDArray[np.float32]) -> Tensor:
-    """[n, D] with a column of ones and of zeros up to the next multiple of `_ALIGNED`."""
+    """Append a column of ones to [n, D], then zeros up to a multiple of `_ALIGNED`."""
     n, depth = values.shape
     held = torch.zeros(n, -(-(depth + 1) // _ALIGNED) * _ALIGNED)
     held[:, :depth] = torch.from_numpy(np.array(values))
@@ -268,7 +282,7 @@ def _with_bias(values: NDArray[np.float32]) -> Tensor:
 
 
 def _initial(seeds: Sequence[int], classes: int, depth: int, width: int) -> Tensor:
-    """What `NormalizedModel.replace_head` draws, for every seed: [S, C, 1, width]."""
+    """Return what `NormalizedModel.replace_head` draws for each seed, [S, C, 1, width]."""
     weights = torch.zeros(len(seeds), classes, 1, width)
     for of_seed, seed in zip(weights[:, :, 0], seeds, strict=True):
         with seeded_init(seed):
@@ -279,7 +293,7 @@ def _initial(seeds: Sequence[int], classes: int, depth: int, width: int) -> Tens
 
 
 def _batch_bounds(n: int, size: int) -> list[tuple[int, int]]:
-    """As a training loader cuts an epoch: a last batch of one joins the one before."""
+    """Cut an epoch as a training loader does: a last batch of one joins the one before."""
     bounds = [(i, min(i + size, n)) for i in range(0, n, size)]
     if len(bounds) > 1 and bounds[-1][1] - bounds[-1][0] == 1:
         bounds[-2:] = [(bounds[-2][0], n)]

@@ -1,8 +1,8 @@
-"""What makes two transfer rows the same number: a hash, known before it is computed.
+"""Identities of transfer rows: hashes that are known before a number is computed.
 
-A sweep skips a row whose hash is in the table. A checkpoint counts by content: moving it
-recomputes nothing, replacing it does. A data set counts by `ImageSet.fingerprint`, which
-takes the names and sizes of files for their content.
+A sweep skips a row whose hash is in the table. A checkpoint counts by its content, so
+moving it recomputes nothing and replacing it does. A data set counts by
+`ImageSet.fingerprint`, which covers names and sizes of files instead of their content.
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ import json
 from fastadv.data import DatasetSplits
 from fastadv.models.source import Source
 from fastadv.transfer.config import TransferConfig
-from fastadv.transfer.target import defining_options
 
-# Raised when the same configuration begins to mean another number.
+# This number grows when the same choices begin to mean another result.
 _VERSION = 1
-# Choices that change where or how fast a number is computed, not which; and those that
-# are in the hash by what they resolve to.
+# Choices that only change where or how fast a number is computed, and those whose
+# resolved values are in the hash instead.
 NOT_DEFINING = frozenset(
     {
         "arch",
@@ -48,15 +47,17 @@ def row_identity(
     splits: DatasetSplits,
     resolution: int,
 ) -> str:
-    """Hash of everything that defines the row of `seed`, 32 hexadecimal digits.
+    """Return a hash of everything that defines the row of `seed`, 32 hexadecimal digits.
 
     Args:
-        config: of the experiment; choices left at their defaults are not hashed, so
-            that a new one, which changes nothing by default, recomputes nothing.
-        seed: of the row.
-        source: what `config.source` names; its weights and architecture count.
-        splits: what `config.dataset` names.
-        resolution: side of the images, pixels.
+        config: The choices of the experiment. Those left at their defaults are not
+            hashed, so that a new choice, which changes nothing by default, recomputes
+            nothing.
+        seed: Seed of the row.
+        source: The network that `config.source` names; its weights and architecture
+            count.
+        splits: The data set that `config.dataset` names.
+        resolution: Side of the images in pixels.
     """
     chosen = {
         field.name: value
@@ -68,7 +69,7 @@ def row_identity(
         "solver" in chosen
         and dataclasses.replace(config, solver=None).exact == config.exact
     ):
-        del chosen["solver"]  # it was said, and is what would have been taken
+        del chosen["solver"]  # it was given, and is the default for these choices
     what = {
         "version": _VERSION,
         "config": chosen,
@@ -77,8 +78,8 @@ def row_identity(
         "dataset": [splits.name, splits.train.fingerprint, splits.test.fingerprint],
         "resolution": resolution,
     }
-    # Only where there are any, so that older rows keep their identity.
-    if options := defining_options(config):
+    # Only if there are any, so that older rows keep their identity.
+    if options := config.defining_options:
         what["dataset_options"] = options
     text = json.dumps(what, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -1,46 +1,76 @@
-"""The settings of a transfer after protocol and flags: published ones to the letter,
-their defects by name, and what was changed from them.
+"""How a transfer is carried out, after protocol and flags.
+
+The published procedures are to the letter. Their flaws, and what flags changed in them,
+are kept as data.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from fastadv.errors import ConfigError
 from fastadv.reporting.literature import PUBLISHED_SIDE
+from fastadv.results.row import Defect, Departure
+from fastadv.results.settings import Statistics
 from fastadv.training.optimizer_config import scheduled
 from fastadv.transfer.config import SGD_CHOICES, TransferConfig
 
 # Salman et al. normalised these two by their own statistics, every other set not at all.
 _PUBLISHED_STATISTICS = {
-    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
-    "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+    "cifar10": Statistics(mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010)),
+    "cifar100": Statistics(mean=(0.5071, 0.4867, 0.4408), std=(0.2675, 0.2565, 0.2761)),
 }
-_NO_STATISTICS = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+_NO_STATISTICS = Statistics(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+_SALMAN_MODES = ("fixed_feature", "full_network")
 
-Statistics = tuple[tuple[float, ...], tuple[float, ...]]
+_UTRERA_BLOCKS = (0, 1, 3, 9)
+_UTRERA_FEW = 1600  # images, and fewer epochs up to that number
+# Their code only resized these, and augmented every other set, svhn included.
+# scikit-learn's digits are of the same kind.
+_UTRERA_GREY = ("mnist", "kmnist", "fashion_mnist", "digits")
+
+_TRAIN_BN = Defect(
+    code="frozen_bn_in_train_mode", text="BatchNorm of frozen layers in train mode"
+)
+_ON_TEST = Defect(
+    code="selected_on_test", text="epoch and learning rate chosen on the test set"
+)
+_NOT_NORMALISED = Defect(
+    code="inputs_not_normalised", text="inputs normalised by mean 0, std 1"
+)
+_TARGET_STATISTICS = Defect(
+    code="target_statistics", text="inputs normalised by the target's statistics"
+)
+# The choice that repairs a defect.
+_REPAIRS = {_TRAIN_BN: ("frozen_bn", "eval"), _ON_TEST: ("select_on", "val")}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Procedure:
-    """Every setting of a run.
+    """Every setting of a transfer.
 
     Attributes:
-        epochs, batch_size, lrs, momentum, weight_decay: of SGD.
-        augment: of the loader.
-        frozen_bn: mode of the BatchNorm of frozen layers.
-        select_on: what learning rate and epoch are chosen on; `"none"`: one learning
-            rate, the last epoch, and no image is held out.
-        floored_thirds: the learning rate falls every `epochs // 3` epochs, and so once
-            more in what that leaves over; else at each third.
-        select_every: epochs between evaluations of which the best counts; None: the
+        epochs: Epochs of SGD.
+        batch_size: Images per step of SGD.
+        lrs: Learning rates to choose from.
+        momentum: Momentum of SGD.
+        weight_decay: Weight decay of SGD.
+        augment: Augmentation of the training images.
+        frozen_bn: Mode of the BatchNorm of frozen layers.
+        select_on: Images that learning rate and epoch are chosen on. With `none` there is
+            one learning rate, the last epoch counts, and no image is held out.
+        floored_thirds: Whether the learning rate falls every `epochs // 3` epochs, and so
+            once more in what that leaves over; otherwise it falls after each third.
+        select_every: Epochs between evaluations of which the best counts; None if the
             last epoch counts.
-        statistics: (mean, std) of the inputs; None: the source's.
-        freeze_by_name: freeze as `freezing.published_names` says.
-        normal_head: the head's weights begin as N(0, 1), its bias as 0.
-        defects: what is wrong with the published way, in words.
-        changed: how flags depart from what was published, in words.
+        statistics: Mean and standard deviation of the inputs; None for the source's.
+        freeze_by_name: Whether to freeze as `freezing.published_names` says.
+        normal_head: Whether the weights of the head begin as N(0, 1), its bias as 0.
+        published_epochs: Epochs that the protocol publishes for this number of images;
+            None where its epochs do not depend on that number.
+        defects: Known flaws of the published protocol that are reproduced.
+        departures: Choices that are not the published ones.
     """
 
     epochs: int = 150
@@ -56,23 +86,19 @@ class Procedure:
     statistics: Statistics | None = None
     freeze_by_name: bool = False
     normal_head: bool = False
-    defects: tuple[str, ...] = ()
-    changed: tuple[str, ...] = ()
+    published_epochs: int | None = None
+    defects: tuple[Defect, ...] = ()
+    departures: tuple[Departure, ...] = ()
 
-    @property
-    def notes(self) -> str | None:
-        """Defects and changes, for the row; None if there are none."""
-        return "; ".join((*self.defects, *self.changed)) or None
-
-    def for_row(self) -> dict[str, Any]:
-        """Those of SGD and what goes with it, for the row."""
-        left_out = ("defects", "changed", "select_on", "floored_thirds")
-        found = {k: v for k, v in asdict(self).items() if k not in left_out}
-        period = "epochs // 3" if self.floored_thirds else "third"
-        return found | {"schedule": f"x 0.1 every {period}"}
+    def for_setting(self) -> dict[str, Any]:
+        """Return the fields of a `TransferSetting` that say how SGD trained."""
+        left_out = ("defects", "departures", "select_on", "floored_thirds")
+        names = {field.name for field in fields(self)} - set(left_out)
+        schedule = "floored_thirds" if self.floored_thirds else "thirds"
+        return {name: getattr(self, name) for name in names} | {"schedule": schedule}
 
     def rate(self, lr: float, epoch: int) -> float:
-        """Learning rate in `epoch` (from 0) of a run that begins with `lr`."""
+        """Return the learning rate in `epoch` (from 0) of a run that begins with `lr`."""
         if not self.floored_thirds:
             return scheduled(lr, "step", epoch, self.epochs)
         period = self.epochs // 3
@@ -85,27 +111,27 @@ def make_procedure(
     num_pool: int,
     resolution: int,
     *,
-    misfreezing: str | None = None,
+    misfreezing: Defect | None = None,
 ) -> Procedure:
-    """The settings of `config` on `dataset`.
+    """Return how `config` is carried out on `dataset`.
 
     Args:
-        config: the experiment.
-        dataset: name of the data set.
-        num_pool: images to train on, those for validation included.
-        resolution: side of the images, pixels.
-        misfreezing: what freezing by name does to the network, in words.
+        config: The choices of the experiment.
+        dataset: Name of the data set.
+        num_pool: Number of images to train on, those for validation included.
+        resolution: Side of the images in pixels.
+        misfreezing: What freezing by name does wrong to the network.
 
     Raises:
-        ConfigError: several learning rates and nothing to choose one on.
+        ConfigError: There are several learning rates and nothing to choose one on.
     """
     frozen = config.mode in ("fixed_feature", "last_k_blocks")
     if config.protocol == "salman2020":
-        procedure = _salman(dataset, frozen, config.freezes_by_name, misfreezing)
+        published = _salman(dataset, frozen, config.freezes_by_name, misfreezing)
     elif config.protocol == "utrera2021":
-        procedure = _utrera(dataset, num_pool, frozen)
+        published = _utrera(dataset, num_pool, frozen)
     else:
-        procedure = Procedure()
+        published = Procedure()
     given: dict[str, Any] = {
         name: getattr(config, name)
         for name in (*SGD_CHOICES, "select_on", "frozen_bn")
@@ -113,78 +139,70 @@ def make_procedure(
     }
     if config.augment != "auto":
         given["augment"] = config.augment
-    changed = _never_run(config)
-    if config.seed_changes_nothing:
-        changed.append("one row for all seeds, which change nothing here")
+    departures = _never_run(config)
     if config.protocol != "fastadv":
-        changed += [
-            f"{name} {_words(value)} instead of {_words(getattr(procedure, name))}"
-            for name, value in given.items()
-            if value != getattr(procedure, name)
+        ours = given | {
+            "resolution": resolution,
+            "precision": config.precision,
+            "method": config.method,
+        }
+        theirs = vars(published) | {
+            "resolution": PUBLISHED_SIDE,
+            "precision": "fp32",
+            "method": "standard",
+        }
+        departures += [
+            Departure(name=name, ours=_text(value), published=_text(theirs[name]))
+            for name, value in ours.items()
+            if value != theirs[name]
         ]
-        if resolution != PUBLISHED_SIDE:
-            changed.append(f"resolution {resolution} instead of {PUBLISHED_SIDE}")
-        if config.precision != "fp32":
-            changed.append(f"precision {config.precision} instead of fp32")
-        if config.method != "standard":
-            changed.append(f"method {config.method} instead of standard")
-    defects = tuple(d for d in procedure.defects if not _repaired(d, given))
-    merged = {f: getattr(procedure, f) for f in Procedure.__dataclass_fields__} | given
-    procedure = Procedure(**merged | {"defects": defects, "changed": tuple(changed)})
-    if procedure.select_on == "none" and len(procedure.lrs) > 1:
+    repaired = [d for d, (name, value) in _REPAIRS.items() if given.get(name) == value]
+    defects = tuple(d for d in published.defects if d not in repaired)
+    found = Procedure(
+        **vars(published)
+        | given
+        | {"defects": defects, "departures": tuple(departures)}
+    )
+    if found.select_on == "none" and len(found.lrs) > 1:
         raise ConfigError(
-            f"--lrs {_words(procedure.lrs)}: --protocol {config.protocol} has one learning "
+            f"--lrs {_text(found.lrs)}: --protocol {config.protocol} has one learning "
             "rate and chooses nothing; give one, or --select-on val"
         )
-    return procedure
+    return found
 
 
-_TRAIN_BN = "BatchNorm of frozen layers in train mode"
-_ON_TEST = "epoch and learning rate chosen on the test set"
-
-
-def _repaired(defect: str, given: dict[str, Any]) -> bool:
-    return (defect == _TRAIN_BN and given.get("frozen_bn") == "eval") or (
-        defect == _ON_TEST and given.get("select_on") == "val"
-    )
-
-
-def _words(value: Any) -> str:
+def _text(value: Any) -> str:
     if isinstance(value, tuple):
-        return ", ".join(map(_words, value))
+        return ", ".join(map(_text, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _never_run(config: TransferConfig) -> list[str]:
-    """What the paper of a protocol has no experiment of, in words."""
-    if config.protocol == "salman2020" and config.mode not in _SALMAN_MODES:
-        return [f"mode {config.mode} instead of {' or '.join(_SALMAN_MODES)}"]
+def _never_run(config: TransferConfig) -> list[Departure]:
+    """Return the departure of a mode that the paper has no experiment of."""
+    mode, k = config.mode, config.k
+    if config.protocol == "salman2020" and mode not in _SALMAN_MODES:
+        published = " or ".join(_SALMAN_MODES)
+        return [Departure(name="mode", ours=mode, published=published)]
     # Fixed features are the last 0 blocks: the head on a network that is frozen.
-    blocks = 0 if config.mode == "fixed_feature" else config.k
+    blocks = 0 if mode == "fixed_feature" else k
     if config.protocol != "utrera2021" or blocks in _UTRERA_BLOCKS:
         return []
-    what = f"mode {config.mode}" if blocks is None else f"k {blocks}"
-    return [f"{what} instead of the last {_words(_UTRERA_BLOCKS)} blocks"]
-
-
-_SALMAN_MODES = ("fixed_feature", "full_network")
-_UTRERA_BLOCKS = (0, 1, 3, 9)
-# Their code only resized these, and augmented every other set, svhn included.
-# scikit-learn's digits are ours, and of the kind.
-_UTRERA_GREY = ("mnist", "kmnist", "fashion_mnist", "digits")
+    name, ours = ("mode", mode) if blocks is None else ("k", str(blocks))
+    published = f"the last {_text(_UTRERA_BLOCKS)} blocks"
+    return [Departure(name=name, ours=ours, published=published)]
 
 
 def _salman(
-    dataset: str, frozen: bool, by_name: bool, misfreezing: str | None
+    dataset: str, frozen: bool, by_name: bool, misfreezing: Defect | None
 ) -> Procedure:
-    """Source: Salman et al. 2020, appendix A, and their code for what it leaves out."""
+    """Return the procedure of Salman et al. 2020.
+
+    Source: their appendix A, and their code for what that leaves out.
+    """
     statistics = _PUBLISHED_STATISTICS.get(dataset, _NO_STATISTICS)
     defects = [_TRAIN_BN] if frozen else []
-    defects.append(
-        "inputs normalised by mean 0, std 1"
-        if statistics is _NO_STATISTICS
-        else "inputs normalised by the target's statistics"
-    )
+    own = statistics is not _NO_STATISTICS
+    defects.append(_TARGET_STATISTICS if own else _NOT_NORMALISED)
     if by_name and misfreezing is not None:
         defects.append(misfreezing)
     return Procedure(
@@ -199,14 +217,17 @@ def _salman(
 
 
 def _utrera(dataset: str, num_pool: int, frozen: bool) -> Procedure:
-    """Source: Utrera et al. 2021, appendix A, and their code for what it leaves out.
+    """Return the procedure of Utrera et al. 2021.
 
-    Inputs are normalised as the source's, as in that code when it loaded models for
-    ImageNet. A later state of it loaded them for the target, which gave natural sources
-    the target's statistics and left robust ones theirs; that is not reproduced.
+    Source: their appendix A, and their code for what that leaves out. Inputs are
+    normalised as the source's, as in that code when it loaded models for ImageNet. A
+    later state of it loaded them for the target, which gave natural sources the target's
+    statistics and left robust ones theirs; that is not reproduced.
     """
+    epochs = 100 if num_pool <= _UTRERA_FEW else 150
     return Procedure(
-        epochs=100 if num_pool <= 1600 else 150,
+        epochs=epochs,
+        published_epochs=epochs,
         batch_size=128,
         lrs=(0.1,),
         augment="none" if dataset in _UTRERA_GREY else "utrera",

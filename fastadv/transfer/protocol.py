@@ -6,21 +6,21 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
-from typing import Any
 
 from fastadv.attacks import PGD
-from fastadv.environment import provenance
 from fastadv.errors import FastadvError
+from fastadv.evaluation.accuracy import Evaluation
 from fastadv.evaluation.evaluate import evaluate
+from fastadv.evaluation.rows import store
 from fastadv.kernels import use_backend
-from fastadv.results.legacy import LegacyTable
+from fastadv.results.row import Row
+from fastadv.results.table import ResultsTable
 from fastadv.transfer import fixed, tuned
 from fastadv.transfer.config import TransferConfig
 from fastadv.transfer.experiment import Experiment, Fitted, SeedSplit
-from fastadv.transfer.identity import row_identity
-from fastadv.transfer.outcome import Outcome
-from fastadv.transfer.target import target_name
+from fastadv.transfer.rows import evaluate_head, transfer_rows
 
 log = logging.getLogger(__name__)
 
@@ -38,28 +38,34 @@ class TransferRun:
     """
 
     def __init__(
-        self, config: TransferConfig, table: LegacyTable | None = None
+        self, config: TransferConfig, table: ResultsTable | None = None
     ) -> None:
         self.config = config
         self.experiment = Experiment(config)
-        self.table = table or LegacyTable(config.results)
+        self.table = table or ResultsTable(config.results)
 
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """Run every seed; each row is in the table before it is yielded."""
+    def rows(self) -> Iterator[Row]:
+        """Run every seed; each row is in the table before it is yielded.
+
+        Raises:
+            OutputError: A row could not be stored; it is in the log.
+        """
         splits = [self.experiment.split(seed) for seed in self.config.seeds]
         self.table.prepare()
         with use_backend(self.config.backend):
             began = time.monotonic()
             for split, fitted in zip(splits, self._fit(splits), strict=True):
-                outcome = self._judge(fitted)
-                row = self._row(split, outcome, time.monotonic() - began)
-                try:
-                    self.table.append([row])
-                except FastadvError:
-                    # The number must not be lost with the disk that was to hold it.
-                    log.error("the row was: %s", json.dumps(row, default=str))
-                    raise
-                yield row
+                found = self._judge(fitted)
+                rows = transfer_rows(
+                    self.experiment,
+                    split,
+                    fitted,
+                    found,
+                    self._attack(),
+                    time=datetime.now(UTC),
+                    wall_seconds=round(time.monotonic() - began, 2),
+                )
+                yield from self._store(rows, found)
                 began = time.monotonic()
 
     def _fit(self, splits: Sequence[SeedSplit]) -> Iterator[Fitted]:
@@ -71,78 +77,33 @@ class TransferRun:
         threat = self.experiment.threat
         return None if threat is None else PGD.judge(threat, self.config.robust_steps)
 
-    def _judge(self, fitted: Fitted) -> Outcome:
-        """Measure accuracy on the test images, also under attack if that is asked for."""
+    def _judge(self, fitted: Fitted) -> Evaluation:
+        """Measure accuracy on the test images, also under attack if there is one."""
         experiment, attack = self.experiment, self._attack()
-        clean, robust = None, None
+        by_head = None
         if fitted.head is not None:
-            clean = fitted.head.accuracy(experiment.features.test())
-        if fitted.model is not None and (clean is None or attack is not None):
-            loader = experiment.loader(experiment.splits.test, train=False)
-            found = evaluate(fitted.model, loader, attack)
-            experiment.note_bad(loader)
-            clean, robust = clean or found.clean, found.robust
-        if clean is None:
-            raise AssertionError("a fit has a head or a network")
-        return Outcome(clean, fitted.value, fitted.chosen, robust)
+            by_head = evaluate_head(fitted.head, experiment.features.test())
+            if attack is None:
+                return by_head
+        if fitted.model is None:
+            raise AssertionError("a network without a linear head is not attacked")
+        loader = experiment.loader(experiment.splits.test, train=False)
+        found = evaluate(fitted.model, loader, attack)
+        experiment.note_bad(loader)
+        # Clean accuracy is that of the features, which differs by rounding at most.
+        return found if by_head is None else replace(found, clean=by_head.clean)
 
-    # ---- the row ----
-
-    def _row(
-        self, split: SeedSplit, outcome: Outcome, seconds: float
-    ) -> dict[str, Any]:
-        experiment, procedure = self.experiment, self.experiment.procedure
-        source, splits = experiment.source, experiment.splits
-        num_train, num_val = len(split.train), 0
-        if split.val is not None and split.val is not splits.test:
-            num_val = len(split.val)
-        return {
-            "time": datetime.now(UTC),
-            "source": source.name,
-            "source_path": str(source.file),
-            "source_given": self.config.source,
-            "source_hash": source.digest,
-            "arch": source.arch,
-            "source_norm": source.norm,
-            "source_eps": source.eps,
-            "dataset": target_name(self.config, splits),
-            "dataset_fingerprint": splits.train.fingerprint,
-            "resolution": experiment.resolution,
-            "mode": self.config.mode,
-            "protocol": self.config.protocol,
-            "select_on": procedure.select_on,
-            "num_train": num_train,
-            "num_val": num_val,
-            "num_test": len(splits.test),
-            "num_classes": len(splits.train.classes),
-            "seed": split.seed,
-            "hyperparameters": json.dumps(
-                {"augment": procedure.augment}
-                | outcome.chosen
-                | {"val_fraction": self.config.val_fraction}
-            ),
-            "metric": splits.metric,
-            "bad_images": len(experiment.bad_images),
-            "wall_seconds": round(seconds, 2),
-            "environment": json.dumps(provenance()),
-            "identity": row_identity(
-                self.config,
-                split.seed,
-                source,
-                experiment.opened,
-                experiment.resolution,
-            ),
-            "num_pool": num_train + num_val,
-            "num_available": len(splits.train),
-            "class_names": list(splits.train.classes),
-            "source_accuracy": self.config.source_accuracy,
-            "k_blocks": self.config.k,
-            "downscale": self.config.downscale,
-            "notes": procedure.notes,
-            **outcome.columns(splits.metric, self._attack()),
-        }
+    def _store(self, rows: list[Row], found: Evaluation) -> list[Row]:
+        """Append the rows of one seed, and the verdict on every image in a file."""
+        try:
+            return store(self.table, rows, found)
+        except FastadvError:
+            # The numbers must not be lost with the disk that was to hold them.
+            for row in rows:
+                log.error("the row was: %s", json.dumps(asdict(row), default=str))
+            raise
 
 
-def transfer(config: TransferConfig) -> list[dict[str, Any]]:
+def transfer(config: TransferConfig) -> list[Row]:
     """Run a transfer experiment and return its rows, which the table then has, too."""
     return list(TransferRun(config).rows())

@@ -12,9 +12,9 @@
     num_train: [100, 400, null]
 
 Every other key is a flag of `fastadv-transfer`. A list where the flag takes one value is
-an axis; `lr` is an axis of single learning rates, one row each, where `lrs` are the
-candidates that one row chooses from. What a protocol says overrides its data set, that
-its source, and that the top level. No torch.
+an axis. `lr` is an axis of single learning rates, one row each; `lrs` are candidates that
+one row chooses from. Keys of a protocol override those of a data set, these override keys
+of a source, and these the top level. This module imports no torch.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ from fastadv.training.config import TrainConfig
 from fastadv.transfer.config import TransferConfig
 
 COMMAND = "fastadv-transfer sweep"
-# The lists of a recipe, and the flag that each entry of theirs is about.
+# The lists of a recipe, and the flag that each of their entries sets.
 PARTS = {"sources": "source", "datasets": "dataset", "protocols": "mode"}
 _BRACES = re.compile(r"\{([^{}]*,[^{}]*)\}")
 
 
 def read_recipe(path: Path, **overrides: Any) -> list[TransferConfig]:
-    """The experiments of a recipe, in its order; `seeds` are all in each.
+    """Return the experiments of a recipe in its order, each with all seeds.
 
     Args:
-        path: of the YAML file.
-        **overrides: flags that hold for every experiment whatever the file says; None
-            is none.
+        path: Path of the YAML file.
+        **overrides: Flags that replace those of the file in every experiment; None
+            replaces nothing.
 
     Raises:
-        ConfigError: the file cannot be read, or a key or value cannot work.
+        ConfigError: The file cannot be read, or a key or value cannot work.
     """
     recipe = load_config_file(path, COMMAND)
     if not PARTS.keys() & recipe.keys():
@@ -59,9 +59,7 @@ def read_recipe(path: Path, **overrides: Any) -> list[TransferConfig]:
         for values in _expanded(common | source | dataset | protocol):
             try:
                 found[TransferConfig(**(values | fixed))] = None
-            except TypeError as error:
-                raise ConfigError(f"{path}: {error}") from None
-            except ConfigError as error:
+            except (TypeError, ConfigError) as error:
                 raise ConfigError(f"{path}: {error}") from None
     return list(found)
 
@@ -78,7 +76,7 @@ def _refuse_training(path: Path, values: dict[Any, Any]) -> None:
 
 
 def _entries(path: Path, given: Any, name: str) -> list[dict[str, Any]]:
-    """One part of the recipe as a list of mappings of flags."""
+    """Return one part of the recipe as a list of mappings of flags."""
     if not isinstance(given, list) or not given:
         raise ConfigError(
             f"{path}: {name} is {given!r}; a recipe needs a list of at least one under "
@@ -100,7 +98,7 @@ def _entries(path: Path, given: Any, name: str) -> list[dict[str, Any]]:
 
 
 def _braces(text: str) -> list[str]:
-    """`a{1,2}b` as `a1b`, `a2b`; the last braces vary fastest, as in a shell."""
+    """Expand `a{1,2}b` to `a1b`, `a2b`; the last braces vary fastest, as in a shell."""
     match = _BRACES.search(text)
     if match is None:
         return [text]
@@ -112,7 +110,7 @@ def _braces(text: str) -> list[str]:
 
 
 def _checked(path: Path, values: dict[Any, Any], where: str) -> dict[str, Any]:
-    """Values of their fields' types; axes stay lists, of such values."""
+    """Convert values to the types of their fields; axes stay lists."""
     kinds = get_type_hints(TransferConfig) | {"lr": float}
     checked: dict[str, Any] = {}
     for key, value in values.items():
@@ -136,7 +134,7 @@ def _checked(path: Path, values: dict[Any, Any], where: str) -> dict[str, Any]:
 
 
 def _expanded(values: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Every combination of the axes."""
+    """Yield every combination of the axes."""
     axes = {key: value for key, value in values.items() if isinstance(value, list)}
     for choice in itertools.product(*axes.values()):
         one = values | dict(zip(axes, choice, strict=True))

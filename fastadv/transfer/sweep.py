@@ -15,7 +15,7 @@ from fastadv.errors import ConfigError, DataError, FastadvError
 from fastadv.models.source import Source, open_source
 from fastadv.ranges import ordered_fields
 from fastadv.reporting.literature import PUBLISHED_SIDE
-from fastadv.results.legacy import LegacyTable
+from fastadv.results.table import ResultsTable
 from fastadv.runs.tasks import Place, Task
 from fastadv.transfer.config import TransferConfig
 from fastadv.transfer.freezing import choose_trained
@@ -37,13 +37,16 @@ _NOT_IN_NAMES = {
 }
 
 
+_SOURCE_COLUMNS = ("source.name", "source.norm", "source.eps", "source.accuracy")
+
+
 def run_transfer(config: TransferConfig, place: Place) -> None:
     """Compute the rows of `config` into its table, each once, at a place."""
     if config.workers is None and place.threads is not None:
         config = dataclasses.replace(config, workers=min(8, place.threads))
     if config.device == "auto" and place.device is not None:
         config = dataclasses.replace(config, device=place.device)
-    for _ in TransferRun(config, LegacyTable(config.results, once=True)).rows():
+    for _ in TransferRun(config, ResultsTable(config.results, once=True)).rows():
         pass
 
 
@@ -106,7 +109,7 @@ class SweepPlan:
 
 def plan_sweep(
     configs: Sequence[TransferConfig],
-    table: LegacyTable,
+    table: ResultsTable,
     *,
     skip_missing: bool = False,
 ) -> SweepPlan:
@@ -243,7 +246,7 @@ class _Described:
     computed again; but a report knows only what the rows state.
     """
 
-    def __init__(self, table: LegacyTable) -> None:
+    def __init__(self, table: ResultsTable) -> None:
         self._table = table
         self._rows: dict[str, dict[str, Any]] | None = None
         self._differing: Counter[str] = Counter()
@@ -260,10 +263,11 @@ class _Described:
         }
         for identity in finished:
             if self._rows is None:
-                rows = self._table.columns("identity", *now)
+                rows = self._table.columns("identity", *_SOURCE_COLUMNS)
                 self._rows = {row["identity"]: row for row in rows}
-            row = self._rows[identity]
-            found = [f"{k} {row[k]}, not {v}" for k, v in now.items() if row[k] != v]
+            stored = self._rows[identity]
+            then = dict(zip(now, (stored[c] for c in _SOURCE_COLUMNS), strict=True))
+            found = [f"{k} {then[k]}, not {v}" for k, v in now.items() if then[k] != v]
             if found:
                 self._differing[f"{source.name}: {', '.join(found)}"] += 1
 

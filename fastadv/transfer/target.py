@@ -1,4 +1,4 @@
-"""The target of a transfer: a data set, its options, and what it must be like."""
+"""The target of a transfer: opening a data set, its options, and what is required."""
 
 from __future__ import annotations
 
@@ -21,38 +21,27 @@ from fastadv.transfer.config import TransferConfig
 
 log = logging.getLogger(__name__)
 
-# So many times the share asked for is worth a word.
+# A held-out share that exceeds the requested one by this factor is logged.
 _CLEARLY_MORE = 1.5
-# Options that say where images are or what is put up with, not which images: their
-# fingerprint does that.
-_NOT_DEFINING = frozenset({"root", "cache", "download", "strict"})
 
 
 def open_target(config: TransferConfig, resolution: int) -> DatasetSplits:
-    """The data set of an experiment, its images as they are stored.
+    """Open the data set of an experiment, its images as they are stored.
 
     Raises:
-        DataError, ConfigError: as `open_dataset`.
+        DataError, ConfigError: The data set cannot be opened, as in `open_dataset`.
     """
     options = dataset_options(config.dataset_option)
     return open_dataset(config.dataset, resolution=resolution, **options)
 
 
-def defining_options(config: TransferConfig) -> dict[str, str]:
-    """The options of the data set that give another number, in order of their names."""
-    given = dataset_options(config.dataset_option)
-    return {key: given[key] for key in sorted(given) if key not in _NOT_DEFINING}
-
-
 def target_name(config: TransferConfig, splits: DatasetSplits) -> str:
-    """What the table calls a data set: `dtd (partition 2)` is another than `dtd`."""
-    options = defining_options(config)
-    words = ", ".join(f"{key} {value}" for key, value in options.items())
-    return f"{splits.name} ({words})" if words else splits.name
+    """Return what the table calls a data set: `dtd (partition 2)` is not `dtd`."""
+    return config.name_with_options(splits.name)
 
 
 def reduce_splits(splits: DatasetSplits, side: int | None) -> DatasetSplits:
-    """The data set with its images first reduced to `side` pixels, if that is given."""
+    """Return the data set with its images reduced to `side` pixels if that is given."""
     if side is None:
         return splits
     train, test = Downscaled(splits.train, side), Downscaled(splits.test, side)
@@ -62,14 +51,14 @@ def reduce_splits(splits: DatasetSplits, side: int | None) -> DatasetSplits:
 def hold_out(
     config: TransferConfig, train: ImageSet, seed: int
 ) -> tuple[ImageSet, ImageSet]:
-    """Training and validation part of a seed's images.
+    """Split a seed's images into a training and a validation part.
 
-    Every class of two or more images has one in validation, which of few images can be
-    far more than `config.val_fraction`: that is logged, once however many seeds and
-    tasks of this process it concerns.
+    Every class of two or more images has one in the validation part, which can be far
+    more than `config.val_fraction` if there are few images. That is logged once in each
+    process, however many seeds and tasks it concerns.
 
     Raises:
-        ConfigError: there are too few images for that, or for `config.num_train`.
+        ConfigError: There are too few images for that, or for `config.num_train`.
     """
     pool = subset(train, config.num_train, seed)
     kept, val = train_val_split(pool, config.val_fraction, seed)
@@ -89,10 +78,10 @@ def _warn_once(text: str) -> None:
 
 
 def check_splits(splits: DatasetSplits) -> None:
-    """Both splits must speak of the same classes, each with something to learn from.
+    """Check that both splits have the same classes, each with training images.
 
     Raises:
-        DataError: they do not.
+        DataError: They do not.
     """
     train, test = splits.train, splits.test
     if train.classes != test.classes:

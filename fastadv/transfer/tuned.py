@@ -6,6 +6,7 @@ import copy
 import logging
 import time
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from fastadv.evaluation.evaluate import evaluate
 from fastadv.models import NormalizedModel, create_model
 from fastadv.models.view import AttackView
 from fastadv.progress import Progress
+from fastadv.results.settings import MethodRecord, Parameter
 from fastadv.training.learner import training_attack
 from fastadv.training.method_config import MethodConfig
 from fastadv.training.methods import CLASSES, DTYPES, Method, Net
@@ -60,25 +62,28 @@ def fit(experiment: Experiment, split: SeedSplit) -> Fitted:
     if judge is not None:
         experiment.note_bad(judge)
     value, lr, epoch, model = best
-    chosen = procedure.for_row() | {"lr": lr, "epoch": epoch}
-    chosen |= _method_for_row(experiment.config)
+    chosen = procedure.for_setting() | {"chosen_lr": lr, "chosen_epoch": epoch}
+    chosen |= _method_for_setting(experiment.config)
     return Fitted(model, chosen, None if judge is None else value)
 
 
-def _method_for_row(config: TransferConfig) -> dict[str, object]:
-    """Return what a row says of precision and training method, if not the defaults."""
-    found: dict[str, object] = {}
+def _method_for_setting(config: TransferConfig) -> dict[str, Any]:
+    """Return precision and training method where they are not the defaults."""
+    found: dict[str, Any] = {}
     if config.precision != "fp32":
         found["precision"] = config.precision
     training = config.method_config
     if training is not None:
-        found["method"] = {
-            "name": training.method,
-            "norm": training.norm,
-            "eps": training.threat.eps,
-            "num_steps": training.attack_steps,
-            **training.parameters,
-        }
+        found["method"] = MethodRecord(
+            name=training.method,
+            norm=training.norm,
+            eps=training.threat.eps,
+            num_steps=training.attack_steps,
+            parameters=tuple(
+                Parameter(name=name, value=value)
+                for name, value in training.parameters.items()
+            ),
+        )
     return found
 
 
@@ -125,7 +130,7 @@ def make_method(
     side: int,
     precision: str = "fp32",
 ) -> Method:
-    """Make the training method of `model`; None is standard training."""
+    """Make the training method of `model`; without `config` it is standard training."""
     net = Net(model, precision)
     if config is None:
         return Method(net)

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 import torch
 from attack_nets import batch, predicted, same_bits, small_model, snapshot
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from test_pgd_contract import Trace
 from torch import Tensor, nn
 

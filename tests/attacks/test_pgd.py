@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from attack_nets import batch, predicted, small_model
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
 from fastadv.attacks import OBJECTIVES, PGD, AttackResult, Objective, ThreatModel

@@ -17,7 +17,7 @@ from command_line import Caller, image_folder
 from small_runs import environment, script, tiny
 
 from fastadv.attacks.package import AttackName
-from fastadv.cli.eval import ATTACKS
+from fastadv.evaluation.config import ATTACKS
 from fastadv.models import create_model, save_model
 from fastadv.training import train
 
@@ -38,6 +38,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _words(run: Path, words: str) -> list[str]:
     common = ["--checkpoint", str(run), "--data", "digits", "--device", "cpu"]
     return [*common, *words.split()]
+
+
+@pytest.fixture(autouse=True)
+def _results_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`results`, the default table, is made in the working directory."""
+    monkeypatch.chdir(tmp_path)
 
 
 def _evaluated(call: Caller, run: Path, words: str) -> dict[str, Any]:
@@ -233,10 +239,13 @@ def test_a_finished_or_other_evaluation_is_refused(
         ("--attack apgdt", "unknown --attack 'apgdt'; perhaps you meant: apgd-t"),
         ("--attack auto-attack", "perhaps you meant: autoattack"),
         ("--attack pgd --judge package", "--judge package has no pgd"),
-        ("--attack fab --step-size 0.1", "--step-size and --objective are pgd's, fab"),
-        ("--attack apgd-t --objective margin", "are pgd's, apgd-t chooses its own"),
-        ("--num-queries 0", "--num-queries 0 must be at least 1"),
-        ("--num-targets 0", "--num-targets 0 must be at least 1"),
+        (
+            "--attack fab --step-size 0.1",
+            "--step-size and --objective belong to pgd, fab",
+        ),
+        ("--attack apgd-t --objective margin", "belong to pgd, apgd-t chooses its own"),
+        ("--num-queries 0", "--num-queries 0 cannot work; it must be at least 1"),
+        ("--num-targets 0", "--num-targets 0 cannot work; it must be at least 1"),
     ],
 )
 def test_words_that_make_no_sense(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from command_line import COMMANDS, Caller
-from flag_list import LISTED, flag_list
+from flag_list import LISTED, commands, flag_list
 from small_runs import environment, execute, flags, script
 
 from fastadv.cli import common
@@ -78,6 +79,29 @@ def test_help_imports_nothing_heavy(name: str) -> None:
         text=True,
     )
     assert done.stdout.splitlines()[-2:] == ["code 0", "heavy []"]
+
+
+@pytest.mark.parametrize("prog", sorted(commands()))
+def test_help_is_plain(
+    prog: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    with pytest.raises(SystemExit):
+        common.parse(commands()[prog], ["--help-all"], prog)
+    # Boxes are left out where the encoding of the output cannot show them.
+    entries = re.split(r"\n[ \u2502] (?=\S)", capsys.readouterr().out)[1:]
+    assert len(entries) == len(dataclasses.fields(commands()[prog])) + 1
+    for entry in entries:
+        assert "None" not in entry  # what a flag is without a value is said in words
+        assert len(re.findall(r"[Dd]efault:", entry)) <= 1
+        assert re.search(r"  [A-Z][^\n]*[a-z]|show this help", entry), entry
+
+
+def test_every_command_says_its_version(call: Caller) -> None:
+    for name in COMMANDS:
+        result = call(name, "--version")
+        assert (result.code, result.err) == (0, "")
+        assert re.fullmatch(r"fastadv \d+\.\d+\.\d+\n", result.out)
 
 
 # ---- spellings ----

@@ -111,7 +111,7 @@ def test_convert_never_replaces_unasked(
         ("lst", 2, "unknown command 'lst'; perhaps you meant: list"),
         ("convert a b.pt --to onx", 2, "unknown --to 'onx'; perhaps you meant: onnx"),
         ("convert a b.pt --to onnx", 2, "b.pt must end in .onnx for --to onnx"),
-        ("convert a b.onnx --to onnx --resolution 0", 2, "--resolution 0 must be at"),
+        ("convert a b.onnx --to onnx --resolution 0", 2, "--resolution 0 cannot work"),
         ("convert nowhere.pt b.onnx --to onnx", 1, "there is no file or folder"),
         ("show torchvison:resnet18", 2, "perhaps you meant: torchvision"),
         ("show hf:a", 2, "hf:a names no repository"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -280,3 +281,151 @@ def test_the_interval_of_mean_per_class_covers() -> None:
         low, high = Accuracy(drawn, total).interval("mean_per_class")
         hits += low <= truth.mean().item() <= high
     assert 930 <= hits <= 975
+
+
+# ---- any network, any batches ----
+
+
+class _PlainBrightness(nn.Module):
+    """The same network as a module of its own: pixels in, logits out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = _Brightness()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x)
+
+
+def _pairs(size: int, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
+    for batch in _batches(size):
+        images = batch.images
+        yield (images / 255 if dtype.is_floating_point else images), batch.labels
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+@pytest.mark.parametrize("attacked", [False, True])
+def test_any_module_and_any_batches(dtype: torch.dtype, attacked: bool) -> None:
+    attack = PGD.judge(ThreatModel("linf", 0.1), 3) if attacked else None
+    expected = evaluate(_brightness(), _batches(4), attack)
+    found = evaluate(_PlainBrightness(), _pairs(4, dtype), attack)
+    assert torch.equal(found.clean.correct, expected.clean.correct)
+    assert torch.equal(found.clean.total, expected.clean.total)
+    if expected.robust is not None and found.robust is not None:
+        assert torch.equal(found.robust.correct, expected.robust.correct)
+    loader = torch.utils.data.DataLoader(
+        [
+            (x, int(y))
+            for xs, ys in _pairs(9, dtype)
+            for x, y in zip(xs, ys, strict=True)
+        ],
+        batch_size=4,
+    )
+    again = evaluate(_PlainBrightness(), loader, attack)
+    assert torch.equal(again.clean.correct, expected.clean.correct)
+
+
+def test_bad_images_labels_and_outputs() -> None:
+    images, labels = torch.rand(2, 3, SIDE, SIDE), torch.tensor([0, 1])
+    with pytest.raises(ValueError, match=r"values in \[.*need images in\s+\[0, 1\]"):
+        evaluate(_PlainBrightness(), [(images * 2, labels)])
+    with pytest.raises(ValueError, match=r"expected class ids in 0\.\.1"):
+        evaluate(_PlainBrightness(), [(images, labels + 1)])
+    with pytest.raises(TypeError, match="one tensor of logits"):
+        evaluate(nn.Flatten(0), [(images, labels)])
+
+
+# ---- logits ----
+
+
+@pytest.mark.parametrize("size", [2, 9])
+def test_verdict_and_logits_of_every_image(size: int) -> None:
+    attack = PGD.judge(ThreatModel("linf", 0.1), 3)
+    found = evaluate(_brightness(), _batches(size), attack, keep_logits=True)
+    images = found.images
+    assert images is not None
+    assert images.labels.tolist() == LABELS
+    # 0: fell to the attack, 1: withstood it, -1: wrong without one
+    assert images.fell_to.tolist() == [1, 1, 0, 0, 0, 1, 1, -1, -1]
+    assert images.clean_logits is not None
+    assert images.attacked_logits is not None
+    bright = 100 * (torch.tensor(GREYS) / 255 - 0.5)
+    torch.testing.assert_close(images.clean_logits[:, 1], bright, atol=1e-3, rtol=0)
+    right = images.clean_logits.argmax(1) == images.labels
+    assert torch.equal(right, images.fell_to >= 0)
+    held = images.attacked_logits.argmax(1) == images.labels
+    assert torch.equal(held & right, images.fell_to == 1)
+    assert set(images.arrays()) == {
+        "labels",
+        "fell_to",
+        "clean_logits",
+        "attacked_logits",
+    }
+
+
+def test_logits_are_kept_where_they_are_asked_for() -> None:
+    images = evaluate(_brightness(), _batches(4)).images
+    assert images is not None
+    assert set(images.arrays()) == {"labels", "fell_to"}
+    images = evaluate(_brightness(), _batches(4), keep_logits=True).images
+    assert images is not None
+    assert set(images.arrays()) == {"labels", "fell_to", "clean_logits"}
+
+
+def test_a_journal_keeps_logits_exactly(tmp_path: Path) -> None:
+    whole = evaluate(_brightness(), _batches(2), _stages_of_pgd(), keep_logits=True)
+    journal = Journal(tmp_path, {"a": 1})
+    cut = itertools.islice(_batches(2), 3)
+    evaluate(_brightness(), cut, _stages_of_pgd(), journal=journal, keep_logits=True)
+    again = Journal(tmp_path, {"a": 1}, resume=True)
+    resumed = evaluate(
+        _brightness(), _batches(2), _stages_of_pgd(), journal=again, keep_logits=True
+    )
+    assert whole.images is not None
+    assert resumed.images is not None
+    for name, values in whole.images.arrays().items():
+        assert torch.equal(resumed.images.arrays()[name], values), name
+    # Everything comes from the journal, also for a network that states no classes.
+    third = Journal(tmp_path, {"a": 1}, resume=True)
+    found = evaluate(_PlainBrightness(), _batches(2), _stages_of_pgd(), journal=third)
+    assert torch.equal(found.clean.total, whole.clean.total)
+
+
+def test_a_journal_of_before_is_resumed(tmp_path: Path) -> None:
+    """Verdicts without logits count; their logits are unknown."""
+    whole = evaluate(_brightness(), _batches(2), _stages_of_pgd(), checks=True)
+    journal = Journal(tmp_path, {"a": 1})
+    cut = itertools.islice(_batches(2), 3)
+    evaluate(_brightness(), cut, _stages_of_pgd(), checks=True, journal=journal)
+    path = tmp_path / "log.jsonl"
+    events = [json.loads(line) for line in path.read_text().splitlines()]
+    for event in events[1:]:
+        for name in ("num_classes", "clean_logits", "attacked_logits"):
+            del event[name]
+    path.write_text("".join(json.dumps(event) + "\n" for event in events))
+    again = Journal(tmp_path, {"a": 1}, resume=True)
+    assert sorted(again.verdicts) == [0, 1, 2]
+    resumed = evaluate(
+        _brightness(),
+        _batches(2),
+        _stages_of_pgd(),
+        checks=True,
+        journal=again,
+        keep_logits=True,
+    )
+    for a, b in zip(resumed.stages, whole.stages, strict=True):
+        assert torch.equal(a.robust.correct, b.robust.correct)
+    assert resumed.checks == whole.checks
+    images = resumed.images
+    assert images is not None
+    assert images.clean_logits is not None
+    assert images.clean_logits.isnan().all(1).tolist() == [True] * 6 + [False] * 3
+
+
+def _stages_of_pgd() -> Cascade:
+    return Cascade(
+        [
+            ("near", PGD.judge(ThreatModel("linf", 0.03), 2)),
+            ("far", PGD.judge(ThreatModel("linf", 0.2), 2)),
+        ]
+    )

@@ -9,7 +9,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-COMMANDS = ("train", "transfer", "eval", "data", "models", "report", "doctor", "demo")
+COMMANDS = (
+    "train",
+    "transfer",
+    "eval",
+    "data",
+    "models",
+    "report",
+    "results",
+    "doctor",
+    "demo",
+)
 
 
 class Output:

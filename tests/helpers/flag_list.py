@@ -65,11 +65,13 @@ def _lines(kind: type[Any]) -> list[str]:
         warnings.simplefilter("ignore", DeprecationWarning)
         parser = get_parser(kind)
     actions = {action.dest.replace("-", "_"): action for action in parser._actions}
+    positional = [action for action in parser._actions if not action.option_strings]
     lines = []
     for field in dataclasses.fields(kind):
         action = actions[field.name]
         words = [*sorted(action.option_strings, key=lambda flag: flag.lstrip("-"))]
-        words = words or [field.name.upper()]
+        if not words:  # positional, with its place
+            words = [f"{positional.index(action)}", field.name.upper()]
         missing = field.default is dataclasses.MISSING
         # A bool is a flag and its opposite, and takes no value.
         values = "" if action.nargs == 0 else _values(action.metavar)

@@ -79,7 +79,7 @@ DELTA_DTYPES = tuple(
 
 
 def as_layout(t: Tensor, layout: str) -> Tensor:
-    """The same values in another memory layout."""
+    """Return the same values in another memory layout."""
     if layout == "channels_last":
         return t.contiguous(memory_format=torch.channels_last)
     if layout == "slice":  # every second column of a wider tensor
@@ -132,7 +132,7 @@ class StepCase(Step):
 def feasible(
     clean: Tensor, norm: str, eps: Tensor, random: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """A point of box and ball around `clean` [N, C, H, W] float: (image, perturbation)."""
+    """Return a point of box and ball around `clean` [N, C, H, W]: image, perturbation."""
     d = 2 * torch.rand(clean.shape, generator=random) - 1
     if norm == "l2":
         d = d / d.flatten(1).norm(dim=1).clamp_min(1e-9).view(-1, 1, 1, 1)
@@ -148,7 +148,7 @@ def make_step(
     device: str = "cpu",
     seed: int = 0,
 ) -> StepCase:
-    """A feasible iterate, a gradient with a few non-finite and zero elements."""
+    """Make a feasible iterate and a gradient with a few non-finite and zero elements."""
     random = torch.Generator().manual_seed(seed)
     n, c = shape[:2]
     a, e = NORMS[norm]
@@ -198,7 +198,7 @@ def make_apgd(
     seed: int = 0,
     momentum: float = 0.75,
 ) -> StepCase:
-    """As `make_step`, with another point of the ball for the iterate before."""
+    """Make a step of APGD, with another point of the ball for the iterate before."""
     step = make_step(norm, shape, dtypes, layout, device, seed)
     random = torch.Generator().manual_seed(seed + 1)
     clean = step.pixels().float().cpu().contiguous()
@@ -208,7 +208,7 @@ def make_apgd(
 
 
 def check_step(step: StepCase, what: str) -> None:
-    """Run it and compare everything it writes with the float64 reference."""
+    """Run a step and compare everything it writes with the float64 reference."""
     want = step.oracle()
     before = step.x.clone()
     step.run()
@@ -236,7 +236,7 @@ def step_cases(
     device: str,
     make: Callable[..., StepCase] = make_step,
 ) -> Iterator[tuple[StepCase, str]]:
-    """Every shape and dtype combination, with a name for the message."""
+    """Yield every combination of shape and dtypes, with a name for the message."""
     for shape, combination in itertools.product(SHAPES, dtypes):
         name = f"{make.__name__} {norm} {layout} {list(shape)} {combination}"
         yield make(norm, shape, combination, layout, device), name
@@ -245,7 +245,7 @@ def step_cases(
 def check_ball_init(
     norm: str, layout: str, device: str, seeds: tuple[int, ...] = SEEDS
 ) -> None:
-    """Values, memory order and batch offset of the random start."""
+    """Check values, memory order and batch offset of the random start."""
     for shape, dtype in itertools.product(SHAPES, (U8, F32)):
         step = make_step(norm, shape, Dtypes(dtype, F32, None), layout, device)
         for seed in seeds:
@@ -275,7 +275,7 @@ def check_normalize(layout: str, device: str, dtypes: tuple[torch.dtype, ...]) -
 
 
 def check_philox_words(device: str) -> None:
-    """A linf start around 0.5 with radius 0.5 *is* the uniform number, to the bit."""
+    """Check the bits: a linf start around 0.5 of radius 0.5 *is* the uniform number."""
     from fastadv.kernels import philox
 
     for shape, layout in itertools.product(
@@ -289,7 +289,7 @@ def check_philox_words(device: str) -> None:
 
 
 def check_exact_pixels(norm: str, device: str) -> None:
-    """With eps=0 every one of the 256 byte values comes back as u / 255 exactly."""
+    """Check that with eps=0 each of the 256 byte values u comes back as u / 255 exactly."""
     x0 = torch.arange(256, dtype=U8, device=device).view(1, 1, 16, 16)
     want = x0.float() / 255
     got = kernels.ball_init(x0, norm=norm, eps=0.0, seed=3)

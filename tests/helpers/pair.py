@@ -22,7 +22,7 @@ from torch import nn
 from fastadv.data import subset
 from fastadv.errors import Preempted, TrainingDiverged
 from fastadv.models import state_hash
-from fastadv.runs.distributed import World, joined
+from fastadv.runs.distributed import World, join_ranks
 from fastadv.training import TrainConfig, Trainer, trainer
 from fastadv.training.method_config import METHODS as ENTRIES
 from fastadv.training.validation import Validation
@@ -195,7 +195,7 @@ def checks(folder: Path, world: World) -> dict[str, Any]:
 def main() -> None:
     folder = Path(sys.argv[1])
     torch.set_num_threads(1)
-    with joined("cpu") as world:
+    with join_ranks("cpu") as world:
         found = checks(folder, world)
         (folder / f"rank-{world.rank}.json").write_text(json.dumps(found))
 

@@ -144,3 +144,18 @@ def interrupt(
         process.kill()
         process.wait()
     return process.returncode, stderr
+
+
+def same_ending(run: Path, whole: Path) -> None:
+    """Check that an interrupted run ended like the `whole` one."""
+    assert last_step(run) == STEPS
+    assert weights(run) == weights(whole)
+    assert weights(run, "best") == weights(whole, "best")
+    validations = [
+        {k: v for k, v in e.items() if k != "time"}
+        for e in events(run)
+        if e["event"] == "val"
+    ]
+    assert validations[-1].items() >= {"epoch": 2, "step": STEPS}.items()
+    known = {e["step"]: e["robust_acc"] for e in events(whole) if e["event"] == "val"}
+    assert all(v["robust_acc"] == known[v["step"]] for v in validations)

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from fastadv.transfer import LegacyTable
+from fastadv.transfer import ResultsTable
 
 ROWS = 6 + 4  # of the recipe below, with two sources
 
@@ -30,9 +30,9 @@ def recipe_file(folder: Path, runs: Path, **changes: Any) -> Path:
     return file
 
 
-def values(results: Path) -> dict[str, list[int]]:
+def values(results: Path) -> dict[str, tuple[int, ...]]:
     """What was measured by identity; fails where a row is there twice."""
-    rows = LegacyTable(results).rows()
-    found = {row["identity"]: row["per_class_correct"] for row in rows}
+    rows = ResultsTable(results).rows()
+    found = {str(row.identity): row.per_class_correct for row in rows}
     assert len(found) == len(rows)
     return found

@@ -10,9 +10,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fastadv.results.legacy import LegacyTable
 from fastadv.results.migration import migrate
 from fastadv.results.row import Row
+from fastadv.results.table import ResultsTable
 
 ARCHS = {"resnet18": 0.0, "resnet50": 2.0, "wide_resnet50_2": 3.0}
 EPS = (0.0, 0.1, 1.0, 3.0)
@@ -112,5 +112,5 @@ def synthetic_rows() -> list[dict[str, Any]]:
 
 def synthetic_table(folder: Path) -> Path:
     """The rows as a results table in `folder`."""
-    LegacyTable(folder).append(synthetic_rows())
+    ResultsTable(folder).append(typed(synthetic_rows()))
     return folder

@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from fastadv.errors import CheckpointError
+from fastadv.errors import CheckpointError, OutputError
 from fastadv.files import file_sha256
 from fastadv.models import (
     NormalizedModel,
@@ -177,7 +177,7 @@ def test_full_disk_leaves_the_old_file(
     save_model(model, path)
     before = path.read_bytes()
     monkeypatch.setattr(os, call, _no_space)
-    with pytest.raises(CheckpointError, match=r"m\.safetensors.*No space left"):
+    with pytest.raises(OutputError, match=r"m\.safetensors.*No space left"):
         save_model(create_model("resnet8_cifar", 10, seed=1), path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
@@ -190,7 +190,7 @@ def test_write_cut_short_by_the_kernel(model: NormalizedModel, tmp_path: Path) -
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (65536, hard))
     try:
-        with pytest.raises(CheckpointError, match="File too large"):
+        with pytest.raises(OutputError, match="File too large"):
             save_model(model, path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -31,7 +31,7 @@ from fastadv.reporting.transfer.comparisons import compare, image_pairs
 from fastadv.reporting.transfer.findings import wins_finding
 from fastadv.reporting.transfer.sections import study_sections
 from fastadv.reporting.transfer.study import Study
-from fastadv.results.legacy import LegacyTable
+from fastadv.results.table import ResultsTable
 
 TITLES = [
     "Robust against standard",
@@ -376,7 +376,7 @@ def test_no_column_of_the_main_table_is_cut_off(browser: str, tmp_path: Path) ->
         for eps, v in ((0.0, 60.0), (0.25, 62.0))
         for seed in range(3)
     ]
-    LegacyTable(tmp_path / "results").append(rows)
+    ResultsTable(tmp_path / "results").append(typed(rows))
     page = tmp_path / "report.html"
     assert command.main([str(tmp_path / "results"), "-o", str(page)]) == 0
     script = """<script>

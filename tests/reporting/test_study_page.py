@@ -7,9 +7,9 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from synthetic_results import row
+from synthetic_results import row, typed
 
-from fastadv.results.legacy import LegacyTable
+from fastadv.results.table import ResultsTable
 
 BENCH = Path(__file__).parents[2] / "bench"
 
@@ -34,9 +34,10 @@ def page(
 ) -> list[list[str]]:
     """Cells of the Markdown table of these rows."""
     study, tables = bench
-    LegacyTable(folder / "table").append(rows)
+    table = ResultsTable(folder / "table")
+    table.append(typed(rows))
     results = study.Results("study")
-    study.transfer(results, folder / "table")
+    study.transfer(results, table)
     results.write()
     lines = tables.study().splitlines()
     return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]

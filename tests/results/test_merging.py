@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from result_rows import evaluation_row, transfer_row
 from small_runs import environment
 
-from fastadv.errors import OutputError
+from fastadv.errors import DataError, OutputError
 from fastadv.results import parts
 from fastadv.results.table import ResultsTable
 
@@ -112,7 +111,11 @@ def test_an_append_does_not_fail_for_a_merge(
 
 def test_a_foreign_file_does_not_cost_a_row(tmp_path: Path) -> None:
     (tmp_path / "foreign.parquet").write_bytes(b"not parquet")
-    ResultsTable(tmp_path, once=True).append([transfer_row(identity="a")])
+    table = ResultsTable(tmp_path, once=True)
+    table.append([transfer_row(identity="a")])
+    with pytest.raises(DataError, match=r"foreign\.parquet cannot be read"):
+        table.compact()
+    assert _files(tmp_path) == ["foreign.parquet", "once"]
     (tmp_path / "foreign.parquet").unlink()
     assert ResultsTable(tmp_path).identities() == {"a"}
 

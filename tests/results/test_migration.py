@@ -68,7 +68,7 @@ def test_nothing_of_an_old_row_is_lost() -> None:
             k: v for k, v in json.loads(old["environment"]).items() if v is not None
         }
         provenance = vars(row.provenance) | {
-            each.name: each.version for each in row.provenance.packages
+            each.name: each.value for each in row.provenance.packages
         }
         assert {key: provenance[key] for key in facts} == facts
         for ours, theirs in (("name", "source"), ("digest", "source_hash")):
@@ -105,3 +105,30 @@ def test_older_versions_are_the_same_rows_with_less(version: int) -> None:
         assert row.experiment is not None
     keys = [row.setting_key for row in _rows(2)]
     assert keys == [row.setting_key for row in _rows(3)]
+
+
+def test_the_evaluations_of_the_study_are_those_of_its_page() -> None:
+    root = Path(__file__).parents[2]
+    rows = ResultsTable(root / "docs" / "studies" / "results").rows(kind="evaluation")
+    lines = [json.loads(x) for x in (root / "bench/results/study.jsonl").open()]
+    runs = [line for line in lines if line["what"] == "pretraining"]
+    assert len(runs) == 4
+    for line in runs:
+        of_run = [row for row in rows if row.source.name == line["run"]]
+        attacked = {row.attack.name: row for row in of_run if row.attack is not None}
+        judged = attacked["autoattack"]
+        shares = {
+            "clean_acc": of_run[0].value,
+            "autoattack_acc": judged.value,
+            "attacked_clean_acc": next(
+                r.value
+                for r in of_run
+                if r.experiment == judged.experiment and r.attack is None
+            ),
+        }
+        if line["pgd_acc"] is not None:
+            shares["pgd_acc"] = attacked["pgd"].value
+        assert {name: line[name] for name in shares} == pytest.approx(
+            {name: value / 100 for name, value in shares.items()}
+        )
+        assert line["sha256"] == judged.source.digest

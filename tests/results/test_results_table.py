@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,6 +12,7 @@ import pytest
 from result_rows import SETTING, TARGET, evaluation_row, transfer_row
 
 from fastadv.errors import ConfigError, DataError, OutputError
+from fastadv.results.identity import make_identity
 from fastadv.results.schema import SCHEMA
 from fastadv.results.settings import KINDS
 from fastadv.results.table import ResultsTable
@@ -69,6 +71,49 @@ def test_what_is_compared_and_what_is_not() -> None:
     assert (
         transfer_row(source=replace(transfer_row().source, name="x")).setting_key == key
     )
+
+
+def test_what_makes_numbers_the_same() -> None:
+    row = evaluation_row()
+    given: dict[str, Any] = {
+        "source": row.source,
+        "target": row.target,
+        "setting": row.setting,
+        "seed": 0,
+        "attack": row.attack,
+    }
+    same = [
+        given | {"source": replace(row.source, name="x", path="/y")},
+        given | {"target": replace(row.target, name="x")},
+    ]
+    other = [
+        given | {"source": replace(row.source, digest="x")},
+        given | {"target": replace(row.target, resolution=32)},
+        given | {"setting": replace(row.setting, num_images=7)},
+        given | {"seed": 1},
+        given | {"attack": None},
+        given | {"attack": replace(row.attack, eps=0.25)},
+        given | {"fastadv": "0.2"},
+    ]
+    identity = make_identity(**given)
+    assert {make_identity(**values) for values in same} == {identity}
+    assert len({identity, *(make_identity(**values) for values in other)}) == 8
+
+
+def test_a_choice_that_is_added_later_recomputes_nothing() -> None:
+    @dataclass(frozen=True)
+    class Before:
+        kind: ClassVar[str] = "x"
+        steps: int = 3
+
+    @dataclass(frozen=True)
+    class After(Before):
+        more: str = "none"
+
+    facts = (transfer_row().source, transfer_row().target)
+    settings: list[Any] = [Before(4), After(4), After(4, "some")]
+    first, second, third = (make_identity(*facts, each, seed=0) for each in settings)
+    assert first == second != third
 
 
 def test_rows_are_filtered_by_columns_of_any_depth(tmp_path: Path) -> None:
@@ -136,3 +181,21 @@ def test_other_versions_and_other_files_are_refused(tmp_path: Path) -> None:
         table.prepare()
     foreign.rename(tmp_path / "foreign.txt")  # moved away: the rest can be read
     assert len(table.rows()) == 1
+
+
+def test_the_example_of_the_docs_reads_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = ResultsTable(tmp_path / "results")
+    table.append(
+        [transfer_row(experiment="a"), transfer_row(experiment="a", value=61.5)]
+    )
+    attack = evaluation_row().attack
+    table.append([transfer_row(experiment="a", attack=attack, value=20.25)])
+    page = Path(__file__).parents[2] / "docs" / "results-table.md"
+    example = page.read_text().split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example, str(page), "exec"), {})
+    printed = capsys.readouterr().out
+    assert "62.0" in printed  # the mean of the clean rows
+    assert "20.25" in printed

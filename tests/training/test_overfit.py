@@ -14,11 +14,15 @@ from fastadv.data import make_loader, open_dataset
 from fastadv.errors import CatastrophicOverfitting, Preempted
 from fastadv.models import NormalizedModel
 from fastadv.runs.distributed import World
-from fastadv.training import TrainConfig, train, train_step
-from fastadv.training import overfit as module
+from fastadv.training import TrainConfig, overfit as module, train, train_step
 from fastadv.training.learner import Learner
 from fastadv.training.methods import PGDTraining
-from fastadv.training.overfit import Look, OverfitWatch, collapsed, updates_between
+from fastadv.training.overfit import (
+    OverfitCheck,
+    OverfitWatch,
+    collapsed,
+    updates_between,
+)
 
 
 def _digits(split: Any, n: int) -> tuple[Tensor, Tensor]:
@@ -36,7 +40,7 @@ def _small() -> NormalizedModel:
     )
 
 
-def _looks(steps: int, **choices: Any) -> tuple[Learner, list[Look]]:
+def _looks(steps: int, **choices: Any) -> tuple[Learner, list[OverfitCheck]]:
     digits = open_dataset("digits", resolution=16)
     images, labels = _digits(digits.train, 1024)
     held = _digits(digits.test, 256)
@@ -58,7 +62,7 @@ def _looks(steps: int, **choices: Any) -> tuple[Learner, list[Look]]:
             update=learner.update,
             seed=step,
         )
-        look = learner.look(step)
+        look = learner.check_overfit(step)
         looks += [look] if look else []
     return learner, looks
 

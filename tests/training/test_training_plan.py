@@ -13,7 +13,7 @@ from small_runs import STEPS, flags, tiny
 
 from fastadv.cli import train as command
 from fastadv.training import Trainer
-from fastadv.training.plan import ASSUMED_EFFICIENCY, Plan, make_plan
+from fastadv.training.plan import ASSUMED_EFFICIENCY, RunPlan, plan_run
 from fastadv.training.probe import SavedMemory, Units, own_bytes, tensors_of
 
 
@@ -111,7 +111,7 @@ def test_numbers_of_devices_and_steps_are_checked(
 
 
 def test_a_projection_shares_all_but_the_setup() -> None:
-    plan = Plan(
+    plan = RunPlan(
         what="",
         device="",
         parameters=1,
@@ -139,7 +139,7 @@ def test_the_projection_comes_true(
     monkeypatch.setattr(time, "monotonic", time.process_time)
     config = tiny(tmp_path / "run", epochs=4, num_train=400, eval_images=100, workers=1)
     Trainer(config, dry_run=True)  # imports what a data set needs, once
-    plan = make_plan(config)
+    plan = plan_run(config)
     began = time.process_time()
     Trainer(config).fit()
     assert 0.75 < (time.process_time() - began) / plan.seconds < 1.25

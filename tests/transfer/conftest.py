@@ -45,7 +45,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def undisturbed(
     runs: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, list[int]]:
+) -> dict[str, tuple[int, ...]]:
     """The table of the sweep of `sweep_runs`, when nothing happens to it."""
     from sweep_runs import ROWS, recipe_file, values
 

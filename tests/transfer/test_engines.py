@@ -25,7 +25,7 @@ from small_runs import environment, script
 from sweep_runs import ROWS, recipe_file, values
 
 from fastadv.errors import ConfigError
-from fastadv.results.legacy import LegacyTable
+from fastadv.results.table import ResultsTable
 from fastadv.runs.executors import SerialExecutor, make_executor
 from fastadv.runs.tasks import run_tasks
 from fastadv.transfer.recipe import read_recipe
@@ -76,7 +76,7 @@ def _wait_until(holds: Callable[[], bool], process: subprocess.Popen[str]) -> No
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
 def test_the_table_survives_ctrl_c_and_kill_nine(
-    runs: Path, tmp_path: Path, undisturbed: dict[str, list[int]]
+    runs: Path, tmp_path: Path, undisturbed: dict[str, tuple[int, ...]]
 ) -> None:
     """A stop, a dead worker, a dead driver; in the end the table is the undisturbed one.
 
@@ -137,7 +137,7 @@ def test_crashes_are_retried_so_often_and_then_reported(
         tmp_path, runs, sources=[f"{runs}/eps0"], protocols=["fixed_feature"]
     )
     configs = read_recipe(file, results=str(tmp_path / "r"))
-    table = LegacyTable(tmp_path / "r", once=True)
+    table = ResultsTable(tmp_path / "r", once=True)
     table.prepare()
     tasks = plan_sweep(configs, table).tasks
     [failure] = run_tasks(tasks, SerialExecutor(), table, retries=2)
@@ -207,7 +207,7 @@ raise SystemExit(main(["sweep", sys.argv[1], "--results", sys.argv[2], "--engine
 
 @pytest.mark.slow
 def test_on_ray_the_table_is_the_same(
-    runs: Path, tmp_path: Path, undisturbed: dict[str, list[int]]
+    runs: Path, tmp_path: Path, undisturbed: dict[str, tuple[int, ...]]
 ) -> None:
     """A local cluster, one of whose workers is killed."""
     pytest.importorskip(
@@ -300,7 +300,7 @@ def test_a_cluster_that_outlives_its_driver(
     cluster: tuple[str, dict[str, str]],
     runs: Path,
     tmp_path: Path,
-    undisturbed: dict[str, list[int]],
+    undisturbed: dict[str, tuple[int, ...]],
 ) -> None:
     """Tasks of a driver that was killed may still write, and the next one's do, too."""
     address, variables = cluster

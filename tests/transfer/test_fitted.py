@@ -71,9 +71,10 @@ def test_fine_tuning_returns_the_network_it_chose(tmp_path: Path) -> None:
     split = experiment.split(0)
     assert split.val is not None
     fitted = tuned.fit(experiment, split)
-    assert (fitted.chosen["lr"], fitted.chosen["epoch"], fitted.head) == (0.05, 2, None)
+    chosen = fitted.chosen["chosen_lr"], fitted.chosen["chosen_epoch"]
+    assert (chosen, fitted.head) == ((0.05, 2), None)
     right = _accuracy(experiment, fitted.model, split.val).sum()
     assert fitted.value == pytest.approx(float(right) / len(split.val))
     [row] = transfer(config)
     correct = _accuracy(experiment, fitted.model, experiment.splits.test)
-    assert row["per_class_correct"] == correct.tolist()
+    assert row.per_class_correct == tuple(correct.tolist())

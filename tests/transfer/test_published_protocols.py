@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,13 @@ from fastadv.data.loading.utrera import utrera_transform
 from fastadv.errors import ConfigError
 from fastadv.evaluation.evaluate import evaluate
 from fastadv.models import create_model
+from fastadv.results.row import Defect, Row
+from fastadv.results.settings import Statistics, TransferSetting
 from fastadv.transfer import TransferConfig, protocol, transfer
 from fastadv.transfer.experiment import Experiment
 from fastadv.transfer.freezing import (
     choose_trained,
-    describe_misfreezing,
+    misfreezing,
     published_names,
 )
 from fastadv.transfer.procedure import Procedure, make_procedure
@@ -57,20 +58,23 @@ def test_salman2020_keeps_its_defects_and_says_so(
     [row] = run.rows()
     # On the test set after epochs 1, 6 and 7 with each learning rate, and at the end.
     assert judged == [500] * 7
-    assert (row["protocol"], row["select_on"], row["num_val"]) == (
+    assert (row.setting.protocol, row.setting.select_on, row.setting.num_val) == (
         "salman2020",
         "test",
         0,
     )
-    assert row["val_value"] == row["value"]
-    assert row["notes"] == (
-        "BatchNorm of frozen layers in train mode; inputs normalised by mean 0, std 1; "
-        "the published code stops with an error here, this trains the head alone; "
-        "epoch and learning rate chosen on the test set; epochs 7 instead of 150; "
-        "resolution 16 instead of 224"
-    )
-    chosen = json.loads(row["hyperparameters"])
-    assert (chosen["augment"], chosen["epoch"] in (1, 6, 7)) == ("rrc", True)
+    assert row.val_value == row.value
+    assert [defect.text for defect in row.defects] == [
+        "BatchNorm of frozen layers in train mode",
+        "inputs normalised by mean 0, std 1",
+        "the published code stops with an error here, this trains the head alone",
+        "epoch and learning rate chosen on the test set",
+    ]
+    assert _changed(row) == [("epochs", "7", "150"), ("resolution", "16", "224")]
+    assert isinstance(row.setting, TransferSetting)
+    assert row.setting.augment == "rrc"
+    assert row.setting.chosen_epoch in (1, 6, 7)
+    assert row.setting.published_epochs is None  # it is 150 for any number of images
     for before, model in tuned:
         assert moved((before, model)) == {
             "net.linear.weight",
@@ -80,8 +84,17 @@ def test_salman2020_keeps_its_defects_and_says_so(
         assert (model.mean.tolist(), model.std.tolist()) == ([0.0] * 3, [1.0] * 3)
 
 
+def _changed(found: Procedure | Row) -> list[tuple[str, str, str]]:
+    """Name, our choice and the published one of every departure."""
+    return [(d.name, d.ours, d.published) for d in found.departures]
+
+
+def _codes(found: Procedure) -> list[str]:
+    return [defect.code for defect in found.defects]
+
+
 def _settings(
-    dataset: str, n: int = 5000, misfreezing: str | None = None, **changes: Any
+    dataset: str, n: int = 5000, misfreezing: Defect | None = None, **changes: Any
 ) -> Procedure:
     config = TransferConfig(source="s", dataset=dataset, **changes)
     return make_procedure(config, dataset, n, config.side(32), misfreezing=misfreezing)
@@ -91,21 +104,23 @@ def test_salman2020_settings() -> None:
     flowers = _settings("flowers102", mode="full_network", protocol="salman2020")
     assert (flowers.epochs, flowers.batch_size, flowers.lrs) == (150, 64, (0.01, 0.001))
     assert (flowers.momentum, flowers.weight_decay) == (0.9, 5e-4)
-    assert flowers.statistics == ((0, 0, 0), (1, 1, 1))
-    assert flowers.changed == ()
-    assert "BatchNorm" not in str(flowers.notes)  # nothing is frozen
+    assert flowers.statistics == Statistics(mean=(0, 0, 0), std=(1, 1, 1))
+    assert flowers.departures == ()
+    # Nothing is frozen, so no BatchNorm is wrong.
+    assert _codes(flowers) == ["inputs_not_normalised", "selected_on_test"]
     for name in ("cifar10", "cifar100"):
         found = _settings(name, protocol="salman2020", mode="full_network")
         assert found.statistics is not None
-        assert found.statistics[0][0] == pytest.approx(0.5, abs=0.01)
-        assert "the target's statistics" in str(found.notes)
+        assert found.statistics.mean[0] == pytest.approx(0.5, abs=0.01)
+        assert "target_statistics" in _codes(found)
     repaired = _settings(
         "dtd", protocol="salman2020", select_on="val", frozen_bn="eval"
     )
-    assert repaired.notes == (
-        "inputs normalised by mean 0, std 1; select_on val instead of test; frozen_bn "
-        "eval instead of train"
-    )
+    assert _codes(repaired) == ["inputs_not_normalised"]
+    assert _changed(repaired) == [
+        ("select_on", "val", "test"),
+        ("frozen_bn", "eval", "train"),
+    ]
 
 
 def test_utrera2021_settings() -> None:
@@ -119,7 +134,8 @@ def test_utrera2021_settings() -> None:
         assert (found.epochs, found.batch_size, found.lrs) == (epochs, 128, (0.1,))
         assert (found.augment, found.select_on) == ("utrera", "none")
         assert found.statistics is None
-        assert found.notes == "BatchNorm of frozen layers in train mode"
+        assert _codes(found) == ["frozen_bn_in_train_mode"]
+        assert (found.departures, found.published_epochs) == ((), epochs)
     seeds = [
         len(TransferConfig(source="s", dataset="d", num_train=n, **options).seeds)
         for n in (100, 6400, 6401, 25600, 25601, 50000, None)
@@ -144,7 +160,7 @@ def test_utrera2021_learning_rates_are_those_of_their_scheduler(epochs: int) -> 
         optimizer.step()
         if schedule is not None:
             schedule.step()
-    assert "every epochs // 3" in settings.for_row()["schedule"]
+    assert settings.for_setting()["schedule"] == "floored_thirds"
     ours = _settings("svhn", mode="full_network", epochs=100)
     assert [ours.rate(1.0, epoch) for epoch in (33, 34, 99)] == [1.0, 0.1, 0.1**2]
 
@@ -192,8 +208,8 @@ def test_utrera2021_runs(tmp_path: Path, tuned: list[Any]) -> None:
         source_file(tmp_path), resolution=16, seeds=(0,), lrs=None, **words
     )
     [row] = transfer(config)
-    assert (row["select_on"], row["val_value"]) == ("none", None)
-    assert (row["num_train"], row["num_val"]) == (60, 0)
+    assert (row.setting.select_on, row.val_value) == ("none", None)
+    assert (row.setting.num_train, row.setting.num_val) == (60, 0)
     before, model = tuned[0]
     assert before["net.linear.weight"].std().item() == pytest.approx(1, abs=0.1)
     assert before["net.linear.bias"].abs().max() == 0
@@ -255,42 +271,36 @@ def test_what_freezing_by_name_froze() -> None:
     assert len(trained.parameters) == len(dense)
     head = sum(p.numel() for p in model.head.parameters())
     left = sum(p.numel() for p in trained.parameters) - head
-    assert describe_misfreezing(model) == (
-        f"freezing by layer name left {left:,} parameters of the trunk training"
+    assert misfreezing(model) == Defect(
+        code="freezing_by_name_left_some",
+        text=f"freezing by layer name left {left:,} parameters of the trunk training",
     )
     assert left == 25_343_616
     with torch.device("meta"):
-        assert describe_misfreezing(create_model("wide_resnet50_2", 5)) is None
-        assert "stops with an error" in str(
-            describe_misfreezing(create_model("vgg16_bn", 5))
-        )
-    words: dict[str, Any] = {"protocol": "salman2020", "misfreezing": "all wrong"}
-    assert "all wrong" in str(_settings("dtd", **words).notes)
-    assert "all wrong" not in str(_settings("dtd", mode="full_network", **words).notes)
-    assert "all wrong" not in str(_settings("dtd", misfreezing="all wrong").notes)
+        assert misfreezing(create_model("wide_resnet50_2", 5)) is None
+        assert "stops with an error" in str(misfreezing(create_model("vgg16_bn", 5)))
+    wrong = Defect(code="all_wrong", text="all wrong")
+    words: dict[str, Any] = {"protocol": "salman2020", "misfreezing": wrong}
+    assert wrong in _settings("dtd", **words).defects
+    assert wrong not in _settings("dtd", mode="full_network", **words).defects
+    assert wrong not in _settings("dtd", misfreezing=wrong).defects
 
 
 def test_what_the_papers_never_ran_is_said() -> None:
-    def changed(protocol: str, mode: str, k: int | None = None) -> tuple[str, ...]:
-        return _settings("svhn", protocol=protocol, mode=mode, k=k).changed
+    def changed(protocol: str, mode: str, k: int | None = None) -> Any:
+        return _changed(_settings("svhn", protocol=protocol, mode=mode, k=k))
 
+    modes = "fixed_feature or full_network"
     for mode in ("fixed_feature", "full_network"):
-        assert changed("salman2020", mode) == ()
-    assert changed("salman2020", "last_k_blocks", 3) == (
-        "mode last_k_blocks instead of fixed_feature or full_network",
-    )
-    assert changed("salman2020", "scratch") == (
-        "mode scratch instead of fixed_feature or full_network",
-    )
+        assert changed("salman2020", mode) == []
+    for mode, k in (("last_k_blocks", 3), ("scratch", None)):
+        assert changed("salman2020", mode, k) == [("mode", mode, modes)]
+    blocks = "the last 0, 1, 3, 9 blocks"
     for k in (0, 1, 3, 9):
-        assert changed("utrera2021", "last_k_blocks", k) == ()
-    assert changed("utrera2021", "fixed_feature") == ()  # the last 0 blocks
-    assert changed("utrera2021", "last_k_blocks", 2) == (
-        "k 2 instead of the last 0, 1, 3, 9 blocks",
-    )
-    assert changed("utrera2021", "scratch") == (
-        "mode scratch instead of the last 0, 1, 3, 9 blocks",
-    )
-    assert changed("fastadv", "scratch") == ()
+        assert changed("utrera2021", "last_k_blocks", k) == []
+    assert changed("utrera2021", "fixed_feature") == []  # the last 0 blocks
+    assert changed("utrera2021", "last_k_blocks", 2) == [("k", "2", blocks)]
+    assert changed("utrera2021", "scratch") == [("mode", "scratch", blocks)]
+    assert changed("fastadv", "scratch") == []
     half = _settings("svhn", protocol="utrera2021", precision="bf16")
-    assert half.changed == ("precision bf16 instead of fp32",)
+    assert _changed(half) == [("precision", "bf16", "fp32")]

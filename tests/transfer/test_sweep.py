@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from sweep_runs import ROWS, recipe_file, values
 
-from fastadv.cli import train as train_command
-from fastadv.cli import transfer as command
+from fastadv.cli import train as train_command, transfer as command
 from fastadv.errors import ConfigError, DataError
-from fastadv.results.legacy import SCHEMA, LegacyTable
+from fastadv.results.schema import SCHEMA
+from fastadv.results.table import ResultsTable
 from fastadv.runs.executors import SerialExecutor
 from fastadv.runs.tasks import Ended, Place, Task, run_task, run_tasks
 from fastadv.transfer.recipe import COMMAND, read_recipe
@@ -137,7 +140,7 @@ def test_missing_sources_and_data_are_all_named(runs: Path, tmp_path: Path) -> N
         sources=[f"{runs}/eps{{0,7}}"],
         datasets=["digits", "digit"],
     )
-    table = LegacyTable(tmp_path / "r", once=True)
+    table = ResultsTable(tmp_path / "r", once=True)
     with pytest.raises(DataError, match=r"2 source\(s\) or .*(?s:.*'digit'.*eps7)"):
         plan_sweep(read_recipe(file), table)
     plan = plan_sweep(read_recipe(file), table, skip_missing=True)
@@ -148,7 +151,7 @@ def test_data_are_looked_for_without_a_source(runs: Path, tmp_path: Path) -> Non
     file = recipe_file(
         tmp_path, runs, sources=[f"{runs}/eps7"], datasets=["digits", "digit"]
     )
-    table = LegacyTable(tmp_path / "r", once=True)
+    table = ResultsTable(tmp_path / "r", once=True)
     with pytest.raises(DataError, match=r"2 source\(s\) or .*(?s:.*eps7.*'digit')"):
         plan_sweep(read_recipe(file), table)
 
@@ -175,7 +178,7 @@ def test_one_number_twice_is_refused(runs: Path, tmp_path: Path) -> None:
     twice = [f"{runs}/eps0", {"source": f"{runs}/eps0", "name": "other"}]
     file = recipe_file(tmp_path, runs, sources=twice)
     with pytest.raises(ConfigError, match="defines the same number as"):
-        plan_sweep(read_recipe(file), LegacyTable(tmp_path / "r"))
+        plan_sweep(read_recipe(file), ResultsTable(tmp_path / "r"))
 
 
 def test_a_dry_run_lists_the_tasks(
@@ -212,11 +215,11 @@ class _Counting(SerialExecutor):
 
 
 def test_finished_rows_are_never_computed_again(
-    runs: Path, tmp_path: Path, undisturbed: dict[str, list[int]]
+    runs: Path, tmp_path: Path, undisturbed: dict[str, tuple[int, ...]]
 ) -> None:
     results = str(tmp_path / "r")
     configs = read_recipe(recipe_file(tmp_path, runs), results=results)
-    table = LegacyTable(results, once=True)
+    table = ResultsTable(results, once=True)
     table.prepare()
     plan = plan_sweep(configs, table)
     assert {i for task in plan.tasks for i in task.identities} == set(undisturbed)
@@ -256,7 +259,7 @@ def test_tasks_of_the_same_features_do_not_run_beside_each_other(
 ) -> None:
     protocols = [{"mode": "fixed_feature", "num_train": [40, 50, 60]}]
     file = recipe_file(tmp_path, runs, protocols=protocols)
-    table = LegacyTable(tmp_path / "r", once=True)
+    table = ResultsTable(tmp_path / "r", once=True)
     table.prepare()
     plan = plan_sweep(read_recipe(file, results=str(table.path)), table)
     engine = _TwoSlots()
@@ -280,7 +283,7 @@ def test_errors_are_reported_and_the_rest_is_done(
     assert "1 row(s) could not be computed" in complaint
     assert "lr 1e+30 diverged" in complaint
     assert "again" not in complaint  # the same would happen
-    assert len(LegacyTable(tmp_path / "r").rows()) == 1
+    assert len(ResultsTable(tmp_path / "r").rows()) == 1
 
 
 def test_rows_that_call_their_source_otherwise_are_said(
@@ -293,7 +296,7 @@ def test_rows_that_call_their_source_otherwise_are_said(
         )
         return plan_sweep(read_recipe(file, results=str(table.path)), table)
 
-    table = LegacyTable(tmp_path / "r", once=True)
+    table = ResultsTable(tmp_path / "r", once=True)
     table.prepare()
     assert run_tasks(plan().tasks, SerialExecutor(), table) == []
     caplog.clear()
@@ -307,10 +310,25 @@ def test_rows_that_call_their_source_otherwise_are_said(
     )
 
 
-def test_tables_of_other_versions_are_left_alone(runs: Path, tmp_path: Path) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+def test_rows_of_an_older_version_are_not_computed_again(
+    runs: Path, tmp_path: Path
+) -> None:
+    file = recipe_file(
+        tmp_path, runs, sources=[f"{runs}/eps0"], protocols=["fixed_feature"]
+    )
+    configs = read_recipe(file, results=str(tmp_path / "r"))
+    table = ResultsTable(tmp_path / "r", once=True)
+    table.prepare()
+    [task] = plan_sweep(configs, table).tasks
+    [identity] = task.identities
+    old = {"identity": identity, "time": datetime.now(UTC), "value": 50.0}
+    part = pa.Table.from_pylist([old]).replace_schema_metadata({"fastadv_schema": "3"})
+    pq.write_table(part, table.path / f"row-{identity}.parquet")
+    plan = plan_sweep(configs, table)
+    assert (plan.tasks, plan.done, plan.rows) == ([], 1, 1)
 
+
+def test_tables_of_other_versions_are_left_alone(runs: Path, tmp_path: Path) -> None:
     future = SCHEMA.with_metadata({"fastadv_schema": "99"})
     results = tmp_path / "r"
     results.mkdir()

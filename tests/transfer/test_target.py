@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from fastadv.data import ImageSet, open_dataset, subset, train_val_split
 from fastadv.data.sets.image_set import FileSet
 from fastadv.errors import ConfigError, DataError
 from fastadv.models import create_model, save_model
-from fastadv.transfer import LegacyTable, TransferConfig, target, transfer
+from fastadv.transfer import ResultsTable, TransferConfig, target, transfer
 from fastadv.transfer.experiment import Experiment
 from fastadv.transfer.features import rows_of
 from fastadv.transfer.procedure import make_procedure
@@ -69,11 +68,11 @@ def test_options_reach_the_data_set_and_the_row(source: Path, tmp_path: Path) ->
     assert command.main(words) == 0
     assert command.main([*words, *option]) == 0
     assert command.main([*words, *option, "--dataset-option", "strict=true"]) == 0
-    plain, other, same = LegacyTable(tmp_path / "results").rows()
-    assert (plain["metric"], other["metric"]) == ("top1", "mean_per_class")
-    assert plain["dataset"] == "data"
-    assert other["dataset"] == same["dataset"] == "data (metric mean_per_class)"
-    assert plain["identity"] != other["identity"] == same["identity"]
+    plain, other, same = ResultsTable(tmp_path / "results").rows()
+    assert (plain.metric, other.metric) == ("top1", "mean_per_class")
+    assert plain.target.name == "data"
+    assert other.target.name == same.target.name == "data (metric mean_per_class)"
+    assert plain.identity != other.identity == same.identity
 
 
 def test_options_are_checked(source: Path, tmp_path: Path) -> None:
@@ -101,7 +100,7 @@ def test_a_recipe_gives_options_with_their_data_set(
     }
     file = tmp_path / "recipe.yaml"
     file.write_text(yaml.safe_dump(recipe))
-    plan = plan_sweep(read_recipe(file), LegacyTable(tmp_path / "results"))
+    plan = plan_sweep(read_recipe(file), ResultsTable(tmp_path / "results"))
     assert [task.setting.dataset_option for task in plan.tasks] == [
         (),
         ("metric=mean_per_class",),
@@ -134,13 +133,13 @@ def test_only_the_images_of_small_subsets_are_embedded(
         words |= {"epochs": 3, "lrs": (0.1, 0.01)}
     rows = transfer(_config(source, seeds=(0, 1), **words))
     assert sorted(embedded) == [100, 100, 500]
-    assert rows[0]["per_class_correct"] != rows[1]["per_class_correct"]
+    assert rows[0].per_class_correct != rows[1].per_class_correct
     del embedded[:]
     [alone] = transfer(_config(source, seeds=(1,), **words))
     assert sorted(embedded) == [100, 500]
-    for name in ("per_class_correct", "val_value", "hyperparameters"):
-        assert alone[name] == rows[1][name]
-    assert json.loads(alone["hyperparameters"])["solver"] == solver
+    for name in ("per_class_correct", "val_value", "setting"):
+        assert getattr(alone, name) == getattr(rows[1], name)
+    assert alone.setting.solver == solver
     del embedded[:]
     transfer(_config(source, seeds=(0, 1), **(words | {"num_train": 200})))
     assert sorted(embedded) == [500, 1297]  # the whole serves all seeds and sizes
@@ -154,8 +153,8 @@ def test_a_subset_gives_the_head_that_the_whole_gives(
     monkeypatch.setattr("fastadv.transfer.features._FEW", 0.0)
     [whole] = transfer(config)
     assert sorted(embedded) == [100, 500, 500, 1297]
-    for name in ("per_class_correct", "val_value", "hyperparameters", "identity"):
-        assert few[name] == whole[name]
+    for name in ("per_class_correct", "val_value", "setting", "identity"):
+        assert getattr(few, name) == getattr(whole, name)
 
 
 def test_features_of_a_part_held_out_of_one_split(source: Path, tmp_path: Path) -> None:
@@ -164,8 +163,11 @@ def test_features_of_a_part_held_out_of_one_split(source: Path, tmp_path: Path) 
     pixels = np.stack([digits.load(i) for i in range(300)])
     np.savez(tmp_path / "one.npz", x=pixels, y=digits.labels[:300])
     [row] = transfer(_config(source, dataset=str(tmp_path / "one.npz")))
-    assert (row["num_train"] + row["num_val"], row["num_test"]) == (270, 30)
-    assert row["value"] > 30  # chance is 10; with labels of other images it would be so
+    assert (row.setting.num_train + row.setting.num_val, row.target.num_test) == (
+        270,
+        30,
+    )
+    assert row.value > 30  # chance is 10; with labels of other images it would be so
 
 
 def test_positions_within_what_is_embedded() -> None:
@@ -226,10 +228,10 @@ _HELD_OUT = (
 def test_more_held_out_than_asked_for_is_said_once(
     source: Path, many_classes: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    target._warn_once.cache_clear()
     config = _config(source, dataset=many_classes, seeds=(0, 1, 2))
     for row in transfer(config):
-        assert (row["num_train"], row["num_val"], row["select_on"]) == (30, 10, "val")
+        sizes = row.setting.num_train, row.setting.num_val
+        assert (sizes, row.setting.select_on) == ((30, 10), "val")
     assert caplog.messages.count(_HELD_OUT) == 1
     caplog.clear()
     quiet: list[dict[str, Any]] = [{"val_fraction": 0.25}, {"select_on": "test"}]
@@ -251,7 +253,7 @@ def test_a_sweep_says_it_before_its_workers_do(
             {"mode": "full_network", "protocol": "utrera2021"},
         )
     ]
-    table = LegacyTable(tmp_path / "results")
+    table = ResultsTable(tmp_path / "results")
     plan = plan_sweep(configs, table)
     assert len(plan.tasks) == 2 + 1 + 2
     assert [text for text in caplog.messages if "held out" in text] == [_HELD_OUT]
@@ -284,8 +286,8 @@ def test_what_is_held_out_goes_with_what_chooses(
 def test_one_row_where_no_seed_changes_anything(source: Path, tmp_path: Path) -> None:
     config = _config(source, seeds=(2, 0, 1), select_on="test")
     [row] = transfer(config)
-    assert row["seed"] == 2
-    assert row["notes"] == "one row for all seeds, which change nothing here"
+    assert row.seed == 2
+    assert not row.setting.depends_on_seed
     file = tmp_path / "recipe.yaml"
     recipe: dict[str, Any] = {
         "sources": [str(source)],
@@ -295,7 +297,7 @@ def test_one_row_where_no_seed_changes_anything(source: Path, tmp_path: Path) ->
         "seeds": [2, 0, 1],
     }
     file.write_text(yaml.safe_dump(recipe))
-    plan = plan_sweep(read_recipe(file), LegacyTable(tmp_path / "results"))
+    plan = plan_sweep(read_recipe(file), ResultsTable(tmp_path / "results"))
     assert (plan.rows, plan.done, plan.tasks) == (1, 1, [])
     for changes in ({"select_on": None}, {"num_train": 99}, {"solver": "sgd"}):
         kept = TransferConfig(**(vars(config) | {"seeds": (2, 0, 1)} | changes))

@@ -30,10 +30,9 @@ from fastadv.models import (
 )
 from fastadv.models.source import Source
 from fastadv.models.view import AttackView
-from fastadv.results.legacy import OPTIONAL, SCHEMA
 from fastadv.statistics import wilson
 from fastadv.training import train
-from fastadv.transfer import LegacyTable, TransferConfig, transfer
+from fastadv.transfer import ResultsTable, TransferConfig, transfer
 from fastadv.transfer.experiment import Experiment
 from fastadv.transfer.identity import row_identity
 from fastadv.transfer.protocol import TransferRun
@@ -108,13 +107,13 @@ def test_fixed_features_equal_an_independent_computation(
 ) -> None:
     rows = transfer(_config(source, tmp_path / "results", seeds=(0, 1)))
     for row in rows:
-        value, strength, val_value = _by_hand(source, row["seed"])
+        value, strength, val_value = _by_hand(source, row.seed)
         # Folding BatchNorm rounds differently: one image of 500 may change sides.
-        assert row["value"] == pytest.approx(value, abs=0.2 + 1e-9)
-        assert row["val_value"] == pytest.approx(val_value)
-        assert json.loads(row["hyperparameters"])["C"] == strength
-        assert row["value"] > 50  # chance is 10
-    assert rows[0]["value"] != rows[1]["value"]
+        assert row.value == pytest.approx(value, abs=0.2 + 1e-9)
+        assert row.val_value == pytest.approx(val_value)
+        assert row.setting.chosen_c == strength
+        assert row.value > 50  # chance is 10
+    assert rows[0].value != rows[1].value
 
 
 def test_features_are_computed_once_and_the_trunk_stays(
@@ -147,11 +146,11 @@ def test_mean_per_class_is_what_is_chosen_and_reported(
     run = TransferRun(_config(source, tmp_path / "results"))
     object.__setattr__(run.experiment.splits, "metric", "mean_per_class")
     [row] = run.rows()
-    correct = np.array(row["per_class_correct"])
-    total = np.array(row["per_class_total"])
-    assert row["metric"] == "mean_per_class"
-    assert row["value"] == pytest.approx(100 * (correct / total).mean())
-    assert row["value"] != pytest.approx(100 * correct.sum() / total.sum())
+    correct = np.array(row.per_class_correct)
+    total = np.array(row.per_class_total)
+    assert row.metric == "mean_per_class"
+    assert row.value == pytest.approx(100 * (correct / total).mean())
+    assert row.value != pytest.approx(100 * correct.sum() / total.sum())
 
 
 # ---- full network ----
@@ -171,9 +170,9 @@ def test_the_full_network_trains_and_beats_chance(
         lrs=(0.05, 1e-6),
     )
     [row] = transfer(config)
-    assert row["ci_low"] > 40  # chance is 10
-    assert json.loads(row["hyperparameters"])["lr"] == 0.05
-    assert json.loads(row["hyperparameters"])["epochs"] == 3
+    assert row.low > 40  # chance is 10
+    assert row.setting.chosen_lr == 0.05
+    assert row.setting.epochs == 3
     first, second = loaded  # one for each learning rate, in order
     after = first.state_dict()
     unmoved = [k for k, v in after.items() if torch.equal(v, before[k])]
@@ -194,7 +193,7 @@ def test_fine_tuning_is_reproducible(source: Path, tmp_path: Path) -> None:
     for seeds in ((0, 1), (1,)):
         torch.manual_seed(len(rows))  # global random state must not matter
         rows += transfer(_config(source, tmp_path / "r", seeds=seeds, **options))
-    values = [row["per_class_correct"] for row in rows]
+    values = [row.per_class_correct for row in rows]
     assert values[1] == values[2]  # a seed's row does not depend on the others
     assert values[0] != values[1]
 
@@ -218,13 +217,17 @@ def test_what_diverged_is_no_result(
     config = _config(source, tmp_path / "r", epochs=1, lrs=(1e30,), **changes)
     with pytest.raises(TrainingDiverged, match=complaint):
         transfer(config)
-    assert LegacyTable(tmp_path / "r").rows() == []
+    assert ResultsTable(tmp_path / "r").rows() == []
     [row] = transfer(dataclasses.replace(config, lrs=(1e30, 0.01)))
-    assert json.loads(row["hyperparameters"])["lr"] == 0.01
+    assert row.setting.chosen_lr == 0.01
     assert re.search(complaint, caplog.text)
 
 
 # ---- rows ----
+
+
+def _missing(record: Any) -> set[str]:
+    return {name for name, value in vars(record).items() if value is None}
 
 
 def test_rows_say_all_that_is_needed_to_repeat_them(
@@ -232,55 +235,56 @@ def test_rows_say_all_that_is_needed_to_repeat_them(
 ) -> None:
     results = tmp_path / "results"
     yielded = transfer(_config(source, results, seeds=(3, 1), name="mine"))
-    rows = LegacyTable(results).rows()
-    assert [row["seed"] for row in rows] == [3, 1]
+    rows = ResultsTable(results).rows()
+    assert [row.seed for row in rows] == [3, 1]
     for row, same in zip(rows, yielded, strict=True):
-        assert set(same) <= set(SCHEMA.names) == set(row)
-        assert {name for name, value in row.items() if value is None} <= OPTIONAL
-        assert {k: v for k, v in row.items() if k != "time" and v is not None} == {
-            k: v for k, v in same.items() if k != "time" and v is not None
-        }
+        assert row == same
+        assert _missing(row) == {"attack", "checks"}
+        assert _missing(row.source) == {"accuracy"}
+        assert _missing(row.target) == {"downscale"}
         file = source / "checkpoints" / "best" / "model.safetensors"
-        assert row["source_hash"] == file_sha256(file)
-        assert Path(row["source_path"]) == file
-        assert (row["source"], row["arch"]) == ("mine", "resnet8_cifar")
-        assert (row["source_norm"], row["source_eps"]) == ("l2", 0.25)
-        assert (row["dataset"], row["resolution"]) == ("digits", 16)
-        assert (row["mode"], row["select_on"]) == ("fixed_feature", "val")
-        sizes = row["num_train"], row["num_val"], row["num_test"], row["num_classes"]
-        assert sizes == (180, 20, 500, 10)
-        correct, total = sum(row["per_class_correct"]), sum(row["per_class_total"])
+        assert row.source.digest == file_sha256(file)
+        assert Path(row.source.path) == file
+        assert (row.source.name, row.source.arch) == ("mine", "resnet8_cifar")
+        assert (row.source.norm, row.source.eps) == ("l2", 0.25)
+        assert (row.target.name, row.target.resolution) == ("digits", 16)
+        assert (row.setting.mode, row.setting.select_on) == ("fixed_feature", "val")
+        sizes = row.setting.num_train, row.setting.num_val, row.target.num_test
+        assert (*sizes, row.target.num_classes) == (180, 20, 500, 10)
+        correct, total = sum(row.per_class_correct), sum(row.per_class_total)
         assert total == 500
-        assert row["value"] == pytest.approx(100 * correct / total)
+        assert row.value == pytest.approx(100 * correct / total)
         low, high = wilson(correct, total)
-        assert (row["ci_low"], row["ci_high"]) == pytest.approx((100 * low, 100 * high))
-        assert row["bad_images"] == 0
-        assert row["wall_seconds"] > 0
-        versions = json.loads(row["environment"])
-        assert versions["torch"]
-        assert "commit" in versions
-    assert rows[0]["dataset_fingerprint"] == rows[1]["dataset_fingerprint"]
+        assert (row.low, row.high) == pytest.approx((100 * low, 100 * high))
+        assert row.bad_images == 0
+        assert row.wall_seconds > 0
+        assert row.provenance.torch
+        assert row.provenance.command == "fastadv-transfer"
+    assert rows[0].target.fingerprint == rows[1].target.fingerprint
 
 
 def test_what_a_bare_checkpoint_does_not_say_is_missing(tmp_path: Path) -> None:
     file = tmp_path / "net.safetensors"
     save_model(create_model("resnet8_cifar", 3, seed=0), file)
     [row] = transfer(_config(file, tmp_path / "r", resolution=16, num_train=50))
-    assert (row["source"], row["source_norm"], row["source_eps"]) == ("net", None, None)
+    assert (row.source.name, row.source.norm, row.source.eps) == ("net", None, None)
     # Standard training has a radius, 0, and no norm.
     trained = {"config": {"norm": "l2", "eps": 0.0}, "resolution": 16}
     save_model(create_model("resnet8_cifar", 3, seed=0), file, trained)
     [row] = transfer(_config(file, tmp_path / "r", num_train=50))
-    assert (row["source_norm"], row["source_eps"], row["resolution"]) == (None, 0.0, 16)
+    assert (row.source.norm, row.source.eps, row.target.resolution) == (None, 0.0, 16)
 
 
 def test_choosing_on_the_test_set_is_labelled(source: Path, tmp_path: Path) -> None:
     [row] = transfer(_config(source, tmp_path / "r", select_on="test"))
-    assert row["select_on"] == "test"
-    assert row["val_value"] == row["value"]  # so chosen, the two are one
-    assert (row["num_train"], row["num_val"]) == (200, 0)  # so nothing is held out
+    assert row.setting.select_on == "test"
+    assert row.val_value == row.value  # so chosen, the two are one
+    assert (row.setting.num_train, row.setting.num_val) == (
+        200,
+        0,
+    )  # so nothing is held out
     [honest] = transfer(_config(source, tmp_path / "r"))
-    assert honest["select_on"] == "val"
+    assert honest.setting.select_on == "val"
 
 
 def test_a_row_that_cannot_be_stored_is_printed(
@@ -289,16 +293,20 @@ def test_a_row_that_cannot_be_stored_is_printed(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    def full(table: LegacyTable, rows: Any) -> None:
+    def full(table: ResultsTable, rows: Any) -> None:
         raise CheckpointError("no space left")
 
-    monkeypatch.setattr(LegacyTable, "append", full)
+    monkeypatch.setattr(ResultsTable, "append", full)
     with pytest.raises(CheckpointError, match="no space left"):
         transfer(_config(source, tmp_path / "r"))
     [message] = [r.getMessage() for r in caplog.records if r.levelname == "ERROR"]
     row = json.loads(message.removeprefix("the row was: "))
     assert row["value"] > 50
-    assert set(SCHEMA.names) - set(row) <= OPTIONAL
+    assert row["setting"]["chosen_c"] in STRENGTHS
+    assert {name for name, value in row.items() if value is None} == {
+        "attack",
+        "checks",
+    }
 
 
 def test_subsets_are_stratified_and_seeded(source: Path, tmp_path: Path) -> None:
@@ -333,13 +341,13 @@ def test_the_command_prints_the_whole_table(
     assert command.main([*words, "--name", "second", "--json"]) == 0
     out = capsys.readouterr().out.splitlines()
     row = json.loads(out[-1])
-    assert (row["source"], row["num_train"] + row["num_val"]) == ("second", 60)
+    assert (row["source"]["name"], row["setting"]["num_pool"]) == ("second", 60)
     assert command.main([*words, "--seeds", "4", "5"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert sum(line.startswith("first ") for line in lines) == 1
     assert sum(line.startswith("second ") for line in lines) == 1
     assert sum(line.startswith("robust ") for line in lines) == 2
-    value = f"{row['value']:.1f}% [{row['ci_low']:.1f}, {row['ci_high']:.1f}]"
+    value = f"{row['value']:.1f}% [{row['low']:.1f}, {row['high']:.1f}]"
     assert any(line.startswith("second ") and value in line for line in lines)
 
 
@@ -355,14 +363,14 @@ def test_real_photographs(tmp_path: Path) -> None:
     config = _config(tmp_path / "run", tmp_path / "r", dataset=str(archive))
     rows = transfer(TransferConfig(**(vars(config) | {"num_train": 1000})))
     [row] = rows
-    sizes = row["num_train"], row["num_val"], row["num_test"], row["num_classes"]
-    assert sizes == (900, 100, 2000, 10)
-    assert (row["dataset"], row["resolution"]) == (archive.stem, 16)
-    assert row["per_class_total"] == [200] * 10
+    sizes = row.setting.num_train, row.setting.num_val, row.target.num_test
+    assert (*sizes, row.target.num_classes) == (900, 100, 2000, 10)
+    assert (row.target.name, row.target.resolution) == (archive.stem, 16)
+    assert row.per_class_total == (200,) * 10
     # Ten classes: 10 % is chance, and its 99.9 % bound with 2,000 images is 12.1 %.
-    assert row["value"] > 15
-    assert row["bad_images"] == 0
-    assert not math.isnan(row["ci_low"])
+    assert row.value > 15
+    assert row.bad_images == 0
+    assert not math.isnan(row.low)
 
 
 def test_saying_what_would_be_taken_is_the_same_number(

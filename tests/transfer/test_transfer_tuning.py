@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,9 @@ from fastadv.data import (
 )
 from fastadv.errors import ConfigError, DataError
 from fastadv.models import create_model
-from fastadv.transfer import TransferConfig, target, transfer
-from fastadv.transfer import tuned as module
+from fastadv.results.settings import MethodRecord, Parameter
+from fastadv.results.table import ResultsTable
+from fastadv.transfer import TransferConfig, target, transfer, tuned as module
 from fastadv.transfer.freezing import choose_trained, prepare_model
 from fastadv.transfer.procedure import Procedure
 from fastadv.transfer.protocol import TransferRun
@@ -87,7 +87,8 @@ def test_an_update_moves_exactly_the_last_blocks(arch: str) -> None:
 
 def test_frozen_means_frozen(tmp_path: Path, tuned: list[Any]) -> None:
     [row] = transfer(tuning_config(source_file(tmp_path), mode="last_k_blocks", k=1))
-    assert (row["mode"], row["k_blocks"], row["notes"]) == ("last_k_blocks", 1, None)
+    assert (row.setting.mode, row.setting.k_blocks) == ("last_k_blocks", 1)
+    assert (row.defects, row.departures, row.setting.depends_on_seed) == ((), (), True)
     model = tuned[0][1]
     name, _ = model.blocks()[-1]
     in_block = {
@@ -121,10 +122,10 @@ def test_bf16_is_autocast_of_what_trains(tmp_path: Path, tuned: list[Any]) -> No
     exact, half = (model.state_dict() for _, model in tuned)
     assert not torch.equal(exact["net.conv1.weight"], half["net.conv1.weight"])
     assert {tensor.dtype for tensor in half.values()} == {torch.float32, torch.int64}
-    assert rows[1]["value"] == pytest.approx(rows[0]["value"], abs=6)
-    assert rows[1]["value"] > 60
-    assert rows[0]["identity"] != rows[1]["identity"]
-    used = [json.loads(row["hyperparameters"]).get("precision") for row in rows]
+    assert rows[1].value == pytest.approx(rows[0].value, abs=6)
+    assert rows[1].value > 60
+    assert rows[0].identity != rows[1].identity
+    used = [row.setting.precision for row in rows]
     assert used == [None, "bf16"]
     # The attack of adversarial fine-tuning, too.
     made = make_method(
@@ -140,10 +141,10 @@ def test_scratch_owes_nothing_to_the_source(tmp_path: Path) -> None:
         for mode in ("scratch", "full_network")
         for seed in (0, 1)
     ]
-    counts = [row["per_class_correct"] for row in rows]
+    counts = [row.per_class_correct for row in rows]
     assert counts[0] == counts[1] != counts[2]
     assert counts[2] != counts[3]
-    assert rows[0]["mode"] == "scratch"
+    assert rows[0].setting.mode == "scratch"
 
 
 # ---- selection ----
@@ -194,9 +195,9 @@ def test_heads_are_chosen_without_the_test_images(
     monkeypatch.setattr(target, "open_dataset", lambda *_, **__: splits)
     poisoned = transfer(config)
     for row, same in zip(honest, poisoned, strict=True):
-        assert row["hyperparameters"] == same["hyperparameters"]
-        assert row["val_value"] == same["val_value"]
-        assert (row["num_test"], same["num_test"]) == (500, 50)
+        assert row.setting == same.setting
+        assert row.val_value == same.val_value
+        assert (row.target.num_test, same.target.num_test) == (500, 50)
 
 
 def test_a_grid_of_heads_gives_every_seed_its_own_row(tmp_path: Path) -> None:
@@ -206,13 +207,13 @@ def test_a_grid_of_heads_gives_every_seed_its_own_row(tmp_path: Path) -> None:
     grid = transfer(dataclasses.replace(config, seeds=(5, 2)))
     for row, seed in zip(grid, (5, 2), strict=True):
         [alone] = transfer(dataclasses.replace(config, seeds=(seed,)))
-        assert row["seed"] == seed
-        for name in ("per_class_correct", "hyperparameters", "val_value", "identity"):
-            assert row[name] == alone[name]
-    assert grid[0]["per_class_correct"] != grid[1]["per_class_correct"]
-    chosen = json.loads(grid[0]["hyperparameters"])
-    assert (chosen["solver"], chosen["lr"], chosen["epochs"]) == ("sgd", 1.0, 40)
-    assert grid[0]["value"] > 40  # chance is 10, the features those of random weights
+        assert row.seed == seed
+        for name in ("per_class_correct", "setting", "val_value", "identity"):
+            assert getattr(row, name) == getattr(alone, name)
+    assert grid[0].per_class_correct != grid[1].per_class_correct
+    chosen = grid[0].setting
+    assert (chosen.solver, chosen.chosen_lr, chosen.epochs) == ("sgd", 1.0, 40)
+    assert grid[0].value > 40  # chance is 10, the features those of random weights
 
 
 # ---- robustness ----
@@ -222,35 +223,51 @@ def test_a_grid_of_heads_gives_every_seed_its_own_row(tmp_path: Path) -> None:
 def test_robust_accuracy_goes_with_the_row(mode: str, tmp_path: Path) -> None:
     source = source_file(tmp_path)
     words: dict[str, Any] = {"mode": mode, "norm": "linf", "robust_steps": 3}
-    rows = [
-        transfer(tuning_config(source, robust_eps=eps, num_train=200, **words))[0]
+    pairs = [
+        transfer(tuning_config(source, robust_eps=eps, num_train=200, **words))
         for eps in (0.0, 0.02, 0.2)
     ]
+    clean, robust = zip(*pairs, strict=True)
     # A head put on the network says what it said on its features, to rounding.
-    assert rows[0]["robust_value"] == pytest.approx(rows[0]["value"], abs=0.4 + 1e-9)
-    robust = [row["robust_value"] for row in rows]
-    assert robust[0] > robust[1] > robust[2]
-    assert rows[0]["value"] == rows[1]["value"] == rows[2]["value"]
-    attack = json.loads(rows[1]["attack"])
-    assert (attack["norm"], attack["eps"], attack["num_steps"]) == ("linf", 0.02, 3)
-    assert rows[1]["robust_ci_low"] < robust[1] < rows[1]["robust_ci_high"]
+    assert robust[0].value == pytest.approx(clean[0].value, abs=0.4 + 1e-9)
+    assert robust[0].value > robust[1].value > robust[2].value
+    assert clean[0].value == clean[1].value == clean[2].value
+    for first, second in pairs:
+        assert first.attack is None
+        assert first.identity == first.experiment == second.experiment
+        assert first.identity != second.identity
+        assert first.setting == second.setting
+    attack = robust[1].attack
+    assert (attack.norm, attack.eps, attack.num_steps) == ("linf", 0.02, 3)
+    assert (attack.name, attack.random_start, attack.keep) == ("pgd", True, "best")
+    assert robust[1].low < robust[1].value < robust[1].high
+    # What happened to each image lies beside the table.
+    found = ResultsTable(source.parent / "results").arrays(robust[1])
+    assert clean[1].arrays == robust[1].arrays
+    right = found["fell_to"] >= 0
+    assert 100 * right.mean() == pytest.approx(clean[1].value, abs=0.4 + 1e-9)
+    assert 100 * (found["fell_to"] == 1).mean() == pytest.approx(robust[1].value)
+    labels = found["labels"][found["fell_to"] == 1]
+    assert np.bincount(labels, minlength=10).tolist() == list(
+        robust[1].per_class_correct
+    )
 
 
 def test_adversarial_fine_tuning_is_more_robust(tmp_path: Path) -> None:
     words: dict[str, Any] = {"norm": "linf", "robust_eps": 0.1, "robust_steps": 3}
     words |= {"epochs": 5, "num_train": 400}
     source = source_file(tmp_path)
-    [plain] = transfer(tuning_config(source, **words))
-    [robust] = transfer(
+    _, plain = transfer(tuning_config(source, **words))
+    _, robust = transfer(
         tuning_config(source, method="pgd_at", eps=0.1, num_steps=3, **words)
     )
-    assert robust["robust_value"] > plain["robust_value"] + 5
-    method = json.loads(robust["hyperparameters"])["method"]
-    assert method == {"name": "pgd_at", "norm": "linf", "eps": 0.1, "num_steps": 3}
+    assert robust.value > plain.value + 5
+    method = MethodRecord(name="pgd_at", norm="linf", eps=0.1, num_steps=3)
+    assert robust.setting.method == method
     partly: dict[str, Any] = {"mode": "last_k_blocks", "k": 1, "num_train": 60}
     config = tuning_config(source, method="trades", eps=0.05, norm="linf", **partly)
     [row] = transfer(dataclasses.replace(config, num_steps=2))
-    assert json.loads(row["hyperparameters"])["method"]["beta"] == 6
+    assert row.setting.method.parameters == (Parameter(name="beta", value=6.0),)
 
 
 def test_the_command_shows_protocol_and_robustness(

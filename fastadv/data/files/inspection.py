@@ -31,6 +31,7 @@ from fastadv.progress import track
 
 _Result = TypeVar("_Result")
 _DIGEST = 16  # bytes: 2**-64 at four billion images
+_SHOWN = 20  # findings of a kind in a text; `as_dict` has all
 
 
 @dataclass
@@ -57,6 +58,46 @@ class Findings:
     def as_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON."""
         return asdict(self) | {"clean": self.clean}
+
+    def text(self) -> str:
+        """Return the findings for a terminal, at most `_SHOWN` of each kind."""
+        corrupt = [f"{name}: {reason}" for name, reason in self.corrupt]
+        shared = [f"{a} = {b} (equal {how})" for a, b, how in self.duplicates]
+        lines = _listed("corrupt", corrupt) + _listed("in both splits", shared)
+        for split, count in self.images.items():
+            repeated = self.repeated[split]
+            more = f", {repeated} of them repeated within the split" if repeated else ""
+            lines.append(f"{split}: {count} images{more}")
+        return "\n".join([*lines, "clean" if self.clean else "not clean"])
+
+
+def _listed(title: str, findings: list[str]) -> list[str]:
+    if not findings:
+        return []
+    lines = [f"{title}: {len(findings)}", *(f"  {each}" for each in findings[:_SHOWN])]
+    left = len(findings) - _SHOWN
+    return [*lines, f"  and {left} more; --json lists all"] if left > 0 else lines
+
+
+def open_and_verify(
+    name: str, open_splits: Callable[[Damage], DatasetSplits], jobs: int
+) -> Findings:
+    """Open a data set and check all of it, what cannot be opened included.
+
+    Args:
+        name: What to call the data set in the findings.
+        open_splits: Opens it; adds what it has to leave out to the list it is given.
+        jobs: Files read or images decoded at once.
+    """
+    damage: Damage = []
+    try:
+        splits = open_splits(damage)
+    except DataError as error:
+        if not damage:
+            raise
+        # Too little is left to be opened; what is wrong with the rest is known.
+        return Findings(corrupt=[*damage, (name, str(error))])
+    return verify(splits, jobs=jobs, damage=damage)
 
 
 def verify(
@@ -276,3 +317,24 @@ def _each(
         for start in track(range(0, n, step), -(-n // step), what):
             part = range(start, min(start + step, n))
             yield from pool.map(work, part)
+
+
+def statistics_text(found: dict[str, Any]) -> str:
+    """Return what `statistics` returned for a terminal."""
+    lines = [f"{found['name']} (metric {found['metric']})"]
+    for split, values in found["splits"].items():
+        counts = list(values["classes"].values())
+        lines.append(
+            f"{split}: {values['images']} images, {len(counts)} classes of "
+            f"{min(counts)} to {max(counts)}"
+        )
+        if values["bad_images"]:
+            bad = values["bad_images"]
+            lines.append(f"  {bad} cannot be decoded: see fastadv-data verify")
+        for side in ("width", "height"):
+            low, high, median = (values[side][key] for key in ("min", "max", "median"))
+            lines.append(f"  {side:6} {low} to {high} px, median {median:g}")
+        for moment in ("mean", "std"):
+            numbers = " ".join(f"{value:.4f}" for value in values[moment])
+            lines.append(f"  {moment:6} {numbers}")
+    return "\n".join(lines)

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from fastadv import reporting
-from fastadv.cli.examples import example_section
 from fastadv.errors import ConfigError
 from fastadv.models import NormalizedModel, create_model, save_model
 from fastadv.models.input_conventions import CONVENTIONS
+from fastadv.reporting.examples import example_section
 from fastadv.results.row import Row
 from fastadv.results.table import ResultsTable
 from fastadv.transfer import TransferConfig, transfer

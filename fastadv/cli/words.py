@@ -1,0 +1,60 @@
+"""The words of a command line before tyro reads them, and the file under its flags."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from fastadv.errors import ConfigError, unknown_name
+
+
+def flag_value(argv: Sequence[str], *flags: str) -> str | None:
+    """Return the value given to a flag, as `--flag V` or `--flag=V`, or None."""
+    for i, word in enumerate(argv):
+        name, has_value, value = word.partition("=")
+        if name.replace("_", "-") in flags:
+            if has_value:
+                return value
+            return argv[i + 1] if i + 1 < len(argv) else None
+    return None
+
+
+def without_flag(argv: Sequence[str], flag: str) -> list[str]:
+    """Return `argv` without a flag and its value."""
+    rest: list[str] = []
+    skip = False
+    for word in argv:
+        if skip:
+            skip = False
+        elif word == flag:
+            skip = True
+        elif not word.startswith(flag + "="):
+            rest.append(word)
+    return rest
+
+
+def read_yaml_config(path: Path, config_type: type[Any], prog: str) -> dict[str, Any]:
+    """Read the values of a `--config` file; every key is a flag of the command `prog`.
+
+    Raises:
+        ConfigError: The file is unreadable, not a mapping or for another command, a key
+            is no flag, or a value is not of its type.
+    """
+    from fastadv.runs.configfile import load_config_file, refuse_other_command, typed
+    from fastadv.transfer.recipe import COMMAND, PARTS
+
+    values = load_config_file(path, f"{prog} --config")
+    if PARTS.keys() <= values.keys():  # a sweep written before files named commands
+        refuse_other_command(path, COMMAND, prog)
+    hints = get_type_hints(config_type)
+    kinds = {each.name: hints[each.name] for each in fields(config_type)}
+    for key, value in values.items():
+        if key not in kinds:
+            raise ConfigError(f"{path}: {unknown_name('key', str(key), kinds)}")
+        try:
+            values[key] = typed(kinds[key], value)
+        except ValueError as error:
+            raise ConfigError(f"{path}: {key}: {error}") from None
+    return values

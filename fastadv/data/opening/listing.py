@@ -1,0 +1,63 @@
+"""The data sets that are known by name, as plain values and as a table."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from fastadv.data.opening.by_name import BUILT_IN, dataset_names, option_names
+from fastadv.data.sets.catalog import CATALOG, default_root
+from fastadv.text_tables import text_table
+
+_COLUMNS = (
+    "name",
+    "classes",
+    "train",
+    "test",
+    "metric",
+    "splits",
+    "licence",
+    "citation",
+)
+
+
+def list_datasets() -> dict[str, dict[str, Any]]:
+    """Return what is known of each named data set, by its name."""
+    return {name: _entry(name) for name in dataset_names()}
+
+
+def _entry(name: str) -> dict[str, Any]:
+    entry = CATALOG.get(name)
+    options = option_names(name)
+    if entry is None:
+        return {"made": True, "options": options}
+    values = {
+        field.name: getattr(entry, field.name)
+        for field in dataclasses.fields(entry)
+        if field.name != "layouts"
+    }
+    files = [list(layout.needs) for layout in entry.layouts]
+    return values | {"files": files, "options": options}
+
+
+def datasets_text() -> str:
+    """Return the table of named data sets, their options and where they are looked for."""
+    cells = [
+        [name, *(getattr(entry, column) for column in _COLUMNS[1:])]
+        for name, entry in sorted(CATALOG.items())
+    ]
+    holders: dict[str, list[str]] = {}
+    for name in (*dataset_names(), "hf:NAME", "a path"):
+        for option in option_names(name):
+            holders.setdefault(option, []).append(name)
+    lines = [
+        text_table([*_COLUMNS[:-1], "cite"], cells),
+        f"made without files: {', '.join(sorted(BUILT_IN))}",
+        "options, as --dataset-option KEY=VALUE:",
+    ]
+    for option, names in holders.items():
+        everywhere = set(CATALOG) <= set(names)
+        owners = "every set of files" if everywhere else ", ".join(names)
+        lines.append(f"  {option}: {owners}")
+    folder = default_root().absolute()
+    return "\n".join([*lines, f"looked for in: {folder} (FASTADV_DATA, or --root)"])

@@ -1,0 +1,98 @@
+"""The choices of an evaluation, which the flags of fastadv-eval set. Needs no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from tyro.conf import arg
+
+from fastadv.attacks.config import AttackConfig
+from fastadv.data.config import ImagesConfig
+from fastadv.device import DeviceConfig
+from fastadv.errors import ConfigError, unknown_name
+from fastadv.flags import NormName, Pixels
+from fastadv.ranges import AT_LEAST_1
+
+# The names in `fastadv.attacks.autoattack`, which would import torch; a test compares them.
+ATTACKS = ("pgd", "autoattack", "apgd-ce", "apgd-dlr", "apgd-t", "fab", "square")
+_PGD_STEPS, _APGD_STEPS = 20, 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig(AttackConfig, ImagesConfig, DeviceConfig):
+    """Measure clean and robust accuracy, with 95 % confidence intervals.
+
+    An image counts as robust when it is classified correctly and no attack changes that.
+    --attack pgd is quick; --attack autoattack is the standard of the field: APGD-CE,
+    APGD-T, FAB-T and Square in turn, each on the images that withstood those before it.
+    """
+
+    checkpoint: Annotated[str, arg(aliases=["--source", "--model-path"])]
+    """The network: a run directory, a checkpoint file, torchvision:NAME, timm:NAME,
+    hf:ORG/NAME or package:NAME. `fastadv-models show SOURCE` describes it."""
+    data: Annotated[str, arg(aliases=["--dataset"])]
+    """A data set name, an ImageFolder or a .zip of one; its evaluation split is used."""
+    arch: str | None = None
+    """Architecture, if the checkpoint does not state it."""
+    download: bool = False
+    """Download a named checkpoint that is not on this machine."""
+    resolution: Annotated[int | None, AT_LEAST_1] = None
+    """Side of the images in pixels. Default: that of the checkpoint's training."""
+    norm: Annotated[NormName | None, arg(aliases=["--constraint"])] = None
+    """Norm of the attack. Default: that of the checkpoint's training, else l2."""
+    eps: Pixels | None = None
+    """Radius of the attack in [0, 1] pixel units; 0 means no attack. Default: that of the
+    checkpoint's training."""
+    attack: Annotated[str, arg(metavar="{" + ",".join(ATTACKS) + "}")] = "pgd"
+    """The attack; fab and square need the package pyautoattack."""
+    judge: Literal["fastadv", "package"] = "fastadv"
+    """Whose APGD runs: that of fastadv on its fused kernels, or that of pyautoattack, with
+    everything else of that package (package)."""
+    num_steps: Annotated[int | None, AT_LEAST_1, arg(aliases=["--attack-steps"])] = None
+    """Number of gradient steps of each run. Default: 20 for pgd, 100 for the others."""
+    step_size: Annotated[Pixels | None, arg(aliases=["--attack-lr"])] = None
+    """Length of a PGD step in [0, 1] pixel units. Default: 2.5 eps / num_steps."""
+    num_restarts: Annotated[int, AT_LEAST_1] = 1
+    """Number of random restarts, of which the worst counts."""
+    num_targets: Annotated[int, AT_LEAST_1] = 9
+    """Number of wrong classes that apgd-t and fab aim at, the likeliest first."""
+    num_queries: Annotated[int, AT_LEAST_1] = 5000
+    """Number of forward passes of square."""
+    objective: Literal["cross_entropy", "margin", "dlr"] = "cross_entropy"
+    """Loss that PGD maximises."""
+    num_images: Annotated[int | None, AT_LEAST_1] = None
+    """Evaluate a stratified, seeded subset of N images. Default: all of them."""
+    batch_size: Annotated[int, AT_LEAST_1] = 64
+    """Images per batch. It changes the results of what pyautoattack runs."""
+    seed: int = 0
+    """Random seed of the subset and the random starts."""
+    out: Annotated[str | None, arg(aliases=["--out-dir"])] = None
+    """Folder for the verdicts on finished batches, from which --resume continues."""
+    resume: bool = False
+    """Continue the evaluation in --out."""
+    results: str = "results"
+    """Results table: a directory of Parquet files to which rows are added, with arrays of
+    the verdict on each image and its logits."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.attack not in ATTACKS:
+            raise ConfigError(unknown_name("`attack`", self.attack, ATTACKS))
+        if self.attack == "pgd" and self.judge == "package":
+            raise ConfigError(
+                "`judge=package` has no pgd; use `attack=autoattack` or apgd-ce with it"
+            )
+        own = self.step_size is not None or self.objective != "cross_entropy"
+        if self.attack != "pgd" and own:
+            raise ConfigError(
+                f"`step_size` and `objective` belong to pgd, {self.attack} chooses its "
+                "own; leave them out, or use `attack=pgd`"
+            )
+        if self.resume and self.out is None:
+            raise ConfigError("`resume` needs `out`, the folder of what to continue")
+
+    @property
+    def steps(self) -> int:
+        """Number of gradient steps: `num_steps`, or the default of the attack."""
+        return self.num_steps or (_PGD_STEPS if self.attack == "pgd" else _APGD_STEPS)

@@ -1,0 +1,277 @@
+"""The evaluation of a pretrained network on a data set: what fastadv-eval does."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastadv import __version__
+from fastadv.attacks import PGD, Attack, Budget, ThreatModel, make_attack
+from fastadv.attacks.package import check_classes
+from fastadv.data import Batch, ImageSet, Loader, make_loader, open_dataset, subset
+from fastadv.device import resolve_device
+from fastadv.environment import provenance
+from fastadv.errors import ConfigError
+from fastadv.evaluation.accuracy import Evaluation
+from fastadv.evaluation.config import EvaluationConfig
+from fastadv.evaluation.evaluate import evaluate
+from fastadv.evaluation.journal import Journal
+from fastadv.evaluation.rows import (
+    checks_record,
+    evaluation_rows,
+    source_record,
+    store,
+    target_record,
+)
+from fastadv.kernels import use_backend
+from fastadv.models.source import Source, open_source
+from fastadv.progress import Progress
+from fastadv.results.row import Provenance, Row
+from fastadv.results.settings import EvaluationSetting
+from fastadv.results.table import ResultsTable
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SourceEvaluation:
+    """An evaluation of a pretrained network, in each form in which it is kept.
+
+    Attributes:
+        found: Accuracies, with the verdict on each image and its logits.
+        result: The same in plain values without the images, as fastadv-eval prints it.
+            Accuracies are shares in [0, 1].
+        rows: Rows of the results table: clean accuracy, then robust accuracy.
+    """
+
+    found: Evaluation
+    result: dict[str, Any]
+    rows: list[Row]
+
+
+def evaluate_checkpoint(config: EvaluationConfig) -> SourceEvaluation:
+    """Evaluate what a configuration names, and add the rows to its results table.
+
+    Raises:
+        CheckpointError, DataError, ConfigError: The network, the data set, the results
+            table or the choices are unusable, or do not fit together.
+    """
+    source = open_source(config.checkpoint, arch=config.arch, download=config.download)
+    resolution = config.resolution or source.resolution
+    splits = open_dataset(config.data, resolution=resolution, **config.options)
+    check_same_classes(source, splits.test)
+    attack = _attack(config, _threat(config, source, resolution))
+    loader = make_loader(
+        subset(splits.test, config.num_images, config.seed),
+        batch_size=config.batch_size,
+        resolution=resolution,
+        train=False,
+        augment=source.augment,
+        device=resolve_device(config.device),
+        workers=config.workers,
+        on_bad_image=config.on_bad_image,
+    )
+    journal = None
+    if config.out is not None:
+        folder = Path(config.out).expanduser()
+        journal = partial(Journal, folder, resume=config.resume)
+    table = ResultsTable(config.results)
+    table.prepare()
+    with use_backend(config.backend):
+        evaluated = evaluate_source(
+            source,
+            loader,
+            attack,
+            seed=config.seed,
+            setting=EvaluationSetting(num_images=config.num_images),
+            target_name=config.name_with_options(splits.name),
+            journal=journal,
+        )
+    return replace(evaluated, rows=store(table, evaluated.rows, evaluated.found))
+
+
+def evaluate_source(
+    source: Source,
+    loader: Loader,
+    attack: Attack | None = None,
+    *,
+    seed: int = 0,
+    setting: EvaluationSetting | None = None,
+    target_name: str | None = None,
+    journal: Callable[[dict[str, Any]], Journal] | None = None,
+) -> SourceEvaluation:
+    """Evaluate a pretrained network on images, clean and attacked.
+
+    Args:
+        source: The network.
+        loader: Loader of the images in evaluation mode, on the device to compute on.
+        attack: The attack; None measures clean accuracy only.
+        seed: Seed that the images and the random starts were chosen with.
+        setting: How the images were chosen; the rest of it is filled in.
+        target_name: Name of the data set in the rows; None means that of the images.
+        journal: Opens the journal for given settings, from which the evaluation resumes.
+
+    Raises:
+        ConfigError: Network and images have different classes.
+        ValueError: The network has too few classes for the attack.
+    """
+    images, options = loader.imageset, loader.options
+    check_same_classes(source, images)
+    if attack is not None:
+        check_classes(attack.names, len(images.classes))
+    settings: dict[str, Any] = {
+        "checkpoint_sha256": source.file_digest,
+        "source_hash": source.digest,
+        "arch": source.arch,
+        "data": images.name,
+        "resolution": options.resolution,
+        "seed": seed,
+    } | _attack_settings(attack)
+    opened = None
+    if journal is not None:
+        depends = {
+            "data_fingerprint": images.fingerprint,
+            "augment": options.augment,
+            "batch_size": options.batch_size,
+            "fastadv": __version__,
+        }
+        opened = journal(settings | depends)
+    began = time.monotonic()
+    model = source.load().to(options.device).to(memory_format=torch.channels_last)
+    found = evaluate(
+        model,
+        _with_progress(loader),
+        attack,
+        checks=attack is not None,
+        journal=opened,
+        keep_logits=True,
+    )
+    result = {"checkpoint": str(source.file)} | settings | _plain(found)
+    result["bad_images"] = len(loader.bad_images)
+    if opened is not None:
+        opened.finish(result)
+    rows = evaluation_rows(
+        found,
+        attack,
+        source=source_record(source),
+        target=target_record(images, options.resolution, target_name),
+        setting=replace(
+            setting or EvaluationSetting(),
+            split=images.split,
+            augment=options.augment,
+            batch_size=options.batch_size,
+            checked=attack is not None,
+        ),
+        seed=seed,
+        bad_images=len(loader.bad_images),
+        wall_seconds=round(time.monotonic() - began, 2),
+        provenance=Provenance.from_facts(provenance(), "fastadv-eval"),
+    )
+    return SourceEvaluation(found, result, rows)
+
+
+def check_same_classes(source: Source, images: ImageSet) -> None:
+    """Raise ConfigError unless a network tells apart the classes of the images."""
+    theirs = images.classes
+    num_classes = source.num_classes
+    if num_classes != len(theirs):
+        raise ConfigError(
+            f"{source.file} has {num_classes} classes, {images.name} has "
+            f"{len(theirs)}; evaluate on the data it was trained for, or use "
+            "fastadv-transfer"
+        )
+    for ours, other in zip(source.classes, theirs, strict=False):
+        if ours != other:
+            raise ConfigError(
+                f"{source.file} was trained on other classes than {images.name} has: "
+                f"class {ours!r} stands where the data has {other!r}; evaluate on the "
+                "data it was trained for, or use fastadv-transfer"
+            )
+
+
+def _threat(config: EvaluationConfig, source: Source, resolution: int) -> ThreatModel:
+    """Return the threat model that was chosen, or that of the network's training."""
+    if config.norm not in (None, source.norm) and config.eps is None:
+        raise ConfigError(f"`norm={config.norm}` needs `eps`, e.g. 0.5 or 4/255")
+    eps = source.eps if config.eps is None else config.eps
+    norm: Any = config.norm or source.norm or "l2"
+    threat = ThreatModel(norm, eps or 0.0)
+    threat.check_side(resolution)
+    if doubt := threat.doubt(resolution):
+        log.warning(doubt)
+    return threat
+
+
+def _attack(config: EvaluationConfig, threat: ThreatModel) -> Attack | None:
+    """Return the attack that was chosen; None within a radius of zero."""
+    if threat.eps == 0:
+        return None
+    if config.attack == "pgd":
+        own = {} if config.step_size is None else {"step_size": config.step_size}
+        return PGD.judge(
+            threat,
+            config.steps,
+            num_restarts=config.num_restarts,
+            objective=config.objective,
+            seed=config.seed,
+            compile=config.compile,
+            **own,
+        )
+    budget = Budget(
+        config.steps, config.num_restarts, config.num_targets, config.num_queries
+    )
+    return make_attack(
+        config.attack, threat, budget, judge=config.judge, seed=config.seed
+    )
+
+
+def _attack_settings(attack: Attack | None) -> dict[str, Any]:
+    """Return what the attack is, under the names in journals and printed results."""
+    if attack is None:
+        return {}
+    described = attack.describe()
+    settings = {"attack": described.pop("name")} | described
+    return {k: v for k, v in settings.items() if k not in ("random_start", "keep")}
+
+
+def _with_progress(loader: Loader) -> Iterator[Batch]:
+    """Yield the batches, and show how many are done."""
+    progress = Progress(len(loader))
+    for number, batch in enumerate(loader):
+        yield batch
+        progress.update(number + 1, "batches")
+
+
+def _plain(found: Evaluation) -> dict[str, Any]:
+    """Return an evaluation as plain values."""
+    values: dict[str, Any] = {
+        "n": found.clean.n,
+        "clean_acc": found.clean.top1,
+        "clean_ci": found.clean.interval("top1"),
+    }
+    checks = checks_record(found)
+    if found.robust is None or checks is None:
+        return values
+    return values | {
+        "robust_acc": found.robust.top1,
+        "robust_ci": found.robust.interval("top1"),
+        "stages": [
+            {
+                "name": stage.name,
+                "attacked": stage.attacked,
+                "robust_acc": stage.robust.top1,
+                "robust_ci": stage.robust.interval("top1"),
+                "seconds": round(stage.seconds, 3),
+            }
+            for stage in found.stages
+        ],
+        "checks": asdict(checks),
+        "warnings": found.warnings(),
+    }

@@ -1,0 +1,86 @@
+"""Rows of the results table as plain values, CSV and Parquet."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import csv
+
+from fastadv.files import write_atomic
+from fastadv.results.parts import encode
+from fastadv.results.row import AttackRecord
+from fastadv.results.settings import KINDS
+from fastadv.results.table import ResultsTable
+from fastadv.text_tables import format_percent_ci, text_table
+
+
+def summary(table: ResultsTable, **filters: Any) -> str:
+    """Return rows as an aligned table for a terminal, one line each.
+
+    The images of a transfer are those it trained with, of any other kind those it is over.
+
+    Args:
+        table: The results table.
+        filters: As in `ResultsTable.rows`.
+    """
+    names = ("kind", "source", "source.eps", "setting_label")
+    more = ("num_pool", "n", "seed", "metric", "attack", "identity")
+    cells = [
+        [
+            (row["identity"] or "")[:8],
+            *(row[name] for name in names),
+            row["num_pool"] or row["n"],
+            row["seed"],
+            row["metric"],
+            row["attack"] and str(AttackRecord(**row["attack"] | {"options": ()})),
+            format_percent_ci(row["value"], row["low"], row["high"]),
+        ]
+        for row in table.columns(*names, *more, "value", "low", "high", **filters)
+    ]
+    titles = ["kind", "source", "eps", "setting", "images", "seed", "metric", "attack"]
+    return text_table(["identity", *titles, "value"], cells)
+
+
+def plain_rows(table: pa.Table) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a table as plain values, without the columns of other kinds."""
+    for values in table.to_pylist():
+        other = KINDS.keys() - {values["kind"]}
+        yield {name: value for name, value in values.items() if name not in other}
+
+
+def write_rows(table: pa.Table, path: Path) -> None:
+    """Write rows to a file that others read without fastadv.
+
+    Args:
+        table: From `ResultsTable.arrow`.
+        path: Ends in `.csv` or `.parquet`. A Parquet file is itself a results table, in
+            a folder of its own.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    if path.suffix == ".parquet":
+        write_atomic(path, encode(table))
+        return
+    buffer = io.BytesIO()
+    csv.write_csv(flat(table), buffer)
+    write_atomic(path, buffer.getvalue())
+
+
+def flat(table: pa.Table) -> pa.Table:
+    """Return a table without structs and lists, as CSV needs it.
+
+    Members of structs become columns named with a dot, lists become JSON text.
+    """
+    while any(pa.types.is_struct(field.type) for field in table.schema):
+        table = table.flatten()
+    for number, field in enumerate(table.schema):
+        if pa.types.is_list(field.type):
+            texts = [json.dumps(values) for values in table[number].to_pylist()]
+            table = table.set_column(number, field.name, pa.array(texts, pa.string()))
+    return table

@@ -1,0 +1,83 @@
+"""What a training run saves in its run directory, and what it may change on resuming."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastadv.errors import TrainingDiverged
+from fastadv.models import NormalizedModel, save_model
+from fastadv.models.architecture_names import MODEL_FILE
+from fastadv.runs.directory import RunDirectory
+from fastadv.training.config import TrainConfig
+
+# Choices that may differ when a run is resumed: none of them changes what is computed.
+MAY_CHANGE = (
+    "out",
+    "resume",
+    "device",
+    "workers",
+    "save_minutes",
+    "backend",
+    "data",
+    "dataset_option",
+    "keep_every",
+    "pictures_every",
+    "tensorboard",
+    "wandb",
+    "parallel",
+)
+# The parts of the state that are saved with the weights, too.
+METADATA = ("config", "resolution", "classes", "epoch", "step", "best")
+NO_SCORE = -1.0  # below every accuracy
+
+
+def open_run(run: RunDirectory, config: TrainConfig) -> dict[str, Any] | None:
+    """Lock the run directory; return the state to resume from, if there is one.
+
+    Raises:
+        ConfigError: The directory holds another run, or is being written.
+        CheckpointError: The state cannot be read.
+    """
+    state = run.prepare(config.to_dict(), resume=config.resume)
+    if state is not None and not run.has_best:
+        state["best"] = NO_SCORE  # the best epoch is chosen again from those to come
+    return state
+
+
+def check_finite(state: dict[str, Any]) -> None:
+    """Raise TrainingDiverged if a weight in the state of a run is not finite."""
+    values = (v for v in state["weights"].values() if v.is_floating_point())
+    if not all(value.isfinite().all() for value in values):
+        raise TrainingDiverged(
+            f"the weights after step {state['step'] - 1} are not finite"
+        )
+
+
+def save_checkpoint(
+    run: RunDirectory,
+    model: NormalizedModel,
+    state: dict[str, Any],
+    *,
+    best: bool,
+    keep: str | None,
+) -> None:
+    """Save the weights of `model` and the state of the run as its newest checkpoint.
+
+    Args:
+        run: The run directory.
+        model: The model that other commands load.
+        state: Everything that a resume needs.
+        best: Whether its validation score is the best so far.
+        keep: Name of a link that keeps the checkpoint for good, or None.
+
+    Raises:
+        OutputError: The checkpoint cannot be written.
+    """
+    metadata = {key: state[key] for key in METADATA}
+    run.save(
+        lambda folder: save_model(model, folder / MODEL_FILE, metadata),
+        state,
+        step=state["step"],
+        best=best,
+        keep=keep,
+    )
