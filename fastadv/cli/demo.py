@@ -45,17 +45,17 @@ class DemoCommand:
     """Train a standard and a robust network, attack, transfer, report; no download."""
 
     out: str = "runs/demo"
-    """Where runs, results and report go; replaced if a demo made it."""
+    """Folder for runs, results and report; it is replaced if a demo made it."""
     arch: str = "resnet14_cifar"
     """Architecture of both networks."""
     epochs: int = 15
     """Training epochs of each network."""
     transfer_epochs: int = 15
-    """Epochs of full-network fine-tuning."""
+    """Number of epochs of full-network fine-tuning."""
     num_transfer: int = 400
-    """Digits to transfer with."""
+    """Number of digits to transfer with."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Seeds of each transfer."""
+    """Random seeds of each transfer."""
     seed: int = 0
     """Random seed of the pretraining."""
 

@@ -24,8 +24,9 @@ the name.
 
 Nothing is doubled. The same row may be in several files: after kill -9 between the two
 halves of a merge, after two merges of the same parts, or because of that second writer.
-A reader takes the rows of a part from the first file that has them, and rows of `once`
-parts once for each identity.
+A reader takes the rows of a part from the first file that names it, and rows of `once`
+parts once for each identity. So does a merge, which keeps this true: a file that names a
+`once` part has all of its identities, if need be in rows of another part.
 
 Nothing is overlooked. A listing of a folder may miss a file that is made meanwhile, and
 one that is removed meanwhile. A listing that took less than `GRACE` cannot miss a merged
@@ -241,7 +242,7 @@ def merge(folder: Path, *, everything: bool = False) -> int:
         columns = SCHEMA.names
         paths = [path for path, _ in each(folder, lambda path: None)]
         if not everything:
-            paths = _some(paths)
+            paths = _small_parts(paths)
         # Not through `each`: what vanished was merged by another, which is no error.
         tables = []
         inputs = []
@@ -261,7 +262,7 @@ def merge(folder: Path, *, everything: bool = False) -> int:
         return len(inputs)
 
 
-def _some(paths: list[Path]) -> list[Path]:
+def _small_parts(paths: list[Path]) -> list[Path]:
     """Return the parts of single appends, and merged ones that are no larger."""
     sizes = []
     for path in paths:

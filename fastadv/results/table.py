@@ -124,7 +124,7 @@ class ResultsTable:
         if parts.count_appended(self.path) >= parts.MANY:
             try:
                 parts.merge(self.path)
-            except (FastadvError, OSError) as error:
+            except (FastadvError, OSError, pa.ArrowException) as error:
                 # The rows are there; only reading them stays slow.
                 log.warning("the parts of %s were not merged: %s", self.path, error)
 

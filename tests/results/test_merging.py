@@ -109,6 +109,20 @@ def test_an_append_does_not_fail_for_a_merge(
     assert "were not merged: could not write" in caplog.text
 
 
+def test_an_append_does_not_fail_for_a_damaged_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(parts, "MANY", 2)
+    damaged = tmp_path / f"{parts.new_name('part')}.parquet"
+    damaged.write_bytes(b"PAR1 cut short")
+    table = ResultsTable(tmp_path)
+    for seed in range(3):
+        table.append([transfer_row(seed=seed)])
+    assert "were not merged" in caplog.text
+    damaged.unlink()
+    assert _seeds(tmp_path) == [0, 1, 2]
+
+
 def test_a_foreign_file_does_not_cost_a_row(tmp_path: Path) -> None:
     (tmp_path / "foreign.parquet").write_bytes(b"not parquet")
     table = ResultsTable(tmp_path, once=True)
