@@ -2,7 +2,7 @@
 
 Arrow files are mapped into memory and read row by row. Parquet has no cheap access to
 one row, so a Parquet file is copied once into an uncompressed Arrow file in the cache
-folder. A name needs the `datasets` package, and is not downloaded unless asked.
+folder. A name needs the `datasets` package, and is not downloaded without permission.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def open_columns(
         name: The data set.
         splits: The files of each split, the training split first.
         image_column: The column of encoded images; found by its name by default.
-        label_column: The column of class ids or names; likewise.
+        label_column: The column of class ids or names; found by its name by default.
         damage: Files that cannot be read are added here, and left out.
 
     Raises:
@@ -269,7 +269,7 @@ def open_hub(
         name: As on the hub, e.g. "cifar10".
         config: Its configuration, where it has several.
         image_column: The column of images; the first of that kind by default.
-        label_column: The column of class ids; likewise.
+        label_column: The column of class ids; the first of that kind by default.
         download: Fetch it when it is not in the package's cache.
 
     Raises:

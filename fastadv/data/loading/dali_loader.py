@@ -43,7 +43,7 @@ from fastadv.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
-_AHEAD = 2  # batches being read, and as many being decoded, before they are asked for
+_AHEAD = 2  # batches being read, and as many being decoded, before they are needed
 # Device and pinned host memory that a decoding thread has from the start, in bytes: what
 # DALI's ImageNet example reserves, so that no image makes it allocate on the way.
 _DEVICE_PADDING, _HOST_PADDING = 211_025_920, 140_544_512
@@ -82,7 +82,7 @@ class DALILoader(Loader):
         waiting = iter(batches)
         reading: deque[Future[_Fed]] = deque()
         if self._running:
-            # An iteration was left early: what its pipeline still holds is nobody's.
+            # An iteration was left early: what its pipeline still holds is of no use.
             self._pipeline = None
         running = self._running = deque()
         pool = ThreadPoolExecutor(max(1, self.options.worker_count))
@@ -271,7 +271,7 @@ def _placeholder() -> bytes:
 def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
     """Return (height, width) of an 8-bit YCbCr JPEG that is all there, else None.
 
-    The end marker is asked for because DALI fills what is missing with gray, where
+    The end marker is required because DALI fills what is missing with gray, where
     `decode_rgb` finds the file bad.
     """
     if data[:2] != b"\xff\xd8" or data[-2:] != b"\xff\xd9":

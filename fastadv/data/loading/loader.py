@@ -158,7 +158,7 @@ class Loader(ABC):
         largest = self.options.resolution
         if not self.options.train and side != largest:
             raise ConfigError(
-                f"resolution {side} asked of an evaluation loader made for {largest}; "
+                f"resolution {side} is not that of this evaluation loader, {largest}; "
                 "make another loader"
             )
         if not 1 <= side <= largest:

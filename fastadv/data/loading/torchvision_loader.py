@@ -2,7 +2,7 @@
 
 For sets that do not fit in memory. Each request carries its epoch, so workers
 stay alive between epochs and hold no random state. Not for small sets, where
-`memory` is many times faster.
+`memory_loader` is many times faster.
 """
 
 from __future__ import annotations

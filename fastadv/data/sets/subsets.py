@@ -101,7 +101,7 @@ def subset(s: ImageSet, n: int | None, seed: int) -> ImageSet:
     present = int((counts > 0).sum())
     if n > len(s):
         raise ConfigError(
-            f"a subset of n={n} images was asked of {s.name}/{s.split}, which has "
+            f"a subset of n={n} images is larger than {s.name}/{s.split}, which has "
             f"{len(s)}; use n <= {len(s)}, or no n for all of them"
         )
     if n < max(present, 1):
