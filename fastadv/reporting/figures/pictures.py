@@ -104,8 +104,8 @@ def loss_gradients(
         labels: True classes, int64 [N].
 
     Raises:
-        ValueError: There are no models, images that are not uint8 [N, C, H, W], or labels that
-            do not fit them.
+        ValueError: There are no models, images that are not uint8 [N, C, H, W], or labels
+            that do not fit them.
 
     Source:
         Tsipras et al. 2019, figure 2; Utrera et al. 2021.
