@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ def t_two_sided(t: float, dof: int) -> float:
     return min(1.0, max(0.0, 1 - inside))
 
 
+@functools.cache
 def t_quantile(dof: int, level: float = 0.95) -> float:
     """The t within which the share `level` of Student's distribution lies."""
     low, high = 0.0, 1.0
