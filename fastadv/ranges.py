@@ -110,8 +110,14 @@ def _limits(hint: Any) -> Iterator[Range | str]:
 
 
 def ordered_fields(kind: type[Any]) -> list[Field[Any]]:
-    """Return the fields of a dataclass: its own first, then those it inherits."""
+    """Return the fields of a dataclass: its own first, then those it inherits.
+
+    A command that shows the docstring of its base adds its own fields behind them.
+    """
+    order = list(kind.__mro__)
+    if kind.__doc__ == order[1].__doc__:
+        order.append(order.pop(0))
     known = {field.name: field for field in fields(kind)}
-    classes = (inspect.get_annotations(each) for each in kind.__mro__)
+    classes = (inspect.get_annotations(each) for each in order)
     names = dict.fromkeys(name for each in classes for name in each if name in known)
     return [known[name] for name in names]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ def t_two_sided(t: float, dof: int) -> float:
     return float(2 * stdtr(dof, -abs(t)))
 
 
+@functools.cache
 def t_quantile(dof: int, level: float = 0.95) -> float:
     """Return the t within which the share `level` of Student's distribution lies."""
     from scipy.special import stdtrit

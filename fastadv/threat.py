@@ -76,7 +76,7 @@ class ThreatModel:
             raise ValueError(
                 f'eps={self.eps:g} with norm="linf" is outside [0, 1]: eps is in pixel '
                 f"units, so {self.eps:g} of 255 is {self.eps:g}/255 "
-                f"({self.eps / 255:.4f}). For l2 use --norm l2."
+                f"({self.eps / 255:.4f}). For l2 use `norm=l2`."
             )
 
     def check_side(self, side: int) -> None:
@@ -89,7 +89,7 @@ class ThreatModel:
         diagonal = math.sqrt(3 * side**2)
         if self.norm == "l2" and self.eps > diagonal:
             raise ConfigError(
-                f"--eps {self.eps:g} with --norm l2 is longer than the diagonal of the "
+                f"`eps={self.eps:g}` with `norm=l2` is longer than the diagonal of the "
                 f"image box, sqrt(3 * {side}^2) = {diagonal:.1f}: eps is in [0, 1] pixel "
                 f"units, so {self.eps:g} of 255 is {self.eps / 255:.3g}"
             )

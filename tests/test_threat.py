@@ -84,7 +84,7 @@ def test_linf_radius_in_bytes_is_refused_with_the_arithmetic() -> None:
         ThreatModel("linf", 4.0)
     assert str(caught.value) == (
         'eps=4 with norm="linf" is outside [0, 1]: eps is in pixel units, so 4 of 255 '
-        "is 4/255 (0.0157). For l2 use --norm l2."
+        "is 4/255 (0.0157). For l2 use `norm=l2`."
     )
     assert ThreatModel("linf", 1.0).eps == 1.0
     assert ThreatModel("l2", 4.0).eps == 4.0

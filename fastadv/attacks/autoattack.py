@@ -137,24 +137,20 @@ def make_attack(
     stages: list[tuple[str, Attack]] = []
     for each in STANDARD if name == "autoattack" else (name,):
         if judge == "fastadv" and each in _OBJECTIVE:
-            ours = APGD(
-                threat,
-                budget.num_steps,
-                _OBJECTIVE[each],
-                budget.num_restarts,
-                budget.num_targets,
-                seed=seed,
+            steps, restarts = budget.num_steps, budget.num_restarts
+            targets, objective = budget.num_targets, _OBJECTIVE[each]
+            attack: Attack = APGD(
+                threat, steps, objective, restarts, targets, seed=seed
             )
-            stages.append((each, ours))
         else:
-            theirs = PackageAttack(
+            attack = PackageAttack(
                 each,  # type: ignore[arg-type]
                 threat,
                 budget,
                 seed=seed,
                 independent=judge == "package",
             )
-            stages.append((each, theirs))
+        stages.append((each, attack))
     return Cascade(
         stages,
         {"name": name, "norm": threat.norm, "eps": threat.eps, "judge": judge}

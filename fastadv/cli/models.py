@@ -40,7 +40,7 @@ class ListCommand:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceFlags(Checked):
-    """Which network is opened."""
+    """The network that is opened."""
 
     source: Positional[str]
     """The source; see above, or fastadv-models show --help."""
@@ -50,7 +50,7 @@ class SourceFlags(Checked):
     """Download a named source that is not on this machine."""
 
     def open(self) -> Source:
-        """Open the source."""
+        """Open the source, from a file or by name."""
         from fastadv.models.source import open_source
 
         return open_source(self.source, arch=self.arch, download=self.download)

@@ -32,15 +32,17 @@ class ReportCommand:
     results: Annotated[str, Positional, arg(metavar="RESULTS")]
     """Results table: a directory of Parquet files."""
     out: Annotated[str, arg(aliases=["-o"])] = "report.html"
-    """The HTML file; replaced if it is there."""
+    """HTML file to write; an existing one is replaced."""
     export: str | None = None
     """Folder for every figure as PNG and SVG and every table as CSV and LaTeX."""
     title: str = "Transfer of robust and standard models"
     """Heading of the report."""
     compare: tuple[str, ...] = ()
-    """Published name of a data set of yours, as MINE=PUBLISHED, e.g. pets=oxford_pets."""
+    """Published names of your data sets, as MINE=PUBLISHED, for example
+    pets=oxford_pets."""
     examples: str | None = None
-    """Data set the sources were trained on: shows adversarial examples of them."""
+    """Data set that the sources were trained on; adversarial examples of them are added to
+    the report."""
     json: bool = False
     """Print the findings as JSON."""
 

@@ -13,6 +13,7 @@ from tyro.conf import Positional, arg
 
 from fastadv.cli import common
 from fastadv.errors import ConfigError, FastadvError
+from fastadv.ranges import AT_LEAST_0, Checked
 from fastadv.runs.executors import EngineName
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ PROG = "fastadv-transfer sweep"
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepCommand:
+class SweepCommand(Checked):
     """Run every experiment of a recipe and append the results to one table.
 
     After an interruption, the same command goes on: finished rows are never computed
@@ -34,7 +35,7 @@ class SweepCommand:
     """YAML file with sources, datasets, protocols, seeds and any flag of
     fastadv-transfer. A list is an axis of the sweep."""
     engine: EngineName = "serial"
-    """Where tasks run: in this process, in local processes, or on Ray."""
+    """Where tasks run: in this process (serial), in local processes, or on Ray."""
     workers: int | None = None
     """Number of tasks at once with processes and ray. Default: as many as there is room
     for."""
@@ -44,7 +45,7 @@ class SweepCommand:
     """Number of cores that a Ray task reserves."""
     gpus_per_task: float = 0.0
     """Number of GPUs that a Ray task reserves; tasks with a fraction share one."""
-    retries: int = 2
+    retries: Annotated[int, AT_LEAST_0] = 2
     """Number of times that a task is started again after its process died."""
     results: str | None = None
     """Results table. Default: that of the recipe, else ./results."""
@@ -56,10 +57,9 @@ class SweepCommand:
     """Print the summary as JSON."""
 
     def __post_init__(self) -> None:
-        if self.retries < 0:
-            raise ConfigError(f"--retries {self.retries} must be at least 0")
+        super().__post_init__()
         if self.engine != "ray" and self.address is not None:
-            raise ConfigError(f"--address {self.address} needs --engine ray")
+            raise ConfigError(f"`address={self.address}` needs `engine=ray`")
 
 
 def body(argv: list[str]) -> None:

@@ -9,9 +9,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
-
-from tyro.conf import arg
+from typing import TYPE_CHECKING, Any
 
 from fastadv.cli import common, sweep
 from fastadv.transfer.config import TransferConfig
@@ -27,9 +25,8 @@ PROG = "fastadv-transfer"
 class TransferCommand(TransferConfig):  # noqa: D101, it shows the help of its base
     __doc__ = TransferConfig.__doc__
 
-    json: Annotated[bool, arg(help="Print the new rows as JSON lines, no table.")] = (
-        False
-    )
+    json: bool = False
+    """Print the new rows as JSON lines instead of a table."""
 
 
 def print_rows(rows: Sequence[Row]) -> None:
@@ -99,7 +96,7 @@ def _body(argv: list[str]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+    """Run the command and return its exit code."""
     return common.run(PROG, _body, argv)
 
 

@@ -1,4 +1,4 @@
-"""Options of data sets as a command line gives them: KEY=VALUE. Needs no torch."""
+"""Options of data sets as a command line gives them, KEY=VALUE; needs no torch."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from fastadv.errors import ConfigError
 
 
 def dataset_options(pairs: Sequence[str]) -> dict[str, Any]:
-    """The options that `--dataset-option KEY=VALUE ...` names, for `open_dataset`.
+    """Parse the texts KEY=VALUE of `--dataset-option` into options of `open_dataset`.
 
-    Values are text; `Any`, since `open_dataset` has parameters of other types beside them.
+    Values stay text; `open_dataset` gives each option its type.
 
     Raises:
-        ConfigError: a text without a key or a `=`, or a key given twice.
+        ConfigError: A text without a key or a `=`, or a key given twice.
     """
     options: dict[str, Any] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not (key and equals):
             raise ConfigError(
-                f"--dataset-option {pair} must be KEY=VALUE, e.g. partition=2"
+                f"`dataset_option={pair}` must be KEY=VALUE, e.g. partition=2"
             )
         if key in options:
             raise ConfigError(
-                f"--dataset-option {pair}: {key} was already given as {options[key]}; "
+                f"`dataset_option={pair}`: {key} was already given as {options[key]}; "
                 "give each option once"
             )
         options[key] = value

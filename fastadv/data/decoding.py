@@ -52,7 +52,7 @@ def decode_rgb(
     converted; transparency is composited over white. 16-bit gray is scaled,
     65535 becoming 255. The first frame of an animation is used. The EXIF
     orientation is ignored, as torchvision's ImageFolder ignores it: published
-    accuracies were measured so. Colour profiles are ignored likewise.
+    accuracies were measured so. Colour profiles are ignored for the same reason.
 
     Args:
         data: Encoded bytes, or the path of a file.

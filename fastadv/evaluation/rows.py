@@ -8,7 +8,7 @@ from typing import Any
 
 from fastadv.attacks.contract import Attack
 from fastadv.data import ImageSet
-from fastadv.evaluation.accuracy import Accuracy, Evaluation
+from fastadv.evaluation.accuracy import Accuracy, Evaluation, StageResult
 from fastadv.models.source import Source
 from fastadv.results.identity import make_identity
 from fastadv.results.row import (
@@ -44,7 +44,7 @@ def evaluation_rows(
             Row(
                 identity=make_identity(**defines, attack=record),
                 attack=record,
-                stages=_stages(found) if len(found.stages) > 1 else (),
+                stages=tuple(map(_stage, found.stages)) if found.stages[1:] else (),
                 checks=checks_record(found),
                 **accuracy_fields(found.robust),
                 **common,
@@ -116,21 +116,14 @@ def accuracy_fields(accuracy: Accuracy, metric: str = "top1") -> dict[str, Any]:
     }
 
 
-def _stages(found: Evaluation) -> tuple[StageRecord, ...]:
-    records = []
-    for stage in found.stages:
-        low, high = stage.robust.interval("top1")
-        records.append(
-            StageRecord(
-                name=stage.name,
-                attacked=stage.attacked,
-                value=100 * stage.robust.top1,
-                low=100 * low,
-                high=100 * high,
-                seconds=round(stage.seconds, 3),
-            )
-        )
-    return tuple(records)
+def _stage(stage: StageResult) -> StageRecord:
+    fields = accuracy_fields(stage.robust)
+    return StageRecord(
+        name=stage.name,
+        attacked=stage.attacked,
+        seconds=round(stage.seconds, 3),
+        **{key: fields[key] for key in ("value", "low", "high")},
+    )
 
 
 def checks_record(found: Evaluation) -> ChecksRecord | None:

@@ -57,7 +57,7 @@ def trace(net: nn.Module) -> fx.GraphModule:
     Other arguments take their defaults (a ViT's attention mask: none).
 
     Raises:
-        Exception: The code cannot be traced; it raises whatever it likes.
+        Exception: The code cannot be traced; the type depends on that code.
         TypeError: The result depends on other arguments, which have no defaults.
     """
     _, *others = inspect.signature(net.forward).parameters.values()

@@ -15,7 +15,7 @@ import torch
 from fastadv.errors import CheckpointError, ConfigError
 from fastadv.models.architecture_names import MODEL_FILE
 
-# In order of preference; what else a repository holds must be asked for by name.
+# In order of preference; other files of a repository must be named.
 _USUAL_FILES = (MODEL_FILE, "pytorch_model.bin")
 
 

@@ -1,7 +1,4 @@
-from fastadv.reporting.figures.bars import (
-    accuracy_under_attack as accuracy_under_attack,
-    grouped_bars as grouped_bars,
-)
+from fastadv.reporting.figures.bars import Bar as Bar, grouped_bars as grouped_bars
 from fastadv.reporting.figures.palette import source_colors as source_colors
 from fastadv.reporting.figures.pictures import (
     adversarial_examples as adversarial_examples,

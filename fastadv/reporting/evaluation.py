@@ -12,7 +12,8 @@ from fastadv.reporting.figures.palette import source_colors
 from fastadv.reporting.page.html import Section, Table
 from fastadv.reporting.threats import source_threat, training_label
 from fastadv.results.row import AttackRecord, Row
-from fastadv.text_tables import format_percent_ci
+from fastadv.results.settings import TransferSetting
+from fastadv.text_tables import format_percent_ci, text_table
 
 CLEAN = "clean images"
 
@@ -75,6 +76,43 @@ def evaluation_sections(rows: Sequence[Row], names: Mapping[str, str]) -> list[S
             [Table(columns, lines, "Accuracy of every source, percent.")],
         )
     ]
+
+
+def source_summary(rows: Sequence[Row]) -> str:
+    """Return a text table of one line per source: clean, under attack, transferred.
+
+    Brackets hold the interval of an evaluation, and the lowest and highest seed of a
+    transfer.
+
+    Args:
+        rows: Rows of evaluations and transfers; every source has the same columns.
+    """
+    found: dict[str, dict[str, list[Row]]] = {}
+    for row in rows:
+        if isinstance(row.setting, TransferSetting):
+            column = f"{row.target.name}, {row.setting.mode}"
+        else:
+            column = "clean" if row.attack is None else _attack_title(row.attack)
+        of_source = found.setdefault(row.source.name, {})
+        of_source.setdefault(column, []).append(row)
+    lines = []
+    for name, of_source in found.items():
+        line = [name]
+        for of_column in of_source.values():
+            values = [row.value for row in of_column]
+            ends = min(values), max(values)
+            if of_column[0].kind == "evaluation":
+                line.append(str(_accuracy(of_column[0])))
+            else:
+                line.append(format_percent_ci(sum(values) / len(values), *ends))
+        lines.append(line)
+    return text_table(["source", *next(iter(found.values()))], lines)
+
+
+def _attack_title(attack: AttackRecord) -> str:
+    name = "PGD" if attack.name == "pgd" else str(attack.name)
+    steps = f"-{attack.num_steps}" if attack.num_steps else ""
+    return f"{name}{steps} {training_label((attack.norm, attack.eps or 0))}"
 
 
 def _evaluated(rows: Sequence[Row]) -> dict[str, list[Evaluated]]:

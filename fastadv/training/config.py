@@ -173,7 +173,7 @@ class TrainConfig(MethodConfig, OptimizerConfig, TrainingImagesConfig, DeviceCon
 
     @property
     def out_path(self) -> Path:
-        """The run directory."""
+        """Folder in which the run is kept."""
         if self.out:
             return Path(self.out).expanduser()
         data = Path(self.data).stem

@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights, kept where the weights are."""
+"""An exponential moving average of the weights, on the device of the weights."""
 
 from __future__ import annotations
 

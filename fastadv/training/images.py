@@ -16,7 +16,6 @@ from fastadv.data import (
     train_val_split,
 )
 from fastadv.data.config import Backend
-from fastadv.data.dataset_options import dataset_options
 from fastadv.errors import ConfigError
 from fastadv.runs.distributed import World
 from fastadv.training.config import TrainConfig
@@ -27,38 +26,37 @@ _DRAWN, _DRAWN_SMALL = 64, 32  # pixels, where images have no size of their own
 
 
 class RunImages:
-    """What a run trains, validates and is tested on.
+    """The images that a run trains, validates and is tested on.
 
     Args:
-        config: the run's choices.
-        device: where batches go.
-        world: the ranks that share them.
+        config: Choices of the run.
+        device: Device that batches are put on.
+        world: The ranks that share them.
 
     Attributes:
-        resolution: side of the images, pixels.
-        train: what is trained on.
-        val: held out of the training images, to choose the best epoch.
-        test: the evaluation split.
-        batch_size: images per update, of all ranks.
+        resolution: Side of the images in pixels.
+        train: Training images.
+        val: Images held out of the training images, to choose the best epoch.
+        test: The evaluation split.
+        batch_size: Images per update, over all ranks.
 
     Raises:
-        ConfigError: choices that do not go together.
-        DataError: the data set cannot be used.
+        ConfigError: Choices do not go together.
+        DataError: The data set cannot be used.
     """
 
     def __init__(self, config: TrainConfig, device: torch.device, world: World) -> None:
         self.config, self.device, self.world = config, device, world
         drawn = _DRAWN_SMALL if config.arch.endswith("_cifar") else _DRAWN
-        options = dataset_options(config.dataset_option)
         side = config.resolution or drawn
-        splits = open_dataset(config.data, resolution=side, **options)
+        splits = open_dataset(config.data, resolution=side, **config.options)
         native = config.resolution or native_resolution(config.data, splits)
         self.resolution = native or drawn
         if (config.progressive or 0) > self.resolution:
             raise ConfigError(
-                f"--progressive {config.progressive} is above the {self.resolution} px "
+                f"`progressive={config.progressive}` is above the {self.resolution} px "
                 "of the run; it is the side to begin with: choose a smaller one, or a "
-                "larger --resolution"
+                "larger `resolution`"
             )
         config.threat.check_side(self.resolution)
         pool = subset(splits.train, config.num_train, config.seed)
@@ -74,37 +72,37 @@ class RunImages:
         if wanted >= len(pool):
             raise ConfigError(
                 f"{len(pool)} training images cannot give {wanted} for validation; "
-                "use more images or a smaller --val-size"
+                "use more images or a smaller `val_size`"
             )
         return train_val_split(pool, wanted / len(pool), self.config.seed)
 
     def check_classes(self, began_with: Sequence[str]) -> None:
-        """Refuse to go on with a run that was begun on other classes.
+        """Refuse to continue a run that was begun on other classes.
 
         Args:
-            began_with: names of the classes of that run.
+            began_with: Names of the classes of that run.
 
         Raises:
-            ConfigError: the names, their number or their order differ.
+            ConfigError: The names, their number or their order differ.
         """
         mine = list(self.test.classes)
         if mine == list(began_with):
             return
         raise ConfigError(
-            f"--data {self.config.data} has {_named(mine)}, the run was begun on "
+            f"`data={self.config.data}` has {_named(mine)}, the run was begun on "
             f"{_named(began_with)}; resume with the images it was begun on (they may "
-            "have moved), or start another --out"
+            "have moved), or start another `out`"
         )
 
     def eval_loader(self, images: ImageSet) -> Loader:
-        """All of `images`, as validation takes them: it shares them out itself."""
+        """Return the loader of all of `images`; validation shares them out itself."""
         return self._loader(images, train=False, batch_size=EVAL_BATCH)
 
     def train_loader(self, *, backend: Backend | None = None) -> Loader:
-        """This rank's part of the training images. Every rank must call it.
+        """Return the loader of this rank's training images. Every rank must call it.
 
         Args:
-            backend: instead of the configured one.
+            backend: Loader backend; None stands for the configured one.
         """
         world = self.world
 
@@ -150,7 +148,7 @@ class RunImages:
         )
 
     def describe(self) -> str:
-        """How many images of what."""
+        """Return a line on the number of images and classes."""
         return (
             f"{len(self.train)} training, {len(self.val)} validation, "
             f"{len(self.test)} test images, {len(self.test.classes)} classes"

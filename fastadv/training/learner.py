@@ -1,7 +1,7 @@
-"""What learns: the model with its optimiser, method, precision and average.
+"""The model in training, with its optimiser, method, precision and average.
 
-Everything that changes with an update and must be in a checkpoint is here; the loop around
-it (data, validation, saving) is `trainer.py`.
+Everything that changes with an update and must be in a checkpoint is here. The loop around
+it, with data, validation and saving, is in `trainer.py`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _SMALL_START = 0.001
 
 
 def resolve_precision(wanted: str, device: torch.device) -> str:
-    """What `"auto"` stands for on `device`: bf16 where its arithmetic is native."""
+    """Return the precision `wanted`; `"auto"` is bf16 where a device computes it natively."""
     if wanted != "auto":
         return wanted
     if device.type != "cuda":
@@ -91,7 +91,7 @@ def training_attack(
 
 
 def judging_attack(config: TrainConfig, num_steps: int) -> PGD:
-    """What validations attack with, in full precision."""
+    """Return the attack of validations, in full precision."""
     return PGD.judge(
         config.threat,
         num_steps,
@@ -102,28 +102,28 @@ def judging_attack(config: TrainConfig, num_steps: int) -> PGD:
 
 
 class Learner:
-    """See the module.
+    """The model in training and all that an update changes; see the module.
 
     Args:
-        config: the run's choices.
-        model: on the device it trains on, the same on every rank.
-        side: of the images at full resolution, pixels.
-        world: the ranks that train it.
+        config: Choices of the run.
+        model: The model, on the device it trains on, the same on every rank.
+        side: Side of the images at full resolution in pixels.
+        world: The ranks that train it.
 
     Attributes:
-        model: the weights that are updated.
-        parallel: what makes the copies on all ranks one.
-        optimizer: of its parameters.
-        method: what is descended on.
-        update: what is done around it.
+        model: The model whose weights are updated.
+        parallel: Keeps the copies of the model on all ranks the same.
+        optimizer: Optimiser of the model's parameters.
+        method: The training method.
+        update: What surrounds the loss in an update.
         precision: `"fp32"`, `"bf16"` or `"fp16"`.
-        attack: of the method at full radius, or None.
-        view: what it attacks, or None.
-        watch: set by whoever has held-out images, where `watched`.
-        fell_back: a one-step method overfitted, and PGD has taken over.
+        attack: Attack of the method at full radius, or None.
+        view: View of the model that is attacked, or None.
+        watch: Detects catastrophic overfitting; the trainer sets it where `watched`.
+        fell_back: Whether a one-step method overfitted and PGD has taken over.
 
     Raises:
-        ConfigError: choices that do not go together.
+        ConfigError: Choices do not go together.
     """
 
     def __init__(
@@ -132,13 +132,13 @@ class Learner:
         spread = config.parallel == "fsdp" and world.size > 1
         if config.ema is not None and spread:
             raise ConfigError(
-                "--ema averages whole weights, --parallel fsdp spreads them over the "
+                "`ema` averages whole weights, `parallel=fsdp` spreads them over the "
                 "ranks; leave one out"
             )
         if config.method == "gradalign" and spread:
             raise ConfigError(
-                "--method gradalign differentiates twice through weights that --parallel "
-                "fsdp has spread over the ranks by then; use --parallel ddp"
+                "`method=gradalign` differentiates twice through weights that "
+                "`parallel=fsdp` has spread over the ranks by then; use `parallel=ddp`"
             )
         self.config, self.model, self.side, self.world = config, model, side, world
         self._device = model.mean.device
@@ -180,21 +180,21 @@ class Learner:
         )
 
     def published(self) -> NormalizedModel:
-        """What is validated, tested and written as the model: the average, if there is one.
+        """Return the model that is validated, tested and saved: the average, if any.
 
         Every rank must call it.
         """
         return self.ema.model if self.ema is not None else self.parallel.plain()
 
     def begin_epoch(self, scale: float) -> None:
-        """Attack within `scale` times the radius in the epoch that begins."""
+        """Scale the radius of the attack by `scale` in the epoch that begins."""
         self._scale = scale
         self.method.scale(scale)
         if self.watch is not None:
             self.watch.scale(scale)
 
     def after_step(self) -> None:
-        """Statistics of all ranks, and the average: what follows an update."""
+        """Average statistics over ranks and update the average, after an update."""
         self.parallel.average_statistics()
         if self.ema is not None:
             self.ema.update(self.model)
@@ -245,7 +245,7 @@ class Learner:
     # ---- state ----
 
     def state_dict(self) -> dict[str, Any]:
-        """All of it, for a checkpoint. Every rank must call it."""
+        """Return the state for a checkpoint. Every rank must call it."""
         scaler = self.update.scaler
         return {
             "weights": self.parallel.state(),
@@ -259,7 +259,7 @@ class Learner:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` gave, to the bit.
+        """Continue from what `state_dict` returned, to the bit.
 
         Raises:
             ConfigError: the run computed in a precision that cannot be gone back to.
@@ -268,7 +268,7 @@ class Learner:
             # `auto` looked at another device; the run goes on as it began.
             if self.parallel.altered:
                 raise ConfigError(
-                    f"the run computed in {state['precision']}, which --precision auto "
+                    f"the run computed in {state['precision']}, which `precision=auto` "
                     f"is not on this device ({self.precision}); resume on one like the "
                     "first"
                 )

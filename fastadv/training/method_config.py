@@ -189,7 +189,7 @@ class MethodConfig(AttackConfig):
 
     @property
     def entry(self) -> MethodEntry:
-        """What the method takes."""
+        """The entry of the method in `METHODS`."""
         return METHODS[self.method]
 
     @property

@@ -1,8 +1,8 @@
-"""Training methods: what is descended on, and on which images.
+"""Training methods: the loss that is minimised, and the images it is computed on.
 
-A method is an objective and an attack, and yields the losses of a batch, one for each
-update; `step.py` does the updates, the schedules are `schedule.py`. What a method takes and
-where it comes from is the table in `method_config.py`.
+A method consists of an objective and an attack. It yields the losses of a batch, one for
+each update; `step.py` makes the updates. The table in `method_config.py` says what each
+method takes and where it was published.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ _TINY = 1e-30
 
 
 class Net:
-    """The network that trains, as the methods call it: normalised images to logits.
+    """The network in training, which maps normalised images to logits.
 
     Args:
-        model: the bare model.
+        model: The network without wrappers.
         precision: `"fp32"`, or `"bf16"` or `"fp16"` for autocast.
-        forward: what maps normalised images to logits, where that is not the bare model
-            (its `DistributedDataParallel` wrapper, for one).
+        forward: Function from normalised images to logits; by default that of the model.
+            A wrapper such as `DistributedDataParallel` is passed here.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Net:
         self.forward = forward or model.forward_normalized
 
     def __call__(self, z: Tensor) -> Tensor:
-        """Logits, float32 [N, K], of normalised images `z` [N, C, H, W]."""
+        """Return the logits, float32 [N, K], of normalised images `z` [N, C, H, W]."""
         if self.dtype is None:
             with quick_convs(z.device):
                 return self.forward(z).float()
@@ -57,7 +57,7 @@ class Net:
             return self.forward(z).float()
 
     def with_features(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits, and the embedding [N, D] the head turned into them, in one pass."""
+        """Return the logits and the embedding [N, D] below the head, in one pass."""
         # Not `features_normalized`: under a wrapper, gradients must come from its call.
         head = self.model.spec.head_path(self.model.net)
         with recording(self.model.net, (EMBEDDING,), head) as found:
@@ -65,7 +65,7 @@ class Net:
         return logits, pooled(found[EMBEDDING].float())
 
     def normalized(self, images: Tensor) -> Tensor:
-        """`images` (uint8, or float in [0, 1]) as the network takes them, float32."""
+        """Return `images` (uint8, or float in [0, 1]) normalised, in float32."""
         z: Tensor = normalize(images, mean=self.model.mean, std=self.model.std)
         return z
 
@@ -75,12 +75,12 @@ class Part:
     """Images that pass through the network together: a batch, or a part of one.
 
     Attributes:
-        images: uint8 in 0..255 or float32 in [0, 1], [N, 3, H, W].
-        labels: int64 [N].
-        targets: `labels`, or class probabilities, float32 [N, K].
-        seed: of the random starts of this update.
-        offset: number of the first image within the batch.
-        batch: images of the whole batch, those of all ranks.
+        images: Images [N, 3, H, W], uint8 in 0..255 or float32 in [0, 1].
+        labels: Class numbers, int64 [N].
+        targets: The labels, or class probabilities, float32 [N, K].
+        seed: Random seed of the starts of this update.
+        offset: Number of the first image within the batch.
+        batch: Number of images in the whole batch, over all ranks.
     """
 
     images: Tensor
@@ -92,16 +92,16 @@ class Part:
 
 
 class Method:
-    """Base of the methods: standard training.
+    """Standard training, and the base of all methods.
 
     Args:
-        net: the network that trains.
-        attack: how its images are attacked, if they are.
-        view: the attack view of the model; required with `attack`.
-        parameters: what the method takes besides, by name.
+        net: The network in training.
+        attack: Attack on the training images; None trains on them as they are.
+        view: Attack view of the model; required with `attack`.
+        parameters: Parameters of the method besides its attack, by name.
 
     Raises:
-        ValueError: an attack without a view.
+        ValueError: An attack is given without a view.
     """
 
     def __init__(
@@ -117,21 +117,21 @@ class Method:
         self._full = self.attack = attack
 
     def scale(self, factor: float) -> None:
-        """Attack within `factor` times the radius from now on."""
+        """Scale the radius of the attack by `factor` from now on."""
         if self._full is not None:
             self.attack = self._full.scaled(factor)
 
     def replace_attack(self, attack: PGD) -> None:
-        """Attack by `attack` from now on."""
+        """Use another attack from now on."""
         self._full = self.attack = attack
 
     def refresh(self) -> None:
-        """Take over the weights that the last update left."""
+        """Copy the weights of the last update into the attack view."""
         if self.view is not None:
             self.view.refresh()
 
     def attacked(self, part: Part, labels: Tensor) -> Tensor:
-        """Adversarial images, normalised: float32 [N, 3, H, W]."""
+        """Return adversarial images, normalised, float32 [N, 3, H, W]."""
         if self.attack is None or self.view is None:
             return self.net.normalized(part.images)
         with phase("attack"):
@@ -141,27 +141,28 @@ class Method:
         return z
 
     def losses(self, part: Part) -> Iterator[tuple[Tensor, Tensor]]:
-        """(loss to descend on, logits that training accuracy is counted on).
+        """Yield the loss of each update, with the logits that training accuracy counts.
 
-        Whoever iterates has gone backward through a loss and made its update before
-        asking for the next.
+        The caller computes the gradients of a loss and makes its update before it asks
+        for the next one.
         """
         logits = self.net(self.net.normalized(part.images))
         yield F.cross_entropy(logits, part.targets), logits
 
     def state_dict(self) -> dict[str, Any]:
-        """What must outlive the process besides weights; nothing for most methods."""
+        """Return what a checkpoint needs besides weights; nothing for most methods."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave."""
+        """Restore the state that `state_dict` returned."""
 
 
 class PGDTraining(Method):
     """Cross-entropy of attacked images: min_w E max_d CE(f(x + d), y).
 
-    With one step from a random point this is RS-FGSM, with one from a point outside of
-    the ball and no projection N-FGSM: the attack makes the difference (see `make_attack`).
+    With one step from a random point this is RS-FGSM; with one step from a point that may
+    lie outside of the ball, and without projection, it is N-FGSM. The attack makes the
+    difference; see `learner.training_attack`.
 
     Source:
         Madry et al. 2018, equation 2.1; Wong et al. 2020, algorithm 3; de Jorge et al.
@@ -169,20 +170,20 @@ class PGDTraining(Method):
     """
 
     def losses(self, part: Part) -> Iterator[tuple[Tensor, Tensor]]:
-        """See `Method.losses`."""
+        """Yield the loss of each update; see `Method.losses`."""
         logits = self.net(self.attacked(part, part.targets))
         yield F.cross_entropy(logits, part.targets), logits
 
 
 class Trades(Method):
-    """CE(f(x), y) + beta KL(f(x) || f(x')), x' maximising that divergence.
+    """CE(f(x), y) + beta KL(f(x) || f(x')), where x' maximises that divergence.
 
     Source:
         Zhang et al. 2019, equation 5 (beta is 1 / lambda).
     """
 
     def losses(self, part: Part) -> Iterator[tuple[Tensor, Tensor]]:
-        """See `Method.losses`."""
+        """Yield the loss of each update; see `Method.losses`."""
         z_adv = self.attacked(part, part.labels)
         clean, adv = self.net(self.net.normalized(part.images)), self.net(z_adv)
         divergence = kl_to_clean(adv, Context(part.labels, clean)).mean()
@@ -193,7 +194,7 @@ class Trades(Method):
 
 
 class Mart(Method):
-    """Boosted cross-entropy of x', and KL weighted by how unsure f is of the clean x.
+    """Boosted cross-entropy of x', and KL weighted by the uncertainty of f on clean x.
 
     CE(f(x'), y) - log(1 - max_k!=y p_k(x')) + beta KL(p(x) || p(x')) (1 - p_y(x))
 
@@ -202,7 +203,7 @@ class Mart(Method):
     """
 
     def losses(self, part: Part) -> Iterator[tuple[Tensor, Tensor]]:
-        """See `Method.losses`."""
+        """Yield the loss of each update; see `Method.losses`."""
         z_adv = self.attacked(part, part.labels)
         clean, adv = self.net(self.net.normalized(part.images)), self.net(z_adv)
         true = part.labels[:, None]
@@ -215,7 +216,7 @@ class Mart(Method):
 
 
 class GradAlign(PGDTraining):
-    """FGSM, and beta (1 - cos) of the loss gradients at x and at a random x + eta.
+    """FGSM, and beta times 1 - cos of the loss gradients at x and at a random x + eta.
 
     The gradient at x is held constant, as in the authors' code; the one at x + eta is
     differentiated once more, in the network itself, not in its view.
@@ -225,7 +226,7 @@ class GradAlign(PGDTraining):
     """
 
     def losses(self, part: Part) -> Iterator[tuple[Tensor, Tensor]]:
-        """See `Method.losses`."""
+        """Yield the loss of each update; see `Method.losses`."""
         if self.attack is None:
             raise ValueError("gradalign needs an attack, of one step")
         threat = self.attack.threat
@@ -247,7 +248,7 @@ class GradAlign(PGDTraining):
         yield adversarial + self.parameters["beta"] * (1 - mean), logits
 
     def _gradient(self, images: Tensor, targets: Tensor, create_graph: bool) -> Tensor:
-        """Of the summed cross-entropy with respect to pixels, [N, C * H * W]."""
+        """Return the gradient of the summed cross-entropy by pixels, [N, C * H * W]."""
         z = self.net.normalized(images).requires_grad_()
         loss = F.cross_entropy(self.net(z), targets, reduction="sum")
         (grad,) = torch.autograd.grad(loss, z, create_graph=create_graph)
@@ -255,7 +256,7 @@ class GradAlign(PGDTraining):
 
 
 class Discrepancy(Method):
-    """CE(f(x), y) + (beta / B) mean (h(x~) - h(x))^2 from a robust source.
+    """CE(f(x), y) + (beta / B) mean (h(x~) - h(x))^2, for the tuning of robust networks.
 
     h is the embedding, x~ maximises its distance within the ball, B is the batch size.
 
@@ -265,7 +266,7 @@ class Discrepancy(Method):
     """
 
     def losses(self, part: Part) -> Iterator[tuple[Tensor, Tensor]]:
-        """See `Method.losses`."""
+        """Yield the loss of each update; see `Method.losses`."""
         z_far = self.attacked(part, part.labels)
         logits, near = self.net.with_features(self.net.normalized(part.images))
         adv, far = self.net.with_features(z_far)
@@ -275,10 +276,11 @@ class Discrepancy(Method):
 
 
 class Free(Method):
-    """Each batch `replays` times; one backward pass updates weights and perturbation.
+    """Free training: one backward pass updates the weights and the perturbation.
 
-    The perturbation is carried from batch to batch: d <- clip(d + eps sign grad_x). An
-    epoch updates `replays` times per batch, so it takes that many times fewer epochs.
+    Each batch is used `replays` times, and the perturbation is carried from batch to
+    batch: d <- clip(d + eps sign grad_x). An epoch makes `replays` updates per batch, so
+    that many times fewer epochs are needed.
 
     Source:
         Shafahi et al. 2019, algorithm 1.
@@ -295,10 +297,10 @@ class Free(Method):
         self._deltas: dict[int, Tensor] = {}  # float32 [N, C, H, W] by `Part.offset`
 
     def refresh(self) -> None:
-        """Nothing: the network itself is differentiated, not its view."""
+        """Do nothing: the network itself is differentiated, not its view."""
 
     def losses(self, part: Part) -> Iterator[tuple[Tensor, Tensor]]:
-        """See `Method.losses`."""
+        """Yield the loss of each update; see `Method.losses`."""
         if self.attack is None:
             raise ValueError("free needs an attack: its radius and step size")
         attack, model = self.attack, self.net.model
@@ -319,7 +321,7 @@ class Free(Method):
             yield F.cross_entropy(logits, part.targets), logits
             grad, z = z.grad, z.detach()
             if grad is None:
-                raise ValueError("free goes on only after a backward pass")
+                raise ValueError("free continues only after a backward pass")
             pgd_step_(
                 x,
                 images,
@@ -334,7 +336,7 @@ class Free(Method):
         self._keep(part.offset, x - pixels)
 
     def _carried(self, offset: int, like: Tensor) -> Tensor:
-        """The perturbation of the batch before; zero for images it did not have."""
+        """Return the perturbation of the batch before, zero for images it did not have."""
         held = self._deltas.get(offset)
         if held is None or held.shape[1:] != like.shape[1:]:  # another resolution
             return torch.zeros_like(like)
@@ -348,12 +350,12 @@ class Free(Method):
         self._deltas[offset] = delta
 
     def state_dict(self) -> dict[str, Any]:
-        """The perturbation carried over."""
+        """Return the perturbation that is carried from batch to batch."""
         # On the CPU: ranks exchange them, and the sender's GPU is not the receiver's.
         return {"deltas": {key: delta.cpu() for key, delta in self._deltas.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave."""
+        """Restore the state that `state_dict` returned."""
         self._deltas = dict(state["deltas"])
 
 

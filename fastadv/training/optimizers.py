@@ -23,18 +23,19 @@ _BETA2 = 0.999
 def make_optimizer(
     name: str, model: nn.Module, *, lr: float, momentum: float, weight_decay: float
 ) -> Optimizer:
-    """The optimiser called `name`, of the parameters of `model`.
+    """Return the optimiser called `name` for the parameters of `model`.
 
     Args:
-        name: sgd, adamw, lars, lamb or apex_fused_{sgd,adam,lamb}.
-        model: on the device it trains on.
-        lr: learning rate.
-        momentum: of sgd and lars; beta1 of the others, whose beta2 is 0.999.
-        weight_decay: of all parameters; lars and lamb leave out vectors (biases and
-            normalisation), which they do not rescale either.
+        name: One of sgd, adamw, lars, lamb or apex_fused_{sgd,adam,lamb}.
+        model: The network, on the device it trains on.
+        lr: Learning rate.
+        momentum: Momentum of sgd and lars; beta1 of the others, whose beta2 is 0.999.
+        weight_decay: Weight decay of all parameters. lars and lamb leave out vectors
+            (biases and normalisation), which they do not rescale either.
 
     Raises:
-        ConfigError: NVIDIA apex is not importable, or another project of that name is.
+        ConfigError: NVIDIA apex cannot be imported, or another project of that name is
+            installed.
     """
     parameters = list(model.parameters())
     cuda = bool(parameters) and parameters[0].is_cuda
@@ -57,7 +58,7 @@ def make_optimizer(
         kind = apex_optimizer(_APEX[name])
         if not cuda:
             raise ConfigError(
-                f"--optimizer {name} needs a CUDA device; use --device cuda"
+                f"`optimizer={name}` needs a CUDA device; use `device=cuda`"
             )
         if name == "apex_fused_sgd":
             return kind(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay)
@@ -77,10 +78,10 @@ def make_optimizer(
 
 
 def apex_optimizer(name: str) -> Callable[..., Optimizer]:
-    """A class of `apex.optimizers`.
+    """Return a class of `apex.optimizers`.
 
     Raises:
-        ConfigError: it cannot be had; the message says why.
+        ConfigError: It cannot be imported; the message says why.
     """
     build = "build it from https://github.com/NVIDIA/apex (with --cuda_ext), or use sgd"
     try:
@@ -115,11 +116,11 @@ class LARS(Optimizer):
     Vectors (biases, normalisation) take the step of plain SGD, without decay.
 
     Args:
-        params: parameters or groups.
-        lr: global learning rate; of a group.
-        momentum: of a group.
-        weight_decay: of a group.
-        trust: the coefficient eta of the paper.
+        params: Parameters, or groups of them, each with values of its own.
+        lr: Global learning rate.
+        momentum: Momentum.
+        weight_decay: Weight decay.
+        trust: The coefficient eta of the paper.
 
     Source:
         You, Gitman and Ginsburg 2017 (1708.03888), algorithm 1.
@@ -138,7 +139,7 @@ class LARS(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Update every parameter that has a gradient; waits for nothing."""
+        """Update every parameter that has a gradient; the device is not waited for."""
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             if not params:
@@ -176,11 +177,11 @@ class LAMB(Optimizer):
     w <- w - lr |w| / |u| u. Vectors (biases, normalisation) take the step of Adam.
 
     Args:
-        params: parameters or groups.
-        lr: global learning rate; of a group.
-        betas: of the two averages.
-        eps: added to the root.
-        weight_decay: of a group.
+        params: Parameters, or groups of them, each with values of its own.
+        lr: Global learning rate.
+        betas: Decays of the averages of the gradient and of its square.
+        eps: Constant added to the root of the second average.
+        weight_decay: Weight decay.
 
     Source:
         You et al. 2020 (1904.00962), algorithm 2, phi the identity.
@@ -199,7 +200,7 @@ class LAMB(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Update every parameter that has a gradient; waits for nothing."""
+        """Update every parameter that has a gradient; the device is not waited for."""
         for group in self.param_groups:
             beta1, beta2 = group["betas"]
             for param in group["params"]:

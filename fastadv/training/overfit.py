@@ -1,4 +1,4 @@
-"""The watch for catastrophic overfitting of training with single-step attacks.
+"""Detection of catastrophic overfitting in training with single-step attacks.
 
 Within a few updates such a network learns to withstand the single step and nothing else:
 its accuracy under that step stays high, under PGD it falls to nothing (Wong et al. 2020,

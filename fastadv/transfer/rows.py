@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,14 +10,13 @@ import torch
 from fastadv.attacks.contract import Attack
 from fastadv.environment import provenance
 from fastadv.evaluation.accuracy import Evaluation, ImageVerdicts
-from fastadv.evaluation.rows import accuracy_fields
+from fastadv.evaluation.rows import accuracy_fields, source_record, target_record
 from fastadv.results.identity import derived_identity
 from fastadv.results.migration import ATTACKED
 from fastadv.results.row import (
     AttackRecord,
     Provenance,
     Row,
-    SourceRecord,
     TargetRecord,
 )
 from fastadv.results.settings import TransferSetting
@@ -55,7 +55,9 @@ def transfer_rows(
     )
     common: dict[str, Any] = {
         "experiment": identity,
-        "source": _source(experiment),
+        "source": replace(
+            source_record(experiment.source), accuracy=config.source_accuracy
+        ),
         "target": _target(experiment),
         "setting": _setting(experiment, split, fitted),
         "seed": split.seed,
@@ -89,30 +91,13 @@ def evaluate_head(head: LinearHead, features: Features) -> Evaluation:
     return Evaluation(clean, images=ImageVerdicts(labels, right.long() - 1))
 
 
-def _source(experiment: Experiment) -> SourceRecord:
-    source = experiment.source
-    return SourceRecord(
-        name=source.name,
-        given=experiment.config.source,
-        path=str(source.file),
-        digest=source.digest,
-        arch=source.arch,
-        norm=source.norm,
-        eps=source.eps,
-        accuracy=experiment.config.source_accuracy,
-    )
-
-
 def _target(experiment: Experiment) -> TargetRecord:
-    splits = experiment.splits
-    return TargetRecord(
-        name=target_name(experiment.config, splits),
-        fingerprint=splits.train.fingerprint,
-        resolution=experiment.resolution,
-        downscale=experiment.config.downscale,
+    config, splits = experiment.config, experiment.splits
+    name = target_name(config, splits)
+    return replace(
+        target_record(splits.train, experiment.resolution, name),
+        downscale=config.downscale,
         num_test=len(splits.test),
-        num_classes=len(splits.train.classes),
-        class_names=tuple(splits.train.classes),
     )
 
 

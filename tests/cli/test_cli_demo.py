@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 from synthetic_results import row, typed
 
 from fastadv.cli import demo
 from fastadv.errors import ConfigError
+from fastadv.reporting.evaluation import source_summary
+from fastadv.results.row import AttackRecord, Row, SourceRecord, TargetRecord
+from fastadv.results.settings import EvaluationSetting
 from fastadv.statistics import wilson
 
 ROOT = Path(__file__).parents[2]
@@ -26,19 +28,28 @@ TRANSFERRED = {
 
 
 def test_the_table_is_that_of_the_readme() -> None:
-    accuracy: dict[str, dict[str, Any]] = {}
+    attack = AttackRecord(name="pgd", norm="l2", eps=1.0, num_steps=20)
+    rows = []
     for name, counts in RIGHT.items():
-        accuracy[name] = {"n": 480}
-        for kind, right in zip(("clean", "robust"), counts, strict=True):
-            accuracy[name][f"{kind}_acc"] = right / 480
-            accuracy[name][f"{kind}_ci"] = wilson(right, 480)
-    rows = typed(
+        for right, under in zip(counts, (None, attack), strict=True):
+            low, high = wilson(right, 480)
+            rows.append(
+                Row(
+                    source=SourceRecord(name=name),
+                    target=TargetRecord(name="shapetex"),
+                    setting=EvaluationSetting(num_images=480),
+                    attack=under,
+                    value=100 * right / 480,
+                    low=100 * low,
+                    high=100 * high,
+                )
+            )
+    rows += typed(
         row(source=source, dataset="digits", mode=mode, seed=seed, value=value)
         for (source, mode), values in TRANSFERRED.items()
         for seed, value in enumerate(values)
     )
-    table = demo._summary(accuracy, rows)
-    assert table in (ROOT / "README.md").read_text()
+    assert source_summary(rows) in (ROOT / "README.md").read_text()
 
 
 def test_only_a_demo_is_replaced(tmp_path: Path) -> None:

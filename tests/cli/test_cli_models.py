@@ -138,17 +138,18 @@ def test_eval_and_transfer_take_names(call: Caller, tmp_path: Path) -> None:
     hashes = set()
     for convention in ("imagenet", "caffe"):
         source = f"{path},arch=resnet8_cifar,input={convention},eps=0,name={convention}"
-        words = ("--data", folder, "--resolution", 16, "--json")
+        table = ("--results", tmp_path / "results")
+        words = ("--data", folder, "--resolution", 16, "--json", *table)
         result = json.loads(call("eval", "--checkpoint", source, *words).out)
         assert result["n"] == 12
         assert result["checkpoint_sha256"] == file_sha256(path)
         words = ("--dataset", folder, "--resolution", 16, "--json")
-        table = ("--results", tmp_path / "results")
         row = json.loads(call("transfer", "--source", source, *words, *table).out)
-        assert (row["source"], row["source_eps"]) == (convention, 0)
-        assert row["source_hash"] == result["source_hash"]
-        assert row["source_given"] == source
-        hashes.add(row["source_hash"])
+        opened = row["source"]
+        assert (opened["name"], opened["eps"]) == (convention, 0)
+        assert opened["digest"] == result["source_hash"]
+        assert opened["given"] == source
+        hashes.add(opened["digest"])
     assert len(hashes) == 2
     for command in (("eval", "--checkpoint"), ("transfer", "--source")):
         data = "--data" if command[0] == "eval" else "--dataset"

@@ -15,13 +15,13 @@ from matplotlib.patches import Rectangle
 from synthetic_results import row, typed
 
 from fastadv.reporting import (
-    accuracy_under_attack,
     grouped_bars,
     source_colors,
     training_curves,
 )
 from fastadv.reporting.figures.bars import Bar
 from fastadv.reporting.transfer.cells import make_cells
+from fastadv.reporting.transfer.sections import study_sections
 from fastadv.reporting.transfer.study import Study
 from fastadv.reporting.transfer.study_sources import robust_and_standard
 
@@ -161,43 +161,6 @@ def test_no_bars_is_an_error_that_says_so() -> None:
         grouped_bars({}, {"a": BLUE})
 
 
-def test_accuracy_under_attack_in_percent_with_wilson_intervals() -> None:
-    figure = accuracy_under_attack(
-        {
-            "standard": {"clean_acc": 0.9, "robust_acc": 0.0, "n": 100},
-            "l2 0.5": {"clean_acc": 0.8, "robust_acc": 0.5},
-        },
-        attack="PGD-10",
-    )
-    (ax,) = figure.axes
-    assert bars(ax) == {
-        ("clean images", BLUE): 90.0,
-        ("PGD-10", BLUE): 0.0,
-        ("clean images", ORANGE): 80.0,
-        ("PGD-10", ORANGE): 50.0,
-    }
-    # Published values of Wilson's interval for 90 and 0 successes of 100.
-    clean, robust = whiskers(ax)
-    assert clean == pytest.approx((82.56, 94.48), abs=0.01)
-    assert robust == pytest.approx((0.0, 3.70), abs=0.01)
-
-
-def test_intervals_that_are_given_are_drawn() -> None:
-    found = {"clean_acc": 0.9, "clean_ci": (0.8, 0.95), "robust_acc": 0.5, "n": 100}
-    (ax,) = accuracy_under_attack({"a": found}).axes
-    clean, robust = whiskers(ax)
-    assert clean == pytest.approx((80, 95))
-    assert robust == pytest.approx((40.38, 59.62), abs=0.01)
-
-
-@pytest.mark.parametrize(
-    "bad", [{}, {"clean_acc": 71.0, "robust_acc": 0.2}, {"clean_acc": None}]
-)
-def test_accuracy_under_attack_refuses_percent(bad: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match=r"clean_acc of 'a' is .*fraction from 0 to 1"):
-        accuracy_under_attack({"a": bad})
-
-
 @pytest.mark.parametrize("first", [0, 1])
 def test_training_curves_against_epochs_done(first: int) -> None:
     events = [
@@ -259,3 +222,19 @@ def test_tables_load_no_matplotlib_and_charts_no_torch() -> None:
         "assert 'matplotlib.pyplot' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_only_so_many_panels_are_drawn_and_the_caption_says_so() -> None:
+    rows = [r for i in range(20) for r in pair(f"set{i:02}", 50.0, 51.0)]
+    rows += [r | {"num_pool": 100, "identity": None} for r in rows]
+    [section] = [
+        s
+        for s in study_sections(Study(make_cells(typed(rows)), {}))
+        if s.title == "Few training images"
+    ]
+    [(figure, caption)] = section.figures
+    assert len(figure.axes) == 18
+    assert caption.endswith(
+        "The first 18 of 20 are drawn; all numbers are in the tables."
+    )
+    assert len(section.tables[0].rows) == 40

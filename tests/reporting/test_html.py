@@ -19,19 +19,22 @@ from fastadv.attacks import PGD, ThreatModel
 from fastadv.errors import OutputError
 from fastadv.models import NormalizedModel
 from fastadv.reporting import (
+    Bar,
     Section,
     Table,
-    accuracy_under_attack,
     adversarial_examples,
     format_percent_ci,
+    grouped_bars,
+    source_colors,
     write_report,
 )
 
 EVIL = "<script>alert(1)</script>"
-SUMMARY = {
-    "standard": {"clean_acc": 0.9, "robust_acc": 0.1},
-    "l2 0.5": {"clean_acc": 0.8, "robust_acc": 0.6},
+GROUPS = {
+    "clean images": {"standard": Bar(90.0, 88.0, 92.0), "l2 0.5": Bar(80.0)},
+    "PGD": {"standard": Bar(10.0), "l2 0.5": Bar(60.0)},
 }
+COLORS = source_colors(["standard", "l2 0.5"])
 _VOID = {"meta", "br", "link", "img", "input", "hr"}
 
 
@@ -83,7 +86,7 @@ def report(
         Section("Examples " + EVIL, [EVIL, "second"], [(figure, "caption " + EVIL)]),
         Section(
             "Transfer",
-            figures=[(accuracy_under_attack(SUMMARY), "bars")] * 2,
+            figures=[(grouped_bars(GROUPS, COLORS), "bars")] * 2,
             tables=[Table(["source", "top1", "s"], rows, "all rows " + EVIL)],
             command="fastadv-transfer --out a && echo '<done>'",
         ),
@@ -184,7 +187,7 @@ def test_header_and_command(page: Page) -> None:
 def test_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
     pages = []
     for name in "ab":
-        sections = [Section("s", figures=[(accuracy_under_attack(SUMMARY), "bars")])]
+        sections = [Section("s", figures=[(grouped_bars(GROUPS, COLORS), "bars")])]
         path = write_report(tmp_path / name, "t", sections)
         pages.append(path.read_bytes())
     assert pages[0] == pages[1]

@@ -247,8 +247,8 @@ def test_torchrun_starts_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("choices", "complaint"),
     [
-        ({"ema": 0.9}, "--ema averages whole weights"),
-        ({"method": "gradalign", "num_steps": 1}, "--method gradalign differentiates"),
+        ({"ema": 0.9}, "`ema` averages whole weights"),
+        ({"method": "gradalign", "num_steps": 1}, "`method=gradalign` differentiates"),
     ],
 )
 def test_what_cannot_be_spread(choices: dict[str, Any], complaint: str) -> None:

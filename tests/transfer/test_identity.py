@@ -61,6 +61,7 @@ def _identity(convention: str | None = None, **choices: Any) -> str:
     weights: Any = SimpleNamespace(convention=convention, file=Path("x"))
     source = Source(
         name="n",
+        given="s",
         weights=weights,
         file_digest="ab" * 32,
         arch="resnet18",
@@ -68,6 +69,7 @@ def _identity(convention: str | None = None, **choices: Any) -> str:
         eps=None,
         resolution=32,
         augment="auto",
+        num_classes=2,
         classes=(),
     )
     pixels = np.arange(4 * 2 * 2 * 3, dtype=np.uint8).reshape(4, 2, 2, 3)

@@ -77,9 +77,9 @@ def test_options_reach_the_data_set_and_the_row(source: Path, tmp_path: Path) ->
 
 def test_options_are_checked(source: Path, tmp_path: Path) -> None:
     for given, complaint in (
-        (("partition",), r"--dataset-option partition must be KEY=VALUE"),
-        (("=2",), r"--dataset-option =2 must be KEY=VALUE"),
-        (("a=1", "a=2"), r"--dataset-option a=2: a was already given as 1"),
+        (("partition",), r"`dataset_option=partition` must be KEY=VALUE"),
+        (("=2",), r"`dataset_option==2` must be KEY=VALUE"),
+        (("a=1", "a=2"), r"`dataset_option=a=2`: a was already given as 1"),
     ):
         with pytest.raises(ConfigError, match=complaint):
             _config(source, dataset_option=given)

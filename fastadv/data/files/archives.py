@@ -1,4 +1,4 @@
-"""Unpacking zip and tar archives that nobody vouches for.
+"""Unpacking of zip and tar archives that cannot be trusted.
 
 Every member is judged before it is written: no path that leaves the folder, no links,
 no devices, nothing encrypted; the number of files and the bytes that really come out

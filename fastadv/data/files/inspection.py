@@ -1,4 +1,4 @@
-"""What is wrong with a data set, and what it consists of: `verify` and `statistics`.
+"""Inspection of a data set: `verify` finds damage, `statistics` counts and measures.
 
 Both read and decode every image once, in threads. A JPEG whose compressed data were
 altered may still decode; such damage shows only against a checksum, which zip archives,
@@ -40,9 +40,9 @@ class Findings:
 
     Attributes:
         images: Images looked at, per split.
-        corrupt: (image or file, reason).
-        duplicates: (training image, evaluation image, "bytes" or "pixels").
-        repeated: Images of a split that another of the same split equals; no failure.
+        corrupt: Pairs (image or file, reason).
+        duplicates: Triples (training image, evaluation image, "bytes" or "pixels").
+        repeated: Number of images per split that repeat another one; this is no failure.
     """
 
     images: dict[str, int] = field(default_factory=dict)

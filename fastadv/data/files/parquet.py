@@ -2,7 +2,7 @@
 
 Arrow files are mapped into memory and read row by row. Parquet has no cheap access to
 one row, so a Parquet file is copied once into an uncompressed Arrow file in the cache
-folder. A name needs the `datasets` package, and is not downloaded unless asked.
+folder. A name needs the `datasets` package, and is not downloaded without permission.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ _LABELS = ("label", "labels", "fine_label", "class", "cls", "target")
 _ROWS = 256  # converted at once: bounds memory, and what one damaged file costs
 
 
-class ArrowSet(FileSet):
-    """One split of Arrow files with a column of encoded images.
+class ColumnSet(FileSet):
+    """One split whose encoded images are a column of a table.
 
     Args:
         name: The data set.
         split: The split.
         classes: Class names.
-        labels: Integers [n], class ids, files one after the other.
-        files: Arrow files, mapped when first read.
+        labels: Class ids, int64 [n], files one after the other.
+        table: What the images are read from.
         column: The column of the images: bytes, or a struct with `bytes`.
     """
 
@@ -48,14 +48,18 @@ class ArrowSet(FileSet):
         split: str,
         classes: Sequence[str],
         labels: NDArray[np.int64],
-        files: Sequence[Path],
+        table: Any,
         column: str,
     ) -> None:
         members = [f"{split}/{i:08d}" for i in range(len(labels))]
         super().__init__(name, split, classes, members, labels)
-        self.files = list(files)
-        self.column = column
-        self._images: pa.ChunkedArray | None = None
+        self.table, self.column = table, column
+
+
+class ArrowSet(ColumnSet):
+    """A split of Arrow files, whose list is its `table`; they are mapped when first read."""
+
+    _images: pa.ChunkedArray | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_images": None}
@@ -64,7 +68,7 @@ class ArrowSet(FileSet):
         if self._images is None:
             import pyarrow as pa
 
-            parts = [_bytes_of(map_arrow(file)[self.column]) for file in self.files]
+            parts = [_bytes_of(map_arrow(file)[self.column]) for file in self.table]
             self._images = pa.chunked_array([c for p in parts for c in p.chunks])
         return self._images
 
@@ -113,7 +117,7 @@ def open_columns(
         name: The data set.
         splits: The files of each split, the training split first.
         image_column: The column of encoded images; found by its name by default.
-        label_column: The column of class ids or names; likewise.
+        label_column: The column of class ids or names; found by its name by default.
         damage: Files that cannot be read are added here, and left out.
 
     Raises:
@@ -226,26 +230,12 @@ def _class_names(table: pa.Table, label: str) -> list[str] | None:
     return [str(name) for name in names] if names else None
 
 
-class HubSet(FileSet):
-    """One split of a data set opened by the `datasets` package."""
-
-    def __init__(
-        self,
-        name: str,
-        split: str,
-        classes: Sequence[str],
-        labels: NDArray[np.int64],
-        rows: Any,
-        column: str,
-    ) -> None:
-        members = [f"{split}/{i:08d}" for i in range(len(labels))]
-        super().__init__(name, split, classes, members, labels)
-        self.rows = rows
-        self.column = column
+class HubSet(ColumnSet):
+    """A split of a data set opened by the `datasets` package, which is its `table`."""
 
     def read(self, index: int) -> bytes:
         """Return the encoded bytes of image `index`."""
-        value = self.rows[index][self.column]
+        value = self.table[index][self.column]
         if value.get("bytes"):
             return bytes(value["bytes"])
         try:
@@ -260,7 +250,7 @@ class HubSet(FileSet):
     @property
     def fingerprint(self) -> str:
         """Key of the package's fingerprint and the labels, hex."""
-        digest = hashlib.sha256(str(self.rows._fingerprint).encode())
+        digest = hashlib.sha256(str(self.table._fingerprint).encode())
         digest.update(self.labels.tobytes())
         return digest.hexdigest()[:32]
 
@@ -279,7 +269,7 @@ def open_hub(
         name: As on the hub, e.g. "cifar10".
         config: Its configuration, where it has several.
         image_column: The column of images; the first of that kind by default.
-        label_column: The column of class ids; likewise.
+        label_column: The column of class ids; the first of that kind by default.
         download: Fetch it when it is not in the package's cache.
 
     Raises:

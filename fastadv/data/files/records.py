@@ -4,7 +4,7 @@ A scanner lists the records of one file: key, label, offset and size of the enco
 image. The list is kept in the cache folder under the file's path, size and time, so a
 file is scanned once; images are then read with `pread`, by index, in any order.
 Not here: the formats (`shards`, `tfrecord`, `recordio`), or which file is of which
-split (`paths`).
+split (`opening.by_path`).
 """
 
 from __future__ import annotations

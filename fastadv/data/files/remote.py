@@ -1,7 +1,7 @@
-"""Files behind http(s) addresses: fetched once into the cache folder, when asked.
+"""Files behind http(s) addresses, fetched once into the cache folder with permission.
 
 A file is there whole or not at all: it is written under a temporary name, its size
-compared with what the server announced, and renamed. Once there it is not asked for
+compared with what the server announced, and renamed. Once there it is not fetched
 again; the address is its identity.
 """
 
@@ -34,7 +34,7 @@ def file_name(address: str) -> str:
 def fetch_hint(name: str) -> str:
     """Return how a data set that is not on this machine is fetched."""
     return (
-        "nothing is downloaded unless asked: fetch it once with `fastadv-data stats "
+        "nothing is downloaded without permission: fetch it once with `fastadv-data stats "
         f"'{name}' --dataset-option download=true` (Python: open_dataset(..., "
         "download=True))"
     )
@@ -46,7 +46,7 @@ def local_copies(
     """Return the file of each address in the cache folder.
 
     Args:
-        pattern: What was asked for, in messages.
+        pattern: What the user wrote, for messages.
         addresses: What it stands for.
         download: Fetch those that are not there.
 

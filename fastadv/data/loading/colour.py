@@ -40,7 +40,7 @@ def colour_changes(
     principal components times N(0, lighting) times their eigenvalues.
 
     Args:
-        draws: float64 [n, COLOUR_DRAWS] in [0, 1).
+        draws: Random numbers, float64 [n, COLOUR_DRAWS] in [0, 1).
         jitter: In [0, 1]; 0 leaves out the jitter.
         lighting: Standard deviation, at least 0; 0 leaves out the lighting.
 

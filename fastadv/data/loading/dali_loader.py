@@ -1,9 +1,9 @@
-"""The DALI loader: crops decoded by NVIDIA DALI, every epoch.
+"""The DALI loader, which decodes crops by NVIDIA DALI in every epoch.
 
 Encoded bytes, crop windows and sizes are given to the pipeline batch by batch, so order,
 shards, crops and resumption are those of every other loader, and any set of files is
 served. Only the window of a random resized crop is decoded. What DALI would decode
-otherwise than `images.decode_rgb` (gray, CMYK, PNG, damage) is decoded there.
+otherwise than `decoding.decode_rgb` (gray, CMYK, PNG, damage) is decoded there.
 
 On CUDA the hardware decoder works where there is one, and images stay on the device;
 on the CPU DALI needs no GPU.
@@ -43,7 +43,7 @@ from fastadv.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
-_AHEAD = 2  # batches being read, and as many being decoded, before they are asked for
+_AHEAD = 2  # batches being read, and as many being decoded, before they are needed
 # Device and pinned host memory that a decoding thread has from the start, in bytes: what
 # DALI's ImageNet example reserves, so that no image makes it allocate on the way.
 _DEVICE_PADDING, _HOST_PADDING = 211_025_920, 140_544_512
@@ -82,7 +82,7 @@ class DALILoader(Loader):
         waiting = iter(batches)
         reading: deque[Future[_Fed]] = deque()
         if self._running:
-            # An iteration was left early: what its pipeline still holds is nobody's.
+            # An iteration was left early: what its pipeline still holds is of no use.
             self._pipeline = None
         running = self._running = deque()
         pool = ThreadPoolExecutor(max(1, self.options.worker_count))
@@ -198,13 +198,13 @@ class DALILoader(Loader):
 
 @dataclass
 class _Fed:
-    """One batch on its way.
+    """One batch on its way through the pipeline.
 
     Attributes:
-        indices: int64 [n].
+        indices: Positions in the image set, int64 [n].
         inputs: What the pipeline is fed, by name.
         own: Images that DALI does not decode, uint8 [S, S, 3], by row.
-        bad: (name, reason) of undecodable images.
+        bad: Pairs (name, reason) of undecodable images.
     """
 
     indices: NDArray[np.int64]
@@ -271,7 +271,7 @@ def _placeholder() -> bytes:
 def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
     """Return (height, width) of an 8-bit YCbCr JPEG that is all there, else None.
 
-    The end marker is asked for because DALI fills what is missing with gray, where
+    The end marker is required because DALI fills what is missing with gray, where
     `decode_rgb` finds the file bad.
     """
     if data[:2] != b"\xff\xd8" or data[-2:] != b"\xff\xd9":
@@ -305,9 +305,9 @@ def _pipeline(
 
     Args:
         batch_size: Largest batch.
-        threads: Decoding on the host.
-        device: Where images are to be.
-        crop: Side of the central crop; None flips instead.
+        threads: Number of decoding threads on the host.
+        device: The device the images end on.
+        crop: Side of the central crop in pixels; None flips instead.
 
     Returns:
         A DALI pipeline fed by name, whose output is uint8 [n, S, S, 3].

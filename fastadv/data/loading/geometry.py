@@ -58,7 +58,7 @@ def resize_center_crop(
     """Resize the shorter side (bilinear, antialiased), then crop the centre.
 
     Args:
-        image: uint8 [H, W, 3].
+        image: Pixels, uint8 [H, W, 3].
         shorter: Shorter side after resizing, at least `crop`; smaller images
             are enlarged.
         crop: Side of the square returned.
@@ -110,7 +110,7 @@ def box_table(boxes: Boxes) -> torch.Tensor:
 
 
 def crop_padding(resolution: int) -> int:
-    """Pixels of reflection on each side: 4 at 32, as in the CIFAR recipes."""
+    """Return the reflection on each side in pixels: 4 at 32, as in the CIFAR recipes."""
     return resolution // 8
 
 
@@ -129,9 +129,9 @@ def resized_crop_boxes(
     """Return boxes distributed as torchvision's RandomResizedCrop takes them.
 
     Args:
-        draws: float64 [n, DRAWS] in [0, 1).
-        heights: int64 [n], pixels.
-        widths: int64 [n], pixels.
+        draws: Random numbers, float64 [n, DRAWS] in [0, 1).
+        heights: Heights of the images in pixels, int64 [n].
+        widths: Widths of the images in pixels, int64 [n].
 
     Returns:
         The first of ten attempts that fits, else the largest central box of

@@ -54,14 +54,14 @@ MEMORY_SHARE = 0.25
 
 @dataclass
 class Batch:
-    """What a loader yields.
+    """Images of one step, as a loader yields them.
 
     Attributes:
-        images: uint8 [N, 3, H, W] in 0..255 on the device, channels_last: the
+        images: Pixels in 0..255, uint8 [N, 3, H, W] on the device, channels_last: the
             memory is [N, H, W, 3].
-        labels: int64 [N], class ids, on the device.
-        indices: int64 [N], positions in the image set, on the device. A bad
-            image's replacement keeps the position it stands in for.
+        labels: Class ids, int64 [N] on the device.
+        indices: Positions in the image set, int64 [N] on the device. A bad image's
+            replacement keeps the position it stands in for.
     """
 
     images: torch.Tensor
@@ -84,7 +84,7 @@ class Loader(ABC):
         resolution: Side of the images delivered; see `set_resolution`.
         color_jitter: What `options.color_jitter` stands for.
         lighting: What `options.lighting` stands for.
-        bad_images: (name, reason) of every undecodable image met so far.
+        bad_images: Pairs (name, reason) of every undecodable image met so far.
         backend: `"dali"`, `"memory"` or `"torchvision"`.
 
     Raises:
@@ -158,7 +158,7 @@ class Loader(ABC):
         largest = self.options.resolution
         if not self.options.train and side != largest:
             raise ConfigError(
-                f"resolution {side} asked of an evaluation loader made for {largest}; "
+                f"resolution {side} is not that of this evaluation loader, {largest}; "
                 "make another loader"
             )
         if not 1 <= side <= largest:
@@ -197,13 +197,13 @@ class Loader(ABC):
     def _finished(
         self, images: torch.Tensor, indices: NDArray[np.int64], side: int
     ) -> torch.Tensor:
-        """Do on the device what is left after decoding: shifts, flips and colours.
+        """Do on the device what decoding left: shifts, flips and colours.
 
         Args:
-            images: uint8 [n, S, S, 3]: random resized crops of `side`, or else whole
-                images of the size that `crop_flip` shifts.
-            indices: int64 [n], which they are.
-            side: Of the images returned.
+            images: Random resized crops of `side`, or else whole images of the size that
+                `crop_flip` shifts; uint8 [n, S, S, 3].
+            indices: Their positions in the image set, int64 [n].
+            side: Side of the images returned, in pixels.
         """
         colours = self._colours(indices)
         shifted = self.options.train and self.augment == "crop_flip"

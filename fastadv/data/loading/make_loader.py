@@ -23,7 +23,7 @@ from fastadv.machine import available_memory, ranks_on_this_machine
 
 log = logging.getLogger(__name__)
 
-_PEEKED = 64  # images looked at to learn whether a set is square
+_SAMPLE = 64  # images looked at to learn whether a set is square
 
 
 def make_loader(
@@ -33,7 +33,7 @@ def make_loader(
 
     Args:
         imageset: Where images come from.
-        backend: memory: decode once and keep; torchvision: decode in worker
+        backend: One of four. memory: decode once and keep; torchvision: decode in worker
             processes, every epoch; dali: decode by NVIDIA DALI, every epoch, or where
             that cannot run, which is logged once, as torchvision does; auto: see
             `choose_backend`.
@@ -78,9 +78,9 @@ def make_loader(
 
 
 def choose_backend(imageset: ImageSet, options: LoaderOptions) -> Backend:
-    """What `auto` stands for: `"memory"`, `"dali"` or `"torchvision"`.
+    """Choose the backend that `auto` stands for: `"memory"`, `"dali"` or `"torchvision"`.
 
-    Memory if the set takes at most a quarter of what is available, and if keeping
+    It is memory if the set takes at most a quarter of what is available, and if keeping
     square images loses nothing: random resized crops of images that are not square
     reach their borders only when decoded anew. Otherwise DALI on CUDA, where it decodes
     on the device, if it can run; its absence is logged once. Training images augmented as
@@ -119,7 +119,7 @@ def _say_once(reason: str) -> None:
 
 def _looks_square(imageset: ImageSet) -> bool:
     """Whether images spread over the set all have equal sides."""
-    for index in range(0, len(imageset), max(1, len(imageset) // _PEEKED)):
+    for index in range(0, len(imageset), max(1, len(imageset) // _SAMPLE)):
         try:
             height, width = imageset.load(index).shape[:2]
         except BadImage:

@@ -1,4 +1,4 @@
-"""The in-memory loader: decode once, then augment whole batches in one operator.
+"""The loader that keeps decoded images in memory and augments batches in one operator.
 
 Images are kept as one uint8 array, on the device when there is room, so an
 epoch costs neither decoding nor transfer. Images that are not square lose
@@ -102,7 +102,7 @@ class MemoryLoader(Loader):
 
     @property
     def held_bytes(self) -> int:
-        """Memory that images are kept in."""
+        """Bytes in which the decoded images are kept."""
         return self._store.numel()
 
     def _images(self, batches: list[NDArray[np.int64]]) -> Iterator[torch.Tensor]:

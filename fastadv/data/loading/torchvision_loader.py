@@ -1,8 +1,8 @@
-"""The streaming loader: decode and augment in worker processes, every epoch.
+"""The loader that decodes and augments in worker processes, in every epoch.
 
 For sets that do not fit in memory. Each request carries its epoch, so workers
 stay alive between epochs and hold no random state. Not for small sets, where
-`memory` is many times faster.
+`memory_loader` is many times faster.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ Request = tuple[int, int, int]  # (epoch, side, index)
 
 
 class Prepared(NamedTuple):
-    """A batch as a worker sends it: pixels, and (name, reason) of bad images."""
+    """A batch as a worker sends it: pixels, and the bad images as (name, reason)."""
 
     images: torch.Tensor  # uint8 [N, R, R, 3]
     bad: list[tuple[str, str]]
 
 
 class TorchvisionLoader(Loader):
-    """Batches decoded on the fly; see `Loader`."""
+    """Batches that worker processes decode while training goes on; see `Loader`."""
 
     backend: Backend = "torchvision"
 
@@ -76,7 +76,7 @@ class TorchvisionLoader(Loader):
 
     def _prepared(self) -> Iterator[torch.Tensor]:
         batches = iter(self._loader)
-        _leave_death_to_us(batches)
+        _ignore_dead_workers(batches)
         while True:
             try:
                 prepared = next(batches, None)
@@ -136,11 +136,11 @@ def _arrived(images: torch.Tensor, copied: torch.cuda.Event) -> torch.Tensor:
     return images
 
 
-def _leave_death_to_us(batches: Any) -> None:
-    """Take the workers of an iterator from those whose death torch's SIGCHLD handler
-    watches: it raises wherever the process happens to be, in the midst of an update, too.
+def _ignore_dead_workers(batches: Any) -> None:
+    """Stop torch's SIGCHLD handler from watching the workers of an iterator.
 
-    Waiting for a batch finds them, up to five seconds later.
+    It would raise wherever the process happens to be, even within an update. Waiting for
+    a batch notices a dead worker, too, up to five seconds later.
     """
     if getattr(batches, "_worker_pids_set", False):  # not where nothing was started
         _remove_worker_pids(id(batches))
@@ -148,11 +148,11 @@ def _leave_death_to_us(batches: Any) -> None:
 
 
 def _outlive_stop_signals(worker: int) -> None:
-    """Leave stops to the trainer: a worker that died of one, as when a scheduler signals
-    every process of a job, would tear the training step under way.
+    """Ignore stop signals in a worker; the trainer handles them.
 
-    SIGTERM from the process that made the worker still ends it; that is how Python ends
-    its children when it exits.
+    A scheduler may signal every process of a job, and a worker that died would break the
+    training step under way. SIGTERM from the process that made the worker still ends it;
+    that is how Python ends its children when it exits.
     """
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
@@ -168,7 +168,7 @@ def _end_with_parent() -> None:
 
 
 class _Requests(Sampler[list[Request]]):
-    """The batches of the current epoch, replaced before each iteration."""
+    """The requests for the batches of the current epoch, set before each iteration."""
 
     def __init__(self) -> None:
         self.batches: list[list[Request]] = []
@@ -181,7 +181,7 @@ class _Requests(Sampler[list[Request]]):
 
 
 class Decoder(Dataset[Prepared | DataError]):
-    """Turns a batch of requests into pixels, in a worker."""
+    """What a worker runs: it turns a batch of requests into pixels."""
 
     def __init__(
         self, imageset: ImageSet, options: LoaderOptions, augment: Augment
@@ -199,7 +199,7 @@ class Decoder(Dataset[Prepared | DataError]):
             return error
 
     def prepared(self, requests: list[Request]) -> Prepared:
-        """Decode and cut out the images asked for, all of one side."""
+        """Decode the requested images and cut them out, all of one side."""
         images: list[NDArray[np.uint8]] = []
         bad: list[tuple[str, str]] = []
         for epoch, side, index in requests:

@@ -1,7 +1,7 @@
-"""From a name or a path to a data set: `open_dataset`, the one door.
+"""`open_dataset` opens a data set by its name, or hands a path on to `by_path`.
 
 Names are looked up first; `./digits` is the folder, `digits` the data set. Nothing is
-downloaded unless asked. A new data set is an entry of `catalog.CATALOG`.
+downloaded without permission. A new data set is an entry of `catalog.CATALOG`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _VALUES: dict[type[Any], tuple[type[Any], str]] = {
     float: (numbers.Real, "a number"),
 }
 _TRUTH = {"true": True, "false": False}
-_PEEKED = 8  # images looked at to learn a data set's size
+_SAMPLE = 8  # images looked at to learn a data set's size
 _HUB = "hf:"
 
 
@@ -100,12 +100,12 @@ def open_dataset(
 def native_resolution(
     name_or_path: str | os.PathLike[str], opened: DatasetSplits | None = None
 ) -> int | None:
-    """Side in pixels of a data set's images, at most 224; None for the drawn ones.
+    """Return the side of a data set's images in pixels, at most 224; None for drawn ones.
 
-    The median of the shorter sides of a few images spread over the training split.
+    It is the median of the shorter sides of a few images spread over the training split.
 
     Args:
-        name_or_path: As of `open_dataset`.
+        name_or_path: A name or a path that `open_dataset` takes.
         opened: The data set, if it is open already.
     """
     name = os.fspath(name_or_path)
@@ -117,14 +117,14 @@ def native_resolution(
         return CATALOG[name].resolution
     images = (opened or open_dataset(name)).train
     sides = []
-    for index in range(0, len(images), max(1, len(images) // _PEEKED)):
+    for index in range(0, len(images), max(1, len(images) // _SAMPLE)):
         with contextlib.suppress(BadImage):  # the loader will name it
             sides.append(min(images.load(index).shape[:2]))
     return min(224, sorted(sides)[len(sides) // 2]) if sides else 224
 
 
 def _rooted(*, root: str | None = None) -> None:
-    """Has the option of every set of the catalogue."""
+    """Declare, by its signature, the option that every set of the catalogue has."""
 
 
 def option_names(name: str) -> list[str]:

@@ -1,9 +1,9 @@
-"""From a path or a pattern to both splits of a data set, whatever its format.
+"""`open_path` opens both splits of a data set by path or pattern, whatever its format.
 
-A folder is looked into, a file goes by its ending, `shards-{000000..000012}.tar` (at
-an http(s) address, too) and `train-*.tfrecord` are expanded. Which split a file is of
-stands in its name or its folder's (`train`, `val`, `test`); data without splits get a
-seeded stratified part held out. Not here: names of known data sets (`catalog`), or the
+A folder is searched, a file is known by its ending, `shards-{000000..000012}.tar` (at
+an http(s) address, too) and `train-*.tfrecord` are expanded. A file's split stands in
+its name or its folder's (`train`, `val`, `test`); from data without splits a seeded
+stratified part is held out. Not here: names of known data sets (`catalog`), or the
 formats themselves.
 """
 
@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -66,10 +66,11 @@ def open_path(
     Args:
         text: A folder (images, shards, records, Parquet), an archive or file, or a
             pattern of files.
-        damage: For looking at damaged data: what is missing or cannot be scanned is
-            added here and left out, instead of being raised.
+        damage: A list for looking at damaged data: what is missing or cannot be scanned
+            is added to it and left out, instead of being raised.
         metric: The accuracy to report; by default the one of its literature.
-        test: Path or pattern of the evaluation files, where the first is of training.
+        test: Path or pattern of the evaluation files; `text` then names the training
+            files.
         holdout: Share held out for evaluation where the data have one split only.
         image_column: Parquet and Arrow: the column of images.
         label_column: Parquet and Arrow: the column of labels.
@@ -79,7 +80,7 @@ def open_path(
     Raises:
         DataError: There is nothing, or its layout is wrong; shards that its manifest
             lists are missing.
-        ConfigError: An option that cannot work.
+        ConfigError: An option cannot work.
     """
     if metric is not None and metric not in get_args(Metric):
         raise ConfigError(unknown_name("metric", str(metric), get_args(Metric)))
@@ -149,7 +150,7 @@ def _open(
         groups = {"train": files, "test": held}
     else:
         groups = _by_split(files)
-    return name, _READERS[kind](name, groups, columns, damage)
+    return name, _read(kind, name, groups, columns, damage)
 
 
 def _check_whole(folder: Path, damage: Damage | None, pattern: str = "") -> None:
@@ -179,64 +180,38 @@ def _named(pair: tuple[ImageSet, ImageSet]) -> dict[str, ImageSet]:
     return {part.split: part for part in pair}
 
 
-def _open_tar(
-    name: str, groups: Groups, columns: Columns, damage: Damage | None
-) -> dict[str, ImageSet]:
-    names = shards.class_names([f for files in groups.values() for f in files])
-    return _open_records(name, groups, shards.scan_tar, damage, names=names)
-
-
-def _open_tfrecord(
-    name: str, groups: Groups, columns: Columns, damage: Damage | None
-) -> dict[str, ImageSet]:
-    return _open_records(name, groups, tfrecord.scan_tfrecord, damage, from_one=True)
-
-
-def _open_recordio(
-    name: str, groups: Groups, columns: Columns, damage: Damage | None
-) -> dict[str, ImageSet]:
-    scan, kind = recordio.scan_recordio, recordio.RecordIOSet
-    return _open_records(name, groups, scan, damage, kind=kind)
-
-
-def _open_columns(
-    name: str, groups: Groups, columns: Columns, damage: Damage | None
-) -> dict[str, ImageSet]:
-    from fastadv.data.files.parquet import open_columns
-
-    return open_columns(name, groups, damage=damage, **columns)
-
-
-_READERS: dict[
-    str, Callable[[str, Groups, Columns, Damage | None], dict[str, ImageSet]]
-] = {
-    "tar": _open_tar,
-    "tfrecord": _open_tfrecord,
-    "recordio": _open_recordio,
-    "columns": _open_columns,
+# How the records of a file are listed, and the set that reads them.
+_SCANNERS: dict[str, tuple[records.Scanner, type[records.RecordSet]]] = {
+    "tar": (shards.scan_tar, records.RecordSet),
+    "tfrecord": (tfrecord.scan_tfrecord, records.RecordSet),
+    "recordio": (recordio.scan_recordio, recordio.RecordIOSet),
 }
 
 
-def _open_records(
-    name: str,
-    groups: Groups,
-    scan: records.Scanner,
-    damage: Damage | None,
-    *,
-    names: Sequence[str] | None = None,
-    from_one: bool = False,
-    kind: type[records.RecordSet] = records.RecordSet,
+def _read(
+    kind: str, name: str, groups: Groups, columns: Columns, damage: Damage | None
 ) -> dict[str, ImageSet]:
+    """Read the files of every split, which are all of one format."""
+    if kind == "columns":
+        from fastadv.data.files.parquet import open_columns
+
+        return open_columns(name, groups, damage=damage, **columns)
+    files = [file for group in groups.values() for file in group]
+    names = shards.class_names(files) if kind == "tar" else None
+    scan, made = _SCANNERS[kind]
     scanned = {
-        s: records.scan_files(files, scan, damage) for s, files in groups.items()
+        split: records.scan_files(group, scan, damage)
+        for split, group in groups.items()
     }
     tables = {split: parts for split, parts in scanned.items() if parts}
     if not tables:
         raise DataError(f"{name}: none of its files can be read")
     texts = {split: records.label_texts(t.values()) for split, t in tables.items()}
-    classes, ids = records.resolve_labels(texts, name, names=names, from_one=from_one)
+    classes, ids = records.resolve_labels(
+        texts, name, names=names, from_one=kind == "tfrecord"
+    )
     return {
-        split: kind(
+        split: made(
             name, split or "all", classes, ids[split], [*parts], [*parts.values()]
         )
         for split, parts in tables.items()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 from fastadv.data.opening.by_name import BUILT_IN, dataset_names, option_names
@@ -31,19 +30,14 @@ def _entry(name: str) -> dict[str, Any]:
     options = option_names(name)
     if entry is None:
         return {"made": True, "options": options}
-    values = {
-        field.name: getattr(entry, field.name)
-        for field in dataclasses.fields(entry)
-        if field.name != "layouts"
-    }
     files = [list(layout.needs) for layout in entry.layouts]
-    return values | {"files": files, "options": options}
+    return entry.facts() | {"files": files, "options": options}
 
 
 def datasets_text() -> str:
     """Return the table of named data sets, their options and where they are looked for."""
     cells = [
-        [name, *(getattr(entry, column) for column in _COLUMNS[1:])]
+        [name, *(entry.facts()[column] for column in _COLUMNS[1:])]
         for name, entry in sorted(CATALOG.items())
     ]
     holders: dict[str, list[str]] = {}

@@ -61,7 +61,7 @@ def as_rgb(images: NDArray[Any], what: str) -> NDArray[np.uint8]:
 
 
 def open_digits() -> tuple[ImageSet, ImageSet]:
-    """The digits of scikit-learn, 8 px, with a split of their own."""
+    """Open the digits of scikit-learn, 8 px, with a split of our own."""
     from sklearn.datasets import load_digits
 
     gray, labels = load_digits(return_X_y=True)
@@ -88,7 +88,7 @@ def open_digits() -> tuple[ImageSet, ImageSet]:
 
 
 def open_cifar(folder: Path, name: str, class_name: str) -> tuple[ImageSet, ImageSet]:
-    """CIFAR-10 or -100 from the official python archive, unpacked; torchvision reads it.
+    """Open CIFAR-10 or -100 from the official python archive, unpacked, by torchvision.
 
     Args:
         folder: The unpacked archive.
@@ -135,7 +135,7 @@ def read_mat(path: Path) -> dict[str, Any]:
 
 
 def open_svhn(folder: Path, name: str) -> tuple[ImageSet, ImageSet]:
-    """SVHN from its cropped-digit MATLAB files; digit 0 has label 10 there."""
+    """Open SVHN from its cropped-digit MATLAB files; digit 0 has label 10 there."""
 
     def part(split: str) -> ArraySet:
         path = folder / f"{split}_32x32.mat"
@@ -157,7 +157,7 @@ def open_svhn(folder: Path, name: str) -> tuple[ImageSet, ImageSet]:
 def open_idx(
     folder: Path, name: str, classes: tuple[str, ...], augment: Augment
 ) -> tuple[ImageSet, ImageSet]:
-    """MNIST and its relatives from idx files, gzipped or not.
+    """Open MNIST and its relatives from idx files, gzipped or not.
 
     Raises:
         DataError: A file is missing, cut short or of another kind.

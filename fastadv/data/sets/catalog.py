@@ -3,7 +3,7 @@
 Adding one is one entry in `CATALOG`: citation, licence, published sizes, metric, and
 the layouts it may have on disk. Whatever its own layout is, every entry is also read
 as an image folder or zip archive (`NAME/train/<class>/`, `NAME/test/<class>/`).
-Nothing is downloaded. Not here: drawn sets (`shapetex`) and paths (`registry`).
+Nothing is downloaded. Not here: drawn sets (`shapetex`) and paths (`opening.by_path`).
 """
 
 from __future__ import annotations
@@ -65,9 +65,7 @@ class Entry:
     Attributes:
         citation: Who to cite.
         licence: Terms, as its authors state them.
-        classes: Number of classes published.
-        train: Training images published.
-        test: Test images published.
+        counts: Published numbers of classes, training images and test images.
         splits: Which published lists the two splits are.
         metric: The accuracy its literature reports.
         layouts: How it may lie on disk, besides image folder and zip.
@@ -78,14 +76,25 @@ class Entry:
 
     citation: str
     licence: str
-    classes: int
-    train: int
-    test: int
+    counts: tuple[int, int, int]
     splits: str
     metric: Metric = "top1"
     layouts: tuple[Layout, ...] = ()
     augment: Augment = "rrc"
     resolution: int | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """Return what is known of the set, as plain values without the layouts."""
+        classes, train, test = self.counts
+        return {
+            "citation": self.citation,
+            "licence": self.licence,
+            **{"classes": classes, "train": train, "test": test},
+            "splits": self.splits,
+            "metric": self.metric,
+            "augment": self.augment,
+            "resolution": self.resolution,
+        }
 
 
 def _files(
@@ -126,9 +135,7 @@ CATALOG: dict[str, Entry] = {
     "aircraft": Entry(
         citation="Maji et al. 2013, arXiv:1306.5151 (FGVC-Aircraft 2013b)",
         licence=_RESEARCH,
-        classes=100,
-        train=6667,
-        test=3333,
+        counts=(100, 6667, 3333),
         splits="variants, trainval -> test",
         metric="mean_per_class",
         layouts=_files(
@@ -144,17 +151,13 @@ CATALOG: dict[str, Entry] = {
     "birdsnap": Entry(
         citation="Berg et al., CVPR 2014",
         licence="images of several owners; research",
-        classes=500,
-        train=32677,
-        test=8171,
+        counts=(500, 32677, 8171),
         splits="train -> test (image folder)",
     ),
     "caltech101": Entry(
         citation="Fei-Fei, Fergus and Perona, CVPR workshop 2004",
         licence=_CALTECH_TERMS,
-        classes=101,
-        train=3030,
-        test=5647,
+        counts=(101, 3030, 5647),
         splits="first 30 files per class -> rest; no background class",
         metric="mean_per_class",
         layouts=_files(
@@ -168,9 +171,7 @@ CATALOG: dict[str, Entry] = {
     "caltech256": Entry(
         citation="Griffin, Holub and Perona, Caltech technical report 7694, 2007",
         licence=_CALTECH_TERMS,
-        classes=257,
-        train=15420,
-        test=15187,
+        counts=(257, 15420, 15187),
         splits="first 60 files per class -> rest",
         metric="mean_per_class",
         layouts=_files(
@@ -182,9 +183,7 @@ CATALOG: dict[str, Entry] = {
     "cifar10": Entry(
         citation="Krizhevsky, technical report 2009",
         licence="not stated",
-        classes=10,
-        train=50000,
-        test=10000,
+        counts=(10, 50000, 10000),
         splits="train -> test",
         layouts=_cifar(
             "CIFAR10",
@@ -198,9 +197,7 @@ CATALOG: dict[str, Entry] = {
     "cifar100": Entry(
         citation="Krizhevsky, technical report 2009",
         licence="not stated",
-        classes=100,
-        train=50000,
-        test=10000,
+        counts=(100, 50000, 10000),
         splits="train -> test, fine classes",
         layouts=_cifar("CIFAR100", "cifar-100-python", "train", "test", "meta"),
         augment="crop_flip",
@@ -208,9 +205,7 @@ CATALOG: dict[str, Entry] = {
     "dtd": Entry(
         citation="Cimpoi et al., CVPR 2014",
         licence="research",
-        classes=47,
-        train=3760,
-        test=1880,
+        counts=(47, 3760, 1880),
         splits="train1 + val1 -> test1; option partition",
         layouts=_files(
             official_splits.dtd,
@@ -221,9 +216,7 @@ CATALOG: dict[str, Entry] = {
     "fashion_mnist": Entry(
         citation="Xiao, Rasul and Vollgraf 2017, arXiv:1708.07747",
         licence="MIT",
-        classes=10,
-        train=60000,
-        test=10000,
+        counts=(10, 60000, 10000),
         splits="train -> test",
         layouts=_idx("FashionMNIST", arrays.FASHION_NAMES, "crop_flip"),
         augment="crop_flip",
@@ -232,9 +225,7 @@ CATALOG: dict[str, Entry] = {
     "flowers102": Entry(
         citation="Nilsback and Zisserman, ICVGIP 2008",
         licence="not stated",
-        classes=102,
-        train=2040,
-        test=6149,
+        counts=(102, 2040, 6149),
         splits="train + val -> test",
         metric="mean_per_class",
         layouts=_files(
@@ -246,9 +237,7 @@ CATALOG: dict[str, Entry] = {
     "food101": Entry(
         citation="Bossard, Guillaumin and Van Gool, ECCV 2014",
         licence="images of several owners; scientific fair use",
-        classes=101,
-        train=75750,
-        test=25250,
+        counts=(101, 75750, 25250),
         splits="train -> test",
         layouts=_files(
             official_splits.food101,
@@ -259,9 +248,7 @@ CATALOG: dict[str, Entry] = {
     "kmnist": Entry(
         citation="Clanuwat et al. 2018, arXiv:1812.01718",
         licence="CC BY-SA 4.0",
-        classes=10,
-        train=60000,
-        test=10000,
+        counts=(10, 60000, 10000),
         splits="train -> test",
         layouts=_idx("KMNIST", arrays.KMNIST_NAMES),
         augment="none",
@@ -270,9 +257,7 @@ CATALOG: dict[str, Entry] = {
     "mnist": Entry(
         citation="LeCun et al., Proceedings of the IEEE 1998",
         licence="CC BY-SA 3.0",
-        classes=10,
-        train=60000,
-        test=10000,
+        counts=(10, 60000, 10000),
         splits="train -> test",
         layouts=_idx("MNIST", arrays.DIGIT_NAMES),
         augment="none",
@@ -281,9 +266,7 @@ CATALOG: dict[str, Entry] = {
     "oxford_pets": Entry(
         citation="Parkhi et al., CVPR 2012",
         licence="CC BY-SA 4.0",
-        classes=37,
-        train=3680,
-        test=3669,
+        counts=(37, 3680, 3669),
         splits="trainval -> test",
         metric="mean_per_class",
         layouts=_files(
@@ -295,9 +278,7 @@ CATALOG: dict[str, Entry] = {
     "stanford_cars": Entry(
         citation="Krause et al., 3dRR workshop 2013",
         licence=_RESEARCH,
-        classes=196,
-        train=8144,
-        test=8041,
+        counts=(196, 8144, 8041),
         splits="train -> test",
         layouts=_files(
             official_splits.stanford_cars,
@@ -314,9 +295,7 @@ CATALOG: dict[str, Entry] = {
     "sun397": Entry(
         citation="Xiao et al., CVPR 2010",
         licence=_RESEARCH,
-        classes=397,
-        train=19850,
-        test=19850,
+        counts=(397, 19850, 19850),
         splits="official partition 01; option partition",
         layouts=_files(
             official_splits.sun397,
@@ -327,9 +306,7 @@ CATALOG: dict[str, Entry] = {
     "svhn": Entry(
         citation="Netzer et al., NIPS workshop 2011",
         licence=_RESEARCH,
-        classes=10,
-        train=73257,
-        test=26032,
+        counts=(10, 73257, 26032),
         splits="train -> test",
         layouts=(
             Layout(
@@ -344,7 +321,7 @@ CATALOG: dict[str, Entry] = {
 
 
 def default_root() -> Path:
-    """Where named sets are looked for: `$FASTADV_DATA`, else ./data."""
+    """Return the folder above named sets: `$FASTADV_DATA`, else ./data."""
     return Path(os.environ.get("FASTADV_DATA") or "data").expanduser()
 
 
@@ -416,15 +393,13 @@ def _either(names: list[str]) -> str:
 def _splits(name: str, entry: Entry, sets: tuple[ImageSet, ImageSet]) -> DatasetSplits:
     train, test = sets
     found = (len(train.classes), len(train), len(test))
-    if found != (entry.classes, entry.train, entry.test):
+    if found != entry.counts:
         log.warning(
             "%s: %d classes, %d training and %d test images found; published are %d, %d "
             "and %d",
             name,
             *found,
-            entry.classes,
-            entry.train,
-            entry.test,
+            *entry.counts,
         )
     for part in sets:
         part.name = name

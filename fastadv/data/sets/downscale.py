@@ -30,7 +30,7 @@ class Downscaled(ImageSet):
 
     def __init__(self, base: ImageSet, side: int) -> None:
         if side < 1:
-            raise ConfigError(f"--downscale {side} must be at least 1 pixel")
+            raise ConfigError(f"`downscale={side}` must be at least 1 pixel")
         self.base, self.side = base, side
         self.name, self.split = base.name, base.split
         self.classes, self.labels = base.classes, base.labels

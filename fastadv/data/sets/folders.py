@@ -3,7 +3,7 @@
 Both are listed first and judged by the same code, so they accept the same
 layouts and explain themselves in the same words. Class ids follow the
 bytewise order of the training class names, never the order of a listing.
-Nothing is unpacked or written. Not here: decoding (`images`).
+Nothing is unpacked or written. Not here: decoding (`data.decoding`).
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """What a data set is: labelled images by index, in named splits.
 
 The contract (`ImageSet`, `DatasetSplits`) and its two forms: an array in memory,
-and encoded images that are read one by one (`FileSet`). Where those come from is in
-`folders`, `published`, `shards`, `tfrecord`, `recordio` and `columns`; the procedural
-set in `shapetex`, names in `registry`, batches in `loaders`.
+and encoded images that are read one by one (`FileSet`). Not here: folders and archives
+(`folders`), other formats (`data.files`), names and paths (`data.opening`), batches
+(`data.loading`).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class ImageSet(ABC):
         name: The data set, e.g. "shapetex".
         split: The split's own name, e.g. "train" or "val".
         classes: Class names; position is the class id.
-        labels: int64 [n], class ids.
+        labels: Class ids, int64 [n].
         augment_default: What `augment="auto"` means for training on this set.
     """
 
@@ -99,7 +99,7 @@ class ArraySet(ImageSet):
     """Images already in memory.
 
     Args:
-        images: uint8 [n, H, W, 3] RGB in 0..255.
+        images: RGB pixels in 0..255, uint8 [n, H, W, 3].
         labels: Integers [n], class ids in [0, len(classes)).
         classes: Class names.
         name: The data set.
@@ -276,7 +276,7 @@ class DatasetSplits:
 
 
 def option_hint(option: str, value: str) -> str:
-    """Return how an option of a data set is given, by command and in Python."""
+    """Return the text that tells how to give an option, by command and in Python."""
     return (
         f"the option {option}={value} (commands: --dataset-option {option}={value}; "
         f"Python: open_dataset(..., {option}=...))"

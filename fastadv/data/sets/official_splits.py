@@ -1,6 +1,6 @@
-"""Readers of the published transfer sets, in the layouts they are distributed in.
+"""The official splits of published data sets, read from the files as distributed.
 
-A reader lists the images of both splits per class, as paths below its folder; opening
+Each function lists the images of both splits per class, as paths below its folder; opening
 them and checking that they exist is done once, in `open_official`. Class names come
 from the data set's own lists and are sorted bytewise. Nothing is written.
 Not here: which layouts a name may have, and where they are looked for (`catalog`).
@@ -37,7 +37,7 @@ def open_official(
     Args:
         name: The data set.
         folder: What the lister's paths start from.
-        lister: Returns the images of each class, training and evaluation.
+        lister: Lists the images of each class in training and in evaluation.
         **options: For the lister.
 
     Raises:
@@ -105,7 +105,7 @@ def _joined(*parts: Members) -> Members:
 
 
 def aircraft(folder: Path) -> tuple[Members, Members]:
-    """FGVC-Aircraft 2013b by variant: trainval -> test."""
+    """List FGVC-Aircraft 2013b by variant: trainval -> test."""
 
     def part(split: str) -> Members:
         split_lines = _lines(folder / "data" / f"images_variant_{split}.txt")
@@ -116,12 +116,12 @@ def aircraft(folder: Path) -> tuple[Members, Members]:
 
 
 def first_files(top: str, count: int, without: str = "") -> Lister:
-    """Caltech: the first `count` files of every class train, the rest test.
+    """Make a lister of Caltech: the first `count` files per class train, the rest test.
 
     Args:
         top: The folder of the class folders.
         count: Training images per class.
-        without: A class folder that is no class.
+        without: A folder there that is no class.
 
     Returns:
         A lister with the option `split_seed`: draw the training images of each class
@@ -159,7 +159,7 @@ def first_files(top: str, count: int, without: str = "") -> Lister:
 
 
 def dtd(folder: Path, *, partition: int = 1) -> tuple[Members, Members]:
-    """Describable Textures: train + val -> test of one of the ten partitions."""
+    """List Describable Textures: train + val -> test of one of the ten partitions."""
     if not 1 <= partition <= 10:
         raise ConfigError(f"partition={partition} of dtd; there are 1 to 10")
 
@@ -171,7 +171,7 @@ def dtd(folder: Path, *, partition: int = 1) -> tuple[Members, Members]:
 
 
 def flowers102(folder: Path) -> tuple[Members, Members]:
-    """Oxford flowers: train + val -> test; classes "001" to "102" as published."""
+    """List Oxford flowers: train + val -> test; classes "001" to "102" as published."""
     labels = np.atleast_1d(read_mat(folder / "imagelabels.mat")["labels"])
     ids = read_mat(folder / "setid.mat")
 
@@ -185,7 +185,7 @@ def flowers102(folder: Path) -> tuple[Members, Members]:
 
 
 def food101(folder: Path) -> tuple[Members, Members]:
-    """Food-101: train -> test of meta/."""
+    """List Food-101: train -> test of meta/."""
 
     def part(split: str) -> Members:
         paths = _lines(folder / "meta" / f"{split}.txt")
@@ -195,7 +195,7 @@ def food101(folder: Path) -> tuple[Members, Members]:
 
 
 def oxford_pets(folder: Path) -> tuple[Members, Members]:
-    """Oxford-IIIT pets by breed: trainval -> test."""
+    """List Oxford-IIIT pets by breed: trainval -> test."""
 
     def part(split: str) -> Members:
         lines = _lines(folder / "annotations" / f"{split}.txt")
@@ -206,7 +206,7 @@ def oxford_pets(folder: Path) -> tuple[Members, Members]:
 
 
 def stanford_cars(folder: Path) -> tuple[Members, Members]:
-    """Stanford cars from the devkit's MATLAB files."""
+    """List Stanford cars from the devkit's MATLAB files."""
     meta = read_mat(folder / "devkit" / "cars_meta.mat")
     names = [str(name) for name in np.atleast_1d(meta["class_names"])]
 
@@ -224,7 +224,7 @@ def stanford_cars(folder: Path) -> tuple[Members, Members]:
 
 
 def sun397(folder: Path, *, partition: int = 1) -> tuple[Members, Members]:
-    """SUN397: one of the ten official train/test partitions."""
+    """List SUN397 by one of the ten official train/test partitions."""
     if not 1 <= partition <= 10:
         raise ConfigError(f"partition={partition} of sun397; there are 1 to 10")
     places = [folder, folder / "Partitions", folder / "partitions"]

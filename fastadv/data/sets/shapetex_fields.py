@@ -24,7 +24,7 @@ TEXTURE_DRAWS = 15  # uniform numbers a texture may use
 
 
 def clip01(values: Field) -> Field:
-    """Clip to [0, 1]."""
+    """Clip every value to [0, 1]."""
     out: Field = np.clip(values, 0, 1)
     return out
 
@@ -146,12 +146,12 @@ SHAPES: dict[str, Callable[[Field, Field], Field]] = {
 
 
 def _edge(distance: Field, px: float) -> Field:
-    """Coverage of the region where `distance` (image units) is positive."""
+    """Return the coverage of the region where `distance` (image units) is positive."""
     return clip01(distance * np.float32(1 / px) + np.float32(0.5))
 
 
 def _triangle_wave(t: Field) -> Field:
-    """Distance of `t` to the nearest integer, in [0, 0.5]."""
+    """Return the distance of `t` to the nearest integer, in [0, 0.5]."""
     out: Field = np.abs(t - np.rint(t))
     return out
 
@@ -269,7 +269,7 @@ TEXTURES: dict[str, Callable[[Field, Field, Field, float], Field]] = {
 
 
 def value_noise(x: Field, y: Field, u: Field, cell: float) -> Field:
-    """Bilinear lattice noise in [0, 1] with the given cell size."""
+    """Return bilinear lattice noise in [0, 1] with the given cell size."""
     gx, gy = x / np.float32(cell), y / np.float32(cell)
     ix, iy = np.floor(gx), np.floor(gy)
     fx, fy = gx - ix, gy - iy

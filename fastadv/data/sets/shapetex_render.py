@@ -64,7 +64,7 @@ def render(
         shape: Integers [n], positions in `SHAPES`.
         texture: Integers [n], positions in `TEXTURES`.
         background: Integers [n], positions in `BACKGROUNDS`.
-        draws: float64 [n, DRAWS] in [0, 1): everything else that varies.
+        draws: Everything else that varies, float64 [n, DRAWS] in [0, 1).
         resolution: Side R in pixels.
 
     Returns:
@@ -139,7 +139,7 @@ def _coverage(name: str, x: Field, y: Field, u: Field, px: float) -> Field:
 
 
 def _shade(style: str, x: Field, y: Field, v: Field) -> Field:
-    """Low-contrast luminance added to the background, about [-0.07, 0.07]."""
+    """Return the low-contrast luminance added to the background, about [-0.07, 0.07]."""
     sign = np.where(v[..., _BACK_SIGN] < 0.5, np.float32(-1), np.float32(1))
     if style == "plain":
         return np.zeros(np.broadcast_shapes(x.shape, y.shape), dtype=np.float32)

@@ -24,7 +24,7 @@ class Subset(ImageSet):
 
     Attributes:
         base: The set they come from.
-        indices: int64 [n], positions in `base`.
+        indices: Positions in `base`, int64 [n].
     """
 
     def __init__(
@@ -101,7 +101,7 @@ def subset(s: ImageSet, n: int | None, seed: int) -> ImageSet:
     present = int((counts > 0).sum())
     if n > len(s):
         raise ConfigError(
-            f"a subset of n={n} images was asked of {s.name}/{s.split}, which has "
+            f"a subset of n={n} images is larger than {s.name}/{s.split}, which has "
             f"{len(s)}; use n <= {len(s)}, or no n for all of them"
         )
     if n < max(present, 1):
@@ -159,10 +159,10 @@ def allocate(
     """Share `n` images among classes, as proportional as bounds allow.
 
     Args:
-        counts: int64 [classes], images per class.
+        counts: Images per class, int64 [classes].
         n: Total to hand out, in [low.sum(), high.sum()].
-        low: int64 [classes], least per class.
-        high: int64 [classes], most per class.
+        low: The least per class, int64 [classes].
+        high: The most per class, int64 [classes].
 
     Returns:
         int64 [classes] summing to `n`.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -18,13 +17,12 @@ from fastadv.reporting.figures.palette import (
     INK,
     MUTED,
     PAPER,
-    completed,
     horizontal_grid,
     house_style,
     new_figure,
 )
-from fastadv.statistics import wilson
 
+MOST_GROUPS = 72
 _PER_LINE = 8  # groups in one panel; more are drawn in further panels below it
 _LABELLED = 36  # bars of a figure up to which each has its value written into it
 _ROOM = 8  # percent; a lower bar has no room for its value, which then stands above
@@ -50,7 +48,7 @@ class Bar:
 def grouped_bars(
     groups: Mapping[str, Mapping[str, Bar]], colors: Mapping[str, str]
 ) -> Figure:
-    """Draw groups of bars side by side, eight groups to a panel.
+    """Draw groups of bars side by side, eight to a panel; no more than `MOST_GROUPS`.
 
     Args:
         groups: Bars by the name of their series, by the label of their group. A series
@@ -62,10 +60,10 @@ def grouped_bars(
     """
     if not groups:
         raise ValueError("there are no groups of bars to draw; give at least one")
-    labels = list(groups)
+    labels = list(groups)[:MOST_GROUPS]
     panels = [labels[i : i + _PER_LINE] for i in range(0, len(labels), _PER_LINE)]
     widest = len(panels[0])
-    bars = [bar for group in groups.values() for bar in group.values()]
+    bars = [bar for label in labels for bar in groups[label].values()]
     diamonds = any(bar.published is not None for bar in bars)
     with house_style():
         width = 1.2 + widest * (0.45 + 0.4 * len(colors))
@@ -88,42 +86,6 @@ def grouped_bars(
             note = "; ".join(notes)
             figure.supxlabel(note, color=MUTED, fontsize=8, x=0.01, ha="left")
     return figure
-
-
-def accuracy_under_attack(
-    summary: Mapping[str, Mapping[str, Any]],
-    *,
-    attack: str = "PGD",
-    colors: Mapping[str, str] | None = None,
-) -> Figure:
-    """Draw clean accuracy beside accuracy under attack, one bar per source.
-
-    Args:
-        summary: By source, `clean_acc` and `robust_acc` as fractions of 1. Whiskers are
-            `clean_ci` and `robust_ci` (low, high), or Wilson's 95 % intervals where
-            only `n`, the number of images, is there.
-        attack: Name of the second group of bars.
-        colors: Colour of each source, from `source_colors`; chosen here when None.
-
-    Raises:
-        ValueError: The summary is empty, or an accuracy is missing or outside 0..1.
-    """
-    if not summary:
-        raise ValueError("summary is empty; give the accuracies of at least one source")
-    groups: dict[str, dict[str, Bar]] = {}
-    for source, values in summary.items():
-        for kind, label in (("clean", "clean images"), ("robust", attack)):
-            share = values.get(f"{kind}_acc")
-            if share is None or not 0 <= share <= 1:
-                raise ValueError(
-                    f"{kind}_acc of {source!r} is {share}; expected a fraction from 0 "
-                    "to 1"
-                )
-            n = values.get("n")
-            ends = values.get(f"{kind}_ci") or (wilson(share * n, n) if n else None)
-            low, high = (100 * end for end in ends) if ends else (None, None)
-            groups.setdefault(label, {})[source] = Bar(100 * share, low, high)
-    return grouped_bars(groups, completed(colors, summary))
 
 
 def _draw(

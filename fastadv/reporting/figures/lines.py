@@ -26,6 +26,7 @@ from fastadv.reporting.figures.palette import (
 )
 from fastadv.statistics import Line
 
+MOST_PANELS = 18  # of one figure; drawing takes longer than all the rest of a report
 _COLUMNS = 3
 _CHARACTERS = 40  # of a title, in one line of a panel
 
@@ -86,7 +87,7 @@ def line_panels(
     *,
     zero: bool = False,
 ) -> Figure:
-    """Draw panels of lines, three in a row.
+    """Draw panels of lines, three in a row; no more than `MOST_PANELS`.
 
     Args:
         panels: At least one; each shows the part of the x axis it has points at.
@@ -94,6 +95,7 @@ def line_panels(
         labels: Labels of the axes.
         zero: Draw a line at 0, for differences.
     """
+    panels = panels[:MOST_PANELS]
     with _grid([panel.title for panel in panels], 2.5, labels) as (figure, axes):
         for ax, panel in zip(axes, panels, strict=True):
             _draw_lines(ax, panel, colors, zero)
@@ -110,13 +112,14 @@ def cloud_panels(
     colors: Mapping[str, str],
     labels: Labels,
 ) -> Figure:
-    """Draw named points and their least-squares lines, three panels in a row.
+    """Draw named points and their least-squares lines, as `line_panels` draws lines.
 
     Args:
         panels: Clouds by the name of their group, by the title of their panel.
         colors: Colour of each group.
         labels: Labels of the axes, both in percent.
     """
+    panels = dict(itertools.islice(panels.items(), MOST_PANELS))
     with _grid(list(panels), 2.7, labels) as (figure, axes):
         for ax, clouds in zip(axes, panels.values(), strict=True):
             ax.locator_params(axis="x", nbins=5)
@@ -126,6 +129,21 @@ def cloud_panels(
         used = {group for clouds in panels.values() for group in clouds}
         _legend(figure, {g: c for g, c in colors.items() if g in used}, False)
     return figure
+
+
+def panel_caption(text: str, count: int, most: int = MOST_PANELS) -> str:
+    """Return a caption that says so where only the first of many panels are drawn.
+
+    Args:
+        text: The caption.
+        count: Number of panels there are.
+        most: Number of panels that are drawn at most.
+    """
+    if count <= most:
+        return text
+    return (
+        f"{text} The first {most} of {count} are drawn; all numbers are in the tables."
+    )
 
 
 @contextmanager

@@ -13,7 +13,13 @@ from typing import Generic, TypeVar
 
 from matplotlib.figure import Figure
 
-from fastadv.reporting.figures.lines import Labels, Panel, Point, line_panels
+from fastadv.reporting.figures.lines import (
+    Labels,
+    Panel,
+    Point,
+    line_panels,
+    panel_caption,
+)
 from fastadv.reporting.transfer.comparisons import Comparison
 from fastadv.reporting.transfer.study import Study, T
 
@@ -70,6 +76,10 @@ class Curves(Generic[T]):
     figure: Figure
     panels: Sequence[Panel]
     items: Sequence[T]
+
+    def captioned(self, text: str) -> tuple[Figure, str]:
+        """Return the figure with its caption."""
+        return self.figure, panel_caption(text, len(self.panels))
 
 
 def draw_curves(

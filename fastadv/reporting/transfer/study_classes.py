@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from statistics import fmean
 
-from fastadv.reporting.figures.lines import Cloud, Labels, cloud_panels
+from fastadv.reporting.figures.lines import Cloud, Labels, cloud_panels, panel_caption
 from fastadv.reporting.page.html import Section, Table
 from fastadv.reporting.transfer.cells import (
     Cell,
@@ -79,7 +79,9 @@ def under_attack(study: Study) -> Section | None:
         [
             (
                 cloud_panels(clouds, line_colors(cells, name), labels),
-                "Robust against clean accuracy, one point per source.",
+                panel_caption(
+                    "Robust against clean accuracy, one point per source.", len(clouds)
+                ),
             )
         ],
         [make_table(lines, "Percent.")],

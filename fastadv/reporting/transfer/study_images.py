@@ -52,7 +52,7 @@ def against_images(study: Study) -> Section | None:
             "Numbers of images are on a logarithmic scale. " + study.interval_note,
             *study.left_out(study.cells, drawn.items, why, needs_eps=False),
         ],
-        [(drawn.figure, "Accuracy against the number of training images.")],
+        [drawn.captioned("Accuracy against the number of training images.")],
         [table],
         findings=rise_finding(drawn.panels, "the fewest to the most images"),
     )
@@ -96,7 +96,7 @@ def gain_against_images(study: Study) -> Section | None:
             "exactly.",
             *study.left_out(study.cells, pairs, why),
         ],
-        [(drawn.figure, "Robust - standard against the number of training images.")],
+        [drawn.captioned("Robust - standard against the number of training images.")],
         [make_table(lines, "Robust - standard, points of percent.")],
         findings=_image_findings(study, pairs),
     )
@@ -171,6 +171,6 @@ def _over_families(
     return Section(
         title,
         [study.interval_note, *left_out],
-        [(drawn.figure, f"Accuracy against the number of {axis.label}.")],
+        [drawn.captioned(f"Accuracy against the number of {axis.label}.")],
         findings=rise_finding(drawn.panels, f"the fewest to the most {axis.label}"),
     )

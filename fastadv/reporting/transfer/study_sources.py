@@ -7,8 +7,8 @@ from functools import partial
 
 from matplotlib.figure import Figure
 
-from fastadv.reporting.figures.bars import Bar, grouped_bars
-from fastadv.reporting.figures.lines import Cloud, Labels, cloud_panels
+from fastadv.reporting.figures.bars import MOST_GROUPS, Bar, grouped_bars
+from fastadv.reporting.figures.lines import Cloud, Labels, cloud_panels, panel_caption
 from fastadv.reporting.figures.palette import source_colors
 from fastadv.reporting.page.html import Section
 from fastadv.reporting.transfer.cells import Cell
@@ -65,6 +65,7 @@ def robust_and_standard(study: Study) -> Section | None:
         for each in found
     ]
     why = "no robust and standard source to pair, or from scratch"
+    caption = "Accuracy with standard and robust sources."
     figure = grouped_bars(groups, source_colors(["standard", "robust"]))
     return Section(
         "Robust against standard",
@@ -75,7 +76,7 @@ def robust_and_standard(study: Study) -> Section | None:
             *study.most_note,
             *study.left_out(study.cells, found, why),
         ],
-        [(figure, "Accuracy with standard and robust sources.")],
+        [(figure, panel_caption(caption, len(groups), MOST_GROUPS))],
         [make_table(lines, "Robust against standard sources, percent.")],
         findings=[wins_finding(found), *published_finding(study, found)],
     )
@@ -115,7 +116,7 @@ def against_eps(study: Study) -> Section | None:
         if found is None:
             continue
         caption = f"Accuracy against the radius of pretraining ({norm})."
-        figures.append((found.figure, caption))
+        figures.append(found.captioned(caption))
         drawn += [c for c in found.items if c not in drawn]
         best[norm] = [c for c in study.comparisons[norm] if c.robust in found.items]
     if not figures:
@@ -180,7 +181,7 @@ def by_width(study: Study) -> Section | None:
             *study.most_note,
             *study.left_out(study.cells, drawn.items, why),
         ],
-        [(drawn.figure, "Accuracy by architecture, standard and robust sources.")],
+        [drawn.captioned("Accuracy by architecture, standard and robust sources.")],
         findings=rise_finding(drawn.panels, "the smallest to the largest network"),
     )
 
@@ -244,7 +245,10 @@ def against_source_accuracy(study: Study) -> Section | None:
         [
             (
                 cloud_panels(panels, colors, labels),
-                "Accuracy on the target against accuracy of the source.",
+                panel_caption(
+                    "Accuracy on the target against accuracy of the source.",
+                    len(panels),
+                ),
             )
         ],
         [make_table(lines, "Least-squares lines, by setting and threat.")],
@@ -288,6 +292,6 @@ def by_granularity(study: Study) -> Section | None:
             study.test_note,
             *study.left_out(cells, found, "no robust and standard source to pair"),
         ],
-        [(drawn.figure, "Lead of robust sources by the side images were reduced to.")],
+        [drawn.captioned("Lead of robust sources by the side images were reduced to.")],
         findings=findings,
     )
