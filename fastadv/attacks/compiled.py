@@ -140,14 +140,7 @@ def _recorded(call: Call, tensors: Inputs) -> Call:
 
 
 class Runner:
-    """Runs the steps of one attack in the requested mode, or else one by one.
-
-    Args:
-        mode: A `CompileMode`.
-
-    Raises:
-        ValueError: The mode is unknown.
-    """
+    """Runs the steps of one attack in the requested mode, or else one by one."""
 
     def __init__(self, mode: CompileMode) -> None:
         if mode not in get_args(CompileMode):
@@ -181,16 +174,11 @@ class Runner:
         reused: bool,
         constants: Hashable,
     ) -> Tensors:
-        """Return the results of `steps(network, tensors)`.
+        """Return the results of `steps(network, tensors)`, which may overwrite tensors.
 
-        Args:
-            view: The network under attack.
-            forward: Its forward pass with the objective, run one by one.
-            steps: The whole attack on one batch; it is handed `forward`, or the same
-                compiled.
-            tensors: Batch, start and labels; `steps` may overwrite them.
-            reused: Whether `view` will be attacked again.
-            constants: Everything else that the result depends on.
+        The network is `forward`, the forward pass of `view` with the objective, or the
+        same compiled. `reused` tells whether `view` will be attacked again, and
+        `constants` is everything else that the results depend on.
         """
         device = next(t.device for t in tensors if t is not None)
         ways = self._ways(device, reused)
@@ -203,7 +191,10 @@ class Runner:
         call = partial(steps, network or forward)
         results = None
         if "graph" in ways:
-            key = (constants, shapes, device, _addresses(view))
+            # Recorded kernels read the weights where they lie now.
+            weights = (*view.parameters(), *view.buffers())
+            addresses = tuple(t.data_ptr() for t in weights)
+            key = (constants, shapes, device, addresses)
             results = self._replayed(key, call, tensors)
         recorded = results is not None
         if results is None:
@@ -321,8 +312,3 @@ class Runner:
                 return None
             self._captured += 1
         return self._replay[1](tensors)
-
-
-def _addresses(view: AttackView) -> tuple[int, ...]:
-    """Return where the weights lie, from where recorded kernels read them."""
-    return tuple(t.data_ptr() for t in (*view.parameters(), *view.buffers()))

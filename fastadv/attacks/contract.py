@@ -57,7 +57,7 @@ class Attack(Protocol):
         """Name of each attack that is run in turn; one name for a single attack."""
 
     def prepare(self, model: nn.Module) -> nn.Module:
-        """Return what a call accepts in place of `model`, made once for many batches."""
+        """Return the network that calls accept in place of `model`, made for many batches."""
 
     def __call__(
         self,

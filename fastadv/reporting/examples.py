@@ -81,14 +81,13 @@ def _sources(
             source = _reopened(row)
             classes = open_dataset(data, resolution=source.resolution).test.classes
             model = source.load()
+            if source.num_classes != len(classes):
+                raise ConfigError(
+                    f"{source.name} has {source.num_classes} outputs, {data} has "
+                    f"{len(classes)} classes"
+                )
         except FastadvError as error:
             refused.append(str(error))
-            continue
-        if source.num_classes != len(classes):
-            refused.append(
-                f"{source.name} has {source.num_classes} outputs, {data} has "
-                f"{len(classes)} classes"
-            )
             continue
         taken = source.name in found
         name = f"{source.name} {source.digest[:8]}" if taken else source.name
