@@ -27,7 +27,7 @@ def test_what_an_earlier_start_said_is_not_heard(
     first = Peers(0, 2, "first", quiet=True)
     second = Peers(0, 2, "second", quiet=True)
     try:
-        first._report("out of memory", 1, 1)
+        first._report(1, "out of memory", 1)
         assert first._failure() == (1, "out of memory", 1)
         assert second._failure() is None
     finally:
