@@ -55,7 +55,7 @@ class RunDirectory:
         writes: Whether this process logs and saves. Of several ranks only the first does.
 
     Attributes:
-        listeners: What is told about every event besides `log.jsonl`.
+        listeners: Listeners that every event is reported to.
     """
 
     def __init__(
@@ -214,7 +214,7 @@ class RunDirectory:
         return cast(dict[str, Any], loaded)
 
     def log(self, event: str, **values: Any) -> None:
-        """Append one event to log.jsonl and tell the listeners.
+        """Append one event to log.jsonl and report it to the listeners.
 
         Raises:
             OutputError: log.jsonl cannot be written.

@@ -72,10 +72,10 @@ class EventLog:
 def refuse_changes(
     folder: Path, saved: Mapping[str, Any], given: Mapping[str, Any]
 ) -> None:
-    """Refuse to continue what is in `folder` with other choices than it began with.
+    """Refuse to continue a run with other choices than it began with.
 
     Args:
-        folder: What would be continued; the message names it.
+        folder: Folder of the run, which the message names.
         saved: The choices it began with, by name.
         given: The choices it would go on with.
 

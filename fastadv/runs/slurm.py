@@ -2,7 +2,7 @@
 
 The job has one task for each GPU; the tasks are the ranks. Slurm sends SIGUSR1 before the
 time is up or the job is preempted: the run saves, and the job puts itself back into the
-queue, from where it continues with what was saved.
+queue, from where it continues at the saved state.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class SlurmTask:
             raise SystemExit(code)
 
     def checkpoint(self) -> Any:
-        """Return what the requeued job runs: the same command, from what was saved."""
+        """Return the work of the requeued job, which continues at the saved state."""
         import submitit
 
         return submitit.helpers.DelayedSubmission(self)

@@ -64,9 +64,9 @@ class Task:
         return self.name
 
     def without(self, finished: Container[str]) -> Self | None:
-        """Return what is left when the rows in `finished` are there; None if nothing is.
+        """Return the rest of the task when the rows in `finished` are there, if any.
 
-        Unless a subclass can do a part, that is the whole task.
+        It is the whole task, unless a subclass can do a part.
         """
         return None if all(row in finished for row in self.identities) else self
 
@@ -96,7 +96,7 @@ class Executor(Protocol):
         """Begin a task; there must be a free slot."""
 
     def wait(self) -> list[Ended]:
-        """Block until a task has ended, or for a while; return those that have."""
+        """Block until a task has ended, or for a while; return all that have ended."""
 
     def close(self) -> None:
         """End everything that still runs."""

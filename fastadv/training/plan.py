@@ -49,7 +49,7 @@ class RunPlan:
         parameters: Number of weights that train.
         units: Cost of a step in forward passes of the network, counted in a real step:
             forward, input gradient and weight gradient are one each.
-        memory: Bytes by what they are for.
+        memory: Bytes of memory for each purpose.
         memory_peak: Bytes at the worst moment, estimated from `memory`.
         memory_measured: Most bytes in use while measuring, without validation.
         steps: Number of steps of the whole run.
@@ -57,7 +57,7 @@ class RunPlan:
         step_seconds: Their mean seconds.
         images_per_s: Images per second of training.
         data_wait: Share of a step spent waiting for the batch, in [0, 1].
-        parts: Seconds of the whole run on this device, by what they are spent on.
+        parts: Seconds of each part of the whole run on this device.
         devices: Numbers of devices to project to.
     """
 

@@ -115,7 +115,8 @@ class TrainSummary:
     Attributes:
         run: The run directory.
         clean_acc: Share of all test images that is classified correctly, in [0, 1].
-        robust_acc: The same under attack, on some of them; None for a standard run.
+        robust_acc: Share of the attacked test images that is classified correctly, in
+            [0, 1]; None for a standard run.
         images_per_s: Training images per second over the whole run.
     """
 
@@ -161,7 +162,7 @@ class RunLog:
         self._progress.note(line)
 
     def describe(self, images: RunImages, device: torch.device) -> None:
-        """Print what is about to be trained on what, with warnings where due."""
+        """Print a description of the run, with warnings where due."""
         config, size = self._config, self._world.size
         ranks = f", {size} ranks" if size > 1 else ""
         doubt = config.threat.doubt(images.resolution)
@@ -215,7 +216,7 @@ class RunLog:
         self.show(epoch, step)
 
     def show(self, epoch: int, step: int) -> None:
-        """Update the progress, with what was measured last."""
+        """Update the progress with the last measurements."""
         text, last = f"epoch {epoch + 1}/{self._config.epochs}", self._last
         if last:
             text += (

@@ -1,4 +1,4 @@
-"""What a training run saves in its run directory, and what it may change on resuming."""
+"""The state that a training run saves, and the choices that a resumed run may change."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures during a run: what the attack does to a few images, and loss gradients."""
+"""Pictures during a run: a few images, their adversarial examples and loss gradients."""
 
 from __future__ import annotations
 

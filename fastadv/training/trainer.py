@@ -226,7 +226,7 @@ class Trainer:
                 self.run.release()
 
     def describe(self) -> None:
-        """Print what is about to be trained on what, with warnings where due."""
+        """Print a description of the run, with warnings where due."""
         self.runlog.describe(self.images, self.device)
 
     def _epoch(self, stop: StopRequest) -> None:
