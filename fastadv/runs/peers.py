@@ -128,8 +128,7 @@ class Peers:
         report = json.dumps([rank, reason, code])
         with self._lock:
             known = self._store.compare_set(_FAILED, "", report)
-        found: tuple[int, str, int] = json.loads(known)
-        return found
+        return _parsed(known)
 
     def _await_reason(self) -> None:
         """Wait until a dying rank has given its reason, or its heartbeat is missed."""
@@ -180,6 +179,11 @@ class Peers:
 
 
 _NO_REASON = "it died without a word (killed, or out of memory?)"
+
+
+def _parsed(report: bytes) -> tuple[int, str, int]:
+    rank, reason, code = json.loads(report)
+    return rank, reason, code
 
 
 def _reason(error: BaseException) -> str:
