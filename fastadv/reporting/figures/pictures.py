@@ -6,8 +6,9 @@ statistics and gradients stay as they were.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from matplotlib.axes import Axes
@@ -70,22 +71,15 @@ def adversarial_examples(
         for index, (name, attacked) in enumerate(found.items()):
             rows = axes[height * index : height * (index + 1)]
             difference = 0.5 + scale * (attacked.x_adv - attacked.x)
-            _name_row(rows[0][0], name, "clean")
-            _name_row(rows[1][0], "", "adversarial")
-            _name_row(rows[2][0], "", f"difference x{scale}")
-            for i, label in enumerate(labels.tolist()):
-                _show(rows[0][i], attacked.x[i])
-                _show(rows[1][i], attacked.x_adv[i])
-                _show(rows[2][i], difference[i])
-                for row, seen in ((0, attacked.before[i]), (1, attacked.after[i])):
-                    _caption(
-                        rows[row][i], _class_name(class_names, seen), seen != label
-                    )
+            _show_row(rows[0], attacked.x, name, "clean")
+            _show_row(rows[1], attacked.x_adv, "", "adversarial")
+            _show_row(rows[2], difference, "", f"difference x{scale}")
+            for row, predicted in ((0, attacked.before), (1, attacked.after)):
+                for ax, seen, label in zip(rows[row], predicted, labels, strict=True):
+                    _caption(ax, _class_name(class_names, seen), seen != int(label))
             if gradients:
-                _name_row(rows[3][0], "", "gradient")
                 slopes = pixel_gradients(models[name], images, labels)
-                for ax, slope in zip(rows[3], slopes, strict=True):
-                    _show(ax, visible_gradient(slope))
+                _show_row(rows[3], map(visible_gradient, slopes), "", "gradient")
     return figure
 
 
@@ -114,14 +108,10 @@ def loss_gradients(
     title = "Gradient of the loss with respect to the pixels"
     with house_style():
         figure, axes = _grid(title, 1 + len(models), len(images), captions=False)
-        _name_row(axes[0][0], "image", "")
-        for ax, image in zip(axes[0], images.float() / 255, strict=True):
-            _show(ax, image)
+        _show_row(axes[0], images.float() / 255, "image", "")
         for row, (name, model) in zip(axes[1:], models.items(), strict=True):
-            _name_row(row[0], name, "gradient")
             gradients = pixel_gradients(model, images, labels)
-            for ax, gradient in zip(row, gradients, strict=True):
-                _show(ax, visible_gradient(gradient))
+            _show_row(row, map(visible_gradient, gradients), name, "gradient")
     return figure
 
 
@@ -195,9 +185,8 @@ def _attacked(
 
 @torch.no_grad()
 def _predict(model: NormalizedModel, view: AttackView, x: Tensor) -> list[int]:
-    logits = view(model.normalize(x).to(view.dtype))
-    classes: list[int] = logits.argmax(1).tolist()
-    return classes
+    classes = view(model.normalize(x).to(view.dtype)).argmax(1)
+    return [int(index) for index in classes]
 
 
 def _large(delta: Tensor) -> float:
@@ -234,32 +223,26 @@ def _grid(
     return figure, [list(row) for row in axes]
 
 
-def _name_row(ax: Axes, name: str, what: str) -> None:
-    for text, height, color, weight in (
-        (name, 0.62, INK, "bold"),
-        (what, 0.42, MUTED, "normal"),
-    ):
-        if text:
-            ax.text(
-                -0.08,
-                height,
-                text,
-                color=color,
-                weight=weight,
-                ha="right",
-                va="center",
-                fontsize=9 if weight == "bold" else 8,
-                transform=ax.transAxes,
-            )
+def _show_row(
+    row: Sequence[Axes], images: Iterable[Tensor], name: str, what: str
+) -> None:
+    """Show [C, H, W] images in [0, 1] as 8-bit pixels, enlarged without smoothing.
 
-
-def _show(ax: Axes, image: Tensor) -> None:
-    """Show [C, H, W] in [0, 1] as 8-bit pixels, enlarged without smoothing."""
-    pixels = (image.detach().clamp(0, 1) * 255).round().to(torch.uint8)
-    array = pixels.permute(1, 2, 0).contiguous().cpu().numpy()
-    if array.shape[2] == 1:
-        array = array.repeat(3, axis=2)
-    ax.imshow(array, interpolation="none")
+    The name of the model and what its row shows stand left of the first image.
+    """
+    place: Any = {"ha": "right", "va": "center", "transform": row[0].transAxes}
+    if name:
+        row[0].text(-0.08, 0.62, name, color=INK, weight="bold", fontsize=9, **place)
+    if what:
+        row[0].text(
+            -0.08, 0.42, what, color=MUTED, weight="normal", fontsize=8, **place
+        )
+    for ax, image in zip(row, images, strict=True):
+        pixels = (image.detach().clamp(0, 1) * 255).round().to(torch.uint8)
+        array = pixels.permute(1, 2, 0).contiguous().cpu().numpy()
+        if array.shape[2] == 1:
+            array = array.repeat(3, axis=2)
+        ax.imshow(array, interpolation="none")
 
 
 def _caption(ax: Axes, text: str, wrong: bool) -> None:
