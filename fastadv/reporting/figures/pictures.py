@@ -7,7 +7,6 @@ statistics and gradients stay as they were.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -59,26 +58,35 @@ def adversarial_examples(
             f"labels reach {int(labels.max())} but there are {len(class_names)} "
             "class_names; give one name per output of the models"
         )
-    found = {name: _attacked(m, images, labels, attack) for name, m in models.items()}
-    scale = _amplification(max(_large(a.x_adv - a.x) for a in found.values()))
+    clean = images.float() / 255
+    adversarial = {}
+    for name, model in models.items():
+        place = model.mean.device
+        result = attack(AttackView(model), images.to(place), labels.to(place))
+        adversarial[name] = result.x_adv.to(clean.device)
+    scale = _amplification(x_adv - clean for x_adv in adversarial.values())
     title = (
         f"PGD-{attack.num_steps}, {attack.threat}; below each image, the predicted "
         f"class (difference amplified x{scale} around gray)"
     )
     with house_style():
         height = 4 if gradients else 3
-        figure, axes = _grid(title, height * len(found), len(images))
-        for index, (name, attacked) in enumerate(found.items()):
-            rows = axes[height * index : height * (index + 1)]
-            difference = 0.5 + scale * (attacked.x_adv - attacked.x)
-            _show_row(rows[0], attacked.x, name, "clean")
-            _show_row(rows[1], attacked.x_adv, "", "adversarial")
+        figure, axes = _grid(title, height * len(models), len(images))
+        for index, (name, model) in enumerate(models.items()):
+            rows, x_adv = axes[height * index :], adversarial[name]
+            _show_row(rows[0], clean, name, "clean")
+            _show_row(rows[1], x_adv, "", "adversarial")
+            difference = 0.5 + scale * (x_adv - clean)
             _show_row(rows[2], difference, "", f"difference x{scale}")
-            for row, predicted in ((0, attacked.before), (1, attacked.after)):
-                for ax, seen, label in zip(rows[row], predicted, labels, strict=True):
-                    _caption(ax, _class_name(class_names, seen), seen != int(label))
+            for row, x in ((rows[0], clean), (rows[1], x_adv)):
+                for ax, seen, label in zip(
+                    row, _predict(model, x), labels, strict=True
+                ):
+                    known = seen < len(class_names)
+                    text = class_names[seen] if known else f"class {seen}"
+                    _caption(ax, text, seen != int(label))
             if gradients:
-                slopes = pixel_gradients(models[name], images, labels)
+                slopes = pixel_gradients(model, images, labels)
                 _show_row(rows[3], map(visible_gradient, slopes), "", "gradient")
     return figure
 
@@ -163,48 +171,23 @@ def _check(
         )
 
 
-@dataclass(frozen=True)
-class _Attacked:
-    """What one attack did to one model: images in [0, 1] and predicted classes."""
-
-    x: Tensor  # [N, C, H, W]
-    x_adv: Tensor
-    before: list[int]  # [N]
-    after: list[int]
-
-
-def _attacked(
-    model: NormalizedModel, images: Tensor, labels: Tensor, attack: PGD
-) -> _Attacked:
-    view = AttackView(model)
-    images = images.to(model.mean.device)
-    x_adv = attack(view, images, labels.to(images.device)).x_adv
-    x = images.float() / 255
-    return _Attacked(x, x_adv, _predict(model, view, x), _predict(model, view, x_adv))
-
-
 @torch.no_grad()
-def _predict(model: NormalizedModel, view: AttackView, x: Tensor) -> list[int]:
-    classes = view(model.normalize(x).to(view.dtype)).argmax(1)
-    return [int(index) for index in classes]
+def _predict(model: NormalizedModel, x: Tensor) -> list[int]:
+    view = AttackView(model)
+    inputs = model.normalize(x.to(model.mean.device)).to(view.dtype)
+    return [int(index) for index in view(inputs).argmax(1)]
 
 
-def _large(delta: Tensor) -> float:
-    """Return the change that 99 % of the pixels stay below."""
-    # Not torch.quantile: it refuses more than 16 million elements.
-    values = delta.abs().flatten()
-    rank = max(1, int(0.99 * values.numel()))
-    return float(values.kthvalue(rank).values)
-
-
-def _amplification(large: float) -> int:
-    """Return the largest round factor that keeps `large` within half the pixel range."""
+def _amplification(deltas: Iterable[Tensor]) -> int:
+    """Return the largest round factor that keeps 99 % of pixels within half the range."""
+    large = 0.0
+    for delta in deltas:
+        # Not torch.quantile: it refuses more than 16 million elements.
+        values = delta.abs().flatten()
+        rank = max(1, int(0.99 * values.numel()))
+        large = max(large, float(values.kthvalue(rank).values))
     fitting = [scale for scale in _SCALES if scale * large <= 0.5]
     return fitting[-1] if fitting else 1
-
-
-def _class_name(class_names: Sequence[str], index: int) -> str:
-    return class_names[index] if index < len(class_names) else f"class {index}"
 
 
 def _grid(

@@ -14,11 +14,6 @@ from fastadv.reporting.transfer.cells import Cell, with_most_images
 from fastadv.reporting.transfer.comparisons import Comparison, study_comparisons
 from fastadv.reporting.transfer.condition import Condition, condition_labels
 
-INTERVAL_NOTE = (
-    "Intervals of accuracies are 95 %. They combine two sources of error, other seeds "
-    "(t-interval) and other test images (Wilson's interval, for top-1 accuracy), by the "
-    "root of the sum of their squares. Training the source again is not covered."
-)
 FEW = 6  # findings, or names, listed one by one
 Item = Cell | Comparison
 T = TypeVar("T", Cell, Comparison)
@@ -54,11 +49,13 @@ class Study:
     @property
     def interval_note(self) -> str:
         """How intervals are made, and that those of two seeds say little."""
-        if all(len(cell.rows) != 2 for cell in self.cells):
-            return INTERVAL_NOTE
-        return INTERVAL_NOTE + (
-            " Two seeds are too few for a useful interval: theirs is very wide."
-        )
+        wide = " Two seeds are too few for a useful interval: theirs is very wide."
+        return (
+            "Intervals of accuracies are 95 %. They combine two sources of error, other "
+            "seeds (t-interval) and other test images (Wilson's interval, for top-1 "
+            "accuracy), by the root of the sum of their squares. Training the source "
+            "again is not covered."
+        ) + wide * any(len(cell.rows) == 2 for cell in self.cells)
 
     @property
     def test_note(self) -> str:

@@ -86,22 +86,20 @@ def gain_against_images(study: Study) -> Section | None:
 
 def _image_findings(study: Study, pairs: Sequence[Comparison]) -> list[str]:
     """Say who is ahead with the fewest and the most images, and how certain that is."""
-    groups: dict[tuple[Condition, str, str], list[Comparison]] = {}
+    groups: dict[str, list[Comparison]] = {}
     for pair in pairs:
-        key = (pair.condition, pair.arch, pair.label)
-        groups.setdefault(key, []).append(pair)
+        title = f"{study.labels[pair.condition]}, {pair.arch}, {pair.label}"
+        groups.setdefault(title, []).append(pair)
     lines: dict[Comparison, str] = {}
-    fewest = []
-    for (condition, arch, label), group in groups.items():
+    for title, group in groups.items():
         ordered = sorted(group, key=lambda pair: pair.n)
-        fewest.append(ordered[0])
+        fewest = ordered[0]
         parts = [
             f"with {pair.n} images {verdict(pair)} than standard"
-            for pair in dict.fromkeys((ordered[0], ordered[-1]))
+            for pair in dict.fromkeys((fewest, ordered[-1]))
         ]
-        title = study.labels[condition]
-        lines[ordered[0]] = f"{title}, {arch}, {label}: {'; '.join(parts)}."
-    return brief(f"With the fewest images. {wins_finding(fewest)}", lines)
+        lines[fewest] = f"{title}: {'; '.join(parts)}."
+    return brief(f"With the fewest images. {wins_finding([*lines])}", lines)
 
 
 def by_blocks(study: Study) -> Section | None:
