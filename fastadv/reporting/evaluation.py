@@ -46,7 +46,7 @@ def evaluation_sections(rows: Sequence[Row], names: Mapping[str, str]) -> list[S
         return []
     lines = []
     for each in itertools.chain(*found.values()):
-        attacked = [row for row in each.accuracy.values() if row.attack is not None]
+        attacked: list[Row | None] = [r for r in each.accuracy.values() if r.attack]
         of_source = [
             each.first.setting_label,
             each.name,

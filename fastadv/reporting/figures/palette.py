@@ -125,6 +125,7 @@ def source_colors(
     for name in chosen:
         radius = (eps or {}).get(name)
         named_standard = name.lower().startswith(_STANDARD_NAMES)
+        ramp: tuple[tuple[str, ...], str]
         if name in unknown:
             ramp = (_UNKNOWN, "summer")
         elif radius == 0 or (radius is None and named_standard):

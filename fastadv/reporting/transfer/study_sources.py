@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from operator import attrgetter
 
 from matplotlib.figure import Figure
@@ -102,14 +102,18 @@ def against_eps(study: Study) -> Section | None:
     drawn: list[Cell] = []
     best: dict[str, list[Comparison]] = {}
     figures: list[tuple[Figure, str]] = []
-    for norm, scale, unit in (("l2", 1, "l2"), ("linf", 255, "linf, /255")):
+    labels: dict[str, tuple[str, Callable[[float], str]]] = {
+        "l2": ("l2", "{:.3g}".format),
+        "linf": ("linf, /255", lambda eps: f"{eps * 255:.3g}"),
+    }
+    for norm, (unit, label) in labels.items():
         of_norm = [c for c in cells if c.threat and c.threat[0] in (norm, None)]
         name = name_within(of_norm, lambda c: c.arch)
         axis = even_axis(
             f"eps of pretraining, {unit}",
-            lambda c, scale=scale: c.radius * scale,
-            sorted({c.radius * scale for c in of_norm}),
-            "{:.3g}".format,
+            attrgetter("radius"),
+            sorted({c.radius for c in of_norm}),
+            label,
         )
         found = draw_curves(
             study, of_norm, axis, study.title, name, arch_colors, least=3
