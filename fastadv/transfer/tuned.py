@@ -92,7 +92,14 @@ def _candidates(
 ) -> Iterator[tuple[int, NormalizedModel]]:
     """Yield the network after each epoch that may be chosen; it trains on afterwards."""
     config, procedure = experiment.config, experiment.procedure
-    model = _initial_model(experiment, split.seed)
+    model = experiment.load_model()
+    if config.mode == "scratch":
+        mean, std = model.mean.tolist(), model.std.tolist()
+        model = create_model(
+            model.arch, experiment.num_classes, mean=mean, std=std, seed=split.seed
+        )
+        model.to(experiment.device).to(memory_format=torch.channels_last)
+    prepare_model(model, experiment.num_classes, split.seed, procedure)
     trained = choose_trained(
         model, config.mode, config.k, by_name=procedure.freeze_by_name
     )
@@ -107,21 +114,6 @@ def _candidates(
             yield epoch, model
         elif every and (epoch - 1) % every == 0:
             yield epoch, model
-
-
-def _initial_model(experiment: Experiment, seed: int) -> NormalizedModel:
-    """Return the network before fine-tuning, with a new head."""
-    model = experiment.load_model()
-    if experiment.config.mode == "scratch":
-        model = create_model(
-            experiment.source.arch,
-            experiment.num_classes,
-            mean=model.mean.tolist(),
-            std=model.std.tolist(),
-            seed=seed,
-        )
-        model.to(experiment.device).to(memory_format=torch.channels_last)
-    return prepare_model(model, experiment.num_classes, seed, experiment.procedure)
 
 
 def make_method(
@@ -197,7 +189,9 @@ def fine_tune(
         finite = bool(result.loss.isfinite()) and _all_finite(trained.parameters)
         if finite and epoch + 1 == procedure.epochs:
             # No loss has seen the weights that the last update left.
-            finite = _all_finite([_logits(model, batch.images)])
+            model.eval()
+            with torch.no_grad():
+                finite = _all_finite([model(batch.images.float() / 255)])
         if not finite:
             raise TrainingDiverged(
                 f"fine-tuning with lr {lr:g} diverged in epoch {epoch + 1}; leave that "
@@ -208,11 +202,3 @@ def fine_tune(
 
 def _all_finite(tensors: Iterable[Tensor]) -> bool:
     return all(bool(tensor.isfinite().all()) for tensor in tensors)
-
-
-def _logits(model: NormalizedModel, images: Tensor) -> Tensor:
-    """Classify uint8 `images` as the result will be evaluated."""
-    model.eval()
-    with torch.no_grad():
-        logits: Tensor = model(images.float() / 255)
-    return logits
