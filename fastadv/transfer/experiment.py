@@ -173,11 +173,8 @@ class Experiment:
         self.bad_images |= {name for name, _ in found.bad_images}
 
     def _embed(self, images: ImageSet) -> Features:
-        cache, options = (
-            FeatureCache.at(self.config.feature_cache),
-            self.options(train=False),
-        )
-        what = f"features of {images.split}"
+        cache = FeatureCache.at(self.config.feature_cache)
+        options, what = self.options(train=False), f"features of {images.split}"
         found = cache.features(self.frozen, images, options, what)
         self.note_bad(found)
         return found

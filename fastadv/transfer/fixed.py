@@ -35,31 +35,44 @@ def fit(experiment: Experiment, splits: Sequence[SeedSplit]) -> Iterator[Fitted]
         DataError: The training images of a seed are all of one class.
         TrainingDiverged: SGD diverged with every learning rate.
     """
-    if not experiment.config.exact:
-        yield from _fit_grid(experiment, splits)
-        return
-    features, metric = experiment.features, experiment.splits.metric
-    for split in splits:
-        train = features.of(split.train, split.seed)
-        features.test()  # unreadable test images stop the run before the fit
+    procedure, features = experiment.procedure, experiment.features
+    exact = experiment.config.exact
+    fitted = (_fit_exact if exact else _fit_grid)(experiment, splits)
+    for split, heads in zip(splits, fitted, strict=True):
         val = features.of(split.val or experiment.splits.test, split.seed)
-        head, strength, value = fit_exact(
-            train, val, experiment.num_classes, metric, split.seed
-        )
-        chosen = {"solver": "lbfgs", "chosen_c": strength}
-        chosen["augment"] = experiment.procedure.augment
+        head, choice, value = choose_head(heads, val, experiment.splits.metric)
+        if exact:
+            chosen = {
+                "chosen_c": choice,
+                "solver": "lbfgs",
+                "augment": procedure.augment,
+            }
+        else:
+            # The images behind the features were resized and not augmented.
+            how = {"chosen_lr": choice, "solver": "sgd", "augment": "none"}
+            chosen = procedure.for_setting() | how
         yield Fitted(_with_head(experiment.frozen, head), chosen, value, head)
 
 
-def _fit_grid(experiment: Experiment, splits: Sequence[SeedSplit]) -> Iterator[Fitted]:
+def _fit_exact(
+    experiment: Experiment, splits: Sequence[SeedSplit]
+) -> Iterator[dict[float, LinearHead]]:
+    for split in splits:
+        train = experiment.features.of(split.train, split.seed)
+        experiment.features.test()  # unreadable test images stop the run before the fit
+        yield fit_exact(train, experiment.num_classes, split.seed)
+
+
+def _fit_grid(
+    experiment: Experiment, splits: Sequence[SeedSplit]
+) -> Iterator[dict[float, LinearHead]]:
     procedure, features = experiment.procedure, experiment.features
     seeds = [split.seed for split in splits]
     pool, rows = features.together([split.train for split in splits], seeds)
     features.test()  # unreadable test images stop the run before the fit
-    fitted = fit_sgd(
+    for of_seed in fit_sgd(
         pool, rows, experiment.num_classes, seeds, procedure, device=experiment.device
-    )
-    for of_seed, split in zip(fitted, splits, strict=True):
+    ):
         heads = dict(zip(procedure.lrs, of_seed, strict=True))
         finite = {lr: head for lr, head in heads.items() if head.finite}
         if diverged := [f"{lr:g}" for lr in heads if lr not in finite]:
@@ -69,12 +82,7 @@ def _fit_grid(experiment: Experiment, splits: Sequence[SeedSplit]) -> Iterator[F
             if not finite:
                 raise error
             log.warning("%s", error)
-        val = features.of(split.val or experiment.splits.test, split.seed)
-        head, lr, value = choose_head(finite, val, experiment.splits.metric)
-        # The images behind the features were resized and not augmented.
-        how = {"chosen_lr": lr, "solver": "sgd", "augment": "none"}
-        chosen = procedure.for_setting() | how
-        yield Fitted(_with_head(experiment.frozen, head), chosen, value, head)
+        yield finite
 
 
 def _with_head(frozen: NormalizedModel, head: LinearHead) -> NormalizedModel | None:

@@ -26,17 +26,6 @@ class Trained:
     parameters: list[nn.Parameter]
     frozen: list[nn.Module]
 
-    def set_mode(self, model: NormalizedModel, frozen_bn: str) -> None:
-        """Put `model` in train mode, frozen modules in eval mode.
-
-        With `frozen_bn="train"` the frozen modules train, too. What has no weights (the
-        dropout before a head) is in the mode of what does.
-        """
-        model.train()
-        if frozen_bn == "eval":
-            for module in self.frozen:
-                module.eval()
-
 
 def choose_trained(
     model: NormalizedModel, mode: str, k: int | None = None, *, by_name: bool = False

@@ -84,23 +84,15 @@ def choose_head(
     return heads[best], best, values[best]
 
 
-def fit_exact(
-    train: Features, val: Features, classes: int, metric: str, seed: int
-) -> tuple[LinearHead, float, float]:
-    """Fit logistic regressions along `STRENGTHS` and keep the best on `val`.
+def fit_exact(train: Features, classes: int, seed: int) -> dict[float, LinearHead]:
+    """Return logistic regressions on the features as they are, by C in `STRENGTHS`.
 
     L-BFGS minimises the regularised loss of standardised features.
 
     Args:
         train: Features of the training images.
-        val: Features of the validation images.
         classes: Number of classes.
-        metric: `top1` or `mean_per_class`.
         seed: Seed of the solver.
-
-    Returns:
-        The head on the features as they are, the chosen C, and its `metric` on `val` in
-        [0, 1].
 
     Raises:
         DataError: All training images are of one class.
@@ -125,7 +117,7 @@ def fit_exact(
         if any(issubclass(each.category, ConvergenceWarning) for each in caught):
             log.warning("logistic regression with C=%g did not converge", strength)
         heads[strength] = _unscaled(solver, scaler, classes)
-    return choose_head(heads, val, metric)
+    return heads
 
 
 def _unscaled(solver: Any, scaler: Any, classes: int) -> LinearHead:

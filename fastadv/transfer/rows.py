@@ -36,6 +36,8 @@ def transfer_rows(
     source, resolution = experiment.source, experiment.resolution
     identity = row_identity(config, split.seed, source, experiment.opened, resolution)
     name = config.name_with_options(splits.name)
+    num_train = len(split.train)
+    num_val = len(split.val) if config.holds_out and split.val else 0
     common: dict[str, Any] = {
         "experiment": identity,
         "source": replace(source_record(source), accuracy=config.source_accuracy),
@@ -44,7 +46,19 @@ def transfer_rows(
             downscale=config.downscale,
             num_test=len(splits.test),
         ),
-        "setting": _setting(experiment, split, fitted),
+        "setting": TransferSetting(
+            mode=config.mode,
+            k_blocks=config.k,
+            protocol=config.protocol,
+            select_on=experiment.procedure.select_on,
+            num_train=num_train,
+            num_val=num_val,
+            num_pool=num_train + num_val,
+            num_available=len(splits.train),
+            val_fraction=config.val_fraction,
+            depends_on_seed=not config.seed_changes_nothing,
+            **fitted.chosen,
+        ),
         "seed": split.seed,
         "departures": experiment.procedure.departures,
         "defects": experiment.procedure.defects,
@@ -65,25 +79,3 @@ def transfer_rows(
             )
         )
     return rows
-
-
-def _setting(
-    experiment: Experiment, split: SeedSplit, fitted: Fitted
-) -> TransferSetting:
-    config, splits = experiment.config, experiment.splits
-    num_train, num_val = len(split.train), 0
-    if split.val is not None and split.val is not splits.test:
-        num_val = len(split.val)
-    return TransferSetting(
-        mode=config.mode,
-        k_blocks=config.k,
-        protocol=config.protocol,
-        select_on=experiment.procedure.select_on,
-        num_train=num_train,
-        num_val=num_val,
-        num_pool=num_train + num_val,
-        num_available=len(splits.train),
-        val_fraction=config.val_fraction,
-        depends_on_seed=not config.seed_changes_nothing,
-        **fitted.chosen,
-    )

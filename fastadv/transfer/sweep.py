@@ -162,21 +162,17 @@ def _warn_of_other_descriptions(
     """
     if not any(identities for *_, identities in checked):
         return
-    columns = [f"source.{name}" for name in ("name", "norm", "eps", "accuracy")]
-    rows = {row.pop("identity"): row for row in table.columns("identity", *columns)}
+    names = ("source", "source_norm", "source_eps", "source_accuracy")
+    columns = ("source.name", "source.norm", "source.eps", "source.accuracy")
+    rows = {row["identity"]: row for row in table.columns("identity", *columns)}
     differing: Counter[str] = Counter()
     for config, source, identities in checked:
-        now = {
-            "source": source.name,
-            "source_norm": source.norm,
-            "source_eps": source.eps,
-            "source_accuracy": config.source_accuracy,
-        }
+        now = (source.name, source.norm, source.eps, config.source_accuracy)
         for identity in identities:
             then = [rows[identity][column] for column in columns]
-            pairs = zip(now.items(), then, strict=True)
+            stated = zip(names, then, now, strict=True)
             found = [
-                f"{key} {old}, not {new}" for (key, new), old in pairs if old != new
+                f"{name} {old}, not {new}" for name, old, new in stated if old != new
             ]
             if found:
                 differing[f"{source.name}: {', '.join(found)}"] += 1

@@ -6,7 +6,6 @@ import copy
 import logging
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +22,6 @@ from fastadv.training.learner import training_attack
 from fastadv.training.method_config import MethodConfig
 from fastadv.training.methods import CLASSES, DTYPES, Method, Net
 from fastadv.training.step import train_step
-from fastadv.transfer.config import TransferConfig
 from fastadv.transfer.experiment import Experiment, Fitted, SeedSplit
 from fastadv.transfer.freezing import Trained, choose_trained, prepare_model
 from fastadv.transfer.procedure import Procedure
@@ -63,28 +61,21 @@ def fit(experiment: Experiment, split: SeedSplit) -> Fitted:
         experiment.note_bad(judge)
     value, lr, epoch, model = best
     chosen = procedure.for_setting() | {"chosen_lr": lr, "chosen_epoch": epoch}
-    chosen |= _method_for_setting(experiment.config)
-    return Fitted(model, chosen, None if judge is None else value)
-
-
-def _method_for_setting(config: TransferConfig) -> dict[str, Any]:
-    """Return precision and training method where they are not the defaults."""
-    found: dict[str, Any] = {}
+    config = experiment.config
     if config.precision != "fp32":
-        found["precision"] = config.precision
-    training = config.method_config
-    if training is not None:
-        found["method"] = MethodRecord(
+        chosen["precision"] = config.precision
+    if (training := config.method_config) is not None:
+        given = training.parameters.items()
+        chosen["method"] = MethodRecord(
             name=training.method,
             norm=training.norm,
             eps=training.threat.eps,
             num_steps=training.attack_steps,
             parameters=tuple(
-                Parameter(name=name, value=value)
-                for name, value in training.parameters.items()
+                Parameter(name=name, value=value) for name, value in given
             ),
         )
-    return found
+    return Fitted(model, chosen, None if judge is None else value)
 
 
 def _candidates(
@@ -157,26 +148,22 @@ def fine_tune(
         TrainingDiverged: A loss, a weight or a logit is not finite.
     """
     optimizer = torch.optim.SGD(
-        trained.parameters,
-        lr=lr,
-        momentum=procedure.momentum,
-        weight_decay=procedure.weight_decay,
+        trained.parameters, lr, procedure.momentum, weight_decay=procedure.weight_decay
     )
     progress = Progress(procedure.epochs * len(loader))
     began = time.monotonic()
     step, images_seen = 0, 0
     for epoch in range(procedure.epochs):
-        trained.set_mode(model, procedure.frozen_bn)
+        model.train()
+        if procedure.frozen_bn == "eval":
+            for module in trained.frozen:
+                module.eval()
         for group in optimizer.param_groups:
             group["lr"] = procedure.rate(lr, epoch)
         for batch in loader:
+            seed = derive_key(loader.options.seed, "start", step)
             result = train_step(
-                model,
-                batch.images,
-                batch.labels,
-                optimizer,
-                method=method,
-                seed=derive_key(loader.options.seed, "start", step),
+                model, batch.images, batch.labels, optimizer, method=method, seed=seed
             )
             step += 1
             images_seen += len(batch.labels)
