@@ -115,11 +115,8 @@ class Peers:
 
     def _failure(self) -> tuple[int, str, int] | None:
         with self._lock:
-            known = (
-                self._store.get(_FAILED) if self._store.check([_FAILED]) else b"null"
-            )
-        found: tuple[int, str, int] | None = json.loads(known)
-        return found
+            known = self._store.get(_FAILED) if self._store.check([_FAILED]) else None
+        return None if known is None else _parsed(known)
 
     def _report(
         self, rank: int, reason: str, code: int = EXIT_FAILED
