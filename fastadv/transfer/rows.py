@@ -11,8 +11,7 @@ from fastadv.attacks.contract import Attack
 from fastadv.environment import provenance
 from fastadv.evaluation.accuracy import Evaluation, ImageVerdicts
 from fastadv.evaluation.rows import accuracy_fields, source_record, target_record
-from fastadv.results.identity import derived_identity
-from fastadv.results.migration import ATTACKED
+from fastadv.results.identity import attacked_identity
 from fastadv.results.row import (
     AttackRecord,
     Provenance,
@@ -74,7 +73,7 @@ def transfer_rows(
     if attack is not None and found.robust is not None:
         rows.append(
             Row(
-                identity=derived_identity(identity, ATTACKED),
+                identity=attacked_identity(identity),
                 attack=AttackRecord.from_description(attack.describe()),
                 **accuracy_fields(found.robust, metric),
                 **common,
