@@ -96,7 +96,9 @@ def run_commands(
 
 
 def run(
-    prog: str, body: Callable[[list[str]], int | None], argv: Sequence[str] | None
+    prog: str,
+    body: Callable[[list[str]], int | None],
+    argv: Sequence[str] | None = None,
 ) -> int:
     """Run a command's body; turn its errors into one line and an exit code."""
     logging.basicConfig(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,10 +102,7 @@ def _resumed(argv: list[str]) -> list[str]:
     return ["--config", str(saved), *argv] if saved.exists() else argv
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code."""
-    return common.run(PROG, _body, argv)
-
+main = functools.partial(common.run, PROG, _body)
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -3,52 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import inf
 from typing import Annotated
 
-from tyro.constructors import PrimitiveConstructorSpec
-
 from fastadv.errors import ConfigError
-from fastadv.flags import PrintJson
-
-PLAN_DEVICES, PROFILE_STEPS = (1, 8), 20  # of the flags without numbers
+from fastadv.flags import PrintJson, read_by
 
 
-def _counts(flag: str, words: list[str], most: float) -> tuple[int, ...]:
-    if len(words) > most:
-        raise ConfigError(f"{flag} {' '.join(words)} cannot work; it takes one number")
-    if not all(word.isdecimal() and int(word) > 0 for word in words):
-        raise ConfigError(
-            f"{flag} {' '.join(words)} cannot work; it takes numbers above 0"
-        )
+def _counts(flag: str, words: list[str], most: int | None) -> tuple[int, ...]:
+    wrong = None
+    if most is not None and len(words) > most:
+        wrong = "one number"
+    elif not all(word.isdecimal() and int(word) > 0 for word in words):
+        wrong = "numbers above 0"
+    if wrong:
+        raise ConfigError(f"{flag} {' '.join(words)} cannot work; it takes {wrong}")
     return tuple(map(int, words))
 
 
-Devices = Annotated[
-    tuple[int, ...],
-    PrimitiveConstructorSpec(
-        nargs="*",
-        metavar="[N ...]",
-        instance_from_str=lambda words: (
-            _counts("--plan", words, most=inf) or PLAN_DEVICES
-        ),
-        is_instance=lambda value: isinstance(value, tuple),
-        str_from_instance=lambda value: [str(each) for each in value],
-    ),
-]
-Steps = Annotated[
-    int,
-    PrimitiveConstructorSpec(
-        nargs="*",
-        metavar="[STEPS]",
-        instance_from_str=lambda words: (
-            *_counts("--profile", words, most=1),
-            PROFILE_STEPS,
-        )[0],
-        is_instance=lambda value: isinstance(value, int),
-        str_from_instance=lambda value: [str(value)],
-    ),
-]
+def _devices(words: list[str]) -> tuple[int, ...]:
+    return _counts("--plan", words, most=None) or (1, 8)
+
+
+def _steps(words: list[str]) -> int:
+    return (*_counts("--profile", words, most=1), 20)[0]
+
+
+Devices = Annotated[tuple[int, ...], read_by(_devices, tuple, "[N ...]", "*")]
+Steps = Annotated[int, read_by(_steps, int, "[STEPS]", "*")]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -95,10 +96,7 @@ def _body(argv: list[str]) -> None:
         print_rows(run.table.rows())
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code."""
-    return common.run(PROG, _body, argv)
-
+main = functools.partial(common.run, PROG, _body)
 
 if __name__ == "__main__":
     raise SystemExit(main())
