@@ -1,20 +1,21 @@
-"""A grid of fixed-feature heads against one pass of features, and against the published way.
+"""The cost of a grid of heads, beside one pass of features and the published training.
 
     python bench/bench_transfer.py ARCHIVE [--cases 10000x64 2000x224] [--arch resnet18]
 
 ARCHIVE is a .zip or folder of images, split/class/image. A case is a number of training
 images and a resolution. The grid is twelve learning rates by five seeds, each head trained
 by the published schedule (SGD, batch 64, 150 epochs) on nine tenths of the images. Every
-figure is proportional to the number of images, so ratios are not. Measured in one run:
+time is proportional to the number of images, so that ratios of times do not depend on it.
+One run measures:
 
     features   one pass of the frozen network over the images, decoding included
     cached     finding the features again, hashing the images included
     heads      all sixty heads, and their accuracies
     published  what the published code costs per epoch: the trunk in train mode without
-               gradient, on augmented images; timed over a few batches and multiplied by
-               the batches of 150 epochs (and of sixty runs), as the row says
+               gradient, on augmented images; a few batches are timed and multiplied by
+               the number of batches in 150 epochs (and in sixty runs)
 
-The weights are random: none of the times depends on them.
+The weights are random, since no time depends on them.
 """
 
 from __future__ import annotations
@@ -71,14 +72,14 @@ class Case:
         )
 
     def features(self, cache: FeatureCache) -> tuple[Features, float]:
-        """The features, and the seconds they took."""
+        """Return the features, and the seconds that they took."""
         began = time.perf_counter()
         options = self.options(train=False)
         found = cache.features(self.model, self.images, options, "features")
         return found, time.perf_counter() - began
 
     def heads(self, features: Features) -> float:
-        """Seconds of the grid."""
+        """Return the seconds that the whole grid takes."""
         parts = [train_val_split(self.images, 0.1, seed)[0] for seed in SEEDS]
         rows = np.stack([rows_of(part, self.images) for part in parts])
         began = time.perf_counter()
@@ -88,7 +89,7 @@ class Case:
         return time.perf_counter() - began
 
     def published_epoch(self, batches: int) -> float:
-        """Seconds of an epoch as published, from a few of its batches."""
+        """Return the seconds of an epoch as published, from a few of its batches."""
         procedure = Procedure(epochs=1, frozen_bn="train")
         model = prepare_model(self.model, self.classes, 0, procedure)
         trained = choose_trained(model, "fixed_feature")
@@ -114,7 +115,12 @@ def main() -> None:
     parser.add_argument("archive")
     parser.add_argument("--arch", default="resnet18")
     parser.add_argument("--cases", nargs="+", default=["10000x64", "2000x224"])
-    parser.add_argument("--batches", type=int, default=2, help="timed of the published")
+    parser.add_argument(
+        "--batches",
+        type=int,
+        default=2,
+        help="number of batches that are timed of the published training",
+    )
     parser.add_argument("--device", default="cpu")
     words = parser.parse_args()
     results, runs = Results("transfer"), len(SEEDS) * len(LRS)

@@ -1,4 +1,4 @@
-"""A small sweep, and what its table holds."""
+"""A small sweep, and the contents of its table."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ROWS = 6 + 4  # of the recipe below, with two sources
 
 
 def recipe_file(folder: Path, runs: Path, **changes: Any) -> Path:
-    """Heads for three seeds on features, and two learning rates apart, of two sources."""
+    """Write a recipe: of two sources, heads for three seeds and two fine-tuned networks."""
     recipe: dict[str, Any] = {
         "sources": [f"{runs}/eps{{0,0.25}}"],
         "datasets": ["digits"],
@@ -31,7 +31,7 @@ def recipe_file(folder: Path, runs: Path, **changes: Any) -> Path:
 
 
 def values(results: Path) -> dict[str, tuple[int, ...]]:
-    """What was measured by identity; fails where a row is there twice."""
+    """Return what was measured, by identity; fail if a row is there twice."""
     rows = ResultsTable(results).rows()
     found = {str(row.identity): row.per_class_correct for row in rows}
     assert len(found) == len(rows)

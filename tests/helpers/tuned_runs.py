@@ -1,4 +1,4 @@
-"""Small transfers that fine-tune, and what they moved."""
+"""Small transfers that fine-tune, and the tensors that they changed."""
 
 from __future__ import annotations
 

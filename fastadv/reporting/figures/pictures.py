@@ -1,7 +1,7 @@
 """Pictures of what models see: adversarial examples and loss gradients.
 
 The models are attacked and differentiated through the attack view, so their mode,
-statistics and gradients stay as they were. Charts of numbers are in `charts`.
+statistics and gradients stay as they were.
 """
 
 from __future__ import annotations
@@ -40,15 +40,16 @@ def adversarial_examples(
     perturbations are amplified by one factor, which the title states.
 
     Args:
-        models: by the name to show.
-        images: uint8 [N, C, H, W], N from 1 to about 8.
-        labels: int64 [N], true classes.
-        class_names: of the models' outputs, in their order.
-        attack: made with its threat model; run once per model.
-        gradients: add a row with the loss gradient, as `loss_gradients` draws it.
+        models: Models by the name to show.
+        images: Images, uint8 [N, C, H, W], N from 1 to about 8.
+        labels: True classes, int64 [N].
+        class_names: Names of the models' outputs, in their order.
+        attack: The attack, with its threat model; it runs once per model.
+        gradients: Whether to add a row with the loss gradient, as `loss_gradients`
+            draws it.
 
     Raises:
-        ValueError: no models, images that are not uint8 [N, C, H, W], or labels and
+        ValueError: There are no models, images that are not uint8 [N, C, H, W], or labels and
             class names that do not fit them.
     """
     _check(models, images, labels)
@@ -98,13 +99,13 @@ def loss_gradients(
     mean and mapped to [0, 1], nothing else.
 
     Args:
-        models: by the name to show.
-        images: uint8 [N, C, H, W], N from 1 to about 8.
-        labels: int64 [N], true classes.
+        models: Models by the name to show.
+        images: Images, uint8 [N, C, H, W], N from 1 to about 8.
+        labels: True classes, int64 [N].
 
     Raises:
-        ValueError: no models, images that are not uint8 [N, C, H, W], or labels that
-            do not fit them.
+        ValueError: There are no models, images that are not uint8 [N, C, H, W], or labels
+            that do not fit them.
 
     Source:
         Tsipras et al. 2019, figure 2; Utrera et al. 2021.
@@ -125,15 +126,15 @@ def loss_gradients(
 
 
 def pixel_gradients(model: NormalizedModel, images: Tensor, labels: Tensor) -> Tensor:
-    """Gradient of each sample's cross-entropy with respect to its [0, 1] pixels.
+    """Return the gradient of each sample's cross-entropy by its [0, 1] pixels.
 
     Args:
-        model: stays as it is.
-        images: uint8 [N, C, H, W].
-        labels: int64 [N].
+        model: The model, which is left as it is.
+        images: Images, uint8 [N, C, H, W].
+        labels: True classes, int64 [N].
 
     Returns:
-        float32 [N, C, H, W].
+        The gradient, float32 [N, C, H, W].
     """
     view = AttackView(model)
     x = (images.to(model.mean.device).float() / 255).requires_grad_()
@@ -200,7 +201,7 @@ def _predict(model: NormalizedModel, view: AttackView, x: Tensor) -> list[int]:
 
 
 def _large(delta: Tensor) -> float:
-    """A change that 99 % of the pixels stay below."""
+    """Return the change that 99 % of the pixels stay below."""
     # Not torch.quantile: it refuses more than 16 million elements.
     values = delta.abs().flatten()
     rank = max(1, int(0.99 * values.numel()))
@@ -208,7 +209,7 @@ def _large(delta: Tensor) -> float:
 
 
 def _amplification(large: float) -> int:
-    """The largest round factor that keeps `large` within half of the pixel range."""
+    """Return the largest round factor that keeps `large` within half the pixel range."""
     fitting = [scale for scale in _SCALES if scale * large <= 0.5]
     return fitting[-1] if fitting else 1
 
@@ -220,7 +221,7 @@ def _class_name(class_names: Sequence[str], index: int) -> str:
 def _grid(
     title: str, rows: int, columns: int, *, captions: bool = True
 ) -> tuple[Figure, list[list[Axes]]]:
-    """A figure of bare axes, with its title to the left and room for row names."""
+    """Make a figure of bare axes, with its title left and room for the names of rows."""
     height = rows * (_CELL + (0.12 if captions else 0.0)) + 0.5
     # A title of one line needs its width even over a single image.
     width = max(_LABEL + columns * _CELL, 0.078 * len(title))

@@ -33,14 +33,15 @@ def export_sections(sections: Sequence[Section], folder: Path) -> list[Path]:
     """Write every figure as PNG and SVG, every table as CSV and LaTeX.
 
     Args:
-        sections: files are named by their titles.
-        folder: made if it is missing; files of the same names are replaced.
+        sections: Sections of a report; files are named by their titles.
+        folder: Folder for the files, made if it is missing; files of the same names are
+            replaced.
 
     Returns:
-        The files.
+        Paths of the files.
 
     Raises:
-        CheckpointError: a file cannot be written.
+        OutputError: A file cannot be written.
     """
     written = []
     for section in sections:
@@ -75,7 +76,7 @@ def _csv(table: Table) -> str:
 
 
 def latex_table(table: Table) -> str:
-    """A table in LaTeX, for the package booktabs."""
+    """Return a table in LaTeX, for the package booktabs."""
     align = "".join(each[0] for each in table.alignment())
     lines = [
         rf"\begin{{tabular}}{{{align}}}",

@@ -1,8 +1,8 @@
 """One self-contained HTML file: text, figures and tables, readable offline for years.
 
 Styles, figures (inline SVG) and the script that sorts tables are all inside the file;
-it loads nothing, and its content policy forbids it to. What the sections say is up to
-the caller; the page itself is the template `report.html` beside this file.
+it loads nothing, and its content policy forbids it to. The caller writes the sections;
+the page around them is the template `report.html` beside this file.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ Align = Literal["left", "right"]
 
 @dataclass(frozen=True)
 class Table:
-    """A table readers can sort by a click on a column.
+    """A table that readers can sort by a click on a column.
 
     Attributes:
-        columns: titles.
-        rows: cells, as many per row as there are columns; None is shown as `-`.
-        caption: what the table shows.
-        align: one of `left`, `right` per column; None aligns numbers right.
+        columns: Titles of the columns.
+        rows: Cells, as many per row as there are columns; None is shown as `-`.
+        caption: What the table shows.
+        align: One of `left`, `right` per column; None aligns numbers right.
 
     Raises:
-        ValueError: a row or `align` has more or fewer entries than there are columns.
+        ValueError: A row or `align` has more or fewer entries than there are columns.
     """
 
     columns: Sequence[str]
@@ -51,7 +51,7 @@ class Table:
         self.alignment()
 
     def alignment(self) -> list[Align]:
-        """Where the cells of each column stand."""
+        """Return how the cells of each column are aligned."""
         numeric = numeric_columns(self.columns, self.rows)
         if self.align is None:
             return ["right" if right else "left" for right in numeric]
@@ -65,15 +65,16 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """One part of a report: what was asked, what came out, how to get it again.
+    """One part of a report: text, findings, figures, tables and commands.
 
     Attributes:
-        title: heading.
-        text: paragraphs of plain text.
-        figures: (figure, caption); the caption is also what a screen reader says.
-        tables: shown after the figures.
-        command: shell commands that reproduce the section; empty for none.
-        findings: what the figures and tables show, in plain words; set off above them.
+        title: Heading of the section.
+        text: Paragraphs of plain text.
+        figures: Pairs of figure and caption; the caption is also what a screen reader
+            says.
+        tables: Tables, shown after the figures.
+        command: Shell commands that reproduce the section; empty for none.
+        findings: Sentences on what figures and tables show; set off above them.
     """
 
     title: str
@@ -100,17 +101,17 @@ def write_report(
     """Write a report, whole or not at all; a file that was there is replaced.
 
     Args:
-        path: of the HTML file; missing folders are made.
-        title: heading of the page.
-        sections: in reading order.
-        about: where the numbers come from, shown below the title: when, versions,
+        path: Path of the HTML file; missing folders are made.
+        title: Heading of the page.
+        sections: Sections in reading order.
+        about: Where the numbers come from, shown below the title: time, versions,
             machine, commit. Entries that are None are left out.
 
     Returns:
-        `path`.
+        The path of the file.
 
     Raises:
-        FastadvError: the file cannot be written.
+        OutputError: The file cannot be written.
 
     Example:
         >>> table = Table(["source", "top1"], [["standard", 61.5], ["l2 3", 70.25]])
@@ -146,9 +147,9 @@ def inline_svg(figure: Figure, prefix: str, label: str) -> str:
     Colours of `palette.THEMED` become CSS variables; size is left to the page.
 
     Args:
-        figure: drawn with the style of the report.
-        prefix: put before every id, so that figures of one page do not collide.
-        label: what a screen reader says.
+        figure: A figure in the style of the report.
+        prefix: Text before every id, so that figures of one page do not collide.
+        label: What a screen reader says.
     """
     buffer = io.BytesIO()
     with house_style():
@@ -179,7 +180,7 @@ def inline_svg(figure: Figure, prefix: str, label: str) -> str:
 
 
 def _local(name: Any) -> str:
-    """A tag or attribute without its namespace: HTML knows SVG by its tag alone."""
+    """Remove the namespace of a tag or attribute: HTML knows SVG by its tag alone."""
     return str(name).rpartition("}")[2]
 
 

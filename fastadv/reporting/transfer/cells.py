@@ -79,12 +79,12 @@ class Cell:
 
     @property
     def values(self) -> dict[int, float]:
-        """Accuracy by seed."""
+        """Accuracy on clean images, by seed."""
         return {seed: row.value for seed, row in self.rows.items()}
 
     @property
     def mean(self) -> float:
-        """Mean over seeds."""
+        """Mean accuracy over all seeds."""
         return self.interval()[0]
 
     def interval(self) -> tuple[float, float, float]:

@@ -42,12 +42,12 @@ class Comparison:
 
     @property
     def condition(self) -> Condition:
-        """Condition of both cells."""
+        """The condition that both cells share."""
         return self.robust.condition
 
     @property
     def arch(self) -> str:
-        """Architecture of both sources."""
+        """The architecture that both sources share."""
         return self.robust.arch
 
     @property
