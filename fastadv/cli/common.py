@@ -101,9 +101,9 @@ def run(
     argv: Sequence[str] | None = None,
 ) -> int:
     """Run a command's body; turn its errors into one line and an exit code."""
-    logging.basicConfig(
-        stream=sys.stderr, level=logging.WARNING, format=f"{prog}: %(message)s"
-    )
+    handler = logging.StreamHandler()
+    handler.setFormatter(_FlagFormatter(f"{prog}: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     if argv is None:  # the process is this command's own
         keep_freed_memory()
     words = list(sys.argv[1:] if argv is None else argv)
@@ -135,6 +135,11 @@ def part(command: Any, kind: type[Config]) -> Config:
     """Return the fields of a command that are those of `kind`, as one."""
     names = [field.name for field in ordered_fields(kind)]
     return kind(**{name: getattr(command, name) for name in names})
+
+
+class _FlagFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return in_flags(super().format(record))
 
 
 def _complain(prog: str, error: object, code: int) -> int:

@@ -340,7 +340,7 @@ def _decide_arch(
     fits = fitting_archs(state)
     hint = f"its weights fit {' and '.join(fits)}" if fits else "no known one fits"
     raise CheckpointError(
-        f"{file} does not say its architecture; {hint}. Pass arch=... (--arch)"
+        f"{file} does not say its architecture; {hint}. Pass `arch=NAME`"
     )
 
 

@@ -57,7 +57,7 @@ def torch_hub_file(url: str, what: str, download: bool) -> Path:
         return file
     if not download:
         raise CheckpointError(
-            f"{what} is not on this machine (looked for {file}); add --download, or put "
+            f"{what} is not on this machine (looked for {file}); add `download`, or put "
             f"{url} there by other means"
         )
     match = torch.hub.HASH_REGEX.search(file.name)
@@ -104,7 +104,7 @@ def hugging_face_file(
     if not download:
         raise CheckpointError(
             f"{what} is not in the Hugging Face cache ({HF_HUB_CACHE}; "
-            f"looked for {' and '.join(choices)} of {repo}); add --download, or put the "
+            f"looked for {' and '.join(choices)} of {repo}); add `download`, or put the "
             "file anywhere and give its path"
         )
     try:

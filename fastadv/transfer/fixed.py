@@ -92,7 +92,7 @@ def _choose(
     diverged = [f"{lr:g}" for lr in heads if lr not in finite]
     if diverged:
         error = TrainingDiverged(
-            f"heads diverged with lr {', '.join(diverged)}; leave that out of --lrs"
+            f"heads diverged with lr {', '.join(diverged)}; leave that out of `lrs`"
         )
         if not finite:
             raise error

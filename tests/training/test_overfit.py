@@ -120,7 +120,7 @@ def collapsing(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_stop_and_warn(tmp_path: Path) -> None:
     stopped = tmp_path / "stop"
     with pytest.raises(
-        CatastrophicOverfitting, match=r"step 30: .*--on-overfit fallback"
+        CatastrophicOverfitting, match=r"step 30: .*`on_overfit=fallback`"
     ):
         train(tiny(stopped, on_overfit="stop", **_RUN))
     assert events(stopped)[-1].items() >= {"event": "overfit", "action": "stop"}.items()
