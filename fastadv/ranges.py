@@ -126,3 +126,8 @@ def ordered_fields(kind: type[Any]) -> list[Field[Any]]:
     classes = (inspect.get_annotations(each) for each in order)
     names = dict.fromkeys(name for each in classes for name in each if name in known)
     return [known[name] for name in names]
+
+
+def ordered_values(config: Any, kind: type[Any]) -> dict[str, Any]:
+    """Return the values that a dataclass has for the fields of `kind`, in their order."""
+    return {field.name: getattr(config, field.name) for field in ordered_fields(kind)}

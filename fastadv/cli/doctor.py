@@ -76,7 +76,7 @@ def report_text(report: dict[str, Any]) -> str:
 def _body(argv: list[str]) -> None:
     command = common.parse(DoctorCommand, argv, PROG)
     report = examine()
-    common.show(command, lambda: report, lambda: report_text(report))
+    common.show(command, report, report_text(report))
 
 
 main = functools.partial(common.run, PROG, _body)

@@ -18,7 +18,6 @@ from fastadv.errors import ConfigError, DataError, unknown_name
 
 if TYPE_CHECKING:
     from fastadv.reporting import Section
-    from fastadv.results.row import Row
 
 PROG = "fastadv-report"
 
@@ -63,8 +62,12 @@ def make_report(
     from fastadv.environment import provenance
     from fastadv.reporting import report_sections, write_report
     from fastadv.reporting.page.export import export_sections
+    from fastadv.results.table import ResultsTable
 
-    rows = _read(command.results)
+    table = ResultsTable.existing(command.results)
+    rows = table.rows()
+    if not rows:
+        raise DataError(f"the results table at {table.path} is empty")
     names = _names(command.compare, {row.target.name for row in rows})
     sections = [*first, *report_sections(rows, names)]
     if command.examples is not None:
@@ -84,18 +87,6 @@ def make_report(
     if command.export is not None:
         export_sections(sections, Path(command.export).expanduser())
     return path, sections
-
-
-def _read(folder: str) -> list[Row]:
-    from fastadv.results.table import ResultsTable
-
-    table = ResultsTable(folder)
-    if not table.path.is_dir():
-        raise DataError(f"there is no results table at {table.path}")
-    rows = table.rows()
-    if not rows:
-        raise DataError(f"the results table at {table.path} is empty")
-    return rows
 
 
 def _names(pairs: Sequence[str], ours: Collection[str]) -> dict[str, str]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fastadv.cli import common, sweep
+from fastadv.ranges import ordered_values
 from fastadv.transfer.config import TransferConfig
 
 if TYPE_CHECKING:
@@ -83,16 +84,14 @@ def _body(argv: list[str]) -> None:
         sweep.body(argv[1:])
         return
     command = common.parse(TransferCommand, argv, PROG)
-    values = dataclasses.asdict(command)
-    as_json = values.pop("json")
 
     from fastadv.transfer.protocol import TransferRun
 
-    run = TransferRun(TransferConfig(**values))
+    run = TransferRun(TransferConfig(**ordered_values(command, TransferConfig)))
     for row in run.rows():
-        if as_json:
+        if command.json:
             print(json.dumps(dataclasses.asdict(row), default=str), flush=True)
-    if not as_json:
+    if not command.json:
         print_rows(run.table.rows())
 
 

@@ -20,7 +20,7 @@ from fastadv.threat import ThreatModel
 from fastadv.training.config import TrainConfig
 from fastadv.training.ema import EMA
 from fastadv.training.method_config import MethodConfig
-from fastadv.training.methods import CLASSES, DTYPES, Net, PGDTraining
+from fastadv.training.methods import CLASSES, DTYPES, Method, Net
 from fastadv.training.mixing import Mixing
 from fastadv.training.optimizer_config import default_lr
 from fastadv.training.optimizers import make_optimizer
@@ -231,7 +231,7 @@ class Learner:
             dtype=DTYPES.get(self.precision),
             compile=self.config.compile,
         )
-        self.method = PGDTraining(self.method.net, self.attack, self.view)
+        self.method = Method(self.method.net, self.attack, self.view)
         self.method.scale(self._scale)
 
     # ---- state ----
