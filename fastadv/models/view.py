@@ -17,6 +17,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, fx, nn
 
+from fastadv.kernels import normalize
 from fastadv.models.activations import EMBEDDING, cut, in_order, recording
 from fastadv.models.folding import (
     Fold,
@@ -190,6 +191,12 @@ class AttackView(nn.Module):
             return model.mean, model.std
         like = next(self.live.parameters(), torch.zeros(()))
         return like.new_zeros(channels).float(), like.new_ones(channels).float()
+
+    def normalize(self, x: Tensor) -> Tensor:
+        """Normalise images `x` [N, C, H, W] (uint8, or float in [0, 1]), without gradient."""
+        mean, std = self.statistics(x.shape[1])
+        z: Tensor = normalize(x, mean=mean, std=std, dtype=self.dtype)
+        return z
 
     def forward(self, z: Tensor) -> Tensor:
         """Map normalised images `z` [N, C, H, W] to logits [N, K]."""
