@@ -161,7 +161,7 @@ def test_without_ray_the_error_says_what_to_do(
     [
         ({"name": "serial", "workers": 2}, "`workers=2` needs `engine=processes`"),
         ({"name": "processes", "workers": 0}, "`workers=0` must be at least 1"),
-        ({"name": "ray", "address": "nonsense"}, "'nonsense' is no Ray address"),
+        ({"name": "ray", "address": "nonsense"}, "'nonsense'` is no Ray address"),
         ({"name": "ray", "address": "127.0.0.1:1"}, "no Ray cluster at `address=127"),
     ],
 )
