@@ -105,8 +105,7 @@ def body(argv: list[str]) -> None:
             "rows": plan.rows,
             "before": plan.done,
             "failed": [
-                {"task": str(failure.task), "reason": in_flags(failure.reason)}
-                for failure in failures
+                {"task": str(f.task), "reason": in_flags(f.reason)} for f in failures
             ],
         }
         print(json.dumps(summary))
