@@ -7,15 +7,8 @@ from functools import cache
 
 import numpy as np
 
-from fastadv.data import (
-    DatasetSplits,
-    ImageSet,
-    open_dataset,
-    subset,
-    train_val_split,
-)
+from fastadv.data import DatasetSplits, ImageSet, open_dataset, subset, train_val_split
 from fastadv.data.dataset_options import dataset_options
-from fastadv.data.sets.downscale import Downscaled
 from fastadv.errors import DataError
 from fastadv.transfer.config import TransferConfig
 
@@ -23,6 +16,7 @@ log = logging.getLogger(__name__)
 
 # A held-out share that exceeds the requested one by this factor is logged.
 _CLEARLY_MORE = 1.5
+_warn_once = cache(log.warning)
 
 
 def open_target(config: TransferConfig, resolution: int) -> DatasetSplits:
@@ -33,19 +27,6 @@ def open_target(config: TransferConfig, resolution: int) -> DatasetSplits:
     """
     options = dataset_options(config.dataset_option)
     return open_dataset(config.dataset, resolution=resolution, **options)
-
-
-def target_name(config: TransferConfig, splits: DatasetSplits) -> str:
-    """Return what the table calls a data set: `dtd (partition 2)` is not `dtd`."""
-    return config.name_with_options(splits.name)
-
-
-def reduce_splits(splits: DatasetSplits, side: int | None) -> DatasetSplits:
-    """Return the data set with its images reduced to `side` pixels if that is given."""
-    if side is None:
-        return splits
-    train, test = Downscaled(splits.train, side), Downscaled(splits.test, side)
-    return DatasetSplits(splits.name, train, test, splits.metric)
 
 
 def hold_out(
@@ -70,11 +51,6 @@ def hold_out(
             f"gives one; {len(kept)} are trained on"
         )
     return kept, val
-
-
-@cache
-def _warn_once(text: str) -> None:
-    log.warning(text)
 
 
 def check_splits(splits: DatasetSplits) -> None:
