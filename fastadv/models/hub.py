@@ -15,9 +15,6 @@ import torch
 from fastadv.errors import CheckpointError, ConfigError
 from fastadv.models.architecture_names import MODEL_FILE
 
-# In order of preference; other files of a repository must be named.
-_USUAL_FILES = (MODEL_FILE, "pytorch_model.bin")
-
 
 def read_config(path: Path) -> dict[str, Any]:
     """Return the `config.json` beside weights; it is empty where there is none.
@@ -96,7 +93,8 @@ def hugging_face_file(
             f"{what} needs the huggingface_hub package, which is not installed; run: "
             "pip install huggingface-hub, or give the path of the file"
         ) from error
-    choices = [name] if name else list(_USUAL_FILES)
+    # In order of preference; other files of a repository must be named.
+    choices = [name] if name else [MODEL_FILE, "pytorch_model.bin"]
     for choice in choices:
         cached = library.try_to_load_from_cache(repo, choice, revision=revision)
         if isinstance(cached, str):
