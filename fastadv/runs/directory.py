@@ -100,13 +100,13 @@ class RunDirectory:
         """
         if self.began and not resume:
             raise ConfigError(
-                f"{self.path} already holds a run; add --resume to continue it, or "
-                "choose another --out"
+                f"{self.path} already holds a run; add `resume` to continue it, or "
+                "choose another `out`"
             )
         self._lock = lock_folder(
             self.path,
             f"{self.path} is being written",
-            "wait until it ends, stop it, or choose another --out",
+            "wait until it ends, stop it, or choose another `out`",
         )
         try:
             if not self.began:
@@ -166,7 +166,7 @@ class RunDirectory:
             return state, link.resolve(), damage[0] if damage else None
         raise CheckpointError(
             f"{'; '.join(damage)}; no other checkpoint is left, so the run cannot be "
-            "resumed. Start it again with another --out"
+            "resumed. Start it again with another `out`"
         )
 
     def _repair(self, used: Path, damage: str | None) -> None:
@@ -284,7 +284,7 @@ class RunDirectory:
         except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError
             raise OutputError(
                 f"could not save {final}: {error}; the checkpoint before it is "
-                f"unchanged. Free space, then continue with --resume --out {self.path}"
+                f"unchanged. Free space, then continue with `resume` `out={self.path}`"
             ) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

@@ -281,6 +281,6 @@ class RunLog:
         if last.exists():
             kept = f"the last good checkpoint is {last.resolve()}"
         return TrainingDiverged(
-            f"{error}; {kept}. Lower --lr (now {self._config.lr:g}) or try "
-            "--precision fp32"
+            f"{error}; {kept}. Lower `lr` (now {self._config.lr:g}) or try "
+            "`precision=fp32`"
         )
