@@ -26,6 +26,22 @@ _DIGEST_BYTES = 32
 _CHUNK = 1 << 20
 
 
+def text_key(text: str) -> str:
+    """Return 32 hexadecimal digits that identify a text."""
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+
+
+def file_key(file: Path, *more: object) -> str:
+    """Return a key of a file by its path, size and time, and of what else identifies it.
+
+    Raises:
+        OSError: There is no such file.
+    """
+    status = file.stat()
+    what = (str(file.resolve()), status.st_size, status.st_mtime_ns, *more)
+    return text_key(repr(what))
+
+
 def cached_array(path: Path, make: Callable[[], NDArray[Any]]) -> NDArray[Any]:
     """Return the array stored at `path`, making and storing it when needed.
 
@@ -89,7 +105,6 @@ def write_array(path: Path, array: NDArray[Any]) -> None:
 
 
 def _digest_of(file: BinaryIO, size: int) -> bytes:
-    """Digest of the next `size` bytes of `file`."""
     digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
     while size and (chunk := file.read(min(size, _CHUNK))):
         digest.update(chunk)

@@ -13,7 +13,6 @@ import os
 import struct
 from pathlib import Path
 
-from fastadv.data.decoding import BadImage
 from fastadv.data.files.records import Record, RecordSet
 from fastadv.errors import DataError
 
@@ -26,12 +25,10 @@ _WHOLE, _FIRST, _MIDDLE, _LAST = range(4)
 class RecordIOSet(RecordSet):
     """One split of RecordIO files; records that lie in parts are joined."""
 
-    def read(self, index: int) -> bytes:
-        """Return the encoded bytes of image `index`."""
-        try:
-            return _image(_joined(super().read(index)))
-        except ValueError as error:
-            raise BadImage(self.describe(index), str(error)) from error
+    def _encoded(self, index: int) -> bytes:
+        data = _joined(super()._encoded(index))
+        flag = _HEADER.unpack_from(data)[0]
+        return data[_HEADER.size + 4 * flag :]
 
 
 def scan_recordio(path: Path) -> list[Record]:
@@ -134,8 +131,3 @@ def _joined(record: bytes) -> bytes:
         at += 8 + length + -length % 4
         if kind in (_WHOLE, _LAST):
             return _MAGIC_BYTES.join(parts)
-
-
-def _image(data: bytes) -> bytes:
-    flag = _HEADER.unpack_from(data)[0]
-    return data[_HEADER.size + 4 * flag :]

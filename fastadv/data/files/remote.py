@@ -7,7 +7,6 @@ again; the address is its identity.
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import shutil
 import urllib.request
@@ -15,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
+from fastadv.data.cache import text_key
 from fastadv.errors import DataError
 from fastadv.files import atomic, fastadv_cache_dir
 
@@ -53,7 +53,8 @@ def local_copies(
     Raises:
         DataError: A file is not there and may not be fetched, or cannot be.
     """
-    paths = [_place(address) for address in addresses]
+    folder = fastadv_cache_dir() / "remote"
+    paths = [folder / text_key(a) / file_name(a) for a in addresses]
     absent = [i for i, path in enumerate(paths) if not path.exists()]
     if absent and not download:
         raise DataError(
@@ -64,11 +65,6 @@ def local_copies(
     for i in absent:
         _fetch(addresses[i], paths[i])
     return paths
-
-
-def _place(address: str) -> Path:
-    key = hashlib.sha256(address.encode()).hexdigest()[:32]
-    return fastadv_cache_dir() / "remote" / key / file_name(address)
 
 
 def _fetch(address: str, target: Path) -> None:

@@ -137,8 +137,8 @@ def _openers(name: str) -> list[Callable[..., Any]]:
     if name in BUILT_IN:
         return [BUILT_IN[name]]
     if name in CATALOG:
-        layouts = CATALOG[name].layouts
-        return [_rooted, *(layout.lister or layout.read for layout in layouts)]
+        layout = CATALOG[name].layout
+        return [_rooted, layout.lister or layout.read] if layout else [_rooted]
     return [_open_hub if name.startswith(_HUB) else open_path]
 
 

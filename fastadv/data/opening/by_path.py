@@ -154,10 +154,7 @@ def _open(
 
 
 def _check_whole(folder: Path, damage: Damage | None, pattern: str = "") -> None:
-    """Raise DataError when `folder` holds a part of a pack, or add what is missing.
-
-    Of a pattern, only what it names has to be there.
-    """
+    """Raise or collect what a pack in `folder` lacks, of a pattern what that names."""
     missing = shards.missing_shards(folder)
     if (folder / shards.PACKING).is_dir() and not (folder / shards.MANIFEST).exists():
         missing = [shards.MANIFEST]
@@ -199,21 +196,15 @@ def _read(
     files = [file for group in groups.values() for file in group]
     names = shards.class_names(files) if kind == "tar" else None
     scan, made = _SCANNERS[kind]
-    scanned = {
-        split: records.scan_files(group, scan, damage)
-        for split, group in groups.items()
-    }
-    tables = {split: parts for split, parts in scanned.items() if parts}
-    if not tables:
-        raise DataError(f"{name}: none of its files can be read")
+    tables = records.read_splits(
+        name, groups, lambda file: records.records_of(file, scan), damage
+    )
     texts = {split: records.label_texts(t.values()) for split, t in tables.items()}
     classes, ids = records.resolve_labels(
         texts, name, names=names, from_one=kind == "tfrecord"
     )
     return {
-        split: made(
-            name, split or "all", classes, ids[split], [*parts], [*parts.values()]
-        )
+        split: made(name, split or "all", classes, ids[split], parts)
         for split, parts in tables.items()
     }
 
@@ -275,9 +266,7 @@ def _split_of(file: Path) -> str:
 
 
 def _files_in(folder: Path) -> list[Path]:
-    """Return the files of a known format in a folder or one below; none if it has
-    classes.
-    """
+    """Return the files of a known format in a folder or one below, if without classes."""
     train = folder / "train"
     if train.is_dir() and any(e.is_dir() for e in os.scandir(train)):
         return []

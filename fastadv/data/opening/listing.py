@@ -30,7 +30,7 @@ def _entry(name: str) -> dict[str, Any]:
     options = option_names(name)
     if entry is None:
         return {"made": True, "options": options}
-    files = [list(layout.needs) for layout in entry.layouts]
+    files = [list(entry.layout.needs)] if entry.layout else []
     return entry.facts() | {"files": files, "options": options}
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastadv.data.sets.image_set import ArraySet, Augment, ImageSet
+from fastadv.data.sets.image_set import ArraySet, ImageSet
 from fastadv.data.sets.subsets import allocate, stratified_pick
 from fastadv.errors import DataError
 
@@ -148,14 +148,13 @@ def open_svhn(folder: Path, name: str) -> tuple[ImageSet, ImageSet]:
             DIGIT_NAMES,
             name=name,
             split=split,
-            augment_default="none",
         )
 
     return part("train"), part("test")
 
 
 def open_idx(
-    folder: Path, name: str, classes: tuple[str, ...], augment: Augment
+    folder: Path, name: str, classes: tuple[str, ...]
 ) -> tuple[ImageSet, ImageSet]:
     """Open MNIST and its relatives from idx files, gzipped or not.
 
@@ -172,7 +171,6 @@ def open_idx(
             classes,
             name=name,
             split=split,
-            augment_default=augment,
         )
 
     return part("train", "train"), part("test", "t10k")
@@ -254,7 +252,6 @@ def open_npz(path: Path) -> dict[str, ImageSet]:
             classes,
             name=path.stem,
             split=split or "all",
-            augment_default="crop_flip",
         )
         for split, suffix in parts.items()
     }

@@ -20,7 +20,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fastadv.data.decoding import BadImage
 from fastadv.data.sets.image_set import FileSet, SharedFile
 from fastadv.errors import DataError
 
@@ -73,19 +72,12 @@ class FolderSet(FileSet):
         *,
         name: str = "",
     ) -> None:
-        super().__init__(
-            name or root.name, split, classes, *in_id_order(classes, members)
-        )
+        name = name or root.name
+        super().__init__(name, split, classes, *in_id_order(classes, members))
         self.root = root
 
-    def read(self, index: int) -> bytes:
-        """Return the encoded bytes of image `index`."""
-        try:
-            return (self.root / self.members[index]).read_bytes()
-        except OSError as error:
-            raise BadImage(
-                self.describe(index), error.strerror or str(error)
-            ) from error
+    def _encoded(self, index: int) -> bytes:
+        return (self.root / self.members[index]).read_bytes()
 
     def sizes(self) -> list[int]:
         """Return the size of every encoded image in bytes."""
@@ -122,23 +114,19 @@ class ZipSet(FileSet):
         self.entries = [entries[m] for m in self.members]
         self._archive = SharedFile(path)
 
-    def read(self, index: int) -> bytes:
-        """Return the bytes of image `index`, checked against the stored CRC."""
+    def _encoded(self, index: int) -> bytes:
         entry = self.entries[index]
-        try:
-            header = self._archive.read(30, entry.offset)
-            if header[:4] != b"PK\3\4":
-                raise OSError("no member where the directory of the archive says")
-            name_length, extra_length = struct.unpack("<HH", header[26:30])
-            start = entry.offset + 30 + name_length + extra_length
-            data = self._archive.read(entry.packed, start)
-            if entry.deflated:
-                # Never more than the declared size: a bomb stops here.
-                data = zlib.decompressobj(-15).decompress(data, entry.size + 1)
-        except (OSError, zlib.error) as error:
-            raise BadImage(self.describe(index), str(error)) from error
+        header = self._archive.read(30, entry.offset)
+        if header[:4] != b"PK\3\4":
+            raise OSError("no member where the directory of the archive says")
+        name_length, extra_length = struct.unpack("<HH", header[26:30])
+        start = entry.offset + 30 + name_length + extra_length
+        data = self._archive.read(entry.packed, start)
+        if entry.deflated:
+            # Never more than the declared size: a bomb stops here.
+            data = zlib.decompressobj(-15).decompress(data, entry.size + 1)
         if len(data) != entry.size or zlib.crc32(data) != entry.crc:
-            raise BadImage(self.describe(index), "CRC mismatch: the archive is damaged")
+            raise ValueError("CRC mismatch: the archive is damaged")
         return data
 
     def sizes(self) -> list[int]:

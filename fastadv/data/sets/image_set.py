@@ -12,6 +12,7 @@ import hashlib
 import logging
 import os
 import threading
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -128,8 +129,7 @@ class ArraySet(ImageSet):
         self.images = images
         self.labels = checked_labels(labels, len(images), classes, f"{name}/{split}")
         self.classes = tuple(classes)
-        self.name = name
-        self.split = split
+        self.name, self.split = name, split
         self.augment_default = augment_default
 
     def load(self, index: int) -> NDArray[np.uint8]:
@@ -165,13 +165,10 @@ class FileSet(ImageSet):
         members: Sequence[str],
         labels: Sequence[int] | NDArray[np.int64],
     ) -> None:
-        self.name = name
-        self.split = split
+        self.name, self.split = name, split
         self.classes = tuple(classes)
         self.members = list(members)
-        self.labels = checked_labels(
-            labels, len(self.members), self.classes, f"{name}/{split}"
-        )
+        self.labels = checked_labels(labels, len(members), classes, f"{name}/{split}")
 
     def load(self, index: int) -> NDArray[np.uint8]:
         """Decode image `index` to uint8 [H, W, 3] RGB in 0..255."""
@@ -182,9 +179,21 @@ class FileSet(ImageSet):
         """Return the path of the image, below the root of the data set."""
         return f"{self.name}:{self.members[index]}"
 
-    @abstractmethod
     def read(self, index: int) -> bytes:
-        """Return the encoded bytes of image `index`; BadImage on failure."""
+        """Return the encoded bytes of image `index`.
+
+        Raises:
+            BadImage: They cannot be read.
+        """
+        try:
+            return self._encoded(index)
+        except (OSError, ValueError, zlib.error) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise BadImage(self.describe(index), reason) from error
+
+    @abstractmethod
+    def _encoded(self, index: int) -> bytes:
+        """Return the encoded bytes of image `index`; errors may be of any usual kind."""
 
     def part_hash(self, part: ImageSet, positions: NDArray[np.int64]) -> str:
         """Return the `content_hash` of `part`, the images at `positions` of this set."""

@@ -9,14 +9,13 @@ nobody has published numbers on it.
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastadv.data.cache import cached_array
+from fastadv.data.cache import cached_array, text_key
 from fastadv.data.counter import derive_key, uniforms
 from fastadv.data.sets.image_set import ImageSet, checked_index
 from fastadv.data.sets.shapetex_fields import SHAPES, TEXTURES
@@ -122,7 +121,7 @@ class ShapeTex(ImageSet):
     @property
     def fingerprint(self) -> str:
         """Key of the parameters, labels included, hex."""
-        return _hex(f"{self.name}/{self._pixel_key()}")
+        return text_key(f"{self.name}/{self._pixel_key()}")
 
     def _pixel_key(self) -> str:
         # Not the label: both labellings are of the same pixels.
@@ -134,17 +133,13 @@ class ShapeTex(ImageSet):
     def _drawn(self) -> NDArray[np.uint8]:
         if not self.cache:
             return self._draw()
-        path = fastadv_cache_dir() / "shapetex" / f"{_hex(self._pixel_key())}.npy"
+        path = fastadv_cache_dir() / "shapetex" / f"{text_key(self._pixel_key())}.npy"
         return cached_array(path, self._draw)
 
     def _draw(self) -> NDArray[np.uint8]:
         a = self.attributes
         draws = _draws(self.seed, self.split, len(self))
         return render(a["shape"], a["texture"], a["background"], draws, self.resolution)
-
-
-def _hex(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def _draws(seed: int, split: str, n: int) -> NDArray[np.float64]:
