@@ -19,7 +19,14 @@ from numpy.typing import NDArray
 from fastadv.data.cache import file_key
 from fastadv.data.files.records import read_splits, resolve_labels
 from fastadv.data.files.remote import fetch_hint
-from fastadv.data.sets.image_set import Damage, FileSet, ImageSet, option_hint
+from fastadv.data.sets.image_set import (
+    Damage,
+    DatasetSplits,
+    FileSet,
+    ImageSet,
+    option_hint,
+)
+from fastadv.data.sets.subsets import pair_splits
 from fastadv.errors import ConfigError, DataError, unknown_name
 from fastadv.files import atomic, fastadv_cache_dir
 
@@ -248,7 +255,9 @@ def open_hub(
     image_column: str | None = None,
     label_column: str | None = None,
     download: bool = False,
-) -> dict[str, ImageSet]:
+    holdout: float = 0.1,
+    strict: bool = True,
+) -> DatasetSplits:
     """Open a data set of the Hugging Face hub by name.
 
     Args:
@@ -257,6 +266,8 @@ def open_hub(
         image_column: The column of images; the first of that kind by default.
         label_column: The column of class ids; the first of that kind by default.
         download: Fetch it when it is not in the package's cache.
+        holdout: Share held out for evaluation where it has one split only.
+        strict: Refuse an evaluation split that lacks classes, instead of warning.
 
     Raises:
         ConfigError: The `datasets` package is missing, or a column.
@@ -289,14 +300,8 @@ def open_hub(
     order = sorted(opened, key=lambda split: split != "train")
     texts = {split: [str(v) for v in opened[split][label]] for split in order}
     classes, ids = resolve_labels(texts, where, names=names)
-    return {
-        split: HubSet(
-            name,
-            split,
-            classes,
-            ids[split],
-            opened[split].cast_column(image, datasets.Image(decode=False)),
-            image,
-        )
-        for split in order
-    }
+    sets: dict[str, ImageSet] = {}
+    for split in order:
+        table = opened[split].cast_column(image, datasets.Image(decode=False))
+        sets[split] = HubSet(name, split, classes, ids[split], table, image)
+    return DatasetSplits(name, *pair_splits(name, sets, holdout, strict=strict))

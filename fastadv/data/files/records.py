@@ -141,9 +141,7 @@ def _as_table(file: Path, records: Sequence[Record]) -> Table:
     keys = [r.key.encode(*_TEXT) for r in records]
     labels = [r.label.encode(*_TEXT) for r in records]
     kinds = [("key", np.array(keys).dtype), ("label", np.array(labels).dtype)]
-    rows = [
-        *zip(keys, labels, *zip(*(r[2:] for r in records), strict=True), strict=True)
-    ]
+    rows = [(k, n, *r[2:]) for k, n, r in zip(keys, labels, records, strict=True)]
     return np.array(rows, dtype=[*kinds, ("offset", "<i8"), ("size", "<i8")])
 
 

@@ -111,7 +111,8 @@ def _record(data: mmap.mmap, start: int, end: int, number: int) -> Record:
         text = data[slice(*name)].decode("utf-8", "replace")
     elif label is not None:
         # Unpacked, the span is the number's own; packed, of several: the first counts.
-        text = str(_signed(_varint(data, *label)[0]))
+        class_id, _ = _varint(data, *label)
+        text = str(class_id - (1 << 64) if class_id >> 63 else class_id)
     else:
         raise LookupError("no label")
     key_span = value(_KEYS, 1)
@@ -150,10 +151,6 @@ def _varint(data: mmap.mmap, at: int, end: int) -> tuple[int, int]:
         if byte < 128:
             return value, at
     raise ValueError("a number does not end")
-
-
-def _signed(value: int) -> int:
-    return value - (1 << 64) if value >> 63 else value
 
 
 def masked_crc(data: bytes) -> int:

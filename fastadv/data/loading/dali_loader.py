@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import importlib
 import io
+import itertools
 import logging
 import struct
 from collections import deque
@@ -46,7 +47,10 @@ log = logging.getLogger(__name__)
 _AHEAD = 2  # batches being read, and as many being decoded, before they are needed
 # Device and pinned host memory that a decoding thread has from the start, in bytes: what
 # DALI's ImageNet example reserves, so that no image makes it allocate on the way.
-_DEVICE_PADDING, _HOST_PADDING = 211_025_920, 140_544_512
+_CUDA_MEMORY = {
+    "device_memory_padding": 211_025_920,
+    "host_memory_padding": 140_544_512,
+}
 
 
 class DALILoader(Loader):
@@ -88,10 +92,8 @@ class DALILoader(Loader):
         pool = ThreadPoolExecutor(max(1, self.options.worker_count))
         try:
             while True:
-                while len(reading) + len(running) < 2 * _AHEAD:
-                    indices = next(waiting, None)
-                    if indices is None:
-                        break
+                room = 2 * _AHEAD - len(reading) - len(running)
+                for indices in itertools.islice(waiting, room):
                     reading.append(pool.submit(self._read, indices, epoch, side))
                 while reading and len(running) < _AHEAD:
                     running.append(reading.popleft().result())
@@ -160,8 +162,8 @@ class DALILoader(Loader):
         if self._pipeline is None:
             o = self.options
             self._pipeline = _pipeline(
-                batch_size=o.batch_size
-                + 1,  # a last image alone joins the batch before
+                # A last image alone joins the batch before.
+                batch_size=o.batch_size + 1,
                 threads=max(1, o.worker_count),
                 device=torch.device(o.device),
                 crop=None if self._crops else o.resolution,
@@ -198,19 +200,12 @@ class DALILoader(Loader):
 
 @dataclass
 class _Fed:
-    """One batch on its way through the pipeline.
+    """One batch on its way through the pipeline."""
 
-    Attributes:
-        indices: Positions in the image set, int64 [n].
-        inputs: What the pipeline is fed, by name.
-        own: Images that DALI does not decode, uint8 [S, S, 3], by row.
-        bad: Pairs (name, reason) of undecodable images.
-    """
-
-    indices: NDArray[np.int64]
-    inputs: dict[str, Any]
-    own: dict[int, torch.Tensor]
-    bad: list[tuple[str, str]]
+    indices: NDArray[np.int64]  # positions in the image set, [n]
+    inputs: dict[str, Any]  # what the pipeline is fed, by name
+    own: dict[int, torch.Tensor]  # by row what DALI does not decode, uint8 [S, S, 3]
+    bad: list[tuple[str, str]]  # (name, reason) of undecodable images
 
 
 def declined_reason(imageset: ImageSet, device: str | torch.device) -> str | None:
@@ -303,14 +298,7 @@ def _pipeline(
 ) -> Any:
     """Build the pipeline: decode a window, resize it, then flip it or crop its centre.
 
-    Args:
-        batch_size: Largest batch.
-        threads: Number of decoding threads on the host.
-        device: The device the images end on.
-        crop: Side of the central crop in pixels; None flips instead.
-
-    Returns:
-        A DALI pipeline fed by name, whose output is uint8 [n, S, S, 3].
+    It is fed by name and gives uint8 [n, S, S, 3]; with a `crop` of None it flips.
     """
     fn = importlib.import_module("nvidia.dali.fn")
     types = importlib.import_module("nvidia.dali.types")
@@ -324,12 +312,6 @@ def _pipeline(
         prefetch_queue_depth=1,
         exec_dynamic=True,  # outputs stay valid as long as torch holds them
     )
-    memory = {}
-    if cuda:
-        memory = {
-            "device_memory_padding": _DEVICE_PADDING,
-            "host_memory_padding": _HOST_PADDING,
-        }
     with pipeline:
 
         def fed(name: str) -> Any:
@@ -345,7 +327,7 @@ def _pipeline(
             # As Pillow: neither turned as EXIF says, nor colours merely repeated.
             adjust_orientation=False,
             jpeg_fancy_upsampling=True,
-            **memory,
+            **(_CUDA_MEMORY if cuda else {}),
         )
         images = fn.resize(images, size=fed("size"), interp_type=types.INTERP_LINEAR)
         if crop is None:

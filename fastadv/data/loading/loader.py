@@ -100,8 +100,9 @@ class Loader(ABC):
         self.order = EpochOrder(imageset, options)
         self.augment: Augment = options.augment_of(imageset)
         cropped = options.train and self.augment == "rrc"
-        self.color_jitter = _implied(options.color_jitter, PUBLISHED_JITTER, cropped)
-        self.lighting = _implied(options.lighting, PUBLISHED_LIGHTING, cropped)
+        jitter, lighting = options.color_jitter, options.lighting
+        self.color_jitter = PUBLISHED_JITTER * cropped if jitter is None else jitter
+        self.lighting = PUBLISHED_LIGHTING * cropped if lighting is None else lighting
         self.resolution = options.resolution
         self.bad_images: list[tuple[str, str]] = []
         self._logged = 0
@@ -199,11 +200,8 @@ class Loader(ABC):
     ) -> torch.Tensor:
         """Do on the device what decoding left: shifts, flips and colours.
 
-        Args:
-            images: Random resized crops of `side`, or else whole images of the size that
-                `crop_flip` shifts; uint8 [n, S, S, 3].
-            indices: Their positions in the image set, int64 [n].
-            side: Side of the images returned, in pixels.
+        `images` are random resized crops of `side`, or else whole images of the size that
+        `crop_flip` shifts; uint8 [n, S, S, 3].
         """
         colours = self._colours(indices)
         shifted = self.options.train and self.augment == "crop_flip"
@@ -226,12 +224,6 @@ class Loader(ABC):
         for name, reason in self.bad_images[self._logged :]:
             log.warning("bad image %s (%s): replaced by one of its class", name, reason)
         self._logged = len(self.bad_images)
-
-
-def _implied(value: float | None, published: float, cropped: bool) -> float:
-    if value is None:
-        return published if cropped else 0.0
-    return value
 
 
 def augmentation_draws(

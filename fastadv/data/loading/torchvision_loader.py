@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch._C import _remove_worker_pids
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from fastadv.data.config import Backend
 from fastadv.data.loading.geometry import (
@@ -51,7 +51,7 @@ class TorchvisionLoader(Loader):
     def __init__(self, imageset: ImageSet, options: LoaderOptions) -> None:
         super().__init__(imageset, options)
         imageset.prepare()
-        self._requests = _Requests()
+        self._requests: list[list[Request]] = []
         workers = options.worker_count
         self._loader: DataLoader[Prepared | DataError] = DataLoader(
             Decoder(imageset, options, self.augment),
@@ -67,9 +67,8 @@ class TorchvisionLoader(Loader):
 
     def _images(self, batches: list[NDArray[np.int64]]) -> Iterator[torch.Tensor]:
         side = self.resolution
-        self._requests.batches = [
-            [(self.epoch, side, int(i)) for i in b] for b in batches
-        ]
+        # The list is the DataLoader's, so it keeps its identity.
+        self._requests[:] = [[(self.epoch, side, int(i)) for i in b] for b in batches]
         prepared = on_device(self._prepared(), self.options.device)
         for indices, images in zip(batches, prepared, strict=True):
             yield self._finished(images, indices, side)
@@ -165,19 +164,6 @@ def _end_with_parent() -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
         pass
     os._exit(0)
-
-
-class _Requests(Sampler[list[Request]]):
-    """The requests for the batches of the current epoch, set before each iteration."""
-
-    def __init__(self) -> None:
-        self.batches: list[list[Request]] = []
-
-    def __iter__(self) -> Iterator[list[Request]]:
-        return iter(self.batches)
-
-    def __len__(self) -> int:
-        return len(self.batches)
 
 
 class Decoder(Dataset[Prepared | DataError]):

@@ -31,10 +31,8 @@ from fastadv.data.sets.image_set import (
     DatasetSplits,
     ImageSet,
     Metric,
-    check_classes,
-    option_hint,
 )
-from fastadv.data.sets.subsets import train_val_split
+from fastadv.data.sets.subsets import pair_splits
 from fastadv.errors import ConfigError, DataError, unknown_name
 
 log = logging.getLogger(__name__)
@@ -207,40 +205,6 @@ def _read(
         split: made(name, split or "all", classes, ids[split], parts)
         for split, parts in tables.items()
     }
-
-
-def pair_splits(
-    name: str,
-    sets: dict[str, ImageSet],
-    holdout: float,
-    *,
-    strict: bool = True,
-    damage: Damage | None = None,
-) -> tuple[ImageSet, ImageSet]:
-    """Return (training, evaluation) split; holds a part out where there is one only.
-
-    Raises:
-        DataError: See `check_classes`.
-    """
-    if len(sets) > 1:
-        first = "train" if "train" in sets else next(iter(sets))
-        held = next((s for s in EVAL_FOLDERS if s in sets and s != first), None)
-        pair = sets[first], sets[held or next(s for s in sets if s != first)]
-        hint = f"accept it by {option_hint('strict', 'false')}"
-        check_classes(*pair, strict=strict, damage=damage, hint=hint)
-        return pair
-    (only,) = sets.values()
-    check_classes(only, None, damage=damage)
-    log.warning(
-        "%s has one split only (%d images): %g of it, stratified, with seed 0, is held "
-        "out for evaluation. Name files of both splits in one pattern, like "
-        "{train,val}-*.tar, or give %s; another share by holdout",
-        name,
-        len(only),
-        holdout,
-        option_hint("test", "PATH"),
-    )
-    return train_val_split(only, holdout, seed=0)
 
 
 def _by_split(files: Sequence[Path]) -> Groups:

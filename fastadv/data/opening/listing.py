@@ -8,7 +8,7 @@ from fastadv.data.opening.by_name import BUILT_IN, dataset_names, option_names
 from fastadv.data.sets.catalog import CATALOG, default_root
 from fastadv.text_tables import text_table
 
-_COLUMNS = (
+_COLUMNS = [
     "name",
     "classes",
     "train",
@@ -17,21 +17,20 @@ _COLUMNS = (
     "splits",
     "licence",
     "citation",
-)
+]
 
 
 def list_datasets() -> dict[str, dict[str, Any]]:
     """Return what is known of each named data set, by its name."""
-    return {name: _entry(name) for name in dataset_names()}
-
-
-def _entry(name: str) -> dict[str, Any]:
-    entry = CATALOG.get(name)
-    options = option_names(name)
-    if entry is None:
-        return {"made": True, "options": options}
-    files = [list(entry.layout.needs)] if entry.layout else []
-    return entry.facts() | {"files": files, "options": options}
+    known: dict[str, dict[str, Any]] = {}
+    for name in dataset_names():
+        facts: dict[str, Any] = {"made": True}
+        if name in CATALOG:
+            layout = CATALOG[name].layout
+            files = [list(layout.needs)] if layout else []
+            facts = CATALOG[name].facts() | {"files": files}
+        known[name] = facts | {"options": option_names(name)}
+    return known
 
 
 def datasets_text() -> str:

@@ -14,7 +14,7 @@ import os
 import threading
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from io import FileIO
@@ -332,6 +332,19 @@ def check_classes(
                 f"{part.name}: {what}; add images of them, remove the classes from every "
                 f"split{also}"
             )
+
+
+def sampled_sizes(images: ImageSet, count: int) -> Iterator[tuple[int, int]]:
+    """Yield (height, width) in pixels of about `count` images spread over a set.
+
+    Images that cannot be decoded are left out; the loader will name them.
+    """
+    for index in range(0, len(images), max(1, len(images) // count)):
+        try:
+            height, width = images.load(index).shape[:2]
+        except BadImage:
+            continue
+        yield height, width
 
 
 def checked_index(index: int, n: int) -> int:
