@@ -1,9 +1,7 @@
 """Generated data kept between runs, and checked when it is read again.
 
-One array per file: the `.npy` bytes followed by their BLAKE2b digest, written
-to a temporary name and renamed. A file that is cut short or altered is
-reported and made again; it is never an error. Not for anything that cannot be
-recomputed.
+One array per file: `.npy` bytes and their BLAKE2b digest, renamed when whole. A damaged
+file is reported and made again; it is never an error.
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
 """Unpacking of zip and tar archives that cannot be trusted.
 
-Every member is judged before it is written: no path that leaves the folder, no links,
-no devices, nothing encrypted; the number of files and the bytes that really come out
-are limited. Everything goes to a temporary folder first, so a refused archive leaves
-nothing behind.
+Every member is judged before it is written, files and bytes that come out are limited,
+and all goes to a temporary folder first: a refused archive leaves nothing behind.
 """
 
 from __future__ import annotations

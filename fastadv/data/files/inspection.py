@@ -1,8 +1,7 @@
 """Inspection of a data set: `verify` finds damage, `statistics` counts and measures.
 
-Both read and decode every image once, in threads. A JPEG whose compressed data were
-altered may still decode; such damage shows only against a checksum, which zip archives,
-TFRecord files and packed shards have, and which are checked here.
+A JPEG whose compressed data were altered may still decode; that shows only against the
+checksums of zip archives, TFRecord files and packed shards, which are checked here.
 """
 
 from __future__ import annotations

@@ -1,10 +1,8 @@
 """Packing a data set into WebDataset shards: deterministic, parallel, resumable.
 
-Every shard is a function of the data and the plan alone, is written under a temporary
-name and renamed when whole, and has its own record of being finished. After a kill -9
-the same command makes what is missing, and the result is the same to the bit. Each
-`.tar` has an `.idx` (wds2idx v1.2, which DALI reads); `manifest.json` and `SHA256SUMS`
-come last. Images are copied as they are encoded; sets without files are stored as PNG.
+Every shard depends on the data and the plan alone and is renamed when whole: after a
+kill -9, the same command makes what is missing. Each `.tar` has an `.idx` (wds2idx v1.2,
+which DALI reads); `manifest.json` and `SHA256SUMS` come last.
 """
 
 from __future__ import annotations

@@ -1,10 +1,7 @@
 """Images inside large files: what tar shards, TFRecord and RecordIO have in common.
 
-A scanner lists the records of one file: key, label, offset and size of the encoded
-image. The list is kept in the cache folder under the file's path, size and time, so a
-file is scanned once; images are then read with `pread`, by index, in any order.
-Not here: the formats (`shards`, `tfrecord`, `recordio`), or which file is of which
-split (`opening.by_path`).
+The records of a file are listed once, and the list is kept in the cache folder; images
+are then read with `pread`, by index, in any order.
 """
 
 from __future__ import annotations

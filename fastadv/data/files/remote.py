@@ -1,8 +1,6 @@
 """Files behind http(s) addresses, fetched once into the cache folder with permission.
 
-A file is there whole or not at all: it is written under a temporary name, its size
-compared with what the server announced, and renamed. Once there it is not fetched
-again; the address is its identity.
+A file is there whole or not at all; once there, its address is its identity.
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
-"""WebDataset tar shards, read in place and in any order.
+"""WebDataset tar shards, read in place and in any order; `packing` writes them.
 
 A sample is the consecutive members of one key, which is the path up to the first dot
-of the file name: an image, and its class as `.cls`, `.json` or `.txt`. Nothing is
-extracted. Compressed shards have no random access and are refused.
-Not here: writing shards (`packing`).
+of the file name: an image, and its class as `.cls`, `.json` or `.txt`.
 
 Source: the WebDataset format, github.com/webdataset/webdataset.
 """

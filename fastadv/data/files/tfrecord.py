@@ -1,9 +1,7 @@
 """TFRecord files of `tf.train.Example` images, read without TensorFlow.
 
 Fields as in the ImageNet files: `image/encoded`, and `image/class/synset` or
-`image/class/label` (ids from 1), or the plain `image` and `label`. Only lengths and the
-few bytes around the image are read to list a file. The checksum of a length is checked
-then, that of the data on demand (`verify_record`).
+`image/class/label` (ids from 1), or the plain `image` and `label`.
 
 Source: tensorflow/core/lib/io/record_writer.h and tensorflow/core/example/feature.proto.
 """
@@ -37,52 +35,52 @@ def scan_tfrecord(path: Path) -> list[Record]:
         DataError: Not a TFRecord file, cut short, or a record without image or label.
     """
     records = []
-    with open(path, "rb") as file:
-        if not path.stat().st_size:
-            return []
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            for number, (start, end) in enumerate(_payloads(path, data)):
-                try:
-                    records.append(_record(data, start, end, number))
-                except (LookupError, ValueError) as error:
-                    raise DataError(
-                        f"{path}: record {number} is no tf.Example of a labelled image "
-                        f"({error}); expected image/encoded and image/class/label"
-                    ) from error
+    for number, (data, start, end) in enumerate(_payloads(path)):
+        try:
+            records.append(_record(data, start, end, number))
+        except (LookupError, ValueError) as error:
+            raise DataError(
+                f"{path}: record {number} is no tf.Example of a labelled image "
+                f"({error}); expected image/encoded and image/class/label"
+            ) from error
     return records
 
 
 def damaged_records(path: Path) -> list[int]:
     """Return the numbers of the records whose data differ from their checksum."""
-    damaged = []
+    return [
+        number
+        for number, (data, start, end) in enumerate(_payloads(path))
+        if masked_crc(data[start:end]) != struct.unpack_from("<I", data, end)[0]
+    ]
+
+
+def _payloads(path: Path) -> Iterator[tuple[mmap.mmap, int, int]]:
+    """Yield the mapped file, and where in it the data of a record begin and end."""
+    at, size, number = 0, path.stat().st_size, 0
+    if not size:
+        return
     with (
         open(path, "rb") as file,
         mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
     ):
-        for number, (start, end) in enumerate(_payloads(path, data)):
-            (stored,) = struct.unpack_from("<I", data, end)
-            if masked_crc(data[start:end]) != stored:
-                damaged.append(number)
-    return damaged
-
-
-def _payloads(path: Path, data: mmap.mmap) -> Iterator[Span]:
-    """Yield where the data of each record lie."""
-    at, size, number = 0, len(data), 0
-    while at < size:
-        if size - at < _HEADER:
-            raise DataError(f"{path} is cut short in record {number}; fetch it again")
-        length, check = struct.unpack_from("<QI", data, at)
-        if masked_crc(data[at : at + 8]) != check:
-            raise DataError(
-                f"{path}: the length of record {number} does not match its checksum: no "
-                "TFRecord file (compressed ones are not read), or a damaged one"
-            )
-        end = at + _HEADER + length
-        if end + 4 > size:
-            raise DataError(f"{path} is cut short in record {number}; fetch it again")
-        yield at + _HEADER, end
-        at, number = end + 4, number + 1
+        while at < size:
+            start = end = at + _HEADER
+            if start <= size:
+                length, check = struct.unpack_from("<QI", data, at)
+                if masked_crc(data[at : at + 8]) != check:
+                    raise DataError(
+                        f"{path}: the length of record {number} does not match its "
+                        "checksum: no TFRecord file (compressed ones are not read), or a "
+                        "damaged one"
+                    )
+                end += length
+            if end + 4 > size:
+                raise DataError(
+                    f"{path} is cut short in record {number}; fetch it again"
+                )
+            yield data, start, end
+            at, number = end + 4, number + 1
 
 
 def _record(data: mmap.mmap, start: int, end: int, number: int) -> Record:

@@ -1,12 +1,8 @@
 """The DALI loader, which decodes crops by NVIDIA DALI in every epoch.
 
 Encoded bytes, crop windows and sizes are given to the pipeline batch by batch, so order,
-shards, crops and resumption are those of every other loader, and any set of files is
-served. Only the window of a random resized crop is decoded. What DALI would decode
-otherwise than `decoding.decode_rgb` (gray, CMYK, PNG, damage) is decoded there.
-
-On CUDA the hardware decoder works where there is one, and images stay on the device;
-on the CPU DALI needs no GPU.
+crops and resumption are those of every other loader. What DALI would decode otherwise
+than `decoding.decode_rgb` (gray, CMYK, PNG, damage) is decoded there.
 """
 
 from __future__ import annotations

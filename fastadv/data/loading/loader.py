@@ -1,11 +1,7 @@
 """How batches arrive: the contract of every loader.
 
-The random draws of an epoch and the accounting of bad images are here, once;
-`memory_loader`, `torchvision_loader` and `dali_loader` only turn arrays of indices into
-pixels, and `make_loader` chooses among them. Every random choice is a function of
-(seed, epoch, image index), so nothing depends on workers, on batches already taken, or
-on global random state. Not here: which images come when (`order`), normalisation,
-casting, adversarial anything.
+Every random choice is a function of (seed, epoch, image index), so nothing depends on
+workers, on batches already taken, or on global random state.
 """
 
 from __future__ import annotations
@@ -32,7 +28,6 @@ from fastadv.data.loading.colour import (
 from fastadv.data.loading.geometry import (
     DRAWS,
     Boxes,
-    box_table,
     crop_flip_boxes,
     plain_geometry,
 )
@@ -207,15 +202,18 @@ class Loader(ABC):
         shifted = self.options.train and self.augment == "crop_flip"
         if not shifted and colours is None and images.shape[1] == side:
             return images
-        n, size = len(indices), images.shape[1]
-        if shifted:
-            boxes = crop_flip_boxes(self._draws(indices), size)
-        else:
-            whole, zero = np.full(n, size), np.zeros(n, dtype=np.int64)
-            boxes = Boxes(zero, zero, whole, whole, zero > 0)
-        table = box_table(boxes)
-        cut: torch.Tensor = resized_crops(images, torch.arange(n), table, side, colours)
-        return cut
+        boxes = self._boxes(indices, images.shape[1])
+        return cut_out(images, np.arange(len(indices)), boxes, side, colours)
+
+    def _boxes(self, indices: NDArray[np.int64], size: int) -> Boxes:
+        """Return the crops of training images that are squares of `size` pixels."""
+        if self.augment == "crop_flip":
+            return crop_flip_boxes(self._draws(indices), size)
+        whole, zero = (
+            np.full(len(indices), size),
+            np.zeros(len(indices), dtype=np.int64),
+        )
+        return Boxes(zero, zero, whole, whole, zero > 0)
 
     def _note_bad(self, bad: list[tuple[str, str]]) -> None:
         self.bad_images.extend(b for b in bad if b not in self.bad_images)
@@ -224,6 +222,21 @@ class Loader(ABC):
         for name, reason in self.bad_images[self._logged :]:
             log.warning("bad image %s (%s): replaced by one of its class", name, reason)
         self._logged = len(self.bad_images)
+
+
+def cut_out(
+    images: torch.Tensor,
+    rows: NDArray[np.int64],
+    boxes: Boxes,
+    side: int,
+    colours: torch.Tensor | None,
+) -> torch.Tensor:
+    """Cut one box out of each of the `rows` of uint8 images; see `resized_crops`."""
+    table = torch.from_numpy(np.stack(boxes, axis=1).astype(np.int32))
+    cut: torch.Tensor = resized_crops(
+        images, torch.from_numpy(rows), table, side, colours
+    )
+    return cut
 
 
 def augmentation_draws(

@@ -1,8 +1,7 @@
 """The choice of a loader for an image set: `make_loader`.
 
 `auto` looks at the memory that is free, at whether the images are files, and at the
-device. Not here: what the loaders do (`memory_loader`, `torchvision_loader`,
-`dali_loader`).
+device.
 """
 
 from __future__ import annotations

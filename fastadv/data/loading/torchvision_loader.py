@@ -1,8 +1,7 @@
 """The loader that decodes and augments in worker processes, in every epoch.
 
-For sets that do not fit in memory. Each request carries its epoch, so workers
-stay alive between epochs and hold no random state. Not for small sets, where
-`memory_loader` is many times faster.
+Each request carries its epoch, so workers stay alive between epochs and hold no random
+state.
 """
 
 from __future__ import annotations

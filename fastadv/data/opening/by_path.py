@@ -1,10 +1,7 @@
 """`open_path` opens both splits of a data set by path or pattern, whatever its format.
 
-A folder is searched, a file is known by its ending, `shards-{000000..000012}.tar` (at
-an http(s) address, too) and `train-*.tfrecord` are expanded. A file's split stands in
-its name or its folder's (`train`, `val`, `test`); from data without splits a seeded
-stratified part is held out. Not here: names of known data sets (`catalog`), or the
-formats themselves.
+A file's split stands in its name or its folder's (`train`, `val`, `test`); from data
+without splits a seeded stratified part is held out.
 """
 
 from __future__ import annotations
@@ -108,7 +105,7 @@ def _open(
         _check_whole(path, damage)
         found = _files_in(path)
         if not found and test is None:
-            return path.name, _named(open_folder(path))
+            return path.name, {part.split: part for part in open_folder(path)}
         name, files = path.name, found
     elif is_pattern(text) and not path.exists():
         _check_whole(path.parent, damage, pattern=text)
@@ -122,7 +119,7 @@ def _open(
         name, files = path.name.partition(".")[0], [path]
         kind = file_format(path.name)
         if kind == "zip":
-            return path.stem, _named(open_zip(path))
+            return path.stem, {part.split: part for part in open_zip(path)}
         if kind == "npz":
             from fastadv.data.sets.arrays import open_npz
 
@@ -169,10 +166,6 @@ def _check_whole(folder: Path, damage: Damage | None, pattern: str = "") -> None
         if missing == [shards.MANIFEST]:
             what = "is not there: the pack was not finished"
         damage += [(str(folder / name), what) for name in missing]
-
-
-def _named(pair: tuple[ImageSet, ImageSet]) -> dict[str, ImageSet]:
-    return {part.split: part for part in pair}
 
 
 # How the records of a file are listed, and the set that reads them.

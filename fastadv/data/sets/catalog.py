@@ -1,9 +1,7 @@
 """The data sets known by name: what each is, and where its files are looked for.
 
-Adding one is one entry in `CATALOG`: citation, licence, published sizes, metric, and
-the layouts it may have on disk. Whatever its own layout is, every entry is also read
+Adding one is one entry in `CATALOG`. Whatever its own layout is, every entry is also read
 as an image folder or zip archive (`NAME/train/<class>/`, `NAME/test/<class>/`).
-Nothing is downloaded. Not here: drawn sets (`shapetex`) and paths (`opening.by_path`).
 """
 
 from __future__ import annotations
@@ -47,10 +45,6 @@ class Layout:
     read: Reader
     folders: tuple[str, ...] = ()
     lister: Callable[..., Any] | None = None
-
-
-def _has(folder: Path, patterns: str) -> bool:
-    return any(next(folder.glob(p), None) is not None for p in patterns.split("|"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,7 +287,11 @@ def open_entry(name: str, root: Path, **options: Any) -> DatasetSplits:
     for folder in (*(root / each for each in names), root):
         if not layout or not folder.is_dir():
             continue
-        missing = [need for need in layout.needs if not _has(folder, need)]
+        missing = [
+            need
+            for need in layout.needs
+            if not any(any(folder.glob(pattern)) for pattern in need.split("|"))
+        ]
         if not missing:
             return _splits(name, entry, layout.read(folder, name, **options))
         if len(missing) < len(layout.needs):

@@ -1,9 +1,7 @@
 """Image folders and zip archives in the layout `split/class/image`.
 
-Both are listed first and judged by the same code, so they accept the same
-layouts and explain themselves in the same words. Class ids follow the
-bytewise order of the training class names, never the order of a listing.
-Nothing is unpacked or written. Not here: decoding (`data.decoding`).
+Both are listed first and judged by the same code. Class ids follow the bytewise order of
+the training class names, never the order of a listing. Nothing is unpacked or written.
 """
 
 from __future__ import annotations
@@ -35,10 +33,6 @@ Members = dict[str, list[str]]  # class -> image paths below the root, '/'-separ
 Layout = dict[str, Members]  # by split
 
 
-def _bytewise(name: str) -> bytes:
-    return os.fsencode(name)
-
-
 def _skipped(part: str) -> bool:
     return part.startswith(".") or part == "__MACOSX"
 
@@ -47,7 +41,7 @@ def in_id_order(
     classes: Sequence[str], members: Members
 ) -> tuple[list[str], NDArray[np.int64]]:
     """Return all image paths, by class and then bytewise, and their labels."""
-    paths = [p for c in classes for p in sorted(members.get(c, ()), key=_bytewise)]
+    paths = [p for c in classes for p in sorted(members.get(c, ()), key=os.fsencode)]
     counts = [len(members.get(c, ())) for c in classes]
     return paths, np.repeat(np.arange(len(counts), dtype=np.int64), counts)
 
@@ -146,7 +140,7 @@ def open_folder(root: Path) -> tuple[FolderSet, FolderSet]:
     Raises:
         DataError: The layout is not `split/class/image`, or classes disagree.
     """
-    top = sorted((e.name for e in os.scandir(root) if e.is_dir()), key=_bytewise)
+    top = sorted((e.name for e in os.scandir(root) if e.is_dir()), key=os.fsencode)
     layout: Layout = {}
     for split in top:
         if split == "train" or split in EVAL_FOLDERS:
@@ -197,7 +191,7 @@ def open_zip(path: Path) -> tuple[ZipSet, ZipSet]:
         if Path(member).suffix.lower() in IMAGE_SUFFIXES and not info.is_dir():
             images.append(member)
             entries[member] = _entry(info, path)
-    classes, evaluation = _judge(layout, sorted(top, key=_bytewise), str(path))
+    classes, evaluation = _judge(layout, sorted(top, key=os.fsencode), str(path))
     return (
         ZipSet(path, "train", classes, layout["train"], entries),
         ZipSet(path, evaluation, classes, layout[evaluation], entries),
@@ -276,12 +270,12 @@ def agreed_classes(
         )
     if not any(held.values()):
         raise DataError(f"{where}: {evaluation}/ has no images; {_EXPECTED}")
-    return sorted(train, key=_bytewise)
+    return sorted(train, key=os.fsencode)
 
 
 def abridged(names: Sequence[str], limit: int = 8) -> str:
     """Return the first names, quoted, and how many more there are."""
-    names = sorted(names, key=_bytewise)
+    names = sorted(names, key=os.fsencode)
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(map(repr, names[:limit])) + more
 

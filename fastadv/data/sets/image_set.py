@@ -1,9 +1,7 @@
 """What a data set is: labelled images by index, in named splits.
 
 The contract (`ImageSet`, `DatasetSplits`) and its two forms: an array in memory,
-and encoded images that are read one by one (`FileSet`). Not here: folders and archives
-(`folders`), other formats (`data.files`), names and paths (`data.opening`), batches
-(`data.loading`).
+and encoded images that are read one by one (`FileSet`).
 """
 
 from __future__ import annotations

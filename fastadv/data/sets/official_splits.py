@@ -1,9 +1,7 @@
 """The official splits of published data sets, read from the files as distributed.
 
-Each function lists the images of both splits per class, as paths below its folder; opening
-them and checking that they exist is done once, in `open_official`. Class names come
-from the data set's own lists and are sorted bytewise. Nothing is written.
-Not here: which layouts a name may have, and where they are looked for (`catalog`).
+Each function lists the images of both splits per class, as paths below its folder;
+`open_official` checks that they exist and opens them.
 """
 
 from __future__ import annotations

@@ -1,10 +1,8 @@
 """ShapeTex: images whose shape and texture are known and independent.
 
-A controlled instrument for questions of shape against texture, and a data set
-that needs no files. Every block of 144 images holds each of the 12 x 12
-shape-texture pairs once, so the two are exactly independent and balanced;
-position, size, rotation, colours and background vary freely. Not a benchmark:
-nobody has published numbers on it.
+Every block of 144 images holds each of the 12 x 12 shape-texture pairs once, so the two
+are exactly independent and balanced; position, size, rotation, colours and background
+vary freely. Not a benchmark: nobody has published numbers on it.
 """
 
 from __future__ import annotations
@@ -31,6 +29,7 @@ from fastadv.files import fastadv_cache_dir
 
 GENERATOR_VERSION = 1  # raise it when any pixel changes; old cache files then rest
 RESOLUTIONS = (32, 96)
+_drawing = threading.Lock()
 _ATTRIBUTES = ("shape", "texture", "color", "background")
 
 
@@ -92,22 +91,15 @@ class ShapeTex(ImageSet):
         self.classes = self.SHAPE_NAMES if label == "shape" else self.TEXTURE_NAMES
         self.labels = self.attributes[label].astype(np.int64)
         self._images: NDArray[np.uint8] | None = None
-        self._lock = threading.Lock()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k != "_lock"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._lock = threading.Lock()
 
     @property
     def images(self) -> NDArray[np.uint8]:
         """All pixels, uint8 [n, R, R, 3]; drawn or read from the cache once."""
-        with self._lock:
-            if self._images is None:
-                self._images = self._drawn()
-            return self._images
+        if self._images is None:
+            with _drawing:
+                if self._images is None:
+                    self._images = self._drawn()
+        return self._images
 
     def load(self, index: int) -> NDArray[np.uint8]:
         """Return image `index` as uint8 [R, R, 3] RGB in 0..255."""

@@ -1,11 +1,8 @@
 """The shapes and the textures of the procedural set, as functions of the plane.
 
-A shape is a signed distance function, a texture a function into [0, 1]; both
-are evaluated for a whole group of images at once, textures antialiased over
-about one pixel. Placing, colouring and compositing them is `shapetex_render`'s.
-
-Coordinates: the image is [-1, 1] x [-1, 1], x right, y down. Shapes fit the
-unit circle in their own frame. Every array of pixels is float32 [b, R, R].
+A shape is a signed distance function within the unit circle, a texture a function into
+[0, 1], antialiased over about one pixel. The image is [-1, 1] x [-1, 1], x right, y
+down; every array of pixels is float32 [b, R, R].
 """
 
 from __future__ import annotations

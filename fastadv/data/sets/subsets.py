@@ -1,9 +1,7 @@
 """Seeded, stratified parts of an image set: few-image runs and validation splits.
 
-Every class with images is represented, shares are as proportional as whole
-images allow, and the choice depends on labels and seed alone. For one seed
-the subsets grow mostly by addition: within a class, more images means the
-same ones and others.
+Every class with images is represented in proportion, and the choice depends on labels
+and seed alone. For one seed a larger subset mostly adds images to a smaller one.
 """
 
 from __future__ import annotations
