@@ -14,7 +14,7 @@ from fastadv.data import (
     subset,
     train_val_split,
 )
-from fastadv.data.dataset_options import dataset_options
+from fastadv.data.config import dataset_options
 from fastadv.data.sets.downscale import Downscaled
 from fastadv.errors import DataError
 from fastadv.transfer.config import TransferConfig

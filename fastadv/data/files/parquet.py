@@ -40,13 +40,8 @@ _ROWS = 256  # converted at once: bounds memory, and what one damaged file costs
 class ColumnSet(FileSet):
     """One split whose encoded images are a column of a table.
 
-    Args:
-        name: The data set.
-        split: The split.
-        classes: Class names.
-        labels: Class ids, int64 [n], files one after the other.
-        table: What the images are read from.
-        column: The column of the images: bytes, or a struct with `bytes`.
+    Its arguments are those of `FileSet`, what the images are read from, and the column
+    of the images: bytes, or a struct with `bytes`.
     """
 
     def __init__(

@@ -48,12 +48,8 @@ Table = NDArray[Any]  # structured, the fields of Record
 class RecordSet(FileSet):
     """One split of images that lie in a few large files.
 
-    Args:
-        name: The data set.
-        split: The split.
-        classes: Class names.
-        labels: Integers [n], class ids, files one after the other.
-        tables: The records of each file.
+    Its arguments are those of `FileSet`, and `tables`: the records of each file. Labels
+    are in their order, files one after the other.
     """
 
     def __init__(

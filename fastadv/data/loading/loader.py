@@ -25,12 +25,7 @@ from fastadv.data.loading.colour import (
     PUBLISHED_LIGHTING,
     colour_changes,
 )
-from fastadv.data.loading.geometry import (
-    DRAWS,
-    Boxes,
-    crop_flip_boxes,
-    plain_geometry,
-)
+from fastadv.data.loading.geometry import DRAWS, Boxes, crop_flip_boxes, plain_geometry
 from fastadv.data.loading.loader_options import LoaderOptions
 from fastadv.data.loading.order import EpochOrder
 from fastadv.data.sets.image_set import Augment, ImageSet

@@ -23,12 +23,7 @@ from fastadv.data.files.patterns import (
     names_file,
 )
 from fastadv.data.sets.folders import EVAL_FOLDERS, open_folder, open_zip
-from fastadv.data.sets.image_set import (
-    Damage,
-    DatasetSplits,
-    ImageSet,
-    Metric,
-)
+from fastadv.data.sets.image_set import Damage, DatasetSplits, ImageSet, Metric
 from fastadv.data.sets.subsets import pair_splits
 from fastadv.errors import ConfigError, DataError, unknown_name
 
@@ -93,11 +88,7 @@ def open_path(
 
 
 def _open(
-    text: str,
-    test: str | None,
-    columns: Columns,
-    download: bool,
-    damage: Damage | None,
+    text: str, test: str | None, columns: Columns, download: bool, damage: Damage | None
 ) -> tuple[str, dict[str, ImageSet]]:
     path = Path(text).expanduser()
     if path.is_dir():

@@ -50,11 +50,11 @@ class FolderSet(FileSet):
     """One split of a folder on disk.
 
     Args:
-        root: The folder that image paths start from.
+        root: The folder that image paths start from; names the data set by default.
         split: The split.
         classes: All class names, in id order.
         members: Image paths per class, '/'-separated, below the root.
-        name: The data set; by default the name of the folder.
+        name: The data set.
     """
 
     def __init__(

@@ -353,10 +353,7 @@ def checked_index(index: int, n: int) -> int:
 
 
 def checked_labels(
-    labels: Sequence[int] | NDArray[np.int64],
-    n: int,
-    classes: Sequence[str],
-    what: str,
+    labels: Sequence[int] | NDArray[np.int64], n: int, classes: Sequence[str], what: str
 ) -> NDArray[np.int64]:
     """Return labels as int64 [n]; DataError when they cannot be class ids."""
     ids = np.asarray(labels, dtype=np.int64)

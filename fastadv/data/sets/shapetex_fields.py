@@ -249,20 +249,11 @@ def _speckle(x: Field, y: Field, u: Field, px: float) -> Field:
     return clip01((noise - np.float32(0.5)) * np.float32(2.4) + np.float32(0.5))
 
 
-TEXTURES: dict[str, Callable[[Field, Field, Field, float], Field]] = {
-    "h_stripes": _h_stripes,
-    "v_stripes": _v_stripes,
-    "diagonal": _diagonal,
-    "checker": _checker,
-    "dots": _dots,
-    "grid": _grid,
-    "rings": _rings,
-    "spokes": _spokes,
-    "zigzag": _zigzag,
-    "bricks": _bricks,
-    "blobs": _blobs,
-    "speckle": _speckle,
-}
+_DRAWN_BY: tuple[Callable[[Field, Field, Field, float], Field], ...] = (
+    *(_h_stripes, _v_stripes, _diagonal, _checker, _dots, _grid),
+    *(_rings, _spokes, _zigzag, _bricks, _blobs, _speckle),
+)
+TEXTURES = {draw.__name__.removeprefix("_"): draw for draw in _DRAWN_BY}
 
 
 def value_noise(x: Field, y: Field, u: Field, cell: float) -> Field:

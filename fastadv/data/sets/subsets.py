@@ -85,9 +85,7 @@ def base_and_positions(images: ImageSet) -> tuple[ImageSet, NDArray[np.int64]]:
     return images, positions
 
 
-def files_and_positions(
-    images: ImageSet,
-) -> tuple[FileSet, NDArray[np.int64]] | None:
+def files_and_positions(images: ImageSet) -> tuple[FileSet, NDArray[np.int64]] | None:
     """Return what `base_and_positions` does of encoded images; None for others."""
     base, positions = base_and_positions(images)
     return (base, positions) if isinstance(base, FileSet) else None
@@ -160,10 +158,7 @@ def train_val_split(
 
 
 def allocate(
-    counts: NDArray[np.int64],
-    n: int,
-    low: NDArray[np.int64],
-    high: NDArray[np.int64],
+    counts: NDArray[np.int64], n: int, low: NDArray[np.int64], high: NDArray[np.int64]
 ) -> NDArray[np.int64]:
     """Share `n` images among classes, as proportional as bounds allow.
 
