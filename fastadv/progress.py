@@ -96,16 +96,17 @@ class Progress:
 
 
 def track(items: Iterable[Item], total: int, text: str) -> Iterator[Item]:
-    """Yield `items`, showing how many are done once that takes more than two seconds.
+    """Yield `items`, with a bar on a terminal once that takes more than two seconds.
 
-    Of the processes of one run on this machine only the first shows it.
+    Elsewhere nothing is written. Of the processes of one run on this machine, only the
+    first shows the bar.
 
     Args:
         items: What is worked on.
         total: Number of items.
         text: What is being done, such as "checking files".
     """
-    if os.environ.get("LOCAL_RANK", "0") != "0":
+    if os.environ.get("LOCAL_RANK", "0") != "0" or not sys.stderr.isatty():
         yield from items
         return
     progress = Progress(total, delay=2.0)

@@ -1,7 +1,7 @@
 """The projected ascent step and its family, as `torch.ops.fastadv.*` operators.
 
 This package is imported as `fastadv.kernels`. `ops.py` defines and checks the operators,
-`step.py` has their operands, `registry.py` chooses a backend, `reference.py` says what is
+`step.py` has their operands, `registry.py` chooses a backend, `reference.py` defines what is
 computed, and the other modules compute it.
 """
 

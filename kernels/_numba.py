@@ -79,7 +79,7 @@ def _rows(t: Tensor) -> Any:
 
 
 def _unit(images: Tensor) -> Any:
-    """Return what a pixel is divided by; one is exact and spares further kernels."""
+    """Return the divisor of pixels, 255 or 1; a division by 1 spares further kernels."""
     import numpy as np
 
     return np.float32(255 if images.dtype == torch.uint8 else 1)

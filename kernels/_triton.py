@@ -128,7 +128,7 @@ def _launch(each: _Pass, like: Tensor, samples: int, warps: int, *first: int) ->
 
 
 def _task(step: Step) -> Task:
-    """Return what the tuned choice for a step is kept by."""
+    """Return the kind of call that the tuned choice for a step is stored under."""
     tensors = (step.x, step.x0, step.grad, step.z)
     return Task(
         step.op,

@@ -4,7 +4,7 @@ Nothing is measured unless FASTADV_TUNE=1 is set. Then the first call of each ki
 (`Task`) times the candidates and the choice is kept on disk, one small JSON file per
 kind, in a folder per fastadv version, Triton version and device. Later processes read
 it, with the variable or without. This module needs neither torch nor Triton: `_triton.py`
-says what runs where and how long it took.
+decides what runs where and measures how long it takes.
 
 A choice of another `sum_width` or `block` adds up in another order, so an L2 step may
 differ in its last bit; the same choice gives the same bits.
@@ -104,7 +104,7 @@ DEFAULT = LaunchConfig()
 def candidates(
     norm: str, samples: int, sample_bytes: int, cache_bytes: int
 ) -> Iterator[LaunchConfig]:
-    """Yield what is timed: the default, then everything with a reason to be faster."""
+    """Yield the candidates to time: the default, then all with a reason to be faster."""
     # 4, 8 and 16 elements per thread: more bytes in flight against more programs.
     shapes = ((1024, 8), (1024, 4), (2048, 8), (2048, 4), (4096, 8))
     widths, shares = (

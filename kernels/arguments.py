@@ -1,4 +1,4 @@
-"""Checks of what the operators accept: shapes, dtypes, devices, numbers and memory."""
+"""Checks of the operators' arguments: shapes, dtypes, devices, numbers and memory."""
 
 from __future__ import annotations
 

@@ -178,7 +178,7 @@ def pgd_step_(
         ValueError: Shapes or devices disagree, a number is out of its range (tensors are
             not read), or a tensor that is written shares memory with another operand or
             with itself.
-        TypeError: A dtype is none of those named above.
+        TypeError: A dtype is not among the ones named above.
         BackendError: No backend accepts the call; the message lists the reasons.
 
     Source:

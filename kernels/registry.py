@@ -113,7 +113,7 @@ class BackendInfo:
         name: Name that users force the backend by.
         module: Full name of the module.
         summary: What the backend is, for `fastadv-doctor`.
-        extra: Operators that the backend has besides those that every backend has.
+        extra: Operators that the backend has and that not every backend must have.
     """
 
     name: str

@@ -11,7 +11,6 @@ nothing is read from the device.
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -28,7 +27,6 @@ from fastadv.attacks.engine import (
 )
 from fastadv.attacks.objectives import DLR_TARGETED, Context, Objective, succeeded
 from fastadv.kernels import apgd_step_
-from fastadv.kernels.arguments import memory_order
 from fastadv.kernels.pixels import to_pixels
 from fastadv.models.view import AttackView
 from fastadv.threat import ThreatModel
@@ -121,28 +119,17 @@ class APGD(GradientAttack):
         self.num_steps = num_steps
         self.num_targets = num_targets
 
-    def __call__(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        *,
-        offset: int = 0,
-        active: Tensor | None = None,
+    def _attack(
+        self, model: nn.Module, x: Tensor, y: Tensor, offset: int, active: Tensor | None
     ) -> AttackResult:
-        """Attack the images that are classified correctly; see `Attack.__call__`.
+        """Attack the images that are classified correctly.
 
         The others keep their clean image. A fooled image is the first iterate that
         fools, any other the iterate with the highest loss over all runs.
         """
-        began = time.perf_counter()
-        view = self.prepare(model)
-        self._check(view, x, y)
-        layout = memory_order(x) or torch.contiguous_format
-        x_nat = x.detach().contiguous(memory_format=torch.channels_last)
-        context = self._context(view, x_nat, y)
+        view, x_nat, context = self._begin(model, x, y)
         with torch.no_grad():
-            logits = self._outputs(view, self._normalized(view, x_nat))
+            logits = self._outputs(view, view.normalize(x_nat))
             check_labels(y, logits.shape[1])
             warn_of_probabilities(view, logits)
             targets = self._targets(logits, y)
@@ -152,7 +139,7 @@ class APGD(GradientAttack):
         todo = ~wrong if active is None else ~wrong & active
         found = AttackResult(
             x_adv=to_pixels(x_nat, torch.float32).clone(),
-            success=wrong if active is None else wrong & active,
+            success=wrong,
             loss=loss.masked_fill(todo, float("-inf")),
             nonfinite=torch.zeros(1, dtype=torch.int64, device=x.device),
         )
@@ -165,11 +152,7 @@ class APGD(GradientAttack):
             start = self._start(x_nat, self.seed, number, offset)
             aim = _take(replace(context, targets=target), rows)
             self._run(view, rows, x_nat[rows], start[rows], aim, found)
-        return replace(
-            found,
-            x_adv=found.x_adv.contiguous(memory_format=layout),
-            seconds=(time.perf_counter() - began,),
-        )
+        return found
 
     def describe(self) -> dict[str, Any]:
         """Return what this attack is, in plain values; see `Attack.describe`."""
@@ -198,7 +181,7 @@ class APGD(GradientAttack):
         """Attack the samples `rows` of the batch once, and update `found` in place."""
         mean, std = view.statistics(start.shape[1])
         forward = partial(self._forward, view)
-        z = self._normalized(view, start)
+        z = view.normalize(start)
         grad, loss, outputs = self._gradient(forward, z, context)
         run = _Run(
             rows=rows,
@@ -257,44 +240,24 @@ class APGD(GradientAttack):
 
 @dataclass
 class _Run:
-    """State of a run on n samples; the first dimension of every tensor is n.
+    """State of a run on n samples; the first dimension of every tensor is n."""
 
-    Attributes:
-        rows: Position of each sample in the batch, int64.
-        x_nat: Clean images.
-        x: Current iterate.
-        x_prev: Previous iterate.
-        z: Current iterate as the network's input.
-        grad: Gradient at the current iterate.
-        x_best: First iterate that fooled the model; until one does, the iterate with
-            the highest loss.
-        grad_best: Gradient at `x_best`.
-        context: Context of the objective for these samples.
-        loss: Loss at the last step.
-        best: Loss at `x_best`.
-        best_before: Value of `best` at the previous checkpoint.
-        fooled: Whether an iterate fooled the model, bool.
-        rises: Number of steps since the previous checkpoint that raised the loss, int64.
-        halved: Whether the previous checkpoint halved the step size, bool.
-        step_size: Length of a step in pixel units, float32.
-    """
-
-    rows: Tensor
+    rows: Tensor  # position of each sample in the batch, int64
     x_nat: Tensor
-    x: Tensor
+    x: Tensor  # current iterate
     x_prev: Tensor
-    z: Tensor
-    grad: Tensor
-    x_best: Tensor
-    grad_best: Tensor
+    z: Tensor  # current iterate as the network's input
+    grad: Tensor  # gradient at the current iterate
+    x_best: Tensor  # first iterate that fooled the model, or else that of highest loss
+    grad_best: Tensor  # gradient at `x_best`
     context: Context
-    loss: Tensor
-    best: Tensor
-    best_before: Tensor
-    fooled: Tensor
-    rises: Tensor
-    halved: Tensor
-    step_size: Tensor
+    loss: Tensor  # at the last step
+    best: Tensor  # loss at `x_best`
+    best_before: Tensor  # value of `best` at the previous checkpoint
+    fooled: Tensor  # whether an iterate fooled the model, bool
+    rises: Tensor  # number of steps since the checkpoint that raised the loss, int64
+    halved: Tensor  # whether the previous checkpoint halved the step size, bool
+    step_size: Tensor  # in pixel units, float32
 
     def remember(self, loss: Tensor, wrong: Tensor) -> None:
         """Keep the iterate and gradient of the samples that do better now."""

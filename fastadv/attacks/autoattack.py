@@ -62,7 +62,7 @@ class Cascade:
         self._description = description
 
     def prepare(self, model: nn.Module) -> nn.Module:
-        """Return what the first attack works on, which the others accept, too."""
+        """Return the network that the first attack works on; the others accept it, too."""
         return self.stages[0].prepare(model)
 
     def describe(self) -> dict[str, Any]:

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastadv.attacks.engine import PROBABILITIES, are_probabilities, checked_logits
-from fastadv.kernels import normalize
 from fastadv.models.view import AttackView
 
 # Outputs, scaled to unit length, that differ by more than this between two passes over the
@@ -97,8 +96,7 @@ def check_model(model: nn.Module, view: AttackView, x: Tensor, y: Tensor) -> Che
     Raises:
         TypeError: The model does not return logits [N, K].
     """
-    mean, std = view.statistics(x.shape[1])
-    z = normalize(x, mean=mean, std=std, dtype=view.dtype)
+    z = view.normalize(x)
     with torch.enable_grad():
         outputs = checked_logits(view(z.requires_grad_())).float()
         (grad,) = torch.autograd.grad(

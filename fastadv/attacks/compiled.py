@@ -34,6 +34,7 @@ instead of 0.52 on resnet18 (224 px, batch 16), 0.60 instead of 0.48 on resnet18
 
 Tensors: TypeAlias = tuple[Tensor, ...]
 Inputs: TypeAlias = Sequence[Tensor | None]
+Call: TypeAlias = Callable[[Inputs], Tensors]
 Steps: TypeAlias = Callable[[Forward, Inputs], Tensors]
 """Runs an attack on one batch, with the given network: returns tensors, may overwrite its
 inputs, and never waits for the device."""
@@ -123,66 +124,23 @@ RECORDERS: dict[str, Recorder] = {"cuda": record_cuda_graph}
 """Maps a device type to the function that records a call there."""
 
 
-class Replay:
-    """A recorded attack, which copies its inputs into buffers and its results out of them.
+def _recorded(call: Call, tensors: Inputs) -> Call:
+    """Record `call` for inputs like `tensors`; the result leaves its inputs unchanged."""
+    buffers = [None if t is None else t.clone() for t in tensors]
+    device = next(t.device for t in tensors if t is not None)
+    replay = RECORDERS[device.type](lambda: call(buffers), device)
 
-    Args:
-        steps: The function of tensors that is recorded.
-        tensors: Example inputs, with the shapes, dtypes, strides and device of all to come.
-
-    Raises:
-        Exception: Recording failed, for whatever reason.
-    """
-
-    def __init__(self, steps: Callable[[Inputs], Tensors], tensors: Inputs) -> None:
-        self._inputs = [t.clone() if t is not None else None for t in tensors]
-        device = next(t.device for t in tensors if t is not None)
-        self._replay = RECORDERS[device.type](lambda: steps(self._inputs), device)
-
-    def __call__(self, tensors: Inputs) -> Tensors:
-        """Return the results of `steps` for `tensors`, which are not changed."""
-        for buffer, given in zip(self._inputs, tensors, strict=True):
+    def replayed(tensors: Inputs) -> Tensors:
+        for buffer, given in zip(buffers, tensors, strict=True):
             if buffer is not None and given is not None:
                 buffer.copy_(given)
-        return tuple(result.clone() for result in self._replay())
+        return tuple(result.clone() for result in replay())
 
-
-class _CompiledNetwork:
-    """A compiled forward pass, and the eager one that takes over when it fails.
-
-    Args:
-        eager: The forward pass that is compiled.
-        compiled: The same, compiled at its first call.
-        on_failure: Is told the compiler's error.
-    """
-
-    def __init__(
-        self, eager: Forward, compiled: Forward, on_failure: Callable[[Exception], None]
-    ) -> None:
-        self._eager, self._compiled, self._on_failure = eager, compiled, on_failure
-        self.works = True
-
-    def __call__(self, z: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
-        if not self.works:
-            return self._eager(z, context)
-        try:
-            return self._compiled(z, context)
-        except Exception as error:
-            found = self._eager(z, context)  # raises again if the network is at fault
-            self.works = False
-            self._on_failure(error)
-            return found
+    return replayed
 
 
 class Runner:
-    """Runs the steps of one attack in the requested mode, or else one by one.
-
-    Args:
-        mode: A `CompileMode`.
-
-    Raises:
-        ValueError: The mode is unknown.
-    """
+    """Runs the steps of one attack in the requested mode, or else one by one."""
 
     def __init__(self, mode: CompileMode) -> None:
         if mode not in get_args(CompileMode):
@@ -194,9 +152,9 @@ class Runner:
         self._reasons: set[str] = set()
         self._failed: set[str] = set()
         self._compiled = self._captured = 0
-        self._network: tuple[AttackView, _CompiledNetwork] | None = None
+        self._network: tuple[AttackView, Forward] | None = None
         self._shapes: set[Hashable] = set()
-        self._replay: tuple[Hashable, Replay] | None = None
+        self._replay: tuple[Hashable, Call] | None = None
         self._last: Hashable = None
 
     def report(self) -> CompileReport:
@@ -216,16 +174,11 @@ class Runner:
         reused: bool,
         constants: Hashable,
     ) -> Tensors:
-        """Return the results of `steps(network, tensors)`.
+        """Return the results of `steps(network, tensors)`, which may overwrite tensors.
 
-        Args:
-            view: The network under attack.
-            forward: Its forward pass with the objective, run one by one.
-            steps: The whole attack on one batch; it is handed `forward`, or the same
-                compiled.
-            tensors: Batch, start and labels; `steps` may overwrite them.
-            reused: Whether `view` will be attacked again.
-            constants: Everything else that the result depends on.
+        The network is `forward`, the forward pass of `view` with the objective, or the
+        same compiled. `reused` tells whether `view` will be attacked again, and
+        `constants` is everything else that the results depend on.
         """
         device = next(t.device for t in tensors if t is not None)
         ways = self._ways(device, reused)
@@ -238,12 +191,15 @@ class Runner:
         call = partial(steps, network or forward)
         results = None
         if "graph" in ways:
-            key = (constants, shapes, device, _addresses(view))
+            # Recorded kernels read the weights where they lie now.
+            weights = (*view.parameters(), *view.buffers())
+            addresses = tuple(t.data_ptr() for t in weights)
+            key = (constants, shapes, device, addresses)
             results = self._replayed(key, call, tensors)
         recorded = results is not None
         if results is None:
             results = call(tensors)
-        compiled = network is not None and network.works
+        compiled = network is not None and "inductor" not in self._failed
         if recorded:
             self._ran = "full" if compiled else "graph"
         else:
@@ -296,8 +252,11 @@ class Runner:
         self._shapes.add(shapes)
         return True
 
-    def _compiled_network(self, view: AttackView, eager: Forward) -> _CompiledNetwork:
-        """Return the forward pass of `view` compiled, which is done once for each view."""
+    def _compiled_network(self, view: AttackView, eager: Forward) -> Forward:
+        """Return the forward pass of `view` compiled, which is done once for each view.
+
+        The eager one takes over when compilation fails.
+        """
         if self._network is not None and self._network[0] is view:
             return self._network[1]
         from torch._dynamo import lookup_backend
@@ -317,13 +276,21 @@ class Runner:
         compiled = torch.compile(
             forward, backend=counted, dynamic=False, fullgraph=True
         )
-        network = _CompiledNetwork(eager, compiled, partial(self._fail, "inductor"))
+
+        def network(z: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
+            if "inductor" in self._failed:
+                return eager(z, context)
+            try:
+                found: tuple[Tensor, Tensor, Tensor] = compiled(z, context)
+            except Exception as error:
+                found = eager(z, context)  # raises again if the network is at fault
+                self._fail("inductor", error)
+            return found
+
         self._network = (view, network)
         return network
 
-    def _replayed(
-        self, key: Hashable, call: Callable[[Inputs], Tensors], tensors: Inputs
-    ) -> Tensors | None:
+    def _replayed(self, key: Hashable, call: Call, tensors: Inputs) -> Tensors | None:
         """Return the results of a recording, made now or before; None without one.
 
         A kind of batch is recorded when it comes twice in a row, in place of the one
@@ -339,14 +306,9 @@ class Runner:
                 self._fail("graph", f"it was recorded {_MOST_CAPTURES} times already")
                 return None
             try:
-                self._replay = (key, Replay(call, tensors))
+                self._replay = (key, _recorded(call, tensors))
             except Exception as error:  # eager steps raise any that is not recording's
                 self._fail("graph", error)
                 return None
             self._captured += 1
         return self._replay[1](tensors)
-
-
-def _addresses(view: AttackView) -> tuple[int, ...]:
-    """Return where the weights lie, from where recorded kernels read them."""
-    return tuple(t.data_ptr() for t in (*view.parameters(), *view.buffers()))

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
+
+from fastadv.kernels.arguments import memory_order
+from fastadv.threat import ThreatModel
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,7 @@ class Attack(Protocol):
         """Name of each attack that is run in turn; one name for a single attack."""
 
     def prepare(self, model: nn.Module) -> nn.Module:
-        """Return what a call accepts in place of `model`, made once for many batches."""
+        """Return the network that calls accept in place of `model`, made for many batches."""
 
     def __call__(
         self,
@@ -88,3 +93,48 @@ class Attack(Protocol):
         There are always `name`, `norm` and `eps` (in pixel units); the other keys depend
         on the kind of attack.
         """
+
+
+class SingleAttack:
+    """Base class of one attack, which times calls and keeps the layout of the images.
+
+    A subclass sets `name` and `threat`, and does its work in `prepare` and `_attack`.
+    """
+
+    name: str
+    threat: ThreatModel
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Name of the attack, as the contract has it."""
+        return (self.name,)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what this attack is, in plain values; see `Attack.describe`."""
+        return {"name": self.name} | asdict(self.threat)
+
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        offset: int = 0,
+        active: Tensor | None = None,
+    ) -> AttackResult:
+        """Attack a batch and judge the result; see `Attack.__call__`."""
+        began = time.perf_counter()
+        layout = memory_order(x) or torch.contiguous_format
+        found = self._attack(model, x, y, offset, active)
+        return replace(
+            found,
+            x_adv=found.x_adv.contiguous(memory_format=layout),
+            success=found.success if active is None else found.success & active,
+            seconds=(time.perf_counter() - began,),
+        )
+
+    def _attack(
+        self, model: nn.Module, x: Tensor, y: Tensor, offset: int, active: Tensor | None
+    ) -> AttackResult:
+        """Attack a batch; images that are not active may be attacked, too."""
+        raise NotImplementedError

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 
-from fastadv.attacks.contract import AttackResult
+from fastadv.attacks.contract import AttackResult, SingleAttack
 from fastadv.attacks.objectives import Context, Objective, get_objective, succeeded
-from fastadv.kernels import ball_init, normalize
+from fastadv.kernels import ball_init
 from fastadv.models.view import AttackView
 from fastadv.phases import phase
 from fastadv.threat import ThreatModel
@@ -44,23 +44,11 @@ Forward: TypeAlias = Callable[[Tensor, Context], tuple[Tensor, Tensor, Tensor]]
 per sample [N], outputs)."""
 
 
-class GradientAttack:
+class GradientAttack(SingleAttack):
     """Base class of the attacks that follow the gradient of an objective.
 
-    Args:
-        threat: Norm and radius, in pixel units.
-        objective: A name in `OBJECTIVES`, or an `Objective`.
-        num_restarts: Number of independent runs.
-        random_start: Begin at a random point of the ball instead of the clean image.
-        seed: Seed of the random starts.
-        bn_mode: Mode of BatchNorm while attacking, `"eval"` or `"train"`.
-        dtype: Compute dtype of the network; None keeps the model's.
-
-    Attributes:
-        start_eps: Radius of the random start, in pixel units.
+    The arguments are those of `PGD`. The random start has the radius `start_eps`.
     """
-
-    name: ClassVar[str]
 
     def __init__(
         self,
@@ -87,17 +75,9 @@ class GradientAttack:
         self.bn_mode: Literal["eval", "train"] = bn_mode
         self.dtype = dtype
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Name of the attack, as the contract has it."""
-        return (self.name,)
-
     def describe(self) -> dict[str, Any]:
         """Return what this attack is, in plain values; see `Attack.describe`."""
-        return {
-            "name": self.name,
-            "norm": self.threat.norm,
-            "eps": self.threat.eps,
+        return super().describe() | {
             "objective": self.objective.name,
             "num_restarts": self.num_restarts,
         }
@@ -119,25 +99,16 @@ class GradientAttack:
             return model
         return AttackView(model, mode=self.bn_mode, dtype=self.dtype)
 
-    @staticmethod
-    def _check(
-        view: AttackView,
-        x: Tensor,
-        y: Tensor,
-        *,
-        values: bool = True,
-        soft: bool = False,
-    ) -> None:
-        """Raise unless `view` can be attacked on this batch.
+    def _begin(
+        self, model: nn.Module, x: Tensor, y: Tensor, *, training: bool = False
+    ) -> tuple[AttackView, Tensor, Context]:
+        """Check a batch, and return the view, images in channels_last and the context.
 
-        Args:
-            view: The network under attack.
-            x: Images [N, C, H, W].
-            y: Labels [N].
-            values: Also check pixels and labels where that waits for the device.
-            soft: Accept class probabilities [N, K] as labels, too.
+        In training, labels may be class probabilities [N, K], and pixels and labels are
+        not checked where that waits for the device.
         """
-        soft = soft and y.dim() == 2 and y.is_floating_point()
+        view = self.prepare(model)
+        soft = training and y.dim() == 2 and y.is_floating_point()
         if x.dim() != 4 or y.shape[:1] != x.shape[:1] or (y.dim() != 1 and not soft):
             raise ValueError(
                 f"x has shape {list(x.shape)} and y {list(y.shape)}; expected "
@@ -151,27 +122,20 @@ class GradientAttack:
                 f"x is on {x.device}, y on {y.device}, the model on {weights.device}; "
                 "move them to one device"
             )
-        if not soft and (values or y.device.type == "cpu"):
+        if not soft and (not training or y.device.type == "cpu"):
             check_labels(y, view.num_classes)
-        if values:
+        if not training:
             check_pixels(x)
+        x_nat = x.detach().contiguous(memory_format=torch.channels_last)
+        if not self.objective.needs_clean:
+            return view, x_nat, Context(y)
+        with torch.no_grad():
+            return view, x_nat, Context(y, self._outputs(view, view.normalize(x_nat)))
 
     def _outputs(self, view: AttackView, z: Tensor) -> Tensor:
         if self.objective.outputs == "features":
             return view.features(z)
         return checked_logits(view(z))
-
-    @torch.no_grad()
-    def _context(self, view: AttackView, x_nat: Tensor, y: Tensor) -> Context:
-        if not self.objective.needs_clean:
-            return Context(y)
-        return Context(y, self._outputs(view, self._normalized(view, x_nat)))
-
-    @staticmethod
-    def _normalized(view: AttackView, x: Tensor) -> Tensor:
-        mean, std = view.statistics(x.shape[1])
-        z: Tensor = normalize(x, mean=mean, std=std, dtype=view.dtype)
-        return z
 
     def _start(self, x_nat: Tensor, seed: int, restart: int, offset: int) -> Tensor:
         """Return the first iterate, float32 [N, C, H, W], in memory of its own."""
@@ -253,12 +217,11 @@ def checked_logits(outputs: object) -> Tensor:
     """Return `outputs` if they are logits [N, K], or raise a TypeError."""
     if isinstance(outputs, Tensor) and outputs.dim() == 2:
         return outputs
+    what = f"a {type(outputs).__name__}"
     if isinstance(outputs, Tensor):
         what = f"a tensor of shape {list(outputs.shape)}"
     elif isinstance(outputs, (tuple, list)):
-        what = f"a {type(outputs).__name__} of {len(outputs)}"
-    else:
-        what = f"a {type(outputs).__name__}"
+        what += f" of {len(outputs)}"
     raise TypeError(
         f"the model returned {what}; attacks need one tensor of logits [N, K]. Wrap the "
         "model in a module that returns its logits alone"
@@ -307,8 +270,10 @@ def check_pixels(x: Tensor) -> None:
         )
 
 
-def worse_of(a: AttackResult, b: AttackResult) -> AttackResult:
+def worse_of(a: AttackResult | None, b: AttackResult) -> AttackResult:
     """Choose, per sample, the result that succeeded, or else that of the higher loss."""
+    if a is None:
+        return b
     take = (b.success & ~a.success) | ((b.success == a.success) & (b.loss > a.loss))
     x_adv = torch.where(take.view(-1, 1, 1, 1), b.x_adv, a.x_adv)
     return AttackResult(

@@ -72,20 +72,14 @@ def targeted(logits: Tensor, context: Context) -> Tensor:
     return -cross_entropy(logits, context)
 
 
-def _true_and_best_other(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    logits = logits.float()
-    true = logits.gather(1, labels[:, None]).squeeze(1)
-    others = logits.scatter(1, labels[:, None], float("-inf"))
-    return true, others.amax(1)
-
-
 def margin(logits: Tensor, context: Context) -> Tensor:
     """Return the best wrong logit minus the true one, [N].
 
     Source: Carlini and Wagner 2017.
     """
-    true, other = _true_and_best_other(logits, context.labels)
-    return other - true
+    logits, true = logits.float(), context.labels[:, None]
+    others = logits.scatter(1, true, float("-inf"))
+    return others.amax(1) - logits.gather(1, true).squeeze(1)
 
 
 def dlr(logits: Tensor, context: Context) -> Tensor:
@@ -97,9 +91,8 @@ def dlr(logits: Tensor, context: Context) -> Tensor:
         raise ValueError(
             f"dlr needs at least 3 classes, got {logits.shape[1]}; use margin"
         )
-    true, other = _true_and_best_other(logits, context.labels)
     top = logits.float().topk(3, dim=1).values
-    return (other - true) / (top[:, 0] - top[:, 2] + 1e-12)
+    return margin(logits, context) / (top[:, 0] - top[:, 2] + 1e-12)
 
 
 def dlr_targeted(logits: Tensor, context: Context) -> Tensor:

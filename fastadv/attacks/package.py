@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
@@ -16,11 +15,10 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from fastadv.attacks.contract import AttackResult
+from fastadv.attacks.contract import AttackResult, SingleAttack
 from fastadv.attacks.engine import check_counts, check_labels, checked_logits
 from fastadv.attacks.objectives import OBJECTIVES, Context
 from fastadv.errors import ConfigError, unknown_name
-from fastadv.kernels.arguments import memory_order
 from fastadv.kernels.pixels import to_pixels
 from fastadv.models.view import AttackView
 from fastadv.threat import ThreatModel
@@ -83,7 +81,7 @@ class FrozenCopy(nn.Module):
         return checked_logits(self.copy(x)).float()
 
 
-class PackageAttack:
+class PackageAttack(SingleAttack):
     """One attack of the package `pyautoattack`.
 
     Args:
@@ -122,15 +120,9 @@ class PackageAttack:
         self.seed = seed
         self.independent = independent
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Name of the attack, as the contract has it."""
-        return (self.name,)
-
     def describe(self) -> dict[str, Any]:
         """Return what this attack is, in plain values; see `Attack.describe`."""
-        threat = {"norm": self.threat.norm, "eps": self.threat.eps}
-        return {"name": self.name} | threat | asdict(self.budget)
+        return super().describe() | asdict(self.budget)
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """Return the attack view, or the copy, that this attack works on."""
@@ -138,24 +130,13 @@ class PackageAttack:
             return model
         return FrozenCopy(model) if self.independent else AttackView(model)
 
-    def __call__(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        *,
-        offset: int = 0,
-        active: Tensor | None = None,
+    def _attack(
+        self, model: nn.Module, x: Tensor, y: Tensor, offset: int, active: Tensor | None
     ) -> AttackResult:
-        """Attack the images that are classified correctly; see `Attack.__call__`.
-
-        `loss` is the margin, the best wrong logit minus the true one.
-        """
-        began = time.perf_counter()
+        """Attack the images that are classified correctly; `loss` is the margin."""
         network = self.prepare(model)
         if isinstance(network, AttackView):
             network = PixelModel(network)
-        layout = memory_order(x) or torch.contiguous_format
         # The package flattens images by `view`, which needs this layout.
         pixels = to_pixels(x.detach(), torch.float32).contiguous()
         found = pixels.clone()
@@ -169,21 +150,15 @@ class PackageAttack:
         if len(rows):
             devices = [x.device] if x.device.type == "cuda" else []
             with torch.random.fork_rng(devices=devices):
-                attack = self._attack(network, logits.shape[1], self.seed + offset)
+                attack = self.build(network, logits.shape[1], self.seed + offset)
                 found[rows] = attack.perturb(pixels[rows], y[rows]).detach()
         with torch.no_grad():
             logits = network(found)
             loss = OBJECTIVES["margin"].per_sample(logits, Context(y))
-        success = logits.argmax(1) != y
-        return AttackResult(
-            x_adv=found.contiguous(memory_format=layout),
-            success=success if active is None else success & active,
-            loss=loss,
-            nonfinite=torch.zeros(1, dtype=torch.int64, device=x.device),
-            seconds=(time.perf_counter() - began,),
-        )
+        nonfinite = torch.zeros(1, dtype=torch.int64, device=x.device)
+        return AttackResult(found, logits.argmax(1) != y, loss, nonfinite)
 
-    def _attack(self, network: nn.Module, num_classes: int, seed: int) -> Any:
+    def build(self, network: nn.Module, num_classes: int, seed: int) -> Any:
         """Return the package's attack, set up as in its standard version."""
         package = _package()
         budget = self.budget

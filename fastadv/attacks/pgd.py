@@ -6,10 +6,9 @@ The loop over the steps never waits for the device.
 
 from __future__ import annotations
 
+import copy
 import math
-import time
-from dataclasses import replace
-from functools import partial
+from functools import partial, reduce
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -20,7 +19,7 @@ from fastadv.attacks.contract import AttackResult
 from fastadv.attacks.engine import Forward, GradientAttack, check_counts, worse_of
 from fastadv.attacks.objectives import Context, Objective
 from fastadv.kernels import normalize, pgd_step_
-from fastadv.kernels.arguments import memory_order, per_sample
+from fastadv.kernels.arguments import per_sample
 from fastadv.kernels.registry import forced_backend
 from fastadv.models.view import AttackView
 from fastadv.phases import phase
@@ -28,25 +27,15 @@ from fastadv.threat import ThreatModel
 
 
 class _Inputs(NamedTuple):
-    """Everything the steps of an attack read that changes between batches.
+    """Everything the steps of an attack read that changes between batches."""
 
-    Attributes:
-        x_nat: Clean images [N, C, H, W].
-        x: Iterate, which the steps overwrite.
-        labels: Labels [N], or class probabilities [N, K].
-        clean: Outputs of the clean images, where the objective needs them.
-        mean: Mean of the network's normalisation [C].
-        std: Standard deviation of the network's normalisation [C].
-        nonfinite: Counter, int64 [1]; without it nothing is judged.
-    """
-
-    x_nat: Tensor
-    x: Tensor
-    labels: Tensor
-    clean: Tensor | None
-    mean: Tensor
-    std: Tensor
-    nonfinite: Tensor | None
+    x_nat: Tensor  # clean images [N, C, H, W]
+    x: Tensor  # iterate, which the steps overwrite
+    labels: Tensor  # [N], or class probabilities [N, K]
+    clean: Tensor | None  # outputs of the clean images, where the objective needs them
+    mean: Tensor  # of the network's normalisation [C]
+    std: Tensor  # of the network's normalisation [C]
+    nonfinite: Tensor | None  # counter, int64 [1]; without it nothing is judged
 
 
 class PGD(GradientAttack):
@@ -165,42 +154,21 @@ class PGD(GradientAttack):
             "keep": self.keep,
         }
 
-    def __call__(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        *,
-        offset: int = 0,
-        active: Tensor | None = None,
+    def _attack(
+        self, model: nn.Module, x: Tensor, y: Tensor, offset: int, active: Tensor | None
     ) -> AttackResult:
-        """Attack a batch and judge the result; see `Attack.__call__`.
-
-        All images are attacked, active or not: a recorded batch keeps its shape.
-        """
-        began = time.perf_counter()
-        view = self.prepare(model)
-        self._check(view, x, y)
-        layout = memory_order(x) or torch.contiguous_format
-        x_nat = x.detach().contiguous(memory_format=torch.channels_last)
-        context = self._context(view, x_nat, y)
+        """Attack all images, active or not: a recorded batch keeps its shape."""
+        view, x_nat, context = self._begin(model, x, y)
         nonfinite = torch.zeros(1, dtype=torch.int64, device=x.device)
-        best: AttackResult | None = None
-        for restart in range(self.num_restarts):
+
+        def run(restart: int) -> AttackResult:
             start = self._start(x_nat, self.seed, restart, offset)
             x_adv, success, loss, count = self._run(
                 view, x_nat, start, context, nonfinite, view is model
             )
-            found = AttackResult(x_adv, success, loss, count)
-            best = found if best is None else worse_of(best, found)
-        if best is None:
-            raise AssertionError("an attack has at least one restart")
-        return replace(
-            best,
-            x_adv=best.x_adv.contiguous(memory_format=layout),
-            success=best.success if active is None else best.success & active,
-            seconds=(time.perf_counter() - began,),
-        )
+            return AttackResult(x_adv, success, loss, count)
+
+        return reduce(worse_of, map(run, range(self.num_restarts)))
 
     def perturb(
         self,
@@ -220,10 +188,7 @@ class PGD(GradientAttack):
         Returns:
             (x_adv float32 [N, C, H, W] in [0, 1], z float32, both channels_last).
         """
-        view = self.prepare(model)
-        self._check(view, x, y, values=False, soft=True)
-        x_nat = x.detach().contiguous(memory_format=torch.channels_last)
-        context = self._context(view, x_nat, y)
+        view, x_nat, context = self._begin(model, x, y, training=True)
         start = self._start(x_nat, self.seed if seed is None else seed, 0, offset)
         x_adv, z = self._run(view, x_nat, start, context, None, view is model)
         return x_adv, z
@@ -236,21 +201,10 @@ class PGD(GradientAttack):
         """Return this attack with radius, step and random start multiplied by `factor`."""
         if factor == 1:
             return self
-        attack = PGD(
-            ThreatModel(self.threat.norm, self.threat.eps * factor),
-            self.num_steps,
-            self.step_size * factor,
-            self.random_start,
-            self.num_restarts,
-            self.objective,
-            self.keep,
-            seed=self.seed,
-            bn_mode=self.bn_mode,
-            dtype=self.dtype,
-            compile=self._runner.mode,
-            start_eps=self.start_eps * factor,
-        )
-        attack._runner = self._runner  # the network is compiled once for every radius
+        attack = copy.copy(self)  # with its runner: the network is compiled only once
+        attack.threat = ThreatModel(self.threat.norm, self.threat.eps * factor)
+        attack.step_size *= factor
+        attack.start_eps *= factor
         return attack
 
     # ---- parts ----
@@ -285,17 +239,11 @@ class PGD(GradientAttack):
     def _steps(
         self, view: AttackView, network: Forward, tensors: Inputs
     ) -> tuple[Tensor, ...]:
-        """Run all steps, as a function of tensors that can be recorded.
+        """Run all steps, as a function of tensors (`_Inputs`) that can be recorded.
 
-        Args:
-            view: The network under attack.
-            network: Its forward pass, possibly compiled.
-            tensors: The fields of `_Inputs`; the iterate is overwritten.
-
-        Returns:
-            With a counter `nonfinite`, the first four fields of the `AttackResult` of
-            the iterate that `keep` chooses; without it, the last iterate and its
-            normalised image.
+        With a counter `nonfinite`, it returns the first four fields of the
+        `AttackResult` of the iterate that `keep` chooses; without it, the last iterate
+        and its normalised image.
         """
         x_nat, x, labels, clean, mean, std, nonfinite = _Inputs(*tensors)  # type: ignore[arg-type]
         context = Context(labels, clean)
@@ -319,11 +267,10 @@ class PGD(GradientAttack):
                 found = self._judge(
                     view, x.clone(), z, context, nonfinite, outputs, loss
                 )
-                best = found if best is None else worse_of(best, found)
+                best = worse_of(best, found)
             with phase("fused step"):
                 step(grad)
         if nonfinite is None:
             return x, z
-        last = self._judge(view, x, z, context, nonfinite)
-        best = last if best is None else worse_of(best, last)
+        best = worse_of(best, self._judge(view, x, z, context, nonfinite))
         return best.x_adv, best.success, best.loss, best.nonfinite

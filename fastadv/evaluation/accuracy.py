@@ -104,7 +104,7 @@ class ImageVerdicts:
             was misclassified without one, the number of attacks that it withstood all.
         clean_logits: Logits of the clean images, float32 [N, K]; None if none were kept,
             NaN for images whose logits an older journal does not hold.
-        attacked_logits: Logits of the adversarial images, likewise.
+        attacked_logits: Logits of the adversarial images, with the same exceptions.
     """
 
     labels: Tensor
@@ -113,7 +113,7 @@ class ImageVerdicts:
     attacked_logits: Tensor | None = None
 
     def arrays(self) -> dict[str, Tensor]:
-        """Return what is there, by name."""
+        """Return the arrays that are present, by name."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
 
@@ -190,6 +190,19 @@ def summarize(
         correct = labels[fell > stage].bincount(minlength=num_classes)
         return Accuracy(correct, total)
 
+    def logits(name: str) -> Tensor | None:
+        parts = [getattr(v, name) for v in verdicts]
+        if all(part is None for part in parts):
+            return None
+        return torch.cat(
+            [
+                torch.full((len(v.labels), num_classes), math.nan)
+                if part is None
+                else part
+                for v, part in zip(verdicts, parts, strict=True)
+            ]
+        )
+
     stages = tuple(
         StageResult(
             name,
@@ -207,33 +220,12 @@ def summarize(
             "weaker than it looks",
             nonfinite,
         )
-    images = ImageVerdicts(
-        labels,
-        fell,
-        _joined([v.clean_logits for v in verdicts], verdicts),
-        _joined([v.attacked_logits for v in verdicts], verdicts),
-    )
     return Evaluation(
         clean=after(-1),
         robust=stages[-1].robust if stages else None,
         stages=stages,
         checks=sum(checks, Checks()) if checks else None,
-        images=images,
-    )
-
-
-def _joined(
-    parts: Sequence[Tensor | None], verdicts: Sequence[BatchVerdict]
-) -> Tensor | None:
-    """Join the logits of all batches; those of a batch without any are NaN."""
-    first = next((part for part in parts if part is not None), None)
-    if first is None:
-        return None
-    return torch.cat(
-        [
-            first.new_full((len(v.labels), first.shape[1]), math.nan)
-            if part is None
-            else part
-            for part, v in zip(parts, verdicts, strict=True)
-        ]
+        images=ImageVerdicts(
+            labels, fell, logits("clean_logits"), logits("attacked_logits")
+        ),
     )

@@ -15,7 +15,6 @@ from fastadv.attacks.engine import check_labels, check_pixels, checked_logits
 from fastadv.data import Batch
 from fastadv.evaluation.accuracy import BatchVerdict, Evaluation, summarize
 from fastadv.evaluation.journal import Journal
-from fastadv.kernels import normalize
 from fastadv.models.view import AttackView
 
 AnyBatch: TypeAlias = Batch | tuple[Tensor, Tensor] | list[Tensor]
@@ -62,7 +61,10 @@ def evaluate(
     done = {} if journal is None else dict(journal.verdicts)
     seen = offset
     for number, batch in enumerate(batches):
-        images, labels = judge.on_device(batch)
+        if isinstance(batch, Batch):
+            images, labels = batch.images, batch.labels
+        else:
+            images, labels = batch
         if number not in done:
             done[number] = judge(images, labels, seen)
             if journal is not None:
@@ -76,7 +78,7 @@ def evaluate(
 
 
 class _Judge:
-    """Judges batches; the arguments are those of `evaluate`."""
+    """The verdict on one batch after the other; the arguments are those of `evaluate`."""
 
     def __init__(
         self, model: nn.Module, attack: Attack | None, checks: bool, keep_logits: bool
@@ -86,16 +88,9 @@ class _Judge:
         self.view = AttackView(model)
         self.target = self.view if attack is None else attack.prepare(model)
 
-    def on_device(self, batch: AnyBatch) -> tuple[Tensor, Tensor]:
-        """Return images and labels of a batch, on the device of the model."""
-        if isinstance(batch, Batch):
-            images, labels = batch.images, batch.labels
-        else:
-            images, labels = batch
-        device = next(self.view.parameters(), images).device
-        return images.to(device), labels.to(device)
-
     def __call__(self, images: Tensor, labels: Tensor, offset: int) -> BatchVerdict:
+        device = next(self.view.parameters(), images).device
+        images, labels = images.to(device), labels.to(device)
         check_pixels(images)
         clean = self._logits(images)
         check_labels(labels, clean.shape[1])
@@ -126,6 +121,4 @@ class _Judge:
 
     @torch.no_grad()
     def _logits(self, images: Tensor) -> Tensor:
-        mean, std = self.view.statistics(images.shape[1])
-        z = normalize(images, mean=mean, std=std, dtype=self.view.dtype)
-        return checked_logits(self.view(z))
+        return checked_logits(self.view(self.view.normalize(images)))

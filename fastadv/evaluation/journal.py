@@ -79,7 +79,7 @@ class Journal:
 
 
 def _verdict(event: dict[str, Any]) -> BatchVerdict:
-    """Return the verdict in an event; older journals lack some of its fields."""
+    """Return the verdict that an event holds; older journals lack a few of its fields."""
     values = {f.name: event[f.name] for f in fields(BatchVerdict) if f.name in event}
     if values["checks"] is not None:
         values["checks"] = Checks(**values["checks"])

@@ -54,7 +54,7 @@ def evaluation_rows(
 
 
 def source_record(source: Source) -> SourceRecord:
-    """Return what the rows of a network state about it."""
+    """Return a network as the rows of its results name it."""
     return SourceRecord(
         name=source.name,
         given=source.given,
@@ -69,7 +69,7 @@ def source_record(source: Source) -> SourceRecord:
 def target_record(
     images: ImageSet, resolution: int, name: str | None = None
 ) -> TargetRecord:
-    """Return what the rows state about images; `name` replaces that of the images."""
+    """Return test images as rows name them; `name` replaces the name of the images."""
     return TargetRecord(
         name=name or images.name,
         fingerprint=images.fingerprint,
@@ -127,7 +127,7 @@ def _stage(stage: StageResult) -> StageRecord:
 
 
 def checks_record(found: Evaluation) -> ChecksRecord | None:
-    """Return what a row states about the checks of a network, if they were made."""
+    """Return the checks of a network as rows store them, if they were made."""
     if (checks := found.checks) is None:
         return None
     return ChecksRecord(

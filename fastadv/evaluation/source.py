@@ -19,7 +19,7 @@ from fastadv.data import Batch, ImageSet, Loader, make_loader, open_dataset, sub
 from fastadv.device import resolve_device
 from fastadv.environment import provenance
 from fastadv.errors import ConfigError
-from fastadv.evaluation.accuracy import Evaluation
+from fastadv.evaluation.accuracy import Accuracy, Evaluation
 from fastadv.evaluation.config import EvaluationConfig
 from fastadv.evaluation.evaluate import evaluate
 from fastadv.evaluation.journal import Journal
@@ -57,7 +57,7 @@ class SourceEvaluation:
 
 
 def evaluate_checkpoint(config: EvaluationConfig) -> SourceEvaluation:
-    """Evaluate what a configuration names, and add the rows to its results table.
+    """Evaluate the network that a configuration names, and store rows in its table.
 
     Raises:
         CheckpointError, DataError, ConfigError: The network, the data set, the results
@@ -133,7 +133,12 @@ def evaluate_source(
         "data": images.name,
         "resolution": options.resolution,
         "seed": seed,
-    } | _attack_settings(attack)
+    }
+    if attack is not None:
+        described = attack.describe()
+        settings["attack"] = described.pop("name")
+        hidden = ("random_start", "keep")
+        settings |= {k: v for k, v in described.items() if k not in hidden}
     opened = None
     if journal is not None:
         depends = {
@@ -232,15 +237,6 @@ def _attack(config: EvaluationConfig, threat: ThreatModel) -> Attack | None:
     )
 
 
-def _attack_settings(attack: Attack | None) -> dict[str, Any]:
-    """Return what the attack is, under the names in journals and printed results."""
-    if attack is None:
-        return {}
-    described = attack.describe()
-    settings = {"attack": described.pop("name")} | described
-    return {k: v for k, v in settings.items() if k not in ("random_start", "keep")}
-
-
 def _with_progress(loader: Loader) -> Iterator[Batch]:
     """Yield the batches, and show how many are done."""
     progress = Progress(len(loader))
@@ -251,27 +247,19 @@ def _with_progress(loader: Loader) -> Iterator[Batch]:
 
 def _plain(found: Evaluation) -> dict[str, Any]:
     """Return an evaluation as plain values."""
-    values: dict[str, Any] = {
-        "n": found.clean.n,
-        "clean_acc": found.clean.top1,
-        "clean_ci": found.clean.interval("top1"),
-    }
+
+    def shares(of: str, accuracy: Accuracy) -> dict[str, Any]:
+        return {f"{of}_acc": accuracy.top1, f"{of}_ci": accuracy.interval("top1")}
+
+    values = {"n": found.clean.n} | shares("clean", found.clean)
     checks = checks_record(found)
     if found.robust is None or checks is None:
         return values
-    return values | {
-        "robust_acc": found.robust.top1,
-        "robust_ci": found.robust.interval("top1"),
-        "stages": [
-            {
-                "name": stage.name,
-                "attacked": stage.attacked,
-                "robust_acc": stage.robust.top1,
-                "robust_ci": stage.robust.interval("top1"),
-                "seconds": round(stage.seconds, 3),
-            }
-            for stage in found.stages
-        ],
-        "checks": asdict(checks),
-        "warnings": found.warnings(),
-    }
+    stages = [
+        {"name": stage.name, "attacked": stage.attacked}
+        | shares("robust", stage.robust)
+        | {"seconds": round(stage.seconds, 3)}
+        for stage in found.stages
+    ]
+    more = {"stages": stages, "checks": asdict(checks), "warnings": found.warnings()}
+    return values | shares("robust", found.robust) | more

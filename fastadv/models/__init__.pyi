@@ -1,4 +1,3 @@
-from fastadv.models.activations import Stage as Stage
 from fastadv.models.architecture_names import (
     ARCHITECTURES as ARCHITECTURES,
     IMAGENET_MEAN as IMAGENET_MEAN,
@@ -16,6 +15,7 @@ from fastadv.models.export import (
     export_model as export_model,
     plain_module as plain_module,
 )
+from fastadv.models.intermediate import Stage as Stage, activations as activations
 from fastadv.models.normalized import NormalizedModel as NormalizedModel
 from fastadv.models.registry import ArchSpec as ArchSpec, get_spec as get_spec
 from fastadv.models.source import Source as Source, open_source as open_source

@@ -21,45 +21,26 @@ MODEL_FILE: Final = "model.safetensors"
 """Weights in a folder: a run's checkpoint, or the layout of timm and Hugging Face."""
 
 SALMAN2020: Final = (
-    "resnet18",
-    "resnet50",
-    "wide_resnet50_2",
-    "wide_resnet50_4",
-    "densenet161",
-    "mnasnet1_0",
-    "mobilenet_v2",
-    "resnext50_32x4d",
-    "shufflenet_v2_x1_0",
-    "vgg16_bn",
+    *("resnet18", "resnet50", "wide_resnet50_2", "wide_resnet50_4", "densenet161"),
+    *(
+        "mnasnet1_0",
+        "mobilenet_v2",
+        "resnext50_32x4d",
+        "shufflenet_v2_x1_0",
+        "vgg16_bn",
+    ),
 )
 """The ten architectures of Salman et al. 2020 (arXiv 2007.08489)."""
 
 _IMAGENET: Final = (
-    "convnext_tiny",
-    "densenet121",
-    "efficientnet_b0",
-    "resnet34",
-    "resnet101",
-    "squeezenet1_1",
-    "vgg11_bn",
-    "vgg13_bn",
-    "vgg19_bn",
-    "wide_resnet101_2",
+    *("convnext_tiny", "densenet121", "efficientnet_b0", "resnet34", "resnet101"),
+    *("squeezenet1_1", "vgg11_bn", "vgg13_bn", "vgg19_bn", "wide_resnet101_2"),
 )
 
 _SMALL_IMAGES: Final = (
-    "resnet8_cifar",
-    "resnet14_cifar",
-    "resnet20_cifar",
-    "resnet32_cifar",
-    "resnet44_cifar",
-    "resnet56_cifar",
-    "resnet18_cifar",
-    "resnet34_cifar",
-    "resnet50_cifar",
-    "wide_resnet50_2_cifar",
-    "wide_resnet28_4_cifar",
-    "wide_resnet28_10_cifar",
+    *(f"resnet{depth}_cifar" for depth in (8, 14, 20, 32, 44, 56)),
+    *("resnet18_cifar", "resnet34_cifar", "resnet50_cifar", "wide_resnet50_2_cifar"),
+    *("wide_resnet28_4_cifar", "wide_resnet28_10_cifar"),
 )
 
 ARCHITECTURES: Final[tuple[str, ...]] = SALMAN2020 + _IMAGENET + _SMALL_IMAGES
@@ -92,8 +73,8 @@ def list_models(pattern: str = "*") -> list[str]:
         ['wide_resnet50_2', 'wide_resnet50_2_cifar', 'wide_resnet50_4']
     """
     if pattern.startswith(TIMM_PREFIX):
-        from fastadv.models.timm_models import timm_names
+        from fastadv.models.timm_models import import_timm
 
-        names = timm_names(pattern.removeprefix(TIMM_PREFIX))
+        names = import_timm().list_models(pattern.removeprefix(TIMM_PREFIX))
         return sorted(TIMM_PREFIX + name for name in names)
     return sorted(fnmatch.filter(ARCHITECTURES, pattern))

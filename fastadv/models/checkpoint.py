@@ -32,7 +32,7 @@ from fastadv.models.architecture_names import (
 from fastadv.models.fill_network import fill_network, fitting_archs
 from fastadv.models.foreign_checkpoints import (
     BareWeights,
-    arch_from_filename,
+    facts_from_filename,
     find_state_dict,
     unwrap,
 )
@@ -162,8 +162,8 @@ def read_model(
 ) -> NormalizedModel:
     """Load a model from a file that `find_weights` found; see `load_model`."""
     file = weights.file
-    header, bare = _read(file)
-    spec = get_spec(_decide_arch(file, header, weights.arch, bare.state))
+    bare = _read(file)
+    spec = get_spec(_decide_arch(weights, bare))
     net = fill_network(spec, bare.state, file)
     head = net.get_submodule(spec.head_path(net))
     found = int(head.get_parameter("weight").shape[0])
@@ -173,8 +173,14 @@ def read_model(
             "num_classes and call model.replace_head to transfer it"
         )
     stated = weights.convention
-    if stated is None and bare.mean is None:
-        _warn_of_other_input(file)
+    if stated is None and bare.mean is None and bare.input:
+        log.warning(
+            "%s says its input is %r; it gets RGB images with ImageNet's mean and std. If "
+            "that is not the same, add the convention after its name: ,input=%s",
+            file,
+            bare.input,
+            "|".join(CONVENTIONS),
+        )
     if stated is not None:
         mean, std = mean or stated.mean, std or stated.std
         if stated.bgr:
@@ -200,26 +206,26 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     file = resolve_checkpoint(os.fspath(path))
     header = _read_header(file) if file.suffix == ".safetensors" else {}
-    if not header:
+    if "fastadv_format" not in header:
         raise CheckpointError(
             f"{file} carries no fastadv metadata; only files of save_model do"
         )
     return header
 
 
-def _read(file: Path) -> tuple[dict[str, Any], BareWeights]:
+def _read(file: Path) -> BareWeights:
     _refuse_lookalikes(file)
     if file.suffix != ".safetensors":
-        content = _load_pickle_safely(file)
-        return {}, unwrap(find_state_dict(content, file), file)
+        return unwrap(find_state_dict(_load_pickle_safely(file), file), file)
     header = _read_header(file)
     try:
         state = safetensors.torch.load_file(file)
     except (safetensors.SafetensorError, OSError) as error:
         raise _damaged(file, error) from error
-    if header:
-        return header, BareWeights(state, tuple(header["mean"]), tuple(header["std"]))
-    return {}, unwrap(state, file)
+    if "fastadv_format" in header:
+        mean, std = tuple(header["mean"]), tuple(header["std"])
+        return BareWeights(state, mean, std, arch=header["arch"])
+    return replace(unwrap(state, file), input=header.get("input"))
 
 
 def _refuse_lookalikes(file: Path) -> None:
@@ -242,14 +248,14 @@ def _refuse_lookalikes(file: Path) -> None:
 
 
 def _read_header(file: Path) -> dict[str, Any]:
-    """Return the header of a file of `save_model`, and nothing for other files."""
+    """Return the header of a file of `save_model`; of other files, the text in theirs."""
     try:
         with safetensors.safe_open(file, framework="pt") as handle:
-            raw = handle.metadata() or {}
+            raw: dict[str, Any] = handle.metadata() or {}
     except (safetensors.SafetensorError, OSError) as error:
         raise _damaged(file, error) from error
     if "fastadv_format" not in raw:
-        return {}
+        return raw
     try:
         version = int(raw["fastadv_format"])
         header = {
@@ -268,22 +274,6 @@ def _read_header(file: Path) -> dict[str, Any]:
             "upgrade fastadv"
         )
     return header
-
-
-def _warn_of_other_input(file: Path) -> None:
-    """Warn where the header of a foreign file describes an input that is not read."""
-    if file.suffix != ".safetensors":
-        return
-    with safetensors.safe_open(file, framework="pt") as handle:
-        wanted = (handle.metadata() or {}).get("input")
-    if wanted:
-        log.warning(
-            "%s says its input is %r; it gets RGB images with ImageNet's mean and std. If "
-            "that is not the same, add the convention after its name: ,input=%s",
-            file,
-            wanted,
-            "|".join(CONVENTIONS),
-        )
 
 
 def _load_pickle_safely(file: Path) -> object:
@@ -324,20 +314,16 @@ def _damaged(file: Path, error: Exception) -> CheckpointError:
 # ---- what the file, its name and the caller say together ----
 
 
-def _decide_arch(
-    file: Path, header: Mapping[str, Any], arch: str | None, state: dict[str, Tensor]
-) -> str:
-    stored = header.get("arch")
-    if stored is not None:
-        if arch not in (None, stored):
-            raise CheckpointError(f"{file} is a {stored}, not a {arch}")
-        return str(stored)
-    guess = arch_from_filename(file)
-    if arch is not None:
-        return arch
-    if guess and (guess in ARCHITECTURES or guess.startswith(TIMM_PREFIX)):
-        return guess
-    fits = fitting_archs(state)
+def _decide_arch(weights: Weights, bare: BareWeights) -> str:
+    file, given = weights.file, weights.arch
+    if bare.arch is not None and given not in (None, bare.arch):
+        raise CheckpointError(f"{file} is a {bare.arch}, not a {given}")
+    guess = str(facts_from_filename(file).get("arch"))
+    if guess not in ARCHITECTURES and not guess.startswith(TIMM_PREFIX):
+        guess = ""
+    if decided := bare.arch or given or guess:
+        return decided
+    fits = fitting_archs(bare.state)
     hint = f"its weights fit {' and '.join(fits)}" if fits else "no known one fits"
     raise CheckpointError(
         f"{file} does not say its architecture; {hint}. Pass arch=... (--arch)"

@@ -13,7 +13,7 @@ import os
 import pickle
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -188,9 +188,9 @@ def _to_safetensors(model: NormalizedModel, path: Path, about: About) -> list[Pa
 
 
 def _to_torchvision(model: NormalizedModel, path: Path, about: About) -> list[Path]:
-    if model.arch not in torchvision.models.list_models():
-        raise _no_twin(model, "torchvision", torchvision.models.list_models())
-    if not _is_imagenet(model):
+    _need_twin(model, "torchvision", torchvision.models.list_models())
+    stated = (*decimals(model.mean), *decimals(model.std))
+    if stated != (*IMAGENET_MEAN, *IMAGENET_STD):
         log.warning(
             "a torchvision state dict has no place for normalisation, and this model's is "
             "not ImageNet's; give the reader mean and std of %s",
@@ -199,19 +199,14 @@ def _to_torchvision(model: NormalizedModel, path: Path, about: About) -> list[Pa
     return _save(path, cpu_state(model.net))
 
 
-def _is_imagenet(model: NormalizedModel) -> bool:
-    stated = (*decimals(model.mean), *decimals(model.std))
-    return stated == (*IMAGENET_MEAN, *IMAGENET_STD)
-
-
 def _to_robustbench(model: NormalizedModel, path: Path, about: About) -> list[Path]:
     return _save(path, cpu_state(plain_module(model)))
 
 
 def _to_timm(model: NormalizedModel, path: Path, about: About) -> list[Path]:
     arch = model.arch.removeprefix(TIMM_PREFIX)
-    if arch == model.arch and arch not in TIMM_TWINS:
-        raise _no_twin(model, "timm", TIMM_TWINS)
+    if arch == model.arch:
+        _need_twin(model, "timm", TIMM_TWINS)
     config = {
         "architecture": arch,
         "num_classes": model.num_classes,
@@ -230,8 +225,7 @@ def _to_timm(model: NormalizedModel, path: Path, about: About) -> list[Path]:
 
 
 def _to_detectron2(model: NormalizedModel, path: Path, about: About) -> list[Path]:
-    if model.arch not in DETECTRON2_CONFIGS:
-        raise _no_twin(model, "detectron2", DETECTRON2_CONFIGS)
+    _need_twin(model, "detectron2", DETECTRON2_CONFIGS)
     content = {
         "model": {k: v.numpy() for k, v in to_detectron2(cpu_state(model.net)).items()},
         "__author__": "fastadv",
@@ -285,12 +279,13 @@ def _to_onnx(model: NormalizedModel, path: Path, about: About) -> list[Path]:
     return [path]
 
 
-def _no_twin(model: NormalizedModel, library: str, known: Iterable[str]) -> ConfigError:
-    return ConfigError(
-        f"{library} has no network with the weights of {model.arch}; it has those of "
-        f"{', '.join(sorted({*known} & {*ARCHITECTURES}))}. Use safetensors, robustbench "
-        "or onnx"
-    )
+def _need_twin(model: NormalizedModel, library: str, known: Collection[str]) -> None:
+    if model.arch not in known:
+        raise ConfigError(
+            f"{library} has no network with the weights of {model.arch}; it has those of "
+            f"{', '.join(sorted({*known} & {*ARCHITECTURES}))}. Use safetensors, "
+            "robustbench or onnx"
+        )
 
 
 _WRITERS: dict[str, Callable[[NormalizedModel, Path, About], list[Path]]] = {

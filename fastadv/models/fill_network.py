@@ -34,51 +34,54 @@ def fill_network(spec: ArchSpec, state: dict[str, Tensor], file: Path) -> nn.Mod
             names the first few, and the architectures that would fit.
     """
     with seeded_init(0):
-        net = spec.build(_BUILD_CLASSES)
-    head = spec.head_path(net)
-    state = from_lukemelas(state, net.state_dict())
-    weight = state.get(f"{head}.weight")
-    if weight is not None and weight.dim() >= 2 and len(weight) > 0:
-        replace_head(net, head, len(weight), seed=0)
-    problems = _differences(net.state_dict(), state)
+        net, state, problems = _build(spec, state)
     if problems:
-        raise _wrong_arch(spec.name, state, problems, file)
+        fits = fitting_archs(state)
+        hint = f" They fit {' and '.join(fits)}: pass that as arch." if fits else ""
+        raise CheckpointError(
+            f"the weights in {file} are not those of {spec.name}: "
+            f"{'; '.join(problems)}.{hint}"
+        )
     # Only num_batches_tracked can be missing: files older than torch 0.4.1 lack it.
     net.load_state_dict(state, strict=False)
     return net
+
+
+def _build(
+    spec: ArchSpec, state: Mapping[str, Tensor]
+) -> tuple[nn.Module, dict[str, Tensor], list[str]]:
+    """Return a network with the classes of `state`, its weights, and what does not fit."""
+    net = spec.build(_BUILD_CLASSES)
+    head = spec.head_path(net)
+    renamed = from_lukemelas(state, net.state_dict())
+    weight = renamed.get(f"{head}.weight")
+    if weight is not None and weight.dim() >= 2 and len(weight) > 0:
+        replace_head(net, head, len(weight))
+    return net, renamed, _differences(net.state_dict(), renamed)
 
 
 def _differences(
     expected: Mapping[str, Tensor], found: Mapping[str, Tensor]
 ) -> list[str]:
     """Say how two state dicts differ, as up to three clauses."""
-    missing = [
-        key
-        for key in expected
-        if key not in found and not key.endswith("num_batches_tracked")
-    ]
-    unexpected = [key for key in found if key not in expected]
-    misshapen = [
-        f"{key} {tuple(found[key].shape)} instead of {tuple(value.shape)}"
-        for key, value in expected.items()
-        if key in found and found[key].shape != value.shape
-    ]
-    groups = {"missing": missing, "unexpected": unexpected, "of wrong shape": misshapen}
+    wrong = {
+        "missing": [
+            key
+            for key in expected
+            if key not in found and not key.endswith("num_batches_tracked")
+        ],
+        "unexpected": [key for key in found if key not in expected],
+        "of wrong shape": [
+            f"{key} {tuple(found[key].shape)} instead of {tuple(value.shape)}"
+            for key, value in expected.items()
+            if key in found and found[key].shape != value.shape
+        ],
+    }
     return [
         f"{len(keys)} {kind} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
-        for kind, keys in groups.items()
+        for kind, keys in wrong.items()
         if keys
     ]
-
-
-def _wrong_arch(
-    arch: str, state: dict[str, Tensor], problems: list[str], file: Path
-) -> CheckpointError:
-    fits = fitting_archs(state)
-    hint = f" They fit {' and '.join(fits)}: pass that as arch." if fits else ""
-    return CheckpointError(
-        f"the weights in {file} are not those of {arch}: {'; '.join(problems)}.{hint}"
-    )
 
 
 def fitting_archs(state: Mapping[str, Tensor]) -> list[str]:
@@ -87,15 +90,5 @@ def fitting_archs(state: Mapping[str, Tensor]) -> list[str]:
     The number of classes is left open. Networks are built without memory (meta
     device): all of them together take about a second.
     """
-    return [name for name in ARCHITECTURES if _fits(get_spec(name), state)]
-
-
-def _fits(spec: ArchSpec, state: Mapping[str, Tensor]) -> bool:
     with torch.device("meta"):
-        net = spec.build(_BUILD_CLASSES)
-        head = spec.head_path(net)
-        weight = state.get(f"{head}.weight")
-        if weight is None or weight.dim() < 2 or len(weight) == 0:
-            return False
-        replace_head(net, head, len(weight))
-    return not _differences(net.state_dict(), state)
+        return [name for name in ARCHITECTURES if not _build(get_spec(name), state)[2]]

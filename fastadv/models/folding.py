@@ -10,25 +10,15 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from fastadv.models import timm_models
-from fastadv.models.activations import RETURNED_BY
+from fastadv.models.intermediate import RETURNED_BY
 
-_ALONE = "no convolution directly before it"
 _LAYERS = (nn.Conv2d, nn.Linear, nn.modules.batchnorm._BatchNorm)
-
-
-@dataclass(frozen=True)
-class Fold:
-    """A convolution and the BatchNorm that follows it, by their names in the net."""
-
-    conv: str
-    norm: str
 
 
 class _Tracer(fx.Tracer):
@@ -76,52 +66,47 @@ def trace(net: nn.Module) -> fx.GraphModule:
     return fx.GraphModule(tracer.root, graph, type(net).__name__)
 
 
-def fold_norms(graph: fx.GraphModule) -> tuple[list[Fold], dict[str, str]]:
+def fold_norms(graph: fx.GraphModule) -> tuple[dict[str, str], dict[str, str]]:
     """Take every BatchNorm out of `graph` that can be; weights are set later.
 
     Returns:
-        The folds, and the reason why each other BatchNorm, by name, could not be folded.
-        Of these, plain ones with running statistics are now `FrozenNorm`.
+        The name of the BatchNorm folded into each convolution, by the name of that; and
+        the reason why each other BatchNorm, by name, could not be folded. Of these,
+        plain ones with running statistics are now `FrozenNorm`.
     """
     modules = dict(graph.named_modules())
     calls = Counter(str(n.target) for n in graph.graph.nodes if n.op == "call_module")
-    folds: list[Fold] = []
+    # Exact types: a subclass or parametrised layer (weight_norm) has its own rule.
+    plain_types = (nn.BatchNorm2d, *timm_models.layers_in_use().norms)
+    folds: dict[str, str] = {}
     unfolded: dict[str, str] = {}
     for node in [*graph.graph.nodes]:
         name = str(node.target)
         norm = modules.get(name) if node.op == "call_module" else None
         if not isinstance(norm, nn.modules.batchnorm._BatchNorm):
             continue
-        plain = type(norm) in _plain_norms() and norm.running_mean is not None
         activation = getattr(norm, "act", None)  # timm fuses it into the layer
-        obstacle = _obstacle(node, modules, calls) if plain else _peculiarity(norm)
-        if obstacle is not None:
+        if norm.running_mean is None:
+            unfolded[name] = "it keeps no running statistics"
+        elif type(norm) not in plain_types:
+            kind = type(norm).__name__
+            unfolded[name] = f"a {kind} may compute more than a BatchNorm2d"
+        elif obstacle := _obstacle(node, modules, calls):
             unfolded[name] = obstacle
-            if plain:
-                graph.add_submodule(name, FrozenNorm(activation))
-            continue
-        conv = node.all_input_nodes[0]
-        folds.append(Fold(str(conv.target), name))
-        conv.meta.pop(RETURNED_BY, None)  # what it outputs from now on, the norm did
-        if activation is not None:
-            node.target = f"{name}.act"
+            graph.add_submodule(name, FrozenNorm(activation))
         else:
-            node.replace_all_uses_with(conv)
-            conv.meta[RETURNED_BY] = node.meta.get(RETURNED_BY, [])
-            graph.graph.erase_node(node)
+            conv = node.all_input_nodes[0]
+            folds[str(conv.target)] = name
+            conv.meta.pop(
+                RETURNED_BY, None
+            )  # what it outputs from now on, the norm did
+            if activation is not None:
+                node.target = f"{name}.act"
+            else:
+                node.replace_all_uses_with(conv)
+                conv.meta[RETURNED_BY] = node.meta.get(RETURNED_BY, [])
+                graph.graph.erase_node(node)
     return folds, unfolded
-
-
-def _plain_norms() -> tuple[type[nn.Module], ...]:
-    """Return the types that compute an affine map (and an activation), nothing else."""
-    # Exact types: a subclass or parametrised layer (weight_norm) has its own rule.
-    return (nn.BatchNorm2d, *timm_models.layers_in_use().norms)
-
-
-def _peculiarity(norm: nn.modules.batchnorm._BatchNorm) -> str:
-    if norm.running_mean is None:
-        return "it keeps no running statistics"
-    return f"a {type(norm).__name__} may compute more than a BatchNorm2d"
 
 
 def _obstacle(
@@ -129,11 +114,12 @@ def _obstacle(
 ) -> str | None:
     """Return why a plain BatchNorm cannot become part of the layer before it, or None."""
     before = node.args[0] if node.args else None
+    alone = "no convolution directly before it"
     if not isinstance(before, fx.Node) or before.op != "call_module":
-        return _ALONE
+        return alone
     conv = modules[str(before.target)]
     if not isinstance(conv, nn.Conv2d):
-        return _ALONE
+        return alone
     if type(conv) not in (nn.Conv2d, *timm_models.layers_in_use().convs):
         return f"a {type(conv).__name__} may compute more than a Conv2d"
     if len(before.users) > 1:
@@ -168,18 +154,13 @@ def own_tensor(
         dtype: The dtype of the result.
         live: The model's own tensor, which must not be written to.
     """
-    if (
-        held is not None
-        and (held.shape, held.dtype, held.device) == (like.shape, dtype, like.device)
-        and (live is None or not _same_storage(held, live))
-    ):
-        return held.detach()
+    wanted = (like.shape, dtype, like.device)
+    if held is not None and (held.shape, held.dtype, held.device) == wanted:
+        theirs = None if live is None else live.untyped_storage().data_ptr()
+        if held.untyped_storage().data_ptr() != theirs:
+            return held.detach()
     order = torch.channels_last if like.dim() == 4 else torch.contiguous_format
     return torch.empty_like(like, dtype=dtype, memory_format=order)
-
-
-def _same_storage(a: Tensor, b: Tensor) -> bool:
-    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
 
 
 def fold_weights(

@@ -1,8 +1,7 @@
 """Checkpoints of other programs: their wrappers, and what their file names say.
 
-Published robust checkpoints wrap the network in DataParallel, an attacker and a
-normaliser, each adding a prefix or a duplicate. Prefixes are detected, never assumed,
-and what is not understood is left in place for the caller to refuse by name.
+Prefixes are detected, never assumed, and what is not understood is left in place for
+the caller to refuse by name.
 """
 
 from __future__ import annotations
@@ -11,13 +10,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastadv.errors import CheckpointError
 from fastadv.models.architecture_names import TIMM_PREFIX
-from fastadv.models.input_conventions import CONVENTIONS, InputConvention
+from fastadv.models.input_conventions import CONVENTIONS
 
 _PARALLEL = ("module.", "_orig_mod.")
 _WRAPPERS = (*_PARALLEL, "model.", "net.")
@@ -40,46 +40,43 @@ _EFFICIENTNET_NAME = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class BareWeights:
-    """Weights under the network's own keys, with the normaliser found beside them."""
+    """Weights under the network's own keys, with what the file says beside them.
+
+    Attributes:
+        state: The weights.
+        mean, std: The normaliser, or None where there is none.
+        arch: The architecture, which only files of `save_model` state.
+        input: The text about the input that a header of another program holds.
+    """
 
     state: dict[str, Tensor]
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    arch: str | None = None
+    input: str | None = None
 
 
-def arch_from_filename(path: Path) -> str | None:
-    """Guess the architecture of `resnet18_l2_eps3.ckpt` or `resnet18-0676ba61.pth`.
+def facts_from_filename(path: Path) -> dict[str, Any]:
+    """Return what the name of a published file says, as attributes of `Weights`.
 
-    File names such as `efficientnet-b0-355c32eb.pth` are known, too.
-    """
-    for pattern in (_PUBLISHED_NAME, _TORCHVISION_NAME):
-        match = pattern.match(path.stem)
-        if match:
-            return match["arch"]
-    match = _EFFICIENTNET_NAME.match(path.stem)
-    return f"{TIMM_PREFIX}tf_efficientnet_{match['variant']}" if match else None
-
-
-def convention_from_filename(path: Path) -> InputConvention | None:
-    """Return the input convention of `efficientnet-lite0-57934424.pth` and its like.
-
+    `resnet18_l2_eps3.ckpt` (linf names state the radius in 255ths) and
+    `resnet18-0676ba61.pth` state their architecture, EfficientNets also their input:
     EfficientNet-Lite was trained on [-1, 1], as were AdvProp's; with the statistics of
     ImageNet it still runs, and loses about ten points of accuracy.
     """
-    match = _EFFICIENTNET_NAME.match(path.stem)
-    if match is None:
-        return None
-    half = match["adv"] or match["variant"].startswith("lite")
-    return CONVENTIONS["half" if half else "imagenet"]
-
-
-def threat_from_filename(path: Path) -> tuple[str, float] | None:
-    """Return norm and radius in pixel units; linf names state the radius in 255ths."""
-    match = _PUBLISHED_NAME.match(path.stem)
-    if match is None:
-        return None
-    scale = 255 if match["norm"] == "linf" else 1
-    return match["norm"], float(match["eps"]) / scale
+    if match := _PUBLISHED_NAME.match(path.stem):
+        eps = float(match["eps"]) / (255 if match["norm"] == "linf" else 1)
+        norm = match["norm"] if eps else None
+        return {"arch": match["arch"], "norm": norm, "eps": eps}
+    if match := _TORCHVISION_NAME.match(path.stem):
+        return {"arch": match["arch"]}
+    if match := _EFFICIENTNET_NAME.match(path.stem):
+        half = match["adv"] or match["variant"].startswith("lite")
+        return {
+            "arch": f"{TIMM_PREFIX}tf_efficientnet_{match['variant']}",
+            "convention": CONVENTIONS["half" if half else "imagenet"],
+        }
+    return {}
 
 
 def find_state_dict(content: object, path: Path) -> dict[str, Tensor]:
@@ -88,17 +85,13 @@ def find_state_dict(content: object, path: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: There is none; the message lists what there is.
     """
-    candidates: list[object] = [content]
-    if isinstance(content, Mapping):
-        candidates = [content.get("model"), content.get("state_dict"), content]
-    for candidate in candidates:
+    wrapped = content if isinstance(content, Mapping) else {}
+    for candidate in (wrapped.get("model"), wrapped.get("state_dict"), content):
         if (
             isinstance(candidate, Mapping)
             and candidate
-            and all(
-                isinstance(k, str) and isinstance(v, Tensor)
-                for k, v in candidate.items()
-            )
+            and all(isinstance(key, str) for key in candidate)
+            and all(isinstance(value, Tensor) for value in candidate.values())
         ):
             return dict(candidate)
     found = (
@@ -125,35 +118,32 @@ def unwrap(state: Mapping[str, Tensor], path: Path) -> BareWeights:
 
     Source: The checkpoints of Salman et al. 2020, written by MadryLab's `robustness`.
     """
-    keys = dict(state)
-    while prefix := _common_prefix(keys, _PARALLEL):
-        keys = _strip(keys, prefix)
-    attacker = {k: keys.pop(k) for k in list(keys) if k.startswith(_ATTACKER)}
+    keys = _strip(dict(state), _PARALLEL)
+    copy = {
+        key.removeprefix(_ATTACKER): keys.pop(key)
+        for key in list(keys)
+        if key.startswith(_ATTACKER)
+    }
     mean, std = _take_normalizer(keys, path)
-    copies = {k for k in _strip(attacker, _ATTACKER) if not k.startswith("normalize.")}
-    strangers = sorted(copies - set(keys))
+    strangers = sorted(
+        _ATTACKER + key
+        for key in copy.keys() - keys.keys()
+        if not key.startswith("normalize.")
+    )
     if strangers:
         raise CheckpointError(
-            f"{path} holds weights only in its attacker copy: "
-            f"{_few([_ATTACKER + k for k in strangers])}; this is no checkpoint of "
-            "one model, so none of it is used"
+            f"{path} holds weights only in its attacker copy: {_few(strangers)}; this is "
+            "no checkpoint of one model, so none of it is used"
         )
-    _refuse_two_models(keys, _strip(attacker, _ATTACKER), path)
-    while prefix := _common_prefix(keys, _WRAPPERS):
-        keys = _strip(keys, prefix)
-    keys = {_OLD_DENSENET.sub(r"\1\2.", key): value for key, value in keys.items()}
-    return BareWeights(keys, mean, std)
-
-
-def _refuse_two_models(
-    keys: Mapping[str, Tensor], copy: Mapping[str, Tensor], path: Path
-) -> None:
-    other = sorted(k for k in set(keys) & set(copy) if not _same(keys[k], copy[k]))
+    other = sorted(k for k in copy if k in keys and not _same(keys[k], copy[k]))
     if other:
         raise CheckpointError(
             f"{path} holds two different models: the attacker's copy has other values in "
             f"{_few(other)}; save the one you mean by itself"
         )
+    keys = _strip(keys, _WRAPPERS)
+    keys = {_OLD_DENSENET.sub(r"\1\2.", key): value for key, value in keys.items()}
+    return BareWeights(keys, mean, std)
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
@@ -162,15 +152,13 @@ def _same(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and (shared or torch.equal(a, b))
 
 
-def _common_prefix(keys: Mapping[str, Tensor], prefixes: tuple[str, ...]) -> str:
+def _strip(keys: dict[str, Tensor], prefixes: tuple[str, ...]) -> dict[str, Tensor]:
+    """Remove the prefixes that all keys share, in any nesting."""
     for prefix in prefixes:
         if keys and all(key.startswith(prefix) for key in keys):
-            return prefix
-    return ""
-
-
-def _strip(keys: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {key.removeprefix(prefix): value for key, value in keys.items()}
+            bare = {key.removeprefix(prefix): value for key, value in keys.items()}
+            return _strip(bare, prefixes)
+    return keys
 
 
 def _take_normalizer(

@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from fastadv.kernels.conv import CHANNELS, conv3x3, unsupported_reason
-from fastadv.models.activations import RETURNED_BY
 from fastadv.models.folding import own_tensor
 from fastadv.models.frozen_stem import Frozen, FrozenStem
+from fastadv.models.intermediate import RETURNED_BY
 
 _ADDITIONS = {operator.add, operator.iadd, torch.add}
 _RELUS = {F.relu, torch.relu, "relu", "relu_"}

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from fastadv.errors import ConfigError
-from fastadv.models.activations import EMBEDDING, Stage, in_order, recording
 from fastadv.models.blocks import Block, trainable_blocks
+from fastadv.models.intermediate import EMBEDDING, Stage, in_order, recording
 from fastadv.models.registry import ArchSpec, get_spec
 
 
@@ -62,7 +62,12 @@ class NormalizedModel(nn.Module):
         spec: ArchSpec | None = None,
     ) -> None:
         super().__init__()
-        check_statistics(mean, std)
+        finite = all(abs(float(value)) < float("inf") for value in (*mean, *std))
+        if len(mean) != len(std) or len(mean) == 0 or not finite or min(std) <= 0:
+            raise ValueError(
+                f"mean={tuple(mean)}, std={tuple(std)} cannot normalise: give one finite "
+                "value per channel each, std > 0, in [0, 1] pixel units"
+            )
         check_num_classes(num_classes)
         self.net = net
         self.arch = arch
@@ -244,13 +249,3 @@ def check_num_classes(num_classes: int) -> None:
     """Raise ValueError unless `num_classes` is a positive integer."""
     if not isinstance(num_classes, int) or num_classes < 1:
         raise ValueError(f"num_classes={num_classes!r} must be an integer >= 1")
-
-
-def check_statistics(mean: Sequence[float], std: Sequence[float]) -> None:
-    """Raise ValueError unless mean and std are finite, of one length, std positive."""
-    finite = all(abs(float(value)) < float("inf") for value in (*mean, *std))
-    if len(mean) != len(std) or len(mean) == 0 or not finite or min(std) <= 0:
-        raise ValueError(
-            f"mean={tuple(mean)}, std={tuple(std)} cannot normalise: give one finite "
-            "value per channel each, std > 0, in [0, 1] pixel units"
-        )

@@ -1,13 +1,8 @@
-"""The table of architectures: what a name builds, and where its head is.
-
-An entry says four things: how to build the network, the path of its classifier, how
-the embedding that feeds the classifier is computed, and where published weights come
-from. Weights on disk are `checkpoint.py`; normalisation is `normalized.py`.
-"""
+"""The table of architectures: how to build one, and where its head and its stages are."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 
@@ -19,9 +14,9 @@ from torchvision.models.resnet import Bottleneck, ResNet
 
 from fastadv.errors import ConfigError, unknown_name
 from fastadv.models import timm_models
-from fastadv.models.activations import Stage
 from fastadv.models.architecture_names import ARCHITECTURES, TIMM_PREFIX
 from fastadv.models.cifar import CifarResNet, WideResNet
+from fastadv.models.intermediate import Stage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,29 +61,19 @@ def get_spec(arch: str) -> ArchSpec:
             and timm is not installed.
     """
     if arch.startswith(TIMM_PREFIX):
-        return _timm_spec(arch)
+        name = arch.removeprefix(TIMM_PREFIX)
+        timm_models.check_name(name)
+        return ArchSpec(
+            name=arch,
+            build=partial(timm_models.build, name),
+            head=timm_models.head_path,
+            features=timm_models.features,
+            stages=timm_models.stages,
+        )
     try:
         return _table()[arch]
     except KeyError:
         raise ConfigError(unknown_name("architecture", arch, ARCHITECTURES)) from None
-
-
-@cache
-def _table() -> dict[str, ArchSpec]:
-    specs = [*_torchvision_specs(), *_small_image_specs()]
-    return {spec.name: spec for spec in specs}
-
-
-def _timm_spec(arch: str) -> ArchSpec:
-    name = arch.removeprefix(TIMM_PREFIX)
-    timm_models.check_name(name)
-    return ArchSpec(
-        name=arch,
-        build=partial(timm_models.build, name),
-        head=timm_models.head_path,
-        features=timm_models.features,
-        stages=timm_models.stages,
-    )
 
 
 # ---- embeddings ----
@@ -118,16 +103,11 @@ def _run(steps: str, net: nn.Module, z: Tensor) -> Tensor:
 
 
 def _torchvision_net(name: str, num_classes: int) -> nn.Module:
-    net: nn.Module = torchvision.models.get_model(
-        name, weights=None, num_classes=num_classes
-    )
-    return net
-
-
-def _wide_resnet50_4(num_classes: int) -> nn.Module:
-    net: nn.Module = ResNet(
-        Bottleneck, [3, 4, 6, 3], num_classes=num_classes, width_per_group=256
-    )
+    net: nn.Module
+    if name == "wide_resnet50_4":  # torchvision has a class for it, but no function
+        net = ResNet(Bottleneck, [3, 4, 6, 3], num_classes, width_per_group=256)
+        return net
+    net = torchvision.models.get_model(name, num_classes=num_classes)
     return net
 
 
@@ -143,126 +123,112 @@ def _small_stem(name: str, num_classes: int) -> nn.Module:
 
 # ---- the table ----
 
-# The steps from the image to the embedding.
 _RESNET = "conv1 bn1 relu maxpool layer1 layer2 layer3 layer4 avgpool flatten()"
 _CIFAR_RESNET = "conv1 bn1 relu() layer1 layer2 layer3 pool() flatten()"
 _WIDE_RESNET = "conv1 block1 block2 block3 bn1 relu() pool() flatten()"
-# The stride of the first stage, and the stages, each of twice the stride before.
-_LAYERS = "4 layer1 layer2 layer3 layer4"
-_VGG_POOLS = {
-    "vgg11_bn": (3, 7, 14, 21, 28),
-    "vgg13_bn": (6, 13, 20, 27, 34),
-    "vgg16_bn": (6, 13, 23, 33, 43),
-    "vgg19_bn": (6, 13, 26, 39, 52),
-}
+# Names, the path of the head, the steps from the image to the embedding, and the stride
+# of the first stage with the stages, each of twice the stride before.
+_TORCHVISION = (
+    (
+        "resnet18 resnet34 resnet50 resnet101 resnext50_32x4d wide_resnet50_2 "
+        "wide_resnet50_4 wide_resnet101_2",
+        "fc",
+        _RESNET,
+        "4 layer1 layer2 layer3 layer4",
+    ),
+    (
+        "densenet121 densenet161",
+        "classifier",
+        "features relu() pool() flatten()",
+        "4 " + " ".join(f"features.denseblock{i}" for i in range(1, 5)),
+    ),
+    (
+        "shufflenet_v2_x1_0",
+        "fc",
+        "conv1 maxpool stage2 stage3 stage4 conv5 mean()",
+        "8 stage2 stage3 stage4",
+    ),
+    (
+        "mnasnet1_0",
+        "classifier.1",
+        "layers mean() classifier.0",
+        "4 layers.8 layers.9 layers.11 layers.13",
+    ),
+    (
+        "mobilenet_v2",
+        "classifier.1",
+        "features pool() flatten() classifier.0",
+        "2 features.1 features.3 features.6 features.13 features.17",
+    ),
+    (
+        "efficientnet_b0",
+        "classifier.1",
+        "features avgpool flatten() classifier.0",
+        "2 features.1 features.2 features.3 features.5 features.7",
+    ),
+    *(
+        (
+            f"vgg{depth}_bn",
+            "classifier.6",
+            "features avgpool flatten() "
+            + " ".join(f"classifier.{i}" for i in range(6)),
+            "2 " + " ".join(f"features.{i}" for i in pools),
+        )
+        for depth, *pools in (
+            (11, 3, 7, 14, 21, 28),
+            (13, 6, 13, 20, 27, 34),
+            (16, 6, 13, 23, 33, 43),
+            (19, 6, 13, 26, 39, 52),
+        )
+    ),
+    (
+        "convnext_tiny",
+        "classifier.2",
+        "features avgpool classifier.0 classifier.1",
+        "4 features.1 features.3 features.5 features.7",
+    ),
+    (
+        "squeezenet1_1",
+        "classifier.1",
+        "features mean()",
+        "4 features.4 features.7 features.12",
+    ),
+)
 
 
-def _stages(text: str) -> tuple[Stage, ...]:
-    first, *names = text.split()
-    return tuple(Stage(name, int(first) * 2**i) for i, name in enumerate(names))
-
-
-def _torchvision_specs() -> Iterable[ArchSpec]:
-    resnets = (
-        "resnet18 resnet34 resnet50 resnet101 resnext50_32x4d "
-        "wide_resnet50_2 wide_resnet101_2"
-    )
-    for names, head, trunk, stages in (
-        (resnets, "fc", _RESNET, _LAYERS),
-        (
-            "densenet121 densenet161",
-            "classifier",
-            "features relu() pool() flatten()",
-            "4 " + " ".join(f"features.denseblock{i}" for i in range(1, 5)),
-        ),
-        (
-            "shufflenet_v2_x1_0",
-            "fc",
-            "conv1 maxpool stage2 stage3 stage4 conv5 mean()",
-            "8 stage2 stage3 stage4",
-        ),
-        (
-            "mnasnet1_0",
-            "classifier.1",
-            "layers mean() classifier.0",
-            "4 layers.8 layers.9 layers.11 layers.13",
-        ),
-        (
-            "mobilenet_v2",
-            "classifier.1",
-            "features pool() flatten() classifier.0",
-            "2 features.1 features.3 features.6 features.13 features.17",
-        ),
-        (
-            "efficientnet_b0",
-            "classifier.1",
-            "features avgpool flatten() classifier.0",
-            "2 features.1 features.2 features.3 features.5 features.7",
-        ),
-        *(
-            (
-                name,
-                "classifier.6",
-                "features avgpool flatten() "
-                + " ".join(f"classifier.{i}" for i in range(6)),
-                "2 " + " ".join(f"features.{i}" for i in pools),
-            )
-            for name, pools in _VGG_POOLS.items()
-        ),
-        (
-            "convnext_tiny",
-            "classifier.2",
-            "features avgpool classifier.0 classifier.1",
-            "4 features.1 features.3 features.5 features.7",
-        ),
-        (
-            "squeezenet1_1",
-            "classifier.1",
-            "features mean()",
-            "4 features.4 features.7 features.12",
-        ),
-    ):
-        for name in names.split():
-            yield ArchSpec(
-                name=name,
-                build=partial(_torchvision_net, name),
-                head=head,
-                features=partial(_run, trunk),
-                stages=_stages(stages),
-                head_is_linear=not name.startswith("squeezenet"),
-            )
-    yield ArchSpec(
-        name="wide_resnet50_4",
-        build=_wide_resnet50_4,
-        head="fc",
-        features=partial(_run, _RESNET),
-        stages=_stages(_LAYERS),
+def _spec(
+    name: str, build: Callable[[int], nn.Module], head: str, trunk: str, stages: str
+) -> ArchSpec:
+    first, *paths = stages.split()
+    return ArchSpec(
+        name=name,
+        build=build,
+        head=head,
+        features=partial(_run, trunk),
+        stages=tuple(Stage(path, int(first) * 2**i) for i, path in enumerate(paths)),
+        head_is_linear=not name.startswith("squeezenet"),
+        image_size=32 if name.endswith("_cifar") else 224,
     )
 
 
-def _small_image_specs() -> Iterable[ArchSpec]:
-    small = partial(ArchSpec, image_size=32)
+@cache
+def _table() -> dict[str, ArchSpec]:
+    specs = [
+        _spec(name, partial(_torchvision_net, name), *rest)
+        for names, *rest in _TORCHVISION
+        for name in names.split()
+    ]
+    build: Callable[[int], nn.Module]
     for name in ("resnet18", "resnet34", "resnet50", "wide_resnet50_2"):
-        yield small(
-            name=f"{name}_cifar",
-            build=partial(_small_stem, name),
-            head="fc",
-            features=partial(_run, _RESNET),
-            stages=_stages(_LAYERS.replace("4", "1", 1)),
-        )
+        build = partial(_small_stem, name)
+        stages = "1 layer1 layer2 layer3 layer4"
+        specs.append(_spec(f"{name}_cifar", build, "fc", _RESNET, stages))
     for depth in (8, 14, 20, 32, 44, 56):
-        yield small(
-            name=f"resnet{depth}_cifar",
-            build=partial(CifarResNet, depth),
-            head="linear",
-            features=partial(_run, _CIFAR_RESNET),
-            stages=_stages("1 layer1 layer2 layer3"),
-        )
+        name, stages = f"resnet{depth}_cifar", "1 layer1 layer2 layer3"
+        build = partial(CifarResNet, depth)
+        specs.append(_spec(name, build, "linear", _CIFAR_RESNET, stages))
     for width in (4, 10):
-        yield small(
-            name=f"wide_resnet28_{width}_cifar",
-            build=partial(WideResNet, 28, width),
-            head="fc",
-            features=partial(_run, _WIDE_RESNET),
-            stages=_stages("1 block1 block2 block3"),
-        )
+        name, stages = f"wide_resnet28_{width}_cifar", "1 block1 block2 block3"
+        build = partial(WideResNet, 28, width)
+        specs.append(_spec(name, build, "fc", _WIDE_RESNET, stages))
+    return {spec.name: spec for spec in specs}

@@ -68,11 +68,7 @@ class Source:
 
     def metadata(self) -> dict[str, Any]:
         """Return what a checkpoint of ours says of its training, else nothing."""
-        try:
-            metadata: dict[str, Any] = read_metadata(self.file)["user"]
-        except CheckpointError:
-            return {}
-        return metadata
+        return _stored_metadata(self.file)
 
     def load(self) -> NormalizedModel:
         """Load a fresh copy of the model."""
@@ -100,14 +96,11 @@ def open_source(
         ConfigError: A name or an option is unknown (the message names near misses), or
             an option contradicts the file.
     """
-    weights = find_weights(source, download=download)
-    weights = replace(weights, arch=arch or weights.arch)
+    found = find_weights(source, download=download)
+    weights = replace(found, arch=arch or found.arch)
     model = read_model(weights)  # damage and misfits show now, not after the data
     weights = replace(weights, arch=model.arch)
-    try:
-        trained: dict[str, Any] = read_metadata(weights.file)["user"]
-    except CheckpointError:
-        trained = {}
+    trained = _stored_metadata(weights.file)
     config = trained.get("config", {})
     _check_threat(source, config, weights)
     eps = config.get("eps", weights.eps)
@@ -125,6 +118,13 @@ def open_source(
         num_classes=model.num_classes,
         classes=tuple(trained.get("classes", ())),
     )
+
+
+def _stored_metadata(file: Path) -> dict[str, Any]:
+    try:
+        return dict(read_metadata(file)["user"])
+    except CheckpointError:
+        return {}
 
 
 def _check_threat(source: str, config: dict[str, Any], weights: Weights) -> None:

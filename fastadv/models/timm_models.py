@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fastadv.errors import ConfigError, unknown_name
-from fastadv.models.activations import Stage
+from fastadv.models.intermediate import Stage
 
 
 def import_timm() -> Any:
@@ -35,26 +35,17 @@ def import_timm() -> Any:
     return timm
 
 
-def timm_names(pattern: str = "*") -> list[str]:
-    """List timm's classifier names (without the `timm/` prefix)."""
-    return list(import_timm().list_models(pattern))
-
-
-def pretrained_names() -> list[str]:
-    """List timm's networks that have weights, with their tags (`resnet18.a1_in1k`)."""
-    return list(import_timm().list_pretrained())
-
-
 def pretrained_config(name: str) -> dict[str, Any]:
     """Return where the weights of `name` (perhaps with a tag) lie, and their input.
 
     Raises:
         ConfigError: There are no such weights; the message names near misses.
     """
+    timm = import_timm()
     try:
-        config = import_timm().get_pretrained_cfg(name, allow_unregistered=False)
+        config = timm.get_pretrained_cfg(name, allow_unregistered=False)
     except RuntimeError:
-        known = pretrained_names()
+        known = timm.list_pretrained()  # with tags: resnet18.a1_in1k
         raise ConfigError(unknown_name("timm weights", name, known)) from None
     return dict(vars(config))
 

@@ -1,10 +1,8 @@
 """The attack view of a model: what an attack differentiates instead of the model.
 
-An attack needs the gradient with respect to the input, of a network whose weights do
-not change while it runs. So the view freezes the parameters (no weight gradients are
-computed), folds evaluation-mode BatchNorm into the convolution before it, and never
-touches the model: its mode, statistics and `.grad` stay as they were. `refresh()`
-brings the folded weights up to date after an optimiser step.
+It freezes the parameters (no weight gradients are computed), folds evaluation-mode
+BatchNorm into the convolution before it, and never touches the model: its mode,
+statistics and `.grad` stay as they were.
 """
 
 from __future__ import annotations
@@ -17,9 +15,8 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, fx, nn
 
-from fastadv.models.activations import EMBEDDING, cut, in_order, recording
+from fastadv.kernels import normalize
 from fastadv.models.folding import (
-    Fold,
     FrozenNorm,
     fold_norms,
     fold_weights,
@@ -28,23 +25,10 @@ from fastadv.models.folding import (
 )
 from fastadv.models.frozen_convs import rewrite_convs
 from fastadv.models.frozen_stem import Frozen
+from fastadv.models.intermediate import EMBEDDING, cut, in_order, recording
 from fastadv.models.normalized import NormalizedModel
 
 log = logging.getLogger(__name__)
-
-
-def _share(net: nn.Module) -> nn.Module:
-    """Copy the module tree in eval mode; the copy shares every tensor with `net`."""
-    memo: dict[int, object] = {id(p): p for p in net.parameters()}
-    memo.update({id(b): b for b in net.buffers()})
-    return copy.deepcopy(net, memo).eval()
-
-
-def _has_hooks(net: nn.Module) -> bool:
-    return any(
-        m._forward_hooks or m._forward_pre_hooks or m._backward_hooks
-        for m in net.modules()
-    )
 
 
 class AttackView(nn.Module):
@@ -81,11 +65,13 @@ class AttackView(nn.Module):
         self._model = (model,)
         self.mode = mode
         self._dtype = dtype
-        self._folds: list[Fold] = []
+        self._folds: dict[str, str] = {}  # by convolution, the BatchNorm behind it
         self.unfolded: dict[str, str] = {}
         self.unfolded_reason: str | None = None
         self._cuts: dict[tuple[str, ...], fx.GraphModule] = {}
-        self.net = _share(self.live)
+        # A copy of the modules that shares every tensor with the model.
+        tensors = (*self.live.parameters(), *self.live.buffers())
+        self.net = copy.deepcopy(self.live, {id(t): t for t in tensors}).eval()
         if mode == "train":
             for module in self.net.modules():  # but no dropout: it would be noise
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -106,7 +92,10 @@ class AttackView(nn.Module):
         return len(self._folds)
 
     def _fold_graph(self) -> None:
-        if _has_hooks(self.live):
+        if any(
+            m._forward_hooks or m._forward_pre_hooks or m._backward_hooks
+            for m in self.live.modules()
+        ):
             self.unfolded_reason = "the network has hooks"
             return
         try:
@@ -129,7 +118,6 @@ class AttackView(nn.Module):
         dtype) cost anything: one pass over the weights.
         """
         live = dict(self.live.named_modules())
-        norms = {fold.conv: fold.norm for fold in self._folds}
         mine = list(self.net.named_modules())
         # Cuts share the layers, but hold parameters outside of layers by themselves.
         shared = {id(module) for _, module in mine}
@@ -140,8 +128,8 @@ class AttackView(nn.Module):
             source = live.get(name)
             if source is None:
                 continue
-            if name in norms:
-                norm = cast(nn.BatchNorm2d, live[norms[name]])
+            if name in self._folds:
+                norm = cast(nn.BatchNorm2d, live[self._folds[name]])
                 fold_weights(module, cast(nn.Conv2d, source), norm, self.dtype)
             elif isinstance(module, FrozenNorm):
                 module.follow(cast(nn.BatchNorm2d, source), self.dtype)
@@ -190,6 +178,12 @@ class AttackView(nn.Module):
             return model.mean, model.std
         like = next(self.live.parameters(), torch.zeros(()))
         return like.new_zeros(channels).float(), like.new_ones(channels).float()
+
+    def normalize(self, x: Tensor) -> Tensor:
+        """Normalise images `x` [N, C, H, W] (uint8, or float in [0, 1]), without gradient."""
+        mean, std = self.statistics(x.shape[1])
+        z: Tensor = normalize(x, mean=mean, std=std, dtype=self.dtype)
+        return z
 
     def forward(self, z: Tensor) -> Tensor:
         """Map normalised images `z` [N, C, H, W] to logits [N, K]."""

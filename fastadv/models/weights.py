@@ -26,16 +26,20 @@ from typing import Any
 from fastadv.errors import CheckpointError, ConfigError, unknown_name
 from fastadv.models import hub, timm_models
 from fastadv.models.architecture_names import ARCHITECTURES, MODEL_FILE, TIMM_PREFIX
-from fastadv.models.foreign_checkpoints import (
-    convention_from_filename,
-    threat_from_filename,
-)
+from fastadv.models.foreign_checkpoints import facts_from_filename
 from fastadv.models.input_conventions import InputConvention, get_convention
 from fastadv.threat import parse_norm, parse_pixels
 
 WEIGHT_SUFFIXES = (".safetensors", ".ckpt", ".pth", ".pt", ".th", ".bin")
 
-_OPTIONS = ("arch", "input", "norm", "eps", "name")
+# The options after a source: the attribute of `Weights` each sets, and its parser.
+_OPTIONS: dict[str, tuple[str, Callable[[str], Any]]] = {
+    "arch": ("arch", str),
+    "input": ("convention", get_convention),
+    "norm": ("norm", parse_norm),
+    "eps": ("eps", parse_pixels),
+    "name": ("name", str),
+}
 _OPTION = re.compile(r",(\w+)=([^,]*)$")
 _LONGEST_HEADER = 100 << 20  # what safetensors itself accepts, bytes
 _SCHEME = re.compile(r"([A-Za-z][\w-]+):(.*)$")
@@ -76,8 +80,7 @@ def find_weights(source: str | Path, *, download: bool = False) -> Weights:
         ConfigError: The kind of source, a name or an option is unknown; the message
             names near misses.
     """
-    text, options = _split_options(str(source))
-    known = _known(options, str(source))
+    text, known = _split_options(str(source))
     scheme = _SCHEME.match(text)
     if scheme is None or Path(text).expanduser().exists():
         weights = _from_path(Path(text).expanduser())
@@ -95,10 +98,9 @@ def find_weights(source: str | Path, *, download: bool = False) -> Weights:
     return replace(weights, **known)
 
 
-# ---- what is written after the name ----
-
-
-def _split_options(text: str) -> tuple[str, dict[str, str]]:
+def _split_options(source: str) -> tuple[str, dict[str, Any]]:
+    """Return what comes before the options, and what these set of `Weights`."""
+    text = source
     options: dict[str, str] = {}
     while (match := _OPTION.search(text)) and not Path(text).expanduser().exists():
         if match[1] not in _OPTIONS:
@@ -107,21 +109,14 @@ def _split_options(text: str) -> tuple[str, dict[str, str]]:
             )
         options.setdefault(match[1], match[2])
         text = text[: match.start()]
-    return text, options
-
-
-def _known(options: dict[str, str], source: str) -> dict[str, Any]:
-    changes: dict[str, Any] = {k: options[k] for k in ("arch", "name") if k in options}
-    if "input" in options:
-        changes["convention"] = get_convention(options["input"])
-    try:
-        if "norm" in options:
-            changes["norm"] = parse_norm(options["norm"])
-        if "eps" in options:
-            changes["eps"] = parse_pixels(options["eps"])
-    except ValueError as error:
-        raise ConfigError(f"source {source!r}: {error}") from None
-    return changes
+    known = {}
+    for option, value in options.items():
+        attribute, parse = _OPTIONS[option]
+        try:
+            known[attribute] = parse(value)
+        except ValueError as error:
+            raise ConfigError(f"source {source!r}: {error}") from None
+    return text, known
 
 
 # ---- paths ----
@@ -167,26 +162,14 @@ def _near_paths(missing: Path) -> str:
 
 def _from_path(path: Path) -> Weights:
     file = resolve_checkpoint(path)
-    norm, eps = threat_from_filename(file) or (None, None)
-    weights = Weights(
-        file=file,
-        name=path.name if path.is_dir() else path.stem,
-        convention=convention_from_filename(file),
-        norm=norm if eps else None,
-        eps=eps,
-    )
-    return _with_timm_config(weights)
-
-
-def _with_timm_config(weights: Weights) -> Weights:
-    """Add what the `config.json` of timm's folder layout says, where there is one."""
-    if _is_ours(weights.file):
-        return weights  # its own header says all of that
-    config = hub.read_config(weights.file.parent / "config.json")
-    if "architecture" not in config:
-        return weights
-    about = config.get("pretrained_cfg") or {}
-    return replace(weights, **_of_timm(str(config["architecture"]), about))
+    known = facts_from_filename(file)
+    known.pop("arch", None)  # a guess, which what the file says overrules
+    if not _is_ours(file):  # ours say all of that in their header
+        config = hub.read_config(file.parent / "config.json")
+        if "architecture" in config:  # the folder has timm's layout
+            about = config.get("pretrained_cfg") or {}
+            known |= _of_timm(str(config["architecture"]), about)
+    return Weights(file=file, name=path.name if path.is_dir() else path.stem, **known)
 
 
 def _is_ours(file: Path) -> bool:

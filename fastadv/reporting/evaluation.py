@@ -110,8 +110,9 @@ def source_summary(rows: Sequence[Row]) -> str:
 
 
 def _attack_title(attack: AttackRecord) -> str:
-    name = str(attack.name).upper() if attack.name == "pgd" else str(attack.name)
-    return f"{name}-{attack.num_steps} {training_label((attack.norm, attack.eps or 0))}"
+    name = "PGD" if attack.name == "pgd" else str(attack.name)
+    steps = f"-{attack.num_steps}" if attack.num_steps else ""
+    return f"{name}{steps} {training_label((attack.norm, attack.eps or 0))}"
 
 
 def _evaluated(rows: Sequence[Row]) -> dict[str, list[Evaluated]]:

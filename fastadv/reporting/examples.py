@@ -34,12 +34,14 @@ def example_section(rows: Sequence[Row], data: str) -> reporting.Section:
         FastadvError: The data set cannot be opened.
     """
     sources = _sources(rows, data)
-    threats = _threats([source for source, _ in sources.values()])
+    own = {name: _threat(source) for name, (source, _) in sources.items()}
+    usual = next(filter(None, own.values()), ThreatModel("l2", 1.0))
     of_side: dict[int, dict[str, NormalizedModel]] = {}
     of_attack: dict[tuple[int, ThreatModel], dict[str, NormalizedModel]] = {}
-    for (name, (source, model)), threat in zip(sources.items(), threats, strict=True):
-        of_side.setdefault(source.resolution, {})[name] = model
-        of_attack.setdefault((source.resolution, threat), {})[name] = model
+    for name, (source, model) in sources.items():
+        side, threat = source.resolution, own[name] or usual
+        of_side.setdefault(side, {})[name] = model
+        of_attack.setdefault((side, threat), {})[name] = model
     images = {side: _images(data, side) for side in of_side}
     figures: list[tuple[Figure, str]] = []
     for (side, threat), models in of_attack.items():
@@ -79,14 +81,13 @@ def _sources(
             source = _reopened(row)
             classes = open_dataset(data, resolution=source.resolution).test.classes
             model = source.load()
+            if source.num_classes != len(classes):
+                raise ConfigError(
+                    f"{source.name} has {source.num_classes} outputs, {data} has "
+                    f"{len(classes)} classes"
+                )
         except FastadvError as error:
             refused.append(str(error))
-            continue
-        if source.num_classes != len(classes):
-            refused.append(
-                f"{source.name} has {source.num_classes} outputs, {data} has "
-                f"{len(classes)} classes"
-            )
             continue
         taken = source.name in found
         name = f"{source.name} {source.digest[:8]}" if taken else source.name
@@ -98,11 +99,7 @@ def _sources(
 
 
 def _reopened(row: Row) -> Source:
-    """Open the source of a row, which must be the one that its number is about.
-
-    Raises:
-        CheckpointError: The source changed since, or cannot be read.
-    """
+    """Open the source of a row; one that has changed since is a CheckpointError."""
     # Rows of older versions name the file alone, without the options it was opened with.
     stored = row.source
     given = stored.given or stored.path or ""
@@ -115,14 +112,9 @@ def _reopened(row: Row) -> Source:
     return source
 
 
-def _threats(sources: Sequence[Source]) -> list[ThreatModel]:
-    """Return the threat model that each source is attacked in."""
-    own = [
-        ThreatModel(source.norm or "l2", source.eps) if source.eps else None  # type: ignore[arg-type]
-        for source in sources
-    ]
-    usual = next((threat for threat in own if threat), ThreatModel("l2", 1.0))
-    return [threat or usual for threat in own]
+def _threat(source: Source) -> ThreatModel | None:
+    """Return the threat model that a source was trained in, if it was."""
+    return ThreatModel(source.norm or "l2", source.eps) if source.eps else None  # type: ignore[arg-type]
 
 
 def _images(data: str, side: int) -> tuple[Batch, tuple[str, ...]]:

@@ -9,18 +9,16 @@ A table is a folder of parts, Parquet files that are written whole and never cha
   the part that it was first written in.
 * Other names: parts of schema 1 to 3, where `row-IDENTITY` was `once-IDENTITY`.
 
-Merging needs no lock against writers, readers or other merges. One rule makes it safe: a
-merge removes exactly the files that it read, and only after a file that holds all of
-their rows is durable, has a new name, and has been there for `GRACE` seconds.
+Merging needs no lock. One rule makes it safe: a merge removes exactly the files that it
+read, and only after a file that holds all of their rows is durable, has a new name, and
+has been there for `GRACE` seconds.
 
 Nothing is lost. Take a row and, among the files that were ever made with it, the one made
-last. Whoever removed that file would have made a later one with the same row, so it was
-not removed. A merge takes nothing on trust from a file that it does not itself remove: it
-copies all the rows of its input, also those that another merged part holds, too. (Two
-merges that each left out what the other had would lose it.) A part that is written again
+last. Whoever removed that file would have made a later one with the same row. For this a
+merge copies all the rows of its input, also those that another merged part holds: two
+merges that each left out what the other had would lose it. A part that is written again
 under its old name, by a second writer of the same `once` rows that looked before the
-first one's part was merged and removed, holds the same numbers and may be removed with
-the name.
+first one's part was merged, holds the same numbers and may be removed with the name.
 
 Nothing is doubled. The same row may be in several files: after kill -9 between the two
 halves of a merge, after two merges of the same parts, or because of that second writer.
@@ -28,14 +26,13 @@ A reader takes the rows of a part from the first file that names it, and rows of
 parts once for each identity. So does a merge, which keeps this true: a file that names a
 `once` part has all of its identities, if need be in rows of another part.
 
-Nothing is overlooked. A listing of a folder may miss a file that is made meanwhile, and
-one that is removed meanwhile. A listing that took less than `GRACE` cannot miss a merged
+Nothing is overlooked. A listing that took less than `GRACE` cannot miss both a merged
 part and the parts it replaces: those were there for `GRACE` after it was. A slower one is
 repeated. A file that is gone when it is opened was merged; the table is read again.
 
-A part with a column that this fastadv does not know, of a later one, is not merged. A
-merge that is killed or finds the disk full leaves at most a temporary file, or parts
-that the merged one holds, too; the next merge takes them up.
+A part with a column that only a later fastadv knows is not merged. A merge that is killed
+or finds the disk full leaves at most a temporary file, or parts that the merged one
+holds, too; the next merge takes them up.
 """
 
 from __future__ import annotations
@@ -45,9 +42,9 @@ import io
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -74,12 +71,6 @@ _STALE_SECONDS = 24 * 3600.0
 def new_name(kind: str) -> str:
     """Return a name that no other part has; names of one kind sort by time."""
     return f"{kind}-{time.time_ns():020d}-{secrets.token_hex(4)}"
-
-
-def written_at(part: str) -> int | None:
-    """Return when a part was written, in nanoseconds, if its name says so."""
-    stamp = part.removeprefix("part-").partition("-")[0]
-    return int(stamp) if stamp.isdecimal() else None
 
 
 def encode(rows: pa.Table) -> bytes:
@@ -110,7 +101,7 @@ def write(folder: Path, name: str, rows: pa.Table) -> None:
     write_atomic(folder / f"{name}{SUFFIX}", encode(rows))
 
 
-def each(folder: Path, read: Callable[[Path], Read]) -> list[tuple[Path, Read]]:
+def each(folder: Path, read: Callable[[Path], Read]) -> list[Read]:
     """Return what `read` makes of every part; merged parts come first.
 
     Raises:
@@ -119,7 +110,7 @@ def each(folder: Path, read: Callable[[Path], Read]) -> list[tuple[Path, Read]]:
     """
     for attempt in range(_TRIES):
         try:
-            return [(path, read(path)) for path in _listing(folder)]
+            return [read(path) for path in _listing(folder)]
         except FileNotFoundError:  # merged meanwhile
             time.sleep(0.05 * 2**attempt)
     raise DataError(f"{folder} changes while it is read; try again")
@@ -133,22 +124,25 @@ def _listing(folder: Path) -> list[Path]:
         except FileNotFoundError:
             return []
         if time.monotonic() - began < GRACE:
-            visible = [name for name in names if not name.startswith(".")]
-            in_order = sorted(visible, key=lambda n: (not n.startswith(_MERGED), n))
-            return [folder / name for name in in_order]
+            visible = (folder / name for name in names if not name.startswith("."))
+            return sorted(visible, key=_merged_first)
     raise DataError(f"{folder} takes more than {GRACE} s to list; try again")
 
 
-def read(path: Path, columns: Sequence[str]) -> pa.Table:
-    """Return columns of a part, in today's schema.
+def _merged_first(path: Path) -> tuple[bool, str]:
+    return not path.name.startswith(_MERGED), path.name
+
+
+def read(path: Path, schema: pa.Schema) -> pa.Table:
+    """Return the columns of a part that `schema`, a part of today's, names.
 
     Raises:
         DataError: The file is no Parquet file, or of an unknown schema version.
         FileNotFoundError: The part was merged into another.
     """
-    schema = pa.schema([SCHEMA.field(name) for name in columns])
     try:
-        with pq.ParquetFile(path) as file:
+        # One read of several columns is quicker than one of each.
+        with pq.ParquetFile(path, pre_buffer=True) as file:
             version = _version(file)
             # Handing a few rows to other threads takes longer than reading them.
             threads = file.metadata.num_rows > MANY
@@ -159,10 +153,10 @@ def read(path: Path, columns: Sequence[str]) -> pa.Table:
                     for number, values in enumerate(old)
                     for row in migrate(values, path.stem, number)
                 ]
-                return conform(to_arrow(rows, path.stem), schema)
+                return to_arrow(rows, path.stem).select(schema.names)
             if version == str(SCHEMA_VERSION):
-                names = set(file.schema_arrow.names)
-                known = [name for name in columns if name in names]
+                stored = set(file.schema_arrow.names)
+                known = [name for name in schema.names if name in stored]
                 return conform(file.read(known, use_threads=threads), schema)
     except FileNotFoundError:
         raise
@@ -202,18 +196,12 @@ def distinct(tables: Iterable[pa.Table]) -> pa.Table:
     once = [part for part in seen if part.startswith(_ONCE)]
     if not once:
         return whole
-    identity = pc.if_else(
-        pc.is_in(whole["part"], pa.array(once, pa.string())), whole["identity"], None
-    )
-    if pc.count_distinct(identity).as_py() == len(whole) - identity.null_count:
-        return whole
-    met: set[str] = set()
-    first = []
-    for number, value in enumerate(identity.to_pylist()):
-        if value is None or value not in met:
-            first.append(number)
-            met.add(value)
-    return whole.take(pa.array(first, pa.int64()))
+    is_once = pc.is_in(whole["part"], pa.array(once, pa.string()))
+    identities = pc.if_else(is_once, whole["identity"], None).to_pylist()
+    first: dict[str | int, int] = {}
+    for number, identity in enumerate(identities):
+        first.setdefault(number if identity is None else identity, number)
+    return whole.take(pa.array(list(first.values()), pa.int64()))
 
 
 def count_appended(folder: Path) -> int:
@@ -236,23 +224,28 @@ def merge(folder: Path, *, everything: bool = False) -> int:
         DataError: A part cannot be read; nothing was changed.
         OutputError: The merged part cannot be written; nothing was changed.
     """
-    with _alone(folder) as alone:
-        if not alone:
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.callback(FolderLock(folder).release)
+        except BlockingIOError:  # another process merges: this would be double work
             return 0
-        columns = SCHEMA.names
-        paths = [path for path, _ in each(folder, lambda path: None)]
-        if not everything:
-            paths = _small_parts(paths)
+        except OSError:
+            pass  # The file system has no locks, and none is needed.
+        paths = _listing(folder) if everything else _small_parts(folder)
         # Not through `each`: what vanished was merged by another, which is no error.
         tables = []
         inputs = []
-        for path in sorted(paths, key=lambda p: (not p.name.startswith(_MERGED), p)):
+        for path in sorted(paths, key=_merged_first):
             with contextlib.suppress(FileNotFoundError):
-                rows = read(path, columns)
-                if _is_mergeable(path):
-                    tables.append(rows)
-                    inputs.append(path)
-        if len(inputs) < 2 and not (everything and _is_old(inputs)):
+                rows = read(path, SCHEMA)
+                with pq.ParquetFile(path) as file:
+                    # A column of a later fastadv would be lost.
+                    if _version(file) in MIGRATED or is_known(file.schema_arrow):
+                        tables.append(rows)
+                        inputs.append(path)
+        today = (*_APPENDED, _MERGED)
+        has_old = not all(path.name.startswith(today) for path in inputs)
+        if len(inputs) < 2 and not (everything and has_old):
             return 0
         write(folder, new_name(_MERGED.rstrip("-")), distinct(tables))
         time.sleep(GRACE)
@@ -262,50 +255,22 @@ def merge(folder: Path, *, everything: bool = False) -> int:
         return len(inputs)
 
 
-def _small_parts(paths: list[Path]) -> list[Path]:
+def _small_parts(folder: Path) -> list[Path]:
     """Return the parts of single appends, and merged ones that are no larger."""
     sizes = []
-    for path in paths:
+    for path in _listing(folder):
         if path.name.startswith((*_APPENDED, _MERGED)):
             with contextlib.suppress(FileNotFoundError):
-                merged = path.name.startswith(_MERGED)
-                sizes.append((merged, pq.read_metadata(path).num_rows, path))
+                is_merged = path.name.startswith(_MERGED)
+                sizes.append((is_merged, pq.read_metadata(path).num_rows, path))
     found: list[Path] = []
     total = 0
-    for merged, rows, path in sorted(sizes):
-        if merged and rows > total:
+    for is_merged, rows, path in sorted(sizes):
+        if is_merged and rows > total:
             break
         found.append(path)
         total += rows
     return found
-
-
-def _is_mergeable(path: Path) -> bool:
-    """Return whether a part has no column of a later fastadv, which would be lost."""
-    with pq.ParquetFile(path) as file:
-        stored, version = pa.struct(list(file.schema_arrow)), _version(file)
-    return version in MIGRATED or is_known(stored, pa.struct(list(SCHEMA)))
-
-
-def _is_old(paths: list[Path]) -> bool:
-    return any(not path.name.startswith((*_APPENDED, _MERGED)) for path in paths)
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Any:
-    """Yield False while another process merges, which only saves double work."""
-    try:
-        lock = FolderLock(folder)
-    except BlockingIOError:
-        yield False
-        return
-    except OSError:  # no locks here
-        yield True
-        return
-    try:
-        yield True
-    finally:
-        lock.release()
 
 
 def _remove_stale(folder: Path) -> None:

@@ -13,52 +13,33 @@ from fastadv.results.settings import EvaluationSetting, TransferSetting
 
 @dataclass(frozen=True, kw_only=True)
 class SourceRecord:
-    """The network that a number is about.
+    """The network that a number is about."""
 
-    Attributes:
-        name: What tables and figures call it.
-        given: What the user named it by; it opens the network again.
-        path: The weights file at the time.
-        digest: SHA-256 of the weights (and of the input convention, where the file does
-            not state one).
-        arch: Architecture.
-        norm: Norm of its adversarial training; None for standard training or if unknown.
-        eps: Radius of its training in pixel units; 0 for standard training, None if
-            unknown.
-        accuracy: Accuracy on its own test images in percent, if it is known.
-    """
-
-    name: str
-    given: str | None = None
-    path: str | None = None
+    name: str  # What tables and figures call it.
+    given: str | None = None  # What the user named it by; it opens the network again.
+    path: str | None = None  # The weights file at the time.
+    # SHA-256 of the weights (and of the input convention, where the file states none).
     digest: str | None = None
-    arch: str | None = None
+    arch: str | None = None  # Name of the architecture.
+    # Norm of its adversarial training; None for standard training or if unknown.
     norm: str | None = None
+    # Radius of its training in pixel units; 0 for standard training, None if unknown.
     eps: float | None = None
-    accuracy: float | None = None
+    accuracy: float | None = None  # On its own test images in percent; None if unknown.
 
 
 @dataclass(frozen=True, kw_only=True)
 class TargetRecord:
-    """The data set that a number was measured on.
+    """The data set that a number was measured on."""
 
-    Attributes:
-        name: Name of the data set, with the options that define its images.
-        fingerprint: Hash that tells apart data sets of one name.
-        resolution: Side of the images in pixels.
-        downscale: Side in pixels that images were first reduced to; None if they were not.
-        num_test: Number of images of the evaluation split.
-        num_classes: Number of classes.
-        class_names: Names of the classes, in the order of their labels.
-    """
-
-    name: str
-    fingerprint: str | None = None
-    resolution: int | None = None
+    name: str  # Name of the data set, with the options that define its images.
+    fingerprint: str | None = None  # Hash that tells apart data sets of one name.
+    resolution: int | None = None  # Side of the images in pixels.
+    # Side in pixels that images were first reduced to; None if they were not.
     downscale: int | None = None
-    num_test: int | None = None
-    num_classes: int | None = None
-    class_names: tuple[str, ...] = ()
+    num_test: int | None = None  # Number of images of the evaluation split.
+    num_classes: int | None = None  # Number of classes.
+    class_names: tuple[str, ...] = ()  # In the order of their labels.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,39 +50,36 @@ class Option:
     value: str
 
 
+def _split(
+    record: type, values: Mapping[str, Any]
+) -> tuple[dict[str, Any], tuple[Option, ...]]:
+    """Return the values that are fields of a record, and all others as options."""
+    known = {f.name for f in fields(record)} - {"options", "packages", "command"}
+    given = {name: value for name, value in values.items() if name in known}
+    return given, tuple(
+        Option(name=name, value=str(value))
+        for name, value in values.items()
+        if name not in known and value is not None
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class AttackRecord:
-    """The attack that a robust accuracy was measured under. None: does not apply.
+    """The attack that a robust accuracy was measured under. None: does not apply."""
 
-    Attributes:
-        name: `pgd`, `autoattack`, `apgd-ce`, ...
-        norm: `l2` or `linf`.
-        eps: Radius in pixel units.
-        num_steps: Gradient steps per run.
-        step_size: Length of a step in pixel units.
-        num_restarts: Number of random restarts.
-        random_start: Whether it starts from a random point of the ball.
-        keep: Which iterate counts, for example `best`.
-        objective: What it maximises, for example `cross_entropy`.
-        judge: Whose implementation: `fastadv` or `package`.
-        num_targets: Number of wrong classes that targeted attacks try.
-        num_queries: Forward passes of a black-box attack.
-        options: Any other choice.
-    """
-
-    name: str | None = None
-    norm: str | None = None
-    eps: float | None = None
-    num_steps: int | None = None
-    step_size: float | None = None
-    num_restarts: int | None = None
-    random_start: bool | None = None
-    keep: str | None = None
-    objective: str | None = None
-    judge: str | None = None
-    num_targets: int | None = None
-    num_queries: int | None = None
-    options: tuple[Option, ...] = ()
+    name: str | None = None  # `pgd`, `autoattack`, `apgd-ce`, ...
+    norm: str | None = None  # `l2` or `linf`.
+    eps: float | None = None  # Radius in pixel units.
+    num_steps: int | None = None  # Gradient steps per run.
+    step_size: float | None = None  # Length of a step in pixel units.
+    num_restarts: int | None = None  # Number of random restarts.
+    random_start: bool | None = None  # Whether it starts at a random point of the ball.
+    keep: str | None = None  # Which iterate counts, for example `best`.
+    objective: str | None = None  # What it maximises, for example `cross_entropy`.
+    judge: str | None = None  # Whose implementation: `fastadv` or `package`.
+    num_targets: int | None = None  # Wrong classes that targeted attacks try.
+    num_queries: int | None = None  # Forward passes of a black-box attack.
+    options: tuple[Option, ...] = ()  # Any other choice.
 
     @classmethod
     def from_description(cls, description: Mapping[str, Any]) -> AttackRecord:
@@ -110,15 +88,8 @@ class AttackRecord:
         Args:
             description: Choices by name; those that are no attribute become `options`.
         """
-        known = {f.name for f in fields(cls)} - {"options"}
-        return cls(
-            **{name: value for name, value in description.items() if name in known},
-            options=tuple(
-                Option(name=name, value=str(value))
-                for name, value in sorted(description.items())
-                if name not in known and value is not None
-            ),
-        )
+        given, options = _split(cls, dict(sorted(description.items())))
+        return cls(**given, options=options)
 
     def __str__(self) -> str:
         radius = f"{self.eps or 0:g}"
@@ -130,102 +101,61 @@ class AttackRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class StageRecord:
-    """One attack of several that ran in turn.
+    """One attack of several that ran in turn."""
 
-    Attributes:
-        name: Name of the attack.
-        attacked: Number of images that reached it.
-        value: Percent classified correctly after it and all attacks before it.
-        low: Lower end of the 95 % interval, percent.
-        high: Upper end, percent.
-        seconds: Wall time.
-    """
-
-    name: str
-    attacked: int
-    value: float
-    low: float | None = None
-    high: float | None = None
-    seconds: float | None = None
+    name: str  # Name of the attack.
+    attacked: int  # Number of images that reached it.
+    value: float  # Percent classified correctly after it and all attacks before it.
+    low: float | None = None  # Lower end of the 95 % interval, percent.
+    high: float | None = None  # Upper end, percent.
+    seconds: float | None = None  # Wall time.
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChecksRecord:
-    """What was found of that which makes robust accuracies misleading.
+    """What was found of that which makes robust accuracies misleading."""
 
-    Attributes:
-        probabilities: Whether every output row is a probability distribution.
-        randomised: Whether two passes over the same images differ.
-        train_mode: Whether a module was in training mode when it was given.
-        zero_gradient_share: Share of images whose input gradient is zero, in [0, 1].
-        black_box_gain: Share of images that fell to a black-box attack after white-box
-            ones, in [0, 1]; None where there was no such attack.
-    """
-
-    probabilities: bool
-    randomised: bool
-    train_mode: bool
-    zero_gradient_share: float
+    probabilities: bool  # Whether every output row is a probability distribution.
+    randomised: bool  # Whether two passes over the same images differ.
+    train_mode: bool  # Whether a module was in training mode when it was given.
+    zero_gradient_share: float  # Share of images with zero input gradient, in [0, 1].
+    # Share of images that fell to a black-box attack after white-box ones, in [0, 1];
+    # None where there was no such attack.
     black_box_gain: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Departure:
-    """One choice that is not the published one of the protocol.
+    """One choice that is not the published one of the protocol."""
 
-    Attributes:
-        name: Name of the choice, for example `lrs`.
-        ours: What was run, as text.
-        published: What the protocol publishes, as text.
-    """
-
-    name: str
-    ours: str
-    published: str
+    name: str  # Name of the choice, for example `lrs`.
+    ours: str  # What was run, as text.
+    published: str  # What the protocol publishes, as text.
 
 
 @dataclass(frozen=True, kw_only=True)
 class Defect:
-    """A known flaw of a published protocol that was reproduced.
+    """A known flaw of a published protocol that was reproduced."""
 
-    Attributes:
-        code: Stable name of the flaw, for example `selected_on_test`.
-        text: A description for people.
-    """
-
-    code: str
-    text: str
+    code: str  # Stable name of the flaw, for example `selected_on_test`.
+    text: str  # A description for people.
 
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """What a number was computed with.
+    """What a number was computed with."""
 
-    Attributes:
-        command: What wrote the row, for example `fastadv-transfer`.
-        fastadv: Version of fastadv.
-        commit: Commit of the checkout, with `+` if it was changed.
-        python: Version of Python.
-        torch: Version of PyTorch.
-        packages: Versions of other packages that matter.
-        cpu: Name of the processor.
-        cores: Number of usable cores.
-        threads: Number of threads of PyTorch.
-        gpu: Name of the GPU.
-        cuda: Version of CUDA.
-    """
-
-    command: str | None = None
-    fastadv: str | None = None
-    commit: str | None = None
-    python: str | None = None
-    torch: str | None = None
-    packages: tuple[Option, ...] = ()
-    cpu: str | None = None
-    cores: int | None = None
-    threads: int | None = None
-    gpu: str | None = None
-    cuda: str | None = None
+    command: str | None = None  # What wrote the row, for example `fastadv-transfer`.
+    fastadv: str | None = None  # Version of fastadv.
+    commit: str | None = None  # Commit of the checkout, with `+` if it was changed.
+    python: str | None = None  # Version of Python.
+    torch: str | None = None  # Version of PyTorch.
+    packages: tuple[Option, ...] = ()  # Versions of other packages that matter.
+    cpu: str | None = None  # Name of the processor.
+    cores: int | None = None  # Number of usable cores.
+    threads: int | None = None  # Number of threads of PyTorch.
+    gpu: str | None = None  # Name of the GPU.
+    cuda: str | None = None  # Version of CUDA.
 
     @classmethod
     def from_facts(
@@ -237,101 +167,71 @@ class Provenance:
             facts: Facts by name; those that are no attribute are packages.
             command: What writes the row.
         """
-        known = {f.name for f in fields(cls)} - {"packages", "command"}
-        return cls(
-            command=command,
-            **{name: value for name, value in facts.items() if name in known},
-            packages=tuple(
-                Option(name=name, value=str(version))
-                for name, version in facts.items()
-                if name not in known and version is not None
-            ),
-        )
+        given, packages = _split(cls, facts)
+        return cls(command=command, **given, packages=packages)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One number with its circumstances. Values and intervals are in percent.
+    """One number with its circumstances. Values and intervals are in percent."""
 
-    Attributes:
-        time: When it was written.
-        identity: Hash of what defines the number; a `once` table holds it once.
-        experiment: Identity shared by the rows of one experiment, such as the clean and
-            the robust accuracy of one network; the identity of its first row.
-        source: The network.
-        target: The data set.
-        setting: How the number was obtained; its type is the kind of the row.
-        seed: Seed of everything that was drawn.
-        metric: What `value` is: `top1`, `mean_per_class`, ...
-        attack: The attack the number was measured under; None for clean images.
-        value: The number.
-        low: Lower end of its 95 % interval over the draw of test images.
-        high: Upper end.
-        n: Number of images it is over.
-        per_class_correct: Number of correct images of each class.
-        per_class_total: Number of images of each class.
-        stages: The attacks in turn, where there were several.
-        checks: What was checked of the network under attack.
-        departures: Choices that are not the published ones of the protocol.
-        defects: Known flaws of the published protocol that were reproduced.
-        val_value: The value that hyper-parameters were chosen on; None without a choice.
-        bad_images: Number of unreadable images that were replaced.
-        wall_seconds: Wall time.
-        provenance: Versions, machine and commit.
-        arrays: Name of the file with the arrays of the row; None if there is none.
-        setting_key: Hash of what must be equal for two numbers to be compared: kind,
-            target, metric and `setting.key()`; not the source, the seed, the number of
-            training images or the attack. It is computed where it is not given, so
-            `dataclasses.replace` of a setting needs `setting_key=""`, too.
-        setting_label: Target and setting in a few words, for people; computed likewise.
-    """
-
+    # When the row was written.
     time: datetime = field(default_factory=lambda: datetime.now(UTC))
+    # Hash of what defines the number; a `once` table holds it once.
     identity: str | None = None
+    # Identity shared by the rows of one experiment, such as the clean and the robust
+    # accuracy of one network; the identity of its first row.
     experiment: str | None = None
     source: SourceRecord
     target: TargetRecord
+    # How the number was obtained; its type is the kind of the row.
     setting: TransferSetting | EvaluationSetting
-    seed: int = 0
-    metric: str = "top1"
-    attack: AttackRecord | None = None
-    value: float
+    seed: int = 0  # Seed of everything that was drawn.
+    metric: str = "top1"  # What `value` is: `top1`, `mean_per_class`, ...
+    attack: AttackRecord | None = None  # None for clean images.
+    value: float  # The number.
+    # Lower end of its 95 % interval over the draw of test images.
     low: float | None = None
-    high: float | None = None
-    n: int | None = None
-    per_class_correct: tuple[int, ...] = ()
-    per_class_total: tuple[int, ...] = ()
-    stages: tuple[StageRecord, ...] = ()
-    checks: ChecksRecord | None = None
+    high: float | None = None  # Upper end.
+    n: int | None = None  # Number of images that the number is over.
+    per_class_correct: tuple[int, ...] = ()  # Number of correct images of each class.
+    per_class_total: tuple[int, ...] = ()  # Number of images of each class.
+    stages: tuple[StageRecord, ...] = ()  # The attacks in turn, where several ran.
+    checks: ChecksRecord | None = None  # What was checked of the network under attack.
+    # Choices that are not the published ones of the protocol.
     departures: tuple[Departure, ...] = ()
+    # Known flaws of the published protocol that were reproduced.
     defects: tuple[Defect, ...] = ()
+    # The value that hyper-parameters were chosen on; None without a choice.
     val_value: float | None = None
-    bad_images: int | None = None
-    wall_seconds: float | None = None
-    provenance: Provenance = Provenance()
-    arrays: str | None = None
+    bad_images: int | None = None  # Number of unreadable images that were replaced.
+    wall_seconds: float | None = None  # Wall time.
+    provenance: Provenance = Provenance()  # Versions, machine and commit.
+    arrays: str | None = None  # Name of the file with its arrays; None without one.
+    # Hash of what must be equal for two numbers to be compared: kind, target, metric and
+    # `setting.key()`; not the source, the seed, the number of training images or the
+    # attack. It is computed where it is not given, so `dataclasses.replace` of a setting
+    # needs `setting_key=""`, too.
     setting_key: str = ""
-    setting_label: str = ""
+    setting_label: str = ""  # Target and setting for people; computed likewise.
 
     def __post_init__(self) -> None:
+        target = self.target
         if self.experiment is None:
             object.__setattr__(self, "experiment", self.identity)
         if not self.setting_key:
-            object.__setattr__(self, "setting_key", self._key())
+            where = (target.name, target.fingerprint, target.resolution)
+            setting = (target.downscale, self.metric, *self.setting.key())
+            key = digest(_plain((self.kind, *where, *setting)))
+            object.__setattr__(self, "setting_key", key)
         if not self.setting_label:
-            label = f"{self.target.name}, {self.setting.label()}"
+            label = f"{target.name}, {self.setting.label()}"
             object.__setattr__(self, "setting_label", label)
 
     @property
     def kind(self) -> str:
         """Kind of the result: `transfer`, `evaluation`, ..."""
         return self.setting.kind
-
-    def _key(self) -> str:
-        target = self.target
-        where = (target.name, target.fingerprint, target.resolution, target.downscale)
-        parts = (self.kind, *where, self.metric, *self.setting.key())
-        return digest(_plain(parts))
 
 
 def _plain(value: Any) -> Any:

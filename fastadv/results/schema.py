@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import MISSING, asdict, fields, is_dataclass
 from datetime import datetime
 from typing import Any
 
@@ -55,48 +55,34 @@ def _arrow_type(hint: Any) -> pa.DataType:
     return _PLAIN[hint]
 
 
-def _plain(value: Any) -> Any:
-    """Return a value as Arrow takes it: records as dictionaries, tuples as lists."""
-    if isinstance(value, tuple):
-        return [_plain(each) for each in value]
-    if is_dataclass(value):
-        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
-    return value
-
-
 @functools.cache
 def _reader(hint: Any) -> Callable[[Any], Any]:
-    """Return what makes a value of a type from Arrow's plain one."""
+    """Return what makes a value of a type from Arrow's plain one.
+
+    Fields of a record that are missing or null get their defaults.
+    """
     if (item := _item(hint)) is not None:
         read = _reader(item)
         return lambda values: tuple(read(value) for value in values)
-    if is_dataclass(hint):
-        return functools.partial(_build, typing.cast(type, hint))
-    return lambda value: value
-
-
-@functools.cache
-def _readers(record: type) -> tuple[tuple[str, Callable[[Any], Any], bool], ...]:
-    """Return name, reader and whether there is a default, of every field."""
-    with_default = {
-        field.name
+    if not is_dataclass(hint):
+        return lambda value: value
+    record = typing.cast(type, hint)
+    readers = [(name, _reader(inner)) for name, inner in _hints(record).items()]
+    required = {
+        field.name: None
         for field in fields(record)
-        if field.default is not MISSING or field.default_factory is not MISSING
+        if field.default is MISSING and field.default_factory is MISSING
     }
-    hints = _hints(record).items()
-    return tuple((name, _reader(hint), name in with_default) for name, hint in hints)
 
+    def build(values: dict[str, Any]) -> Any:
+        found = {
+            name: read(value)
+            for name, read in readers
+            if (value := values.get(name)) is not None
+        }
+        return record(**required | found)
 
-def _build(record: type, values: Mapping[str, Any]) -> Any:
-    """Return a record; fields that are missing or null get their defaults."""
-    found = {}
-    for name, read, has_default in _readers(record):
-        value = values.get(name)
-        if value is not None:
-            found[name] = read(value)
-        elif not has_default:
-            found[name] = None
-    return record(**found)
+    return build
 
 
 def _make_schema() -> pa.schema:
@@ -125,7 +111,7 @@ def to_arrow(rows: Iterable[Row], part: str) -> pa.Table:
     """
     found = []
     for row in rows:
-        values = {f.name: _plain(getattr(row, f.name)) for f in fields(row)}
+        values = asdict(row)
         values[row.kind] = values.pop("setting")
         found.append(values | {"part": part, "kind": row.kind})
     return pa.Table.from_pylist(found, schema=SCHEMA)
@@ -145,61 +131,28 @@ def from_arrow(table: pa.Table) -> list[Row]:
                 f"the results table has rows of kind {kind!r}, which this fastadv does "
                 f"not know (it knows {', '.join(KINDS)}); update it, or select a kind"
             )
-        setting = _build(KINDS[kind], values[kind])
-        rows.append(_build(Row, values | {"setting": setting}))
+        setting = _reader(typing.cast(type, KINDS[kind]))(values[kind])
+        rows.append(_reader(Row)(values | {"setting": setting}))
     return rows
 
 
-def is_known(stored: pa.DataType, known: pa.DataType) -> bool:
-    """Return whether a stored type has no member that today's type lacks."""
-    if pa.types.is_list(stored):
-        return pa.types.is_list(known) and is_known(stored.value_type, known.value_type)
-    if not pa.types.is_struct(stored):
-        return True
-    return pa.types.is_struct(known) and all(
-        known.get_field_index(member.name) >= 0
-        and is_known(member.type, known.field(member.name).type)
-        for member in stored
-    )
+def is_known(stored: pa.Schema) -> bool:
+    """Return whether a stored schema has no column or member that today's lacks."""
+    both = pa.unify_schemas([SCHEMA, stored], promote_options="permissive")
+    return bool(both.equals(SCHEMA))
 
 
 def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
     """Return a table with the columns of `schema`; what it lacks is null.
 
     Tables of one schema version may differ in the kinds and fields that were known when
-    they were written.
+    they were written. A cast fills the missing members of structs with null.
     """
-    if table.schema.equals(schema):
-        return table
+    known = set(table.column_names)
     columns = [
-        _conform(table[field.name], field.type)
-        if field.name in table.column_names
+        table[field.name].cast(field.type)
+        if field.name in known
         else pa.nulls(len(table), field.type)
         for field in schema
     ]
     return pa.Table.from_arrays(columns, schema=schema)
-
-
-def _conform(values: Any, kind: pa.DataType) -> Any:
-    """Return an array as another type: missing members of structs are null."""
-    if isinstance(values, pa.ChunkedArray):
-        values = values.combine_chunks()
-    if values.type.equals(kind):
-        return values
-    if pa.types.is_struct(kind):
-        known = {field.name for field in values.type}
-        members = [
-            _conform(values.field(field.name), field.type)
-            if field.name in known
-            else pa.nulls(len(values), field.type)
-            for field in kind
-        ]
-        return pa.StructArray.from_arrays(
-            members, fields=list(kind), mask=values.is_null()
-        )
-    if pa.types.is_list(kind) and values.offset == 0:
-        inner = _conform(values.values, kind.value_type)
-        return pa.ListArray.from_arrays(
-            values.offsets, inner, type=kind, mask=values.is_null()
-        )
-    return values.cast(kind)

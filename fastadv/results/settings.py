@@ -8,7 +8,6 @@ which rows written before it are given.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -45,20 +44,13 @@ class Parameter:
 
 @dataclass(frozen=True, kw_only=True)
 class MethodRecord:
-    """The training method of a network that was fine-tuned on adversarial images.
+    """The training method of a network that was fine-tuned on adversarial images."""
 
-    Attributes:
-        name: Name of the method, for example `pgd_at`.
-        norm: Norm of the attack, `l2` or `linf`.
-        eps: Radius in pixel units.
-        num_steps: Steps of the attack.
-        parameters: What the method takes besides the attack, for example `beta`.
-    """
-
-    name: str
-    norm: str
-    eps: float
-    num_steps: int
+    name: str  # Name of the method, for example `pgd_at`.
+    norm: str  # Norm of the attack, `l2` or `linf`.
+    eps: float  # Radius in pixel units.
+    num_steps: int  # Steps of the attack.
+    # What the method takes besides the attack, for example `beta`.
     parameters: tuple[Parameter, ...] = ()
 
     def __str__(self) -> str:
@@ -68,88 +60,54 @@ class MethodRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Statistics:
-    """Mean and standard deviation that inputs were normalised by.
+    """Mean and standard deviation that inputs were normalised by."""
 
-    Attributes:
-        mean: One value per channel, for pixels in [0, 1].
-        std: One value per channel.
-    """
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: tuple[float, ...]  # One value per channel, for pixels in [0, 1].
+    std: tuple[float, ...]  # One value per channel.
 
 
 @dataclass(frozen=True, kw_only=True)
 class TransferSetting:
-    """How a source was transferred to a target.
-
-    Attributes:
-        mode: What trained: `fixed_feature`, `full_network`, `last_k_blocks` or `scratch`.
-        k_blocks: Number of trained blocks before the head, in mode `last_k_blocks`.
-        protocol: Where the settings came from, for example `salman2020`.
-        select_on: What hyper-parameters were chosen on: `val`, `test` or `none`.
-        solver: `lbfgs` or `sgd` for a head on cached features; None for a network that
-            trained.
-        num_train: Number of images trained on.
-        num_val: Number of images held out to choose hyper-parameters.
-        num_pool: Number of images asked for: `num_train + num_val`.
-        num_available: Number of training images the target has; None if unknown.
-        val_fraction: Share of the training images to hold out, as it was asked for.
-        augment: Augmentation in training.
-        epochs: Epochs of SGD; None where there were none.
-        published_epochs: Epochs that the protocol publishes for this number of images;
-            None where its epochs do not depend on that number.
-        batch_size: Batch size of SGD.
-        lrs: Learning rates that were tried.
-        momentum: Momentum of SGD.
-        weight_decay: Weight decay of SGD.
-        schedule: When the learning rate falls by ten: `thirds` of the epochs, or
-            `floored_thirds` (every `epochs // 3` epochs).
-        frozen_bn: Mode of the BatchNorm of frozen layers, `eval` or `train`.
-        select_every: Number of epochs between evaluations of which the best counts; None
-            if the last epoch counts.
-        statistics: What inputs were normalised by; None for the source's own.
-        freeze_by_name: Whether layers were frozen by their names.
-        normal_head: Whether the weights of the head began as N(0, 1).
-        precision: `fp32`, `bf16` or `fp16`, of a network that trained.
-        method: Training method; None for standard training.
-        depends_on_seed: Whether another seed could give another number.
-        chosen_c: Inverse regularisation strength that was chosen (`lbfgs`).
-        chosen_lr: Learning rate that was chosen.
-        chosen_epoch: Epoch that was chosen, counted from 1.
-    """
+    """How a source was transferred to a target."""
 
     kind: ClassVar[str] = "transfer"
 
+    # What trained: `fixed_feature`, `full_network`, `last_k_blocks` or `scratch`.
     mode: str
-    k_blocks: int | None = None
-    protocol: str
-    select_on: str
+    k_blocks: int | None = None  # Trained blocks before the head, in `last_k_blocks`.
+    protocol: str  # Where the settings came from, for example `salman2020`.
+    select_on: str  # What chose hyper-parameters: `val`, `test` or `none`.
+    # `lbfgs` or `sgd` for a head on cached features; None for a network that trained.
     solver: str | None = None
-    num_train: int
-    num_val: int
-    num_pool: int
-    num_available: int | None = None
-    val_fraction: float | None = None
-    augment: str | None = None
-    epochs: int | None = None
+    num_train: int  # Number of images trained on.
+    num_val: int  # Number of images held out to choose hyper-parameters.
+    num_pool: int  # Number of images asked for: `num_train + num_val`.
+    num_available: int | None = None  # Training images of the target; None if unknown.
+    val_fraction: float | None = None  # Share of training images asked to be held out.
+    augment: str | None = None  # Augmentation in training.
+    epochs: int | None = None  # Epochs of SGD; None where there were none.
+    # Epochs that the protocol publishes for this number of images; None where its epochs
+    # do not depend on that number.
     published_epochs: int | None = None
-    batch_size: int | None = None
-    lrs: tuple[float, ...] = ()
-    momentum: float | None = None
-    weight_decay: float | None = None
+    batch_size: int | None = None  # Batch size of SGD.
+    lrs: tuple[float, ...] = ()  # Learning rates that were tried.
+    momentum: float | None = None  # Momentum of SGD.
+    weight_decay: float | None = None  # Weight decay of SGD.
+    # When the learning rate falls by ten: `thirds` of the epochs, or `floored_thirds`
+    # (every `epochs // 3` epochs).
     schedule: str | None = None
-    frozen_bn: str | None = None
+    frozen_bn: str | None = None  # Mode of frozen layers' BatchNorm, `eval` or `train`.
+    # Epochs between evaluations of which the best counts; None if the last epoch counts.
     select_every: int | None = None
-    statistics: Statistics | None = None
-    freeze_by_name: bool | None = None
-    normal_head: bool | None = None
-    precision: str | None = None
-    method: MethodRecord | None = None
-    depends_on_seed: bool = True
-    chosen_c: float | None = None
-    chosen_lr: float | None = None
-    chosen_epoch: int | None = None
+    statistics: Statistics | None = None  # What normalised inputs; None: its own.
+    freeze_by_name: bool | None = None  # Whether layers were frozen by their names.
+    normal_head: bool | None = None  # Whether the head's weights began as N(0, 1).
+    precision: str | None = None  # `fp32`, `bf16` or `fp16`, of a network that trained.
+    method: MethodRecord | None = None  # Training method; None for standard training.
+    depends_on_seed: bool = True  # Whether another seed could give another number.
+    chosen_c: float | None = None  # Inverse regularisation that was chosen (`lbfgs`).
+    chosen_lr: float | None = None  # Learning rate that was chosen.
+    chosen_epoch: int | None = None  # Epoch that was chosen, counted from 1.
 
     def key(self) -> tuple[Any, ...]:
         """Return what must be equal for two numbers to be compared.
@@ -184,43 +142,33 @@ class TransferSetting:
 
     def label(self) -> str:
         """Return what trained, and the protocol, solver and method that are not usual."""
-        return ", ".join(self._phrases())
-
-    def _phrases(self) -> Iterator[str]:
         if self.mode == "last_k_blocks":
             named = {0: "head only", 1: "last block"}
-            yield named.get(self.k_blocks or 0, f"last {self.k_blocks} blocks")
+            phrases = [named.get(self.k_blocks or 0, f"last {self.k_blocks} blocks")]
         else:
-            yield _MODE_LABELS.get(self.mode, self.mode)
+            phrases = [_MODE_LABELS.get(self.mode, self.mode)]
         if self.protocol != "fastadv":
-            yield f"protocol {self.protocol}"
+            phrases.append(f"protocol {self.protocol}")
         if self.solver == "sgd":
-            yield "SGD"
+            phrases.append("SGD")
         if self.method is not None:
-            yield str(self.method)
+            phrases.append(str(self.method))
+        return ", ".join(phrases)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSetting:
-    """Which images a network was evaluated on, and how they were prepared.
-
-    Attributes:
-        split: Split of the data set, for example `test`.
-        num_images: Size of the stratified, seeded subset that was asked for; None for
-            all images.
-        augment: Augmentation of the network's training, which decides how images are
-            cropped for evaluation.
-        batch_size: Images per batch.
-        checked: Whether the network was checked for what makes robust accuracies
-            misleading.
-    """
+    """Which images a network was evaluated on, and how they were prepared."""
 
     kind: ClassVar[str] = "evaluation"
 
-    split: str = "test"
+    split: str = "test"  # Split of the data set.
+    # Size of the stratified, seeded subset that was asked for; None for all images.
     num_images: int | None = None
+    # Augmentation of the network's training, which decides how images are cropped.
     augment: str | None = None
-    batch_size: int | None = None
+    batch_size: int | None = None  # Images per batch.
+    # Whether the network was checked for what makes robust accuracies misleading.
     checked: bool = False
 
     def key(self) -> tuple[Any, ...]:

@@ -8,7 +8,6 @@ migrated as they are read; a table of any other version is refused.
 from __future__ import annotations
 
 import io
-import itertools
 import logging
 import tempfile
 import zipfile
@@ -205,11 +204,12 @@ class ResultsTable:
 
         def read(path: Path) -> frozenset[str]:
             if path.name not in self._identities:
-                found = parts.read(path, ["identity"])["identity"].to_pylist()
+                schema = pa.schema([SCHEMA.field("identity")])
+                found = parts.read(path, schema)["identity"].to_pylist()
                 self._identities[path.name] = frozenset(found) - {None}
             return self._identities[path.name]
 
-        return [found for _, found in parts.each(self.path, read)]
+        return parts.each(self.path, read)
 
     def rows(self, **filters: Any) -> list[Row]:
         """Return the rows that pass every filter, oldest first.
@@ -255,11 +255,11 @@ class ResultsTable:
             DataError: A file is no Parquet file, or of an unknown schema version.
             ConfigError: There is no such column.
         """
-        wanted = [column_path(name)[0] for name in names] or list(SCHEMA.names)
+        wanted = [column_path(name)[0] for name in names] or SCHEMA.names
         needed = [column_path(name)[0] for name in filters]
-        columns = list(dict.fromkeys([*wanted, *needed, "part", "time", "identity"]))
-        tables = [t for _, t in parts.each(self.path, lambda p: parts.read(p, columns))]
+        columns = dict.fromkeys([*wanted, *needed, "part", "time", "identity"])
         schema = pa.schema([SCHEMA.field(name) for name in columns])
+        tables = parts.each(self.path, lambda path: parts.read(path, schema))
         found = parts.distinct([schema.empty_table(), *tables])
         for name, value in filters.items():
             found = found.filter(passes(column(found, name), value))
@@ -268,10 +268,11 @@ class ResultsTable:
 
 def _in_order(table: pa.Table) -> pa.Table:
     """Return the rows in the order they were written: by part name, else by time."""
-    named = (parts.written_at(part) for part in table["part"].to_pylist())
     times = table["time"].cast(pa.int64()).to_pylist()
-    keys = [
-        ((when or 0) * 1000 if stamp is None else stamp, number)
-        for stamp, when, number in zip(named, times, itertools.count())
-    ]
-    return table.take(pa.array([number for _, number in sorted(keys)], pa.int64()))
+    keys = []
+    for part, microseconds in zip(table["part"].to_pylist(), times, strict=True):
+        stamp = part.removeprefix("part-").partition("-")[0]
+        in_time = (microseconds or 0) * 1000
+        keys.append(int(stamp) if stamp.isdecimal() else in_time)
+    order = sorted(range(len(keys)), key=keys.__getitem__)
+    return table.take(pa.array(order, pa.int64()))

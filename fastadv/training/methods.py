@@ -19,7 +19,7 @@ from fastadv.attacks import PGD, Context
 from fastadv.attacks.objectives import feature_distance, kl_to_clean
 from fastadv.kernels import ball_init, normalize, pgd_step_
 from fastadv.models import NormalizedModel
-from fastadv.models.activations import EMBEDDING, pooled, recording
+from fastadv.models.intermediate import EMBEDDING, pooled, recording
 from fastadv.models.quick_convs import quick_convs
 from fastadv.models.view import AttackView
 from fastadv.phases import phase

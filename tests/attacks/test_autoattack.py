@@ -236,10 +236,10 @@ def test_the_standard_version_is_the_papers() -> None:
     assert isinstance(targeted, APGD)
     assert (ce.num_steps, ce.num_restarts) == (100, theirs.apgd.n_restarts)
     assert targeted.num_targets == theirs.apgd_targeted.n_target_classes
-    built = fab._attack(MODEL, 10, 0)  # type: ignore[attr-defined]
+    built = fab.build(MODEL, 10, 0)  # type: ignore[attr-defined]
     same = ("n_iter", "alpha_max", "eta", "beta", "n_target_classes", "n_restarts")
     assert [getattr(built, k) for k in same] == [getattr(theirs.fab, k) for k in same]
-    built = square._attack(MODEL, 10, 0)  # type: ignore[attr-defined]
+    built = square.build(MODEL, 10, 0)  # type: ignore[attr-defined]
     same = ("n_queries", "p_init", "rescale_schedule", "loss", "n_restarts")
     assert [getattr(built, k) for k in same] == [
         getattr(theirs.square, k) for k in same

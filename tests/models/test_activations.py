@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fastadv.errors import ConfigError
 from fastadv.models import AttackView, NormalizedModel, create_model, get_spec
-from fastadv.models.activations import EMBEDDING, activations, recording
+from fastadv.models.intermediate import EMBEDDING, activations, recording
 from fastadv.models.registry import ArchSpec
 
 ARCHS = [

@@ -1,9 +1,8 @@
 """Intermediate features of a network: the outputs of named modules, and its stages.
 
-There are two ways to the same values. A network as it is written is watched by hooks
-while it runs (`recording`). A traced graph, such as an attack view's, is cut behind the
-nodes that are wanted (`cut`), which `torch.compile` can follow. What every module
-returned is noted on the nodes when a network is traced (`folding.trace`).
+A network as it is written is watched by hooks while it runs (`recording`). A traced
+graph, such as an attack view's, is cut behind the nodes that are wanted (`cut`), which
+`torch.compile` can follow.
 """
 
 from __future__ import annotations
@@ -36,20 +35,17 @@ class Stage:
     stride: int
 
 
-class HasActivations(Protocol):
-    """What `activations` accepts: a `NormalizedModel` or an `AttackView`."""
-
-    def activations(self, z: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
-        """Return the outputs of the modules called `names`; see `activations`."""
+class _HasActivations(Protocol):
+    def activations(self, z: Tensor, names: Sequence[str]) -> dict[str, Tensor]: ...
 
 
 def activations(
-    model: HasActivations, z: Tensor, names: Sequence[str]
+    model: _HasActivations, z: Tensor, names: Sequence[str]
 ) -> dict[str, Tensor]:
     """Return what named modules of a model output for normalised images.
 
     Args:
-        model: The model, or its attack view.
+        model: A `NormalizedModel` or an `AttackView`.
         z: Normalised images, floating point [N, C, H, W].
         names: Dotted paths of modules within the network, such as the names of
             `model.stages()`; and `"embedding"` for the penultimate features [N, D].
