@@ -22,19 +22,9 @@ from fastadv.errors import DataError
 
 DIGITS_TRAIN = 1297  # leaves 500 of the 1,797 to test on
 DIGIT_NAMES = tuple(str(digit) for digit in range(10))
-FASHION_NAMES = tuple(
-    [
-        "T-shirt/top",
-        "Trouser",
-        "Pullover",
-        "Dress",
-        "Coat",
-        "Sandal",
-        "Shirt",
-        "Sneaker",
-        "Bag",
-        "Ankle boot",
-    ]
+FASHION_NAMES = (
+    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+    *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
 )
 KMNIST_NAMES = ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")
 _IDX_UINT8 = 8  # the type byte of idx files
