@@ -1,7 +1,6 @@
 """From the bytes of an image file to 8-bit RGB, or a `BadImage` that names it.
 
-Every colour mode Pillow knows ends in the same [H, W, 3] uint8 array. Not
-here: resizing, cropping and augmentation (see `geometry`).
+Every colour mode Pillow knows ends in the same [H, W, 3] uint8 array.
 """
 
 from __future__ import annotations

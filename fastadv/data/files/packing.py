@@ -106,11 +106,8 @@ def pack(
         "shard_bytes": shard_bytes,
         "seed": seed,
     }
-    shards = [
-        shard
-        for images in (splits.train, splits.test)
-        for shard in _shards(images, shard_bytes, seed)
-    ]
+    shards = [*_shards(splits.train, shard_bytes, seed)]
+    shards += _shards(splits.test, shard_bytes, seed)
     records = _records(out, plan)
     state = out / PACKING
 
@@ -156,7 +153,6 @@ def _shards(images: ImageSet, shard_bytes: int, seed: int) -> Iterator[Shard]:
 
 @contextlib.contextmanager
 def _locked(out: Path) -> Iterator[None]:
-    """Keep other processes from packing into `out`."""
     lock = None
     try:
         lock = FolderLock(out / PACKING)
@@ -208,11 +204,8 @@ def _is_whole(out: Path, entry: dict[str, Any] | None) -> bool:
     path = out / entry["file"]
     # An index is renamed before its shard, so a whole shard has one.
     there = path.with_suffix(".idx").exists() and path.exists()
-    return (
-        there
-        and path.stat().st_size == entry["bytes"]
-        and file_sha256(path) == str(entry["sha256"])
-    )
+    same = there and path.stat().st_size == entry["bytes"]
+    return same and file_sha256(path) == str(entry["sha256"])
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -226,8 +219,6 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 class _Digesting(io.RawIOBase):
-    """Passes bytes on to a file and digests them."""
-
     def __init__(self, file: Any) -> None:
         self.file, self.digest, self.size = file, hashlib.sha256(), 0
 

@@ -85,8 +85,7 @@ class ArrowSet(ColumnSet):
         import pyarrow.compute as pc
 
         lengths = pc.fill_null(pc.binary_length(self._column()), 0)
-        sizes: list[int] = lengths.to_pylist()
-        return sizes
+        return list(lengths.to_pylist())
 
 
 def _mapped(file: Path) -> pa.Table:

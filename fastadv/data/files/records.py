@@ -79,8 +79,7 @@ class RecordSet(FileSet):
 
     def sizes(self) -> list[int]:
         """Return the size of every encoded image in bytes."""
-        sizes: list[int] = self._sizes.tolist()
-        return sizes
+        return list(self._sizes.tolist())
 
 
 def read_splits(

@@ -153,23 +153,19 @@ def _varint(data: mmap.mmap, at: int, end: int) -> tuple[int, int]:
 
 def masked_crc(data: bytes) -> int:
     """Return the checksum TFRecord stores: CRC-32C, rotated and shifted."""
-    crc = _crc32c(data)
-    return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
-
-
-def _crc32c(data: bytes) -> int:
     if len(data) > 64:
-        return int(_fast_crc32c()(np.frombuffer(data, np.uint8), _table()))
-    crc, table = 0xFFFFFFFF, _table_list()
-    for byte in data:
-        crc = table[(crc ^ byte) & 255] ^ (crc >> 8)
-    return crc ^ 0xFFFFFFFF
+        crc = int(_fast_crc32c()(np.frombuffer(data, np.uint8), _table()))
+    else:
+        crc, table = 0xFFFFFFFF, _table_list()
+        for byte in data:
+            crc = table[(crc ^ byte) & 255] ^ (crc >> 8)
+        crc ^= 0xFFFFFFFF
+    return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 @functools.cache
 def _table_list() -> list[int]:
-    values: list[int] = _table().tolist()
-    return values
+    return list(_table().tolist())
 
 
 @functools.cache

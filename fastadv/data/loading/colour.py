@@ -1,7 +1,6 @@
 """Colour changes of augmentation: jitter and lighting, as one affine map per image.
 
-The draws are given, never made here, so every loader backend changes the same image of
-the same epoch alike. Applied to pixels by `fastadv.kernels.crops`.
+The draws are given, so every loader changes the same image of the same epoch alike.
 """
 
 from __future__ import annotations

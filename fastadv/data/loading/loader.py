@@ -85,8 +85,7 @@ class Loader(ABC):
     backend: Backend
 
     def __init__(self, imageset: ImageSet, options: LoaderOptions) -> None:
-        self.imageset = imageset
-        self.options = options
+        self.imageset, self.options = imageset, options
         self.order = EpochOrder(imageset, options)
         self.augment: Augment = options.augment_of(imageset)
         cropped = options.train and self.augment == "rrc"

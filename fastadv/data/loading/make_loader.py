@@ -61,7 +61,10 @@ def make_loader(
     if backend not in get_args(Backend):
         raise ConfigError(unknown_name("loader backend", backend, get_args(Backend)))
     chosen = LoaderOptions(**options)
-    if backend not in ("auto", "torchvision") and _only_streamed(chosen):
+    streamed = (
+        chosen.train and chosen.augment == "utrera"
+    )  # transforms of single images
+    if streamed and backend not in ("auto", "torchvision"):
         raise ConfigError(
             f"the {backend} loader cannot augment as utrera; use torchvision, or auto"
         )
@@ -82,7 +85,7 @@ def choose_backend(imageset: ImageSet, options: LoaderOptions) -> Backend:
     on the device, if it can run; its absence is logged once. Training images augmented as
     by Utrera et al. are always decoded by torchvision.
     """
-    if _only_streamed(options):
+    if options.train and options.augment == "utrera":
         return "torchvision"
     augment = options.augment_of(imageset)
     cropped = options.train and augment == "rrc"
@@ -94,11 +97,6 @@ def choose_backend(imageset: ImageSet, options: LoaderOptions) -> Backend:
     if torch.device(options.device).type == "cuda":
         return _dali_or_not(imageset, options)
     return "torchvision"
-
-
-def _only_streamed(options: LoaderOptions) -> bool:
-    """Whether only torchvision augments so: by transforms of single Pillow images."""
-    return options.train and options.augment == "utrera"
 
 
 def _dali_or_not(imageset: ImageSet, options: LoaderOptions) -> Backend:

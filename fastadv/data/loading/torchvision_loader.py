@@ -11,6 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -146,11 +147,10 @@ def _ignore_dead_workers(batches: Any) -> None:
 
 
 def _outlive_stop_signals(worker: int) -> None:
-    """Ignore stop signals in a worker; the trainer handles them.
+    """Ignore stop signals in a worker, which schedulers send to every process of a job.
 
-    A scheduler may signal every process of a job, and a worker that died would break the
-    training step under way. SIGTERM from the process that made the worker still ends it;
-    that is how Python ends its children when it exits.
+    A worker that died would break the training step under way. SIGTERM from its parent
+    still ends it; that is how Python ends its children when it exits.
     """
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
@@ -165,15 +165,13 @@ def _end_with_parent() -> None:
     os._exit(0)
 
 
+@dataclass(eq=False)
 class Decoder(Dataset[Prepared | DataError]):
     """What a worker runs: it turns a batch of requests into pixels."""
 
-    def __init__(
-        self, imageset: ImageSet, options: LoaderOptions, augment: Augment
-    ) -> None:
-        self.imageset = imageset
-        self.options = options
-        self.augment = augment
+    imageset: ImageSet
+    options: LoaderOptions
+    augment: Augment
 
     def __getitems__(self, requests: list[Request]) -> Prepared | DataError:
         # Returned, not raised: the DataLoader would rebuild the exception from

@@ -1,7 +1,6 @@
 """`open_dataset` opens a data set by its name, or hands a path on to `by_path`.
 
-Names are looked up first; `./digits` is the folder, `digits` the data set. Nothing is
-downloaded without permission. A new data set is an entry of `catalog.CATALOG`.
+Names are looked up first; `./digits` is the folder, `digits` the data set.
 """
 
 from __future__ import annotations
@@ -126,21 +125,19 @@ def _rooted(*, root: str | None = None) -> None:
 
 def option_names(name: str) -> list[str]:
     """Return the options of a data set: a known name, `hf:...` or a path."""
-    return list(_kinds(*_openers(name)))
+    return list(_kinds(name))
 
 
-def _openers(name: str) -> list[Callable[..., Any]]:
-    """Return the functions whose keywords are the options of a data set."""
+def _kinds(name: str) -> dict[str, Any]:
+    """Return the options of a data set, which are keywords of its openers, and types."""
+    openers: list[Callable[..., Any]] = [
+        open_hub if name.startswith(_HUB) else open_path
+    ]
     if name in BUILT_IN:
-        return [BUILT_IN[name]]
-    if name in CATALOG:
+        openers = [BUILT_IN[name]]
+    elif name in CATALOG:
         layout = CATALOG[name].layout
-        return [_rooted, layout.lister or layout.read] if layout else [_rooted]
-    return [open_hub if name.startswith(_HUB) else open_path]
-
-
-def _kinds(*openers: Callable[..., Any]) -> dict[str, Any]:
-    """Return the keyword-only parameters of functions, and their types."""
+        openers = [_rooted, layout.lister or layout.read] if layout else [_rooted]
     return {
         p.name: get_type_hints(opener)[p.name]
         for opener in openers
@@ -150,8 +147,7 @@ def _kinds(*openers: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _checked(name: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options of a data set, each of its type."""
-    kinds = _kinds(*_openers(name))
+    kinds = _kinds(name)
     for option in options:
         if option not in kinds:
             raise ConfigError(

@@ -170,7 +170,6 @@ _SCANNERS: dict[str, tuple[records.Scanner, type[records.RecordSet]]] = {
 def _read(
     kind: str, name: str, groups: Groups, columns: Columns, damage: Damage | None
 ) -> dict[str, ImageSet]:
-    """Read the files of every split, which are all of one format."""
     if kind == "columns":
         from fastadv.data.files.parquet import open_columns
 
@@ -230,7 +229,6 @@ def _files_in(folder: Path) -> list[Path]:
 
 
 def _manifest_metric(path: Path) -> Metric | None:
-    """Return the metric in the manifest of packed shards, if there is one."""
     try:
         stored = json.loads((path / shards.MANIFEST).read_text()).get("metric")
     except (OSError, ValueError, AttributeError):

@@ -1,7 +1,6 @@
 """Small sets that are read whole: digits, CIFAR, SVHN, MNIST's idx files, .npz files.
 
-Each becomes an `ArraySet`; gray images become RGB. Damaged files are a `DataError`
-that names them. Not for sets of encoded files, which are read one by one.
+Each becomes an `ArraySet`; gray images become RGB.
 """
 
 from __future__ import annotations

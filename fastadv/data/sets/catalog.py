@@ -26,9 +26,6 @@ from fastadv.errors import DataError
 
 log = logging.getLogger(__name__)
 
-# (folder, name, **options) -> (train, test)
-Reader = Callable[..., tuple[ImageSet, ImageSet]]
-
 
 @dataclass(frozen=True)
 class Layout:
@@ -42,7 +39,7 @@ class Layout:
     """
 
     needs: tuple[str, ...]
-    read: Reader
+    read: Callable[..., tuple[ImageSet, ImageSet]]
     folders: tuple[str, ...] = ()
     lister: Callable[..., Any] | None = None
 

@@ -141,10 +141,8 @@ def open_folder(root: Path) -> tuple[FolderSet, FolderSet]:
         DataError: The layout is not `split/class/image`, or classes disagree.
     """
     top = sorted((e.name for e in os.scandir(root) if e.is_dir()), key=os.fsencode)
-    layout: Layout = {}
-    for split in top:
-        if split == "train" or split in EVAL_FOLDERS:
-            layout[split] = _list_classes(root, split)
+    splits = [name for name in top if name in ("train", *EVAL_FOLDERS)]
+    layout = {split: _list_classes(root, split) for split in splits}
     classes, evaluation = _judge(layout, top, str(root))
     return (
         FolderSet(root, "train", classes, layout["train"]),
@@ -182,7 +180,7 @@ def open_zip(path: Path) -> tuple[ZipSet, ZipSet]:
         if len(parts) == 1:
             continue
         top.add(parts[0])
-        if not (parts[0] == "train" or parts[0] in EVAL_FOLDERS):
+        if parts[0] not in ("train", *EVAL_FOLDERS):
             continue
         classes_of = layout.setdefault(parts[0], {})
         if len(parts) == 2:

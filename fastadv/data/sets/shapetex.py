@@ -82,11 +82,9 @@ class ShapeTex(ImageSet):
     ) -> None:
         _check(n, resolution, label, correlation)
         self.name = "shapetex" if label == "shape" else "shapetex_texture"
-        self.split = split
-        self.seed = seed
-        self.resolution = resolution
+        self.split, self.seed = split, seed
+        self.resolution, self.cache = resolution, cache
         self.correlation = float(correlation)
-        self.cache = cache
         self.attributes = _attributes(seed, split, n, self.correlation)
         self.classes = self.SHAPE_NAMES if label == "shape" else self.TEXTURE_NAMES
         self.labels = self.attributes[label].astype(np.int64)

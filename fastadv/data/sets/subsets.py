@@ -41,10 +41,8 @@ class Subset(ImageSet):
     ) -> None:
         self.base = base
         self.indices = np.asarray(indices, dtype=np.int64)
-        self.name = base.name
-        self.split = split or base.split
-        self.classes = base.classes
-        self.labels = base.labels[self.indices]
+        self.name, self.split = base.name, split or base.split
+        self.classes, self.labels = base.classes, base.labels[self.indices]
         self.augment_default = base.augment_default
 
     def load(self, index: int) -> NDArray[np.uint8]:
