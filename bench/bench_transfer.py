@@ -40,15 +40,13 @@ from fastadv.data import (
 from fastadv.models import create_model
 from fastadv.transfer.features import FeatureCache, Features, rows_of
 from fastadv.transfer.freezing import choose_trained, prepare_model
-from fastadv.transfer.heads import SGDGrid, fit_sgd
+from fastadv.transfer.heads import fit_sgd
 from fastadv.transfer.procedure import Procedure
 from fastadv.transfer.tuned import fine_tune, make_method
 
 SEEDS = (0, 1, 2, 3, 4)
 LRS = tuple(float(lr) for lr in np.logspace(-4, 0, 12))
-GRID = SGDGrid(
-    seeds=SEEDS, lrs=LRS, epochs=150, batch_size=64, momentum=0.9, weight_decay=5e-4
-)
+GRID = Procedure(lrs=LRS, epochs=150, batch_size=64, momentum=0.9, weight_decay=5e-4)
 
 
 class Case:
@@ -83,9 +81,9 @@ class Case:
         parts = [train_val_split(self.images, 0.1, seed)[0] for seed in SEEDS]
         rows = np.stack([rows_of(part, self.images) for part in parts])
         began = time.perf_counter()
-        heads = fit_sgd(features, rows, self.classes, GRID, device=self.device)
+        heads = fit_sgd(features, rows, self.classes, SEEDS, GRID, device=self.device)
         for head in itertools.chain(*heads):
-            head.accuracy(features)
+            head.evaluate(features)
         return time.perf_counter() - began
 
     def published_epoch(self, batches: int) -> float:

@@ -60,7 +60,7 @@ class DemoCommand:
     """Random seed of the pretraining."""
 
 
-def run_demo(command: DemoCommand) -> tuple[Path, str]:
+def run_demo(command: DemoCommand, made_by: Sequence[str]) -> tuple[Path, str]:
     """Run every part; return the path of the report and the table of what came out."""
     from fastadv.evaluation.source import evaluate_checkpoint
     from fastadv.reporting.evaluation import source_summary
@@ -74,7 +74,7 @@ def run_demo(command: DemoCommand) -> tuple[Path, str]:
     table, runs = ResultsTable(out / "results"), {n: str(out / n) for n in SOURCES}
     for name, eps in SOURCES.items():
         say(f"\n== pretraining: {name}")
-        training = TrainConfig(
+        config = TrainConfig(
             arch=command.arch,
             eps=eps,
             epochs=command.epochs,
@@ -83,7 +83,7 @@ def run_demo(command: DemoCommand) -> tuple[Path, str]:
             seed=command.seed,
             out=runs[name],
         )
-        train(training)
+        train(config)
     say(f"\n== under attack: PGD-20, l2 {EPS:g}")
     for run in runs.values():
         evaluation = EvaluationConfig(
@@ -117,7 +117,7 @@ def run_demo(command: DemoCommand) -> tuple[Path, str]:
         title="fastadv demo: robust pretraining and transfer",
         examples=SOURCE_DATA,
     )
-    path, _ = make_report(report, [training_section(runs, _ABOUT)])
+    path, _ = make_report(report, made_by, [training_section(runs, _ABOUT)])
     return path, f"{source_summary(table.rows())}\n{_NOTE}"
 
 
@@ -135,7 +135,7 @@ def _fresh(out: Path) -> Path:
 def _body(argv: list[str]) -> None:
     command = common.parse(DemoCommand, argv, PROG)
     began = time.monotonic()
-    report, table = run_demo(command)
+    report, table = run_demo(command, [PROG, *argv])
     print(table)
     print(f"report: {report.resolve()}")
     print(f"done in {time.monotonic() - began:.0f} s", file=sys.stderr)

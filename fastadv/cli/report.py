@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,7 +18,6 @@ from fastadv.errors import ConfigError, DataError, unknown_name
 
 if TYPE_CHECKING:
     from fastadv.reporting import Section
-    from fastadv.results.row import Row
 
 PROG = "fastadv-report"
 
@@ -48,12 +48,13 @@ class ReportCommand:
 
 
 def make_report(
-    command: ReportCommand, first: Sequence[Section] = ()
+    command: ReportCommand, made_by: Sequence[str], first: Sequence[Section] = ()
 ) -> tuple[Path, list[Section]]:
-    """Write the report.
+    """Write the report; its last section shows the command that makes it again.
 
     Args:
         command: The flags.
+        made_by: Words of the command line that makes the report.
         first: Sections to put before those of the results table.
 
     Returns:
@@ -62,39 +63,35 @@ def make_report(
     from fastadv.environment import provenance
     from fastadv.reporting import report_sections, write_report
     from fastadv.reporting.page.export import export_sections
+    from fastadv.results.table import ResultsTable
 
-    rows = _read(command.results)
+    table = ResultsTable.existing(command.results)
+    rows = table.rows()
+    if not rows:
+        raise DataError(f"the results table at {table.path} is empty")
     names = _names(command.compare, {row.target.name for row in rows})
     sections = [*first, *report_sections(rows, names)]
     if command.examples is not None:
         from fastadv.reporting.examples import example_section
 
         sections.insert(-1, example_section(rows, command.examples))
+    again = shlex.join(made_by)
+    sections[-1:] = [replace(section, command=again) for section in sections[-1:]]
     times = [row.time for row in rows if row.time]
+    facts = provenance()
     about: dict[str, object] = {
         "made": datetime.now().astimezone().isoformat(timespec="seconds"),
         "results": command.results,
         "rows": len(rows),
         "first": str(min(times))[:16],
         "last": str(max(times))[:16],
+        "fastadv": facts["fastadv"],
+        "commit": facts.get("commit"),
     }
-    about |= {k: v for k, v in provenance().items() if k in ("fastadv", "commit")}
     path = write_report(command.out, command.title, sections, about)
     if command.export is not None:
         export_sections(sections, Path(command.export).expanduser())
     return path, sections
-
-
-def _read(folder: str) -> list[Row]:
-    from fastadv.results.table import ResultsTable
-
-    table = ResultsTable(folder)
-    if not table.path.is_dir():
-        raise DataError(f"there is no results table at {table.path}")
-    rows = table.rows()
-    if not rows:
-        raise DataError(f"the results table at {table.path} is empty")
-    return rows
 
 
 def _names(pairs: Sequence[str], ours: Collection[str]) -> dict[str, str]:
@@ -120,7 +117,7 @@ def _names(pairs: Sequence[str], ours: Collection[str]) -> dict[str, str]:
 
 def _body(argv: list[str]) -> None:
     command = common.parse(ReportCommand, argv, PROG)
-    path, sections = make_report(command)
+    path, sections = make_report(command, [PROG, *argv])
     if command.json:
         found = {s.title: list(s.findings) for s in sections if s.findings}
         print(json.dumps({"report": str(path), "findings": found}))
@@ -133,7 +130,7 @@ def _body(argv: list[str]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+    """Run the command and return its exit code."""
     return common.run(PROG, _body, argv)
 
 

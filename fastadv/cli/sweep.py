@@ -104,10 +104,7 @@ def body(argv: list[str]) -> None:
             "results": str(table.path),
             "rows": plan.rows,
             "before": plan.done,
-            "failed": [
-                {"task": str(failure.task), "reason": failure.reason}
-                for failure in failures
-            ],
+            "failed": [{"task": str(f.task), "reason": f.reason} for f in failures],
         }
         print(json.dumps(summary))
     else:

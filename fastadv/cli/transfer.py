@@ -60,12 +60,9 @@ def print_rows(rows: Sequence[Row]) -> None:
 
 def _mode(setting: TransferSetting) -> str:
     """Return mode, blocks and protocol: `last_k_blocks 3 (utrera2021)`."""
-    words = [setting.mode]
-    if setting.k_blocks is not None:
-        words.append(str(setting.k_blocks))
-    if setting.protocol != "fastadv":
-        words.append(f"({setting.protocol})")
-    return " ".join(words)
+    blocks = "" if setting.k_blocks is None else f" {setting.k_blocks}"
+    protocol = "" if setting.protocol == "fastadv" else f" ({setting.protocol})"
+    return setting.mode + blocks + protocol
 
 
 def _note(row: Row, setting: TransferSetting) -> str:

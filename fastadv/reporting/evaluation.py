@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -25,14 +26,12 @@ class Evaluated:
     Attributes:
         name: Name of the source.
         first: Any row of it.
-        clean: Row of the clean accuracy; None if it was not measured.
-        attacked: Rows of the accuracy under each attack.
+        accuracy: Rows of the accuracy under each attack; None is clean images.
     """
 
     name: str
     first: Row
-    clean: Row | None = None
-    attacked: dict[AttackRecord, Row] = field(default_factory=dict)
+    accuracy: dict[AttackRecord | None, Row] = field(default_factory=dict)
 
 
 def evaluation_sections(rows: Sequence[Row], names: Mapping[str, str]) -> list[Section]:
@@ -45,22 +44,20 @@ def evaluation_sections(rows: Sequence[Row], names: Mapping[str, str]) -> list[S
     found = _evaluated(rows)
     if not found:
         return []
-    figures = [_figure(of_images) for of_images in found.values()]
-    lines = [
-        [
+    lines = []
+    for each in itertools.chain(*found.values()):
+        attacked: list[Row | None] = [r for r in each.accuracy.values() if r.attack]
+        of_source = [
             each.first.setting_label,
             each.name,
             each.first.source.arch,
             training_label(source_threat(each.first)),
-            _accuracy(each.clean),
-            None if robust is None else str(robust.attack),
-            _accuracy(robust),
-            (robust or each.first).n,
+            _accuracy(each.accuracy.get(None)),
         ]
-        for of_images in found.values()
-        for each in of_images
-        for robust in (each.attacked.values() or [None])
-    ]
+        for robust in attacked or [None]:
+            attack = None if robust is None else str(robust.attack)
+            n = (robust or each.first).n
+            lines.append([*of_source, attack, _accuracy(robust), n])
     columns = [
         "images", "source", "arch", "training", "clean", "attack", "robust", "n",
     ]  # fmt: skip
@@ -72,7 +69,7 @@ def evaluation_sections(rows: Sequence[Row], names: Mapping[str, str]) -> list[S
                 "it is classified correctly and no attack changes that. Intervals are "
                 "95 %, over the draw of test images."
             ],
-            figures,
+            [_figure(of_images) for of_images in found.values()],
             [Table(columns, lines, "Accuracy of every source, percent.")],
         )
     ]
@@ -127,10 +124,7 @@ def _evaluated(rows: Sequence[Row]) -> dict[str, list[Evaluated]]:
             name = f"{name} {str(row.source.digest)[:6]}"
         of_images = found.setdefault(row.setting_key, {})
         each = of_images.setdefault((name, row.seed), Evaluated(name, row))
-        if row.attack is None:
-            each.clean = row
-        else:
-            each.attacked[row.attack] = row
+        each.accuracy[row.attack] = row
     return {key: list(of_images.values()) for key, of_images in found.items()}
 
 
@@ -138,9 +132,10 @@ def _figure(found: Sequence[Evaluated]) -> tuple[Figure, str]:
     """Draw one group of bars for clean images and one per attack."""
     groups: dict[str, dict[str, Bar]] = {}
     for each in found:
-        clean = [each.clean] if each.clean else []
-        for row in (*clean, *each.attacked.values()):
-            label = CLEAN if row.attack is None else str(row.attack)
+        for attack, row in sorted(
+            each.accuracy.items(), key=lambda a: a[0] is not None
+        ):
+            label = CLEAN if attack is None else str(attack)
             bar = Bar(row.value, row.low, row.high)
             groups.setdefault(label, {})[each.name] = bar
     eps = {each.name: each.first.source.eps for each in found}

@@ -61,11 +61,11 @@ def limited_accuracy() -> dict[tuple[str, str, int, int | None, Threat], float]:
 @functools.cache
 def imagenet_accuracy() -> dict[tuple[str, Threat], float]:
     """Return clean ImageNet accuracies by arch and threat."""
+    rows = _rows("salman2020_imagenet_clean")
+    accuracy = "clean_accuracy_percent"
     return {
-        (row["arch"], threat(row["norm"], row["eps"])): float(
-            row["clean_accuracy_percent"]
-        )
-        for row in _rows("salman2020_imagenet_clean")
+        (row["arch"], threat(row["norm"], row["eps"])): float(row[accuracy])
+        for row in rows
     }
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import torch
 
+from fastadv.attacks import PGD
 from fastadv.data import ImageSet, Loader, LoaderOptions, make_loader, subset
+from fastadv.data.sets.downscale import Downscaled
 from fastadv.device import resolve_device
 from fastadv.errors import ConfigError
 from fastadv.models import NormalizedModel
@@ -19,12 +21,7 @@ from fastadv.transfer.features import FeatureCache, Features, SplitFeatures
 from fastadv.transfer.freezing import choose_trained, misfreezing
 from fastadv.transfer.heads import LinearHead
 from fastadv.transfer.procedure import make_procedure
-from fastadv.transfer.target import (
-    check_splits,
-    hold_out,
-    open_target,
-    reduce_splits,
-)
+from fastadv.transfer.target import check_splits, hold_out, open_target
 
 _EVAL_BATCH = 128
 
@@ -77,6 +74,7 @@ class Experiment:
         source: The pretrained network and what is known of it.
         opened: The data set with its images as they are stored.
         splits: The data set with its images reduced to `config.downscale` pixels.
+        num_classes: Number of classes of the data set.
         resolution: Side of the images that the network sees, in pixels.
         procedure: Every setting after protocol and flags.
         bad_images: Names of the images that could not be decoded.
@@ -91,33 +89,32 @@ class Experiment:
         self.resolution = config.side(self.source.resolution)
         self.opened = open_target(config, self.resolution)
         check_splits(self.opened)
-        self.splits = reduce_splits(self.opened, config.downscale)
+        self.splits = self.opened
+        if side := config.downscale:
+            train, test = self.opened.train, self.opened.test
+            self.splits = replace(
+                self.opened, train=Downscaled(train, side), test=Downscaled(test, side)
+            )
+        self.num_classes = len(self.splits.train.classes)
+        by_name = config.freezes_by_name
         self.procedure = make_procedure(
             config,
             self.splits.name,
             config.num_train or len(self.splits.train),
             self.resolution,
-            misfreezing=misfreezing(self.load_model())
-            if config.freezes_by_name
-            else None,
+            misfreezing=misfreezing(self.load_model()) if by_name else None,
         )
         self._check_choices()
         self.bad_images: set[str] = set()
         self.features = SplitFeatures(self.splits, config.num_train, self._embed)
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes of the data set."""
-        return len(self.splits.train.classes)
 
     def _check_choices(self) -> None:
         """Refuse, before hours of work, what can be known to fail."""
         config = self.config
         if config.method_config is not None:
             config.method_config.threat.check_side(self.resolution)
-        threat = self.threat
-        if threat is not None:
-            threat.check_side(self.resolution)
+        if (attack := self.attack) is not None:
+            attack.threat.check_side(self.resolution)
             if config.on_cached_features and not self.frozen.head_is_linear:
                 raise ConfigError(
                     f"--robust-eps: the head of {self.source.arch} is no linear function "
@@ -128,11 +125,13 @@ class Experiment:
             choose_trained(self.load_model(), config.mode, config.k)
 
     @property
-    def threat(self) -> ThreatModel | None:
-        """The perturbations that the result is attacked with; None for no attack."""
-        if self.config.robust_eps is None:
+    def attack(self) -> PGD | None:
+        """A fresh attack that judges a result, for one network; None for no attack."""
+        config = self.config
+        if config.robust_eps is None:
             return None
-        return ThreatModel(self.config.norm, self.config.robust_eps)  # type: ignore[arg-type]
+        threat = ThreatModel(config.norm, config.robust_eps)  # type: ignore[arg-type]
+        return PGD.judge(threat, config.robust_steps)
 
     def split(self, seed: int) -> SeedSplit:
         """Draw the training and validation images of a seed."""
@@ -169,16 +168,13 @@ class Experiment:
         """Return a loader of training or evaluation batches of `images`."""
         return make_loader(images, **vars(self.options(train=train, seed=seed)))
 
-    def note_bad(self, loader: Loader) -> None:
-        """Remember the images that a loader could not decode."""
-        self.bad_images |= {name for name, _ in loader.bad_images}
+    def note_bad(self, found: Loader | Features) -> None:
+        """Remember the images that could not be decoded."""
+        self.bad_images |= {name for name, _ in found.bad_images}
 
     def _embed(self, images: ImageSet) -> Features:
-        found = FeatureCache.at(self.config.feature_cache).features(
-            self.frozen,
-            images,
-            self.options(train=False),
-            f"features of {images.split}",
-        )
-        self.bad_images |= {name for name, _ in found.bad_images}
+        cache = FeatureCache.at(self.config.feature_cache)
+        options, what = self.options(train=False), f"features of {images.split}"
+        found = cache.features(self.frozen, images, options, what)
+        self.note_bad(found)
         return found

@@ -1,23 +1,21 @@
 """Embeddings of a frozen network, computed once and kept on disk.
 
-The file of a set of embeddings is named by the content of the weights and of the images.
-So nothing is computed again because it was renamed, moved or run anew, and nothing that
-changed is mistaken for what it was.
+Their file is named by the content of the weights and of the images. So renaming or moving
+those computes nothing again, and changing them does.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -40,6 +38,7 @@ from fastadv.kernels import normalize
 from fastadv.models import NormalizedModel, state_hash
 from fastadv.models.view import AttackView
 from fastadv.progress import Progress
+from fastadv.results.identity import digest
 
 log = logging.getLogger(__name__)
 
@@ -154,13 +153,11 @@ class FeatureCache:
             return extract(model, make_loader(images, **vars(options)), what)
         key = feature_key(model, images, options)
         path, bad_path = self.folder / f"{key}.npy", self.folder / f"{key}.bad.npy"
-        found = self._read(path, bad_path, images, options)
-        if found is not None:
+        read = partial(self._read, path, bad_path, images, options)
+        if found := read():
             return found
         with _claimed(self.folder, key, what):
-            # The process that had the lock may have made them.
-            found = self._read(path, bad_path, images, options)
-            if found is not None:
+            if found := read():  # the process that had the lock has made them
                 return found
             made = extract(model, make_loader(images, **vars(options)), what)
             bad = json.dumps(made.bad_images).encode()
@@ -184,21 +181,19 @@ class FeatureCache:
         stored = read_array(bad_path)
         if values is None or stored is None or len(values) != len(images):
             return None
-        bad: list[list[Any]] = json.loads(stored.tobytes())
+        bad = json.loads(stored.tobytes())
         if bad and options.on_bad_image == "fail":
             return None  # embedding them names the image and stops
-        pairs = tuple((str(name), str(reason)) for name, reason in bad)
-        return Features(values, images.labels, pairs)
+        return Features(values, images.labels, tuple(map(tuple, bad)))
 
 
 @contextlib.contextmanager
 def _claimed(folder: Path, key: str, what: str) -> Iterator[None]:
     """Let one process at a time compute the features of `key`; others wait.
 
-    This is a record lock on the byte of `FOLDER/.lock` that the key points at. One file
-    serves all keys, and the lock ends with its process, however that ended and whatever
-    decoding processes it leaves. Without a file or locks the work is done nevertheless:
-    what is computed twice is the same.
+    This is a record lock on the byte of `FOLDER/.lock` that the key points at. It ends with
+    its process, whatever decoding processes that leaves. Where a file system has no locks,
+    the same may be computed twice.
     """
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
@@ -218,20 +213,19 @@ def feature_key(
     model: NormalizedModel, images: ImageSet, options: LoaderOptions
 ) -> str:
     """Return a hash of all that embeddings depend on, 32 hexadecimal digits."""
-    augment = images.augment_default if options.augment == "auto" else options.augment
-    what = {
-        "version": _VERSION,
-        "arch": model.arch,
-        "weights": state_hash(model),  # with the normalisation
-        "images": images.content_hash(),
-        "resize": plain_geometry(augment, options.resolution),
-        "seed": options.seed,  # chooses the images that replace bad ones
-        # Both differ by rounding; the loaders on the host do not.
-        "dali": choose_backend(images, options) == "dali",
-        "device": torch.device(options.device).type,
-    }
-    text = json.dumps(what, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    return digest(
+        {
+            "version": _VERSION,
+            "arch": model.arch,
+            "weights": state_hash(model),  # with the normalisation
+            "images": images.content_hash(),
+            "resize": plain_geometry(options.augment_of(images), options.resolution),
+            "seed": options.seed,  # chooses the images that replace bad ones
+            # Both differ by rounding; the loaders on the host do not.
+            "dali": choose_backend(images, options) == "dali",
+            "device": torch.device(options.device).type,
+        }
+    )
 
 
 class SplitFeatures:
@@ -249,21 +243,22 @@ class SplitFeatures:
         num_train: int | None,
         embed: Callable[[ImageSet], Features],
     ) -> None:
-        self.splits, self.num_train, self._embed = splits, num_train, embed
         few = num_train is not None and num_train <= _FEW * len(splits.train)
-        self._whole = None if few else splits.train
-        self._found: dict[int | str, tuple[ImageSet, Features]] = {}
+        self._test = splits.test
+        # The images that are embedded for a seed: its subset, or all of them.
+        self._pool = cache(partial(subset, splits.train, num_train if few else None))
+        self._embed = cache(embed)
 
     def test(self) -> Features:
         """Return the features of the evaluation split."""
-        return self._get("test", self.splits.test)[1]
+        return self._embed(self._test)
 
     def of(self, part: ImageSet, seed: int) -> Features:
         """Return the features of the evaluation split or of training images of `seed`."""
-        if part is self.splits.test:
+        if part is self._test:
             return self.test()
-        pool, found = self._pool(seed)
-        return found.at(rows_of(part, pool))
+        pool = self._pool(seed)
+        return self._embed(pool).at(rows_of(part, pool))
 
     def together(
         self, parts: Sequence[ImageSet], seeds: Sequence[int]
@@ -274,23 +269,11 @@ class SplitFeatures:
             The embeddings, and the rows of each part in them, int64 [len(parts), n].
         """
         pools = [self._pool(seed) for seed in seeds]
-        rows = np.stack(
-            [rows_of(part, pool) for part, (pool, _) in zip(parts, pools, strict=True)]
-        )
-        if self._whole is not None:
-            return pools[0][1], rows
-        starts = np.cumsum([0, *(len(pool) for pool, _ in pools[:-1])])
-        values = np.concatenate([found.values for _, found in pools])
-        labels = np.concatenate([found.labels for _, found in pools])
+        rows = np.stack([rows_of(*pair) for pair in zip(parts, pools, strict=True)])
+        found = [self._embed(pool) for pool in pools]
+        if len(set(pools)) == 1:
+            return found[0], rows
+        starts = np.cumsum([0, *map(len, pools[:-1])])
+        values = np.concatenate([each.values for each in found])
+        labels = np.concatenate([each.labels for each in found])
         return Features(values, labels), rows + starts[:, None]
-
-    def _pool(self, seed: int) -> tuple[ImageSet, Features]:
-        """Return the images that are embedded for a seed, and their features."""
-        if self._whole is not None:
-            return self._get("train", self._whole)
-        return self._get(seed, subset(self.splits.train, self.num_train, seed))
-
-    def _get(self, key: int | str, images: ImageSet) -> tuple[ImageSet, Features]:
-        if key not in self._found:
-            self._found[key] = images, self._embed(images)
-        return self._found[key]

@@ -12,9 +12,8 @@ import torch
 
 from fastadv.errors import TrainingDiverged
 from fastadv.models import NormalizedModel
-from fastadv.progress import Progress
 from fastadv.transfer.experiment import Experiment, Fitted, SeedSplit
-from fastadv.transfer.heads import LinearHead, SGDGrid, fit_exact, fit_sgd
+from fastadv.transfer.heads import LinearHead, choose_head, fit_exact, fit_sgd
 
 log = logging.getLogger(__name__)
 
@@ -36,78 +35,54 @@ def fit(experiment: Experiment, splits: Sequence[SeedSplit]) -> Iterator[Fitted]
         DataError: The training images of a seed are all of one class.
         TrainingDiverged: SGD diverged with every learning rate.
     """
-    if not experiment.config.exact:
-        yield from _fit_grid(experiment, splits)
-        return
-    for split in splits:
-        features, metric = experiment.features, experiment.splits.metric
-        train = features.of(split.train, split.seed)
-        features.test()  # unreadable test images stop the run before the fit
+    procedure, features = experiment.procedure, experiment.features
+    exact = experiment.config.exact
+    fitted = (_fit_exact if exact else _fit_grid)(experiment, splits)
+    for split, heads in zip(splits, fitted, strict=True):
         val = features.of(split.val or experiment.splits.test, split.seed)
-        head, strength, value = fit_exact(
-            train, val, experiment.num_classes, metric, split.seed
-        )
-        chosen = {
-            "solver": "lbfgs",
-            "chosen_c": strength,
-            "augment": experiment.procedure.augment,
-        }
+        head, choice, value = choose_head(heads, val, experiment.splits.metric)
+        if exact:
+            chosen = {
+                "chosen_c": choice,
+                "solver": "lbfgs",
+                "augment": procedure.augment,
+            }
+        else:
+            # The images behind the features were resized and not augmented.
+            how = {"chosen_lr": choice, "solver": "sgd", "augment": "none"}
+            chosen = procedure.for_setting() | how
         yield Fitted(_with_head(experiment.frozen, head), chosen, value, head)
 
 
-def _fit_grid(experiment: Experiment, splits: Sequence[SeedSplit]) -> Iterator[Fitted]:
-    procedure = experiment.procedure
+def _fit_exact(
+    experiment: Experiment, splits: Sequence[SeedSplit]
+) -> Iterator[dict[float, LinearHead]]:
+    for split in splits:
+        train = experiment.features.of(split.train, split.seed)
+        experiment.features.test()  # unreadable test images stop the run before the fit
+        yield fit_exact(train, experiment.num_classes, split.seed)
+
+
+def _fit_grid(
+    experiment: Experiment, splits: Sequence[SeedSplit]
+) -> Iterator[dict[float, LinearHead]]:
+    procedure, features = experiment.procedure, experiment.features
     seeds = [split.seed for split in splits]
-    pool, rows = experiment.features.together([s.train for s in splits], seeds)
-    experiment.features.test()  # unreadable test images stop the run before the fit
-    grid = SGDGrid(
-        seeds=tuple(seeds),
-        lrs=procedure.lrs,
-        epochs=procedure.epochs,
-        batch_size=procedure.batch_size,
-        momentum=procedure.momentum,
-        weight_decay=procedure.weight_decay,
-    )
-    progress = Progress(grid.epochs * -(-rows.shape[1] // grid.batch_size))
-    heads = fit_sgd(
-        pool,
-        rows,
-        experiment.num_classes,
-        grid,
-        device=experiment.device,
-        report=lambda done, _: progress.update(
-            done, f"{len(seeds) * len(grid.lrs)} heads"
-        ),
-    )
-    for of_seed, split in zip(heads, splits, strict=True):
-        yield _choose(experiment, split, dict(zip(grid.lrs, of_seed, strict=True)))
-
-
-def _choose(
-    experiment: Experiment, split: SeedSplit, heads: dict[float, LinearHead]
-) -> Fitted:
-    """Choose the learning rate whose head is best on the validation images."""
-    val = experiment.features.of(split.val or experiment.splits.test, split.seed)
-    finite = {lr: head for lr, head in heads.items() if head.finite}
-    diverged = [f"{lr:g}" for lr in heads if lr not in finite]
-    if diverged:
-        error = TrainingDiverged(
-            f"heads diverged with lr {', '.join(diverged)}; leave that out of --lrs"
-        )
-        if not finite:
-            raise error
-        log.warning("%s", error)
-    metric = experiment.splits.metric
-    values = {lr: head.accuracy(val).value(metric) for lr, head in finite.items()}
-    best = max(values, key=values.__getitem__)  # the first of those that are equal
-    # The images behind the features were resized and not augmented.
-    chosen = experiment.procedure.for_setting() | {
-        "chosen_lr": best,
-        "solver": "sgd",
-        "augment": "none",
-    }
-    head = finite[best]
-    return Fitted(_with_head(experiment.frozen, head), chosen, values[best], head)
+    pool, rows = features.together([split.train for split in splits], seeds)
+    features.test()  # unreadable test images stop the run before the fit
+    for of_seed in fit_sgd(
+        pool, rows, experiment.num_classes, seeds, procedure, device=experiment.device
+    ):
+        heads = dict(zip(procedure.lrs, of_seed, strict=True))
+        finite = {lr: head for lr, head in heads.items() if head.finite}
+        if diverged := [f"{lr:g}" for lr in heads if lr not in finite]:
+            error = TrainingDiverged(
+                f"heads diverged with lr {', '.join(diverged)}; leave that out of --lrs"
+            )
+            if not finite:
+                raise error
+            log.warning("%s", error)
+        yield finite
 
 
 def _with_head(frozen: NormalizedModel, head: LinearHead) -> NormalizedModel | None:

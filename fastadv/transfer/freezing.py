@@ -26,17 +26,6 @@ class Trained:
     parameters: list[nn.Parameter]
     frozen: list[nn.Module]
 
-    def set_mode(self, model: NormalizedModel, frozen_bn: str) -> None:
-        """Put `model` in train mode, frozen modules in eval mode.
-
-        With `frozen_bn="train"` the frozen modules train, too. What has no weights (the
-        dropout before a head) is in the mode of what does.
-        """
-        model.train()
-        if frozen_bn == "eval":
-            for module in self.frozen:
-                module.eval()
-
 
 def choose_trained(
     model: NormalizedModel, mode: str, k: int | None = None, *, by_name: bool = False
@@ -62,16 +51,13 @@ def choose_trained(
     counts = {"fixed_feature": 0, "last_k_blocks": k or 0}
     first = len(blocks) - counts.get(mode, len(blocks))
     frozen = [module for _, modules in blocks[:first] for module in modules]
-    for parameter in model.parameters():
-        parameter.requires_grad_(True)
+    model.requires_grad_(True)
     for module in frozen:
         module.requires_grad_(False)
-    if by_name:
-        named = dict(model.net.named_parameters())
-        names = published_names(list(named))
-        if names is not None:
-            for name, parameter in named.items():
-                parameter.requires_grad_(name in names)
+    named = dict(model.net.named_parameters())
+    if by_name and (names := published_names(list(named))) is not None:
+        for name, parameter in named.items():
+            parameter.requires_grad_(name in names)
     return Trained([p for p in model.parameters() if p.requires_grad], frozen)
 
 
@@ -118,9 +104,7 @@ def prepare_model(
     if procedure.normal_head:
         head = model.head
         with torch.no_grad(), seeded_init(seed):
-            drawn = torch.empty(head.weight.shape).normal_()
-        with torch.no_grad():
-            head.weight.copy_(drawn)
+            head.weight.copy_(torch.empty(head.weight.shape).normal_())
             if head.bias is not None:
                 head.bias.zero_()
     if procedure.statistics is not None:

@@ -5,12 +5,14 @@ SGD follows the published schedule, for many learning rates and seeds at once.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,10 +21,11 @@ from torch import Tensor
 
 from fastadv.data.counter import derive_key, permutation
 from fastadv.errors import DataError
-from fastadv.evaluation.accuracy import Accuracy
+from fastadv.evaluation.accuracy import Accuracy, Evaluation, ImageVerdicts
 from fastadv.models.normalized import seeded_init
-from fastadv.training.optimizer_config import scheduled
+from fastadv.progress import Progress
 from fastadv.transfer.features import Features
+from fastadv.transfer.procedure import Procedure
 
 log = logging.getLogger(__name__)
 
@@ -51,39 +54,45 @@ class LinearHead:
         """Whether weights and bias are finite, so that fitting did not diverge."""
         return not np.isnan(self.bias).any() and bool(np.isfinite(self.weight).all())
 
-    def right(self, features: Features) -> NDArray[np.bool_]:
-        """Return which images are classified correctly, bool [n]."""
+    def evaluate(self, features: Features) -> Evaluation:
+        """Return the accuracy on clean images, given their features."""
+        labels, classes = torch.from_numpy(features.labels), len(self.bias)
         logits = features.values @ self.weight.T + self.bias
-        right: NDArray[np.bool_] = logits.argmax(1) == features.labels
-        return right
-
-    def accuracy(self, features: Features) -> Accuracy:
-        """Count the images of each class that are classified correctly."""
-        right = self.right(features)
-        classes = len(self.bias)
-        return Accuracy(
-            torch.from_numpy(np.bincount(features.labels[right], minlength=classes)),
-            torch.from_numpy(np.bincount(features.labels, minlength=classes)),
-        )
+        right = torch.from_numpy(logits.argmax(1)) == labels
+        correct = labels[right].bincount(minlength=classes)
+        clean = Accuracy(correct, labels.bincount(minlength=classes))
+        return Evaluation(clean, images=ImageVerdicts(labels, right.long() - 1))
 
 
-def fit_exact(
-    train: Features, val: Features, classes: int, metric: str, seed: int
+def choose_head(
+    heads: Mapping[float, LinearHead], val: Features, metric: str
 ) -> tuple[LinearHead, float, float]:
-    """Fit logistic regressions along `STRENGTHS` and keep the best on `val`.
+    """Return the head that is best on `val`; among equals, the first.
+
+    Args:
+        heads: Heads by the hyper-parameter that they were fitted with.
+        val: Features of the validation images.
+        metric: `top1` or `mean_per_class`.
+
+    Returns:
+        The head, its hyper-parameter, and its `metric` on `val` in [0, 1].
+    """
+    values = {
+        key: head.evaluate(val).clean.value(metric) for key, head in heads.items()
+    }
+    best = max(values, key=values.__getitem__)
+    return heads[best], best, values[best]
+
+
+def fit_exact(train: Features, classes: int, seed: int) -> dict[float, LinearHead]:
+    """Return logistic regressions on the features as they are, by C in `STRENGTHS`.
 
     L-BFGS minimises the regularised loss of standardised features.
 
     Args:
         train: Features of the training images.
-        val: Features of the validation images.
         classes: Number of classes.
-        metric: `top1` or `mean_per_class`.
         seed: Seed of the solver.
-
-    Returns:
-        The head on the features as they are, the chosen C, and its `metric` on `val` in
-        [0, 1].
 
     Raises:
         DataError: All training images are of one class.
@@ -99,7 +108,7 @@ def fit_exact(
         )
     scaler = StandardScaler().fit(train.values)
     scaled = scaler.transform(train.values)
-    best: tuple[LinearHead, float, float] | None = None
+    heads = {}
     for strength in STRENGTHS:
         solver = LogisticRegression(C=strength, max_iter=1000, random_state=seed)
         with warnings.catch_warnings(record=True) as caught:
@@ -107,62 +116,31 @@ def fit_exact(
             solver.fit(scaled, train.labels)
         if any(issubclass(each.category, ConvergenceWarning) for each in caught):
             log.warning("logistic regression with C=%g did not converge", strength)
-        head = _unscaled(solver, scaler, classes)
-        value = head.accuracy(val).value(metric)
-        if best is None or value > best[2]:
-            best = head, strength, value
-    if best is None:
-        raise AssertionError("STRENGTHS is not empty")
-    return best
+        heads[strength] = _unscaled(solver, scaler, classes)
+    return heads
 
 
-def _unscaled(solver: object, scaler: object, classes: int) -> LinearHead:
+def _unscaled(solver: Any, scaler: Any, classes: int) -> LinearHead:
     """Return the head of a fitted solver, with the standardisation folded in."""
-    coef = np.asarray(solver.coef_, np.float64)  # type: ignore[attr-defined]
-    intercept = np.asarray(solver.intercept_, np.float64)  # type: ignore[attr-defined]
+    coef = np.asarray(solver.coef_, np.float64)
+    intercept = np.asarray(solver.intercept_, np.float64)
     if len(coef) == 1:  # with two classes, only the second has a logit
         coef, intercept = np.stack([0 * coef[0], coef[0]]), np.append(0, intercept)
-    coef = coef / scaler.scale_  # type: ignore[attr-defined]
-    intercept = intercept - coef @ scaler.mean_  # type: ignore[attr-defined]
-    weight = np.zeros((classes, coef.shape[1]))
-    bias = np.full(classes, -np.inf)
-    ids = solver.classes_  # type: ignore[attr-defined]
-    weight[ids], bias[ids] = coef, intercept
+    coef = coef / scaler.scale_
+    weight, bias = np.zeros((classes, coef.shape[1])), np.full(classes, -np.inf)
+    weight[solver.classes_] = coef
+    bias[solver.classes_] = intercept - coef @ scaler.mean_
     return LinearHead(weight, bias)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SGDGrid:
-    """Heads that SGD fits, one for every seed and learning rate.
-
-    SGD is that of `torch.optim.SGD`; the learning rate falls by ten after each third of
-    the epochs.
-
-    Attributes:
-        seeds: Seeds of the initial weights and of the order of the images.
-        lrs: Initial learning rates.
-        epochs: Passes over the images.
-        batch_size: Images per step and seed.
-        momentum: Momentum of SGD, in [0, 1).
-        weight_decay: Weight decay of SGD.
-    """
-
-    seeds: tuple[int, ...]
-    lrs: tuple[float, ...]
-    epochs: int
-    batch_size: int
-    momentum: float
-    weight_decay: float
 
 
 def fit_sgd(
     features: Features,
     rows: NDArray[np.int64],
     classes: int,
-    grid: SGDGrid,
+    seeds: Sequence[int],
+    procedure: Procedure,
     *,
     device: torch.device | str = "cpu",
-    report: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[list[LinearHead]]:
     """Fit a head for every seed and learning rate, all in the same matrix products.
 
@@ -178,54 +156,50 @@ def fit_sgd(
         rows: int64 [S, n], the images that each of the S seeds trains on, in the order
             of its subset.
         classes: Number C of classes.
-        grid: Seeds, L learning rates and the settings that all heads share.
+        seeds: Seeds of the initial weights and of the order of the images.
+        procedure: The L learning rates, and the settings that all heads share.
         device: Where to compute; the features of the rows must fit there.
-        report: Called now and then with (steps done, steps in all).
 
     Returns:
         Heads [S][L].
     """
-    depth = features.values.shape[1]
-    data = _with_bias(features.values).to(device)
+    n, depth = features.values.shape
+    width = -(-(depth + 1) // _ALIGNED) * _ALIGNED
+    data = torch.zeros(n, width)
+    data[:, :depth] = torch.from_numpy(np.array(features.values))
+    data[:, depth] = 1
+    weights = torch.zeros(len(seeds), classes, 1, width)
+    for of_seed, seed in zip(weights[:, :, 0], seeds, strict=True):
+        with seeded_init(seed):  # as `NormalizedModel.replace_head` draws them
+            fresh = torch.nn.Linear(depth, classes)
+        of_seed[:, :depth] = fresh.weight.detach()
+        of_seed[:, depth] = fresh.bias.detach()
+    data, weights = data.to(device), weights.to(device)
     labels = torch.from_numpy(features.labels).to(device)
-    # Not in the threads: drawing them uses the global generator.
-    first = _initial(grid.seeds, classes, depth, data.shape[1]).to(device)
-    threads = torch.get_num_threads() if data.device.type == "cpu" else 1
-    parts = [
-        replace(grid, lrs=tuple(lrs.tolist()))
-        for lrs in np.array_split(np.array(grid.lrs), min(threads, len(grid.lrs)))
-    ]
-
-    def fit(number: int) -> NDArray[np.float32]:
-        notify = report if number == 0 else (lambda done, total: None)
-        return _fit(data, labels, first, rows, classes, parts[number], notify)
-
-    with _one_thread_each(len(parts)), ThreadPoolExecutor(len(parts)) as pool:
-        fitted = np.concatenate(list(pool.map(fit, range(len(parts)))), axis=2)
+    before = torch.get_num_threads()
+    threads = before if data.device.type == "cpu" else 1
+    shares = np.array_split(procedure.lrs, min(threads, len(procedure.lrs)))
+    parts = [replace(procedure, lrs=tuple(share.tolist())) for share in shares]
+    if len(parts) > 1:
+        # Matrix products are so small (0.3 ms) that two threads within each gain nothing:
+        # sixty heads of ten classes and 512 features took 38 s that way, and 22 s with
+        # half of the learning rates on each thread (10,000 images, 150 epochs).
+        torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(len(parts)) as pool:
+            fit = partial(_fit, data, labels, weights, rows, seeds)
+            title = f"{len(seeds) * len(procedure.lrs)} heads"
+            titles = [title, *[""] * (len(parts) - 1)]
+            fitted = np.concatenate(list(pool.map(fit, parts, titles)), axis=2)
+    finally:
+        torch.set_num_threads(before)
     return [
         [
             LinearHead(of_seed[:, i, :depth].copy(), of_seed[:, i, depth].copy())
-            for i in range(len(grid.lrs))
+            for i in range(len(procedure.lrs))
         ]
         for of_seed in fitted
     ]
-
-
-@contextlib.contextmanager
-def _one_thread_each(count: int) -> Iterator[None]:
-    """Compute each matrix product on one thread if `count` threads compute products.
-
-    The products are so small (0.3 ms) that two threads within each of them gain nothing:
-    sixty heads of ten classes and 512 features took 38 s that way, and 22 s with half of
-    the learning rates on each thread (10,000 images, 150 epochs).
-    """
-    before = torch.get_num_threads()
-    if count > 1:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _fit(
@@ -233,27 +207,33 @@ def _fit(
     labels: Tensor,
     first: Tensor,
     rows: NDArray[np.int64],
-    classes: int,
-    grid: SGDGrid,
-    report: Callable[[int, int], None],
+    seeds: Sequence[int],
+    procedure: Procedure,
+    title: str,
 ) -> NDArray[np.float32]:
-    """Return the weights of `fit_sgd`, [S, C, L, W], the bias in the column of ones."""
-    count, (seed_count, n), device = len(grid.lrs), rows.shape, data.device
+    """Return the weights of `fit_sgd`, [S, C, L, W], the bias in the column of ones.
+
+    Progress is shown under `title`, unless that is empty.
+    """
+    count, (seed_count, n), device = len(procedure.lrs), rows.shape, data.device
+    classes = first.shape[1]
     weights = first.repeat(1, 1, count, 1).view(seed_count, classes * count, -1)
     velocity = torch.zeros_like(weights)
-    rates = torch.tensor(grid.lrs, dtype=torch.float32, device=device)
+    rates = torch.tensor(procedure.lrs, dtype=torch.float32, device=device)
     rates = rates.repeat(classes)[None, :, None]
-    bounds = _batch_bounds(n, grid.batch_size)
-    total = grid.epochs * len(bounds)
+    starts = list(range(0, n, procedure.batch_size))
+    if len(starts) > 1 and n - starts[-1] == 1:
+        del starts[-1]  # as in a training loader, it joins the batch before
+    progress = Progress(procedure.epochs * len(starts))
     minus_one = torch.full((1, 1, 1, 1), -1.0, device=device)
-    for epoch in range(grid.epochs):
-        factor = scheduled(1.0, "step", epoch, grid.epochs)
+    for epoch in range(procedure.epochs):
+        factor = procedure.rate(1.0, epoch)
         order = np.stack([
             part[permutation(derive_key(seed, "order", epoch), n)]
-            for seed, part in zip(grid.seeds, rows, strict=True)
+            for seed, part in zip(seeds, rows, strict=True)
         ])  # fmt: skip
         chosen = torch.from_numpy(order).to(device)
-        for step, (start, stop) in enumerate(bounds):
+        for step, (start, stop) in enumerate(pairwise([*starts, n])):
             index, size = chosen[:, start:stop], stop - start
             x = data.index_select(0, index.reshape(-1)).view(seed_count, size, -1)
             logits = torch.bmm(weights, x.transpose(1, 2))
@@ -261,40 +241,10 @@ def _fit(
             true = labels[index][:, None, None, :].expand(-1, 1, count, -1)
             error.scatter_add_(1, true, minus_one.expand(true.shape))
             error = error.view(seed_count, -1, size)
-            velocity.baddbmm_(error, x, beta=grid.momentum, alpha=1 / size)
-            velocity.add_(weights, alpha=grid.weight_decay)
+            velocity.baddbmm_(error, x, beta=procedure.momentum, alpha=1 / size)
+            velocity.add_(weights, alpha=procedure.weight_decay)
             weights.addcmul_(velocity, rates, value=-factor)
-            if step % 50 == 0:
-                report(epoch * len(bounds) + step + 1, total)
-    fitted: NDArray[np.float32] = (
-        weights.view(seed_count, classes, count, -1).cpu().numpy()
-    )
+            if title and step % 50 == 0:
+                progress.update(epoch * len(starts) + step + 1, title)
+    fitted = weights.view(seed_count, classes, count, -1).cpu().numpy()
     return fitted
-
-
-def _with_bias(values: NDArray[np.float32]) -> Tensor:
-    """Append a column of ones to [n, D], then zeros up to a multiple of `_ALIGNED`."""
-    n, depth = values.shape
-    held = torch.zeros(n, -(-(depth + 1) // _ALIGNED) * _ALIGNED)
-    held[:, :depth] = torch.from_numpy(np.array(values))
-    held[:, depth] = 1
-    return held
-
-
-def _initial(seeds: Sequence[int], classes: int, depth: int, width: int) -> Tensor:
-    """Return what `NormalizedModel.replace_head` draws for each seed, [S, C, 1, width]."""
-    weights = torch.zeros(len(seeds), classes, 1, width)
-    for of_seed, seed in zip(weights[:, :, 0], seeds, strict=True):
-        with seeded_init(seed):
-            fresh = torch.nn.Linear(depth, classes)
-        of_seed[:, :depth] = fresh.weight.detach()
-        of_seed[:, depth] = fresh.bias.detach()
-    return weights
-
-
-def _batch_bounds(n: int, size: int) -> list[tuple[int, int]]:
-    """Cut an epoch as a training loader does: a last batch of one joins the one before."""
-    bounds = [(i, min(i + size, n)) for i in range(0, n, size)]
-    if len(bounds) > 1 and bounds[-1][1] - bounds[-1][0] == 1:
-        bounds[-2:] = [(bounds[-2][0], n)]
-    return bounds

@@ -7,37 +7,35 @@ moving it recomputes nothing and replacing it does. A data set counts by
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
+from collections.abc import Container
+from dataclasses import replace
+from typing import Any
 
 from fastadv.data import DatasetSplits
 from fastadv.models.source import Source
+from fastadv.ranges import ordered_fields
+from fastadv.results.identity import digest
 from fastadv.transfer.config import TransferConfig
 
 # This number grows when the same choices begin to mean another result.
 _VERSION = 1
 # Choices that only change where or how fast a number is computed, and those whose
 # resolved values are in the hash instead.
-NOT_DEFINING = frozenset(
-    {
-        "arch",
-        "backend",
-        "dataset",
-        "dataset_option",
-        "device",
-        "download",
-        "feature_cache",
-        "name",
-        "on_bad_image",
-        "resolution",
-        "results",
-        "seeds",
-        "source",
-        "source_accuracy",
-        "workers",
+_NOT_DEFINING = (
+    "arch", "backend", "dataset", "dataset_option", "device", "download", "feature_cache",
+    "name", "on_bad_image", "resolution", "results", "seeds", "source", "source_accuracy",
+    "workers",
+)  # fmt: skip
+
+
+def changed_values(config: TransferConfig, left_out: Container[str]) -> dict[str, Any]:
+    """Return the choices that are not at their defaults, in the order of the flags."""
+    return {
+        field.name: value
+        for field in ordered_fields(TransferConfig)
+        if field.name not in left_out
+        and (value := getattr(config, field.name)) != field.default
     }
-)
 
 
 def row_identity(
@@ -59,16 +57,8 @@ def row_identity(
         splits: The data set that `config.dataset` names.
         resolution: Side of the images in pixels.
     """
-    chosen = {
-        field.name: value
-        for field in dataclasses.fields(TransferConfig)
-        if field.name not in NOT_DEFINING
-        and (value := getattr(config, field.name)) != field.default
-    }
-    if (
-        "solver" in chosen
-        and dataclasses.replace(config, solver=None).exact == config.exact
-    ):
+    chosen = changed_values(config, _NOT_DEFINING)
+    if config.solver and replace(config, solver=None).exact == config.exact:
         del chosen["solver"]  # it was given, and is the default for these choices
     what = {
         "version": _VERSION,
@@ -81,5 +71,4 @@ def row_identity(
     # Only if there are any, so that older rows keep their identity.
     if options := config.defining_options:
         what["dataset_options"] = options
-    text = json.dumps(what, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    return digest(what)

@@ -6,7 +6,7 @@ are kept as data.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from fastadv.errors import ConfigError
@@ -141,16 +141,10 @@ def make_procedure(
         given["augment"] = config.augment
     departures = _never_run(config)
     if config.protocol != "fastadv":
-        ours = given | {
-            "resolution": resolution,
-            "precision": config.precision,
-            "method": config.method,
-        }
-        theirs = vars(published) | {
-            "resolution": PUBLISHED_SIDE,
-            "precision": "fp32",
-            "method": "standard",
-        }
+        ours = given | {"resolution": resolution}
+        ours |= {name: getattr(config, name) for name in ("precision", "method")}
+        theirs = vars(published) | {"precision": "fp32", "method": "standard"}
+        theirs["resolution"] = PUBLISHED_SIDE
         departures += [
             Departure(name=name, ours=_text(value), published=_text(theirs[name]))
             for name, value in ours.items()
@@ -158,11 +152,8 @@ def make_procedure(
         ]
     repaired = [d for d, (name, value) in _REPAIRS.items() if given.get(name) == value]
     defects = tuple(d for d in published.defects if d not in repaired)
-    found = Procedure(
-        **vars(published)
-        | given
-        | {"defects": defects, "departures": tuple(departures)}
-    )
+    given |= {"defects": defects, "departures": tuple(departures)}
+    found = replace(published, **given)
     if found.select_on == "none" and len(found.lrs) > 1:
         raise ConfigError(
             f"--lrs {_text(found.lrs)}: --protocol {config.protocol} has one learning "
@@ -199,10 +190,9 @@ def _salman(
 
     Source: their appendix A, and their code for what that leaves out.
     """
-    statistics = _PUBLISHED_STATISTICS.get(dataset, _NO_STATISTICS)
+    statistics = _PUBLISHED_STATISTICS.get(dataset)
     defects = [_TRAIN_BN] if frozen else []
-    own = statistics is not _NO_STATISTICS
-    defects.append(_TARGET_STATISTICS if own else _NOT_NORMALISED)
+    defects.append(_TARGET_STATISTICS if statistics else _NOT_NORMALISED)
     if by_name and misfreezing is not None:
         defects.append(misfreezing)
     return Procedure(
@@ -210,7 +200,7 @@ def _salman(
         frozen_bn="train",
         select_on="test",
         select_every=5,  # `log_iters` of the robustness package
-        statistics=statistics,
+        statistics=statistics or _NO_STATISTICS,
         freeze_by_name=by_name,
         defects=(*defects, _ON_TEST),
     )

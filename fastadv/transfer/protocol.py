@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 
-from fastadv.attacks import PGD
 from fastadv.errors import FastadvError
 from fastadv.evaluation.accuracy import Evaluation
 from fastadv.evaluation.evaluate import evaluate
@@ -20,7 +19,7 @@ from fastadv.results.table import ResultsTable
 from fastadv.transfer import fixed, tuned
 from fastadv.transfer.config import TransferConfig
 from fastadv.transfer.experiment import Experiment, Fitted, SeedSplit
-from fastadv.transfer.rows import evaluate_head, transfer_rows
+from fastadv.transfer.rows import transfer_rows
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +60,6 @@ class TransferRun:
                     split,
                     fitted,
                     found,
-                    self._attack(),
                     time=datetime.now(UTC),
                     wall_seconds=round(time.monotonic() - began, 2),
                 )
@@ -73,16 +71,11 @@ class TransferRun:
             return fixed.fit(self.experiment, splits)
         return (tuned.fit(self.experiment, split) for split in splits)
 
-    def _attack(self) -> PGD | None:
-        threat = self.experiment.threat
-        return None if threat is None else PGD.judge(threat, self.config.robust_steps)
-
     def _judge(self, fitted: Fitted) -> Evaluation:
         """Measure accuracy on the test images, also under attack if there is one."""
-        experiment, attack = self.experiment, self._attack()
-        by_head = None
+        experiment, attack, by_head = self.experiment, self.experiment.attack, None
         if fitted.head is not None:
-            by_head = evaluate_head(fitted.head, experiment.features.test())
+            by_head = fitted.head.evaluate(experiment.features.test())
             if attack is None:
                 return by_head
         if fitted.model is None:

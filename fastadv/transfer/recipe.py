@@ -141,10 +141,3 @@ def _expanded(values: dict[str, Any]) -> Iterator[dict[str, Any]]:
         if "lr" in one:
             one["lrs"] = (one.pop("lr"),)
         yield one
-
-
-def one_seed_each(config: TransferConfig) -> list[TransferConfig]:
-    """Return what can run apart: all seeds together on features, else each seed."""
-    if config.on_cached_features:
-        return [config]
-    return [dataclasses.replace(config, seeds=(seed,)) for seed in config.seeds]

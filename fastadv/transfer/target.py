@@ -7,15 +7,8 @@ from functools import cache
 
 import numpy as np
 
-from fastadv.data import (
-    DatasetSplits,
-    ImageSet,
-    open_dataset,
-    subset,
-    train_val_split,
-)
+from fastadv.data import DatasetSplits, ImageSet, open_dataset, subset, train_val_split
 from fastadv.data.config import dataset_options
-from fastadv.data.sets.downscale import Downscaled
 from fastadv.errors import DataError
 from fastadv.transfer.config import TransferConfig
 
@@ -33,19 +26,6 @@ def open_target(config: TransferConfig, resolution: int) -> DatasetSplits:
     """
     options = dataset_options(config.dataset_option)
     return open_dataset(config.dataset, resolution=resolution, **options)
-
-
-def target_name(config: TransferConfig, splits: DatasetSplits) -> str:
-    """Return what the table calls a data set: `dtd (partition 2)` is not `dtd`."""
-    return config.name_with_options(splits.name)
-
-
-def reduce_splits(splits: DatasetSplits, side: int | None) -> DatasetSplits:
-    """Return the data set with its images reduced to `side` pixels if that is given."""
-    if side is None:
-        return splits
-    train, test = Downscaled(splits.train, side), Downscaled(splits.test, side)
-    return DatasetSplits(splits.name, train, test, splits.metric)
 
 
 def hold_out(

@@ -6,7 +6,6 @@ import copy
 import logging
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +22,6 @@ from fastadv.training.learner import training_attack
 from fastadv.training.method_config import MethodConfig
 from fastadv.training.methods import CLASSES, DTYPES, Method, Net
 from fastadv.training.step import train_step
-from fastadv.transfer.config import TransferConfig
 from fastadv.transfer.experiment import Experiment, Fitted, SeedSplit
 from fastadv.transfer.freezing import Trained, choose_trained, prepare_model
 from fastadv.transfer.procedure import Procedure
@@ -63,28 +61,21 @@ def fit(experiment: Experiment, split: SeedSplit) -> Fitted:
         experiment.note_bad(judge)
     value, lr, epoch, model = best
     chosen = procedure.for_setting() | {"chosen_lr": lr, "chosen_epoch": epoch}
-    chosen |= _method_for_setting(experiment.config)
-    return Fitted(model, chosen, None if judge is None else value)
-
-
-def _method_for_setting(config: TransferConfig) -> dict[str, Any]:
-    """Return precision and training method where they are not the defaults."""
-    found: dict[str, Any] = {}
+    config = experiment.config
     if config.precision != "fp32":
-        found["precision"] = config.precision
-    training = config.method_config
-    if training is not None:
-        found["method"] = MethodRecord(
+        chosen["precision"] = config.precision
+    if (training := config.method_config) is not None:
+        given = training.parameters.items()
+        chosen["method"] = MethodRecord(
             name=training.method,
             norm=training.norm,
             eps=training.threat.eps,
             num_steps=training.attack_steps,
             parameters=tuple(
-                Parameter(name=name, value=value)
-                for name, value in training.parameters.items()
+                Parameter(name=name, value=value) for name, value in given
             ),
         )
-    return found
+    return Fitted(model, chosen, None if judge is None else value)
 
 
 def _candidates(
@@ -92,7 +83,14 @@ def _candidates(
 ) -> Iterator[tuple[int, NormalizedModel]]:
     """Yield the network after each epoch that may be chosen; it trains on afterwards."""
     config, procedure = experiment.config, experiment.procedure
-    model = _initial_model(experiment, split.seed)
+    model = experiment.load_model()
+    if config.mode == "scratch":
+        mean, std = model.mean.tolist(), model.std.tolist()
+        model = create_model(
+            model.arch, experiment.num_classes, mean=mean, std=std, seed=split.seed
+        )
+        model.to(experiment.device).to(memory_format=torch.channels_last)
+    prepare_model(model, experiment.num_classes, split.seed, procedure)
     trained = choose_trained(
         model, config.mode, config.k, by_name=procedure.freeze_by_name
     )
@@ -107,21 +105,6 @@ def _candidates(
             yield epoch, model
         elif every and (epoch - 1) % every == 0:
             yield epoch, model
-
-
-def _initial_model(experiment: Experiment, seed: int) -> NormalizedModel:
-    """Return the network before fine-tuning, with a new head."""
-    model = experiment.load_model()
-    if experiment.config.mode == "scratch":
-        model = create_model(
-            experiment.source.arch,
-            experiment.num_classes,
-            mean=model.mean.tolist(),
-            std=model.std.tolist(),
-            seed=seed,
-        )
-        model.to(experiment.device).to(memory_format=torch.channels_last)
-    return prepare_model(model, experiment.num_classes, seed, experiment.procedure)
 
 
 def make_method(
@@ -165,26 +148,22 @@ def fine_tune(
         TrainingDiverged: A loss, a weight or a logit is not finite.
     """
     optimizer = torch.optim.SGD(
-        trained.parameters,
-        lr=lr,
-        momentum=procedure.momentum,
-        weight_decay=procedure.weight_decay,
+        trained.parameters, lr, procedure.momentum, weight_decay=procedure.weight_decay
     )
     progress = Progress(procedure.epochs * len(loader))
     began = time.monotonic()
     step, images_seen = 0, 0
     for epoch in range(procedure.epochs):
-        trained.set_mode(model, procedure.frozen_bn)
+        model.train()
+        if procedure.frozen_bn == "eval":
+            for module in trained.frozen:
+                module.eval()
         for group in optimizer.param_groups:
             group["lr"] = procedure.rate(lr, epoch)
         for batch in loader:
+            seed = derive_key(loader.options.seed, "start", step)
             result = train_step(
-                model,
-                batch.images,
-                batch.labels,
-                optimizer,
-                method=method,
-                seed=derive_key(loader.options.seed, "start", step),
+                model, batch.images, batch.labels, optimizer, method=method, seed=seed
             )
             step += 1
             images_seen += len(batch.labels)
@@ -197,7 +176,9 @@ def fine_tune(
         finite = bool(result.loss.isfinite()) and _all_finite(trained.parameters)
         if finite and epoch + 1 == procedure.epochs:
             # No loss has seen the weights that the last update left.
-            finite = _all_finite([_logits(model, batch.images)])
+            model.eval()
+            with torch.no_grad():
+                finite = _all_finite([model(batch.images.float() / 255)])
         if not finite:
             raise TrainingDiverged(
                 f"fine-tuning with lr {lr:g} diverged in epoch {epoch + 1}; leave that "
@@ -208,11 +189,3 @@ def fine_tune(
 
 def _all_finite(tensors: Iterable[Tensor]) -> bool:
     return all(bool(tensor.isfinite().all()) for tensor in tensors)
-
-
-def _logits(model: NormalizedModel, images: Tensor) -> Tensor:
-    """Classify uint8 `images` as the result will be evaluated."""
-    model.eval()
-    with torch.no_grad():
-        logits: Tensor = model(images.float() / 255)
-    return logits

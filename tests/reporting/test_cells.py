@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from functools import partial
 from typing import Any
 
 import pytest
@@ -16,7 +15,7 @@ from fastadv.reporting.transfer.condition import condition_labels
 from fastadv.reporting.transfer.curves import Axis, draw_curves, even_axis
 from fastadv.reporting.transfer.findings import comparison_columns
 from fastadv.reporting.transfer.sections import study_sections
-from fastadv.reporting.transfer.study import Study, line_colors, name_within
+from fastadv.reporting.transfer.study import Study, name_within
 from fastadv.statistics import wilson
 
 
@@ -146,8 +145,7 @@ def test_two_sources_of_one_radius_are_two_lines_and_two_names() -> None:
     study = Study(cells, {})
     axis: Axis[Cell] = even_axis("eps", lambda c: c.radius, (0.0, 0.5, 1.0), str)
     name = name_within(cells, lambda c: c.arch)
-    colors = partial(line_colors, name=name)
-    curves = draw_curves(study, cells, axis, study.title, name, colors, least=3)
+    curves = draw_curves(study, cells, axis, study.title, name, least=3)
     assert curves is not None
     [panel] = curves.panels
     drawn = {n: [p.y for p in points.values()] for n, points in panel.series.items()}

@@ -6,8 +6,10 @@ All numbers are synthetic (`synthetic_results`); they are checked against scipy.
 from __future__ import annotations
 
 import csv
+import html
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import xml.etree.ElementTree as ElementTree
@@ -189,6 +191,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     assert command.main([*words, "--title", "Synthetic results"]) == 0
     return folder
+
+
+def test_the_page_shows_the_command_that_makes_it_again(made: Path) -> None:
+    page = (made / "report.html").read_text()
+    [shown] = re.findall(r"<pre><code>(.*?)</code></pre>", page)
+    words = shlex.split(html.unescape(shown))
+    assert words[:2] == ["fastadv-report", str(made / "synthetic-results")]
+    assert words[-2:] == ["--title", "Synthetic results"]
 
 
 def test_sections_are_those_there_are_data_for(made: Path) -> None:

@@ -35,7 +35,7 @@ def test_a_head_on_cached_features_becomes_a_network(
     test = experiment.splits.test
     for fitted in (first, second):
         assert fitted.head is not None
-        by_head = fitted.head.accuracy(experiment.features.test()).correct
+        by_head = fitted.head.evaluate(experiment.features.test()).clean.correct
         by_network = _accuracy(experiment, fitted.model, test)
         assert (by_head - by_network).abs().sum() <= 2  # of 500 images, to rounding
         assert by_head.sum() > 100  # chance is 50

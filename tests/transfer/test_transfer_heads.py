@@ -15,20 +15,16 @@ from fastadv.errors import DataError
 from fastadv.models.normalized import seeded_init
 from fastadv.training.optimizer_config import scheduled
 from fastadv.transfer.features import Features
-from fastadv.transfer.heads import LinearHead, SGDGrid, fit_exact, fit_sgd
+from fastadv.transfer.heads import LinearHead, choose_head, fit_exact, fit_sgd
+from fastadv.transfer.procedure import Procedure
 
 CLASSES, DEPTH = 3, 21
 EPOCHS = 4
 
 
-def _grid(seeds: tuple[int, ...], lrs: tuple[float, ...]) -> SGDGrid:
-    return SGDGrid(
-        seeds=seeds,
-        lrs=lrs,
-        epochs=EPOCHS,
-        batch_size=8,
-        momentum=0.9,
-        weight_decay=5e-3,
+def _procedure(*lrs: float) -> Procedure:
+    return Procedure(
+        lrs=lrs, epochs=EPOCHS, batch_size=8, momentum=0.9, weight_decay=5e-3
     )
 
 
@@ -51,13 +47,13 @@ def test_heads_at_once_equal_heads_one_by_one(threads: int) -> None:
     draw = np.random.default_rng(0)
     rows = np.stack([np.sort(draw.permutation(60)[:41]) for _ in seeds])
     torch.set_num_threads(threads)  # learning rates are shared out among them
-    together = fit_sgd(features, rows, CLASSES, _grid(seeds, lrs))
+    together = fit_sgd(features, rows, CLASSES, seeds, _procedure(*lrs))
     assert torch.get_num_threads() == threads
     assert [len(heads) for heads in together] == [4, 4, 4]
     for s, seed in enumerate(seeds):
         for i, lr in enumerate(lrs):
             [[alone]] = fit_sgd(
-                features, rows[s : s + 1], CLASSES, _grid((seed,), (lr,))
+                features, rows[s : s + 1], CLASSES, (seed,), _procedure(lr)
             )
             _close(together[s][i], alone.weight, alone.bias)
     # Neither seed nor learning rate is ignored.
@@ -85,14 +81,14 @@ def test_a_head_is_what_torch_trains_on_the_batches_of_a_loader(n: int) -> None:
             optimizer.zero_grad()
             torch.nn.functional.cross_entropy(layer(x), batch.labels).backward()
             optimizer.step()
-    [[head]] = fit_sgd(features, rows[None], CLASSES, _grid((seed,), (lr,)))
+    [[head]] = fit_sgd(features, rows[None], CLASSES, (seed,), _procedure(lr))
     _close(head, layer.weight.detach().numpy(), layer.bias.detach().numpy())
 
 
 @pytest.mark.parametrize("classes", [2, 3])
 def test_the_exact_head_says_what_scikit_learn_says(classes: int) -> None:
     train, val = _features(60, classes), _features(30, classes)
-    head, strength, value = fit_exact(train, val, classes, "top1", seed=0)
+    head, strength, value = choose_head(fit_exact(train, classes, 0), val, "top1")
     scaler = StandardScaler().fit(train.values)
     theirs = LogisticRegression(C=strength, max_iter=1000)
     theirs.fit(scaler.transform(train.values), train.labels)
@@ -106,11 +102,11 @@ def test_a_class_never_seen_is_never_said() -> None:
     train = _features()
     some = train.labels != 1
     part = Features(train.values[some], train.labels[some])
-    head, _, _ = fit_exact(part, part, CLASSES, "top1", seed=0)
-    accuracy = head.accuracy(train)
+    head, _, _ = choose_head(fit_exact(part, CLASSES, 0), part, "top1")
+    accuracy = head.evaluate(train).clean
     assert accuracy.correct.tolist()[1] == 0
     assert accuracy.total.tolist() == [20, 20, 20]
     assert accuracy.correct.tolist()[0] > 15
     one = Features(train.values[:1], train.labels[:1])
     with pytest.raises(DataError, match="are of 1 class; a head needs two"):
-        fit_exact(one, train, CLASSES, "top1", seed=0)
+        fit_exact(one, CLASSES, 0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -78,12 +79,10 @@ def grouped_bars(
         handles = [Line2D([], [], color=c, lw=7, label=n) for n, c in colors.items()]
         columns = min(4, len(handles))
         figure.legend(handles=handles, loc="outside upper left", ncols=columns)
-        notes = (
-            ["whiskers: 95 % interval"] if any(b.low is not None for b in bars) else []
-        )
-        notes += ["diamonds: published"] if diamonds else []
-        if notes:
-            note = "; ".join(notes)
+        whiskers = any(bar.low is not None for bar in bars)
+        notes = {"whiskers: 95 % interval": whiskers, "diamonds: published": diamonds}
+        note = "; ".join(text for text, holds in notes.items() if holds)
+        if note:
             figure.supxlabel(note, color=MUTED, fontsize=8, x=0.01, ha="left")
     return figure
 
@@ -99,37 +98,27 @@ def _draw(
     for place, (series, color) in enumerate(colors.items()):
         offset = (place - (len(colors) - 1) / 2) * width
         for position, group in enumerate(groups.values()):
-            if series in group:
-                _draw_bar(ax, position + offset, width, group[series], color)
-                if labelled:
-                    _write_value(ax, position + offset, group[series])
+            if series not in group:
+                continue
+            bar, x = group[series], position + offset
+            ax.bar(x, bar.value, 0.92 * width, color=color)
+            if bar.low is not None and bar.high is not None:
+                # Not errorbar's yerr: it refuses intervals that leave out the value.
+                ax.vlines(x, bar.low, bar.high, color=INK, linewidth=1.1)
+            if bar.published is not None:
+                ax.plot(x, bar.published, marker="D", mfc="none", mec=INK, ms=5)
+            if labelled:
+                # In the foot: at the tip of the whisker it would be read as the height.
+                inside = bar.value >= _ROOM
+                y = 0 if inside else max(bar.value, bar.high or 0)
+                look: Any = {
+                    "ha": "center",
+                    "fontsize": 7,
+                    "textcoords": "offset points",
+                }
+                look["color"] = PAPER if inside else MUTED
+                ax.annotate(f"{bar.value:.1f}", (x, y), (0, 3), **look)
     horizontal_grid(ax)
     ax.set_ylim(0, 108)
     ax.set_yticks(range(0, 101, 20))
     ax.set_xticks(range(len(groups)), list(groups))
-
-
-def _draw_bar(ax: Axes, x: float, width: float, bar: Bar, color: str) -> None:
-    ax.bar(x, bar.value, 0.92 * width, color=color)
-    if bar.low is not None and bar.high is not None:
-        # Not errorbar's yerr: it refuses intervals that leave out the value.
-        ax.vlines(x, bar.low, bar.high, color=INK, linewidth=1.1)
-    if bar.published is not None:
-        ax.plot(x, bar.published, marker="D", mfc="none", mec=INK, ms=5)
-
-
-def _write_value(ax: Axes, x: float, bar: Bar) -> None:
-    """Write the value into the foot of its bar.
-
-    At the tip of the whisker it would be read as the height there.
-    """
-    inside = bar.value >= _ROOM
-    ax.annotate(
-        f"{bar.value:.1f}",
-        (x, 0 if inside else max(bar.value, bar.high or 0)),
-        (0, 3),
-        textcoords="offset points",
-        ha="center",
-        fontsize=7,
-        color=PAPER if inside else MUTED,
-    )

@@ -9,9 +9,9 @@ from __future__ import annotations
 import itertools
 import math
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -29,6 +29,12 @@ from fastadv.statistics import Line
 MOST_PANELS = 18  # of one figure; drawing takes longer than all the rest of a report
 _COLUMNS = 3
 _CHARACTERS = 40  # of a title, in one line of a panel
+_HOLLOW: dict[str, Any] = {
+    "ls": ":",
+    "marker": "D",
+    "mfc": "none",
+    "ms": 4,
+}  # published
 
 
 @dataclass(frozen=True)
@@ -56,21 +62,6 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Panel:
-    """One pair of axes with lines on it.
-
-    Attributes:
-        title: Title above the axes.
-        series: Points by their position on the x axis, by the name of their line.
-        published: Published values by position, by the name of the line they belong to.
-    """
-
-    title: str
-    series: Mapping[str, Mapping[float, Point]]
-    published: Mapping[str, Mapping[float, float]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class Cloud:
     """Named points, and the line through them."""
 
@@ -80,54 +71,71 @@ class Cloud:
     line: Line | None
 
 
-def line_panels(
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes with lines on it, or with clouds.
+
+    Attributes:
+        title: Title above the axes.
+        series: Points by their position on the x axis, by the name of their line.
+        published: Published values by position, by the name of the line they belong to.
+        clouds: Named points by the name of their group, instead of lines.
+    """
+
+    title: str
+    series: Mapping[str, Mapping[float, Point]] = field(default_factory=dict)
+    published: Mapping[str, Mapping[float, float]] = field(default_factory=dict)
+    clouds: Mapping[str, Cloud] = field(default_factory=dict)
+
+
+def draw_panels(
     panels: Sequence[Panel],
     colors: Mapping[str, str],
     labels: Labels,
     *,
     zero: bool = False,
 ) -> Figure:
-    """Draw panels of lines, three in a row; no more than `MOST_PANELS`.
+    """Draw panels, three in a row; no more than `MOST_PANELS`.
 
     Args:
-        panels: At least one; each shows the part of the x axis it has points at.
-        colors: Colour of each line, in the order of the legend.
+        panels: At least one, all with lines or all with clouds; each shows the part of
+            the x axis it has points at.
+        colors: Colour of each line or group, in the order of the legend.
         labels: Labels of the axes.
         zero: Draw a line at 0, for differences.
     """
     panels = panels[:MOST_PANELS]
-    with _grid([panel.title for panel in panels], 2.5, labels) as (figure, axes):
-        for ax, panel in zip(axes, panels, strict=True):
-            _draw_lines(ax, panel, colors, zero)
+    columns = min(_COLUMNS, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    height = 2.7 if panels[0].clouds else 2.5
+    used = {name for panel in panels for name in (*panel.series, *panel.clouds)}
+    handles = [
+        Line2D([], [], color=color, marker="o", markersize=4, label=name)
+        for name, color in colors.items()
+        if name in used
+    ]
+    if any(panel.published for panel in panels):
+        handles.append(Line2D([], [], color=MUTED, label="published", **_HOLLOW))
+    with house_style():
+        figure = new_figure(max(5.2, 1.0 + 3.1 * columns), 0.9 + height * rows)
+        axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+        for ax in axes[len(panels) :]:
+            ax.set_visible(False)
+        for index, (ax, panel) in enumerate(zip(axes, panels, strict=False)):
+            horizontal_grid(ax)
+            ax.set_title(_wrapped(panel.title), fontsize=9)
+            if index + columns >= len(panels):
+                ax.set_xlabel(labels.x)
+            if index % columns == 0:
+                ax.set_ylabel(labels.y)
+            if panel.clouds:
+                _draw_clouds(ax, panel.clouds, colors)
+            else:
+                _draw_lines(ax, panel, colors, zero)
             if labels.ticks is not None:
                 _set_ticks(ax, panel, labels.ticks)
-        used = {name for panel in panels for name in panel.series}
-        published = any(panel.published for panel in panels)
-        _legend(figure, {n: c for n, c in colors.items() if n in used}, published)
-    return figure
-
-
-def cloud_panels(
-    panels: Mapping[str, Mapping[str, Cloud]],
-    colors: Mapping[str, str],
-    labels: Labels,
-) -> Figure:
-    """Draw named points and their least-squares lines, as `line_panels` draws lines.
-
-    Args:
-        panels: Clouds by the name of their group, by the title of their panel.
-        colors: Colour of each group.
-        labels: Labels of the axes, both in percent.
-    """
-    panels = dict(itertools.islice(panels.items(), MOST_PANELS))
-    with _grid(list(panels), 2.7, labels) as (figure, axes):
-        for ax, clouds in zip(axes, panels.values(), strict=True):
-            ax.locator_params(axis="x", nbins=5)
-            for group, cloud in clouds.items():
-                _draw_cloud(ax, cloud, colors[group], named=len(clouds) == 1)
-            ax.margins(0.12)
-        used = {group for clouds in panels.values() for group in clouds}
-        _legend(figure, {g: c for g, c in colors.items() if g in used}, False)
+        ncols = min(4, len(handles))
+        figure.legend(handles=handles, loc="outside upper left", ncols=ncols)
     return figure
 
 
@@ -146,67 +154,19 @@ def panel_caption(text: str, count: int, most: int = MOST_PANELS) -> str:
     )
 
 
-@contextmanager
-def _grid(
-    titles: Sequence[str], height: float, labels: Labels
-) -> Iterator[tuple[Figure, list[Axes]]]:
-    """Make a figure with one pair of axes per title, three in a row, to draw on.
-
-    Args:
-        titles: Titles of the panels.
-        height: Height of a row of panels, inches.
-        labels: Labels of the outer axes.
-    """
-    columns = min(_COLUMNS, len(titles))
-    rows = math.ceil(len(titles) / columns)
-    with house_style():
-        figure = new_figure(max(5.2, 1.0 + 3.1 * columns), 0.9 + height * rows)
-        axes = list(figure.subplots(rows, columns, squeeze=False).flat)
-        for ax in axes[len(titles) :]:
-            ax.set_visible(False)
-        for index, (ax, title) in enumerate(zip(axes, titles, strict=False)):
-            horizontal_grid(ax)
-            ax.set_title(_wrapped(title), fontsize=9)
-            if index + columns >= len(titles):
-                ax.set_xlabel(labels.x)
-            if index % columns == 0:
-                ax.set_ylabel(labels.y)
-        yield figure, axes[: len(titles)]
-
-
 def _set_ticks(ax: Axes, panel: Panel, ticks: Mapping[float, str]) -> None:
     """Label the positions of the x axis that the panel has points at.
 
-    A tick without points would only make the panel wider.
+    A tick without points would only make the panel wider. Labels are turned where there
+    are many or they would run into each other.
     """
-    used = {x for points in panel.series.values() for x in points}
-    own = {x: ticks[x] for x in sorted(used)}
-    upright = len(own) <= 7 and not _touch(own)
-    rotation = 0 if upright else 45
-    ax.set_xticks(list(own), list(own.values()), rotation=rotation, fontsize=8)
-
-
-def _touch(ticks: Mapping[float, str]) -> bool:
-    """Return whether labels of neighbouring ticks would run into each other."""
-    places = list(ticks)
-    pairs = list(itertools.pairwise(places))
-    if not pairs:
-        return False
-    widest = max(len(label) for label in ticks.values())
+    places = sorted({x for points in panel.series.values() for x in points})
+    texts = [ticks[x] for x in places]
+    nearest = min((b - a for a, b in itertools.pairwise(places)), default=0)
     # A panel is about 36 of its tick labels' characters wide.
-    return min(b - a for a, b in pairs) < (widest + 1) / 36 * (places[-1] - places[0])
-
-
-def _legend(figure: Figure, colors: Mapping[str, str], published: bool) -> None:
-    """Write the names of the lines above the panels, and what hollow points are."""
-    handles = [
-        Line2D([], [], color=color, marker="o", markersize=4, label=name)
-        for name, color in colors.items()
-    ]
-    if published:
-        hollow = {"ls": ":", "marker": "D", "mfc": "none", "ms": 4}
-        handles.append(Line2D([], [], color=MUTED, label="published", **hollow))  # type: ignore[arg-type]
-    figure.legend(handles=handles, loc="outside upper left", ncols=min(4, len(handles)))
+    needed = (max(map(len, texts)) + 1) / 36 * (places[-1] - places[0])
+    rotation = 0 if len(places) <= 7 and nearest >= needed else 45
+    ax.set_xticks(places, texts, rotation=rotation, fontsize=8)
 
 
 def _wrapped(title: str) -> str:
@@ -231,20 +191,24 @@ def _draw_lines(ax: Axes, panel: Panel, colors: Mapping[str, str], zero: bool) -
     for name, published in panel.published.items():
         places = sorted(published)
         values = [published[x] for x in places]
-        style = {"ls": ":", "marker": "D", "mfc": "none", "ms": 4, "lw": 1}
-        ax.plot(places, values, color=colors[name], **style)  # type: ignore[arg-type]
+        ax.plot(places, values, color=colors[name], lw=1, **_HOLLOW)
     ax.margins(x=0.08, y=0.12)
     if not zero and ax.get_ylim()[1] > 100:
         ax.set_ylim(top=100)
 
 
-def _draw_cloud(ax: Axes, cloud: Cloud, color: str, named: bool) -> None:
-    ax.plot(cloud.x, cloud.y, "o", color=color, ms=4)
-    if named:
-        style = {"textcoords": "offset points", "fontsize": 7, "color": MUTED}
-        for name, x, y in zip(cloud.names, cloud.x, cloud.y, strict=True):
-            ax.annotate(name, (x, y), (4, 3), **style)  # type: ignore[arg-type]
-    if cloud.line is not None:
-        ends = [min(cloud.x), max(cloud.x)]
-        fitted = [cloud.line.intercept + cloud.line.slope * x for x in ends]
-        ax.plot(ends, fitted, color=color, lw=1, ls="--")
+def _draw_clouds(
+    ax: Axes, clouds: Mapping[str, Cloud], colors: Mapping[str, str]
+) -> None:
+    ax.locator_params(axis="x", nbins=5)
+    for group, cloud in clouds.items():
+        ax.plot(cloud.x, cloud.y, "o", color=colors[group], ms=4)
+        if len(clouds) == 1:
+            style: Any = {"textcoords": "offset points", "fontsize": 7, "color": MUTED}
+            for name, x, y in zip(cloud.names, cloud.x, cloud.y, strict=True):
+                ax.annotate(name, (x, y), (4, 3), **style)
+        if cloud.line is not None:
+            ends = [min(cloud.x), max(cloud.x)]
+            fitted = [cloud.line.intercept + cloud.line.slope * x for x in ends]
+            ax.plot(ends, fitted, color=colors[group], lw=1, ls="--")
+    ax.margins(0.12)

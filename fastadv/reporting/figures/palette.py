@@ -6,8 +6,9 @@ turns each into a CSS variable, so that they follow the theme of the reader.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any
 
 import matplotlib
 from matplotlib import colormaps
@@ -39,7 +40,7 @@ THEMED = {
     _ROBUST[0]: "--robust",
 }
 
-_STYLE: dict[str, object] = {
+_STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "axes.edgecolor": GRID,
     "axes.facecolor": "none",
@@ -76,11 +77,9 @@ _STYLE: dict[str, object] = {
 }
 
 
-@contextmanager
-def house_style() -> Iterator[None]:
+def house_style() -> AbstractContextManager[None]:
     """Draw, or save, in the style of the report; the caller's settings come back."""
-    with matplotlib.rc_context(_STYLE):  # type: ignore[arg-type]
-        yield
+    return matplotlib.rc_context(_STYLE)
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -95,13 +94,6 @@ def horizontal_grid(ax: Axes) -> None:
     ax.grid(axis="y")
     ax.spines["left"].set_visible(False)
     ax.tick_params(axis="both", length=0)
-
-
-def is_standard(name: str, eps: float | None = None) -> bool:
-    """Return whether a source was trained without attacks, by its `eps` or its name."""
-    if eps is not None:
-        return eps == 0
-    return name.lower().startswith(_STANDARD_NAMES)
 
 
 def source_colors(
@@ -128,24 +120,25 @@ def source_colors(
         >>> source_colors(["standard", "l2 0.5"])
         {'standard': '#0072b2', 'l2 0.5': '#d55e00'}
     """
-    ordered = list(dict.fromkeys(names))
-    grey = [n for n in ordered if n in unknown]
-    known = [n for n in ordered if n not in unknown]
-    standard = [n for n in known if is_standard(n, (eps or {}).get(n))]
-    robust = [n for n in known if n not in standard]
-    shades = _shades(_STANDARD, len(standard), "winter")
-    shades += _shades(_ROBUST, len(robust), "plasma")
-    shades += _shades(_UNKNOWN, len(grey), "summer")
-    chosen = dict(zip(standard + robust + grey, shades, strict=True))
-    return {name: chosen[name] for name in ordered}
+    chosen = dict.fromkeys(names, "")
+    groups: dict[tuple[tuple[str, ...], str], list[str]] = {}
+    for name in chosen:
+        radius = (eps or {}).get(name)
+        named_standard = name.lower().startswith(_STANDARD_NAMES)
+        ramp: tuple[tuple[str, ...], str]
+        if name in unknown:
+            ramp = (_UNKNOWN, "summer")
+        elif radius == 0 or (radius is None and named_standard):
+            ramp = (_STANDARD, "winter")
+        else:
+            ramp = (_ROBUST, "plasma")
+        groups.setdefault(ramp, []).append(name)
+    for ramp, group in groups.items():
+        chosen |= zip(group, _shades(*ramp, len(group)), strict=True)
+    return chosen
 
 
-def completed(colors: Mapping[str, str] | None, names: Iterable[str]) -> dict[str, str]:
-    """Return the given colours of `names`, and chosen ones for those without."""
-    return {n: (colors or {}).get(n, own) for n, own in source_colors(names).items()}
-
-
-def _shades(main: tuple[str, ...], count: int, colormap: str) -> list[str]:
+def _shades(main: tuple[str, ...], colormap: str, count: int) -> list[str]:
     """Return `count` colours: the main ones, or a ramp where they are too few."""
     if count <= len(main):
         return list(main[:count])

@@ -6,8 +6,8 @@ statistics and gradients stay as they were.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from matplotlib.axes import Axes
@@ -58,34 +58,36 @@ def adversarial_examples(
             f"labels reach {int(labels.max())} but there are {len(class_names)} "
             "class_names; give one name per output of the models"
         )
-    found = {name: _attacked(m, images, labels, attack) for name, m in models.items()}
-    scale = _amplification(max(_large(a.x_adv - a.x) for a in found.values()))
+    clean = images.float() / 255
+    adversarial = {}
+    for name, model in models.items():
+        place = model.mean.device
+        result = attack(AttackView(model), images.to(place), labels.to(place))
+        adversarial[name] = result.x_adv.to(clean.device)
+    scale = _amplification(x_adv - clean for x_adv in adversarial.values())
     title = (
         f"PGD-{attack.num_steps}, {attack.threat}; below each image, the predicted "
         f"class (difference amplified x{scale} around gray)"
     )
     with house_style():
         height = 4 if gradients else 3
-        figure, axes = _grid(title, height * len(found), len(images))
-        for index, (name, attacked) in enumerate(found.items()):
-            rows = axes[height * index : height * (index + 1)]
-            difference = 0.5 + scale * (attacked.x_adv - attacked.x)
-            _name_row(rows[0][0], name, "clean")
-            _name_row(rows[1][0], "", "adversarial")
-            _name_row(rows[2][0], "", f"difference x{scale}")
-            for i, label in enumerate(labels.tolist()):
-                _show(rows[0][i], attacked.x[i])
-                _show(rows[1][i], attacked.x_adv[i])
-                _show(rows[2][i], difference[i])
-                for row, seen in ((0, attacked.before[i]), (1, attacked.after[i])):
-                    _caption(
-                        rows[row][i], _class_name(class_names, seen), seen != label
-                    )
+        figure, axes = _grid(title, height * len(models), len(images))
+        for index, (name, model) in enumerate(models.items()):
+            rows, x_adv = axes[height * index :], adversarial[name]
+            _show_row(rows[0], clean, name, "clean")
+            _show_row(rows[1], x_adv, "", "adversarial")
+            difference = 0.5 + scale * (x_adv - clean)
+            _show_row(rows[2], difference, "", f"difference x{scale}")
+            for row, x in ((rows[0], clean), (rows[1], x_adv)):
+                for ax, seen, label in zip(
+                    row, _predict(model, x), labels, strict=True
+                ):
+                    known = seen < len(class_names)
+                    text = class_names[seen] if known else f"class {seen}"
+                    _caption(ax, text, seen != int(label))
             if gradients:
-                _name_row(rows[3][0], "", "gradient")
-                slopes = pixel_gradients(models[name], images, labels)
-                for ax, slope in zip(rows[3], slopes, strict=True):
-                    _show(ax, visible_gradient(slope))
+                slopes = pixel_gradients(model, images, labels)
+                _show_row(rows[3], map(visible_gradient, slopes), "", "gradient")
     return figure
 
 
@@ -114,14 +116,10 @@ def loss_gradients(
     title = "Gradient of the loss with respect to the pixels"
     with house_style():
         figure, axes = _grid(title, 1 + len(models), len(images), captions=False)
-        _name_row(axes[0][0], "image", "")
-        for ax, image in zip(axes[0], images.float() / 255, strict=True):
-            _show(ax, image)
+        _show_row(axes[0], images.float() / 255, "image", "")
         for row, (name, model) in zip(axes[1:], models.items(), strict=True):
-            _name_row(row[0], name, "gradient")
             gradients = pixel_gradients(model, images, labels)
-            for ax, gradient in zip(row, gradients, strict=True):
-                _show(ax, visible_gradient(gradient))
+            _show_row(row, map(visible_gradient, gradients), name, "gradient")
     return figure
 
 
@@ -173,49 +171,23 @@ def _check(
         )
 
 
-@dataclass(frozen=True)
-class _Attacked:
-    """What one attack did to one model: images in [0, 1] and predicted classes."""
-
-    x: Tensor  # [N, C, H, W]
-    x_adv: Tensor
-    before: list[int]  # [N]
-    after: list[int]
-
-
-def _attacked(
-    model: NormalizedModel, images: Tensor, labels: Tensor, attack: PGD
-) -> _Attacked:
-    view = AttackView(model)
-    images = images.to(model.mean.device)
-    x_adv = attack(view, images, labels.to(images.device)).x_adv
-    x = images.float() / 255
-    return _Attacked(x, x_adv, _predict(model, view, x), _predict(model, view, x_adv))
-
-
 @torch.no_grad()
-def _predict(model: NormalizedModel, view: AttackView, x: Tensor) -> list[int]:
-    logits = view(model.normalize(x).to(view.dtype))
-    classes: list[int] = logits.argmax(1).tolist()
-    return classes
+def _predict(model: NormalizedModel, x: Tensor) -> list[int]:
+    view = AttackView(model)
+    inputs = model.normalize(x.to(model.mean.device)).to(view.dtype)
+    return [int(index) for index in view(inputs).argmax(1)]
 
 
-def _large(delta: Tensor) -> float:
-    """Return the change that 99 % of the pixels stay below."""
-    # Not torch.quantile: it refuses more than 16 million elements.
-    values = delta.abs().flatten()
-    rank = max(1, int(0.99 * values.numel()))
-    return float(values.kthvalue(rank).values)
-
-
-def _amplification(large: float) -> int:
-    """Return the largest round factor that keeps `large` within half the pixel range."""
+def _amplification(deltas: Iterable[Tensor]) -> int:
+    """Return the largest round factor that keeps 99 % of pixels within half the range."""
+    large = 0.0
+    for delta in deltas:
+        # Not torch.quantile: it refuses more than 16 million elements.
+        values = delta.abs().flatten()
+        rank = max(1, int(0.99 * values.numel()))
+        large = max(large, float(values.kthvalue(rank).values))
     fitting = [scale for scale in _SCALES if scale * large <= 0.5]
     return fitting[-1] if fitting else 1
-
-
-def _class_name(class_names: Sequence[str], index: int) -> str:
-    return class_names[index] if index < len(class_names) else f"class {index}"
 
 
 def _grid(
@@ -234,32 +206,26 @@ def _grid(
     return figure, [list(row) for row in axes]
 
 
-def _name_row(ax: Axes, name: str, what: str) -> None:
-    for text, height, color, weight in (
-        (name, 0.62, INK, "bold"),
-        (what, 0.42, MUTED, "normal"),
-    ):
-        if text:
-            ax.text(
-                -0.08,
-                height,
-                text,
-                color=color,
-                weight=weight,
-                ha="right",
-                va="center",
-                fontsize=9 if weight == "bold" else 8,
-                transform=ax.transAxes,
-            )
+def _show_row(
+    row: Sequence[Axes], images: Iterable[Tensor], name: str, what: str
+) -> None:
+    """Show [C, H, W] images in [0, 1] as 8-bit pixels, enlarged without smoothing.
 
-
-def _show(ax: Axes, image: Tensor) -> None:
-    """Show [C, H, W] in [0, 1] as 8-bit pixels, enlarged without smoothing."""
-    pixels = (image.detach().clamp(0, 1) * 255).round().to(torch.uint8)
-    array = pixels.permute(1, 2, 0).contiguous().cpu().numpy()
-    if array.shape[2] == 1:
-        array = array.repeat(3, axis=2)
-    ax.imshow(array, interpolation="none")
+    The name of the model and what its row shows stand left of the first image.
+    """
+    place: Any = {"ha": "right", "va": "center", "transform": row[0].transAxes}
+    if name:
+        row[0].text(-0.08, 0.62, name, color=INK, weight="bold", fontsize=9, **place)
+    if what:
+        row[0].text(
+            -0.08, 0.42, what, color=MUTED, weight="normal", fontsize=8, **place
+        )
+    for ax, image in zip(row, images, strict=True):
+        pixels = (image.detach().clamp(0, 1) * 255).round().to(torch.uint8)
+        array = pixels.permute(1, 2, 0).contiguous().cpu().numpy()
+        if array.shape[2] == 1:
+            array = array.repeat(3, axis=2)
+        ax.imshow(array, interpolation="none")
 
 
 def _caption(ax: Axes, text: str, wrong: bool) -> None:

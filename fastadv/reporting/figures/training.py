@@ -6,35 +6,28 @@ Accuracies in logs are fractions of 1; the axis shows percent.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from fastadv.reporting.figures.palette import (
     MUTED,
-    completed,
     horizontal_grid,
     house_style,
     new_figure,
+    source_colors,
 )
 
 Event = Mapping[str, Any]
 
 
-def training_curves(
-    runs: Mapping[str, Sequence[Event]],
-    *,
-    colors: Mapping[str, str] | None = None,
-) -> Figure:
+def training_curves(runs: Mapping[str, Sequence[Event]]) -> Figure:
     """Draw training loss, and clean and robust validation accuracy, against epochs.
 
     Args:
         runs: Events of `log.jsonl` by the name of the run. `train` events give `loss`,
             `val` events give `clean_acc` and `robust_acc` as fractions of 1.
-        colors: Colour of each run, from `source_colors`; chosen here when None.
 
     Raises:
         ValueError: No run has a `train` or `val` event.
@@ -45,16 +38,30 @@ def training_curves(
             "no run has a train or val event to draw; give the parsed lines of "
             "log.jsonl, by the name of the run"
         )
-    palette = completed(colors, runs)
+    palette = source_colors(runs)
     with house_style():
         figure = new_figure(8.4, 3.1)
         loss, accuracy = figure.subplots(1, 2)
+        lines = (
+            (loss, "train", "loss", 1, "-"),
+            (accuracy, "val", "clean_acc", 100, "-"),
+            (accuracy, "val", "robust_acc", 100, "--"),
+        )
         for name, log in runs.items():
-            values = partial(_values, _without_redone(log))
-            color = palette[name]
-            _draw(loss, values("train", "loss"), color, "-")
-            _draw(accuracy, values("val", "clean_acc", 100), color, "-")
-            _draw(accuracy, values("val", "robust_acc", 100), color, "--")
+            kept = _without_redone(log)
+            timed = list(zip(_epochs(kept), kept, strict=True))
+            for ax, kind, key, factor, style in lines:
+                points = [
+                    (epochs, factor * event[key])
+                    for epochs, event in timed
+                    if event.get("event") == kind and event.get(key) is not None
+                ]
+                marker = "o" if len(points) <= 12 else ""
+                look: Any = {"marker": marker, "markersize": 3, "linewidth": 1.5}
+                if points:
+                    ax.plot(
+                        *zip(*points, strict=True), style, color=palette[name], **look
+                    )
         loss.set_title("training loss (on adversarial images for robust runs)")
         accuracy.set_title("validation accuracy (%)")
         accuracy.set_ylim(0, 100)
@@ -94,23 +101,3 @@ def _epochs(events: Sequence[Event]) -> list[float]:
         return [float(e.get("epoch", 0)) for e in events]
     count = max(train) + (1 if min(train) == 0 else 0)  # counted from 0, or from 1
     return [_step(e) * count / last_step for e in events]
-
-
-def _values(
-    events: Sequence[Event], kind: str, key: str, factor: float = 1
-) -> list[tuple[float, float]]:
-    """Return (epochs done, factor x value) of each event of `kind` that has `key`."""
-    return [
-        (epochs, factor * event[key])
-        for epochs, event in zip(_epochs(events), events, strict=True)
-        if event.get("event") == kind and event.get(key) is not None
-    ]
-
-
-def _draw(
-    ax: Axes, points: Sequence[tuple[float, float]], color: str, style: str
-) -> None:
-    if points:
-        marker = "o" if len(points) <= 12 else ""
-        x, y = zip(*points, strict=True)
-        ax.plot(x, y, style, color=color, marker=marker, markersize=3, linewidth=1.5)

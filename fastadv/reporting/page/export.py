@@ -15,18 +15,14 @@ from fastadv.reporting.figures.palette import house_style
 from fastadv.reporting.page.html import Section, Table
 from fastadv.text_tables import format_cell
 
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "&": r"\&",
-    "%": r"\%",
-    "$": r"\$",
-    "#": r"\#",
-    "_": r"\_",
-    "{": r"\{",
-    "}": r"\}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-}
+_LATEX = str.maketrans(
+    {c: f"\\{c}" for c in "&%$#_{}"}
+    | {
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+    }
+)
 
 
 def export_sections(sections: Sequence[Section], folder: Path) -> list[Path]:
@@ -53,7 +49,7 @@ def export_sections(sections: Sequence[Section], folder: Path) -> list[Path]:
                 write_atomic(written[-1], _drawn(figure, kind))
         for number, table in enumerate(section.tables, start=1):
             name = stem if len(section.tables) == 1 else f"{stem}-{number}"
-            for kind, text in (("csv", _csv(table)), ("tex", latex_table(table))):
+            for kind, text in (("csv", _csv(table)), ("tex", _latex(table))):
                 written.append(folder / f"{name}.{kind}")
                 write_atomic(written[-1], text.encode("utf-8", errors="replace"))
     return written
@@ -75,23 +71,14 @@ def _csv(table: Table) -> str:
     return buffer.getvalue()
 
 
-def latex_table(table: Table) -> str:
+def _latex(table: Table) -> str:
     """Return a table in LaTeX, for the package booktabs."""
+    head, *rows = (
+        " & ".join(format_cell(cell).translate(_LATEX) for cell in row) + r" \\"
+        for row in (table.columns, *table.rows)
+    )
     align = "".join(each[0] for each in table.alignment())
-    lines = [
-        rf"\begin{{tabular}}{{{align}}}",
-        r"\toprule",
-        *(_latex_row(row) for row in (table.columns,)),
-        r"\midrule",
-        *(_latex_row(row) for row in table.rows),
-        r"\bottomrule",
-        r"\end{tabular}",
-    ]
-    if table.caption:
-        lines.insert(0, "% " + " ".join(table.caption.split()))
-    return "\n".join(lines) + "\n"
-
-
-def _latex_row(row: Sequence[object]) -> str:
-    cells = ("".join(_LATEX.get(c, c) for c in format_cell(cell)) for cell in row)
-    return " & ".join(cells) + r" \\"
+    begin = rf"\begin{{tabular}}{{{align}}}"
+    caption = ["% " + " ".join(table.caption.split())] if table.caption else []
+    body = [r"\toprule", head, r"\midrule", *rows, r"\bottomrule", r"\end{tabular}"]
+    return "\n".join([*caption, begin, *body]) + "\n"

@@ -8,7 +8,6 @@ the page around them is the template `report.html` beside this file.
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -158,9 +157,7 @@ def inline_svg(figure: Figure, prefix: str, label: str) -> str:
     root = ElementTree.fromstring(buffer.getvalue())
     # matplotlib's own <style> would apply to every figure of the page.
     for parent in list(root.iter()):
-        for child in list(parent):
-            if child.tag.endswith("}style"):
-                parent.remove(child)
+        parent[:] = [child for child in parent if not child.tag.endswith("}style")]
     for element in root.iter():
         element.tag = _local(element.tag)
         element.attrib = {
@@ -169,13 +166,8 @@ def inline_svg(figure: Figure, prefix: str, label: str) -> str:
         }
     width = float(root.attrib.pop("width").removesuffix("pt"))
     del root.attrib["height"]
-    root.attrib.update(
-        {
-            "role": "img",
-            "aria-label": label,
-            "style": f"--width: {width * 96 / 72:.0f}px",
-        }
-    )
+    style = f"--width: {width * 96 / 72:.0f}px"
+    root.attrib |= {"role": "img", "aria-label": label, "style": style}
     return ElementTree.tostring(root, encoding="unicode", method="html")
 
 
@@ -192,4 +184,4 @@ def _adapt(key: str, value: str, prefix: str) -> str:
     if key == "style":
         for color, variable in THEMED.items():
             value = value.replace(color, f"var({variable})")
-    return re.sub(r"url\(#", f"url(#{prefix}", value)
+    return value.replace("url(#", f"url(#{prefix}")

@@ -6,10 +6,11 @@ Everything here is percent.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeVar
 
 from fastadv.reporting.literature import (
     PUBLISHED_SIDE,
@@ -24,45 +25,46 @@ from fastadv.results.row import AttackRecord, Departure, Row
 from fastadv.results.settings import TransferSetting
 from fastadv.statistics import mean_interval
 
+K = TypeVar("K", bound=Hashable)
+
 # Modes by how much of the network trains.
 _RANK = {"fixed_feature": 0, "last_k_blocks": 1, "full_network": 2, "scratch": 3}
 
 
-@dataclass(frozen=True)
-class Trial:
-    """One row of a cell, with its setting and what its network does under attack.
-
-    Attributes:
-        row: Accuracy on clean images.
-        setting: The setting of the row.
-        attacked: Accuracy of the same network under each attack.
-    """
-
-    row: Row
-    setting: TransferSetting
-    attacked: Mapping[AttackRecord, Row]
-
-
 @dataclass(frozen=True, eq=False)
-class Cell:
-    """One source, under one condition, with `n` training images.
+class Place:
+    """Where a cell, or a comparison of cells, belongs.
 
     Attributes:
         condition: What is equal in all rows of the cell, and in those compared with it.
-        source: Name of the source.
         arch: Architecture of the source.
         threat: Norm and eps of its training; None if unknown.
         n: Number of images to train with, those for validation included.
+    """
+
+    condition: Condition
+    arch: str
+    threat: Threat | None
+    n: int
+
+    @property
+    def radius(self) -> float:
+        """Radius of the pretraining in pixel units, 0 where it is unknown."""
+        return self.threat[1] if self.threat else 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Cell(Place):
+    """One source, under one condition, with `n` training images.
+
+    Attributes:
+        source: Name of the source.
         rows: Accuracy on clean images, by seed.
         attacked: Clean and robust accuracy of the same networks, by seed, by attack.
         named: Whether arch and threat do not tell which source it is.
     """
 
-    condition: Condition
     source: str
-    arch: str
-    threat: Threat | None
-    n: int
     rows: Mapping[int, Row]
     attacked: Mapping[AttackRecord, Mapping[int, tuple[Row, Row]]]
     named: bool
@@ -71,11 +73,6 @@ class Cell:
     def first(self) -> Row:
         """The row of the smallest seed."""
         return next(iter(self.rows.values()))
-
-    @property
-    def setting(self) -> TransferSetting:
-        """The setting of the first row; others differ in what was chosen at most."""
-        return transfer_setting(self.first)
 
     @property
     def values(self) -> dict[int, float]:
@@ -94,24 +91,24 @@ class Cell:
     @property
     def validation(self) -> float | None:
         """Mean of what hyper-parameters were chosen on; None where nothing was."""
-        found = [row.val_value for row in self.rows.values()]
-        known = [value for value in found if value is not None]
-        return math.fsum(known) / len(known) if len(known) == len(found) else None
+        rows = self.rows.values()
+        known = [row.val_value for row in rows if row.val_value is not None]
+        return fmean(known) if len(known) == len(rows) else None
 
     @property
     def robust(self) -> bool:
         """Whether the source was trained on adversarial images."""
-        return self.threat is not None and self.threat[1] > 0
+        return self.radius > 0
+
+    @property
+    def standard(self) -> bool:
+        """Whether the source was trained on clean images alone."""
+        return self.threat is not None and not self.robust
 
     @property
     def training(self) -> str:
         """How the source was trained, in a few words."""
         return training_label(self.threat)
-
-    @property
-    def radius(self) -> float:
-        """Radius of the pretraining in pixel units, 0 where it is unknown."""
-        return self.threat[1] if self.threat else 0.0
 
     @property
     def label(self) -> str:
@@ -124,19 +121,18 @@ class Cell:
     def source_accuracy(self) -> float | None:
         """Accuracy of the source on its own test images, if it is known."""
         source = self.first.source
-        if source.accuracy is not None:
-            return source.accuracy
-        return accuracy_of_file(source.path or "")
+        known = source.accuracy is not None
+        return source.accuracy if known else accuracy_of_file(source.path or "")
 
     @property
     def complete(self) -> bool:
         """Whether all training images there are were used."""
-        return self.n == self.setting.num_available
+        return self.n == transfer_setting(self.first).num_available
 
     @property
     def epochs(self) -> int:
         """Epochs of fine-tuning; 0 where there are none."""
-        return self.setting.epochs or 0
+        return transfer_setting(self.first).epochs or 0
 
     def published(self, names: Mapping[str, str]) -> float | None:
         """Return the published number of the same data, mode, source and images.
@@ -152,19 +148,16 @@ class Cell:
         found = self._published(names)
         if found is None:
             return []
-        differences = []
-        if self.condition.protocol != found[1]:
-            differences.append(f"protocol {self.condition.protocol or 'unknown'}")
-        if self.condition.resolution != PUBLISHED_SIDE:
-            differences.append(f"{self.condition.resolution} px")
-        differences += [
-            departure_label(departure)
-            for departure in self.first.departures
-            if departure.name != "resolution"
-        ]
-        if not published_weights(self.first.source.path or "", found[1]):
-            differences.append("other source weights")
-        return differences
+        first, protocol = self.first, self.condition.protocol
+        weights = published_weights(first.source.path or "", found[1])
+        side = self.condition.resolution
+        differs = {
+            f"protocol {protocol or 'unknown'}": protocol != found[1],
+            f"{side} px": side != PUBLISHED_SIDE,
+            **{departure_label(d): d.name != "resolution" for d in first.departures},
+            "other source weights": not weights,
+        }
+        return [difference for difference, holds in differs.items() if holds]
 
     def _published(self, names: Mapping[str, str]) -> tuple[float, str] | None:
         """Return the published number, and the protocol it was measured by."""
@@ -241,46 +234,6 @@ def make_cells(rows: Iterable[Row]) -> list[Cell]:
         rows: Rows of kind "transfer", oldest first; clean and robust accuracy of one
             network share their `experiment`.
     """
-    trials = _trials(rows)
-    source_version = _versions((t.row.source.name, t.row.source.digest) for t in trials)
-    # By side: the fingerprint is of the images as they were reduced.
-    target_version = _versions(
-        ((t.row.target.name, t.row.target.downscale), t.row.target.fingerprint)
-        for t in trials
-    )
-    found: dict[tuple[Condition, str, str, Threat | None, int], list[Trial]] = {}
-    for trial in trials:
-        source, target = trial.row.source, trial.row.target
-        version = target_version((target.name, target.downscale), target.fingerprint)
-        condition = make_condition(trial.row, trial.setting, version)
-        name = f"{source.name} {source_version(source.name, source.digest)}".rstrip()
-        trained = source_threat(trial.row)
-        key = (condition, name, str(source.arch), trained, trial.setting.num_pool)
-        found.setdefault(key, []).append(trial)
-    sources: dict[tuple[str, Threat | None], set[str]] = {}
-    for _, name, arch, trained, _ in found:
-        sources.setdefault((arch, trained), set()).add(name)
-    cells = []
-    for key, of_cell in found.items():
-        best: dict[int, Trial] = {}
-        for trial in of_cell:
-            seed = trial.row.seed
-            if seed not in best or _merit(trial) >= _merit(best[seed]):
-                best[seed] = trial
-        attacked: dict[AttackRecord, dict[int, tuple[Row, Row]]] = {}
-        for trial in of_cell:
-            if trial.setting == best[trial.row.seed].setting:
-                for attack, robust in trial.attacked.items():
-                    pair = (trial.row, robust)
-                    attacked.setdefault(attack, {})[trial.row.seed] = pair
-        clean = {seed: best[seed].row for seed in sorted(best)}
-        several = len(sources[key[2], key[3]]) > 1
-        cells.append(Cell(*key, clean, attacked, several))
-    return sorted(cells, key=_order)
-
-
-def _trials(rows: Iterable[Row]) -> list[Trial]:
-    """Return the newest row of each clean number, with the robust ones of its network."""
     clean: dict[Any, Row] = {}
     robust: dict[Any, dict[AttackRecord, Row]] = {}
     for number, row in enumerate(rows):
@@ -288,24 +241,44 @@ def _trials(rows: Iterable[Row]) -> list[Trial]:
             clean[row.identity or number] = row
         else:
             robust.setdefault(row.experiment, {})[row.attack] = row
-    return [
-        Trial(row, transfer_setting(row), robust.get(row.experiment, {}))
-        for row in clean.values()
-    ]
+    sources = _versions((r.source.name, r.source.digest) for r in clean.values())
+    # By side: the fingerprint is of the images as they were reduced.
+    targets = _versions(map(_target, clean.values()))
+    found: dict[tuple[Condition, str, Threat | None, int, str], list[Row]] = {}
+    names: dict[tuple[str, Threat | None], set[str]] = {}
+    for row in clean.values():
+        source, setting = row.source, transfer_setting(row)
+        condition = make_condition(row, setting, targets[_target(row)])
+        name = f"{source.name} {sources[source.name, source.digest]}".rstrip()
+        arch, trained = str(source.arch), source_threat(row)
+        key = (condition, arch, trained, setting.num_pool, name)
+        found.setdefault(key, []).append(row)
+        names.setdefault((arch, trained), set()).add(name)
+    cells = []
+    for key, of_cell in found.items():
+        # The best of each seed comes last and stays, and of equals the newest.
+        best = {row.seed: row for row in sorted(of_cell, key=_merit)}
+        attacked: dict[AttackRecord, dict[int, tuple[Row, Row]]] = {}
+        for row in of_cell:
+            if row.setting == best[row.seed].setting:
+                for attack, under in robust.get(row.experiment, {}).items():
+                    attacked.setdefault(attack, {})[row.seed] = row, under
+        of_seed = dict(sorted(best.items()))
+        cells.append(Cell(*key, of_seed, attacked, len(names[key[1:3]]) > 1))
+    return sorted(cells, key=_order)
+
+
+def _target(row: Row) -> tuple[tuple[str, int | None], str | None]:
+    return (row.target.name, row.target.downscale), row.target.fingerprint
 
 
 def _versions(
-    found: Iterable[tuple[Hashable, str | None]],
-) -> Callable[[Hashable, str | None], str]:
-    """Return a function of name and hash: the beginning of the hash, if it is needed.
-
-    Args:
-        found: All names with their hashes; a name with one hash needs no version.
-    """
-    hashes: dict[Hashable, set[str | None]] = {}
-    for name, digest in found:
-        hashes.setdefault(name, set()).add(digest)
-    return lambda name, digest: str(digest)[:6] if len(hashes[name]) > 1 else ""
+    found: Iterable[tuple[K, str | None]],
+) -> dict[tuple[K, str | None], str]:
+    """Return the beginning of the hash for each name with a hash, where it has several."""
+    pairs = set(found)
+    count = Counter(name for name, _ in pairs)
+    return {pair: str(pair[1])[:6] if count[pair[0]] > 1 else "" for pair in pairs}
 
 
 def _order(cell: Cell) -> tuple[Any, ...]:
@@ -315,13 +288,13 @@ def _order(cell: Cell) -> tuple[Any, ...]:
     return *place, cell.arch, norm or "", eps, cell.source, cell.n
 
 
-def _merit(trial: Trial) -> tuple[float, float, str]:
+def _merit(row: Row) -> tuple[float, float, str]:
     """Return what a trial is preferred by: validation, then as grids of rates do.
 
     Those begin with the largest learning rate and keep the first of equals; when a row
-    was written plays no part. Only trials of the same choices are equal.
+    was written plays no part.
     """
-    value, used = trial.row.val_value, trial.setting
+    value, used = row.val_value, transfer_setting(row)
     choices = str((used.lrs, used.chosen_c, used.chosen_epoch))
     return -math.inf if value is None else value, used.chosen_lr or 0.0, choices
 
@@ -337,11 +310,8 @@ def with_most_images(
             conditions, and the largest of those. None: every condition by itself.
     """
     of = family or (lambda cell: cell.condition)
-    found: dict[object, dict[int, set[Condition]]] = {}
-    for cell in cells:
-        found.setdefault(of(cell), {}).setdefault(cell.n, set()).add(cell.condition)
-    most = {
-        key: max(sizes, key=lambda n: (len(sizes[n]), n))
-        for key, sizes in found.items()
-    }
+    places = {(of(cell), cell.n, cell.condition) for cell in cells}
+    count = Counter((key, n) for key, n, _ in places)
+    # The last of each key stays in the dictionary.
+    most = dict(sorted(count, key=lambda place: (count[place], place[1])))
     return [cell for cell in cells if cell.n == most[of(cell)]]

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
-from fastadv.reporting.transfer.cells import Cell, with_most_images
+from fastadv.reporting.transfer.cells import Cell, Place, with_most_images
 from fastadv.reporting.transfer.condition import Condition
 from fastadv.statistics import holm, mean_interval, paired_t
 
 
 @dataclass(frozen=True, eq=False)
-class Comparison:
+class Comparison(Place):
     """A robust source against the standard one of its architecture.
+
+    It has the condition, architecture, threat and number of images of the robust cell.
 
     Attributes:
         robust: Cell of the robust source.
@@ -41,21 +43,6 @@ class Comparison:
     adjusted: float | None = None
 
     @property
-    def condition(self) -> Condition:
-        """The condition that both cells share."""
-        return self.robust.condition
-
-    @property
-    def arch(self) -> str:
-        """The architecture that both sources share."""
-        return self.robust.arch
-
-    @property
-    def n(self) -> int:
-        """Number of training images of both cells."""
-        return self.robust.n
-
-    @property
     def label(self) -> str:
         """Label of the robust source, and of the standard one where it has a name."""
         beside = f" - {self.standard.label}" if self.standard.named else ""
@@ -73,8 +60,9 @@ class Comparison:
     def unlike_published(self, names: Mapping[str, str]) -> list[str]:
         """Return in what either cell differs from its published counterpart."""
         cells = (self.robust, self.standard)
-        found = (word for cell in cells for word in cell.unlike_published(names))
-        return list(dict.fromkeys(found))
+        return list(
+            dict.fromkeys(how for c in cells for how in c.unlike_published(names))
+        )
 
     @property
     def significant(self) -> bool:
@@ -86,9 +74,8 @@ class Comparison:
         """Why there is no p-value; empty where there is one."""
         if self.p is not None:
             return ""
-        if len(self.seeds) == 1:
-            return "not tested: a single seed"
-        return "not tested: the seeds agree exactly"
+        why = "a single seed" if len(self.seeds) == 1 else "the seeds agree exactly"
+        return f"not tested: {why}"
 
 
 def compare(cells: Sequence[Cell]) -> list[Comparison]:
@@ -99,19 +86,19 @@ def compare(cells: Sequence[Cell]) -> list[Comparison]:
     """
     found = []
     for group in _places(cells).values():
-        standard = [c for c in group if c.threat is not None and not c.robust]
+        standard = [c for c in group if c.standard]
         robust = [c for c in group if c.robust]
         if not standard or not robust:
             continue
         judged = all(c.validation is not None for c in (*robust, *standard))
-        merit = partial(_merit, judged=judged)
-        on_val = judged and group[0].condition.select_on == "val"
-        by = "val" if on_val else "test"
+        by = "val" if judged and group[0].condition.select_on == "val" else "test"
         if len(robust) == len(standard) == 1:
             by = ""
-        pair = compare_pair(max(robust, key=merit), max(standard, key=merit), by)
-        if pair is not None:
-            found.append(pair)
+        best, usual = (
+            max(each, key=lambda c: c.validation or 0.0 if judged else c.mean)
+            for each in (robust, standard)
+        )
+        found += compare_pair(best, usual, by)
     return found
 
 
@@ -125,20 +112,16 @@ def _places(cells: Iterable[Cell]) -> dict[tuple[Condition, str, int], list[Cell
     return groups
 
 
-def _merit(cell: Cell, judged: bool) -> float:
-    return (cell.validation if judged else cell.mean) or 0.0
-
-
-def compare_pair(robust: Cell, standard: Cell, by: str = "") -> Comparison | None:
-    """Compare two cells, paired by seed; return None if they share none."""
+def compare_pair(robust: Cell, standard: Cell, by: str = "") -> list[Comparison]:
+    """Compare two cells, paired by seed; an empty list if they share none."""
     ours, theirs = robust.values, standard.values
     seeds = tuple(seed for seed in ours if seed in theirs)
     if not seeds:
-        return None
+        return []
     differences = [ours[seed] - theirs[seed] for seed in seeds]
-    mean, low, high = mean_interval(differences)
-    p = paired_t(differences)
-    return Comparison(robust, standard, by, seeds, mean, low, high, p)
+    place = (robust.condition, robust.arch, robust.threat, robust.n)
+    tested = (*mean_interval(differences), paired_t(differences))
+    return [Comparison(*place, robust, standard, by, seeds, *tested)]
 
 
 def with_sides(cells: Sequence[Cell]) -> list[Cell]:
@@ -147,27 +130,24 @@ def with_sides(cells: Sequence[Cell]) -> list[Cell]:
     return with_most_images([c for c in cells if native(c) in reduced], native)
 
 
-def native(item: Cell | Comparison) -> Condition:
+def native(item: Place) -> Condition:
     """Return the condition without the side that images were reduced to."""
     return replace(item.condition, downscale=0)
 
 
 def image_pairs(cells: Sequence[Cell]) -> list[Comparison]:
     """Pair every robust source with every standard one, where images vary in number."""
-    pairs = []
-    sizes: dict[Condition, set[int]] = {}
     places = _places(cells)
-    for cell in cells:
-        peers = (
-            places.get((cell.condition, cell.arch, cell.n), []) if cell.robust else []
-        )
-        for peer in peers:
-            known = peer.threat is not None and not peer.robust
-            pair = compare_pair(cell, peer) if known else None
-            if pair is not None:
-                pairs.append(pair)
-                sizes.setdefault(cell.condition, set()).add(cell.n)
-    return [pair for pair in pairs if len(sizes[pair.condition]) > 1]
+    pairs = [
+        pair
+        for cell in cells
+        if cell.robust
+        for peer in places.get((cell.condition, cell.arch, cell.n), [])
+        if peer.standard
+        for pair in compare_pair(cell, peer)
+    ]
+    sizes = Counter(condition for condition, _ in {(p.condition, p.n) for p in pairs})
+    return [pair for pair in pairs if sizes[pair.condition] > 1]
 
 
 def study_comparisons(cells: Sequence[Cell]) -> dict[str, list[Comparison]]:
@@ -184,23 +164,14 @@ def study_comparisons(cells: Sequence[Cell]) -> dict[str, list[Comparison]]:
         norm: [c for c in most if c.threat is None or c.threat[0] in (norm, None)]
         for norm in ("l2", "linf")
     }
-    return corrected(
+    groups = (
         {"best": compare(most)}
         | {norm: compare(found) for norm, found in of_norm.items()}
         | {"sides": compare(with_sides(cells)), "images": image_pairs(cells)}
     )
-
-
-def corrected(
-    groups: Mapping[str, Sequence[Comparison]],
-) -> dict[str, list[Comparison]]:
-    """Apply Holm's correction for the number of distinct pairs in all groups."""
-    raw = {
-        (c.robust, c.standard): c.p
-        for group in groups.values()
-        for c in group
-        if c.p is not None
-    }
+    every = [each for group in groups.values() for each in group]
+    raw = {(c.robust, c.standard): c.p for c in every if c.p is not None}
+    # Holm's correction, for the number of distinct pairs in all groups.
     adjusted = dict(zip(raw, holm(list(raw.values())), strict=True))
     return {
         name: [replace(c, adjusted=adjusted.get((c.robust, c.standard))) for c in group]

@@ -82,13 +82,7 @@ class Condition:
 
 
 def make_condition(row: Row, setting: TransferSetting, version: str) -> Condition:
-    """Make the condition of a row.
-
-    Args:
-        row: Row of kind "transfer".
-        setting: Its setting.
-        version: See `Condition`.
-    """
+    """Make the condition of a row of kind "transfer", whose setting is `setting`."""
     own = {
         "mode": setting.mode,
         "k_blocks": setting.k_blocks or 0,
@@ -150,11 +144,8 @@ def condition_labels(conditions: Iterable[Condition]) -> dict[Condition, str]:
         for name in (f.name for f in fields(Condition) if f.name not in _LABELLED):
             if len({getattr(peer, name) for peer in peers}) > 1:
                 parts.append(_part(name, getattr(condition, name)))
-        alike = [
-            peer
-            for peer in peers
-            if (peer.protocol, peer.solver) == (condition.protocol, condition.solver)
-        ]
+        way = (condition.protocol, condition.solver)
+        alike = [peer for peer in peers if (peer.protocol, peer.solver) == way]
         if len({peer.epochs for peer in alike}) > 1:
             parts.append(f"{condition.epochs or 'published'} epochs")
         parts += [
@@ -167,8 +158,8 @@ def condition_labels(conditions: Iterable[Condition]) -> dict[Condition, str]:
 
 
 def _part(name: str, value: object) -> str:
-    if name == "downscale":
-        return f"reduced to {value} px" if value else "native"
     if name == "resolution":
         return f"{value} px"
-    return f"{name.replace('_', ' ')} {value or 'none'}"
+    if name != "downscale":
+        return f"{name.replace('_', ' ')} {value or 'none'}"
+    return f"reduced to {value} px" if value else "native"

@@ -14,14 +14,15 @@ from typing import Generic, TypeVar
 from matplotlib.figure import Figure
 
 from fastadv.reporting.figures.lines import (
+    Cloud,
     Labels,
     Panel,
     Point,
-    line_panels,
+    draw_panels,
     panel_caption,
 )
 from fastadv.reporting.transfer.comparisons import Comparison
-from fastadv.reporting.transfer.study import Study, T
+from fastadv.reporting.transfer.study import Study, T, line_colors
 
 V = TypeVar("V", int, float, str)
 
@@ -52,9 +53,8 @@ def even_axis(
         values: All values, in order.
         text: Returns the label of a value.
     """
-    place = {value: float(i) for i, value in enumerate(values)}
-    ticks = {place[value]: text(value) for value in values}
-    return Axis(label, lambda item: place[key(item)], ticks)
+    ticks = {float(i): text(value) for i, value in enumerate(values)}
+    return Axis(label, lambda item: values.index(key(item)), ticks)
 
 
 def log_axis(label: str, key: Callable[[T], int], items: Iterable[T]) -> Axis[T]:
@@ -88,7 +88,9 @@ def draw_curves(
     axis: Axis[T],
     panel: Callable[[T], str],
     line: Callable[[T], str],
-    colors: Callable[[Sequence[T]], Mapping[str, str]],
+    colors: Callable[
+        [Sequence[T], Callable[[T], str]], Mapping[str, str]
+    ] = line_colors,
     *,
     least: int = 2,
 ) -> Curves[T] | None:
@@ -100,7 +102,7 @@ def draw_curves(
         axis: The x axis.
         panel: Returns the title of the panel that an item is in.
         line: Returns the name of the line that an item is on.
-        colors: Returns the colours of lines, given the items drawn.
+        colors: Returns the colours of lines, given the items drawn and `line`.
         least: Smallest number of places with points.
 
     Returns:
@@ -109,35 +111,35 @@ def draw_curves(
     groups: dict[str, list[T]] = {}
     for item in items:
         groups.setdefault(panel(item), []).append(item)
-    groups = {
-        title: group
-        for title, group in groups.items()
-        if len(set(map(axis.place, group))) >= least
-    }
-    if not groups:
+    panels = []
+    for title, group in groups.items():
+        series: dict[str, dict[float, Point]] = {}
+        published: dict[str, dict[float, float]] = {}
+        for item in group:
+            name, x = line(item), axis.place(item)
+            series.setdefault(name, {})[x] = Point(*item.interval())
+            theirs = item.published(study.names)
+            if theirs is not None:
+                published.setdefault(name, {})[x] = theirs
+        if len(set(map(axis.place, group))) >= least:
+            panels.append(Panel(title, series, published))
+    if not panels:
         return None
-    panels = [_panel(study, *group, axis, line) for group in groups.items()]
-    drawn = [item for item in items if panel(item) in groups]
+    titles = {each.title for each in panels}
+    drawn = [item for item in items if panel(item) in titles]
     differences = isinstance(drawn[0], Comparison)
     y_label = "robust - standard (points)" if differences else "accuracy (%)"
     labels = Labels(axis.label, y_label, axis.ticks)
-    figure = line_panels(panels, colors(drawn), labels, zero=differences)
+    figure = draw_panels(panels, colors(drawn, line), labels, zero=differences)
     return Curves(figure, panels, drawn)
 
 
-def _panel(
-    study: Study,
-    title: str,
-    items: Iterable[T],
-    axis: Axis[T],
-    line: Callable[[T], str],
-) -> Panel:
-    series: dict[str, dict[float, Point]] = {}
-    published: dict[str, dict[float, float]] = {}
-    for item in items:
-        name, x = line(item), axis.place(item)
-        series.setdefault(name, {})[x] = Point(*item.interval())
-        theirs = item.published(study.names)
-        if theirs is not None:
-            published.setdefault(name, {})[x] = theirs
-    return Panel(title, series, published)
+def draw_clouds(
+    clouds: Mapping[str, Mapping[str, Cloud]],
+    colors: Mapping[str, str],
+    labels: Labels,
+    caption: str,
+) -> tuple[Figure, str]:
+    """Draw clouds by the name of their group, by the title of their panel."""
+    panels = [Panel(title, clouds=groups) for title, groups in clouds.items()]
+    return draw_panels(panels, colors, labels), panel_caption(caption, len(panels))

@@ -77,12 +77,11 @@ def rise_finding(panels: Iterable[Panel], span: str) -> list[str]:
 
 def comparison_columns(study: Study, each: Comparison) -> dict[str, object]:
     """Return difference, test and published counterpart of a pair, for a table."""
-    theirs = each.published(study.names)
+    theirs, unlike = each.published(study.names), each.unlike_published(study.names)
     interval = f" [{each.low:+.1f}, {each.high:+.1f}]" if each.p is not None else ""
     remarks = [each.untested] if each.untested else []
-    unlike = study.unlike_published(each)
     if theirs is not None and unlike:
-        remarks.append(f"not as published: {unlike}")
+        remarks.append(f"not as published: {', '.join(unlike)}")
     return {
         "seeds": len(each.seeds),
         "difference": f"{each.difference:+.2f}{interval}",

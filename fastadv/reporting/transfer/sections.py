@@ -5,22 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from fastadv.reporting.page.html import Section
+from fastadv.reporting.transfer import study_classes, study_images, study_sources
 from fastadv.reporting.transfer.cells import departure_label, make_cells
 from fastadv.reporting.transfer.study import Study
-from fastadv.reporting.transfer.study_classes import per_class, under_attack
-from fastadv.reporting.transfer.study_images import (
-    against_epochs,
-    against_images,
-    by_blocks,
-    gain_against_images,
-)
-from fastadv.reporting.transfer.study_sources import (
-    against_eps,
-    against_source_accuracy,
-    by_granularity,
-    by_width,
-    robust_and_standard,
-)
 from fastadv.results.row import Row
 
 
@@ -38,43 +25,36 @@ def transfer_sections(rows: Sequence[Row], names: Mapping[str, str]) -> list[Sec
 def study_sections(study: Study) -> list[Section]:
     """Make the sections that a study has data for, in reading order."""
     builders = (
-        robust_and_standard,
-        against_eps,
-        by_width,
-        against_source_accuracy,
-        by_granularity,
-        against_images,
-        gain_against_images,
-        by_blocks,
-        against_epochs,
-        under_attack,
-        per_class,
+        study_sources.robust_and_standard,
+        study_sources.against_eps,
+        study_sources.by_width,
+        study_sources.against_source_accuracy,
+        study_sources.by_granularity,
+        study_images.against_images,
+        study_images.gain_against_images,
+        study_images.by_blocks,
+        study_images.against_epochs,
+        study_classes.under_attack,
+        study_classes.per_class,
     )
-    sections = [builder(study) for builder in builders]
-    return [section for section in sections if section is not None]
+    return [section for builder in builders if (section := builder(study)) is not None]
 
 
 def all_numbers(study: Study) -> Section:
     """List every cell, and the flaws of the published protocols behind them."""
-    flaws: dict[str, set[str]] = {}
-    departures: dict[str, set[str]] = {}
+    notes: dict[str, set[str]] = {}
     for cell in study.cells:
-        protocol = cell.condition.protocol
+        protocol = f"protocol {cell.condition.protocol}"
+        flaws = f"Known flaws of {protocol}, which are reproduced: "
+        departures = f"Some rows depart from {protocol}: "
         for row in cell.rows.values():
-            flaws.setdefault(protocol, set()).update(d.text for d in row.defects)
+            notes.setdefault(flaws, set()).update(d.text for d in row.defects)
             changed = map(departure_label, row.departures)
-            departures.setdefault(protocol, set()).update(changed)
+            notes.setdefault(departures, set()).update(changed)
     text = [
-        *_paragraphs("Known flaws of {}, which are reproduced: ", flaws),
-        *_paragraphs("Some rows depart from {}: ", departures),
+        f"{start}{'; '.join(sorted(notes[start]))}."
+        for start in sorted(notes)
+        if notes[start]
     ]
     table = study.table(study.cells)
     return Section("All numbers", [study.interval_note, *text], tables=[table])
-
-
-def _paragraphs(start: str, found: Mapping[str, set[str]]) -> list[str]:
-    return [
-        start.format(f"protocol {protocol}") + "; ".join(sorted(parts)) + "."
-        for protocol, parts in sorted(found.items())
-        if parts
-    ]

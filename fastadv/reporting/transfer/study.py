@@ -14,11 +14,6 @@ from fastadv.reporting.transfer.cells import Cell, with_most_images
 from fastadv.reporting.transfer.comparisons import Comparison, study_comparisons
 from fastadv.reporting.transfer.condition import Condition, condition_labels
 
-INTERVAL_NOTE = (
-    "Intervals of accuracies are 95 %. They combine two sources of error, other seeds "
-    "(t-interval) and other test images (Wilson's interval, for top-1 accuracy), by the "
-    "root of the sum of their squares. Training the source again is not covered."
-)
 FEW = 6  # findings, or names, listed one by one
 Item = Cell | Comparison
 T = TypeVar("T", Cell, Comparison)
@@ -54,21 +49,19 @@ class Study:
     @property
     def interval_note(self) -> str:
         """How intervals are made, and that those of two seeds say little."""
-        if all(len(cell.rows) != 2 for cell in self.cells):
-            return INTERVAL_NOTE
-        return INTERVAL_NOTE + (
-            " Two seeds are too few for a useful interval: theirs is very wide."
-        )
+        wide = " Two seeds are too few for a useful interval: theirs is very wide."
+        return (
+            "Intervals of accuracies are 95 %. They combine two sources of error, other "
+            "seeds (t-interval) and other test images (Wilson's interval, for top-1 "
+            "accuracy), by the root of the sum of their squares. Training the source "
+            "again is not covered."
+        ) + wide * any(len(cell.rows) == 2 for cell in self.cells)
 
     @property
     def test_note(self) -> str:
         """How differences are tested, and what that covers."""
-        tested = {
-            (each.robust, each.standard)
-            for found in self.comparisons.values()
-            for each in found
-            if each.p is not None
-        }
+        every = [each for found in self.comparisons.values() for each in found]
+        tested = {(each.robust, each.standard) for each in every if each.p is not None}
         return (
             "Differences are tested by a paired t-test over seeds (same subset, validation "
             "split, order and test images). Their 95 % intervals are not corrected; their "
@@ -101,42 +94,42 @@ class Study:
         """
         places = {(item.condition, item.arch) for item in drawn}
         several = len({c.arch for c in self.cells if c.threat is not None}) > 1
-        unknown: dict[str, None] = {}
-        others: dict[str, None] = {}
+        reasons: dict[str, dict[str, None]] = {"eps unknown": {}, why: {}}
         for c in cells:
             if needs_eps and c.threat is None:
-                unknown[c.source] = None
+                reasons["eps unknown"][c.source] = None
             elif (c.condition, c.arch) not in places:
                 arch = f", {c.arch}" if several else ""
-                others[self.labels[c.condition] + arch] = None
-        reasons = (("eps unknown", unknown), (why, others))
-        found = [f"Left out ({r}): {_listed(list(n))}." for r, n in reasons if n]
+                reasons[why][self.labels[c.condition] + arch] = None
+        found = []
+        for reason, names in reasons.items():
+            more = f" and {len(names) - FEW} more" if len(names) > FEW else ""
+            if names:
+                found.append(f"Left out ({reason}): {'; '.join([*names][:FEW])}{more}.")
         return [" ".join(found)] if found else []
+
+    def place(self, item: Item) -> dict[str, object]:
+        """Return the columns that say which cell or comparison a line is about."""
+        return {
+            "setting": self.labels[item.condition],
+            "arch": item.arch,
+            "source": item.label,
+            "n": item.n,
+        }
 
     def title(self, item: Item) -> str:
         """Return condition and number of images of an item, as the title of a panel."""
         return f"{self.labels[item.condition]}, n = {item.n}"
 
-    def unlike_published(self, item: Item) -> str | None:
-        """Return in what an item differs from its published counterpart, if it does."""
-        return ", ".join(item.unlike_published(self.names)) or None
-
     def table(self, cells: Iterable[Cell]) -> Table:
         """Make a table of one line per cell, with what was published for it."""
-        lines: list[dict[str, object]] = []
-        for cell in dict.fromkeys(cells):
-            lines.append(
-                {
-                    "setting": self.labels[cell.condition],
-                    "arch": cell.arch,
-                    "source": cell.label,
-                    "n": cell.n,
-                    "seeds": len(cell.rows),
-                    "accuracy": format_interval(*cell.interval()),
-                    **published_columns(cell.mean, cell.published(self.names)),
-                    "not as published": self.unlike_published(cell),
-                }
-            )
+        lines = [
+            self.place(cell)
+            | {"seeds": len(cell.rows), "accuracy": format_interval(*cell.interval())}
+            | published_columns(cell.mean, cell.published(self.names))
+            | {"not as published": ", ".join(cell.unlike_published(self.names)) or None}
+            for cell in dict.fromkeys(cells)
+        ]
         return make_table(lines, "Percent.")
 
     def pivot(
@@ -161,20 +154,13 @@ class Study:
             first: dict[str, object] = {"setting": self.labels[cell.condition]}
             first |= {title: each(cell) for title, each in line.items()}
             places[column(cell)] = order(cell)
-            of_line = found.setdefault(tuple(first.values()), dict(first))
+            of_line = found.setdefault(tuple(first.values()), first)
             of_line[column(cell)] = f"{cell.mean:.2f}"
-        columns = [*line, *sorted(places, key=lambda title: places[title])]
-        lines = [{c: of.get(c) for c in ("setting", *columns)} for of in found.values()]
+        columns = ["setting", *line, *sorted(places, key=lambda title: places[title])]
         return make_table(
-            lines,
+            [{c: of_line.get(c) for c in columns} for of_line in found.values()],
             "Means over seeds, percent; intervals are in the table of all numbers.",
         )
-
-
-def _listed(names: Sequence[str]) -> str:
-    """Join all names where they are few; else the first, and how many more."""
-    more = len(names) - FEW
-    return "; ".join(names[:FEW]) + (f" and {more} more" if more > 0 else "")
 
 
 def make_table(lines: Sequence[Mapping[str, object]], caption: str) -> Table:
@@ -227,18 +213,19 @@ def name_within(
     )
 
 
-def line_colors(cells: Iterable[Cell], name: Callable[[Cell], str]) -> dict[str, str]:
+def line_colors(items: Iterable[T], name: Callable[[T], str]) -> dict[str, str]:
     """Choose colours by the name of the line; see `source_colors`."""
-    cells = list(cells)
-    eps = {name(c): c.radius for c in cells}
-    return source_colors(eps, eps, {name(c) for c in cells if c.threat is None})
+    items = list(items)
+    eps = {name(item): item.radius for item in items}
+    return source_colors(eps, eps, {name(i) for i in items if i.threat is None})
 
 
 def arch_colors(items: Iterable[T], name: Callable[[T], str]) -> dict[str, str]:
     """Choose colours by the name of the line where every line has all threats."""
     names = list(dict.fromkeys(map(name, items)))
+    # Blue and warm colours in turn.
     shades = source_colors(
-        [f"standard {i}" if i % 2 == 0 else str(i) for i in range(len(names))]
+        f"standard {i}" if i % 2 == 0 else f"{i}" for i in range(len(names))
     )
     return dict(zip(names, shades.values(), strict=True))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from statistics import fmean
 
-from fastadv.reporting.figures.lines import Cloud, Labels, cloud_panels, panel_caption
+from fastadv.reporting.figures.lines import Cloud, Labels
 from fastadv.reporting.page.html import Section, Table
 from fastadv.reporting.transfer.cells import (
     Cell,
@@ -12,6 +12,7 @@ from fastadv.reporting.transfer.cells import (
     with_most_images,
 )
 from fastadv.reporting.transfer.comparisons import Comparison
+from fastadv.reporting.transfer.curves import draw_clouds
 from fastadv.reporting.transfer.study import (
     Study,
     format_interval,
@@ -43,11 +44,8 @@ def under_attack(study: Study) -> Section | None:
             clean = seeds_interval([natural for natural, _ in pairs.values()])
             label = str(attack)
             lines.append(
-                {
-                    "setting": study.labels[cell.condition],
-                    "arch": cell.arch,
-                    "source": cell.label,
-                    "n": cell.n,
+                study.place(cell)
+                | {
                     "seeds": len(pairs),
                     "clean": format_interval(*clean),
                     "robust": format_interval(*robust),
@@ -63,6 +61,7 @@ def under_attack(study: Study) -> Section | None:
     labels = Labels(
         "clean accuracy (%)", f"under {'attack' if several else attacks[0]} (%)"
     )
+    caption = "Robust against clean accuracy, one point per source."
     falls = [
         f"{fmean(found):.1f} points with {'robust' if robust else 'standard'} sources "
         f"({len(found)} measured)"
@@ -76,14 +75,7 @@ def under_attack(study: Study) -> Section | None:
             "Accuracy of the transferred models under attack. " + study.interval_note,
             *study.left_out(study.cells, cells, "not attacked", needs_eps=False),
         ],
-        [
-            (
-                cloud_panels(clouds, line_colors(cells, name), labels),
-                panel_caption(
-                    "Robust against clean accuracy, one point per source.", len(clouds)
-                ),
-            )
-        ],
+        [draw_clouds(clouds, line_colors(cells, name), labels, caption)],
         [make_table(lines, "Percent.")],
         findings=[finding + "This is not tested."] if falls else [],
     )

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 
-from fastadv.reporting.figures.palette import source_colors
 from fastadv.reporting.page.html import Section
 from fastadv.reporting.transfer.cells import Cell, with_most_images
 from fastadv.reporting.transfer.comparisons import Comparison
@@ -23,7 +21,6 @@ from fastadv.reporting.transfer.study import (
     Item,
     Study,
     family_title,
-    line_colors,
     line_name,
     make_table,
 )
@@ -33,9 +30,8 @@ def against_images(study: Study) -> Section | None:
     """Show accuracy against the number of training images."""
     axis = log_axis("training images", lambda c: c.n, study.cells)
     name = line_name(study.cells)
-    colors = partial(line_colors, name=name)
     drawn = draw_curves(
-        study, study.cells, axis, lambda c: study.labels[c.condition], name, colors
+        study, study.cells, axis, lambda c: study.labels[c.condition], name
     )
     if drawn is None:
         return None
@@ -66,27 +62,13 @@ def gain_against_images(study: Study) -> Section | None:
     def name(pair: Comparison) -> str:
         return f"{pair.arch}, {pair.label}" if several else pair.label
 
-    eps = {name(pair): pair.robust.radius for pair in pairs}
+    axis = log_axis("training images", lambda pair: pair.n, pairs)
     drawn = draw_curves(
-        study,
-        pairs,
-        log_axis("training images", lambda pair: pair.n, pairs),
-        lambda pair: study.labels[pair.condition],
-        name,
-        lambda _: source_colors(eps, eps),
+        study, pairs, axis, lambda pair: study.labels[pair.condition], name
     )
     if drawn is None:
         return None
-    lines = [
-        {
-            "setting": study.labels[pair.condition],
-            "arch": pair.arch,
-            "source": pair.label,
-            "n": pair.n,
-        }
-        | comparison_columns(study, pair)
-        for pair in pairs
-    ]
+    lines = [study.place(pair) | comparison_columns(study, pair) for pair in pairs]
     why = "no pair of a robust and a standard source at two numbers of images"
     return Section(
         "Gain with few training images",
@@ -104,22 +86,20 @@ def gain_against_images(study: Study) -> Section | None:
 
 def _image_findings(study: Study, pairs: Sequence[Comparison]) -> list[str]:
     """Say who is ahead with the fewest and the most images, and how certain that is."""
-    groups: dict[tuple[Condition, str, str], list[Comparison]] = {}
+    groups: dict[str, list[Comparison]] = {}
     for pair in pairs:
-        key = (pair.condition, pair.arch, pair.label)
-        groups.setdefault(key, []).append(pair)
+        title = f"{study.labels[pair.condition]}, {pair.arch}, {pair.label}"
+        groups.setdefault(title, []).append(pair)
     lines: dict[Comparison, str] = {}
-    fewest = []
-    for (condition, arch, label), group in groups.items():
+    for title, group in groups.items():
         ordered = sorted(group, key=lambda pair: pair.n)
-        fewest.append(ordered[0])
+        fewest = ordered[0]
         parts = [
             f"with {pair.n} images {verdict(pair)} than standard"
-            for pair in dict.fromkeys((ordered[0], ordered[-1]))
+            for pair in dict.fromkeys((fewest, ordered[-1]))
         ]
-        title = study.labels[condition]
-        lines[ordered[0]] = f"{title}, {arch}, {label}: {'; '.join(parts)}."
-    return brief(f"With the fewest images. {wins_finding(fewest)}", lines)
+        lines[fewest] = f"{title}: {'; '.join(parts)}."
+    return brief(f"With the fewest images. {wins_finding([*lines])}", lines)
 
 
 def by_blocks(study: Study) -> Section | None:
@@ -161,9 +141,7 @@ def _over_families(
 ) -> Section | None:
     """Show accuracy under conditions that are alike but for what is on the x axis."""
     most = with_most_images(cells, family)
-    name = line_name(most)
-    colors = partial(line_colors, name=name)
-    drawn = draw_curves(study, most, axis, family_title(most, family), name, colors)
+    drawn = draw_curves(study, most, axis, family_title(most, family), line_name(most))
     if drawn is None:
         return None
     why = f"one number of {axis.label}"

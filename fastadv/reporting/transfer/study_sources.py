@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
+from operator import attrgetter
 
 from matplotlib.figure import Figure
 
 from fastadv.reporting.figures.bars import MOST_GROUPS, Bar, grouped_bars
-from fastadv.reporting.figures.lines import Cloud, Labels, cloud_panels, panel_caption
+from fastadv.reporting.figures.lines import Cloud, Labels, panel_caption
 from fastadv.reporting.figures.palette import source_colors
 from fastadv.reporting.page.html import Section
 from fastadv.reporting.transfer.cells import Cell
 from fastadv.reporting.transfer.comparisons import Comparison, native, with_sides
 from fastadv.reporting.transfer.condition import Condition
-from fastadv.reporting.transfer.curves import Axis, draw_curves, even_axis
+from fastadv.reporting.transfer.curves import Axis, draw_clouds, draw_curves, even_axis
 from fastadv.reporting.transfer.findings import (
     brief,
     comparison_columns,
@@ -102,17 +102,22 @@ def against_eps(study: Study) -> Section | None:
     drawn: list[Cell] = []
     best: dict[str, list[Comparison]] = {}
     figures: list[tuple[Figure, str]] = []
-    for norm, scale, unit in (("l2", 1, "l2"), ("linf", 255, "linf, /255")):
+    labels: dict[str, tuple[str, Callable[[float], str]]] = {
+        "l2": ("l2", "{:.3g}".format),
+        "linf": ("linf, /255", lambda eps: f"{eps * 255:.3g}"),
+    }
+    for norm, (unit, label) in labels.items():
         of_norm = [c for c in cells if c.threat and c.threat[0] in (norm, None)]
         name = name_within(of_norm, lambda c: c.arch)
         axis = even_axis(
             f"eps of pretraining, {unit}",
-            lambda c: c.radius,
+            attrgetter("radius"),
             sorted({c.radius for c in of_norm}),
-            partial(_scaled, scale=scale),
+            label,
         )
-        colors = partial(arch_colors, name=name)
-        found = draw_curves(study, of_norm, axis, study.title, name, colors, least=3)
+        found = draw_curves(
+            study, of_norm, axis, study.title, name, arch_colors, least=3
+        )
         if found is None:
             continue
         caption = f"Accuracy against the radius of pretraining ({norm})."
@@ -134,28 +139,17 @@ def against_eps(study: Study) -> Section | None:
         *study.most_note,
         *study.left_out(study.cells, drawn, "fewer than three radii, or from scratch"),
     ]
-    findings = _eps_findings(study, best)
-    return Section("Accuracy against eps", text, figures, [table], findings=findings)
-
-
-def _scaled(eps: float, scale: int) -> str:
-    return f"{eps * scale:.3g}"
-
-
-def _eps_findings(study: Study, best: Mapping[str, Sequence[Comparison]]) -> list[str]:
-    """Say, by norm, whether the best radius differs from none, and which surely do."""
     findings = []
-    for norm, found in best.items():
-        if not found:
-            continue
+    for norm, leads in best.items():
         chosen = {
             each: f"{study.title(each)}, {each.arch}: {each.label} is {verdict(each)} than "
             "standard training."
-            for each in found
+            for each in leads
         }
-        start = f"Best {norm} radius against none. {wins_finding(found)}"
-        findings += brief(start, chosen)
-    return findings
+        if leads:
+            start = f"Best {norm} radius against none. {wins_finding(leads)}"
+            findings += brief(start, chosen)
+    return Section("Accuracy against eps", text, figures, [table], findings=findings)
 
 
 def by_width(study: Study) -> Section | None:
@@ -169,8 +163,7 @@ def by_width(study: Study) -> Section | None:
         archs,
         lambda arch: arch.replace("wide_resnet", "wrn"),
     )
-    colors = partial(line_colors, name=name)
-    drawn = draw_curves(study, cells, axis, study.title, name, colors)
+    drawn = draw_curves(study, cells, axis, study.title, name)
     if drawn is None:
         return None
     why = "no ResNets of several widths"
@@ -198,7 +191,7 @@ def against_source_accuracy(study: Study) -> Section | None:
         return None
     drawn = [cell for cells in groups.values() for cell in cells]
     name = name_within(drawn, lambda c: c.arch)
-    panels: dict[str, dict[str, Cloud]] = {}
+    clouds: dict[str, dict[str, Cloud]] = {}
     shares: dict[str, list[float]] = {}
     lines = []
     for (condition, threat), cells in groups.items():
@@ -206,7 +199,7 @@ def against_source_accuracy(study: Study) -> Section | None:
         y = [cell.mean for cell in cells]
         line = fit_line(x, y)
         cloud = Cloud(list(map(name, cells)), x, y, line)
-        panels.setdefault(study.title(cells[0]), {})[threat] = cloud
+        clouds.setdefault(study.title(cells[0]), {})[threat] = cloud
         if line is not None:
             shares.setdefault(threat, []).append(line.r2)
             lines.append(
@@ -227,8 +220,8 @@ def against_source_accuracy(study: Study) -> Section | None:
         else f"{threat}: R^2 = {found[0]:.2f}."
         for threat, found in shares.items()
     ]
-    colors = line_colors(drawn, lambda c: c.training)
     labels = Labels("source accuracy (%)", "transfer accuracy (%)")
+    caption = "Accuracy on the target against accuracy of the source."
     why = (
         "fewer than three architectures of known source accuracy at one radius, or from "
         "scratch"
@@ -243,12 +236,8 @@ def against_source_accuracy(study: Study) -> Section | None:
             *study.left_out(study.cells, drawn, why),
         ],
         [
-            (
-                cloud_panels(panels, colors, labels),
-                panel_caption(
-                    "Accuracy on the target against accuracy of the source.",
-                    len(panels),
-                ),
+            draw_clouds(
+                clouds, line_colors(drawn, lambda c: c.training), labels, caption
             )
         ],
         [make_table(lines, "Least-squares lines, by setting and threat.")],
@@ -256,32 +245,24 @@ def against_source_accuracy(study: Study) -> Section | None:
     )
 
 
-def _arch(pair: Comparison) -> str:
-    return pair.arch
-
-
 def by_granularity(study: Study) -> Section | None:
     """Show what robust sources gain when targets are reduced to fewer pixels first."""
     cells, found = with_sides(study.cells), study.comparisons["sides"]
-    sides = {c.condition.downscale for c in found}
+    sides = sorted(
+        {c.condition.downscale for c in found}, key=lambda side: (side == 0, side)
+    )
     axis: Axis[Comparison] = even_axis(
         "images reduced to",
         lambda c: c.condition.downscale,
-        sorted(sides, key=lambda side: (side == 0, side)),
+        sides,
         lambda side: f"{side} px" if side else "native",
     )
-    drawn = draw_curves(
-        study,
-        found,
-        axis,
-        family_title(cells, native),
-        _arch,
-        partial(arch_colors, name=_arch),
-    )
+    panel, arch = family_title(cells, native), attrgetter("arch")
+    drawn = draw_curves(study, found, axis, panel, arch, arch_colors)
     if drawn is None:
         return None
     findings = []
-    for side in sorted(sides, key=lambda side: (side == 0, side)):
+    for side in sides:
         of_side = [c for c in found if c.condition.downscale == side]
         what = f"Reduced to {side} px" if side else "Native images"
         findings.append(f"{what}: {wins_finding(of_side)}")
