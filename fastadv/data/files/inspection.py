@@ -1,7 +1,7 @@
 """Inspection of a data set: `verify` finds damage, `statistics` counts and measures.
 
-A JPEG whose compressed data were altered may still decode; that shows only against the
-checksums of zip archives, TFRecord files and packed shards, which are checked here.
+An altered JPEG may still decode, so the checksums of zip archives, TFRecord files and
+packed shards are checked, too.
 """
 
 from __future__ import annotations

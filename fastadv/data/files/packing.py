@@ -1,8 +1,7 @@
 """Packing a data set into WebDataset shards: deterministic, parallel, resumable.
 
-Every shard depends on the data and the plan alone and is renamed when whole: after a
-kill -9, the same command makes what is missing. Each `.tar` has an `.idx` (wds2idx v1.2,
-which DALI reads); `manifest.json` and `SHA256SUMS` come last.
+Every shard depends on the data and the plan alone and is renamed when whole, so the same
+command makes what is missing. Each has an `.idx` (wds2idx v1.2, which DALI reads).
 """
 
 from __future__ import annotations

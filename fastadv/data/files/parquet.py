@@ -1,7 +1,7 @@
 """Hugging Face data sets: local Parquet and Arrow files, or a name on the hub.
 
-Arrow files are mapped into memory. Parquet has no cheap access to one row, so a Parquet
-file is copied once into an uncompressed Arrow file in the cache folder.
+Arrow files are mapped into memory. Parquet has no cheap access to one row: it is copied
+once into an Arrow file in the cache folder.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """MXNet RecordIO files (`.rec`), as `im2rec` writes them, read without MXNet.
 
-A record begins with IRHeader (flag, label, id, id2); a positive flag counts float32
-labels that follow. Data that contain the magic number are stored in parts.
+A record begins with IRHeader (flag, label, id, id2); a flag above 0 counts float32 labels
+that follow. Data that contain the magic number are stored in parts.
 
 Source: dmlc-core's recordio.h and python/mxnet/recordio.py.
 """

@@ -1,7 +1,6 @@
 """Images inside large files: what tar shards, TFRecord and RecordIO have in common.
 
-The records of a file are listed once, and the list is kept in the cache folder; images
-are then read with `pread`, by index, in any order.
+The list of a file's records is kept in the cache folder; images are read by `pread`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """The DALI loader, which decodes crops by NVIDIA DALI in every epoch.
 
-Encoded bytes, crop windows and sizes are given to the pipeline batch by batch, so order,
-crops and resumption are those of every other loader. What DALI would decode otherwise
-than `decoding.decode_rgb` (gray, CMYK, PNG, damage) is decoded there.
+The pipeline is given bytes and crop windows, so order and crops are those of every other
+loader. What DALI would decode otherwise than `decode_rgb` is decoded there.
 """
 
 from __future__ import annotations
@@ -196,8 +195,6 @@ class DALILoader(Loader):
 
 @dataclass
 class _Fed:
-    """One batch on its way through the pipeline."""
-
     indices: NDArray[np.int64]  # positions in the image set, [n]
     inputs: dict[str, Any]  # what the pipeline is fed, by name
     own: dict[int, torch.Tensor]  # by row what DALI does not decode, uint8 [S, S, 3]
@@ -260,11 +257,8 @@ def _placeholder() -> bytes:
 
 
 def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """Return (height, width) of an 8-bit YCbCr JPEG that is all there, else None.
-
-    The end marker is required because DALI fills what is missing with gray, where
-    `decode_rgb` finds the file bad.
-    """
+    """Return (height, width) of an 8-bit YCbCr JPEG that is all there, else None."""
+    # DALI fills what is missing at the end with gray, where `decode_rgb` finds it bad.
     if data[:2] != b"\xff\xd8" or data[-2:] != b"\xff\xd9":
         return None
     at, size = 2, None
@@ -292,10 +286,7 @@ def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
 def _pipeline(
     *, batch_size: int, threads: int, device: torch.device, crop: int | None
 ) -> Any:
-    """Build the pipeline: decode a window, resize it, then flip it or crop its centre.
-
-    It is fed by name and gives uint8 [n, S, S, 3]; with a `crop` of None it flips.
-    """
+    """Build the pipeline: decode a window, resize it, flip it (crop=None) or crop it."""
     fn = importlib.import_module("nvidia.dali.fn")
     types = importlib.import_module("nvidia.dali.types")
     cuda = device.type == "cuda"

@@ -1,7 +1,6 @@
 """Resizing and cropping of 8-bit images, and the random boxes of augmentation.
 
-The draws are given, never made here, so every loader takes the same crop of the same
-image in the same epoch.
+The draws are given, so every loader takes the same crop of an image in an epoch.
 """
 
 from __future__ import annotations

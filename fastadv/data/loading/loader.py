@@ -187,11 +187,7 @@ class Loader(ABC):
     def _finished(
         self, images: torch.Tensor, indices: NDArray[np.int64], side: int
     ) -> torch.Tensor:
-        """Do on the device what decoding left: shifts, flips and colours.
-
-        `images` are random resized crops of `side`, or else whole images of the size that
-        `crop_flip` shifts; uint8 [n, S, S, 3].
-        """
+        """Do on the device what decoding left: shifts, flips and colours."""
         colours = self._colours(indices)
         shifted = self.options.train and self.augment == "crop_flip"
         if not shifted and colours is None and images.shape[1] == side:

@@ -1,7 +1,6 @@
 """The choice of a loader for an image set: `make_loader`.
 
-`auto` looks at the memory that is free, at whether the images are files, and at the
-device.
+`auto` looks at free memory, at whether the images are files, and at the device.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """The loader that decodes and augments in worker processes, in every epoch.
 
-Each request carries its epoch, so workers stay alive between epochs and hold no random
-state.
+Each request carries its epoch: workers outlive epochs and hold no random state.
 """
 
 from __future__ import annotations
@@ -136,10 +135,9 @@ def _arrived(images: torch.Tensor, copied: torch.cuda.Event) -> torch.Tensor:
 
 
 def _ignore_dead_workers(batches: Any) -> None:
-    """Stop torch's SIGCHLD handler from watching the workers of an iterator.
+    """Stop torch's SIGCHLD handler, which raises anywhere, from watching these workers.
 
-    It would raise wherever the process happens to be, even within an update. Waiting for
-    a batch notices a dead worker, too, up to five seconds later.
+    Waiting for a batch notices a dead worker, too, up to five seconds later.
     """
     if getattr(batches, "_worker_pids_set", False):  # not where nothing was started
         _remove_worker_pids(id(batches))

@@ -1,7 +1,6 @@
 """`open_path` opens both splits of a data set by path or pattern, whatever its format.
 
-A file's split stands in its name or its folder's (`train`, `val`, `test`); from data
-without splits a seeded stratified part is held out.
+A file's split stands in its name or its folder's; of data without, a part is held out.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """What a data set is: labelled images by index, in named splits.
 
-The contract (`ImageSet`, `DatasetSplits`) and its two forms: an array in memory,
-and encoded images that are read one by one (`FileSet`).
+The contract and its two forms: an array in memory, and encoded images (`FileSet`).
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """ShapeTex: images whose shape and texture are known and independent.
 
-Every block of 144 images holds each of the 12 x 12 shape-texture pairs once, so the two
-are exactly independent and balanced; position, size, rotation, colours and background
-vary freely. Not a benchmark: nobody has published numbers on it.
+Every block of 144 images holds each of the 12 x 12 pairs once, so the two are balanced;
+position, size, rotation, colours and background vary freely. It is no benchmark.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """The shapes and the textures of the procedural set, as functions of the plane.
 
 A shape is a signed distance function within the unit circle, a texture a function into
-[0, 1], antialiased over about one pixel. The image is [-1, 1] x [-1, 1], x right, y
-down; every array of pixels is float32 [b, R, R].
+[0, 1]. The image is [-1, 1] x [-1, 1], x right, y down; pixels are float32 [b, R, R].
 """
 
 from __future__ import annotations
