@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fastadv.kernels import _native
-from fastadv.kernels._native import CODES, float32, pointer, structure
+from fastadv.kernels._native import CODES, float32, pointers, structure
 from fastadv.kernels.registry import STEP_DTYPES, Operands, operand_reasons
 from fastadv.kernels.step import Start, Step
 
@@ -170,16 +170,15 @@ def conv3x3(
     """
     # Copies must live until the call returns.
     dense = {name: _dense(t) if name != "bias" else t for name, t in tensors.items()}
-    pointers = {name: t.data_ptr() for name, t in {**dense, "out": out}.items()}
-    sizes = _map_sizes(dense["x"], out.shape[1])
-    _run("fa_conv3x3", _Conv(**pointers, **sizes, transposed=transposed, relu=relu))
+    fields = pointers(**dense, out=out) | _map_sizes(dense["x"], out.shape[1])
+    _run("fa_conv3x3", _Conv(**fields, transposed=transposed, relu=relu))
 
 
 def conv3x3_weight(weight: Tensor, x: Tensor, grad: Tensor) -> None:
     """Write the gradient [O, I, 3, 3] of a convolution's weight to `weight`."""
     x, grad = _dense(x), _dense(grad)
-    pointers = {"weight": pointer(weight), "x": pointer(x), "grad": pointer(grad)}
-    _run("fa_conv3x3_weight", _Weight(**pointers, **_map_sizes(x, grad.shape[1])))
+    fields = pointers(weight=weight, x=x, grad=grad) | _map_sizes(x, grad.shape[1])
+    _run("fa_conv3x3_weight", _Weight(**fields))
 
 
 def crops(
@@ -197,10 +196,9 @@ def crops(
     tensors |= {"boxes": boxes.to(torch.int32).contiguous()}
     if colour is not None:
         tensors["colour"] = float32(colour)
-    pointers = {name: t.data_ptr() for name, t in tensors.items()}
     sizes = {"n": len(index), "h": images.shape[1], "w": images.shape[2], "side": side}
     threads = threads or torch.get_num_threads()
-    _run("fa_crops", _Crops(**pointers, **sizes, threads=threads))
+    _run("fa_crops", _Crops(**pointers(**tensors), **sizes, threads=threads))
     return out
 
 
@@ -214,14 +212,8 @@ def triad(x: Tensor, a: Tensor, b: Tensor, z: Tensor | None, *, stream: bool) ->
         z: Tensor like `x` that is written too; None writes nothing.
         stream: Whether to write `z` past the caches.
     """
-    pointers = {
-        "x": x.data_ptr(),
-        "z": pointer(z),
-        "a": a.data_ptr(),
-        "b": b.data_ptr(),
-    }
     options = {"stream": int(stream), "threads": torch.get_num_threads()}
-    _run("fa_triad", _Triad(**pointers, size=x.numel(), **options))
+    _run("fa_triad", _Triad(**pointers(x=x, z=z, a=a, b=b), size=x.numel(), **options))
 
 
 def last_level_cache() -> int:

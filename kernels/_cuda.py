@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fastadv.errors import BackendError
 from fastadv.kernels import _native
-from fastadv.kernels._native import pointer, structure
+from fastadv.kernels._native import pointers, structure
 from fastadv.kernels.registry import Operands, operand_reasons
 from fastadv.kernels.step import Start, Step
 
@@ -173,7 +173,7 @@ def _arguments(step: Step) -> tuple[ctypes.Structure, list[Tensor | None]]:
     """Return the arguments of a step and the tensors made for it, which must outlive it."""
     fields, made = _native.step_fields(step)
     parts = _parts(step.x, step.x[0].numel(), step.norm)
-    rest = {"parts": pointer(parts), "single_pass": int(SINGLE_PASS)}
+    rest = pointers(parts=parts) | {"single_pass": int(SINGLE_PASS)}
     return _Step(**fields, **rest, call=_call(step.x)), [*made, parts]
 
 
@@ -194,7 +194,7 @@ def ball_init(start: Start) -> Tensor:
     """Return a random start: linf in one pass, l2 in two."""
     fields, out, _made = _native.start_fields(start)
     parts = _parts(start.x0, start.x0[0, 0].numel(), start.norm)
-    arguments = _Init(**fields, call=_call(start.x0), parts=pointer(parts))
+    arguments = _Init(**fields, **pointers(parts=parts), call=_call(start.x0))
     _run("fc_ball_init", arguments)
     return out
 

@@ -69,9 +69,9 @@ def _numbers(library: ctypes.CDLL, name: str, most: int) -> list[int]:
     return list(itertools.takewhile(bool, (numbers[i] for i in range(most + 1))))
 
 
-def pointer(t: Tensor | None) -> int | None:
-    """Return the address of the elements of a tensor, or None for none."""
-    return None if t is None else t.data_ptr()
+def pointers(**tensors: Tensor | None) -> dict[str, Any]:
+    """Return the address of the elements of each tensor, None where there is none."""
+    return {name: None if t is None else t.data_ptr() for name, t in tensors.items()}
 
 
 def float32(t: Tensor) -> Tensor:
@@ -88,8 +88,7 @@ def step_fields(step: Step) -> tuple[dict[str, Any], list[Tensor]]:
     vectors |= {"mean": step.mean, "std": step.std}
     made = {name: float32(t) for name, t in vectors.items()}
     fields = {
-        **{name: t.data_ptr() for name, t in {**step.images(), **made}.items()},
-        "nonfinite": pointer(step.nonfinite),
+        **pointers(**step.images(), **made, nonfinite=step.nonfinite),
         "momentum": step.momentum,
         "x_dtype": CODES[step.x.dtype],
         "x0_dtype": CODES[step.x0.dtype],
@@ -105,9 +104,7 @@ def start_fields(start: Start) -> tuple[dict[str, Any], Tensor, Tensor]:
     out = torch.empty_like(start.x0, dtype=torch.float32)
     radius = float32(start.eps)
     fields = {
-        "out": out.data_ptr(),
-        "x0": start.x0.data_ptr(),
-        "eps": radius.data_ptr(),
+        **pointers(out=out, x0=start.x0, eps=radius),
         "seed": start.seed & (2**64 - 1),
         "offset": start.offset,
         "x0_dtype": CODES[start.x0.dtype],
@@ -122,6 +119,5 @@ def normalize_fields(
     """Return the fields of `normalize`, its result, and tensors that must outlive it."""
     z = torch.empty_like(x, dtype=dtype)
     made = [float32(mean), float32(std)]
-    tensors = {"z": z, "x": x, "mean": made[0], "std": made[1]}
-    fields = {name: t.data_ptr() for name, t in tensors.items()}
+    fields = pointers(z=z, x=x, mean=made[0], std=made[1])
     return fields | {"x_dtype": CODES[x.dtype], "z_dtype": CODES[dtype]}, z, made

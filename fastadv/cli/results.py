@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
+from fastadv import results
 from fastadv.cli import common
 from fastadv.errors import EXIT_OK, ConfigError
 
@@ -72,9 +73,8 @@ class CompactCommand:
 def _list(command: ListCommand) -> int:
     from fastadv.results.columns import parse_filters
     from fastadv.results.export import plain_rows, summary
-    from fastadv.results.table import ResultsTable
 
-    table = ResultsTable.existing(command.table)
+    table = results.ResultsTable.existing(command.table)
     filters = parse_filters(command.filters)
     if not command.json:
         print(summary(table, **filters))
@@ -86,9 +86,8 @@ def _list(command: ListCommand) -> int:
 
 def _show(command: ShowCommand) -> int:
     from fastadv.results.export import plain_rows
-    from fastadv.results.table import ResultsTable
 
-    table = ResultsTable.existing(command.table)
+    table = results.ResultsTable.existing(command.table)
     begins = [i for i in table.identities() if i.startswith(command.identity)]
     if len(begins) != 1:
         raise ConfigError(
@@ -109,11 +108,10 @@ def _show(command: ShowCommand) -> int:
 def _export(command: ExportCommand) -> int:
     from fastadv.results.columns import parse_filters
     from fastadv.results.export import write_rows
-    from fastadv.results.table import ResultsTable
 
     if command.out.exists() and not command.force:
         raise ConfigError(f"{command.out} exists; add --force to replace it")
-    table = ResultsTable.existing(command.table)
+    table = results.ResultsTable.existing(command.table)
     rows = table.arrow(**parse_filters(command.filters))
     write_rows(rows, command.out)
     print(f"{command.out}: {len(rows)} rows")
@@ -121,9 +119,7 @@ def _export(command: ExportCommand) -> int:
 
 
 def _compact(command: CompactCommand) -> int:
-    from fastadv.results.table import ResultsTable
-
-    table = ResultsTable.existing(command.table)
+    table = results.ResultsTable.existing(command.table)
     count = table.compact()
     what = f"{count} files became one" if count else "there was nothing to merge"
     print(f"{table.path}: {what}")

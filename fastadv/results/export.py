@@ -22,7 +22,8 @@ from fastadv.text_tables import format_percent_ci, text_table
 def summary(table: ResultsTable, **filters: Any) -> str:
     """Return rows as an aligned table for a terminal, one line each.
 
-    The images of a transfer are those it trained with, of any other kind those it is over.
+    The column `images` is the number of training images of a transfer, and the number of
+    evaluated images of any other kind.
 
     Args:
         table: The results table.
@@ -58,8 +59,9 @@ def write_rows(table: pa.Table, path: Path) -> None:
 
     Args:
         table: From `ResultsTable.arrow`.
-        path: Ends in `.csv` or `.parquet`. A Parquet file is itself a results table, in
-            a folder of its own.
+        path: Ends in `.csv` or `.parquet`. In CSV, members of structs are columns named
+            with a dot, and lists are JSON text. A Parquet file is itself a results table,
+            in a folder of its own.
 
     Raises:
         OutputError: The file cannot be written.
@@ -67,20 +69,12 @@ def write_rows(table: pa.Table, path: Path) -> None:
     if path.suffix == ".parquet":
         write_atomic(path, encode(table))
         return
-    buffer = io.BytesIO()
-    csv.write_csv(flat(table), buffer)
-    write_atomic(path, buffer.getvalue())
-
-
-def flat(table: pa.Table) -> pa.Table:
-    """Return a table without structs and lists, as CSV needs it.
-
-    Members of structs become columns named with a dot, lists become JSON text.
-    """
     while any(pa.types.is_struct(field.type) for field in table.schema):
         table = table.flatten()
     for number, field in enumerate(table.schema):
         if pa.types.is_list(field.type):
             texts = [json.dumps(values) for values in table[number].to_pylist()]
             table = table.set_column(number, field.name, pa.array(texts, pa.string()))
-    return table
+    buffer = io.BytesIO()
+    csv.write_csv(table, buffer)
+    write_atomic(path, buffer.getvalue())

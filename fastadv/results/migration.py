@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from fastadv.results.identity import derived_identity, digest
+from fastadv.results.identity import attacked_identity, digest
 from fastadv.results.row import (
     AttackRecord,
     Defect,
@@ -28,10 +28,6 @@ from fastadv.results.settings import (
 )
 
 MIGRATED = ("1", "2", "3")
-
-ATTACKED = (
-    "attacked"  # what derives the identity of a robust accuracy from the clean one
-)
 
 _SCHEDULES = {
     "x 0.1 every third": "thirds",
@@ -63,18 +59,31 @@ def migrate(old: Mapping[str, Any], part: str, number: int) -> list[Row]:
     """
     used = json.loads(old.get("hyperparameters") or "{}")
     notes = [note for note in (old.get("notes") or "").split("; ") if note]
+    departures, defects = _read_notes(notes)
     known = old.get("identity")
+    named = ("given", "path", "norm", "eps", "accuracy")
+    same = ("resolution", "downscale", "num_test", "num_classes")
     shared: dict[str, Any] = {
         "time": old["time"],
         "experiment": known or digest([part, number]),
-        "source": _source(old),
-        "target": _target(old),
+        "source": SourceRecord(
+            name=old.get("source") or "",
+            digest=old.get("source_hash"),
+            arch=old.get("arch"),
+            **{name: old.get(f"source_{name}") for name in named},
+        ),
+        "target": TargetRecord(
+            name=old.get("dataset") or "",
+            fingerprint=old.get("dataset_fingerprint"),
+            class_names=tuple(old.get("class_names") or ()),
+            **{name: old.get(name) for name in same},
+        ),
         "setting": _setting(old, used, notes),
         "seed": old.get("seed") or 0,
         "metric": old.get("metric") or "",
         "n": old.get("num_test"),
-        "departures": tuple(_departures(notes)),
-        "defects": tuple(_defects(notes)),
+        "departures": tuple(departures),
+        "defects": tuple(defects),
         "bad_images": old.get("bad_images"),
         "wall_seconds": old.get("wall_seconds"),
         "provenance": Provenance.from_facts(
@@ -99,7 +108,7 @@ def migrate(old: Mapping[str, Any], part: str, number: int) -> list[Row]:
     )
     robust = Row(
         **shared,
-        identity=known and derived_identity(known, ATTACKED),
+        identity=known and attacked_identity(known),
         attack=AttackRecord.from_description(attack),
         value=old["robust_value"],
         low=old.get("robust_ci_low"),
@@ -108,41 +117,15 @@ def migrate(old: Mapping[str, Any], part: str, number: int) -> list[Row]:
     return [clean, robust]
 
 
-def _source(old: Mapping[str, Any]) -> SourceRecord:
-    return SourceRecord(
-        name=old.get("source") or "",
-        given=old.get("source_given"),
-        path=old.get("source_path"),
-        digest=old.get("source_hash"),
-        arch=old.get("arch"),
-        norm=old.get("source_norm"),
-        eps=old.get("source_eps"),
-        accuracy=old.get("source_accuracy"),
-    )
-
-
-def _target(old: Mapping[str, Any]) -> TargetRecord:
-    return TargetRecord(
-        name=old.get("dataset") or "",
-        fingerprint=old.get("dataset_fingerprint"),
-        resolution=old.get("resolution"),
-        downscale=old.get("downscale"),
-        num_test=old.get("num_test"),
-        num_classes=old.get("num_classes"),
-        class_names=tuple(old.get("class_names") or ()),
-    )
-
-
 def _setting(
     old: Mapping[str, Any], used: Mapping[str, Any], notes: list[str]
 ) -> TransferSetting:
     num_train, num_val = old.get("num_train") or 0, old.get("num_val") or 0
     num_pool = old.get("num_pool") or num_train + num_val
     protocol = old.get("protocol") or ""
-    published = None
-    if protocol == "utrera2021":
-        published = _UTRERA_EPOCHS[num_pool > _UTRERA_FEW]
+    is_utrera = protocol == "utrera2021"
     statistics = used.get("statistics")
+    method = used.get("method")
     same = ("batch_size", "momentum", "weight_decay", "frozen_bn", "select_every")
     more = ("freeze_by_name", "normal_head", "precision", "solver", "augment")
     return TransferSetting(
@@ -156,12 +139,12 @@ def _setting(
         num_available=old.get("num_available"),
         val_fraction=used.get("val_fraction"),
         epochs=used.get("epochs"),
-        published_epochs=published,
+        published_epochs=_UTRERA_EPOCHS[num_pool > _UTRERA_FEW] if is_utrera else None,
         lrs=tuple(used.get("lrs") or ()),
         schedule=_SCHEDULES.get(used.get("schedule", ""), used.get("schedule")),
         statistics=statistics
         and Statistics(mean=tuple(statistics[0]), std=tuple(statistics[1])),
-        method=_method(used.get("method")),
+        method=method and _method(method),
         depends_on_seed=_SEED_CHANGES_NOTHING not in notes,
         chosen_c=used.get("C"),
         chosen_lr=used.get("lr"),
@@ -170,9 +153,7 @@ def _setting(
     )
 
 
-def _method(used: Mapping[str, Any] | None) -> MethodRecord | None:
-    if used is None:
-        return None
+def _method(used: Mapping[str, Any]) -> MethodRecord:
     known = ("name", "norm", "eps", "num_steps")
     parameters = tuple(
         Parameter(name=name, value=value)
@@ -182,24 +163,16 @@ def _method(used: Mapping[str, Any] | None) -> MethodRecord | None:
     return MethodRecord(**{name: used[name] for name in known}, parameters=parameters)
 
 
-def _departures(notes: list[str]) -> list[Departure]:
-    found = []
+def _read_notes(notes: list[str]) -> tuple[list[Departure], list[Defect]]:
+    departures, defects = [], []
     for note in notes:
         ours, between, published = note.partition(" instead of ")
         if between:
             name, _, value = ours.partition(" ")
-            found.append(Departure(name=name, ours=value, published=published))
-    return found
-
-
-def _defects(notes: list[str]) -> list[Defect]:
-    found = []
-    for note in notes:
-        code = _DEFECTS.get(note)
-        if code is None and note.startswith(_LEFT_TRAINING):
-            code = "freezing_by_name_left_some"
-        elif code is None and " instead of " not in note:
-            code = None if note == _SEED_CHANGES_NOTHING else "unknown"
-        if code is not None:
-            found.append(Defect(code=code, text=note))
-    return found
+            departures.append(Departure(name=name, ours=value, published=published))
+        elif note != _SEED_CHANGES_NOTHING:
+            code = _DEFECTS.get(note, "unknown")
+            if note.startswith(_LEFT_TRAINING):
+                code = "freezing_by_name_left_some"
+            defects.append(Defect(code=code, text=note))
+    return departures, defects

@@ -153,7 +153,7 @@ def read(path: Path, schema: pa.Schema) -> pa.Table:
                     for number, values in enumerate(old)
                     for row in migrate(values, path.stem, number)
                 ]
-                return to_arrow(rows, path.stem).select(schema.names)
+                return to_arrow(rows, path.stem, schema)
             if version == str(SCHEMA_VERSION):
                 stored = set(file.schema_arrow.names)
                 known = [name for name in schema.names if name in stored]

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from fastadv.results.identity import digest
-from fastadv.results.settings import EvaluationSetting, TransferSetting
+from fastadv.results.settings import Setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +185,7 @@ class Row:
     source: SourceRecord
     target: TargetRecord
     # How the number was obtained; its type is the kind of the row.
-    setting: TransferSetting | EvaluationSetting
+    setting: Setting
     seed: int = 0  # Seed of everything that was drawn.
     metric: str = "top1"  # What `value` is: `top1`, `mean_per_class`, ...
     attack: AttackRecord | None = None  # None for clean images.

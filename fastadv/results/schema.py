@@ -102,19 +102,20 @@ def _make_schema() -> pa.schema:
 SCHEMA = _make_schema()
 
 
-def to_arrow(rows: Iterable[Row], part: str) -> pa.Table:
-    """Return rows as a table of `SCHEMA`.
+def to_arrow(rows: Iterable[Row], part: str, schema: pa.Schema = SCHEMA) -> pa.Table:
+    """Return rows as a table of `schema`, which names columns of `SCHEMA`.
 
     Args:
         rows: The rows.
         part: Name of the part they are stored in, without its suffix.
+        schema: Columns that are wanted.
     """
     found = []
     for row in rows:
         values = asdict(row)
         values[row.kind] = values.pop("setting")
         found.append(values | {"part": part, "kind": row.kind})
-    return pa.Table.from_pylist(found, schema=SCHEMA)
+    return pa.Table.from_pylist(found, schema=schema)
 
 
 def from_arrow(table: pa.Table) -> list[Row]:

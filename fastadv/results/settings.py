@@ -1,37 +1,27 @@
 """The setting of each kind of result, as typed records.
 
-To add a kind, write a frozen dataclass here (or beside its experiment) with a class
-attribute `kind`, a `key` and a `label`, and add it to `KINDS`. Each kind is one struct
-column of the stored table, named by `kind`. A field that is added later needs a default,
-which rows written before it are given.
+To add a kind, write a frozen dataclass here (or beside its experiment) and add it to
+`Setting` and `KINDS`. It has:
+
+* a class attribute `kind`, which names its struct column in the stored table;
+* a method `key`: what must be equal for two numbers of this kind to be compared. What was
+  chosen by the experiment itself and the number of training images are left out, since
+  they vary within one setting;
+* a method `label`: a short description for people, which no code reads.
+
+A field that is added later needs a default, which rows written before it are given.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 _MODE_LABELS = {
     "fixed_feature": "fixed features",
     "full_network": "full network",
     "scratch": "from scratch",
 }
-
-
-class Setting(Protocol):
-    """How a number was obtained, apart from its source and its target."""
-
-    kind: ClassVar[str]
-
-    def key(self) -> tuple[Any, ...]:
-        """Return what must be equal for two numbers of this kind to be compared.
-
-        What was chosen by the experiment itself and the number of training images are
-        left out: they vary within one setting.
-        """
-
-    def label(self) -> str:
-        """Return a short description for people; no code reads it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,6 +172,7 @@ class EvaluationSetting:
         return f"{self.num_images} {self.split} images"
 
 
-KINDS: dict[str, type[TransferSetting] | type[EvaluationSetting]] = {
+Setting = TransferSetting | EvaluationSetting
+KINDS: dict[str, type[Setting]] = {
     setting.kind: setting for setting in (TransferSetting, EvaluationSetting)
 }

@@ -95,19 +95,25 @@ class ResultsTable:
             ValueError: The table is `once` and a row has no identity.
             OutputError: The file cannot be written; nothing was added.
         """
+        if self.once:
+            if not all(row.identity for row in rows):
+                raise ValueError("a row without identity cannot be added once")
+            rows = [row for row in rows if not self._has(row.identity)]
         if not rows:
             return
-        if not self.once:
-            self._write(parts.new_name("part"), rows)
-            return
-        if not all(row.identity for row in rows):
-            raise ValueError("a row without identity cannot be added once")
-        new = [row for row in rows if not self._has(row.identity)]
-        # Two writers of the same rows write the same file.
-        if len(new) == 1:
-            self._write(f"once-{new[0].identity}", new)
-        elif new:
-            self._write(f"once-many-{digest([row.identity for row in new])}", new)
+        part = parts.new_name("part")
+        if self.once:  # Two writers of the same rows write the same file.
+            names = [str(row.identity) for row in rows]
+            part = f"once-{names[0]}"
+            if len(names) > 1:
+                part = f"once-many-{digest(names)}"
+        parts.write(self.path, part, to_arrow(rows, part))
+        if parts.count_appended(self.path) >= parts.MANY:
+            try:
+                parts.merge(self.path)
+            except (FastadvError, OSError, pa.ArrowException) as error:
+                # The rows are there; only reading them stays slow.
+                log.warning("the parts of %s were not merged: %s", self.path, error)
 
     def _has(self, identity: str | None) -> bool:
         try:
@@ -117,15 +123,6 @@ class ResultsTable:
             # a `once` table once.
             log.warning("%s", error)
             return False
-
-    def _write(self, part: str, rows: Sequence[Row]) -> None:
-        parts.write(self.path, part, to_arrow(rows, part))
-        if parts.count_appended(self.path) >= parts.MANY:
-            try:
-                parts.merge(self.path)
-            except (FastadvError, OSError, pa.ArrowException) as error:
-                # The rows are there; only reading them stays slow.
-                log.warning("the parts of %s were not merged: %s", self.path, error)
 
     def save_arrays(self, identity: str, arrays: Mapping[str, np.ndarray]) -> str:
         """Write the arrays of a row that is to be appended; return their file's name.
@@ -236,8 +233,7 @@ class ResultsTable:
             filters: As in `rows`.
 
         Raises:
-            DataError: A file is no Parquet file, or of an unknown schema version.
-            ConfigError: There is no such column.
+            DataError, ConfigError: As in `rows`.
         """
         found = self.arrow(*names, **filters)
         values = [column(found, name).to_pylist() for name in names]
@@ -252,8 +248,7 @@ class ResultsTable:
             filters: As in `rows`.
 
         Raises:
-            DataError: A file is no Parquet file, or of an unknown schema version.
-            ConfigError: There is no such column.
+            DataError, ConfigError: As in `rows`.
         """
         wanted = [column_path(name)[0] for name in names] or SCHEMA.names
         needed = [column_path(name)[0] for name in filters]

@@ -49,8 +49,13 @@ def read_recipe(path: Path, **overrides: Any) -> list[TransferConfig]:
         ConfigError: The file cannot be read, or a key or value cannot work.
     """
     recipe = load_config_file(path, COMMAND)
-    if not PARTS.keys() & recipe.keys():
-        _refuse_training(path, recipe)
+    training, sweeps = (
+        {field.name for field in dataclasses.fields(kind)}
+        for kind in (TrainConfig, TransferConfig)
+    )
+    # A file of fastadv-train does not have to say which command it is for.
+    if recipe.keys() <= training and not recipe.keys() <= sweeps:
+        refuse_other_command(path, "fastadv-train --config", COMMAND)
     fixed = {key: value for key, value in overrides.items() if value is not None}
     parts = [_entries(path, recipe.pop(name, None), name) for name in PARTS]
     common = _checked(path, recipe, "the recipe")
@@ -62,17 +67,6 @@ def read_recipe(path: Path, **overrides: Any) -> list[TransferConfig]:
             except (TypeError, ConfigError) as error:
                 raise ConfigError(f"{path}: {error}") from None
     return list(found)
-
-
-def _refuse_training(path: Path, values: dict[Any, Any]) -> None:
-    """Refuse a file of `fastadv-train` that does not say which command it is for."""
-    training, sweeps = (
-        {field.name for field in dataclasses.fields(kind)}
-        for kind in (TrainConfig, TransferConfig)
-    )
-    if not values.keys() <= training or values.keys() <= sweeps:
-        return
-    refuse_other_command(path, "fastadv-train --config", COMMAND)
 
 
 def _entries(path: Path, given: Any, name: str) -> list[dict[str, Any]]:

@@ -8,8 +8,7 @@ from typing import Any
 from fastadv.environment import provenance
 from fastadv.evaluation.accuracy import Evaluation
 from fastadv.evaluation.rows import accuracy_fields, source_record, target_record
-from fastadv.results.identity import derived_identity
-from fastadv.results.migration import ATTACKED
+from fastadv.results.identity import attacked_identity
 from fastadv.results.row import AttackRecord, Provenance, Row
 from fastadv.results.settings import TransferSetting
 from fastadv.transfer.experiment import Experiment, Fitted, SeedSplit
@@ -72,7 +71,7 @@ def transfer_rows(
     if (attack := experiment.attack) is not None and found.robust is not None:
         rows.append(
             Row(
-                identity=derived_identity(identity, ATTACKED),
+                identity=attacked_identity(identity),
                 attack=AttackRecord.from_description(attack.describe()),
                 **accuracy_fields(found.robust, splits.metric),
                 **common,

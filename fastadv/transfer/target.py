@@ -16,6 +16,7 @@ log = logging.getLogger(__name__)
 
 # A held-out share that exceeds the requested one by this factor is logged.
 _CLEARLY_MORE = 1.5
+_warn_once = cache(log.warning)
 
 
 def open_target(config: TransferConfig, resolution: int) -> DatasetSplits:
@@ -50,11 +51,6 @@ def hold_out(
             f"gives one; {len(kept)} are trained on"
         )
     return kept, val
-
-
-@cache
-def _warn_once(text: str) -> None:
-    log.warning(text)
 
 
 def check_splits(splits: DatasetSplits) -> None:

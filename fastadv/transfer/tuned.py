@@ -158,8 +158,7 @@ def fine_tune(
         if procedure.frozen_bn == "eval":
             for module in trained.frozen:
                 module.eval()
-        for group in optimizer.param_groups:
-            group["lr"] = procedure.rate(lr, epoch)
+        optimizer.param_groups[0]["lr"] = procedure.rate(lr, epoch)
         for batch in loader:
             seed = derive_key(loader.options.seed, "start", step)
             result = train_step(
