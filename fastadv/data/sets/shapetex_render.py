@@ -72,8 +72,8 @@ def render(
     chunk = max(1, _CHUNK_PIXELS // (resolution * resolution))
     for start in range(0, len(shape), chunk):
         part = slice(start, start + chunk)
-        u, ids = draws[part].astype(np.float32), (shape, texture, background)
-        out[part] = _render_chunk(*(each[part] for each in ids), u, resolution)
+        u, back = draws[part].astype(np.float32), background[part]
+        out[part] = _render_chunk(shape[part], texture[part], back, u, resolution)
     return out
 
 
