@@ -2,34 +2,44 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
 
 from tyro.conf import UseAppendAction, arg
 from tyro.constructors import PrimitiveConstructorSpec
 
 from fastadv.threat import parse_norm, parse_pixels
 
+
+def read_by(
+    parse: Callable[[list[str]], Any],
+    kind: Any,
+    metavar: str,
+    nargs: int | Literal["*"],
+) -> PrimitiveConstructorSpec[Any]:
+    """Return how tyro reads a flag: `parse` makes a value of type `kind` of its words."""
+
+    def words(value: Any) -> list[str]:
+        each = value if isinstance(value, tuple) else (value,)
+        return [f"{v:g}" if isinstance(v, float) else str(v) for v in each]
+
+    def fits(value: Any) -> bool:
+        return isinstance(value, kind)
+
+    return PrimitiveConstructorSpec(nargs, metavar, parse, fits, words)
+
+
 Pixels = Annotated[
     float,
-    PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="PIXELS",
-        instance_from_str=lambda words: parse_pixels(words[0]),
-        is_instance=lambda value: isinstance(value, (int, float)),
-        str_from_instance=lambda value: [f"{value:g}"],
-    ),
+    read_by(lambda words: parse_pixels(words[0]), int | float, "PIXELS", 1),
+    parse_pixels,
 ]
 """A length in [0, 1] pixel units: 3, 0.5 or 8/255."""
 
 NormName = Annotated[
     str,
-    PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="{l2,linf}",
-        instance_from_str=lambda words: parse_norm(words[0]),
-        is_instance=lambda value: isinstance(value, str),
-        str_from_instance=lambda value: [value],
-    ),
+    read_by(lambda words: parse_norm(words[0]), str, "{l2,linf}", 1),
+    parse_norm,
 ]
 """The norm of a perturbation, in any spelling that `parse_norm` accepts."""
 

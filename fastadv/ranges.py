@@ -5,9 +5,10 @@
         epochs: Annotated[int, AT_LEAST_1] = 90
         momentum: Annotated[float, Range(0, 1, "[)")] = 0.9
 
-`Example(epochs=0)` raises `ConfigError`. The check holds for every command and every
-Python caller. A message writes arguments as `name=value` or `name` in backquotes, and a
-command shows them as its flags.
+`Example(epochs=0)` raises `ConfigError`. A function in an annotation makes the value of
+the field from what was given; it raises ValueError where it cannot. The check holds for
+every command and every Python caller. A message writes arguments as `name=value` or
+`name` in backquotes, and a command shows them as its flags.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import inspect
 import math
 from collections.abc import Iterator
 from dataclasses import Field, dataclass, fields
-from types import NoneType, UnionType
+from types import FunctionType, NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from fastadv.errors import ConfigError, unknown_name
@@ -60,46 +61,50 @@ class Checked:
 
 
 def check_fields(config: Any) -> None:
-    """Check every field of a dataclass against the ranges and choices of its annotation.
+    """Check every field of a dataclass against its annotation.
 
     Args:
-        config: Instance of a dataclass; of a tuple, each element is checked.
+        config: Instance of a dataclass. Each element of a tuple is checked, and fields
+            that have a function are replaced.
 
     Raises:
-        ConfigError: A number is out of its range, or a name is not among its choices.
+        ConfigError: A number is out of its range, a name is not among its choices, or a
+            value cannot be parsed.
     """
-    for name, (ranges, choices) in _accepted(type(config)).items():  # type: ignore[arg-type]
+    for name, limits in _limited(type(config)).items():  # type: ignore[arg-type]
         given = getattr(config, name)
+        choices = [limit for limit in limits if isinstance(limit, str)]
         for value in given if isinstance(given, tuple) else (given,):
             if value is None:
                 continue
-            for accepted in ranges:
-                if value not in accepted:
+            for limit in limits:
+                if isinstance(limit, Range) and value not in limit:
                     raise ConfigError(
-                        f"`{name}={value}` cannot work; it must be {accepted}"
+                        f"`{name}={value}` cannot work; it must be {limit}"
                     )
+                if isinstance(limit, FunctionType):
+                    try:
+                        object.__setattr__(config, name, limit(value))
+                    except ValueError as error:
+                        raise ConfigError(str(error)) from None
             if choices and value not in choices:
                 raise ConfigError(unknown_name(f"`{name}`", value, choices))
 
 
 @functools.cache
-def _accepted(kind: type[Any]) -> dict[str, tuple[list[Range], list[str]]]:
-    """Ranges and choices of the fields of a dataclass that have any."""
-    found = {}
-    for name, hint in get_type_hints(kind, include_extras=True).items():
-        limits = list(_limits(hint))
-        ranges = [limit for limit in limits if isinstance(limit, Range)]
-        choices = [limit for limit in limits if isinstance(limit, str)]
-        if ranges or choices:
-            found[name] = ranges, choices
-    return found
+def _limited(kind: type[Any]) -> dict[str, list[Range | FunctionType | str]]:
+    hints = get_type_hints(kind, include_extras=True)
+    found = {name: list(_limits(hint)) for name, hint in hints.items()}
+    return {name: limits for name, limits in found.items() if limits}
 
 
-def _limits(hint: Any) -> Iterator[Range | str]:
-    """Every range and every choice in an annotation, however deep."""
+def _limits(hint: Any) -> Iterator[Range | FunctionType | str]:
+    """Yield everything in an annotation that limits a value, however deep."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin is Annotated:
-        yield from (each for each in inner[1:] if isinstance(each, Range))
+        yield from (
+            each for each in inner[1:] if isinstance(each, Range | FunctionType)
+        )
         yield from _limits(inner[0])
     elif origin is Literal:
         yield from inner
@@ -121,3 +126,8 @@ def ordered_fields(kind: type[Any]) -> list[Field[Any]]:
     classes = (inspect.get_annotations(each) for each in order)
     names = dict.fromkeys(name for each in classes for name in each if name in known)
     return [known[name] for name in names]
+
+
+def ordered_values(config: Any, kind: type[Any]) -> dict[str, Any]:
+    """Return the values that a dataclass has for the fields of `kind`, in their order."""
+    return {field.name: getattr(config, field.name) for field in ordered_fields(kind)}

@@ -24,7 +24,7 @@ from fastadv.errors import (
     unknown_name,
 )
 from fastadv.machine import keep_freed_memory
-from fastadv.ranges import ordered_fields
+from fastadv.ranges import ordered_values
 
 Config = TypeVar("Config")
 
@@ -56,8 +56,7 @@ def parse(config_type: type[Config], argv: Sequence[str], prog: str) -> Config:
         registry=make_rules(all_flags=all_flags),
     )
     if prints:
-        names = [field.name for field in ordered_fields(config_type)]
-        values = {name: getattr(config, name) for name in names}
+        values = ordered_values(config, config_type)
         print(yaml.safe_dump(values, sort_keys=False), end="")
         raise SystemExit(EXIT_OK)
     return config
@@ -96,12 +95,14 @@ def run_commands(
 
 
 def run(
-    prog: str, body: Callable[[list[str]], int | None], argv: Sequence[str] | None
+    prog: str,
+    body: Callable[[list[str]], int | None],
+    argv: Sequence[str] | None = None,
 ) -> int:
     """Run a command's body; turn its errors into one line and an exit code."""
-    logging.basicConfig(
-        stream=sys.stderr, level=logging.WARNING, format=f"{prog}: %(message)s"
-    )
+    handler = logging.StreamHandler()
+    handler.setFormatter(_FlagFormatter(f"{prog}: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     if argv is None:  # the process is this command's own
         keep_freed_memory()
     words = list(sys.argv[1:] if argv is None else argv)
@@ -123,16 +124,15 @@ def run(
         return EXIT_OK
 
 
-def show(command: Any, values: Callable[[], Any], text: Callable[[], str]) -> int:
-    """Print a result, as one JSON object if `command.json` says so."""
-    print(json.dumps(values(), default=str) if command.json else text())
+def show(command: Any, values: Any, text: str) -> int:
+    """Print a result: its text, or with `command.json` its values as a JSON object."""
+    print(json.dumps(values, default=str) if command.json else text)
     return EXIT_OK
 
 
-def part(command: Any, kind: type[Config]) -> Config:
-    """Return the fields of a command that are those of `kind`, as one."""
-    names = [field.name for field in ordered_fields(kind)]
-    return kind(**{name: getattr(command, name) for name in names})
+class _FlagFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return in_flags(super().format(record))
 
 
 def _complain(prog: str, error: object, code: int) -> int:

@@ -77,21 +77,21 @@ class UnpackCommand(Checked):
 def _list(command: ListCommand) -> int:
     from fastadv.data.opening.listing import datasets_text, list_datasets
 
-    return common.show(command, list_datasets, datasets_text)
+    return common.show(command, list_datasets(), datasets_text())
 
 
 def _stats(command: StatsCommand) -> int:
     from fastadv.data.files.inspection import statistics, statistics_text
 
     found = statistics(command.open(), jobs=command.threads)
-    return common.show(command, lambda: found, lambda: statistics_text(found))
+    return common.show(command, found, statistics_text(found))
 
 
 def _verify(command: VerifyCommand) -> int:
     from fastadv.data.files.inspection import open_and_verify
 
     findings = open_and_verify(command.data, command.open, command.threads)
-    common.show(command, findings.as_dict, findings.text)
+    common.show(command, findings.as_dict(), findings.text())
     return EXIT_OK if findings.clean else EXIT_FAILED
 
 
@@ -117,7 +117,7 @@ def _pack(command: PackCommand) -> int:
         f"{command.out}: {len(shards)} shards, {sum(s['samples'] for s in shards)} images, "
         f"{sum(s['bytes'] for s in shards) / 1e6:.1f} MB"
     )
-    return common.show(command, lambda: manifest, lambda: text)
+    return common.show(command, manifest, text)
 
 
 def _unpack(command: UnpackCommand) -> int:
@@ -128,7 +128,7 @@ def _unpack(command: UnpackCommand) -> int:
         command.archive, command.out, max_bytes=most, max_files=command.max_files
     )
     text = f"{command.out}: {files} files, {size / 1e6:.1f} MB"
-    return common.show(command, lambda: {"files": files, "bytes": size}, lambda: text)
+    return common.show(command, {"files": files, "bytes": size}, text)
 
 
 _COMMANDS: dict[str, tuple[type[Any], Callable[[Any], int]]] = {

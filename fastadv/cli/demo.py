@@ -141,10 +141,7 @@ def _body(argv: list[str]) -> None:
     print(f"done in {time.monotonic() - began:.0f} s", file=sys.stderr)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code."""
-    return common.run(PROG, _body, argv)
-
+main = functools.partial(common.run, PROG, _body)
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,13 +76,10 @@ def report_text(report: dict[str, Any]) -> str:
 def _body(argv: list[str]) -> None:
     command = common.parse(DoctorCommand, argv, PROG)
     report = examine()
-    common.show(command, lambda: report, lambda: report_text(report))
+    common.show(command, report, report_text(report))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code."""
-    return common.run(PROG, _body, argv)
-
+main = functools.partial(common.run, PROG, _body)
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -62,10 +63,7 @@ def _print_share(what: str, value: float, ci: Sequence[float], n: int) -> None:
     print(f"  {what}: {100 * value:.2f} % [{low:.1f}, {high:.1f}] of {n}")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code."""
-    return common.run(PROG, _body, argv)
-
+main = functools.partial(common.run, PROG, _body)
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import functools
 import inspect
-import sys
-from collections.abc import Iterator
-from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import tyro
+from docstring_parser import parse_from_object
 from tyro.conf import Suppress, arg
 from tyro.constructors import (
     ConstructorRegistry,
@@ -54,6 +51,7 @@ def make_rules(*, all_flags: bool = True) -> ConstructorRegistry:
         kind: type[Any] = info.type
         rare = () if all_flags else getattr(kind, "RARE", ())
         hints = get_type_hints(kind, include_extras=True)
+        texts = _help_texts(kind)  # type: ignore[arg-type]
         found = []
         for field in ordered_fields(kind):
             name, hint, default = field.name, hints[field.name], field.default
@@ -65,8 +63,7 @@ def make_rules(*, all_flags: bool = True) -> ConstructorRegistry:
                 hint = Annotated[hint, arg(help_behavior_hint="")]
             if name in rare:
                 hint = Annotated[hint, Suppress]
-            help_text = functools.partial(_help_text, kind, name)
-            found.append(StructFieldSpec(name, hint, default, help_text))
+            found.append(StructFieldSpec(name, hint, default, texts.get(name)))
         return StructConstructorSpec(kind, tuple(found))
 
     return rules
@@ -99,38 +96,11 @@ def _optional(
     )
 
 
-def _help_text(kind: type[Any], name: str) -> str | None:
-    """Return the text below a field, from the first class that has one."""
-    for each in kind.__mro__:
-        text = _texts(each.__module__).get((each.__qualname__, name))
-        if text is not None:
-            return text
-    return None
-
-
 @functools.cache
-def _texts(module: str) -> dict[tuple[str, str], str]:
-    """Return the text below each field of the classes of a module, on one line."""
-    file = getattr(sys.modules.get(module), "__file__", None)
-    if file is None:
-        return {}
-    classes = (
-        node
-        for node in ast.parse(Path(file).read_text()).body
-        if isinstance(node, ast.ClassDef)
-    )
-    return {
-        (node.name, name): " ".join(text.split())
-        for node in classes
-        for name, text in _documented(node)
-    }
-
-
-def _documented(node: ast.ClassDef) -> Iterator[tuple[str, str]]:
-    for field, below in zip(node.body, node.body[1:], strict=False):
-        match field, below:
-            case (
-                ast.AnnAssign(target=ast.Name(id=name)),
-                ast.Expr(value=ast.Constant(value=str(text))),
-            ):
-                yield name, text
+def _help_texts(kind: type[Any]) -> dict[str, str]:
+    """Return the text below each field of a class and its bases, on one line."""
+    found = {}
+    for each in reversed(kind.__mro__[:-1]):
+        for param in parse_from_object(each).params:
+            found[param.arg_name] = " ".join((param.description or "").split())
+    return found

@@ -102,14 +102,14 @@ def _list(command: ListCommand) -> int:
     from fastadv.models.listing import architectures_text, list_architectures
 
     rows = list_architectures(command.pattern)
-    return common.show(command, lambda: rows, lambda: architectures_text(rows))
+    return common.show(command, rows, architectures_text(rows))
 
 
 def _show(command: ShowCommand) -> int:
     from fastadv.models.listing import describe_source, source_text
 
     about = describe_source(command.open())
-    return common.show(command, lambda: about, lambda: source_text(about))
+    return common.show(command, about, source_text(about))
 
 
 def _convert(command: ConvertCommand) -> int:
@@ -121,11 +121,9 @@ def _convert(command: ConvertCommand) -> int:
     written = export_source(
         command.open(), command.out, command.to, resolution=command.resolution
     )
-    return common.show(
-        command,
-        lambda: {"files": [str(path) for path in written]},
-        lambda: "\n".join([*map(str, written), EXPORT_FORMATS[command.to]]),
-    )
+    files = [str(path) for path in written]
+    text = "\n".join([*files, EXPORT_FORMATS[command.to]])
+    return common.show(command, {"files": files}, text)
 
 
 _COMMANDS: dict[str, tuple[type[Any], Callable[[Any], int]]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shlex
 import sys
@@ -129,10 +130,7 @@ def _body(argv: list[str]) -> None:
     sys.stdout.flush()
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code."""
-    return common.run(PROG, _body, argv)
-
+main = functools.partial(common.run, PROG, _body)
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import Positional, arg
 
 from fastadv.cli import common
-from fastadv.errors import ConfigError, FastadvError
+from fastadv.errors import ConfigError, FastadvError, in_flags
 from fastadv.ranges import AT_LEAST_0, Checked
 from fastadv.runs.executors import EngineName
 
@@ -104,7 +104,9 @@ def body(argv: list[str]) -> None:
             "results": str(table.path),
             "rows": plan.rows,
             "before": plan.done,
-            "failed": [{"task": str(f.task), "reason": f.reason} for f in failures],
+            "failed": [
+                {"task": str(f.task), "reason": in_flags(f.reason)} for f in failures
+            ],
         }
         print(json.dumps(summary))
     else:
@@ -119,7 +121,7 @@ def body(argv: list[str]) -> None:
 
 def _announce(plan: SweepPlan, command: SweepCommand) -> None:
     for problem in plan.missing:
-        print(f"left out: {problem}", file=sys.stderr)
+        print(f"left out: {in_flags(problem)}", file=sys.stderr)
     line = f"{plan.rows} rows, {plan.done} done, {len(plan.tasks)} task(s) left"
     if not command.dry_run:
         print(line, file=sys.stderr, flush=True)

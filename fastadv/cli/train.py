@@ -3,22 +3,63 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import functools
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from fastadv.cli import common
-from fastadv.cli.train_flags import LaunchFlags
 from fastadv.cli.words import flag_value, without_flag
 from fastadv.errors import ConfigError
+from fastadv.flags import PrintJson, read_by
+from fastadv.ranges import ordered_values
 from fastadv.training.config import TrainConfig
 
 PROG, MODULE = "fastadv-train", "fastadv.cli.train"
 
 
+def _counts(flag: str, words: list[str], most: int | None) -> tuple[int, ...]:
+    wrong = None
+    if most is not None and len(words) > most:
+        wrong = "one number"
+    elif not all(word.isdecimal() and int(word) > 0 for word in words):
+        wrong = "numbers above 0"
+    if wrong:
+        raise ConfigError(f"{flag} {' '.join(words)} cannot work; it takes {wrong}")
+    return tuple(map(int, words))
+
+
+def _devices(words: list[str]) -> tuple[int, ...]:
+    return _counts("--plan", words, most=None) or (1, 8)
+
+
+def _steps(words: list[str]) -> int:
+    return (*_counts("--profile", words, most=1), 20)[0]
+
+
+Devices = Annotated[tuple[int, ...], read_by(_devices, tuple, "[N ...]", "*")]
+Steps = Annotated[int, read_by(_steps, int, "[STEPS]", "*")]
+
+
 @dataclass(frozen=True, kw_only=True)
-class TrainCommand(TrainConfig, LaunchFlags):  # noqa: D101, it shows the help of TrainConfig
+class TrainCommand(TrainConfig):  # noqa: D101, it shows the help of its base
     __doc__ = TrainConfig.__doc__
+
+    dry_run: bool = False
+    """Open the data, build the model, and stop."""
+    plan: Devices | None = None
+    """Measure 20 steps, print memory, time and device-hours of the whole run on these
+    numbers of devices, and stop. Without numbers: 1 and 8."""
+    profile: Steps | None = None
+    """Measure where the time of N steps goes, and write it and a trace in the run
+    directory. Without a number: 20 steps."""
+    nproc: int | None = None
+    """Start N processes on this machine, one for each GPU, or all on the CPU."""
+    slurm: str | None = None
+    """Submit the run to Slurm with the options of submitit, for example
+    nodes=2,gpus_per_node=8,time=1440; time is in minutes or H:MM:SS. --dry-run prints the
+    script."""
+    json: PrintJson = False
 
 
 def _body(argv: list[str]) -> None:
@@ -30,7 +71,7 @@ def _body(argv: list[str]) -> None:
             "for the file's norm"
         )
     command = common.parse(TrainCommand, _resumed(_plain_resume(argv)), PROG)
-    config = common.part(command, TrainConfig)
+    config = TrainConfig(**ordered_values(command, TrainConfig))
     nproc, slurm, dry_run = command.nproc, command.slurm, command.dry_run
     if slurm is not None and nproc is not None:
         raise ConfigError(
@@ -41,7 +82,7 @@ def _body(argv: list[str]) -> None:
         from fastadv.training.plan import plan_run
 
         found = plan_run(config, command.plan)
-        common.show(command, found.to_dict, found.text)
+        common.show(command, found.to_dict(), found.text())
         return
     if slurm is not None:
         from fastadv.runs.slurm import submit
@@ -66,11 +107,8 @@ def _body(argv: list[str]) -> None:
             return
         summary = trainer.fit()
     if world.leads:
-        common.show(
-            command,
-            lambda: dataclasses.asdict(summary) | {"run": str(summary.run)},
-            lambda: f"run: {summary.run}",
-        )
+        values = dataclasses.asdict(summary) | {"run": str(summary.run)}
+        common.show(command, values, f"run: {summary.run}")
 
 
 def _here(argv: list[str]) -> list[str]:
@@ -102,10 +140,7 @@ def _resumed(argv: list[str]) -> list[str]:
     return ["--config", str(saved), *argv] if saved.exists() else argv
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code."""
-    return common.run(PROG, _body, argv)
-
+main = functools.partial(common.run, PROG, _body)
 
 if __name__ == "__main__":
     raise SystemExit(main())

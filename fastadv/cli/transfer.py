@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fastadv.cli import common, sweep
+from fastadv.ranges import ordered_values
 from fastadv.transfer.config import TransferConfig
 
 if TYPE_CHECKING:
@@ -79,23 +81,18 @@ def _body(argv: list[str]) -> None:
         sweep.body(argv[1:])
         return
     command = common.parse(TransferCommand, argv, PROG)
-    values = dataclasses.asdict(command)
-    as_json = values.pop("json")
 
     from fastadv.transfer.protocol import TransferRun
 
-    run = TransferRun(TransferConfig(**values))
+    run = TransferRun(TransferConfig(**ordered_values(command, TransferConfig)))
     for row in run.rows():
-        if as_json:
+        if command.json:
             print(json.dumps(dataclasses.asdict(row), default=str), flush=True)
-    if not as_json:
+    if not command.json:
         print_rows(run.table.rows())
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code."""
-    return common.run(PROG, _body, argv)
-
+main = functools.partial(common.run, PROG, _body)
 
 if __name__ == "__main__":
     raise SystemExit(main())

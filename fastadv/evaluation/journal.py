@@ -54,12 +54,12 @@ class Journal:
             return
         if "settings" not in events[0]:
             raise ConfigError(
-                f"{folder} holds something else than an evaluation; choose another --out"
+                f"{folder} holds something else than an evaluation; choose another `out`"
             )
         if not resume:
             raise ConfigError(
-                f"{folder} already holds an evaluation; add --resume to continue it, or "
-                "choose another --out"
+                f"{folder} already holds an evaluation; add `resume` to continue it, or "
+                "choose another `out`"
             )
         refuse_changes(folder, events[0]["settings"], settings)
         for event in events:

@@ -55,11 +55,8 @@ def _is_sequence(module: nn.Module, head: nn.Module) -> bool:
         isinstance(getattr(module, "blocks", None), (nn.Sequential, nn.ModuleList))
     )
     # With one weighted layer (conv-bn-relu, a DenseNet transition) it is a block.
-    return holder and sum(_is_weighted_leaf(m) for m in module.modules()) > 1
-
-
-def _is_weighted_leaf(module: nn.Module) -> bool:
-    return next(module.children(), None) is None and _has_weights(module)
+    leaves = (m for m in module.modules() if next(m.children(), None) is None)
+    return holder and sum(_has_weights(leaf) for leaf in leaves) > 1
 
 
 def _has_weights(module: nn.Module) -> bool:

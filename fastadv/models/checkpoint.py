@@ -326,7 +326,7 @@ def _decide_arch(weights: Weights, bare: BareWeights) -> str:
     fits = fitting_archs(bare.state)
     hint = f"its weights fit {' and '.join(fits)}" if fits else "no known one fits"
     raise CheckpointError(
-        f"{file} does not say its architecture; {hint}. Pass arch=... (--arch)"
+        f"{file} does not say its architecture; {hint}. Pass `arch=NAME`"
     )
 
 

@@ -61,22 +61,16 @@ def create_model(
         std = IMAGENET_STD if std is None else std
         return NormalizedModel(net, mean, std, arch, num_classes or 1000, spec=spec)
     if weights in ("torchvision", "timm"):
-        source = _library_source(arch, str(weights))
-        model = load_model(source, mean=mean, std=std, download=True)
+        name = arch.removeprefix(TIMM_PREFIX)
+        owner = "timm" if name != arch else "torchvision"
+        if weights != owner or not (name != arch or torchvision_files(arch)):
+            raise ConfigError(
+                f"{weights} has no weights for {arch!r}; give weights= a path, or None "
+                "for random weights"
+            )
+        model = load_model(f"{owner}:{name}", mean=mean, std=std, download=True)
     else:
         model = load_model(weights, arch, mean=mean, std=std)
     if num_classes is not None and num_classes != model.num_classes:
         model.replace_head(num_classes, seed)
     return model
-
-
-def _library_source(arch: str, library: str) -> str:
-    """Return the source name of a library's own weights for `arch`."""
-    name = arch.removeprefix(TIMM_PREFIX)
-    owner = "timm" if name != arch else "torchvision"
-    if library != owner or (owner == "torchvision" and not torchvision_files(arch)):
-        raise ConfigError(
-            f"{library} has no weights for {arch!r}; give weights= a path, or None for "
-            "random weights"
-        )
-    return f"{library}:{name}"

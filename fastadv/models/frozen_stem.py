@@ -53,9 +53,8 @@ def input_gradient(
     """
     n, channels, h, w = shape
     m = packed.shape[2]
-    first = (
-        padding + padding % 2
-    ) // 2  # cell of the padded image where the real begins
+    # The cell of the padded image where the real one begins.
+    first = (padding + padding % 2) // 2
     # Enough padding for the first and the last cell; the rest is cut off.
     q = max(m - 1 - first, first + max(h // 2 - g.shape[2], w // 2 - g.shape[3]), 0)
     begin = first - (m - 1 - q)

@@ -15,9 +15,6 @@ import torch
 from fastadv.errors import CheckpointError, ConfigError
 from fastadv.models.architecture_names import MODEL_FILE
 
-# In order of preference; other files of a repository must be named.
-_USUAL_FILES = (MODEL_FILE, "pytorch_model.bin")
-
 
 def read_config(path: Path) -> dict[str, Any]:
     """Return the `config.json` beside weights; it is empty where there is none.
@@ -57,7 +54,7 @@ def torch_hub_file(url: str, what: str, download: bool) -> Path:
         return file
     if not download:
         raise CheckpointError(
-            f"{what} is not on this machine (looked for {file}); add --download, or put "
+            f"{what} is not on this machine (looked for {file}); add `download`, or put "
             f"{url} there by other means"
         )
     match = torch.hub.HASH_REGEX.search(file.name)
@@ -96,7 +93,8 @@ def hugging_face_file(
             f"{what} needs the huggingface_hub package, which is not installed; run: "
             "pip install huggingface-hub, or give the path of the file"
         ) from error
-    choices = [name] if name else list(_USUAL_FILES)
+    # In order of preference; other files of a repository must be named.
+    choices = [name] if name else [MODEL_FILE, "pytorch_model.bin"]
     for choice in choices:
         cached = library.try_to_load_from_cache(repo, choice, revision=revision)
         if isinstance(cached, str):
@@ -104,7 +102,7 @@ def hugging_face_file(
     if not download:
         raise CheckpointError(
             f"{what} is not in the Hugging Face cache ({HF_HUB_CACHE}; "
-            f"looked for {' and '.join(choices)} of {repo}); add --download, or put the "
+            f"looked for {' and '.join(choices)} of {repo}); add `download`, or put the "
             "file anywhere and give its path"
         )
     try:

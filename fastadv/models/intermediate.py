@@ -88,7 +88,8 @@ def recording(
     found: dict[str, Tensor] = {}
     thread = threading.get_ident()
 
-    def keep(name: str, value: Any) -> None:
+    def keep(name: str, inputs: tuple[Any, ...], output: Any) -> None:
+        value = inputs[0] if name == EMBEDDING else output
         if threading.get_ident() == thread and isinstance(value, Tensor):
             # A copy, since a ReLU may overwrite it; nothing overwrites the head's input.
             found[name] = value if name == EMBEDDING else value.clone()
@@ -99,14 +100,9 @@ def recording(
             module = modules.get(head or "" if name == EMBEDDING else name)
             if module is None:
                 raise unknown_activation(name)
-            if name == EMBEDDING:
-                handle = module.register_forward_pre_hook(
-                    lambda _, inputs: keep(EMBEDDING, inputs[0])
-                )
-            else:
-                handle = module.register_forward_hook(
-                    lambda _, inputs, output, name=name: keep(name, output)
-                )
+            handle = module.register_forward_hook(
+                lambda _, inputs, output, name=name: keep(name, inputs, output)
+            )
             stack.callback(handle.remove)
         yield found
     for name in names:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from fastadv.errors import ConfigError, unknown_name
@@ -94,7 +93,9 @@ def source_text(about: dict[str, Any]) -> str:
     if about["eps"] is not None:
         threat = ThreatModel(about["norm"] or "l2", about["eps"])
         training = f"adversarial, {threat}" if about["eps"] else "standard"
-    mean, std = _rounded(about["mean"]), _rounded(about["std"])
+    mean, std = (
+        " ".join(f"{value:.4g}" for value in about[name]) for name in ("mean", "std")
+    )
     lines = {
         "file": about["file"],
         "sha256": about["file_sha256"],
@@ -108,7 +109,3 @@ def source_text(about: dict[str, Any]) -> str:
     metadata = about["metadata"]
     lines |= {name: metadata[name] for name in _ACCURACIES if name in metadata}
     return "\n".join([about["name"], *(f"  {k:13} {v}" for k, v in lines.items())])
-
-
-def _rounded(values: Sequence[float]) -> str:
-    return " ".join(f"{value:.4g}" for value in values)

@@ -76,8 +76,6 @@ def get_spec(arch: str) -> ArchSpec:
         raise ConfigError(unknown_name("architecture", arch, ARCHITECTURES)) from None
 
 
-# ---- embeddings ----
-
 # What forward methods do between modules, as steps of a `trunk`.
 _OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu()": F.relu,
@@ -99,9 +97,6 @@ def _run(steps: str, net: nn.Module, z: Tensor) -> Tensor:
     return z
 
 
-# ---- builders ----
-
-
 def _torchvision_net(name: str, num_classes: int) -> nn.Module:
     net: nn.Module
     if name == "wide_resnet50_4":  # torchvision has a class for it, but no function
@@ -120,8 +115,6 @@ def _small_stem(name: str, num_classes: int) -> nn.Module:
     net.maxpool = nn.Identity()
     return net
 
-
-# ---- the table ----
 
 _RESNET = "conv1 bn1 relu maxpool layer1 layer2 layer3 layer4 avgpool flatten()"
 _CIFAR_RESNET = "conv1 bn1 relu() layer1 layer2 layer3 pool() flatten()"

@@ -94,7 +94,7 @@ def _sources(
         found[name] = source, model.eval()
     if not found:
         why = "; ".join(refused[:3]) or "their files are gone"
-        raise ConfigError(f"--examples {data}: no source can be shown: {why}")
+        raise ConfigError(f"`examples={data}`: no source can be shown: {why}")
     return found
 
 

@@ -100,8 +100,8 @@ class RunDirectory:
         """
         if self.began and not resume:
             raise ConfigError(
-                f"{self.path} already holds a run; add --resume to continue it, or "
-                "choose another --out"
+                f"{self.path} already holds a run; add `resume` to continue it, or "
+                "choose another `out`"
             )
         self._take_lock()
         try:
@@ -148,7 +148,7 @@ class RunDirectory:
         except BlockingIOError as error:
             raise ConfigError(
                 f"{self.path} is being written by {error.strerror}; wait until it ends, "
-                "stop it, or choose another --out"
+                "stop it, or choose another `out`"
             ) from None
         except OSError as error:
             warn_without_lock(self.path, error)
@@ -181,7 +181,7 @@ class RunDirectory:
             return state, link.resolve(), damage[0] if damage else None
         raise CheckpointError(
             f"{'; '.join(damage)}; no other checkpoint is left, so the run cannot be "
-            "resumed. Start it again with another --out"
+            "resumed. Start it again with another `out`"
         )
 
     def _repair(self, used: Path, damage: str | None) -> None:
@@ -306,7 +306,7 @@ class RunDirectory:
         except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError
             raise OutputError(
                 f"could not save {final}: {error}; the checkpoint before it is "
-                f"unchanged. Free space, then continue with --resume --out {self.path}"
+                f"unchanged. Free space, then continue with `resume` `out={self.path}`"
             ) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

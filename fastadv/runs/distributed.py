@@ -67,14 +67,14 @@ class World:
             return device
         if device.index is not None:
             raise ConfigError(
-                f"--device {name} is one device, and there are {self.size} ranks; use "
-                "--device cuda, and each takes its own"
+                f"`device={name}` is one device, and there are {self.size} ranks; use "
+                "`device=cuda`, and each takes its own"
             )
         count = torch.cuda.device_count()
         if self.local_size > count:
             raise ConfigError(
                 f"{self.local_size} ranks on this machine, which has {count} CUDA "
-                f"device(s); start at most {count}, or use --device cpu"
+                f"device(s); start at most {count}, or use `device=cpu`"
             )
         return torch.device("cuda", self.local_rank)
 
@@ -92,7 +92,7 @@ class World:
             choices = [str(n) for n in (near, near + self.size) if n]
             raise ConfigError(
                 f"a batch of {batch_size} images cannot be shared equally by "
-                f"{self.size} ranks; --batch-size counts the images of all ranks: use "
+                f"{self.size} ranks; `batch_size` counts the images of all ranks: use "
                 f"{' or '.join(choices)}"
             )
         return batch_size // self.size

@@ -89,6 +89,6 @@ def refuse_changes(
     ]
     if changed:
         raise ConfigError(
-            f"--resume would change what {folder} computes ({', '.join(changed)}); "
-            "resume with the same choices, or start another --out"
+            f"`resume` would change what {folder} computes ({', '.join(changed)}); "
+            "resume with the same choices, or start another `out`"
         )

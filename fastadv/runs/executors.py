@@ -58,11 +58,11 @@ def make_executor(
         ConfigError: An argument does not fit, or Ray is missing or unreachable.
     """
     if workers is not None and workers < 1:
-        raise ConfigError(f"--workers {workers} must be at least 1")
+        raise ConfigError(f"`workers={workers}` must be at least 1")
     if name == "serial":
         if workers not in (None, 1):
             raise ConfigError(
-                f"--workers {workers} needs --engine processes or --engine ray; serial "
+                f"`workers={workers}` needs `engine=processes` or `engine=ray`; serial "
                 "runs one task at a time"
             )
         return SerialExecutor()
@@ -246,8 +246,8 @@ class RayExecutor:
             ray: Any = importlib.import_module("ray")
         except ImportError as error:
             raise ConfigError(
-                f"--engine ray needs Ray ({error}): pip install 'fastadv[ray]', or use "
-                "--engine processes"
+                f"`engine=ray` needs Ray ({error}): pip install 'fastadv[ray]', or use "
+                "`engine=processes`"
             ) from None
         if address not in (None, "auto", "local"):
             _check_reachable(str(address))
@@ -259,9 +259,9 @@ class RayExecutor:
             ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
         except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
             raise ConfigError(
-                f"no Ray cluster at --address {address}: {error}. Start one with `ray "
+                f"no Ray cluster at `address={address}`: {error}. Start one with `ray "
                 "start --head`, set RAY_AUTH_MODE=token if that said it asks for a token, "
-                "or leave --address out for one on this machine"
+                "or leave `address` out for one on this machine"
             ) from None
         room = ray.cluster_resources()
         fits = [room.get("CPU", 0) / cpus] if cpus else []
@@ -271,7 +271,7 @@ class RayExecutor:
             raise ConfigError(
                 f"a task reserves {cpus:g} core(s) and {gpus:g} GPU(s), the Ray cluster "
                 f"has {room.get('CPU', 0):g} and {room.get('GPU', 0):g}; lower "
-                "--cpus-per-task or --gpus-per-task"
+                "`cpus_per_task` or `gpus_per_task`"
             )
         self.slots = workers or int(min(fits, default=1))
         self._ray = ray
@@ -320,13 +320,13 @@ def _check_reachable(address: str) -> None:
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdecimal():
         raise ConfigError(
-            f"--address {address!r} is no Ray address; use auto, host:port or "
+            f"`address={address!r}` is no Ray address; use auto, host:port or "
             "ray://host:port"
         )
     try:
         socket.create_connection((host, int(port)), timeout=_REACH_SECONDS).close()
     except OSError as error:
         raise ConfigError(
-            f"no Ray cluster at --address {address}: {error.strerror or error}. Start "
-            "one with `ray start --head`, or leave --address out for one on this machine"
+            f"no Ray cluster at `address={address}`: {error.strerror or error}. Start "
+            "one with `ray start --head`, or leave `address` out for one on this machine"
         ) from None

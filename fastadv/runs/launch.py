@@ -41,11 +41,11 @@ def launch(module: str, nproc: int, argv: Sequence[str]) -> int:
         ConfigError: `nproc` is no number of ranks, or this process is a rank itself.
     """
     if nproc < 1:
-        raise ConfigError(f"--nproc {nproc} cannot work; it must be at least 1")
+        raise ConfigError(f"`nproc={nproc}` cannot work; it must be at least 1")
     if "RANK" in os.environ or "WORLD_SIZE" in os.environ:
         raise ConfigError(
-            f"--nproc {nproc} inside of a run of several ranks (RANK or WORLD_SIZE is "
-            "set): torchrun and Slurm start the ranks themselves; leave --nproc out"
+            f"`nproc={nproc}` inside of a run of several ranks (RANK or WORLD_SIZE is "
+            "set): torchrun and Slurm start the ranks themselves; leave `nproc` out"
         )
     shared = os.environ | {
         "WORLD_SIZE": str(nproc),

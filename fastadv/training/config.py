@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -12,7 +12,7 @@ from fastadv.data.config import Backend, TrainingImagesConfig
 from fastadv.device import DeviceConfig
 from fastadv.errors import ConfigError, unknown_name
 from fastadv.models.architecture_names import ARCHITECTURES
-from fastadv.ranges import AT_LEAST_0, AT_LEAST_1, Range, ordered_fields
+from fastadv.ranges import AT_LEAST_0, AT_LEAST_1, Range, ordered_values
 from fastadv.training.method_config import MethodConfig
 from fastadv.training.optimizer_config import OptimizerConfig
 
@@ -197,18 +197,4 @@ class TrainConfig(MethodConfig, OptimizerConfig, TrainingImagesConfig, DeviceCon
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values in the order of the flags, for config.yaml."""
-        values = asdict(self)
-        return {field.name: values[field.name] for field in ordered_fields(type(self))}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any], where: str) -> TrainConfig:
-        """Build a config from what `to_dict` returned.
-
-        Raises:
-            ConfigError: A key is no field; the message names near misses.
-        """
-        known = [field.name for field in fields(cls)]
-        for key in values:
-            if key not in known:
-                raise ConfigError(f"{where}: {unknown_name('key', str(key), known)}")
-        return cls(**values)
+        return ordered_values(self, type(self))

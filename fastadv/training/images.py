@@ -96,7 +96,9 @@ class RunImages:
 
     def eval_loader(self, images: ImageSet) -> Loader:
         """Return the loader of all of `images`; validation shares them out itself."""
-        return self._loader(images, train=False, batch_size=EVAL_BATCH)
+        return self._loader(
+            images, World(), EVAL_BATCH, self.config.loader, train=False
+        )
 
     def train_loader(self, *, backend: Backend | None = None) -> Loader:
         """Return the loader of this rank's training images. Every rank must call it.
@@ -104,35 +106,26 @@ class RunImages:
         Args:
             backend: Loader backend; None stands for the configured one.
         """
-        world = self.world
-
-        def made(backend: Backend | None) -> Loader:
-            return self._loader(
-                self.train,
-                train=True,
-                batch_size=world.per_rank(self.batch_size),
-                backend=backend,
-                world=world,
-            )
-
-        loader = made(backend)
+        mine = self.train, self.world, self.world.per_rank(self.batch_size)
+        loader = self._loader(*mine, backend or self.config.loader, train=True)
         # `auto` looks at the memory that is free, which ranks may see differently.
-        common = world.share(loader.backend)
-        return loader if common == loader.backend else made(common)
+        common = self.world.share(loader.backend)
+        if common != loader.backend:
+            loader = self._loader(*mine, common, train=True)
+        return loader
 
     def _loader(
         self,
         images: ImageSet,
-        *,
-        train: bool,
+        world: World,
         batch_size: int,
-        backend: Backend | None = None,
-        world: World | None = None,
+        backend: Backend,
+        train: bool,
     ) -> Loader:
-        config, world = self.config, world or World()
+        config = self.config
         return make_loader(
             images,
-            backend=backend or config.loader,
+            backend=backend,
             batch_size=batch_size,
             rank=world.rank,
             world_size=world.size,

@@ -20,7 +20,7 @@ from fastadv.threat import ThreatModel
 from fastadv.training.config import TrainConfig
 from fastadv.training.ema import EMA
 from fastadv.training.method_config import MethodConfig
-from fastadv.training.methods import CLASSES, DTYPES, Net, PGDTraining
+from fastadv.training.methods import CLASSES, DTYPES, Method, Net
 from fastadv.training.mixing import Mixing
 from fastadv.training.optimizer_config import default_lr
 from fastadv.training.optimizers import make_optimizer
@@ -57,32 +57,24 @@ def training_attack(
     """
     if not config.adversarial:
         return None
-    threat, name, share = config.threat, config.method, config.entry.step_share
-    step_size, random_start = config.step_size, config.random_start
-    if step_size is None and share is not None:
-        step_size = share * threat.eps / config.attack_steps
-    objective, start_eps = "cross_entropy", None
-    if name in ("trades", "mart", "discrepancy"):
-        objective = {"trades": "kl", "discrepancy": "feature_distance"}.get(
-            name, objective
-        )
-        if not random_start:
-            dimensions = 3 * (side**2 if threat.norm == "l2" else 1)
-            start_eps = min(threat.eps, _SMALL_START * math.sqrt(dimensions))
-            random_start = True
-    elif name == "rs_fgsm":
-        random_start = True
-    elif name == "n_fgsm":
+    threat, entry = config.threat, config.entry
+    step_size, start_eps = config.step_size, None
+    if step_size is None and entry.step_share is not None:
+        step_size = entry.step_share * threat.eps / config.attack_steps
+    if entry.small_start and not config.random_start:
+        dimensions = 3 * (side**2 if threat.norm == "l2" else 1)
+        start_eps = min(threat.eps, _SMALL_START * math.sqrt(dimensions))
+    elif config.method == "n_fgsm":
         # A step without projection from x + eta: within a ball that it cannot leave.
         start_eps = config.parameters["noise"] * threat.eps
         threat = ThreatModel(threat.norm, start_eps + (step_size or 0.0))
-        random_start = True
+    drawn = config.random_start or config.method == "rs_fgsm"
     return PGD(
         threat,
         config.attack_steps,
         step_size,
-        random_start,
-        objective=objective,
+        random_start=drawn or start_eps is not None,
+        objective=entry.objective,
         seed=seed,
         dtype=dtype,
         compile=config.compile,
@@ -239,7 +231,7 @@ class Learner:
             dtype=DTYPES.get(self.precision),
             compile=self.config.compile,
         )
-        self.method = PGDTraining(self.method.net, self.attack, self.view)
+        self.method = Method(self.method.net, self.attack, self.view)
         self.method.scale(self._scale)
 
     # ---- state ----

@@ -29,82 +29,66 @@ MethodName: TypeAlias = Literal[
 
 @dataclass(frozen=True, kw_only=True)
 class MethodEntry:
-    """What a training method takes; its losses are in `methods.py`.
+    """What a training method takes; `methods.py` holds its losses and names its paper.
 
     Attributes:
-        source: The paper, with equation or algorithm.
-        num_steps: Default number of attack steps.
-        one_step: Whether the attack is a single step. Such a method takes no other
-            `num_steps`, and its training is watched for catastrophic overfitting.
+        num_steps: Default number of attack steps. A method with 1 takes no other number,
+            and its training is watched for catastrophic overfitting.
         parameters: Parameters of the method besides its attack, with their defaults.
-        random_start: `"chosen"` if the user chooses where the attack begins, `"own"` if
-            the method does.
+        objective: Loss that the attack maximises.
+        own_start: Whether the method, and not the user, chooses where the attack begins.
+        small_start: Whether the attack begins near the image, and not at it.
         soft_labels: Whether the method works with mixed or smoothed labels.
         attacks: Whether the method attacks its images at all.
         step_share: Length of an attack step in units of eps / num_steps; None stands for
             the default of PGD.
     """
 
-    source: str
     num_steps: int = 3
-    one_step: bool = False
     parameters: Mapping[str, float] = field(default_factory=dict)
-    random_start: Literal["chosen", "own"] = "chosen"
+    objective: str = "cross_entropy"
+    own_start: bool = False
+    small_start: bool = False
     soft_labels: bool = True
     attacks: bool = True
     step_share: float | None = None
 
+    @property
+    def one_step(self) -> bool:
+        """Whether the attack is a single step."""
+        return self.num_steps == 1
+
 
 METHODS: dict[MethodName, MethodEntry] = {
-    "pgd_at": MethodEntry(source="Madry et al. 2018, eq. 2.1; Salman et al. 2020"),
-    "standard": MethodEntry(source="no attack", attacks=False),
+    "pgd_at": MethodEntry(),
+    "standard": MethodEntry(attacks=False),
     "trades": MethodEntry(
-        source="Zhang et al. 2019, eq. 5",
         num_steps=10,
         parameters={"beta": 6.0},
+        objective="kl",
+        small_start=True,
         step_share=2.5,  # 0.007 of 0.031 in ten steps, as published, is 2.3
     ),
     "mart": MethodEntry(
-        source="Wang et al. 2020, eq. 11",
         num_steps=10,
         parameters={"beta": 5.0},
+        small_start=True,
         soft_labels=False,
         step_share=2.5,
     ),
     "free": MethodEntry(
-        source="Shafahi et al. 2019, algorithm 1",
-        num_steps=1,
-        one_step=True,
-        parameters={"replays": 4},
-        random_start="own",
-        step_share=1.0,
+        num_steps=1, parameters={"replays": 4}, own_start=True, step_share=1.0
     ),
-    "rs_fgsm": MethodEntry(
-        source="Wong et al. 2020, algorithm 3",
-        num_steps=1,
-        one_step=True,
-        random_start="own",
-        step_share=1.25,
-    ),
+    "rs_fgsm": MethodEntry(num_steps=1, own_start=True, step_share=1.25),
     "n_fgsm": MethodEntry(
-        source="de Jorge et al. 2022, eq. 4",
-        num_steps=1,
-        one_step=True,
-        parameters={"noise": 2.0},
-        random_start="own",
-        step_share=1.0,
+        num_steps=1, parameters={"noise": 2.0}, own_start=True, step_share=1.0
     ),
-    "gradalign": MethodEntry(
-        source="Andriushchenko and Flammarion 2020, eq. 7",
-        num_steps=1,
-        one_step=True,
-        parameters={"beta": 0.2},
-        step_share=1.0,
-    ),
+    "gradalign": MethodEntry(num_steps=1, parameters={"beta": 0.2}, step_share=1.0),
     "discrepancy": MethodEntry(
-        source="Zhang et al. 2023, discrepancy mitigating",
         num_steps=10,
         parameters={"beta": 500.0},
+        objective="feature_distance",
+        small_start=True,
         step_share=1.25,
     ),
 }
@@ -181,7 +165,7 @@ class MethodConfig(AttackConfig):
                 f"`method={name}` attacks in one step, not in `num_steps={self.num_steps}`"
                 "; `method=pgd_at` takes several"
             )
-        if self.random_start and entry.random_start == "own":
+        if self.random_start and entry.own_start:
             raise ConfigError(
                 f"`method={name}` has a start of its own; leave `random_start` out"
             )

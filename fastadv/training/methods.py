@@ -92,7 +92,12 @@ class Part:
 
 
 class Method:
-    """Standard training, and the base of all methods.
+    """Cross-entropy of the images of an attack, and the base of all methods.
+
+    It is min_w E max_d CE(f(x + d), y), or standard training without an attack. With one
+    step from a random point it is RS-FGSM; with one step from a point that may lie outside
+    of the ball, and without projection, it is N-FGSM. The attack makes the difference; see
+    `learner.training_attack`.
 
     Args:
         net: The network in training.
@@ -102,6 +107,10 @@ class Method:
 
     Raises:
         ValueError: An attack is given without a view.
+
+    Source:
+        Madry et al. 2018, equation 2.1; Wong et al. 2020, algorithm 3; de Jorge et al.
+        2022, equation 4.
     """
 
     def __init__(
@@ -120,10 +129,6 @@ class Method:
         """Scale the radius of the attack by `factor` from now on."""
         if self._full is not None:
             self.attack = self._full.scaled(factor)
-
-    def replace_attack(self, attack: PGD) -> None:
-        """Use another attack from now on."""
-        self._full = self.attack = attack
 
     def refresh(self) -> None:
         """Copy the weights of the last update into the attack view."""
@@ -146,7 +151,7 @@ class Method:
         The caller computes the gradients of a loss and makes its update before it asks
         for the next one.
         """
-        logits = self.net(self.net.normalized(part.images))
+        logits = self.net(self.attacked(part, part.targets))
         yield F.cross_entropy(logits, part.targets), logits
 
     def state_dict(self) -> dict[str, Any]:
@@ -155,24 +160,6 @@ class Method:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the state that `state_dict` returned."""
-
-
-class PGDTraining(Method):
-    """Cross-entropy of attacked images: min_w E max_d CE(f(x + d), y).
-
-    With one step from a random point this is RS-FGSM; with one step from a point that may
-    lie outside of the ball, and without projection, it is N-FGSM. The attack makes the
-    difference; see `learner.training_attack`.
-
-    Source:
-        Madry et al. 2018, equation 2.1; Wong et al. 2020, algorithm 3; de Jorge et al.
-        2022, equation 4.
-    """
-
-    def losses(self, part: Part) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the loss of each update; see `Method.losses`."""
-        logits = self.net(self.attacked(part, part.targets))
-        yield F.cross_entropy(logits, part.targets), logits
 
 
 class Trades(Method):
@@ -215,7 +202,7 @@ class Mart(Method):
         yield loss, adv
 
 
-class GradAlign(PGDTraining):
+class GradAlign(Method):
     """FGSM, and beta times 1 - cos of the loss gradients at x and at a random x + eta.
 
     The gradient at x is held constant, as in the authors' code; the one at x + eta is
@@ -286,14 +273,8 @@ class Free(Method):
         Shafahi et al. 2019, algorithm 1.
     """
 
-    def __init__(
-        self,
-        net: Net,
-        attack: PGD | None = None,
-        view: AttackView | None = None,
-        **parameters: float,
-    ) -> None:
-        super().__init__(net, attack, view, **parameters)
+    def __init__(self, *args: Any, **parameters: Any) -> None:
+        super().__init__(*args, **parameters)
         self._deltas: dict[int, Tensor] = {}  # float32 [N, C, H, W] by `Part.offset`
 
     def refresh(self) -> None:
@@ -360,13 +341,13 @@ class Free(Method):
 
 
 CLASSES: dict[str, type[Method]] = {
-    "pgd_at": PGDTraining,
+    "pgd_at": Method,
     "standard": Method,
     "trades": Trades,
     "mart": Mart,
     "free": Free,
-    "rs_fgsm": PGDTraining,
-    "n_fgsm": PGDTraining,
+    "rs_fgsm": Method,
+    "n_fgsm": Method,
     "gradalign": GradAlign,
     "discrepancy": Discrepancy,
 }

@@ -39,20 +39,19 @@ def make_optimizer(
     """
     parameters = list(model.parameters())
     cuda = bool(parameters) and parameters[0].is_cuda
-    betas = (momentum, _BETA2)
+    own: dict[str, Any] = {"lr": lr, "betas": (momentum, _BETA2)}
+    if name in ("sgd", "lars", "apex_fused_sgd"):
+        own = {"lr": lr, "momentum": momentum}
     if name == "sgd":
         # Not fused on the CPU: its sums are rounded differently (1e-7 after five steps),
         # and runs begun before would not go on in the same bits.
+        fused = True if cuda else None
         return torch.optim.SGD(
-            parameters,
-            lr=lr,
-            momentum=momentum,
-            weight_decay=weight_decay,
-            fused=True if cuda else None,
+            parameters, weight_decay=weight_decay, fused=fused, **own
         )
     if name == "adamw":
         return torch.optim.AdamW(
-            parameters, lr=lr, betas=betas, weight_decay=weight_decay, fused=True
+            parameters, weight_decay=weight_decay, fused=True, **own
         )
     if name in _APEX:
         kind = apex_optimizer(_APEX[name])
@@ -60,21 +59,16 @@ def make_optimizer(
             raise ConfigError(
                 f"`optimizer={name}` needs a CUDA device; use `device=cuda`"
             )
-        if name == "apex_fused_sgd":
-            return kind(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay)
-        return kind(parameters, lr=lr, betas=betas, weight_decay=weight_decay)
-    groups: list[dict[str, Any]] = [
-        {
-            "params": [p for p in parameters if p.dim() > 1],
-            "weight_decay": weight_decay,
-        },
-        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+        return kind(parameters, weight_decay=weight_decay, **own)
+    if name not in ("lars", "lamb"):
+        raise ValueError(f"unknown optimizer {name!r}")
+    weights = [p for p in parameters if p.dim() > 1]
+    vectors = [p for p in parameters if p.dim() <= 1]
+    groups = [
+        {"params": weights, "weight_decay": weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
     ]
-    if name == "lars":
-        return LARS(groups, lr=lr, momentum=momentum)
-    if name == "lamb":
-        return LAMB(groups, lr=lr, betas=betas)
-    raise ValueError(f"unknown optimizer {name!r}")
+    return LARS(groups, **own) if name == "lars" else LAMB(groups, **own)
 
 
 def apex_optimizer(name: str) -> Callable[..., Optimizer]:

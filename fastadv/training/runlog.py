@@ -198,6 +198,6 @@ class RunLog:
             else "no checkpoint had been saved yet"
         )
         return TrainingDiverged(
-            f"{error}; {kept}. Lower --lr (now {self._config.lr:g}) or try "
-            "--precision fp32"
+            f"{error}; {kept}. Lower `lr` (now {self._config.lr:g}) or try "
+            "`precision=fp32`"
         )

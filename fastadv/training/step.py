@@ -13,7 +13,7 @@ from fastadv.attacks import PGD
 from fastadv.models import NormalizedModel
 from fastadv.models.view import AttackView
 from fastadv.phases import phase
-from fastadv.training.methods import Method, Net, Part, PGDTraining
+from fastadv.training.methods import Method, Net, Part
 from fastadv.training.mixing import Mixing
 
 
@@ -82,15 +82,14 @@ def train_step(
         ranks: Number of ranks, each of which has as many images.
         precision: `"fp32"`, or `"bf16"` or `"fp16"` for autocast.
         method: The training method. It replaces `attack`, `view` and `precision`, which
-            stand for `PGDTraining` or plain cross-entropy.
+            stand for `Method`, the cross-entropy of attacked or plain images.
         update: What surrounds the loss.
 
     Raises:
         ValueError: `attack` is given without `view`.
     """
     if method is None:
-        kind = Method if attack is None else PGDTraining
-        method = kind(Net(model, precision), attack, view)
+        method = Method(Net(model, precision), attack, view)
     with phase("attack"):
         method.refresh()
     images, targets = update.mixing(images, labels, model.num_classes, seed)

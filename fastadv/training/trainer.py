@@ -309,7 +309,7 @@ class Trainer:
         if check.collapsed and self.config.on_overfit == "stop":
             raise CatastrophicOverfitting(
                 f"{check.message(self.step)}; checkpoints are as they were. Choose a smaller "
-                "--eps, --method n_fgsm, gradalign or pgd_at, or --on-overfit fallback"
+                "`eps`, `method=n_fgsm`, gradalign or pgd_at, or `on_overfit=fallback`"
             )
 
     def _next(self, batches: Iterator[Batch]) -> Batch | None:
@@ -397,7 +397,7 @@ class Trainer:
         self.run.log("preempted", step=self.step, signal=stop.signal)
         raise Preempted(
             f"{stop.signal}: saved step {self.step}; continue with "
-            f"--resume --out {self.run.path}"
+            f"`resume` `out={self.run.path}`"
         )
 
 

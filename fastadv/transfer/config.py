@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from fastadv.attacks.config import ThreatConfig
 from fastadv.data.config import AugmentName, TrainingImagesConfig
 from fastadv.device import DeviceConfig
 from fastadv.errors import ConfigError
@@ -24,7 +23,7 @@ SGD_CHOICES = ("epochs", "batch_size", "lrs", "momentum", "weight_decay")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TransferConfig(TrainingImagesConfig, ThreatConfig, DeviceConfig):
+class TransferConfig(TrainingImagesConfig, DeviceConfig):
     """Transfer a pretrained model to a data set and append the result to a table.
 
     There are four modes. fixed_feature fits a linear head to features of the frozen
@@ -38,8 +37,6 @@ class TransferConfig(TrainingImagesConfig, ThreatConfig, DeviceConfig):
     Raises:
         ConfigError: A value that cannot work, or values that do not go together.
     """
-
-    LENGTHS: ClassVar[tuple[str, ...]] = ("eps", "robust_eps")
 
     source: Annotated[str, arg(aliases=["--model-path"])]
     """The pretrained model: a run directory, a checkpoint file, torchvision:NAME,

@@ -117,9 +117,9 @@ class Experiment:
             attack.threat.check_side(self.resolution)
             if config.on_cached_features and not self.frozen.head_is_linear:
                 raise ConfigError(
-                    f"--robust-eps: the head of {self.source.arch} is no linear function "
+                    f"`robust_eps`: the head of {self.source.arch} is no linear function "
                     "of its features, so a head fitted to those cannot be put on it; use "
-                    "--mode last_k_blocks --k 0"
+                    "`mode=last_k_blocks` `k=0`"
                 )
         if config.mode == "last_k_blocks":
             choose_trained(self.load_model(), config.mode, config.k)

@@ -168,7 +168,7 @@ class FeatureCache:
             except OSError as error:
                 log.warning(
                     "features cannot be cached in %s (%s); choose another "
-                    "--feature-cache",
+                    "`feature_cache`",
                     self.folder,
                     error,
                 )

@@ -77,7 +77,7 @@ def _fit_grid(
         finite = {lr: head for lr, head in heads.items() if head.finite}
         if diverged := [f"{lr:g}" for lr in heads if lr not in finite]:
             error = TrainingDiverged(
-                f"heads diverged with lr {', '.join(diverged)}; leave that out of --lrs"
+                f"heads diverged with lr {', '.join(diverged)}; leave that out of `lrs`"
             )
             if not finite:
                 raise error

@@ -45,8 +45,8 @@ def choose_trained(
     blocks = model.blocks()
     if mode == "last_k_blocks" and k is not None and k > len(blocks):
         raise ConfigError(
-            f"--k {k}: {model.arch} has {len(blocks)} blocks before its head; use at most "
-            "as many, or --mode full_network"
+            f"`k={k}`: {model.arch} has {len(blocks)} blocks before its head; use at most "
+            "as many, or `mode=full_network`"
         )
     counts = {"fixed_feature": 0, "last_k_blocks": k or 0}
     first = len(blocks) - counts.get(mode, len(blocks))

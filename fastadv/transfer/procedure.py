@@ -156,8 +156,8 @@ def make_procedure(
     found = replace(published, **given)
     if found.select_on == "none" and len(found.lrs) > 1:
         raise ConfigError(
-            f"--lrs {_text(found.lrs)}: --protocol {config.protocol} has one learning "
-            "rate and chooses nothing; give one, or --select-on val"
+            f"`lrs={_text(found.lrs)}`: `protocol={config.protocol}` has one learning "
+            "rate and chooses nothing; give one, or `select_on=val`"
         )
     return found
 

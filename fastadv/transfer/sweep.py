@@ -141,7 +141,7 @@ def plan_sweep(
     if opened.problems and not (skip_missing and rows):
         listed = "\n  ".join(opened.problems)
         hint = (
-            "--skip-missing goes on without them"
+            "`skip_missing` goes on without them"
             if rows
             else "without them no experiment of the recipe is left"
         )
@@ -179,7 +179,7 @@ def _warn_of_other_descriptions(
     for difference, count in differing.items():
         log.warning(
             "%d finished row(s) say otherwise of %s. They stay as they are, and so they "
-            "are reported; delete them, or use another --results, to have them computed "
+            "are reported; delete them, or use another `results`, to have them computed "
             "again",
             count,
             difference,

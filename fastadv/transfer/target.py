@@ -47,7 +47,7 @@ def hold_out(
         _warn_once(
             f"{train.name}: {len(val)} of {len(pool)} images "
             f"({len(val) / len(pool):.0%}) are held out for validation, not "
-            f"--val-fraction {config.val_fraction:g}, since every class of two or more "
+            f"`val_fraction={config.val_fraction:g}`, since every class of two or more "
             f"gives one; {len(kept)} are trained on"
         )
     return kept, val

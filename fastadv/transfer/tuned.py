@@ -181,7 +181,7 @@ def fine_tune(
         if not finite:
             raise TrainingDiverged(
                 f"fine-tuning with lr {lr:g} diverged in epoch {epoch + 1}; leave that "
-                "value out of --lrs"
+                "value out of `lrs`"
             )
         yield epoch + 1
 

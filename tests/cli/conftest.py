@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,6 +24,12 @@ def _own_feature_cache(
 ) -> None:
     """Commands leave nothing in the user's cache."""
     monkeypatch.setenv("FASTADV_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`results`, the default table, is made in the working directory."""
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture

@@ -28,12 +28,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.fixture(autouse=True)
-def _results_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`results`, the default table, is made in the working directory."""
-    monkeypatch.chdir(tmp_path)
-
-
 def _evaluated(call: Caller, run: Path, words: str) -> dict[str, Any]:
     common = ["--checkpoint", run, "--data", "digits", "--device", "cpu", "--json"]
     result = call("eval", *common, *words.split())

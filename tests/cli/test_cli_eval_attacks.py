@@ -40,12 +40,6 @@ def _words(run: Path, words: str) -> list[str]:
     return [*common, *words.split()]
 
 
-@pytest.fixture(autouse=True)
-def _results_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`results`, the default table, is made in the working directory."""
-    monkeypatch.chdir(tmp_path)
-
-
 def _evaluated(call: Caller, run: Path, words: str) -> dict[str, Any]:
     result = call("eval", *_words(run, words + " --json"))
     assert result.code == 0, result.err

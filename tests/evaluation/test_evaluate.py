@@ -197,7 +197,7 @@ def test_a_torn_line_is_done_again(tmp_path: Path) -> None:
 
 def test_a_journal_of_something_else_is_refused(tmp_path: Path) -> None:
     Journal(tmp_path, {"eps": 0.1, "seed": 0, "old": True})
-    with pytest.raises(ConfigError, match="add --resume to continue it, or choose"):
+    with pytest.raises(ConfigError, match="add `resume` to continue it, or choose"):
         Journal(tmp_path, {"eps": 0.1, "seed": 0, "old": True})
     with pytest.raises(ConfigError, match=r"eps: 0\.1 -> 0\.2, old: True -> None\)"):
         Journal(tmp_path, {"eps": 0.2, "seed": 0}, resume=True)

@@ -66,7 +66,7 @@ def snapshot(cache: Path, repo: str, revision: str = "main", commit: int = 1) ->
 def test_torchvision_weights_come_from_the_hub_cache(torch_hub: Path) -> None:
     message = refused("torchvision:resnet18/IMAGENET1K_V1")
     assert str(torch_hub / "resnet18-f37072fd.pth") in message
-    assert "add --download" in message
+    assert "add `download`" in message
     assert not torch_hub.exists()
     net = torchvision.models.resnet18()
     torch_hub.mkdir(parents=True)
@@ -213,7 +213,7 @@ def test_download_from_hugging_face(
         with pytest.raises(CheckpointError, match="the repository holds no model"):
             load_model(source, download=True)
         files["pytorch_model.bin"] = file.read_bytes()
-        with pytest.raises(CheckpointError, match="add --download"):
+        with pytest.raises(CheckpointError, match="add `download`"):
             load_model(source)
         fetched = load_model(source, download=True)
     finally:

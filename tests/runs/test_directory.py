@@ -58,7 +58,7 @@ def test_the_state_comes_back_and_links_say_which(saved: RunDirectory) -> None:
 def test_other_choices_are_refused_unless_they_may_change(saved: RunDirectory) -> None:
     with pytest.raises(ConfigError, match=r"\(depth: 3 -> 4\)"):
         open_run(saved.path).prepare(CHOICES | {"depth": 4, "new": 1}, resume=True)
-    with pytest.raises(ConfigError, match="already holds a run; add --resume"):
+    with pytest.raises(ConfigError, match="already holds a run; add `resume`"):
         open_run(saved.path).prepare(CHOICES, resume=False)
 
 

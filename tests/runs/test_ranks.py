@@ -79,7 +79,7 @@ def test_more_ranks_than_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     crowded = World(rank=1, size=4, local_rank=1, local_size=4)
     with pytest.raises(ConfigError, match=r"4 ranks .* has 2 CUDA device\(s\)"):
         crowded.device("auto")
-    with pytest.raises(ConfigError, match="--device cuda:1 is one device"):
+    with pytest.raises(ConfigError, match="`device=cuda:1` is one device"):
         crowded.device("cuda:1")
     assert crowded.device("cpu") == torch.device("cpu")
     fitting = World(rank=3, size=4, local_rank=1, local_size=2)
@@ -87,7 +87,7 @@ def test_more_ranks_than_devices(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_number_of_processes_that_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match="--nproc 0 cannot work"):
+    with pytest.raises(ConfigError, match="`nproc=0` cannot work"):
         launch("fastadv.cli.train", 0, [])
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(ConfigError, match="torchrun and Slurm start the ranks"):

@@ -313,7 +313,7 @@ def test_defaults_are_those_of_the_method() -> None:
     assert TrainConfig(optimizer="adamw").lr == 0.001
     # A file of one method does not become another's by a flag without notice.
     with pytest.raises(ConfigError, match="means nothing"):
-        TrainConfig.from_dict(trades.to_dict() | {"method": "pgd_at"}, "here")
+        TrainConfig(**(trades.to_dict() | {"method": "pgd_at"}))
 
 
 # ---- schedules over epochs ----

@@ -16,7 +16,7 @@ from fastadv.models import NormalizedModel
 from fastadv.runs.distributed import World
 from fastadv.training import TrainConfig, overfit as module, train, train_step
 from fastadv.training.learner import Learner
-from fastadv.training.methods import PGDTraining
+from fastadv.training.methods import Method
 from fastadv.training.overfit import (
     OverfitCheck,
     OverfitWatch,
@@ -74,7 +74,7 @@ def test_a_planted_collapse_is_caught_and_undone() -> None:
     assert looks[1].pgd_acc < 0.05
     assert learner.fell_back
     assert learner.watch is None
-    assert type(learner.method) is PGDTraining
+    assert type(learner.method) is Method
     assert learner.attack is not None
     assert (learner.attack.num_steps, learner.attack.threat.eps) == (3, 0.3)
     assert learner.optimizer.state_dict()["state"] == {}
@@ -120,7 +120,7 @@ def collapsing(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_stop_and_warn(tmp_path: Path) -> None:
     stopped = tmp_path / "stop"
     with pytest.raises(
-        CatastrophicOverfitting, match=r"step 30: .*--on-overfit fallback"
+        CatastrophicOverfitting, match=r"step 30: .*`on_overfit=fallback`"
     ):
         train(tiny(stopped, on_overfit="stop", **_RUN))
     assert events(stopped)[-1].items() >= {"event": "overfit", "action": "stop"}.items()

@@ -38,7 +38,7 @@ def test_changed_choices_are_refused_by_name(whole: Path, tmp_path: Path) -> Non
     with pytest.raises(ConfigError) as caught:
         Trainer(tiny(whole, random_start=True, resume=True, epochs=3, lr=0.2))
     assert "epochs: 2 -> 3, lr: 0.1 -> 0.2" in str(caught.value)
-    with pytest.raises(ConfigError, match="already holds a run; add --resume"):
+    with pytest.raises(ConfigError, match="already holds a run; add `resume`"):
         Trainer(tiny(whole, random_start=True))
     before = weights(whole)
     # What changes no result may change: here the clock and the kernels' backend.

@@ -321,11 +321,11 @@ def test_milestones_are_where_the_authors_of_trades_decay() -> None:
         ({"milestones": ()}, "rising shares of the run"),
         (
             {"milestones": (0.5,), "schedule": "cosine"},
-            "of --schedule step, not cosine",
+            "to `schedule=step`, not cosine",
         ),
         (
             {"eps_warmup": 4, "epochs": 4},
-            "--eps-warmup 4 never reaches eps in --epochs 4",
+            "`eps_warmup=4` never reaches eps in `epochs=4`",
         ),
     ],
 )

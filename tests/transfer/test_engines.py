@@ -159,10 +159,10 @@ def test_without_ray_the_error_says_what_to_do(
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        ({"name": "serial", "workers": 2}, "--workers 2 needs --engine processes"),
-        ({"name": "processes", "workers": 0}, "--workers 0 must be at least 1"),
-        ({"name": "ray", "address": "nonsense"}, "'nonsense' is no Ray address"),
-        ({"name": "ray", "address": "127.0.0.1:1"}, "no Ray cluster at --address"),
+        ({"name": "serial", "workers": 2}, "`workers=2` needs `engine=processes`"),
+        ({"name": "processes", "workers": 0}, "`workers=0` must be at least 1"),
+        ({"name": "ray", "address": "nonsense"}, "'nonsense'` is no Ray address"),
+        ({"name": "ray", "address": "127.0.0.1:1"}, "no Ray cluster at `address=127"),
     ],
 )
 def test_engines_that_cannot_work(

@@ -220,7 +220,7 @@ def many_classes(tmp_path: Path) -> str:
 
 
 _HELD_OUT = (
-    "many: 10 of 40 images (25%) are held out for validation, not --val-fraction 0.1, "
+    "many: 10 of 40 images (25%) are held out for validation, not `val_fraction=0.1`, "
     "since every class of two or more gives one; 30 are trained on"
 )
 
@@ -261,7 +261,7 @@ def test_a_sweep_says_it_before_its_workers_do(
     for change in ({"num_train": 41}, {"num_train": 41, **blocks, "k": 1}, blocks):
         configs.append(_config(source, dataset=many_classes, **change))
     with pytest.raises(
-        DataError, match=r"(?s)n=41 images.*which has 40.*--k 99: "
+        DataError, match=r"(?s)n=41 images.*which has 40.*`k=99`: "
     ) as no:
         plan_sweep(configs, table)
     assert str(no.value).startswith("2 source(s) or data set(s) cannot be used")

@@ -278,7 +278,7 @@ def test_a_folder_that_cannot_be_written_costs_a_warning(
     (tmp_path / "file").write_text("mine")
     found = _get(tmp_path / "file" / "cache", open_dataset("digits").test)
     assert found.values.shape == (500, 64)
-    assert "choose another --feature-cache" in caplog.text
+    assert "choose another `feature_cache`" in caplog.text
     assert FeatureCache.at("off").folder is None
     assert (
         FeatureCache.at("auto").folder == Path(os.environ["FASTADV_CACHE"]) / "features"

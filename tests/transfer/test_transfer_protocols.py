@@ -204,7 +204,7 @@ def test_fine_tuning_is_reproducible(source: Path, tmp_path: Path) -> None:
         ({"mode": "full_network"}, r"lr 1e\+30 diverged in epoch 1; leave"),
         # One update, so that every loss there is was finite.
         ({"mode": "full_network", "batch_size": 500}, r"lr 1e\+30 diverged in epoch 1"),
-        ({"solver": "sgd"}, r"heads diverged with lr 1e\+30; leave that out of --lrs"),
+        ({"solver": "sgd"}, r"heads diverged with lr 1e\+30; leave that out of `lrs`"),
     ],
 )
 def test_what_diverged_is_no_result(

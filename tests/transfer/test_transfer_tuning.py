@@ -350,7 +350,7 @@ def test_choices_that_do_not_go_together(
 
 def test_heads_and_blocks_that_do_not_fit(tmp_path: Path) -> None:
     source = source_file(tmp_path)
-    with pytest.raises(ConfigError, match=r"--k 99: resnet8_cifar has 4 blocks"):
+    with pytest.raises(ConfigError, match=r"`k=99`: resnet8_cifar has 4 blocks"):
         TransferRun(tuning_config(source, mode="last_k_blocks", k=99))
     squeeze = source_file(tmp_path, "squeezenet1_1")
     words: dict[str, Any] = {"mode": "fixed_feature", "resolution": 32}

@@ -8,16 +8,7 @@ from fastadv.data.opening.by_name import BUILT_IN, dataset_names, option_names
 from fastadv.data.sets.catalog import CATALOG, default_root
 from fastadv.text_tables import text_table
 
-_COLUMNS = [
-    "name",
-    "classes",
-    "train",
-    "test",
-    "metric",
-    "splits",
-    "licence",
-    "citation",
-]
+_COLUMNS = ("classes", "train", "test", "metric", "splits", "licence", "citation")
 
 
 def list_datasets() -> dict[str, dict[str, Any]]:
@@ -36,7 +27,7 @@ def list_datasets() -> dict[str, dict[str, Any]]:
 def datasets_text() -> str:
     """Return the table of named data sets, their options and where they are looked for."""
     cells = [
-        [name, *(entry.facts()[column] for column in _COLUMNS[1:])]
+        [name, *(entry.facts()[column] for column in _COLUMNS)]
         for name, entry in sorted(CATALOG.items())
     ]
     holders: dict[str, list[str]] = {}
@@ -44,7 +35,7 @@ def datasets_text() -> str:
         for option in option_names(name):
             holders.setdefault(option, []).append(name)
     lines = [
-        text_table([*_COLUMNS[:-1], "cite"], cells),
+        text_table(["name", *_COLUMNS[:-1], "cite"], cells),
         f"made without files: {', '.join(sorted(BUILT_IN))}",
         "options, as --dataset-option KEY=VALUE:",
     ]
