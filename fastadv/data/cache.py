@@ -1,9 +1,7 @@
 """Generated data kept between runs, and checked when it is read again.
 
-One array per file: the `.npy` bytes followed by their BLAKE2b digest, written
-to a temporary name and renamed. A file that is cut short or altered is
-reported and made again; it is never an error. Not for anything that cannot be
-recomputed.
+One array per file: `.npy` bytes and their BLAKE2b digest, renamed when whole. A damaged
+file is reported and made again; it is never an error.
 """
 
 from __future__ import annotations
@@ -24,6 +22,22 @@ from fastadv.files import replace_file
 log = logging.getLogger(__name__)
 _DIGEST_BYTES = 32
 _CHUNK = 1 << 20
+
+
+def text_key(text: str) -> str:
+    """Return 32 hexadecimal digits that identify a text."""
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+
+
+def file_key(file: Path, *more: object) -> str:
+    """Return a key of a file by its path, size and time, and of what else identifies it.
+
+    Raises:
+        OSError: There is no such file.
+    """
+    status = file.stat()
+    what = (str(file.resolve()), status.st_size, status.st_mtime_ns, *more)
+    return text_key(repr(what))
 
 
 def cached_array(path: Path, make: Callable[[], NDArray[Any]]) -> NDArray[Any]:
@@ -89,7 +103,6 @@ def write_array(path: Path, array: NDArray[Any]) -> None:
 
 
 def _digest_of(file: BinaryIO, size: int) -> bytes:
-    """Digest of the next `size` bytes of `file`."""
     digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
     while size and (chunk := file.read(min(size, _CHUNK))):
         digest.update(chunk)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from fastadv.data.dataset_options import dataset_options
+from fastadv.errors import ConfigError
 from fastadv.flags import Pairs
 from fastadv.ranges import AT_LEAST_0, AT_LEAST_1, Checked
 
@@ -15,6 +16,30 @@ OnBadImage = Literal["skip", "fail"]
 # These options say where images are or what is put up with. They do not define which
 # images there are, which the fingerprint of the data set does.
 _NOT_DEFINING = frozenset({"root", "cache", "download", "strict"})
+
+
+def dataset_options(pairs: Sequence[str]) -> dict[str, Any]:
+    """Parse the texts KEY=VALUE of `--dataset-option` into options of `open_dataset`.
+
+    Values stay text; `open_dataset` gives each option its type.
+
+    Raises:
+        ConfigError: A text without a key or a `=`, or a key given twice.
+    """
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not (key and equals):
+            raise ConfigError(
+                f"`dataset_option={pair}` must be KEY=VALUE, e.g. partition=2"
+            )
+        if key in options:
+            raise ConfigError(
+                f"`dataset_option={pair}`: {key} was already given as {options[key]}; "
+                "give each option once"
+            )
+        options[key] = value
+    return options
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,12 +1,10 @@
 """Random numbers as a pure function of (key, index): no state to save or share.
 
-Everything random in `fastadv.data` comes from here, so skipping to batch k,
-changing the number of workers or asking for one image more cannot change what
-any other index sees. Not for cryptography, and not for pixels on a GPU.
+Everything random in `fastadv.data` comes from here, so neither skipping to batch k nor
+the number of workers can change what another index sees. Not for cryptography.
 
-Source: the SplitMix64 finaliser (Steele, Lea and Flood 2014), used as a hash.
-Integer arithmetic only, so the numbers are the same on every machine and
-under every NumPy version, which `numpy.random.Generator` does not promise.
+Source: the SplitMix64 finaliser (Steele, Lea and Flood 2014), used as a hash. Being
+integer arithmetic, it gives the same numbers on every machine and NumPy version.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """From the bytes of an image file to 8-bit RGB, or a `BadImage` that names it.
 
-Every colour mode Pillow knows ends in the same [H, W, 3] uint8 array. Not
-here: resizing, cropping and augmentation (see `geometry`).
+Every colour mode Pillow knows ends in the same [H, W, 3] uint8 array.
 """
 
 from __future__ import annotations
@@ -99,28 +98,18 @@ def decode_rgb(
 
 def _to_rgb(image: Image.Image, name: str) -> NDArray[np.uint8]:
     if image.mode in _WIDE_GRAY:
-        return _wide_gray(image, name)
+        # Pillow's convert("RGB") clips these modes at 255 instead of scaling.
+        wide = np.asarray(image).astype(np.int64)
+        if wide.size and (wide.min() < 0 or wide.max() > 65535):
+            span = f"[{wide.min()}, {wide.max()}]"
+            raise BadImage(name, f"gray values span {span}; at most 16 bit accepted")
+        gray = ((wide * 255 + 32767) // 65535).astype(np.uint8)
+        return np.repeat(gray[:, :, None], 3, axis=2)
     if image.mode == "F":
         raise BadImage(name, "floating-point pixels have no defined range; use 8 bit")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        return _over_white(image)
+        rgba = np.asarray(image.convert("RGBA")).astype(np.uint32)
+        alpha = rgba[:, :, 3:]
+        over_white = (rgba[:, :, :3] * alpha + 255 * (255 - alpha) + 127) // 255
+        return np.ascontiguousarray(over_white.astype(np.uint8))
     return np.array(image.convert("RGB"), dtype=np.uint8, order="C")
-
-
-def _wide_gray(image: Image.Image, name: str) -> NDArray[np.uint8]:
-    # Pillow's convert("RGB") clips these modes at 255 instead of scaling.
-    wide = np.asarray(image).astype(np.int64)
-    if wide.size and (wide.min() < 0 or wide.max() > 65535):
-        raise BadImage(
-            name,
-            f"gray values span [{wide.min()}, {wide.max()}]; at most 16 bit accepted",
-        )
-    gray = ((wide * 255 + 32767) // 65535).astype(np.uint8)
-    return np.repeat(gray[:, :, None], 3, axis=2)
-
-
-def _over_white(image: Image.Image) -> NDArray[np.uint8]:
-    rgba = np.asarray(image.convert("RGBA")).astype(np.uint32)
-    alpha = rgba[:, :, 3:]
-    blended = (rgba[:, :, :3] * alpha + 255 * (255 - alpha) + 127) // 255
-    return np.ascontiguousarray(blended.astype(np.uint8))

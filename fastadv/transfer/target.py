@@ -8,7 +8,7 @@ from functools import cache
 import numpy as np
 
 from fastadv.data import DatasetSplits, ImageSet, open_dataset, subset, train_val_split
-from fastadv.data.dataset_options import dataset_options
+from fastadv.data.config import dataset_options
 from fastadv.errors import DataError
 from fastadv.transfer.config import TransferConfig
 

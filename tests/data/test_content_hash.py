@@ -18,7 +18,7 @@ from fastadv.data.sets.subsets import (
 class Files(FileSet):
     """Six files, the fourth of which cannot be read."""
 
-    def read(self, index: int) -> bytes:
+    def _encoded(self, index: int) -> bytes:
         if index == 3:
             raise BadImage(self.describe(index), "cut short")
         return b"image %d" % index

@@ -1,9 +1,7 @@
 """Unpacking of zip and tar archives that cannot be trusted.
 
-Every member is judged before it is written: no path that leaves the folder, no links,
-no devices, nothing encrypted; the number of files and the bytes that really come out
-are limited. Everything goes to a temporary folder first, so a refused archive leaves
-nothing behind.
+Every member is judged before it is written, files and bytes that come out are limited,
+and all goes to a temporary folder first: a refused archive leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -28,9 +26,8 @@ _SUFFIXES = (".zip", ".tar", ".tgz", ".tbz2", ".txz", ".gz", ".bz2", ".xz")
 
 class _Member(NamedTuple):
     name: str
-    is_folder: bool
     size: int  # as declared
-    stream: IO[bytes] | None
+    stream: IO[bytes] | None  # of a file, not of a folder
 
 
 def unpack(
@@ -68,26 +65,31 @@ def unpack(
 def _write(
     archive: Path, root: Path, max_bytes: int, max_files: int
 ) -> tuple[int, int]:
-    files = entries = size = 0
+    files = size = 0
+    too_many = f"more than {max_files} members (--max-files)"
+    too_large = f"more than {max_bytes / 1e9:g} GB in all (--max-gb)"
     try:
-        for member in _members(archive):
-            entries += 1
+        for number, member in enumerate(_members(archive), start=1):
             parts = _safe_parts(archive, member.name)
-            if entries > max_files:
-                raise _refused(
-                    archive, f"more than {max_files} members (--max-files)", member.name
-                )
+            if number > max_files:
+                raise _refused(archive, too_many, member.name)
             if size + member.size > max_bytes:
-                raise _too_large(archive, max_bytes, member.name)
+                raise _refused(archive, too_large, member.name)
             if not parts:
                 continue
             target = root.joinpath(*parts)
-            if member.is_folder or member.stream is None:
+            if member.stream is None:
                 target.mkdir(parents=True, exist_ok=True)
                 continue
             target.parent.mkdir(parents=True, exist_ok=True)
-            # What a header declares is only a claim: a bomb ends at the limit.
-            size += _copy(archive, member, target, max_bytes - size, max_bytes)
+            # x: a second member of that name is not to replace the first.
+            with open(target, "xb") as file:
+                while data := member.stream.read(_CHUNK):
+                    size += len(data)
+                    # What a header declares is only a claim: a bomb ends at the limit.
+                    if size > max_bytes:
+                        raise _refused(archive, too_large, member.name)
+                    file.write(data)
             files += 1
     except (
         zipfile.BadZipFile,
@@ -107,20 +109,6 @@ def _write(
     except OSError as error:
         raise DataError(f"cannot unpack {archive}: {error}") from error
     return files, size
-
-
-def _copy(
-    archive: Path, member: _Member, target: Path, room: int, max_bytes: int
-) -> int:
-    written = 0
-    # x: a second member of that name is not to replace the first.
-    with open(target, "xb") as file:
-        while member.stream is not None and (data := member.stream.read(_CHUNK)):
-            written += len(data)
-            if written > room:
-                raise _too_large(archive, max_bytes, member.name)
-            file.write(data)
-    return written
 
 
 def _members(archive: Path) -> Iterator[_Member]:
@@ -149,10 +137,10 @@ def _zip_members(archive: Path) -> Iterator[_Member]:
                 raise _refused(archive, "an encrypted member", info.filename)
         for info in infos:
             if info.is_dir():
-                yield _Member(info.filename, True, 0, None)
+                yield _Member(info.filename, 0, None)
                 continue
             with opened.open(info) as stream:
-                yield _Member(info.filename, False, info.file_size, stream)
+                yield _Member(info.filename, info.file_size, stream)
 
 
 def _tar_members(archive: Path) -> Iterator[_Member]:
@@ -160,16 +148,11 @@ def _tar_members(archive: Path) -> Iterator[_Member]:
         while (info := opened.next()) is not None:
             opened.members.clear()  # type: ignore[attr-defined] # it would keep all
             if info.isdir():
-                yield _Member(info.name, True, 0, None)
+                yield _Member(info.name, 0, None)
             elif info.isreg() and not info.issparse():
-                with opened.extractfile(info) or _empty() as stream:
-                    yield _Member(info.name, False, info.size, stream)
+                yield _Member(info.name, info.size, opened.extractfile(info))
             else:
                 raise _refused(archive, "a link or special file", info.name)
-
-
-def _empty() -> IO[bytes]:
-    raise tarfile.ReadError("a member without data")
 
 
 def _safe_parts(archive: Path, name: str) -> list[str]:
@@ -178,12 +161,6 @@ def _safe_parts(archive: Path, name: str) -> list[str]:
     if plain.startswith("/") or plain[1:2] == ":" or ".." in parts or "\0" in plain:
         raise _refused(archive, "a path outside the folder", name)
     return parts
-
-
-def _too_large(archive: Path, max_bytes: int, name: str) -> DataError:
-    return _refused(
-        archive, f"more than {max_bytes / 1e9:g} GB in all (--max-gb)", name
-    )
 
 
 def _refused(archive: Path, what: str, name: str) -> DataError:

@@ -1,8 +1,7 @@
 """Inspection of a data set: `verify` finds damage, `statistics` counts and measures.
 
-Both read and decode every image once, in threads. A JPEG whose compressed data were
-altered may still decode; such damage shows only against a checksum, which zip archives,
-TFRecord files and packed shards have, and which are checked here.
+An altered JPEG may still decode, so the checksums of zip archives, TFRecord files and
+packed shards are checked, too.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from fastadv.data.decoding import BadImage, decode_rgb
 from fastadv.data.files.packing import CHECKSUMS
 from fastadv.data.files.records import RecordSet
 from fastadv.data.files.tfrecord import damaged_records
-from fastadv.data.sets.image_set import Damage, DatasetSplits, ImageSet, SharedFile
+from fastadv.data.sets.image_set import Damage, DatasetSplits, ImageSet
 from fastadv.data.sets.subsets import base_and_positions, files_and_positions
 from fastadv.errors import DataError
 from fastadv.files import file_sha256
@@ -115,16 +114,18 @@ def verify(
         training image that is, by its bytes or its pixels, an evaluation image too.
     """
     findings = Findings(corrupt=[*damage])
-    opened = {f.path for s in (splits.train, splits.test) for f in _record_files(s)}
+    opened: set[Path] = set()
+    for images in (splits.train, splits.test):
+        base, _ = base_and_positions(images)
+        if len(images) and isinstance(base, RecordSet):
+            opened |= {file.path for file in base.files}
     named = {Path(name) for name, _ in damage}
     findings.corrupt += _damaged_files(opened, sorted(opened | named), jobs)
     contents = []
     for images in (splits.train, splits.test):
         findings.images[images.split] = len(images)
         digests: list[tuple[bytes, bytes] | None] = []
-        for result in _each(
-            images, _digests(images), jobs, f"verifying {images.split}"
-        ):
+        for result in _each("verifying", images, _digests(images), jobs):
             if isinstance(result, BadImage):
                 findings.corrupt.append((result.name, result.reason))
                 digests.append(None)
@@ -156,10 +157,7 @@ def _shared(
 
 
 def _digests(images: ImageSet) -> Callable[[int], tuple[bytes, bytes] | BadImage]:
-    """Return a function of an index that digests the encoded bytes and the pixels.
-
-    It returns what is wrong with an image that cannot be decoded.
-    """
+    """Return a function of an index: digests of bytes and pixels, or what is wrong."""
     found = files_and_positions(images)
 
     def digests(index: int) -> tuple[bytes, bytes] | BadImage:
@@ -199,12 +197,6 @@ def _pixel_digest(image: NDArray[np.uint8]) -> bytes:
     digest = hashlib.blake2b(repr(image.shape).encode(), digest_size=_DIGEST)
     digest.update(np.ascontiguousarray(image).data)
     return digest.digest()
-
-
-def _record_files(images: ImageSet) -> list[SharedFile]:
-    """Return the large files that images lie in; none for images in files of theirs."""
-    base, _ = base_and_positions(images)
-    return base.files if len(images) and isinstance(base, RecordSet) else []
 
 
 def _damaged_files(
@@ -259,9 +251,7 @@ def _statistics(images: ImageSet, jobs: int) -> dict[str, Any]:
     histogram = np.zeros((3, 256), dtype=np.int64)  # exact, whatever the order
     sides = []
     bad = 0
-    for result in _each(
-        images, partial(_histogram, images), jobs, f"reading {images.split}"
-    ):
+    for result in _each("reading", images, partial(_histogram, images), jobs):
         if isinstance(result, BadImage):
             bad += 1
         else:
@@ -286,11 +276,8 @@ def _statistics(images: ImageSet, jobs: int) -> dict[str, Any]:
 
 
 def _spread(values: NDArray[np.int64]) -> dict[str, float]:
-    return {
-        "min": int(values.min()),
-        "median": float(np.median(values)),
-        "max": int(values.max()),
-    }
+    low, high = int(values.min()), int(values.max())
+    return {"min": low, "median": float(np.median(values)), "max": high}
 
 
 def _histogram(
@@ -305,18 +292,15 @@ def _histogram(
 
 
 def _each(
-    images: ImageSet,
-    work: Callable[[int], _Result],
-    jobs: int,
-    what: str,
+    doing: str, images: ImageSet, work: Callable[[int], _Result], jobs: int
 ) -> Iterator[_Result]:
     """Yield `work` of every image in order, a bounded number ahead."""
     images.prepare()
     n, step = len(images), 64 * jobs
     with ThreadPoolExecutor(jobs) as pool:
-        for start in track(range(0, n, step), -(-n // step), what):
-            part = range(start, min(start + step, n))
-            yield from pool.map(work, part)
+        starts = range(0, n, step)
+        for start in track(starts, len(starts), f"{doing} {images.split}"):
+            yield from pool.map(work, range(start, min(start + step, n)))
 
 
 def statistics_text(found: dict[str, Any]) -> str:

@@ -1,10 +1,7 @@
 """Packing a data set into WebDataset shards: deterministic, parallel, resumable.
 
-Every shard is a function of the data and the plan alone, is written under a temporary
-name and renamed when whole, and has its own record of being finished. After a kill -9
-the same command makes what is missing, and the result is the same to the bit. Each
-`.tar` has an `.idx` (wds2idx v1.2, which DALI reads); `manifest.json` and `SHA256SUMS`
-come last. Images are copied as they are encoded; sets without files are stored as PNG.
+Every shard depends on the data and the plan alone and is renamed when whole, so the same
+command makes what is missing. Each has an `.idx` (wds2idx v1.2, which DALI reads).
 """
 
 from __future__ import annotations
@@ -18,7 +15,7 @@ import os
 import re
 import shutil
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,47 +107,30 @@ def pack(
     shards = [*_shards(splits.train, shard_bytes, seed)]
     shards += _shards(splits.test, shard_bytes, seed)
     records = _records(out, plan)
-    with _locked(out), ThreadPoolExecutor(jobs) as pool:
-        for temporary in out.glob(".*.tmp"):
-            temporary.unlink(missing_ok=True)
-        whole = pool.map(lambda shard: _is_whole(out, records.get(shard.name)), shards)
-        kept = [*track(whole, len(shards), "checking shards")]
-        finished = {
-            shard.name: records[shard.name]
-            for shard, good in zip(shards, kept, strict=True)
-            if good
-        }
-        return _write_missing(out, plan, shards, finished, pool, done)
-
-
-def _write_missing(
-    out: Path,
-    plan: dict[str, Any],
-    shards: Sequence[Shard],
-    finished: dict[str, Any],
-    pool: ThreadPoolExecutor,
-    done: Callable[[str], None],
-) -> dict[str, Any]:
-    """Write the shards that are not finished, then the manifest; return that."""
     state = out / PACKING
-    todo = [shard for shard in shards if shard.name not in finished]
-    if todo:
-        replace_file(state / "plan.json", json.dumps(plan).encode())
 
     def write(shard: Shard) -> str:
         entry = _write_shard(out, shard)
         replace_file(state / f"{shard.name}.json", json.dumps(entry).encode())
-        finished[shard.name] = entry
+        records[shard.name] = entry
         return shard.name
 
-    for name in pool.map(write, todo):
-        done(name)  # from one thread: what it prints stays in lines
-    entries = [finished[shard.name] for shard in shards]
-    manifest = plan | {"shards": entries}
-    lines = "".join(f"{e['sha256']}  {e['file']}\n" for e in entries)
-    replace_file(out / CHECKSUMS, lines.encode())
-    replace_file(out / MANIFEST, json.dumps(manifest, indent=1).encode() + b"\n")
-    shutil.rmtree(state, ignore_errors=True)
+    with _locked(out), ThreadPoolExecutor(jobs) as pool:
+        for temporary in out.glob(".*.tmp"):
+            temporary.unlink(missing_ok=True)
+        whole = pool.map(lambda shard: _is_whole(out, records.get(shard.name)), shards)
+        checked = zip(shards, track(whole, len(shards), "checking shards"), strict=True)
+        todo = [shard for shard, good in checked if not good]
+        if todo:
+            replace_file(state / "plan.json", json.dumps(plan).encode())
+        for name in pool.map(write, todo):
+            done(name)  # from one thread: what it prints stays in lines
+        entries = [records[shard.name] for shard in shards]
+        manifest = plan | {"shards": entries}
+        lines = "".join(f"{e['sha256']}  {e['file']}\n" for e in entries)
+        replace_file(out / CHECKSUMS, lines.encode())
+        replace_file(out / MANIFEST, json.dumps(manifest, indent=1).encode() + b"\n")
+        shutil.rmtree(state, ignore_errors=True)
     return manifest
 
 
@@ -171,7 +151,6 @@ def _shards(images: ImageSet, shard_bytes: int, seed: int) -> Iterator[Shard]:
 
 @contextlib.contextmanager
 def _locked(out: Path) -> Iterator[None]:
-    """Keep other processes from packing into `out`."""
     lock = lock_folder(
         out / PACKING,
         f"{out} is being packed",
@@ -217,11 +196,9 @@ def _is_whole(out: Path, entry: dict[str, Any] | None) -> bool:
         return False
     path = out / entry["file"]
     # An index is renamed before its shard, so a whole shard has one.
-    if not path.with_suffix(".idx").exists() or not path.exists():
-        return False
-    if path.stat().st_size != entry["bytes"]:
-        return False
-    return file_sha256(path) == str(entry["sha256"])
+    there = path.with_suffix(".idx").exists() and path.exists()
+    same = there and path.stat().st_size == entry["bytes"]
+    return same and file_sha256(path) == str(entry["sha256"])
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -235,8 +212,6 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 class _Digesting(io.RawIOBase):
-    """Passes bytes on to a file and digests them."""
-
     def __init__(self, file: Any) -> None:
         self.file, self.digest, self.size = file, hashlib.sha256(), 0
 
@@ -269,15 +244,16 @@ def _write_shard(out: Path, shard: Shard) -> dict[str, Any]:
 
 
 def _encoder(images: ImageSet) -> Callable[[int], tuple[bytes, str, str, int]]:
-    """Return a function of an index that gives what is stored of that image.
+    """Return a function of an index: encoded bytes, file ending, name and class id."""
+    from PIL import Image
 
-    It returns the encoded bytes, their file ending, a name and the class id.
-    """
     found = files_and_positions(images)
 
     def encoded(i: int) -> tuple[bytes, str, str, int]:
         if found is None:
-            data, name = _png(images.load(i)), images.split
+            buffer = io.BytesIO()
+            Image.fromarray(images.load(i)).save(buffer, "PNG")
+            data, name = buffer.getvalue(), images.split
         else:
             base, index = found[0], int(found[1][i])
             data, name = base.read(index), Path(base.members[index]).name
@@ -308,11 +284,3 @@ def _add_sample(
         sink.write(content)
         sink.write(bytes(-len(content) % tarfile.BLOCKSIZE))
     return " ".join(parts)
-
-
-def _png(image: NDArray[np.uint8]) -> bytes:
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG")
-    return buffer.getvalue()

@@ -1,24 +1,31 @@
 """Hugging Face data sets: local Parquet and Arrow files, or a name on the hub.
 
-Arrow files are mapped into memory and read row by row. Parquet has no cheap access to
-one row, so a Parquet file is copied once into an uncompressed Arrow file in the cache
-folder. A name needs the `datasets` package, and is not downloaded without permission.
+Arrow files are mapped into memory. Parquet has no cheap access to one row: it is copied
+once into an Arrow file in the cache folder.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastadv.data.decoding import BadImage
+from fastadv.data.cache import file_key
+from fastadv.data.files.records import read_splits, resolve_labels
 from fastadv.data.files.remote import fetch_hint
-from fastadv.data.sets.image_set import Damage, FileSet, ImageSet, option_hint
+from fastadv.data.sets.image_set import (
+    Damage,
+    DatasetSplits,
+    FileSet,
+    ImageSet,
+    option_hint,
+)
+from fastadv.data.sets.subsets import pair_splits
 from fastadv.errors import ConfigError, DataError, unknown_name
 from fastadv.files import atomic, fastadv_cache_dir
 
@@ -33,13 +40,8 @@ _ROWS = 256  # converted at once: bounds memory, and what one damaged file costs
 class ColumnSet(FileSet):
     """One split whose encoded images are a column of a table.
 
-    Args:
-        name: The data set.
-        split: The split.
-        classes: Class names.
-        labels: Class ids, int64 [n], files one after the other.
-        table: What the images are read from.
-        column: The column of the images: bytes, or a struct with `bytes`.
+    Its arguments are those of `FileSet`, what the images are read from, and the column
+    of the images: bytes, or a struct with `bytes`.
     """
 
     def __init__(
@@ -68,15 +70,14 @@ class ArrowSet(ColumnSet):
         if self._images is None:
             import pyarrow as pa
 
-            parts = [_bytes_of(map_arrow(file)[self.column]) for file in self.table]
+            parts = [_bytes_of(_mapped(file)[self.column]) for file in self.table]
             self._images = pa.chunked_array([c for p in parts for c in p.chunks])
         return self._images
 
-    def read(self, index: int) -> bytes:
-        """Return the encoded bytes of image `index`."""
+    def _encoded(self, index: int) -> bytes:
         value: bytes | None = self._column()[index].as_py()
         if value is None:
-            raise BadImage(self.describe(index), "the row holds no image bytes")
+            raise ValueError("the row holds no image bytes")
         return value
 
     def sizes(self) -> list[int]:
@@ -84,21 +85,17 @@ class ArrowSet(ColumnSet):
         import pyarrow.compute as pc
 
         lengths = pc.fill_null(pc.binary_length(self._column()), 0)
-        sizes: list[int] = lengths.to_pylist()
-        return sizes
+        return list(lengths.to_pylist())
 
 
-def map_arrow(file: Path) -> pa.Table:
-    """Map an Arrow file, of the stream or the file format, into memory."""
+def _mapped(file: Path) -> pa.Table:
     import pyarrow as pa
 
     try:
         source = pa.memory_map(str(file))
-        if source.read(6) == b"ARROW1":
-            source.seek(0)
-            return pa.ipc.open_file(source).read_all()
+        whole = source.read(6) == b"ARROW1"  # of the file format, not the stream format
         source.seek(0)
-        return pa.ipc.open_stream(source).read_all()
+        return (pa.ipc.open_file if whole else pa.ipc.open_stream)(source).read_all()
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"cannot read {file} as an Arrow file: {error}") from error
 
@@ -123,47 +120,39 @@ def open_columns(
     Raises:
         DataError: A file cannot be read, or has no such columns.
     """
-    from fastadv.data.files.records import resolve_labels
-
-    tables: dict[str, list[tuple[Path, pa.Table, Path]]] = {}
-    for split, files in splits.items():
-        for file in files:
-            try:
-                tables.setdefault(split, []).append((file, *_opened(file)))
-            except DataError as error:
-                if damage is None:
-                    raise
-                damage.append((str(file), str(error)))
-    tables = {split: parts for split, parts in tables.items() if parts}
-    if not tables:
-        raise DataError(f"{name}: none of its files can be read")
-    _, first, _ = next(iter(tables.values()))[0]
-    image = _column_name(first, image_column, _IMAGES, "image", name)
-    label = _column_name(first, label_column, _LABELS, "label", name)
+    tables = read_splits(name, splits, _table, damage)
+    first, _ = next(iter(next(iter(tables.values())).values()))
+    columns = first.column_names
+    image = _column_name("image", name, columns, image_column, _IMAGES)
+    label = _column_name("label", name, columns, label_column, _LABELS)
     texts: dict[str, list[str]] = {}
     for split, parts in tables.items():
         texts[split] = []
-        for file, table, _ in parts:
+        for file, (table, _) in parts.items():
             if {image, label} - set(table.column_names):
                 raise DataError(
                     f"{file} has the columns {', '.join(table.column_names)}; the first "
                     f"file has {image} and {label} as well. Are they of one data set?"
                 )
             texts[split] += [str(value) for value in table[label].to_pylist()]
-    known = _class_names(first, label)
-    classes, ids = resolve_labels(texts, name, names=known)
+    classes, ids = resolve_labels(texts, name, names=_class_names(first, label))
     return {
         split: ArrowSet(
-            name, split, classes, ids[split], [mapped for *_, mapped in parts], image
+            name,
+            split,
+            classes,
+            ids[split],
+            [arrow for _, arrow in parts.values()],
+            image,
         )
         for split, parts in tables.items()
     }
 
 
-def _opened(file: Path) -> tuple[pa.Table, Path]:
+def _table(file: Path) -> tuple[pa.Table, Path]:
     """Return the table of a file, and the Arrow file it is mapped from."""
-    mapped = file if file.suffix == ".arrow" else _converted(file)
-    return map_arrow(mapped), mapped
+    arrow = file if file.suffix == ".arrow" else _converted(file)
+    return _mapped(arrow), arrow
 
 
 def _converted(file: Path) -> Path:
@@ -171,10 +160,7 @@ def _converted(file: Path) -> Path:
     import pyarrow as pa
     from pyarrow import parquet
 
-    status = file.stat()
-    identity = repr((str(file.resolve()), status.st_size, status.st_mtime_ns))
-    key = hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:32]
-    target = fastadv_cache_dir() / "parquet" / f"{key}.arrow"
+    target = fastadv_cache_dir() / "parquet" / f"{file_key(file)}.arrow"
     if target.exists():
         return target
     try:
@@ -191,18 +177,21 @@ def _converted(file: Path) -> Path:
 
 
 def _column_name(
-    table: pa.Table, asked: str | None, usual: Sequence[str], what: str, name: str
+    what: str,
+    name: str,
+    columns: Iterable[str],
+    asked: str | None,
+    usual: Sequence[str],
 ) -> str:
-    columns: list[str] = table.column_names
-    if asked is not None:
-        if asked not in columns:
-            raise ConfigError(unknown_name(f"{what} column of {name}", asked, columns))
-        return asked
-    found = next((u for u in usual if u in columns), None)
+    """Return the column asked for, else the first of the usual ones that is there."""
+    if asked is not None and asked not in columns:
+        raise ConfigError(unknown_name(f"{what} column of {name}", asked, columns))
+    found = asked or next((u for u in usual if u in columns), None)
     if found is None:
+        wanted = ", ".join(usual) or f"the type of {what}s"
         raise DataError(
-            f"{name} has the columns {', '.join(columns)} and none of "
-            f"{', '.join(usual)}; give {option_hint(f'{what}_column', 'NAME')}"
+            f"{name} has the columns {', '.join(columns)} and none of {wanted}; give "
+            f"{option_hint(f'{what}_column', 'NAME')}"
         )
     return found
 
@@ -222,9 +211,7 @@ def _class_names(table: pa.Table, label: str) -> list[str] | None:
     """Return the names that the `datasets` package stored in the schema, if any."""
     stored = (table.schema.metadata or {}).get(b"huggingface")
     try:
-        names = (
-            json.loads(stored)["info"]["features"][label]["names"] if stored else None
-        )
+        names = json.loads(stored or "{}")["info"]["features"][label]["names"]
     except (ValueError, KeyError, TypeError):
         return None
     return [str(name) for name in names] if names else None
@@ -233,15 +220,14 @@ def _class_names(table: pa.Table, label: str) -> list[str] | None:
 class HubSet(ColumnSet):
     """A split of a data set opened by the `datasets` package, which is its `table`."""
 
-    def read(self, index: int) -> bytes:
-        """Return the encoded bytes of image `index`."""
+    def _encoded(self, index: int) -> bytes:
         value = self.table[index][self.column]
         if value.get("bytes"):
             return bytes(value["bytes"])
         try:
             return Path(value["path"]).read_bytes()
         except (OSError, TypeError) as error:
-            raise BadImage(self.describe(index), f"no image bytes ({error})") from error
+            raise ValueError(f"no image bytes ({error})") from error
 
     def sizes(self) -> list[int]:
         """Return 0 for every image: `fingerprint` has the package's own key instead."""
@@ -262,7 +248,9 @@ def open_hub(
     image_column: str | None = None,
     label_column: str | None = None,
     download: bool = False,
-) -> dict[str, ImageSet]:
+    holdout: float = 0.1,
+    strict: bool = True,
+) -> DatasetSplits:
     """Open a data set of the Hugging Face hub by name.
 
     Args:
@@ -271,6 +259,8 @@ def open_hub(
         image_column: The column of images; the first of that kind by default.
         label_column: The column of class ids; the first of that kind by default.
         download: Fetch it when it is not in the package's cache.
+        holdout: Share held out for evaluation where it has one split only.
+        strict: Refuse an evaluation split that lacks classes, instead of warning.
 
     Raises:
         ConfigError: The `datasets` package is missing, or a column.
@@ -283,8 +273,6 @@ def open_hub(
             f"hf:{name} needs the datasets package: pip install 'fastadv[hub]'. A folder "
             "of its Parquet files opens without"
         ) from error
-    from fastadv.data.files.records import resolve_labels
-
     local = None if download else datasets.DownloadConfig(local_files_only=True)
     offline = datasets.config.HF_HUB_OFFLINE
     datasets.config.HF_HUB_OFFLINE = offline or not download
@@ -295,35 +283,18 @@ def open_hub(
         raise DataError(f"cannot open hf:{name}: {error}{hint}") from error
     finally:
         datasets.config.HF_HUB_OFFLINE = offline
+    where = f"hf:{name}"
     features = next(iter(opened.values())).features
     images = [c for c, kind in features.items() if isinstance(kind, datasets.Image)]
     labels = [c for c, k in features.items() if isinstance(k, datasets.ClassLabel)]
-    for what, asked, found in (
-        ("image", image_column, images),
-        ("label", label_column, labels),
-    ):
-        if asked is not None and asked not in features:
-            raise ConfigError(
-                unknown_name(f"{what} column of hf:{name}", asked, features)
-            )
-        if asked is None and not found:
-            raise DataError(
-                f"hf:{name} has no {what} column among {', '.join(features)}; give "
-                f"{option_hint(f'{what}_column', 'NAME')}"
-            )
-    image, label = image_column or images[0], label_column or labels[0]
+    image = _column_name("image", where, features, image_column, images)
+    label = _column_name("label", where, features, label_column, labels)
     names = getattr(features[label], "names", None)
     order = sorted(opened, key=lambda split: split != "train")
     texts = {split: [str(v) for v in opened[split][label]] for split in order}
-    classes, ids = resolve_labels(texts, f"hf:{name}", names=names)
-    return {
-        split: HubSet(
-            name,
-            split,
-            classes,
-            ids[split],
-            opened[split].cast_column(image, datasets.Image(decode=False)),
-            image,
-        )
-        for split in order
-    }
+    classes, ids = resolve_labels(texts, where, names=names)
+    sets: dict[str, ImageSet] = {}
+    for split in order:
+        table = opened[split].cast_column(image, datasets.Image(decode=False))
+        sets[split] = HubSet(name, split, classes, ids[split], table, image)
+    return DatasetSplits(name, *pair_splits(name, sets, holdout, strict=strict))

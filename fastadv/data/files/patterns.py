@@ -1,7 +1,6 @@
 """Files by name: which format a name stands for, and which files a pattern names.
 
 `shards-{000000..000012}.tar`, `{train,val}-*.tar`; at http(s) addresses braces only.
-Not here: what is in the files (`opening.by_path`), or fetching them (`remote`).
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """MXNet RecordIO files (`.rec`), as `im2rec` writes them, read without MXNet.
 
-The `.idx` beside a file says where its records begin; without it the file is scanned.
-A record begins with IRHeader (flag, label, id, id2); a positive flag counts float32
-labels that follow. Data that contain the magic number are stored in parts.
+A record begins with IRHeader (flag, label, id, id2); a flag above 0 counts float32 labels
+that follow. Data that contain the magic number are stored in parts.
 
 Source: dmlc-core's recordio.h and python/mxnet/recordio.py.
 """
@@ -11,9 +10,9 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 
-from fastadv.data.decoding import BadImage
 from fastadv.data.files.records import Record, RecordSet
 from fastadv.errors import DataError
 
@@ -26,12 +25,10 @@ _WHOLE, _FIRST, _MIDDLE, _LAST = range(4)
 class RecordIOSet(RecordSet):
     """One split of RecordIO files; records that lie in parts are joined."""
 
-    def read(self, index: int) -> bytes:
-        """Return the encoded bytes of image `index`."""
-        try:
-            return _image(_joined(super().read(index)))
-        except ValueError as error:
-            raise BadImage(self.describe(index), str(error)) from error
+    def _encoded(self, index: int) -> bytes:
+        data = _joined(super()._encoded(index))
+        flag = _HEADER.unpack_from(data)[0]
+        return data[_HEADER.size + 4 * flag :]
 
 
 def scan_recordio(path: Path) -> list[Record]:
@@ -45,7 +42,7 @@ def scan_recordio(path: Path) -> list[Record]:
     records = []
     with open(path, "rb") as file:
         descriptor = file.fileno()
-        for key, offset in _starts(path):
+        for key, offset in _starts(path, descriptor):
             try:
                 end, first = _extent(descriptor, offset, size)
                 flag, label, *_ = _HEADER.unpack(first[: _HEADER.size])
@@ -54,7 +51,8 @@ def scan_recordio(path: Path) -> list[Record]:
             except (ValueError, struct.error) as error:
                 raise DataError(
                     f"{path}: no record at offset {offset} ({error or 'too short'}); the "
-                    "file is damaged or not RecordIO, or its .idx is of another file"
+                    "file is damaged or not RecordIO, or, if it has one, its .idx is of "
+                    "another file"
                 ) from error
             if flag > 1:
                 if key == "0":  # a header of the whole file, not an image
@@ -68,38 +66,24 @@ def scan_recordio(path: Path) -> list[Record]:
     return records
 
 
-def _starts(path: Path) -> list[tuple[str, int]]:
-    """Return (key, offset) of every record, in the order of the file."""
+def _starts(path: Path, descriptor: int) -> Iterator[tuple[str, int]]:
+    """Yield (key, offset) of every record, in the order of the file."""
     index = path.with_suffix(".idx")
     if not index.exists():
-        return _scanned(path)
+        size, at, number = path.stat().st_size, 0, 0
+        while at < size:
+            yield str(number), at
+            at, number = _extent(descriptor, at, size)[0], number + 1
+        return
     try:
-        lines = (
-            line.split() for line in index.read_text().splitlines() if line.strip()
-        )
-        starts = [(key, int(offset)) for key, offset in lines]
+        lines = map(str.split, index.read_text().splitlines())
+        starts = [(key, int(offset)) for key, offset in filter(None, lines)]
     except (OSError, ValueError) as error:
         raise DataError(
             f"cannot read {index} ({error}); each line is a key and an offset. Remove it to "
             "have the file scanned"
         ) from error
-    return sorted(starts, key=lambda start: start[1])
-
-
-def _scanned(path: Path) -> list[tuple[str, int]]:
-    size, at = path.stat().st_size, 0
-    starts: list[tuple[str, int]] = []
-    with open(path, "rb") as file:
-        while at < size:
-            starts.append((str(len(starts)), at))
-            try:
-                at, _ = _extent(file.fileno(), at, size)
-            except ValueError as error:
-                raise DataError(
-                    f"{path}: no record at offset {at} ({error}); the file is damaged, or "
-                    "not RecordIO"
-                ) from error
-    return starts
+    yield from sorted(starts, key=lambda start: start[1])
 
 
 def _extent(descriptor: int, at: int, size: int) -> tuple[int, bytes]:
@@ -134,8 +118,3 @@ def _joined(record: bytes) -> bytes:
         at += 8 + length + -length % 4
         if kind in (_WHOLE, _LAST):
             return _MAGIC_BYTES.join(parts)
-
-
-def _image(data: bytes) -> bytes:
-    flag = _HEADER.unpack_from(data)[0]
-    return data[_HEADER.size + 4 * flag :]

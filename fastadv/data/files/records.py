@@ -1,30 +1,26 @@
 """Images inside large files: what tar shards, TFRecord and RecordIO have in common.
 
-A scanner lists the records of one file: key, label, offset and size of the encoded
-image. The list is kept in the cache folder under the file's path, size and time, so a
-file is scanned once; images are then read with `pread`, by index, in any order.
-Not here: the formats (`shards`, `tfrecord`, `recordio`), or which file is of which
-split (`opening.by_path`).
+The list of a file's records is kept in the cache folder; images are read by `pread`.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastadv.data.cache import cached_array
-from fastadv.data.decoding import BadImage
+from fastadv.data.cache import cached_array, file_key
 from fastadv.data.sets.image_set import Damage, FileSet, SharedFile
 from fastadv.errors import DataError
 from fastadv.files import fastadv_cache_dir
 from fastadv.progress import track
 
+_TEXT = ("utf-8", "surrogateescape")  # how keys and labels are encoded
 _VERSION = 1  # of the stored lists; part of their names
+_Result = TypeVar("_Result")
 _KEPT_OPEN = 512  # half of the usual limit of open files per process
 
 
@@ -51,13 +47,8 @@ Table = NDArray[Any]  # structured, the fields of Record
 class RecordSet(FileSet):
     """One split of images that lie in a few large files.
 
-    Args:
-        name: The data set.
-        split: The split.
-        classes: Class names.
-        labels: Integers [n], class ids, files one after the other.
-        files: The files.
-        tables: The records of each file.
+    Its arguments are those of `FileSet`, and `tables`: the records of each file. Labels
+    are in their order, files one after the other.
     """
 
     def __init__(
@@ -66,77 +57,71 @@ class RecordSet(FileSet):
         split: str,
         classes: Sequence[str],
         labels: NDArray[np.int64],
-        files: Sequence[Path],
-        tables: Sequence[Table],
+        tables: dict[Path, Table],
     ) -> None:
         members = [
-            f"{file.name}/{key.decode('utf-8', 'surrogateescape')}"
-            for file, table in zip(files, tables, strict=True)
+            f"{file.name}/{key.decode(*_TEXT)}"
+            for file, table in tables.items()
             for key in table["key"].tolist()
         ]
         super().__init__(name, split, classes, members, labels)
-        keep_open = len(files) <= _KEPT_OPEN
-        self.files = [SharedFile(file, keep_open=keep_open) for file in files]
-        counts = [len(table) for table in tables]
-        self._file_of = np.repeat(np.arange(len(files), dtype=np.int32), counts)
-        self._offsets = np.concatenate([t["offset"] for t in tables])
-        self._sizes = np.concatenate([t["size"] for t in tables])
+        keep_open = len(tables) <= _KEPT_OPEN
+        self.files = [SharedFile(file, keep_open=keep_open) for file in tables]
+        counts = [len(table) for table in tables.values()]
+        self._file_of = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+        self._offsets = np.concatenate([t["offset"] for t in tables.values()])
+        self._sizes = np.concatenate([t["size"] for t in tables.values()])
 
-    def read(self, index: int) -> bytes:
-        """Return the encoded bytes of image `index`."""
+    def _encoded(self, index: int) -> bytes:
         file = self.files[int(self._file_of[index])]
-        try:
-            return file.read(int(self._sizes[index]), int(self._offsets[index]))
-        except OSError as error:
-            raise BadImage(
-                self.describe(index), error.strerror or str(error)
-            ) from error
+        return file.read(int(self._sizes[index]), int(self._offsets[index]))
 
     def sizes(self) -> list[int]:
         """Return the size of every encoded image in bytes."""
-        sizes: list[int] = self._sizes.tolist()
-        return sizes
+        return list(self._sizes.tolist())
 
 
-def scan_files(
-    files: Sequence[Path], scan: Scanner, damage: Damage | None = None
-) -> dict[Path, Table]:
-    """Return the records of each file, from the cache where it has not changed.
+def read_splits(
+    name: str,
+    splits: dict[str, list[Path]],
+    read: Callable[[Path], _Result],
+    damage: Damage | None = None,
+) -> dict[str, dict[Path, _Result]]:
+    """Return what `read` finds in each file of each split.
 
     Args:
-        files: The files.
-        scan: Lists the records of one.
-        damage: Files that cannot be scanned are added here, and left out.
+        name: The data set in messages.
+        splits: The files of each split.
+        read: Reads one file.
+        damage: Files that cannot be read are added here, and left out.
 
     Raises:
-        DataError: A file cannot be read, or is not what the scanner expects.
+        DataError: A file cannot be read, or none of them.
     """
-    tables = {}
-    for file in track(files, len(files), "reading indices"):
-        try:
-            tables[file] = _table(file, scan)
-        except DataError as error:
-            if damage is None:
-                raise
-            damage.append((str(file), str(error)))
-    return tables
+    found: dict[str, dict[Path, _Result]] = {}
+    for split, files in splits.items():
+        for file in track(files, len(files), "reading indices"):
+            try:
+                found.setdefault(split, {})[file] = read(file)
+            except DataError as error:
+                if damage is None:
+                    raise
+                damage.append((str(file), str(error)))
+    if not found:
+        raise DataError(f"{name}: none of its files can be read")
+    return found
 
 
-def _table(file: Path, scan: Scanner) -> Table:
+def records_of(file: Path, scan: Scanner) -> Table:
+    """Return the records of a file, from the cache where the file has not changed.
+
+    Raises:
+        DataError: The file cannot be read, or is not what the scanner expects.
+    """
     try:
-        status = file.stat()
+        key = file_key(file, scan.__name__, _VERSION)
     except OSError as error:
         raise DataError(f"cannot read {file}: {error.strerror}") from error
-    name = repr(
-        (
-            str(file.resolve()),
-            status.st_size,
-            status.st_mtime_ns,
-            scan.__name__,
-            _VERSION,
-        )
-    )
-    key = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:32]
     stored = fastadv_cache_dir() / "indices" / f"{key}.npy"
     return cached_array(stored, lambda: _as_table(file, scan(file)))
 
@@ -144,25 +129,11 @@ def _table(file: Path, scan: Scanner) -> Table:
 def _as_table(file: Path, records: Sequence[Record]) -> Table:
     if not records:
         raise DataError(f"{file} holds no images")
-
-    def encoded(texts: list[str]) -> NDArray[Any]:
-        return np.array([text.encode("utf-8", "surrogateescape") for text in texts])
-
-    keys, labels = (
-        encoded([r.key for r in records]),
-        encoded([r.label for r in records]),
-    )
-    kind = [
-        ("key", keys.dtype),
-        ("label", labels.dtype),
-        ("offset", "<i8"),
-        ("size", "<i8"),
-    ]
-    table = np.empty(len(records), dtype=kind)
-    table["key"], table["label"] = keys, labels
-    table["offset"] = [r.offset for r in records]
-    table["size"] = [r.size for r in records]
-    return table
+    keys = [r.key.encode(*_TEXT) for r in records]
+    labels = [r.label.encode(*_TEXT) for r in records]
+    kinds = [("key", np.array(keys).dtype), ("label", np.array(labels).dtype)]
+    rows = [(k, n, *r[2:]) for k, n, r in zip(keys, labels, records, strict=True)]
+    return np.array(rows, dtype=[*kinds, ("offset", "<i8"), ("size", "<i8")])
 
 
 def label_texts(tables: Iterable[Table]) -> list[str]:

@@ -1,13 +1,10 @@
 """Files behind http(s) addresses, fetched once into the cache folder with permission.
 
-A file is there whole or not at all: it is written under a temporary name, its size
-compared with what the server announced, and renamed. Once there it is not fetched
-again; the address is its identity.
+A file is there whole or not at all; once there, its address is its identity.
 """
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import shutil
 import urllib.request
@@ -15,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
+from fastadv.data.cache import text_key
 from fastadv.errors import DataError
 from fastadv.files import atomic, fastadv_cache_dir
 
@@ -53,7 +51,8 @@ def local_copies(
     Raises:
         DataError: A file is not there and may not be fetched, or cannot be.
     """
-    paths = [_place(address) for address in addresses]
+    folder = fastadv_cache_dir() / "remote"
+    paths = [folder / text_key(a) / file_name(a) for a in addresses]
     absent = [i for i, path in enumerate(paths) if not path.exists()]
     if absent and not download:
         raise DataError(
@@ -64,11 +63,6 @@ def local_copies(
     for i in absent:
         _fetch(addresses[i], paths[i])
     return paths
-
-
-def _place(address: str) -> Path:
-    key = hashlib.sha256(address.encode()).hexdigest()[:32]
-    return fastadv_cache_dir() / "remote" / key / file_name(address)
 
 
 def _fetch(address: str, target: Path) -> None:

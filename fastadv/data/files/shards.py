@@ -1,9 +1,7 @@
-"""WebDataset tar shards, read in place and in any order.
+"""WebDataset tar shards, read in place and in any order; `packing` writes them.
 
 A sample is the consecutive members of one key, which is the path up to the first dot
-of the file name: an image, and its class as `.cls`, `.json` or `.txt`. Nothing is
-extracted. Compressed shards have no random access and are refused.
-Not here: writing shards (`packing`).
+of the file name: an image, and its class as `.cls`, `.json` or `.txt`.
 
 Source: the WebDataset format, github.com/webdataset/webdataset.
 """
@@ -43,12 +41,15 @@ def scan_tar(path: Path) -> list[Record]:
     with open(path, "rb") as file:
         _check_end(path)
         for key, members in _samples(path):
-            if key in seen:
-                raise _wrong(
-                    path, key, "occurs twice; keys must be unique and together"
-                )
-            seen.add(key)
-            records.append(_record(path, key, members, file.fileno()))
+            try:
+                if key in seen:
+                    raise ValueError("occurs twice; keys must be unique and together")
+                seen.add(key)
+                records.append(_record(key, members, file.fileno()))
+            except ValueError as error:
+                raise DataError(
+                    f"shard {path}: sample {key!r} {error}; pack the shard again"
+                ) from error
     return records
 
 
@@ -77,10 +78,6 @@ def missing_shards(folder: Path) -> list[str]:
         return [e["file"] for e in listed if not (folder / e["file"]).exists()]
     except (OSError, ValueError, KeyError, TypeError):
         return []  # none, or another program's
-
-
-def _wrong(path: Path, key: str, what: str) -> DataError:
-    return DataError(f"shard {path}: sample {key!r} {what}; pack the shard again")
 
 
 def _check_end(path: Path) -> None:
@@ -113,7 +110,9 @@ def _samples(path: Path) -> Iterator[tuple[str, list[Member]]]:
                 folder, _, file = info.name.rpartition("/")
                 stem, dot, ending = file.partition(".")
                 if info.issparse():
-                    raise _wrong(path, info.name, "is a sparse file")
+                    raise DataError(
+                        f"shard {path}: {info.name!r} is a sparse file; pack it again"
+                    )
                 if not info.isreg() or not stem or not dot:
                     continue  # folders, hidden files, files without an ending
                 key = f"{folder}/{stem}" if folder else stem
@@ -130,55 +129,42 @@ def _samples(path: Path) -> Iterator[tuple[str, list[Member]]]:
         yield current, members
 
 
-def _record(path: Path, key: str, members: list[Member], descriptor: int) -> Record:
+def _record(key: str, members: list[Member], descriptor: int) -> Record:
     found = {ending: (offset, size) for ending, offset, size in members}
     if len(found) < len(members):
-        raise _wrong(path, key, "has a member twice")
+        raise ValueError("has a member twice")
+    listed = f"(members: {', '.join(sorted(found))})"
     images = [e for e in found if e.rpartition(".")[2] in _IMAGE_ENDINGS]
     if len(images) != 1:
-        raise _wrong(
-            path,
-            key,
-            f"has {len(images)} images (members: {', '.join(sorted(found))}); expected "
-            f"one of {' '.join(sorted(_IMAGE_ENDINGS))}",
+        raise ValueError(
+            f"has {len(images)} images {listed}; expected one of "
+            f"{' '.join(sorted(_IMAGE_ENDINGS))}"
         )
     ending = next((e for e in _LABEL_ENDINGS if e in found), None)
     if ending is None:
-        raise _wrong(
-            path,
-            key,
-            f"has no label member (members: {', '.join(sorted(found))}); expected "
-            ".cls, .json or .txt",
-        )
+        raise ValueError(f"has no label member {listed}; expected .cls, .json or .txt")
     offset, size = found[ending]
-    text = os.pread(descriptor, min(size, _MAX_LABEL), offset).decode(
-        "utf-8", "replace"
-    )
-    label = _json_label(path, key, text) if ending == "json" else text.strip()
+    data = os.pread(descriptor, min(size, _MAX_LABEL), offset)
+    text = data.decode("utf-8", "replace")
+    label = _json_label(text) if ending == "json" else text.strip()
     if not label:
-        raise _wrong(path, key, f"has an empty .{ending} member")
+        raise ValueError(f"has an empty .{ending} member")
     return Record(key, label, *found[images[0]])
 
 
-def _json_label(path: Path, key: str, text: str) -> str:
+def _json_label(text: str) -> str:
     try:
         values: Any = json.loads(text)
     except ValueError as error:
-        raise _wrong(
-            path, key, f"has a .json member that is not JSON ({error})"
-        ) from error
+        raise ValueError(f"has a .json member that is not JSON ({error})") from error
     if isinstance(values, dict):
         field = next((f for f in _JSON_LABELS if f in values), None)
         if field is None:
-            raise _wrong(
-                path,
-                key,
+            raise ValueError(
                 f"has no label in its .json member (fields: {', '.join(values)}); "
-                f"expected one of {', '.join(_JSON_LABELS)}",
+                f"expected one of {', '.join(_JSON_LABELS)}"
             )
         values = values[field]
     if isinstance(values, bool) or not isinstance(values, int | str):
-        raise _wrong(
-            path, key, f"has the label {values!r} in .json; use a name or an id"
-        )
+        raise ValueError(f"has the label {values!r} in .json; use a name or an id")
     return str(values).strip()

@@ -1,9 +1,7 @@
 """TFRecord files of `tf.train.Example` images, read without TensorFlow.
 
 Fields as in the ImageNet files: `image/encoded`, and `image/class/synset` or
-`image/class/label` (ids from 1), or the plain `image` and `label`. Only lengths and the
-few bytes around the image are read to list a file. The checksum of a length is checked
-then, that of the data on demand (`verify_record`).
+`image/class/label` (ids from 1), or the plain `image` and `label`.
 
 Source: tensorflow/core/lib/io/record_writer.h and tensorflow/core/example/feature.proto.
 """
@@ -37,52 +35,52 @@ def scan_tfrecord(path: Path) -> list[Record]:
         DataError: Not a TFRecord file, cut short, or a record without image or label.
     """
     records = []
-    with open(path, "rb") as file:
-        if not path.stat().st_size:
-            return []
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            for number, (start, end) in enumerate(_payloads(path, data)):
-                try:
-                    records.append(_record(data, start, end, number))
-                except (LookupError, ValueError) as error:
-                    raise DataError(
-                        f"{path}: record {number} is no tf.Example of a labelled image "
-                        f"({error}); expected image/encoded and image/class/label"
-                    ) from error
+    for number, (data, start, end) in enumerate(_payloads(path)):
+        try:
+            records.append(_record(data, start, end, number))
+        except (LookupError, ValueError) as error:
+            raise DataError(
+                f"{path}: record {number} is no tf.Example of a labelled image "
+                f"({error}); expected image/encoded and image/class/label"
+            ) from error
     return records
 
 
 def damaged_records(path: Path) -> list[int]:
     """Return the numbers of the records whose data differ from their checksum."""
-    damaged = []
+    return [
+        number
+        for number, (data, start, end) in enumerate(_payloads(path))
+        if masked_crc(data[start:end]) != struct.unpack_from("<I", data, end)[0]
+    ]
+
+
+def _payloads(path: Path) -> Iterator[tuple[mmap.mmap, int, int]]:
+    """Yield the mapped file, and where in it the data of a record begin and end."""
+    at, size, number = 0, path.stat().st_size, 0
+    if not size:
+        return
     with (
         open(path, "rb") as file,
         mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
     ):
-        for number, (start, end) in enumerate(_payloads(path, data)):
-            (stored,) = struct.unpack_from("<I", data, end)
-            if masked_crc(data[start:end]) != stored:
-                damaged.append(number)
-    return damaged
-
-
-def _payloads(path: Path, data: mmap.mmap) -> Iterator[Span]:
-    """Yield where the data of each record lie."""
-    at, size, number = 0, len(data), 0
-    while at < size:
-        if size - at < _HEADER:
-            raise DataError(f"{path} is cut short in record {number}; fetch it again")
-        length, check = struct.unpack_from("<QI", data, at)
-        if masked_crc(data[at : at + 8]) != check:
-            raise DataError(
-                f"{path}: the length of record {number} does not match its checksum: no "
-                "TFRecord file (compressed ones are not read), or a damaged one"
-            )
-        end = at + _HEADER + length
-        if end + 4 > size:
-            raise DataError(f"{path} is cut short in record {number}; fetch it again")
-        yield at + _HEADER, end
-        at, number = end + 4, number + 1
+        while at < size:
+            start = end = at + _HEADER
+            if start <= size:
+                length, check = struct.unpack_from("<QI", data, at)
+                if masked_crc(data[at : at + 8]) != check:
+                    raise DataError(
+                        f"{path}: the length of record {number} does not match its "
+                        "checksum: no TFRecord file (compressed ones are not read), or a "
+                        "damaged one"
+                    )
+                end += length
+            if end + 4 > size:
+                raise DataError(
+                    f"{path} is cut short in record {number}; fetch it again"
+                )
+            yield data, start, end
+            at, number = end + 4, number + 1
 
 
 def _record(data: mmap.mmap, start: int, end: int, number: int) -> Record:
@@ -111,7 +109,8 @@ def _record(data: mmap.mmap, start: int, end: int, number: int) -> Record:
         text = data[slice(*name)].decode("utf-8", "replace")
     elif label is not None:
         # Unpacked, the span is the number's own; packed, of several: the first counts.
-        text = str(_signed(_varint(data, *label)[0]))
+        class_id, _ = _varint(data, *label)
+        text = str(class_id - (1 << 64) if class_id >> 63 else class_id)
     else:
         raise LookupError("no label")
     key_span = value(_KEYS, 1)
@@ -152,29 +151,21 @@ def _varint(data: mmap.mmap, at: int, end: int) -> tuple[int, int]:
     raise ValueError("a number does not end")
 
 
-def _signed(value: int) -> int:
-    return value - (1 << 64) if value >> 63 else value
-
-
 def masked_crc(data: bytes) -> int:
     """Return the checksum TFRecord stores: CRC-32C, rotated and shifted."""
-    crc = _crc32c(data)
-    return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
-
-
-def _crc32c(data: bytes) -> int:
     if len(data) > 64:
-        return int(_fast_crc32c()(np.frombuffer(data, np.uint8), _table()))
-    crc, table = 0xFFFFFFFF, _table_list()
-    for byte in data:
-        crc = table[(crc ^ byte) & 255] ^ (crc >> 8)
-    return crc ^ 0xFFFFFFFF
+        crc = int(_fast_crc32c()(np.frombuffer(data, np.uint8), _table()))
+    else:
+        crc, table = 0xFFFFFFFF, _table_list()
+        for byte in data:
+            crc = table[(crc ^ byte) & 255] ^ (crc >> 8)
+        crc ^= 0xFFFFFFFF
+    return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 @functools.cache
 def _table_list() -> list[int]:
-    values: list[int] = _table().tolist()
-    return values
+    return list(_table().tolist())
 
 
 @functools.cache

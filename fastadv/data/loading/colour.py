@@ -1,7 +1,6 @@
 """Colour changes of augmentation: jitter and lighting, as one affine map per image.
 
-The draws are given, never made here, so every loader backend changes the same image of
-the same epoch alike. Applied to pixels by `fastadv.kernels.crops`.
+The draws are given, so every loader changes the same image of the same epoch alike.
 """
 
 from __future__ import annotations
@@ -16,11 +15,7 @@ COLOUR_DRAWS = 7
 # the figures that fb.resnet.torch made common. Columns are the components.
 _EIGENVALUES = np.array([0.2175, 0.0188, 0.0045])
 _EIGENVECTORS = np.array(
-    [
-        [-0.5675, 0.7192, 0.4009],
-        [-0.5808, -0.0045, -0.8140],
-        [-0.5836, -0.6948, 0.4203],
-    ]
+    [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]]
 )
 
 

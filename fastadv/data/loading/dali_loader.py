@@ -1,12 +1,7 @@
 """The DALI loader, which decodes crops by NVIDIA DALI in every epoch.
 
-Encoded bytes, crop windows and sizes are given to the pipeline batch by batch, so order,
-shards, crops and resumption are those of every other loader, and any set of files is
-served. Only the window of a random resized crop is decoded. What DALI would decode
-otherwise than `decoding.decode_rgb` (gray, CMYK, PNG, damage) is decoded there.
-
-On CUDA the hardware decoder works where there is one, and images stay on the device;
-on the CPU DALI needs no GPU.
+The pipeline is given bytes and crop windows, so order and crops are those of every other
+loader. What DALI would decode otherwise than `decode_rgb` is decoded there.
 """
 
 from __future__ import annotations
@@ -14,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 import io
+import itertools
 import logging
 import struct
 from collections import deque
@@ -46,7 +42,10 @@ log = logging.getLogger(__name__)
 _AHEAD = 2  # batches being read, and as many being decoded, before they are needed
 # Device and pinned host memory that a decoding thread has from the start, in bytes: what
 # DALI's ImageNet example reserves, so that no image makes it allocate on the way.
-_DEVICE_PADDING, _HOST_PADDING = 211_025_920, 140_544_512
+_CUDA_MEMORY = {
+    "device_memory_padding": 211_025_920,
+    "host_memory_padding": 140_544_512,
+}
 
 
 class DALILoader(Loader):
@@ -88,10 +87,8 @@ class DALILoader(Loader):
         pool = ThreadPoolExecutor(max(1, self.options.worker_count))
         try:
             while True:
-                while len(reading) + len(running) < 2 * _AHEAD:
-                    indices = next(waiting, None)
-                    if indices is None:
-                        break
+                room = 2 * _AHEAD - len(reading) - len(running)
+                for indices in itertools.islice(waiting, room):
                     reading.append(pool.submit(self._read, indices, epoch, side))
                 while reading and len(running) < _AHEAD:
                     running.append(reading.popleft().result())
@@ -160,8 +157,8 @@ class DALILoader(Loader):
         if self._pipeline is None:
             o = self.options
             self._pipeline = _pipeline(
-                batch_size=o.batch_size
-                + 1,  # a last image alone joins the batch before
+                # A last image alone joins the batch before.
+                batch_size=o.batch_size + 1,
                 threads=max(1, o.worker_count),
                 device=torch.device(o.device),
                 crop=None if self._crops else o.resolution,
@@ -198,19 +195,10 @@ class DALILoader(Loader):
 
 @dataclass
 class _Fed:
-    """One batch on its way through the pipeline.
-
-    Attributes:
-        indices: Positions in the image set, int64 [n].
-        inputs: What the pipeline is fed, by name.
-        own: Images that DALI does not decode, uint8 [S, S, 3], by row.
-        bad: Pairs (name, reason) of undecodable images.
-    """
-
-    indices: NDArray[np.int64]
-    inputs: dict[str, Any]
-    own: dict[int, torch.Tensor]
-    bad: list[tuple[str, str]]
+    indices: NDArray[np.int64]  # positions in the image set, [n]
+    inputs: dict[str, Any]  # what the pipeline is fed, by name
+    own: dict[int, torch.Tensor]  # by row what DALI does not decode, uint8 [S, S, 3]
+    bad: list[tuple[str, str]]  # (name, reason) of undecodable images
 
 
 def declined_reason(imageset: ImageSet, device: str | torch.device) -> str | None:
@@ -269,11 +257,8 @@ def _placeholder() -> bytes:
 
 
 def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """Return (height, width) of an 8-bit YCbCr JPEG that is all there, else None.
-
-    The end marker is required because DALI fills what is missing with gray, where
-    `decode_rgb` finds the file bad.
-    """
+    """Return (height, width) of an 8-bit YCbCr JPEG that is all there, else None."""
+    # DALI fills what is missing at the end with gray, where `decode_rgb` finds it bad.
     if data[:2] != b"\xff\xd8" or data[-2:] != b"\xff\xd9":
         return None
     at, size = 2, None
@@ -301,17 +286,7 @@ def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
 def _pipeline(
     *, batch_size: int, threads: int, device: torch.device, crop: int | None
 ) -> Any:
-    """Build the pipeline: decode a window, resize it, then flip it or crop its centre.
-
-    Args:
-        batch_size: Largest batch.
-        threads: Number of decoding threads on the host.
-        device: The device the images end on.
-        crop: Side of the central crop in pixels; None flips instead.
-
-    Returns:
-        A DALI pipeline fed by name, whose output is uint8 [n, S, S, 3].
-    """
+    """Build the pipeline: decode a window, resize it, flip it (crop=None) or crop it."""
     fn = importlib.import_module("nvidia.dali.fn")
     types = importlib.import_module("nvidia.dali.types")
     cuda = device.type == "cuda"
@@ -324,12 +299,6 @@ def _pipeline(
         prefetch_queue_depth=1,
         exec_dynamic=True,  # outputs stay valid as long as torch holds them
     )
-    memory = {}
-    if cuda:
-        memory = {
-            "device_memory_padding": _DEVICE_PADDING,
-            "host_memory_padding": _HOST_PADDING,
-        }
     with pipeline:
 
         def fed(name: str) -> Any:
@@ -345,7 +314,7 @@ def _pipeline(
             # As Pillow: neither turned as EXIF says, nor colours merely repeated.
             adjust_orientation=False,
             jpeg_fancy_upsampling=True,
-            **memory,
+            **(_CUDA_MEMORY if cuda else {}),
         )
         images = fn.resize(images, size=fed("size"), interp_type=types.INTERP_LINEAR)
         if crop is None:

@@ -1,22 +1,17 @@
 """Resizing and cropping of 8-bit images, and the random boxes of augmentation.
 
-The draws are given, never made here, so every loader backend takes the same
-crop of the same image in the same epoch. Not here: colour changes (`colour`), and
-whole batches of crops (`fastadv.kernels.crops`).
+The draws are given, so every loader takes the same crop of an image in an epoch.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastadv.data.sets.image_set import Augment
-
-if TYPE_CHECKING:
-    import torch
 
 RRC_SCALE = (0.08, 1.0)  # torchvision's defaults, which the published runs used
 RRC_RATIO = (3 / 4, 4 / 3)
@@ -102,21 +97,9 @@ def resized_crop(
     return cut[:, ::-1] if boxes.flip[0] else cut
 
 
-def box_table(boxes: Boxes) -> torch.Tensor:
-    """Return boxes as `kernels.crops` takes them, int32 [n, 5]."""
-    import torch
-
-    return torch.from_numpy(np.stack(boxes, axis=1).astype(np.int32))
-
-
-def crop_padding(resolution: int) -> int:
-    """Return the reflection on each side in pixels: 4 at 32, as in the CIFAR recipes."""
-    return resolution // 8
-
-
 def crop_flip_boxes(draws: NDArray[np.float64], resolution: int) -> Boxes:
     """Return random crops of the reflect-padded image, of its unpadded size."""
-    pad = crop_padding(resolution)
+    pad = resolution // 8  # 4 at 32, as in the CIFAR recipes
     side = np.full(len(draws), resolution, dtype=np.int64)
     top = (draws[:, _TOP] * (2 * pad + 1)).astype(np.int64) - pad
     left = (draws[:, _LEFT] * (2 * pad + 1)).astype(np.int64) - pad

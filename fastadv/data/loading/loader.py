@@ -1,11 +1,7 @@
 """How batches arrive: the contract of every loader.
 
-The random draws of an epoch and the accounting of bad images are here, once;
-`memory_loader`, `torchvision_loader` and `dali_loader` only turn arrays of indices into
-pixels, and `make_loader` chooses among them. Every random choice is a function of
-(seed, epoch, image index), so nothing depends on workers, on batches already taken, or
-on global random state. Not here: which images come when (`order`), normalisation,
-casting, adversarial anything.
+Every random choice is a function of (seed, epoch, image index), so nothing depends on
+workers, on batches already taken, or on global random state.
 """
 
 from __future__ import annotations
@@ -29,13 +25,7 @@ from fastadv.data.loading.colour import (
     PUBLISHED_LIGHTING,
     colour_changes,
 )
-from fastadv.data.loading.geometry import (
-    DRAWS,
-    Boxes,
-    box_table,
-    crop_flip_boxes,
-    plain_geometry,
-)
+from fastadv.data.loading.geometry import DRAWS, Boxes, crop_flip_boxes, plain_geometry
 from fastadv.data.loading.loader_options import LoaderOptions
 from fastadv.data.loading.order import EpochOrder
 from fastadv.data.sets.image_set import Augment, ImageSet
@@ -95,13 +85,13 @@ class Loader(ABC):
     backend: Backend
 
     def __init__(self, imageset: ImageSet, options: LoaderOptions) -> None:
-        self.imageset = imageset
-        self.options = options
+        self.imageset, self.options = imageset, options
         self.order = EpochOrder(imageset, options)
         self.augment: Augment = options.augment_of(imageset)
         cropped = options.train and self.augment == "rrc"
-        self.color_jitter = _implied(options.color_jitter, PUBLISHED_JITTER, cropped)
-        self.lighting = _implied(options.lighting, PUBLISHED_LIGHTING, cropped)
+        jitter, lighting = options.color_jitter, options.lighting
+        self.color_jitter = PUBLISHED_JITTER * cropped if jitter is None else jitter
+        self.lighting = PUBLISHED_LIGHTING * cropped if lighting is None else lighting
         self.resolution = options.resolution
         self.bad_images: list[tuple[str, str]] = []
         self._logged = 0
@@ -197,27 +187,23 @@ class Loader(ABC):
     def _finished(
         self, images: torch.Tensor, indices: NDArray[np.int64], side: int
     ) -> torch.Tensor:
-        """Do on the device what decoding left: shifts, flips and colours.
-
-        Args:
-            images: Random resized crops of `side`, or else whole images of the size that
-                `crop_flip` shifts; uint8 [n, S, S, 3].
-            indices: Their positions in the image set, int64 [n].
-            side: Side of the images returned, in pixels.
-        """
+        """Do on the device what decoding left: shifts, flips and colours."""
         colours = self._colours(indices)
         shifted = self.options.train and self.augment == "crop_flip"
         if not shifted and colours is None and images.shape[1] == side:
             return images
-        n, size = len(indices), images.shape[1]
-        if shifted:
-            boxes = crop_flip_boxes(self._draws(indices), size)
-        else:
-            whole, zero = np.full(n, size), np.zeros(n, dtype=np.int64)
-            boxes = Boxes(zero, zero, whole, whole, zero > 0)
-        table = box_table(boxes)
-        cut: torch.Tensor = resized_crops(images, torch.arange(n), table, side, colours)
-        return cut
+        boxes = self._boxes(indices, images.shape[1])
+        return cut_out(images, np.arange(len(indices)), boxes, side, colours)
+
+    def _boxes(self, indices: NDArray[np.int64], size: int) -> Boxes:
+        """Return the crops of training images that are squares of `size` pixels."""
+        if self.augment == "crop_flip":
+            return crop_flip_boxes(self._draws(indices), size)
+        whole, zero = (
+            np.full(len(indices), size),
+            np.zeros(len(indices), dtype=np.int64),
+        )
+        return Boxes(zero, zero, whole, whole, zero > 0)
 
     def _note_bad(self, bad: list[tuple[str, str]]) -> None:
         self.bad_images.extend(b for b in bad if b not in self.bad_images)
@@ -228,10 +214,19 @@ class Loader(ABC):
         self._logged = len(self.bad_images)
 
 
-def _implied(value: float | None, published: float, cropped: bool) -> float:
-    if value is None:
-        return published if cropped else 0.0
-    return value
+def cut_out(
+    images: torch.Tensor,
+    rows: NDArray[np.int64],
+    boxes: Boxes,
+    side: int,
+    colours: torch.Tensor | None,
+) -> torch.Tensor:
+    """Cut one box out of each of the `rows` of uint8 images; see `resized_crops`."""
+    table = torch.from_numpy(np.stack(boxes, axis=1).astype(np.int32))
+    cut: torch.Tensor = resized_crops(
+        images, torch.from_numpy(rows), table, side, colours
+    )
+    return cut
 
 
 def augmentation_draws(

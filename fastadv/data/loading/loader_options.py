@@ -26,9 +26,9 @@ class LoaderOptions(OrderOptions):
     resolution: Annotated[int, AT_LEAST_1]
     """Side of the images delivered, in pixels; where a run changes it, the largest."""
     augment: Literal["auto", "none", "crop_flip", "rrc", "utrera"] = "auto"
-    """rrc: random resized crop and flip; crop_flip: reflect-padded crop and
-    flip; utrera: see `loading.utrera`; auto: what suits the set. Evaluation zooms by
-    256/224 with rrc."""
+    """Random resized crop and flip (rrc), reflect-padded crop and flip (crop_flip), that
+    of `loading.utrera`, or what suits the set (auto). Evaluation zooms by 256/224 with
+    rrc."""
     color_jitter: Annotated[float | None, Range(0, 1, "[]")] = 0.0
     """Brightness, contrast and saturation vary by this share in training; None: what
     the augmentation implies, 0.1 with rrc as published and else 0."""
@@ -38,7 +38,8 @@ class LoaderOptions(OrderOptions):
     device: str | torch.device = "cpu"
     """Where batches are put."""
     on_bad_image: OnBadImage = "skip"
-    """skip: count, name and replace by an image of the same class; fail."""
+    """With skip, a bad image is counted, named and replaced by one of its class; with fail,
+    it is an error."""
     workers: Annotated[int | None, AT_LEAST_0] = None
     """Decoding threads (memory, dali) or processes (torchvision; 0: none); by
     default one per core this process may use (ranks on one machine share its cores), at

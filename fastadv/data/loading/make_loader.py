@@ -1,8 +1,6 @@
 """The choice of a loader for an image set: `make_loader`.
 
-`auto` looks at the memory that is free, at whether the images are files, and at the
-device. Not here: what the loaders do (`memory_loader`, `torchvision_loader`,
-`dali_loader`).
+`auto` looks at free memory, at whether the images are files, and at the device.
 """
 
 from __future__ import annotations
@@ -14,16 +12,23 @@ from typing import Any, get_args
 import torch
 
 from fastadv.data.config import Backend
-from fastadv.data.decoding import BadImage
+from fastadv.data.loading.dali_loader import DALILoader, declined_reason
 from fastadv.data.loading.loader import MEMORY_SHARE, Loader, storage_side
 from fastadv.data.loading.loader_options import LoaderOptions
-from fastadv.data.sets.image_set import Augment, ImageSet
+from fastadv.data.loading.memory_loader import MemoryLoader
+from fastadv.data.loading.torchvision_loader import TorchvisionLoader
+from fastadv.data.sets.image_set import Augment, ImageSet, sampled_sizes
 from fastadv.errors import ConfigError, unknown_name
 from fastadv.machine import available_memory, ranks_on_this_machine
 
 log = logging.getLogger(__name__)
 
 _SAMPLE = 64  # images looked at to learn whether a set is square
+_LOADERS: dict[str, type[Loader]] = {
+    "memory": MemoryLoader,
+    "dali": DALILoader,
+    "torchvision": TorchvisionLoader,
+}
 
 
 def make_loader(
@@ -55,7 +60,10 @@ def make_loader(
     if backend not in get_args(Backend):
         raise ConfigError(unknown_name("loader backend", backend, get_args(Backend)))
     chosen = LoaderOptions(**options)
-    if backend not in ("auto", "torchvision") and _only_streamed(chosen):
+    streamed = (
+        chosen.train and chosen.augment == "utrera"
+    )  # transforms of single images
+    if streamed and backend not in ("auto", "torchvision"):
         raise ConfigError(
             f"the {backend} loader cannot augment as utrera; use torchvision, or auto"
         )
@@ -64,17 +72,7 @@ def make_loader(
     elif backend == "dali":
         # A run may go on where DALI is not: on another node, after an update of CUDA.
         backend = _dali_or_not(imageset, chosen)
-    if backend == "memory":
-        from fastadv.data.loading.memory_loader import MemoryLoader
-
-        return MemoryLoader(imageset, chosen)
-    if backend == "dali":
-        from fastadv.data.loading.dali_loader import DALILoader
-
-        return DALILoader(imageset, chosen)
-    from fastadv.data.loading.torchvision_loader import TorchvisionLoader
-
-    return TorchvisionLoader(imageset, chosen)
+    return _LOADERS[backend](imageset, chosen)
 
 
 def choose_backend(imageset: ImageSet, options: LoaderOptions) -> Backend:
@@ -86,25 +84,21 @@ def choose_backend(imageset: ImageSet, options: LoaderOptions) -> Backend:
     on the device, if it can run; its absence is logged once. Training images augmented as
     by Utrera et al. are always decoded by torchvision.
     """
-    if _only_streamed(options):
+    if options.train and options.augment == "utrera":
         return "torchvision"
     augment = options.augment_of(imageset)
     cropped = options.train and augment == "rrc"
-    if _fits(imageset, options, augment) and (not cropped or _looks_square(imageset)):
+    sides = sampled_sizes(imageset, _SAMPLE)
+    if _fits(imageset, options, augment) and (
+        not cropped or all(height == width for height, width in sides)
+    ):
         return "memory"
     if torch.device(options.device).type == "cuda":
         return _dali_or_not(imageset, options)
     return "torchvision"
 
 
-def _only_streamed(options: LoaderOptions) -> bool:
-    """Whether only torchvision augments so: by transforms of single Pillow images."""
-    return options.train and options.augment == "utrera"
-
-
 def _dali_or_not(imageset: ImageSet, options: LoaderOptions) -> Backend:
-    from fastadv.data.loading.dali_loader import declined_reason
-
     reason = declined_reason(imageset, options.device)
     if reason is None:
         return "dali"
@@ -115,18 +109,6 @@ def _dali_or_not(imageset: ImageSet, options: LoaderOptions) -> Backend:
 @functools.cache
 def _say_once(reason: str) -> None:
     log.warning("images are decoded by torchvision, not by DALI: %s", reason)
-
-
-def _looks_square(imageset: ImageSet) -> bool:
-    """Whether images spread over the set all have equal sides."""
-    for index in range(0, len(imageset), max(1, len(imageset) // _SAMPLE)):
-        try:
-            height, width = imageset.load(index).shape[:2]
-        except BadImage:
-            continue  # the loader will name it
-        if height != width:
-            return False
-    return True
 
 
 def _fits(imageset: ImageSet, options: LoaderOptions, augment: Augment) -> bool:

@@ -1,9 +1,7 @@
 """The loader that keeps decoded images in memory and augments batches in one operator.
 
-Images are kept as one uint8 array, on the device when there is room, so an
-epoch costs neither decoding nor transfer. Images that are not square lose
-their ends to the centre crop taken at storage; where that matters, or the set
-is large, use the streaming loader.
+Images are one uint8 array, on the device when there is room. Those that are not square
+lose their ends to the centre crop taken at storage.
 """
 
 from __future__ import annotations
@@ -19,8 +17,6 @@ from fastadv.data.config import Backend
 from fastadv.data.decoding import BadImage
 from fastadv.data.loading.geometry import (
     Boxes,
-    box_table,
-    crop_flip_boxes,
     plain_geometry,
     resize_center_crop,
     resized_crop_boxes,
@@ -28,13 +24,13 @@ from fastadv.data.loading.geometry import (
 from fastadv.data.loading.loader import (
     MEMORY_SHARE,
     Loader,
+    cut_out,
     no_readable_image,
     replacements,
     storage_side,
 )
 from fastadv.data.loading.loader_options import LoaderOptions
 from fastadv.data.sets.image_set import ImageSet
-from fastadv.kernels.crops import resized_crops
 from fastadv.progress import track
 
 _DECODE_CHUNK = 64  # images per task: small ones cost less than scheduling them
@@ -82,9 +78,7 @@ class MemoryLoader(Loader):
                     store[i] = resize_center_crop(image, shorter, side)
             return bad
 
-        chunks = [
-            range(i, min(i + _DECODE_CHUNK, n)) for i in range(0, n, _DECODE_CHUNK)
-        ]
+        chunks = [range(n)[i : i + _DECODE_CHUNK] for i in range(0, n, _DECODE_CHUNK)]
         bad: dict[int, BadImage] = {}
         name = f"{self.imageset.name}/{self.imageset.split}"
         what = f"chunks of {_DECODE_CHUNK} images decoded, {name}"
@@ -106,29 +100,18 @@ class MemoryLoader(Loader):
         return self._store.numel()
 
     def _images(self, batches: list[NDArray[np.int64]]) -> Iterator[torch.Tensor]:
-        device = torch.device(self.options.device)
+        device, store, side = self.options.device, self._store, self.resolution
         for indices in batches:
-            taken = torch.from_numpy(indices)
             if self.options.train:
-                images = resized_crops(
-                    self._store,
-                    taken,
-                    self._boxes(indices),
-                    self.resolution,
-                    self._colours(indices),
-                )
+                boxes = self._boxes(indices, store.shape[1])
+                colours = self._colours(indices)
+                images = cut_out(store, indices, boxes, side, colours)
             else:
-                images = self._store[taken.to(self._store.device)]
+                images = store[torch.from_numpy(indices).to(store.device)]
             yield images.to(device, non_blocking=True)
 
-    def _boxes(self, indices: NDArray[np.int64]) -> torch.Tensor:
-        """Return the crops of stored images, int32 [n, 5], as `resized_crops` takes them."""
-        side = np.full(len(indices), self._store.shape[1], dtype=np.int64)
-        if self.augment == "none":
-            zero = np.zeros_like(side)
-            boxes = Boxes(zero, zero, side, side, zero > 0)
-        elif self.augment == "crop_flip":
-            boxes = crop_flip_boxes(self._draws(indices), int(side[0]))
-        else:
-            boxes = resized_crop_boxes(self._draws(indices), side, side)
-        return box_table(boxes)
+    def _boxes(self, indices: NDArray[np.int64], size: int) -> Boxes:
+        if self.augment != "rrc":
+            return super()._boxes(indices, size)
+        sides = np.full(len(indices), size, dtype=np.int64)
+        return resized_crop_boxes(self._draws(indices), sides, sides)

@@ -1,7 +1,6 @@
 """The order in which the images of an epoch come, apart from their pixels.
 
-Shuffling, the ranks' shares, padding and exact resumption are here, for anything that
-has a length and a fingerprint. Not here: what a loader makes of the indices (`loader`).
+It is that of anything that has a length and a fingerprint.
 """
 
 from __future__ import annotations

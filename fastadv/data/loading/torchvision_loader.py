@@ -1,8 +1,6 @@
 """The loader that decodes and augments in worker processes, in every epoch.
 
-For sets that do not fit in memory. Each request carries its epoch, so workers
-stay alive between epochs and hold no random state. Not for small sets, where
-`memory_loader` is many times faster.
+Each request carries its epoch: workers outlive epochs and hold no random state.
 """
 
 from __future__ import annotations
@@ -12,13 +10,14 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch._C import _remove_worker_pids
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from fastadv.data.config import Backend
 from fastadv.data.loading.geometry import (
@@ -51,7 +50,7 @@ class TorchvisionLoader(Loader):
     def __init__(self, imageset: ImageSet, options: LoaderOptions) -> None:
         super().__init__(imageset, options)
         imageset.prepare()
-        self._requests = _Requests()
+        self._requests: list[list[Request]] = []
         workers = options.worker_count
         self._loader: DataLoader[Prepared | DataError] = DataLoader(
             Decoder(imageset, options, self.augment),
@@ -67,9 +66,8 @@ class TorchvisionLoader(Loader):
 
     def _images(self, batches: list[NDArray[np.int64]]) -> Iterator[torch.Tensor]:
         side = self.resolution
-        self._requests.batches = [
-            [(self.epoch, side, int(i)) for i in b] for b in batches
-        ]
+        # The list is the DataLoader's, so it keeps its identity.
+        self._requests[:] = [[(self.epoch, side, int(i)) for i in b] for b in batches]
         prepared = on_device(self._prepared(), self.options.device)
         for indices, images in zip(batches, prepared, strict=True):
             yield self._finished(images, indices, side)
@@ -137,10 +135,9 @@ def _arrived(images: torch.Tensor, copied: torch.cuda.Event) -> torch.Tensor:
 
 
 def _ignore_dead_workers(batches: Any) -> None:
-    """Stop torch's SIGCHLD handler from watching the workers of an iterator.
+    """Stop torch's SIGCHLD handler, which raises anywhere, from watching these workers.
 
-    It would raise wherever the process happens to be, even within an update. Waiting for
-    a batch notices a dead worker, too, up to five seconds later.
+    Waiting for a batch notices a dead worker, too, up to five seconds later.
     """
     if getattr(batches, "_worker_pids_set", False):  # not where nothing was started
         _remove_worker_pids(id(batches))
@@ -148,11 +145,10 @@ def _ignore_dead_workers(batches: Any) -> None:
 
 
 def _outlive_stop_signals(worker: int) -> None:
-    """Ignore stop signals in a worker; the trainer handles them.
+    """Ignore stop signals in a worker, which schedulers send to every process of a job.
 
-    A scheduler may signal every process of a job, and a worker that died would break the
-    training step under way. SIGTERM from the process that made the worker still ends it;
-    that is how Python ends its children when it exits.
+    A worker that died would break the training step under way. SIGTERM from its parent
+    still ends it; that is how Python ends its children when it exits.
     """
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
@@ -167,28 +163,13 @@ def _end_with_parent() -> None:
     os._exit(0)
 
 
-class _Requests(Sampler[list[Request]]):
-    """The requests for the batches of the current epoch, set before each iteration."""
-
-    def __init__(self) -> None:
-        self.batches: list[list[Request]] = []
-
-    def __iter__(self) -> Iterator[list[Request]]:
-        return iter(self.batches)
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-
+@dataclass(eq=False)
 class Decoder(Dataset[Prepared | DataError]):
     """What a worker runs: it turns a batch of requests into pixels."""
 
-    def __init__(
-        self, imageset: ImageSet, options: LoaderOptions, augment: Augment
-    ) -> None:
-        self.imageset = imageset
-        self.options = options
-        self.augment = augment
+    imageset: ImageSet
+    options: LoaderOptions
+    augment: Augment
 
     def __getitems__(self, requests: list[Request]) -> Prepared | DataError:
         # Returned, not raised: the DataLoader would rebuild the exception from

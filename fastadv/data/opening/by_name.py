@@ -1,7 +1,6 @@
 """`open_dataset` opens a data set by its name, or hands a path on to `by_path`.
 
-Names are looked up first; `./digits` is the folder, `digits` the data set. Nothing is
-downloaded without permission. A new data set is an entry of `catalog.CATALOG`.
+Names are looked up first; `./digits` is the folder, `digits` the data set.
 """
 
 from __future__ import annotations
@@ -14,12 +13,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from fastadv.data.decoding import BadImage
+from fastadv.data.files.parquet import open_hub
 from fastadv.data.files.patterns import looks_like_a_path
 from fastadv.data.opening.by_path import open_path
 from fastadv.data.sets import arrays
 from fastadv.data.sets.catalog import CATALOG, default_root, open_entry
-from fastadv.data.sets.image_set import Damage, DatasetSplits
+from fastadv.data.sets.image_set import Damage, DatasetSplits, sampled_sizes
 from fastadv.data.sets.shapetex import RESOLUTIONS, ShapeTex
 from fastadv.errors import ConfigError, DataError, unknown_name
 
@@ -88,7 +87,7 @@ def open_dataset(
             name, default_root() if root is None else Path(root), **options
         )
     if name.startswith(_HUB):
-        return _open_hub(name.removeprefix(_HUB), **_checked(name, options))
+        return open_hub(name.removeprefix(_HUB), **_checked(name, options))
     if not looks_like_a_path(name) and not Path(name).expanduser().exists():
         raise DataError(
             f"{unknown_name('data set', name, dataset_names())}; nor is there a folder or "
@@ -116,11 +115,8 @@ def native_resolution(
     if name in CATALOG and CATALOG[name].resolution is not None:
         return CATALOG[name].resolution
     images = (opened or open_dataset(name)).train
-    sides = []
-    for index in range(0, len(images), max(1, len(images) // _SAMPLE)):
-        with contextlib.suppress(BadImage):  # the loader will name it
-            sides.append(min(images.load(index).shape[:2]))
-    return min(224, sorted(sides)[len(sides) // 2]) if sides else 224
+    sides = sorted(map(min, sampled_sizes(images, _SAMPLE)))
+    return min(224, sides[len(sides) // 2]) if sides else 224
 
 
 def _rooted(*, root: str | None = None) -> None:
@@ -129,21 +125,19 @@ def _rooted(*, root: str | None = None) -> None:
 
 def option_names(name: str) -> list[str]:
     """Return the options of a data set: a known name, `hf:...` or a path."""
-    return list(_kinds(*_openers(name)))
+    return list(_kinds(name))
 
 
-def _openers(name: str) -> list[Callable[..., Any]]:
-    """Return the functions whose keywords are the options of a data set."""
+def _kinds(name: str) -> dict[str, Any]:
+    """Return the options of a data set, which are keywords of its openers, and types."""
+    openers: list[Callable[..., Any]] = [
+        open_hub if name.startswith(_HUB) else open_path
+    ]
     if name in BUILT_IN:
-        return [BUILT_IN[name]]
-    if name in CATALOG:
-        layouts = CATALOG[name].layouts
-        return [_rooted, *(layout.lister or layout.read for layout in layouts)]
-    return [_open_hub if name.startswith(_HUB) else open_path]
-
-
-def _kinds(*openers: Callable[..., Any]) -> dict[str, Any]:
-    """Return the keyword-only parameters of functions, and their types."""
+        openers = [BUILT_IN[name]]
+    elif name in CATALOG:
+        layout = CATALOG[name].layout
+        openers = [_rooted, layout.lister or layout.read] if layout else [_rooted]
     return {
         p.name: get_type_hints(opener)[p.name]
         for opener in openers
@@ -153,8 +147,7 @@ def _kinds(*openers: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _checked(name: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options of a data set, each of its type."""
-    kinds = _kinds(*_openers(name))
+    kinds = _kinds(name)
     for option in options:
         if option not in kinds:
             raise ConfigError(
@@ -179,29 +172,6 @@ def _typed(name: str, option: str, value: Any, hint: Any) -> Any:
             f"option {option}={value!r} of data set {name}: expected {accepted}"
         )
     return value
-
-
-def _open_hub(
-    name: str,
-    *,
-    config: str | None = None,
-    image_column: str | None = None,
-    label_column: str | None = None,
-    download: bool = False,
-    holdout: float = 0.1,
-    strict: bool = True,
-) -> DatasetSplits:
-    from fastadv.data.files.parquet import open_hub
-    from fastadv.data.opening.by_path import pair_splits
-
-    sets = open_hub(
-        name,
-        config=config,
-        image_column=image_column,
-        label_column=label_column,
-        download=download,
-    )
-    return DatasetSplits(name, *pair_splits(name, sets, holdout, strict=strict))
 
 
 def _open_shapetex(label: str) -> Callable[..., DatasetSplits]:

@@ -1,10 +1,6 @@
 """`open_path` opens both splits of a data set by path or pattern, whatever its format.
 
-A folder is searched, a file is known by its ending, `shards-{000000..000012}.tar` (at
-an http(s) address, too) and `train-*.tfrecord` are expanded. A file's split stands in
-its name or its folder's (`train`, `val`, `test`); from data without splits a seeded
-stratified part is held out. Not here: names of known data sets (`catalog`), or the
-formats themselves.
+A file's split stands in its name or its folder's; of data without, a part is held out.
 """
 
 from __future__ import annotations
@@ -26,15 +22,8 @@ from fastadv.data.files.patterns import (
     names_file,
 )
 from fastadv.data.sets.folders import EVAL_FOLDERS, open_folder, open_zip
-from fastadv.data.sets.image_set import (
-    Damage,
-    DatasetSplits,
-    ImageSet,
-    Metric,
-    check_classes,
-    option_hint,
-)
-from fastadv.data.sets.subsets import train_val_split
+from fastadv.data.sets.image_set import Damage, DatasetSplits, ImageSet, Metric
+from fastadv.data.sets.subsets import pair_splits
 from fastadv.errors import ConfigError, DataError, unknown_name
 
 log = logging.getLogger(__name__)
@@ -98,11 +87,7 @@ def open_path(
 
 
 def _open(
-    text: str,
-    test: str | None,
-    columns: Columns,
-    download: bool,
-    damage: Damage | None,
+    text: str, test: str | None, columns: Columns, download: bool, damage: Damage | None
 ) -> tuple[str, dict[str, ImageSet]]:
     path = Path(text).expanduser()
     if path.is_dir():
@@ -110,7 +95,7 @@ def _open(
         _check_whole(path, damage)
         found = _files_in(path)
         if not found and test is None:
-            return path.name, _named(open_folder(path))
+            return path.name, {part.split: part for part in open_folder(path)}
         name, files = path.name, found
     elif is_pattern(text) and not path.exists():
         _check_whole(path.parent, damage, pattern=text)
@@ -124,7 +109,7 @@ def _open(
         name, files = path.name.partition(".")[0], [path]
         kind = file_format(path.name)
         if kind == "zip":
-            return path.stem, _named(open_zip(path))
+            return path.stem, {part.split: part for part in open_zip(path)}
         if kind == "npz":
             from fastadv.data.sets.arrays import open_npz
 
@@ -154,10 +139,7 @@ def _open(
 
 
 def _check_whole(folder: Path, damage: Damage | None, pattern: str = "") -> None:
-    """Raise DataError when `folder` holds a part of a pack, or add what is missing.
-
-    Of a pattern, only what it names has to be there.
-    """
+    """Raise or collect what a pack in `folder` lacks, of a pattern what that names."""
     missing = shards.missing_shards(folder)
     if (folder / shards.PACKING).is_dir() and not (folder / shards.MANIFEST).exists():
         missing = [shards.MANIFEST]
@@ -176,10 +158,6 @@ def _check_whole(folder: Path, damage: Damage | None, pattern: str = "") -> None
         damage += [(str(folder / name), what) for name in missing]
 
 
-def _named(pair: tuple[ImageSet, ImageSet]) -> dict[str, ImageSet]:
-    return {part.split: part for part in pair}
-
-
 # How the records of a file are listed, and the set that reads them.
 _SCANNERS: dict[str, tuple[records.Scanner, type[records.RecordSet]]] = {
     "tar": (shards.scan_tar, records.RecordSet),
@@ -191,7 +169,6 @@ _SCANNERS: dict[str, tuple[records.Scanner, type[records.RecordSet]]] = {
 def _read(
     kind: str, name: str, groups: Groups, columns: Columns, damage: Damage | None
 ) -> dict[str, ImageSet]:
-    """Read the files of every split, which are all of one format."""
     if kind == "columns":
         from fastadv.data.files.parquet import open_columns
 
@@ -199,57 +176,17 @@ def _read(
     files = [file for group in groups.values() for file in group]
     names = shards.class_names(files) if kind == "tar" else None
     scan, made = _SCANNERS[kind]
-    scanned = {
-        split: records.scan_files(group, scan, damage)
-        for split, group in groups.items()
-    }
-    tables = {split: parts for split, parts in scanned.items() if parts}
-    if not tables:
-        raise DataError(f"{name}: none of its files can be read")
+    tables = records.read_splits(
+        name, groups, lambda file: records.records_of(file, scan), damage
+    )
     texts = {split: records.label_texts(t.values()) for split, t in tables.items()}
     classes, ids = records.resolve_labels(
         texts, name, names=names, from_one=kind == "tfrecord"
     )
     return {
-        split: made(
-            name, split or "all", classes, ids[split], [*parts], [*parts.values()]
-        )
+        split: made(name, split or "all", classes, ids[split], parts)
         for split, parts in tables.items()
     }
-
-
-def pair_splits(
-    name: str,
-    sets: dict[str, ImageSet],
-    holdout: float,
-    *,
-    strict: bool = True,
-    damage: Damage | None = None,
-) -> tuple[ImageSet, ImageSet]:
-    """Return (training, evaluation) split; holds a part out where there is one only.
-
-    Raises:
-        DataError: See `check_classes`.
-    """
-    if len(sets) > 1:
-        first = "train" if "train" in sets else next(iter(sets))
-        held = next((s for s in EVAL_FOLDERS if s in sets and s != first), None)
-        pair = sets[first], sets[held or next(s for s in sets if s != first)]
-        hint = f"accept it by {option_hint('strict', 'false')}"
-        check_classes(*pair, strict=strict, damage=damage, hint=hint)
-        return pair
-    (only,) = sets.values()
-    check_classes(only, None, damage=damage)
-    log.warning(
-        "%s has one split only (%d images): %g of it, stratified, with seed 0, is held "
-        "out for evaluation. Name files of both splits in one pattern, like "
-        "{train,val}-*.tar, or give %s; another share by holdout",
-        name,
-        len(only),
-        holdout,
-        option_hint("test", "PATH"),
-    )
-    return train_val_split(only, holdout, seed=0)
 
 
 def _by_split(files: Sequence[Path]) -> Groups:
@@ -275,9 +212,7 @@ def _split_of(file: Path) -> str:
 
 
 def _files_in(folder: Path) -> list[Path]:
-    """Return the files of a known format in a folder or one below; none if it has
-    classes.
-    """
+    """Return the files of a known format in a folder or one below, if without classes."""
     train = folder / "train"
     if train.is_dir() and any(e.is_dir() for e in os.scandir(train)):
         return []
@@ -293,7 +228,6 @@ def _files_in(folder: Path) -> list[Path]:
 
 
 def _manifest_metric(path: Path) -> Metric | None:
-    """Return the metric in the manifest of packed shards, if there is one."""
     try:
         stored = json.loads((path / shards.MANIFEST).read_text()).get("metric")
     except (OSError, ValueError, AttributeError):

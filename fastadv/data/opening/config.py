@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional
 
-from fastadv.data.dataset_options import dataset_options
+from fastadv.data.config import dataset_options
 from fastadv.flags import Pairs
 from fastadv.machine import usable_cores
 from fastadv.ranges import AT_LEAST_0, Checked

@@ -13,16 +13,15 @@ _COLUMNS = ("classes", "train", "test", "metric", "splits", "licence", "citation
 
 def list_datasets() -> dict[str, dict[str, Any]]:
     """Return what is known of each named data set, by its name."""
-    return {name: _entry(name) for name in dataset_names()}
-
-
-def _entry(name: str) -> dict[str, Any]:
-    entry = CATALOG.get(name)
-    options = option_names(name)
-    if entry is None:
-        return {"made": True, "options": options}
-    files = [list(layout.needs) for layout in entry.layouts]
-    return entry.facts() | {"files": files, "options": options}
+    known: dict[str, dict[str, Any]] = {}
+    for name in dataset_names():
+        facts: dict[str, Any] = {"made": True}
+        if name in CATALOG:
+            layout = CATALOG[name].layout
+            files = [list(layout.needs)] if layout else []
+            facts = CATALOG[name].facts() | {"files": files}
+        known[name] = facts | {"options": option_names(name)}
+    return known
 
 
 def datasets_text() -> str:

@@ -1,7 +1,6 @@
 """Small sets that are read whole: digits, CIFAR, SVHN, MNIST's idx files, .npz files.
 
-Each becomes an `ArraySet`; gray images become RGB. Damaged files are a `DataError`
-that names them. Not for sets of encoded files, which are read one by one.
+Each becomes an `ArraySet`; gray images become RGB.
 """
 
 from __future__ import annotations
@@ -16,23 +15,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastadv.data.sets.image_set import ArraySet, Augment, ImageSet
+from fastadv.data.sets.image_set import ArraySet, ImageSet
 from fastadv.data.sets.subsets import allocate, stratified_pick
 from fastadv.errors import DataError
 
 DIGITS_TRAIN = 1297  # leaves 500 of the 1,797 to test on
 DIGIT_NAMES = tuple(str(digit) for digit in range(10))
 FASHION_NAMES = (
-    "T-shirt/top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
+    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+    *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
 )
 KMNIST_NAMES = ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")
 _IDX_UINT8 = 8  # the type byte of idx files
@@ -148,14 +139,13 @@ def open_svhn(folder: Path, name: str) -> tuple[ImageSet, ImageSet]:
             DIGIT_NAMES,
             name=name,
             split=split,
-            augment_default="none",
         )
 
     return part("train"), part("test")
 
 
 def open_idx(
-    folder: Path, name: str, classes: tuple[str, ...], augment: Augment
+    folder: Path, name: str, classes: tuple[str, ...]
 ) -> tuple[ImageSet, ImageSet]:
     """Open MNIST and its relatives from idx files, gzipped or not.
 
@@ -172,7 +162,6 @@ def open_idx(
             classes,
             name=name,
             split=split,
-            augment_default=augment,
         )
 
     return part("train", "train"), part("test", "t10k")
@@ -254,7 +243,6 @@ def open_npz(path: Path) -> dict[str, ImageSet]:
             classes,
             name=path.stem,
             split=split or "all",
-            augment_default="crop_flip",
         )
         for split, suffix in parts.items()
     }

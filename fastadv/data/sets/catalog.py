@@ -1,9 +1,7 @@
 """The data sets known by name: what each is, and where its files are looked for.
 
-Adding one is one entry in `CATALOG`: citation, licence, published sizes, metric, and
-the layouts it may have on disk. Whatever its own layout is, every entry is also read
+Adding one is one entry in `CATALOG`. Whatever its own layout is, every entry is also read
 as an image folder or zip archive (`NAME/train/<class>/`, `NAME/test/<class>/`).
-Nothing is downloaded. Not here: drawn sets (`shapetex`) and paths (`opening.by_path`).
 """
 
 from __future__ import annotations
@@ -15,12 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastadv.data.sets import arrays, official_splits
+from fastadv.data.sets import arrays, official_splits as official
 from fastadv.data.sets.folders import abridged, open_folder, open_zip
 from fastadv.data.sets.image_set import (
     Augment,
     DatasetSplits,
-    FileSet,
     ImageSet,
     Metric,
     check_classes,
@@ -29,13 +26,10 @@ from fastadv.errors import DataError
 
 log = logging.getLogger(__name__)
 
-# (folder, name, **options) -> (train, test)
-Reader = Callable[..., tuple[ImageSet, ImageSet]]
 
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Layout:
-    """One way a data set lies on disk.
+    """How the files of a data set lie on disk, as distributed.
 
     Attributes:
         needs: Glob patterns below its folder, alternatives by `|`; each must match.
@@ -45,17 +39,9 @@ class Layout:
     """
 
     needs: tuple[str, ...]
-    read: Reader
+    read: Callable[..., tuple[ImageSet, ImageSet]]
     folders: tuple[str, ...] = ()
     lister: Callable[..., Any] | None = None
-
-    def missing(self, folder: Path) -> list[str]:
-        """Return the patterns that match nothing in `folder`."""
-        return [n for n in self.needs if not _has(folder, n)]
-
-
-def _has(folder: Path, patterns: str) -> bool:
-    return any(next(folder.glob(p), None) is not None for p in patterns.split("|"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +54,8 @@ class Entry:
         counts: Published numbers of classes, training images and test images.
         splits: Which published lists the two splits are.
         metric: The accuracy its literature reports.
-        layouts: How it may lie on disk, besides image folder and zip.
-        augment: What `augment="auto"` means for it, where the reader does not say.
+        layout: How it lies on disk as distributed, besides image folder and zip.
+        augment: What `augment="auto"` means for it.
         resolution: Side to train at when its images are smaller than any network
             takes; None: that of its images.
     """
@@ -77,14 +63,14 @@ class Entry:
     citation: str
     licence: str
     counts: tuple[int, int, int]
-    splits: str
+    splits: str = "train -> test"
     metric: Metric = "top1"
-    layouts: tuple[Layout, ...] = ()
+    layout: Layout | None = None
     augment: Augment = "rrc"
     resolution: int | None = None
 
     def facts(self) -> dict[str, Any]:
-        """Return what is known of the set, as plain values without the layouts."""
+        """Return what is known of the set, as plain values without the layout."""
         classes, train, test = self.counts
         return {
             "citation": self.citation,
@@ -97,35 +83,32 @@ class Entry:
         }
 
 
-def _files(
-    lister: official_splits.Lister, needs: tuple[str, ...], *folders: str
-) -> tuple[Layout, ...]:
+# In the next three functions, `needs` are patterns separated by blanks.
+def _listed(lister: official.Lister, usual: str, needs: str) -> Layout:
     def read(folder: Path, name: str, **options: Any) -> tuple[ImageSet, ImageSet]:
-        return official_splits.open_official(name, folder, lister, **options)
+        return official.open_official(name, folder, lister, **options)
 
-    return (Layout(needs=needs, read=read, folders=folders, lister=lister),)
+    return Layout(tuple(needs.split()), read, (usual,), lister)
 
 
-def _cifar(class_name: str, usual: str, *needs: str) -> tuple[Layout, ...]:
+def _caltech(usual: str, top: str, count: int, without: str = "") -> Layout:
+    return _listed(official.first_files(top, count, without), usual, top)
+
+
+def _cifar(class_name: str, usual: str, needs: str) -> Layout:
     def read(folder: Path, name: str) -> tuple[ImageSet, ImageSet]:
         return arrays.open_cifar(folder, name, class_name)
 
-    return (Layout(needs=needs, read=read, folders=(usual,)),)
+    return Layout(tuple(needs.split()), read, (usual,))
 
 
-def _idx(
-    usual: str, classes: tuple[str, ...], augment: Augment = "none"
-) -> tuple[Layout, ...]:
+def _idx(usual: str, classes: tuple[str, ...]) -> Layout:
     def read(folder: Path, name: str) -> tuple[ImageSet, ImageSet]:
-        return arrays.open_idx(folder, name, classes, augment)
+        return arrays.open_idx(folder, name, classes)
 
-    needs = (
-        "train-images?idx3-ubyte*",
-        "train-labels?idx1-ubyte*",
-        "t10k-images?idx3-ubyte*",
-        "t10k-labels?idx1-ubyte*",
-    )
-    return (Layout(needs=needs, read=read, folders=(f"{usual}/raw", usual)),)
+    kinds = ("images?idx3", "labels?idx1")
+    needs = [f"{part}-{kind}-ubyte*" for part in ("train", "t10k") for kind in kinds]
+    return Layout(tuple(needs), read, (f"{usual}/raw", usual))
 
 
 _CALTECH_TERMS = "CC BY 4.0"
@@ -138,14 +121,10 @@ CATALOG: dict[str, Entry] = {
         counts=(100, 6667, 3333),
         splits="variants, trainval -> test",
         metric="mean_per_class",
-        layouts=_files(
-            official_splits.aircraft,
-            (
-                "data/images",
-                "data/images_variant_trainval.txt",
-                "data/images_variant_test.txt",
-            ),
+        layout=_listed(
+            official.aircraft,
             "fgvc-aircraft-2013b",
+            "data/images data/images_variant_trainval.txt data/images_variant_test.txt",
         ),
     ),
     "birdsnap": Entry(
@@ -160,12 +139,8 @@ CATALOG: dict[str, Entry] = {
         counts=(101, 3030, 5647),
         splits="first 30 files per class -> rest; no background class",
         metric="mean_per_class",
-        layouts=_files(
-            official_splits.first_files(
-                "101_ObjectCategories", 30, "BACKGROUND_Google"
-            ),
-            ("101_ObjectCategories",),
-            "caltech-101",
+        layout=_caltech(
+            "caltech-101", "101_ObjectCategories", 30, without="BACKGROUND_Google"
         ),
     ),
     "caltech256": Entry(
@@ -174,23 +149,14 @@ CATALOG: dict[str, Entry] = {
         counts=(257, 15420, 15187),
         splits="first 60 files per class -> rest",
         metric="mean_per_class",
-        layouts=_files(
-            official_splits.first_files("256_ObjectCategories", 60),
-            ("256_ObjectCategories",),
-            "caltech-256",
-        ),
+        layout=_caltech("caltech-256", "256_ObjectCategories", 60),
     ),
     "cifar10": Entry(
         citation="Krizhevsky, technical report 2009",
         licence="not stated",
         counts=(10, 50000, 10000),
-        splits="train -> test",
-        layouts=_cifar(
-            "CIFAR10",
-            "cifar-10-batches-py",
-            "data_batch_1",
-            "test_batch",
-            "batches.meta",
+        layout=_cifar(
+            "CIFAR10", "cifar-10-batches-py", "data_batch_1 test_batch batches.meta"
         ),
         augment="crop_flip",
     ),
@@ -199,7 +165,7 @@ CATALOG: dict[str, Entry] = {
         licence="not stated",
         counts=(100, 50000, 10000),
         splits="train -> test, fine classes",
-        layouts=_cifar("CIFAR100", "cifar-100-python", "train", "test", "meta"),
+        layout=_cifar("CIFAR100", "cifar-100-python", "train test meta"),
         augment="crop_flip",
     ),
     "dtd": Entry(
@@ -207,18 +173,17 @@ CATALOG: dict[str, Entry] = {
         licence="research",
         counts=(47, 3760, 1880),
         splits="train1 + val1 -> test1; option partition",
-        layouts=_files(
-            official_splits.dtd,
-            ("images", "labels/train1.txt", "labels/val1.txt", "labels/test1.txt"),
+        layout=_listed(
+            official.dtd,
             "dtd/dtd",
+            "images labels/train1.txt labels/val1.txt labels/test1.txt",
         ),
     ),
     "fashion_mnist": Entry(
         citation="Xiao, Rasul and Vollgraf 2017, arXiv:1708.07747",
         licence="MIT",
         counts=(10, 60000, 10000),
-        splits="train -> test",
-        layouts=_idx("FashionMNIST", arrays.FASHION_NAMES, "crop_flip"),
+        layout=_idx("FashionMNIST", arrays.FASHION_NAMES),
         augment="crop_flip",
         resolution=32,
     ),
@@ -228,29 +193,23 @@ CATALOG: dict[str, Entry] = {
         counts=(102, 2040, 6149),
         splits="train + val -> test",
         metric="mean_per_class",
-        layouts=_files(
-            official_splits.flowers102,
-            ("jpg", "imagelabels.mat", "setid.mat"),
-            "flowers-102",
+        layout=_listed(
+            official.flowers102, "flowers-102", "jpg imagelabels.mat setid.mat"
         ),
     ),
     "food101": Entry(
         citation="Bossard, Guillaumin and Van Gool, ECCV 2014",
         licence="images of several owners; scientific fair use",
         counts=(101, 75750, 25250),
-        splits="train -> test",
-        layouts=_files(
-            official_splits.food101,
-            ("images", "meta/train.txt", "meta/test.txt"),
-            "food-101",
+        layout=_listed(
+            official.food101, "food-101", "images meta/train.txt meta/test.txt"
         ),
     ),
     "kmnist": Entry(
         citation="Clanuwat et al. 2018, arXiv:1812.01718",
         licence="CC BY-SA 4.0",
         counts=(10, 60000, 10000),
-        splits="train -> test",
-        layouts=_idx("KMNIST", arrays.KMNIST_NAMES),
+        layout=_idx("KMNIST", arrays.KMNIST_NAMES),
         augment="none",
         resolution=32,
     ),
@@ -258,8 +217,7 @@ CATALOG: dict[str, Entry] = {
         citation="LeCun et al., Proceedings of the IEEE 1998",
         licence="CC BY-SA 3.0",
         counts=(10, 60000, 10000),
-        splits="train -> test",
-        layouts=_idx("MNIST", arrays.DIGIT_NAMES),
+        layout=_idx("MNIST", arrays.DIGIT_NAMES),
         augment="none",
         resolution=32,
     ),
@@ -269,27 +227,21 @@ CATALOG: dict[str, Entry] = {
         counts=(37, 3680, 3669),
         splits="trainval -> test",
         metric="mean_per_class",
-        layouts=_files(
-            official_splits.oxford_pets,
-            ("images", "annotations/trainval.txt", "annotations/test.txt"),
+        layout=_listed(
+            official.oxford_pets,
             "oxford-iiit-pet",
+            "images annotations/trainval.txt annotations/test.txt",
         ),
     ),
     "stanford_cars": Entry(
         citation="Krause et al., 3dRR workshop 2013",
         licence=_RESEARCH,
         counts=(196, 8144, 8041),
-        splits="train -> test",
-        layouts=_files(
-            official_splits.stanford_cars,
-            (
-                "devkit/cars_meta.mat",
-                "devkit/cars_train_annos.mat",
-                "cars_test_annos_withlabels.mat",
-                "cars_train",
-                "cars_test",
-            ),
+        layout=_listed(
+            official.stanford_cars,
             "StanfordCars",
+            "devkit/cars_meta.mat devkit/cars_train_annos.mat "
+            "cars_test_annos_withlabels.mat cars_train cars_test",
         ),
     ),
     "sun397": Entry(
@@ -297,23 +249,16 @@ CATALOG: dict[str, Entry] = {
         licence=_RESEARCH,
         counts=(397, 19850, 19850),
         splits="official partition 01; option partition",
-        layouts=_files(
-            official_splits.sun397,
-            ("a", "Training_01.txt|[Pp]artitions/Training_01.txt"),
-            "SUN397",
+        layout=_listed(
+            official.sun397, "SUN397", "a Training_01.txt|[Pp]artitions/Training_01.txt"
         ),
     ),
     "svhn": Entry(
         citation="Netzer et al., NIPS workshop 2011",
         licence=_RESEARCH,
         counts=(10, 73257, 26032),
-        splits="train -> test",
-        layouts=(
-            Layout(
-                needs=("train_32x32.mat", "test_32x32.mat"),
-                read=arrays.open_svhn,
-                folders=("SVHN",),
-            ),
+        layout=Layout(
+            ("train_32x32.mat", "test_32x32.mat"), arrays.open_svhn, ("SVHN",)
         ),
         augment="none",
     ),
@@ -329,65 +274,61 @@ def open_entry(name: str, root: Path, **options: Any) -> DatasetSplits:
     """Open a data set of the catalogue from its files below `root`.
 
     Raises:
-        DataError: No folder has one of its layouts; says what was expected where, and
-            what was found.
+        DataError: No folder has its layout; says what was expected where, and what was
+            found.
     """
     entry = CATALOG[name]
+    layout = entry.layout
+    names = [name, *(layout.folders if layout else ())]
     near: list[str] = []
-    for layout in entry.layouts:
-        for folder in _places(name, layout, root):
-            if not folder.is_dir():
-                continue
-            missing = layout.missing(folder)
-            if not missing:
-                return _splits(name, entry, layout.read(folder, name, **options))
-            if len(missing) < len(layout.needs):
-                near.append(f"{folder} lacks {', '.join(missing)}")
-    generic = _image_folder(name, entry, root)
+    for folder in (*(root / each for each in names), root):
+        if not layout or not folder.is_dir():
+            continue
+        missing = [
+            need
+            for need in layout.needs
+            if not any(any(folder.glob(pattern)) for pattern in need.split("|"))
+        ]
+        if not missing:
+            return _splits(name, entry, layout.read(folder, name, **options))
+        if len(missing) < len(layout.needs):
+            near.append(f"{folder} lacks {', '.join(missing)}")
+    generic = _image_folder(names, root)
     if generic is not None and not options:
         return _splits(name, entry, generic)
-    raise DataError(_not_found(name, entry, root, near))
+    raise DataError(_not_found(names, layout, root, near))
 
 
-def _places(name: str, layout: Layout, root: Path) -> list[Path]:
-    return [*(root / folder for folder in (name, *layout.folders)), root]
-
-
-def _image_folder(
-    name: str, entry: Entry, root: Path
-) -> tuple[ImageSet, ImageSet] | None:
-    names = [name, *(f for layout in entry.layouts for f in layout.folders)]
+def _image_folder(names: list[str], root: Path) -> tuple[ImageSet, ImageSet] | None:
     for folder in names:
         if (root / folder / "train").is_dir():
             return open_folder((root / folder).resolve())
-    archive = root / f"{name}.zip"
+    archive = root / f"{names[0]}.zip"
     return open_zip(archive) if archive.exists() else None
 
 
-def _not_found(name: str, entry: Entry, root: Path, near: list[str]) -> str:
-    ways = [
-        f"{', '.join(layout.needs)} in {_either([name, *layout.folders])} or in the "
-        "root itself"
-        for layout in entry.layouts
-    ]
-    ways.append(f"{name}/train/<class>/ and {name}/test/<class>/ (or {name}.zip)")
+def _not_found(
+    names: list[str], layout: Layout | None, root: Path, near: list[str]
+) -> str:
+    name = names[0]
+    ways = f"{name}/train/<class>/ and {name}/test/<class>/ (or {name}.zip)"
+    if layout:
+        folders = " or ".join(f"{n}/" for n in names)
+        own = f"{', '.join(layout.needs)} in {folders} or in the root itself"
+        ways = f"{own}; or {ways}"
     if near:
         found = "; ".join(near)
     elif root.is_dir():
         listed = os.listdir(root)
-        found = f"found {abridged(listed)}" if listed else "the folder is empty"
+        found = f"Found {abridged(listed)}" if listed else "The folder is empty"
     else:
-        found = "there is no such folder"
+        found = "There is no such folder"
     return (
-        f"{name} is not in {root.absolute()}: expected {'; or '.join(ways)}. "
+        f"{name} is not in {root.absolute()}: expected {ways}. "
         f"{found[0].upper()}{found[1:]}. Nothing is downloaded: unpack it there, or set "
         "the environment variable FASTADV_DATA to the folder above it (fastadv-data: "
         "--root; Python: open_dataset(..., root=...))"
     )
-
-
-def _either(names: list[str]) -> str:
-    return " or ".join(f"{n}/" for n in names)
 
 
 def _splits(name: str, entry: Entry, sets: tuple[ImageSet, ImageSet]) -> DatasetSplits:
@@ -403,7 +344,6 @@ def _splits(name: str, entry: Entry, sets: tuple[ImageSet, ImageSet]) -> Dataset
         )
     for part in sets:
         part.name = name
-        if isinstance(part, FileSet):
-            part.augment_default = entry.augment
+        part.augment_default = entry.augment
     check_classes(train, test, hint="restore the files that are missing")
     return DatasetSplits(name, train, test, entry.metric)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fastadv.data.cache import text_key
 from fastadv.data.sets.image_set import ImageSet
 from fastadv.data.sets.subsets import Subset
 from fastadv.errors import ConfigError
@@ -62,5 +63,4 @@ class Downscaled(ImageSet):
     @cached_property
     def fingerprint(self) -> str:
         """Key of the base set and the side, hex."""
-        what = f"downscaled {self.side} {self.base.fingerprint}"
-        return hashlib.sha256(what.encode()).hexdigest()[:32]
+        return text_key(f"downscaled {self.side} {self.base.fingerprint}")

@@ -1,9 +1,7 @@
 """Image folders and zip archives in the layout `split/class/image`.
 
-Both are listed first and judged by the same code, so they accept the same
-layouts and explain themselves in the same words. Class ids follow the
-bytewise order of the training class names, never the order of a listing.
-Nothing is unpacked or written. Not here: decoding (`data.decoding`).
+Both are listed first and judged by the same code. Class ids follow the bytewise order of
+the training class names, never the order of a listing. Nothing is unpacked or written.
 """
 
 from __future__ import annotations
@@ -20,7 +18,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fastadv.data.decoding import BadImage
 from fastadv.data.sets.image_set import FileSet, SharedFile
 from fastadv.errors import DataError
 
@@ -36,10 +33,6 @@ Members = dict[str, list[str]]  # class -> image paths below the root, '/'-separ
 Layout = dict[str, Members]  # by split
 
 
-def _bytewise(name: str) -> bytes:
-    return os.fsencode(name)
-
-
 def _skipped(part: str) -> bool:
     return part.startswith(".") or part == "__MACOSX"
 
@@ -48,7 +41,7 @@ def in_id_order(
     classes: Sequence[str], members: Members
 ) -> tuple[list[str], NDArray[np.int64]]:
     """Return all image paths, by class and then bytewise, and their labels."""
-    paths = [p for c in classes for p in sorted(members.get(c, ()), key=_bytewise)]
+    paths = [p for c in classes for p in sorted(members.get(c, ()), key=os.fsencode)]
     counts = [len(members.get(c, ())) for c in classes]
     return paths, np.repeat(np.arange(len(counts), dtype=np.int64), counts)
 
@@ -57,11 +50,11 @@ class FolderSet(FileSet):
     """One split of a folder on disk.
 
     Args:
-        root: The folder that image paths start from.
+        root: The folder that image paths start from; names the data set by default.
         split: The split.
         classes: All class names, in id order.
         members: Image paths per class, '/'-separated, below the root.
-        name: The data set; by default the name of the folder.
+        name: The data set.
     """
 
     def __init__(
@@ -73,19 +66,12 @@ class FolderSet(FileSet):
         *,
         name: str = "",
     ) -> None:
-        super().__init__(
-            name or root.name, split, classes, *in_id_order(classes, members)
-        )
+        name = name or root.name
+        super().__init__(name, split, classes, *in_id_order(classes, members))
         self.root = root
 
-    def read(self, index: int) -> bytes:
-        """Return the encoded bytes of image `index`."""
-        try:
-            return (self.root / self.members[index]).read_bytes()
-        except OSError as error:
-            raise BadImage(
-                self.describe(index), error.strerror or str(error)
-            ) from error
+    def _encoded(self, index: int) -> bytes:
+        return (self.root / self.members[index]).read_bytes()
 
     def sizes(self) -> list[int]:
         """Return the size of every encoded image in bytes."""
@@ -122,23 +108,19 @@ class ZipSet(FileSet):
         self.entries = [entries[m] for m in self.members]
         self._archive = SharedFile(path)
 
-    def read(self, index: int) -> bytes:
-        """Return the bytes of image `index`, checked against the stored CRC."""
+    def _encoded(self, index: int) -> bytes:
         entry = self.entries[index]
-        try:
-            header = self._archive.read(30, entry.offset)
-            if header[:4] != b"PK\3\4":
-                raise OSError("no member where the directory of the archive says")
-            name_length, extra_length = struct.unpack("<HH", header[26:30])
-            start = entry.offset + 30 + name_length + extra_length
-            data = self._archive.read(entry.packed, start)
-            if entry.deflated:
-                # Never more than the declared size: a bomb stops here.
-                data = zlib.decompressobj(-15).decompress(data, entry.size + 1)
-        except (OSError, zlib.error) as error:
-            raise BadImage(self.describe(index), str(error)) from error
+        header = self._archive.read(30, entry.offset)
+        if header[:4] != b"PK\3\4":
+            raise OSError("no member where the directory of the archive says")
+        name_length, extra_length = struct.unpack("<HH", header[26:30])
+        start = entry.offset + 30 + name_length + extra_length
+        data = self._archive.read(entry.packed, start)
+        if entry.deflated:
+            # Never more than the declared size: a bomb stops here.
+            data = zlib.decompressobj(-15).decompress(data, entry.size + 1)
         if len(data) != entry.size or zlib.crc32(data) != entry.crc:
-            raise BadImage(self.describe(index), "CRC mismatch: the archive is damaged")
+            raise ValueError("CRC mismatch: the archive is damaged")
         return data
 
     def sizes(self) -> list[int]:
@@ -158,11 +140,9 @@ def open_folder(root: Path) -> tuple[FolderSet, FolderSet]:
     Raises:
         DataError: The layout is not `split/class/image`, or classes disagree.
     """
-    top = sorted((e.name for e in os.scandir(root) if e.is_dir()), key=_bytewise)
-    layout: Layout = {}
-    for split in top:
-        if split == "train" or split in EVAL_FOLDERS:
-            layout[split] = _list_classes(root, split)
+    top = sorted((e.name for e in os.scandir(root) if e.is_dir()), key=os.fsencode)
+    splits = [name for name in top if name in ("train", *EVAL_FOLDERS)]
+    layout = {split: _list_classes(root, split) for split in splits}
     classes, evaluation = _judge(layout, top, str(root))
     return (
         FolderSet(root, "train", classes, layout["train"]),
@@ -200,7 +180,7 @@ def open_zip(path: Path) -> tuple[ZipSet, ZipSet]:
         if len(parts) == 1:
             continue
         top.add(parts[0])
-        if not (parts[0] == "train" or parts[0] in EVAL_FOLDERS):
+        if parts[0] not in ("train", *EVAL_FOLDERS):
             continue
         classes_of = layout.setdefault(parts[0], {})
         if len(parts) == 2:
@@ -209,7 +189,7 @@ def open_zip(path: Path) -> tuple[ZipSet, ZipSet]:
         if Path(member).suffix.lower() in IMAGE_SUFFIXES and not info.is_dir():
             images.append(member)
             entries[member] = _entry(info, path)
-    classes, evaluation = _judge(layout, sorted(top, key=_bytewise), str(path))
+    classes, evaluation = _judge(layout, sorted(top, key=os.fsencode), str(path))
     return (
         ZipSet(path, "train", classes, layout["train"], entries),
         ZipSet(path, evaluation, classes, layout[evaluation], entries),
@@ -288,12 +268,12 @@ def agreed_classes(
         )
     if not any(held.values()):
         raise DataError(f"{where}: {evaluation}/ has no images; {_EXPECTED}")
-    return sorted(train, key=_bytewise)
+    return sorted(train, key=os.fsencode)
 
 
 def abridged(names: Sequence[str], limit: int = 8) -> str:
     """Return the first names, quoted, and how many more there are."""
-    names = sorted(names, key=_bytewise)
+    names = sorted(names, key=os.fsencode)
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(map(repr, names[:limit])) + more
 

@@ -1,9 +1,6 @@
 """What a data set is: labelled images by index, in named splits.
 
-The contract (`ImageSet`, `DatasetSplits`) and its two forms: an array in memory,
-and encoded images that are read one by one (`FileSet`). Not here: folders and archives
-(`folders`), other formats (`data.files`), names and paths (`data.opening`), batches
-(`data.loading`).
+The contract and its two forms: an array in memory, and encoded images (`FileSet`).
 """
 
 from __future__ import annotations
@@ -12,8 +9,9 @@ import hashlib
 import logging
 import os
 import threading
+import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from io import FileIO
@@ -128,8 +126,7 @@ class ArraySet(ImageSet):
         self.images = images
         self.labels = checked_labels(labels, len(images), classes, f"{name}/{split}")
         self.classes = tuple(classes)
-        self.name = name
-        self.split = split
+        self.name, self.split = name, split
         self.augment_default = augment_default
 
     def load(self, index: int) -> NDArray[np.uint8]:
@@ -165,13 +162,10 @@ class FileSet(ImageSet):
         members: Sequence[str],
         labels: Sequence[int] | NDArray[np.int64],
     ) -> None:
-        self.name = name
-        self.split = split
+        self.name, self.split = name, split
         self.classes = tuple(classes)
         self.members = list(members)
-        self.labels = checked_labels(
-            labels, len(self.members), self.classes, f"{name}/{split}"
-        )
+        self.labels = checked_labels(labels, len(members), classes, f"{name}/{split}")
 
     def load(self, index: int) -> NDArray[np.uint8]:
         """Decode image `index` to uint8 [H, W, 3] RGB in 0..255."""
@@ -182,9 +176,21 @@ class FileSet(ImageSet):
         """Return the path of the image, below the root of the data set."""
         return f"{self.name}:{self.members[index]}"
 
-    @abstractmethod
     def read(self, index: int) -> bytes:
-        """Return the encoded bytes of image `index`; BadImage on failure."""
+        """Return the encoded bytes of image `index`.
+
+        Raises:
+            BadImage: They cannot be read.
+        """
+        try:
+            return self._encoded(index)
+        except (OSError, ValueError, zlib.error) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise BadImage(self.describe(index), reason) from error
+
+    @abstractmethod
+    def _encoded(self, index: int) -> bytes:
+        """Return the encoded bytes of image `index`; errors may be of any usual kind."""
 
     def part_hash(self, part: ImageSet, positions: NDArray[np.int64]) -> str:
         """Return the `content_hash` of `part`, the images at `positions` of this set."""
@@ -325,6 +331,19 @@ def check_classes(
             )
 
 
+def sampled_sizes(images: ImageSet, count: int) -> Iterator[tuple[int, int]]:
+    """Yield (height, width) in pixels of about `count` images spread over a set.
+
+    Images that cannot be decoded are left out; the loader will name them.
+    """
+    for index in range(0, len(images), max(1, len(images) // count)):
+        try:
+            height, width = images.load(index).shape[:2]
+        except BadImage:
+            continue
+        yield height, width
+
+
 def checked_index(index: int, n: int) -> int:
     """Return `index`; IndexError outside [0, n), negative ones included."""
     if not 0 <= index < n:
@@ -333,10 +352,7 @@ def checked_index(index: int, n: int) -> int:
 
 
 def checked_labels(
-    labels: Sequence[int] | NDArray[np.int64],
-    n: int,
-    classes: Sequence[str],
-    what: str,
+    labels: Sequence[int] | NDArray[np.int64], n: int, classes: Sequence[str], what: str
 ) -> NDArray[np.int64]:
     """Return labels as int64 [n]; DataError when they cannot be class ids."""
     ids = np.asarray(labels, dtype=np.int64)

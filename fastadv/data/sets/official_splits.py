@@ -1,13 +1,12 @@
 """The official splits of published data sets, read from the files as distributed.
 
-Each function lists the images of both splits per class, as paths below its folder; opening
-them and checking that they exist is done once, in `open_official`. Class names come
-from the data set's own lists and are sorted bytewise. Nothing is written.
-Not here: which layouts a name may have, and where they are looked for (`catalog`).
+Each function lists the images of both splits per class, as paths below its folder;
+`open_official` checks that they exist and opens them.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -96,14 +95,6 @@ def _grouped(pairs: Iterator[tuple[str, str]]) -> Members:
     return members
 
 
-def _joined(*parts: Members) -> Members:
-    members: Members = {}
-    for part in parts:
-        for class_name, paths in part.items():
-            members.setdefault(class_name, []).extend(paths)
-    return members
-
-
 def aircraft(folder: Path) -> tuple[Members, Members]:
     """List FGVC-Aircraft 2013b by variant: trainval -> test."""
 
@@ -137,15 +128,12 @@ def first_files(top: str, count: int, without: str = "") -> Lister:
             name = class_folder.name
             if name == without or name.startswith(".") or not class_folder.is_dir():
                 continue
-            files = sorted(
-                (
-                    f"{top}/{name}/{file}"
-                    for file in os.listdir(class_folder)
-                    if Path(file).suffix.lower() in IMAGE_SUFFIXES
-                    and not file.startswith(".")
-                ),
-                key=os.fsencode,
-            )
+            files = [
+                f"{top}/{name}/{file}"
+                for file in sorted(os.listdir(class_folder), key=os.fsencode)
+                if Path(file).suffix.lower() in IMAGE_SUFFIXES
+                and not file.startswith(".")
+            ]
             order = np.arange(len(files))
             if split_seed is not None:
                 if split_seed < 0:
@@ -163,11 +151,12 @@ def dtd(folder: Path, *, partition: int = 1) -> tuple[Members, Members]:
     if not 1 <= partition <= 10:
         raise ConfigError(f"partition={partition} of dtd; there are 1 to 10")
 
-    def part(split: str) -> Members:
-        paths = _lines(folder / "labels" / f"{split}{partition}.txt")
+    def part(*splits: str) -> Members:
+        files = [folder / "labels" / f"{split}{partition}.txt" for split in splits]
+        paths = itertools.chain.from_iterable(map(_lines, files))
         return _grouped((path.split("/")[0], f"images/{path}") for path in paths)
 
-    return _joined(part("train"), part("val")), part("test")
+    return part("train", "val"), part("test")
 
 
 def flowers102(folder: Path) -> tuple[Members, Members]:
@@ -175,13 +164,13 @@ def flowers102(folder: Path) -> tuple[Members, Members]:
     labels = np.atleast_1d(read_mat(folder / "imagelabels.mat")["labels"])
     ids = read_mat(folder / "setid.mat")
 
-    def part(key: str) -> Members:
-        images = np.atleast_1d(ids[key]).tolist()
+    def part(*keys: str) -> Members:
+        images = np.hstack([ids[key] for key in keys]).tolist()
         return _grouped(
             (f"{int(labels[i - 1]):03d}", f"jpg/image_{i:05d}.jpg") for i in images
         )
 
-    return _joined(part("trnid"), part("valid")), part("tstid")
+    return part("trnid", "valid"), part("tstid")
 
 
 def food101(folder: Path) -> tuple[Members, Members]:

@@ -1,22 +1,18 @@
 """ShapeTex: images whose shape and texture are known and independent.
 
-A controlled instrument for questions of shape against texture, and a data set
-that needs no files. Every block of 144 images holds each of the 12 x 12
-shape-texture pairs once, so the two are exactly independent and balanced;
-position, size, rotation, colours and background vary freely. Not a benchmark:
-nobody has published numbers on it.
+Every block of 144 images holds each of the 12 x 12 pairs once, so the two are balanced;
+position, size, rotation, colours and background vary freely. It is no benchmark.
 """
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastadv.data.cache import cached_array
+from fastadv.data.cache import cached_array, text_key
 from fastadv.data.counter import derive_key, uniforms
 from fastadv.data.sets.image_set import ImageSet, checked_index
 from fastadv.data.sets.shapetex_fields import SHAPES, TEXTURES
@@ -32,6 +28,7 @@ from fastadv.files import fastadv_cache_dir
 
 GENERATOR_VERSION = 1  # raise it when any pixel changes; old cache files then rest
 RESOLUTIONS = (32, 96)
+_drawing = threading.Lock()
 _ATTRIBUTES = ("shape", "texture", "color", "background")
 
 
@@ -84,31 +81,22 @@ class ShapeTex(ImageSet):
     ) -> None:
         _check(n, resolution, label, correlation)
         self.name = "shapetex" if label == "shape" else "shapetex_texture"
-        self.split = split
-        self.seed = seed
-        self.resolution = resolution
+        self.split, self.seed = split, seed
+        self.resolution, self.cache = resolution, cache
         self.correlation = float(correlation)
-        self.cache = cache
         self.attributes = _attributes(seed, split, n, self.correlation)
         self.classes = self.SHAPE_NAMES if label == "shape" else self.TEXTURE_NAMES
         self.labels = self.attributes[label].astype(np.int64)
         self._images: NDArray[np.uint8] | None = None
-        self._lock = threading.Lock()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k != "_lock"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._lock = threading.Lock()
 
     @property
     def images(self) -> NDArray[np.uint8]:
         """All pixels, uint8 [n, R, R, 3]; drawn or read from the cache once."""
-        with self._lock:
-            if self._images is None:
-                self._images = self._drawn()
-            return self._images
+        if self._images is None:
+            with _drawing:
+                if self._images is None:
+                    self._images = self._drawn()
+        return self._images
 
     def load(self, index: int) -> NDArray[np.uint8]:
         """Return image `index` as uint8 [R, R, 3] RGB in 0..255."""
@@ -122,7 +110,7 @@ class ShapeTex(ImageSet):
     @property
     def fingerprint(self) -> str:
         """Key of the parameters, labels included, hex."""
-        return _hex(f"{self.name}/{self._pixel_key()}")
+        return text_key(f"{self.name}/{self._pixel_key()}")
 
     def _pixel_key(self) -> str:
         # Not the label: both labellings are of the same pixels.
@@ -134,17 +122,13 @@ class ShapeTex(ImageSet):
     def _drawn(self) -> NDArray[np.uint8]:
         if not self.cache:
             return self._draw()
-        path = fastadv_cache_dir() / "shapetex" / f"{_hex(self._pixel_key())}.npy"
+        path = fastadv_cache_dir() / "shapetex" / f"{text_key(self._pixel_key())}.npy"
         return cached_array(path, self._draw)
 
     def _draw(self) -> NDArray[np.uint8]:
         a = self.attributes
         draws = _draws(self.seed, self.split, len(self))
         return render(a["shape"], a["texture"], a["background"], draws, self.resolution)
-
-
-def _hex(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def _draws(seed: int, split: str, n: int) -> NDArray[np.float64]:

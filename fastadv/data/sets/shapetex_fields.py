@@ -1,11 +1,7 @@
 """The shapes and the textures of the procedural set, as functions of the plane.
 
-A shape is a signed distance function, a texture a function into [0, 1]; both
-are evaluated for a whole group of images at once, textures antialiased over
-about one pixel. Placing, colouring and compositing them is `shapetex_render`'s.
-
-Coordinates: the image is [-1, 1] x [-1, 1], x right, y down. Shapes fit the
-unit circle in their own frame. Every array of pixels is float32 [b, R, R].
+A shape is a signed distance function within the unit circle, a texture a function into
+[0, 1]. The image is [-1, 1] x [-1, 1], x right, y down; pixels are float32 [b, R, R].
 """
 
 from __future__ import annotations
@@ -252,20 +248,11 @@ def _speckle(x: Field, y: Field, u: Field, px: float) -> Field:
     return clip01((noise - np.float32(0.5)) * np.float32(2.4) + np.float32(0.5))
 
 
-TEXTURES: dict[str, Callable[[Field, Field, Field, float], Field]] = {
-    "h_stripes": _h_stripes,
-    "v_stripes": _v_stripes,
-    "diagonal": _diagonal,
-    "checker": _checker,
-    "dots": _dots,
-    "grid": _grid,
-    "rings": _rings,
-    "spokes": _spokes,
-    "zigzag": _zigzag,
-    "bricks": _bricks,
-    "blobs": _blobs,
-    "speckle": _speckle,
-}
+_DRAWN_BY: tuple[Callable[[Field, Field, Field, float], Field], ...] = (
+    *(_h_stripes, _v_stripes, _diagonal, _checker, _dots, _grid),
+    *(_rings, _spokes, _zigzag, _bricks, _blobs, _speckle),
+)
+TEXTURES = {draw.__name__.removeprefix("_"): draw for draw in _DRAWN_BY}
 
 
 def value_noise(x: Field, y: Field, u: Field, cell: float) -> Field:

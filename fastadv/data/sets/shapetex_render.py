@@ -1,9 +1,7 @@
 """Placing, colouring and compositing shapes and textures into 8-bit images.
 
-Background, and the two colours of the texture, take the three luminances
-dark, middle and light in random order: the outline is always visible, and
-neither luminance nor hue says which shape or texture it is. Which image gets
-which shape and texture is decided in `shapetex`.
+Background and the two colours of the texture take three luminances in random order: the
+outline is always visible, and no luminance or hue tells the shape or the texture.
 """
 
 from __future__ import annotations
@@ -74,13 +72,8 @@ def render(
     chunk = max(1, _CHUNK_PIXELS // (resolution * resolution))
     for start in range(0, len(shape), chunk):
         part = slice(start, start + chunk)
-        out[part] = _render_chunk(
-            shape[part],
-            texture[part],
-            background[part],
-            draws[part].astype(np.float32),
-            resolution,
-        )
+        u, back = draws[part].astype(np.float32), background[part]
+        out[part] = _render_chunk(shape[part], texture[part], back, u, resolution)
     return out
 
 

@@ -1,22 +1,31 @@
 """Seeded, stratified parts of an image set: few-image runs and validation splits.
 
-Every class with images is represented, shares are as proportional as whole
-images allow, and the choice depends on labels and seed alone. For one seed
-the subsets grow mostly by addition: within a class, more images means the
-same ones and others.
+Every class with images is represented in proportion, and the choice depends on labels
+and seed alone. For one seed a larger subset mostly adds images to a smaller one.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastadv.data.counter import derive_key, permutation
-from fastadv.data.sets.image_set import FileSet, ImageSet, checked_index
+from fastadv.data.sets.folders import EVAL_FOLDERS
+from fastadv.data.sets.image_set import (
+    Damage,
+    FileSet,
+    ImageSet,
+    check_classes,
+    checked_index,
+    option_hint,
+)
 from fastadv.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 
 class Subset(ImageSet):
@@ -32,10 +41,8 @@ class Subset(ImageSet):
     ) -> None:
         self.base = base
         self.indices = np.asarray(indices, dtype=np.int64)
-        self.name = base.name
-        self.split = split or base.split
-        self.classes = base.classes
-        self.labels = base.labels[self.indices]
+        self.name, self.split = base.name, split or base.split
+        self.classes, self.labels = base.classes, base.labels[self.indices]
         self.augment_default = base.augment_default
 
     def load(self, index: int) -> NDArray[np.uint8]:
@@ -76,9 +83,7 @@ def base_and_positions(images: ImageSet) -> tuple[ImageSet, NDArray[np.int64]]:
     return images, positions
 
 
-def files_and_positions(
-    images: ImageSet,
-) -> tuple[FileSet, NDArray[np.int64]] | None:
+def files_and_positions(images: ImageSet) -> tuple[FileSet, NDArray[np.int64]] | None:
     """Return what `base_and_positions` does of encoded images; None for others."""
     base, positions = base_and_positions(images)
     return (base, positions) if isinstance(base, FileSet) else None
@@ -151,10 +156,7 @@ def train_val_split(
 
 
 def allocate(
-    counts: NDArray[np.int64],
-    n: int,
-    low: NDArray[np.int64],
-    high: NDArray[np.int64],
+    counts: NDArray[np.int64], n: int, low: NDArray[np.int64], high: NDArray[np.int64]
 ) -> NDArray[np.int64]:
     """Share `n` images among classes, as proportional as bounds allow.
 
@@ -189,3 +191,37 @@ def stratified_pick(
         order = permutation(derive_key(seed, "stratified", int(c)), len(members))
         picked.append(members[order[: take[c]]])
     return np.sort(np.concatenate(picked))
+
+
+def pair_splits(
+    name: str,
+    sets: dict[str, ImageSet],
+    holdout: float,
+    *,
+    strict: bool = True,
+    damage: Damage | None = None,
+) -> tuple[ImageSet, ImageSet]:
+    """Return (training, evaluation) split; holds a part out where there is one only.
+
+    Raises:
+        DataError: See `check_classes`.
+    """
+    if len(sets) > 1:
+        first = "train" if "train" in sets else next(iter(sets))
+        held = next((s for s in EVAL_FOLDERS if s in sets and s != first), None)
+        pair = sets[first], sets[held or next(s for s in sets if s != first)]
+        hint = f"accept it by {option_hint('strict', 'false')}"
+        check_classes(*pair, strict=strict, damage=damage, hint=hint)
+        return pair
+    (only,) = sets.values()
+    check_classes(only, None, damage=damage)
+    log.warning(
+        "%s has one split only (%d images): %g of it, stratified, with seed 0, is held "
+        "out for evaluation. Name files of both splits in one pattern, like "
+        "{train,val}-*.tar, or give %s; another share by holdout",
+        name,
+        len(only),
+        holdout,
+        option_hint("test", "PATH"),
+    )
+    return train_val_split(only, holdout, seed=0)
