@@ -265,7 +265,10 @@ class RunDirectory:
             write_model(temporary)
             buffer = io.BytesIO()  # torch hides why a write to a file failed
             torch.save(state, buffer)
-            replace_file(temporary / "state.pt", buffer.getbuffer())
+            with open(temporary / "state.pt", "wb") as file:
+                file.write(buffer.getbuffer())
+                file.flush()
+                os.fsync(file.fileno())
             files = sorted(temporary.iterdir())
             sums = "".join(f"{file_sha256(path)}  {path.name}\n" for path in files)
             replace_file(temporary / SUMS, sums.encode())
