@@ -21,8 +21,8 @@ from fastadv.environment import provenance
 from fastadv.errors import ConfigError
 from fastadv.evaluation.accuracy import Accuracy, Evaluation
 from fastadv.evaluation.config import EvaluationConfig
-from fastadv.evaluation.evaluate import evaluate
 from fastadv.evaluation.journal import Journal
+from fastadv.evaluation.judging import evaluate
 from fastadv.evaluation.rows import (
     checks_record,
     evaluation_rows,

@@ -49,7 +49,12 @@ def column(table: pa.Table, name: str) -> pa.ChunkedArray:
 
 
 def passes(column: pa.ChunkedArray, value: Any) -> pa.ChunkedArray:
-    """Return which elements are the value, or one of the values."""
+    """Return which elements are the value, or one of the values.
+
+    A record with a name, such as an attack, is selected by that name.
+    """
+    if pa.types.is_struct(column.type) and column.type.get_field_index("name") >= 0:
+        column = pc.struct_field(column, "name")
     values = list(value) if isinstance(value, list | tuple | set) else [value]
     known = [each for each in values if each is not None]
     missing = pc.and_(column.is_null(), len(known) < len(values))
@@ -96,7 +101,7 @@ def parse_filters(words: Sequence[str]) -> dict[str, Any]:
 def _parse(text: str, kind: pa.DataType) -> Any:
     if text.lower() in ("", "none"):
         return None
-    if pa.types.is_string(kind):
+    if pa.types.is_string(kind) or pa.types.is_struct(kind):
         return text
     if pa.types.is_boolean(kind):
         return {"yes": True, "true": True, "no": False, "false": False}[text.lower()]

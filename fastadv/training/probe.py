@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fastadv.attacks import PGD
 from fastadv.data import Batch
 from fastadv.data.sets.subsets import Subset
-from fastadv.evaluation.evaluate import evaluate
+from fastadv.evaluation.judging import evaluate
 from fastadv.phases import marked
 from fastadv.training.images import EVAL_BATCH
 from fastadv.training.learner import judging_attack

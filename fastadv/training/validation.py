@@ -13,7 +13,7 @@ from fastadv.attacks import PGD
 from fastadv.data import Batch, ImageSet, Loader, subset
 from fastadv.data.sets.subsets import Subset
 from fastadv.evaluation.accuracy import Accuracy, Evaluation
-from fastadv.evaluation.evaluate import evaluate
+from fastadv.evaluation.judging import evaluate
 from fastadv.models import NormalizedModel
 from fastadv.runs.distributed import World
 from fastadv.runs.preemption import StopRequest

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 
 from fastadv.errors import FastadvError
 from fastadv.evaluation.accuracy import Evaluation
-from fastadv.evaluation.evaluate import evaluate
+from fastadv.evaluation.judging import evaluate
 from fastadv.evaluation.rows import store
 from fastadv.kernels import use_backend
 from fastadv.results.row import Row

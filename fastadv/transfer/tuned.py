@@ -13,7 +13,7 @@ from torch import Tensor
 from fastadv.data import Loader
 from fastadv.data.counter import derive_key
 from fastadv.errors import TrainingDiverged
-from fastadv.evaluation.evaluate import evaluate
+from fastadv.evaluation.judging import evaluate
 from fastadv.models import NormalizedModel, create_model
 from fastadv.models.view import AttackView
 from fastadv.progress import Progress

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fastadv.attacks import PGD, AttackResult, Budget, ThreatModel, make_attack
 from fastadv.attacks.checks import check_model
 from fastadv.data import Batch
-from fastadv.evaluation.evaluate import evaluate
+from fastadv.evaluation.judging import evaluate
 from fastadv.models import NormalizedModel
 from fastadv.models.view import AttackView
 

@@ -25,6 +25,7 @@ def test_rows_are_listed_by_filters(call: Caller) -> None:
     )
     assert len(found.out.splitlines()) == 2 + 6
     [robust] = call("results", "list", OLD, "eps=1/2", "--json").out.splitlines()
+    assert call("results", "list", OLD, "attack=pgd", "--json").out == robust + "\n"
     assert json.loads(robust)["attack"]["eps"] == 0.5
     assert "evaluation" not in json.loads(robust)  # the columns of another kind
 

@@ -19,8 +19,8 @@ from fastadv.attacks.checks import Checks
 from fastadv.data import Batch
 from fastadv.errors import CheckpointError, ConfigError
 from fastadv.evaluation.accuracy import Accuracy
-from fastadv.evaluation.evaluate import evaluate
 from fastadv.evaluation.journal import Journal
+from fastadv.evaluation.judging import evaluate
 from fastadv.models import NormalizedModel, create_model
 from fastadv.runs.eventlog import EventLog
 from fastadv.statistics import wilson

@@ -10,7 +10,7 @@ import torch
 from tuned_runs import source_file, tuning_config
 
 from fastadv.evaluation.accuracy import Accuracy
-from fastadv.evaluation.evaluate import evaluate
+from fastadv.evaluation.judging import evaluate
 from fastadv.models import NormalizedModel
 from fastadv.transfer import fixed, transfer, tuned
 from fastadv.transfer.experiment import Experiment

@@ -16,7 +16,7 @@ from tuned_runs import moved, source_file, statistics, tuning_config
 from fastadv.data import ArraySet, make_loader
 from fastadv.data.loading.utrera import utrera_transform
 from fastadv.errors import ConfigError
-from fastadv.evaluation.evaluate import evaluate
+from fastadv.evaluation.judging import evaluate
 from fastadv.models import create_model
 from fastadv.results.row import Defect, Row
 from fastadv.results.settings import Statistics, TransferSetting
