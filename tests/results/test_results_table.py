@@ -127,7 +127,7 @@ def test_rows_are_filtered_by_columns_of_any_depth(tmp_path: Path) -> None:
     assert table.rows(**{"source.eps": 3}) == rows
     assert table.rows(mode="full_network") == rows[:1]
     assert table.rows(attack=None) == table.rows(**{"attack.name": None}) == rows[:1]
-    assert table.rows(attack="pgd") == rows[1:]
+    assert table.rows(attack="autoattack") == rows[1:]
     assert table.rows(attack=["fab", None]) == rows[:1]
     assert table.rows(dataset="digits", source="robust") == rows
     assert table.columns("seed", "attack.eps", kind="evaluation") == [
