@@ -48,12 +48,16 @@ def column(table: pa.Table, name: str) -> pa.ChunkedArray:
     return pc.struct_field(table[first], members) if members else table[first]
 
 
+def _has_name(kind: pa.DataType) -> bool:
+    return pa.types.is_struct(kind) and kind.get_field_index("name") >= 0
+
+
 def passes(column: pa.ChunkedArray, value: Any) -> pa.ChunkedArray:
     """Return which elements are the value, or one of the values.
 
     A record with a name, such as an attack, is selected by that name.
     """
-    if pa.types.is_struct(column.type) and column.type.get_field_index("name") >= 0:
+    if _has_name(column.type):
         column = pc.struct_field(column, "name")
     values = list(value) if isinstance(value, list | tuple | set) else [value]
     known = [each for each in values if each is not None]
@@ -101,7 +105,7 @@ def parse_filters(words: Sequence[str]) -> dict[str, Any]:
 def _parse(text: str, kind: pa.DataType) -> Any:
     if text.lower() in ("", "none"):
         return None
-    if pa.types.is_string(kind) or pa.types.is_struct(kind):
+    if pa.types.is_string(kind) or _has_name(kind):
         return text
     if pa.types.is_boolean(kind):
         return {"yes": True, "true": True, "no": False, "false": False}[text.lower()]

@@ -90,7 +90,7 @@ def test_a_table_is_compacted(call: Caller, tmp_path: Path) -> None:
         (["list", "{old}", "seed=first"], 2, "'first' is no value of type int64"),
         (["list", "{old}", "eps=1/0"], 2, "'1/0' is no value of type double"),
         (["list", "{old}", "checked=maybe"], 2, "'maybe' is no value of type bool"),
-        (["list", "{old}", "target=digits"], 2, "is no value of type struct"),
+        (["list", "{old}", "provenance=x"], 2, "is no value of type struct"),
         (["export", "{old}", "x.xlsx"], 2, "x.xlsx must end in .csv or .parquet"),
         (["lst", "{old}"], 2, "unknown command 'lst'; perhaps you meant: list"),
     ],
