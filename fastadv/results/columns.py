@@ -49,7 +49,7 @@ def column(table: pa.Table, name: str) -> pa.ChunkedArray:
 
 
 def _has_name(kind: pa.DataType) -> bool:
-    return pa.types.is_struct(kind) and kind.get_field_index("name") >= 0
+    return bool(pa.types.is_struct(kind) and kind.get_field_index("name") >= 0)
 
 
 def passes(column: pa.ChunkedArray, value: Any) -> pa.ChunkedArray:
