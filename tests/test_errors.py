@@ -11,6 +11,7 @@ from fastadv.errors import (
     ConfigError,
     DataError,
     FastadvError,
+    OutputError,
     Preempted,
     TrainingDiverged,
     unknown_name,
@@ -26,6 +27,7 @@ NAMES = ["resnet18", "resnet50", "vgg16_bn", "densenet161"]
         (CheckpointError, 1),
         (ConfigError, 2),
         (DataError, 1),
+        (OutputError, 1),
         (Preempted, 75),
         (TrainingDiverged, 1),
     ],
@@ -44,7 +46,7 @@ def test_every_error_has_a_documented_exit_code() -> None:
         for v in vars(errors).values()
         if isinstance(v, type) and issubclass(v, FastadvError)
     ]
-    assert len(kinds) == 8
+    assert len(kinds) == 9
     assert {k.exit_code for k in kinds} <= {
         errors.EXIT_FAILED,
         errors.EXIT_USAGE,

@@ -45,7 +45,7 @@ def of_method(out: Path, method: str) -> TrainConfig:
     """`SHORT` by a method, with its own attack."""
     # One step, where it can be from far off: near the image the gradient of a divergence
     # is rounding, and its direction another on each number of ranks.
-    start = ENTRIES[method].random_start == "chosen"
+    start = not ENTRIES[method].own_start
     own = {"method": method, "num_steps": 1, "random_start": start}
     return tiny(out, **SHORT | own)
 

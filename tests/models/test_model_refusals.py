@@ -44,7 +44,7 @@ def test_another_architecture_is_named(model: NormalizedModel, tmp_path: Path) -
     assert "unexpected (linear.weight" in message
     assert "conv1.weight (16, 3, 3, 3) instead of (64, 3, 7, 7)" in message
     assert "They fit resnet8_cifar" in message
-    assert "fit resnet8_cifar. Pass arch" in _refusal(path)
+    assert "fit resnet8_cifar. Pass `arch=NAME`" in _refusal(path)
     with pytest.raises(ConfigError, match="perhaps you meant: resnet8_cifar"):
         load_model(path, "resnet9_cifar")
 
