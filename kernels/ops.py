@@ -59,7 +59,10 @@ def _run_step(step: Step) -> None:
     order = memory_order(step.x) or torch.contiguous_format
     dense = {name: t.contiguous(memory_format=order) for name, t in images.items()}
     copied = [name for name, t in images.items() if dense[name] is not t]
-    backend.step(replace(step, **dense) if copied else step)
+    if not copied:
+        backend.step(step)
+        return
+    backend.step(replace(step, **dense))
     for name in set(copied).intersection(WRITTEN):
         images[name].copy_(dense[name])
 

@@ -50,8 +50,8 @@ class Step:
 
     def images(self) -> dict[str, Tensor]:
         """Return the image tensors that are present, [N, C, H, W] each, by their names."""
-        found = {name: getattr(self, name) for name in IMAGES}
-        return {name: t for name, t in found.items() if t is not None}
+        found = vars(self)
+        return {name: found[name] for name in IMAGES if found[name] is not None}
 
 
 @dataclass(frozen=True)
