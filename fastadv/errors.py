@@ -48,7 +48,7 @@ class OutputError(FastadvError):
 
 
 class BackendError(FastadvError):
-    """No kernel backend can run the operation that was asked for."""
+    """No kernel backend can run the requested operation."""
 
 
 class TrainingDiverged(FastadvError):

@@ -23,7 +23,7 @@ from fastadv.phases import phase
 from fastadv.threat import ThreatModel
 
 _MASK64 = 2**64 - 1
-# An objective that is `zero_at_clean` needs a random start even where none was asked for.
+# An objective that is `zero_at_clean` needs a random start even if the caller chose none.
 # Its radius is this share of eps: far enough for a gradient, too near to change the result.
 _NUDGE = 0.01
 _HALF_SCALE = 256.0  # factor of the loss in float16, whose largest number is 65504

@@ -71,7 +71,7 @@ class TransferSetting:
     solver: str | None = None
     num_train: int  # Number of images trained on.
     num_val: int  # Number of images held out to choose hyper-parameters.
-    num_pool: int  # Number of images asked for: `num_train + num_val`.
+    num_pool: int  # Number of images to use: `num_train + num_val`.
     num_available: int | None = None  # Training images of the target; None if unknown.
     val_fraction: float | None = None  # Share of training images asked to be held out.
     augment: str | None = None  # Augmentation in training.
@@ -153,7 +153,7 @@ class EvaluationSetting:
     kind: ClassVar[str] = "evaluation"
 
     split: str = "test"  # Split of the data set.
-    # Size of the stratified, seeded subset that was asked for; None for all images.
+    # Size of the stratified, seeded subset to evaluate on; None for all images.
     num_images: int | None = None
     # Augmentation of the network's training, which decides how images are cropped.
     augment: str | None = None

@@ -191,7 +191,7 @@ class Trainer:
         """Train to the end of the last epoch, validating and saving on the way.
 
         Raises:
-            Preempted: A signal asked for a stop; the state is saved.
+            Preempted: A signal requested a stop; the state is saved.
             TrainingDiverged: A loss or a weight is not finite; nothing was saved since.
             OutputError: A checkpoint or the log cannot be written.
         """

@@ -20,7 +20,7 @@ from fastadv.runs.preemption import StopRequest
 
 
 class Interrupted(Exception):
-    """Raised when some rank was asked to stop; the partial measurement is discarded."""
+    """Raised when a rank must stop; the partial measurement is discarded."""
 
 
 class Validation:
@@ -58,7 +58,7 @@ class Validation:
         """Measure `model` on `images`. Every rank must call it.
 
         Raises:
-            Interrupted: Some rank was asked to stop.
+            Interrupted: A rank must stop.
         """
         most = max(self.most, len(images.classes))
         if self.judge is None or len(images) <= most:

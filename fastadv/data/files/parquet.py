@@ -183,7 +183,7 @@ def _column_name(
     asked: str | None,
     usual: Sequence[str],
 ) -> str:
-    """Return the column asked for, else the first of the usual ones that is there."""
+    """Return the column that was named, else the first of the usual ones that is there."""
     if asked is not None and asked not in columns:
         raise ConfigError(unknown_name(f"{what} column of {name}", asked, columns))
     found = asked or next((u for u in usual if u in columns), None)
