@@ -61,7 +61,10 @@ def test_what_chooses(
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        (_FULL | {"select_by": "robust"}, "`method=standard` has none; add `method=pgd"),
+        (
+            _FULL | {"select_by": "robust"},
+            "`method=standard` has none; add `method=pgd",
+        ),
         (
             _ROBUST | {"select_by": "robust", "lrs": (0.1,)},
             "`select_by=robust`: there is nothing to choose; give several",
