@@ -170,7 +170,8 @@ def make_procedure(
     defects = tuple(d for d in published.defects if d not in repaired)
     given |= {"defects": defects, "departures": tuple(departures)}
     found = replace(published, **given)
-    if found.select_on == "none" and len(found.lrs) > 1:
+    exact = config.on_cached_features and config.exact
+    if found.select_on == "none" and len(found.lrs) > 1 and not exact:
         raise ConfigError(
             f"`lrs={_text(found.lrs)}`: `protocol={config.protocol}` with "
             "`select_on=none` has one learning rate and chooses nothing; give one, or "
