@@ -132,6 +132,9 @@ class Departure:
     ours: str  # What was run, as text.
     published: str  # What the protocol publishes, as text.
 
+    def __str__(self) -> str:
+        return f"{self.name} {self.ours} instead of {self.published}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Defect:

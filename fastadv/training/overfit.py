@@ -25,7 +25,7 @@ _STEPS = 10
 ACTIONS = {
     "fallback": "going back to the weights before it, and on with PGD of three steps",
     "stop": "stopping",
-    "warn": "going on all the same (--on-overfit warn)",
+    "warn": "going on all the same (`on_overfit=warn`)",
 }
 # PGD finds more than a single step in healthy networks, too: 47 against 57 % of CIFAR-10
 # at 8/255 (Wong et al. 2020). After a collapse it is near 0 against 80 and more.

@@ -21,7 +21,7 @@ from fastadv.reporting.literature import (
 )
 from fastadv.reporting.threats import Threat, source_threat, threat, training_label
 from fastadv.reporting.transfer.condition import Condition, make_condition
-from fastadv.results.row import AttackRecord, Departure, Row
+from fastadv.results.row import AttackRecord, Row
 from fastadv.results.settings import TransferSetting
 from fastadv.statistics import mean_interval
 
@@ -154,7 +154,7 @@ class Cell(Place):
         differs = {
             f"protocol {protocol or 'unknown'}": protocol != found[1],
             f"{side} px": side != PUBLISHED_SIDE,
-            **{departure_label(d): d.name != "resolution" for d in first.departures},
+            **{str(d): d.name != "resolution" for d in first.departures},
             "other source weights": not weights,
         }
         return [difference for difference, holds in differs.items() if holds]
@@ -188,11 +188,6 @@ def transfer_setting(row: Row) -> TransferSetting:
     if not isinstance(row.setting, TransferSetting):
         raise TypeError(f"a row of kind {row.kind!r} is no transfer")
     return row.setting
-
-
-def departure_label(departure: Departure) -> str:
-    """Describe one departure from a published protocol."""
-    return f"{departure.name} {departure.ours} instead of {departure.published}"
 
 
 def seeds_interval(rows: Sequence[Row]) -> tuple[float, float, float]:

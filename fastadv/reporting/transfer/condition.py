@@ -10,13 +10,8 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from fastadv.results.row import Row
-from fastadv.results.settings import Statistics, TransferSetting
+from fastadv.results.settings import Statistics, TransferSetting, mode_label
 
-_MODE_NAMES = {
-    "fixed_feature": "fixed features",
-    "full_network": "full network",
-    "scratch": "from scratch",
-}
 # Fields of a setting that do not separate conditions: numbers of images are on an axis
 # of their own, and what the experiment chose itself varies within a condition.
 _NOT_COMPARED = {
@@ -72,10 +67,7 @@ class Condition:
     @property
     def trains(self) -> str:
         """What trains, for people; empty for several modes."""
-        if self.mode == "last_k_blocks":
-            known = {0: "head only", 1: "last block"}
-            return known.get(self.k_blocks, f"last {self.k_blocks} blocks")
-        return _MODE_NAMES.get(self.mode, self.mode)
+        return mode_label(self.mode, self.k_blocks)
 
     def __str__(self) -> str:
         return f"{self.target}, {self.trains}" if self.trains else self.target

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from fastadv.reporting.page.html import Section
 from fastadv.reporting.transfer import study_classes, study_images, study_sources
-from fastadv.reporting.transfer.cells import departure_label, make_cells
+from fastadv.reporting.transfer.cells import make_cells
 from fastadv.reporting.transfer.study import Study
 from fastadv.results.row import Row
 
@@ -49,8 +49,7 @@ def all_numbers(study: Study) -> Section:
         departures = f"Some rows depart from {protocol}: "
         for row in cell.rows.values():
             notes.setdefault(flaws, set()).update(d.text for d in row.defects)
-            changed = map(departure_label, row.departures)
-            notes.setdefault(departures, set()).update(changed)
+            notes.setdefault(departures, set()).update(map(str, row.departures))
     text = [
         f"{start}{'; '.join(sorted(notes[start]))}."
         for start in sorted(notes)
