@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from fastadv.flags import NormName, Pixels
+from fastadv.flags import Pixels
 from fastadv.ranges import AT_LEAST_1, Checked
 
 # The same as `fastadv.attacks.compiled.CompileMode`, which would import torch; a test
@@ -15,7 +15,7 @@ from fastadv.ranges import AT_LEAST_1, Checked
 CompileName = Literal["auto", "off", "inductor", "graph", "full"]
 
 
-NormFlag = Annotated[NormName, arg(aliases=["--constraint"])]
+NORM_ALIAS = arg(aliases=["--constraint"])
 StepsFlag = Annotated[int | None, AT_LEAST_1, arg(aliases=["--attack-steps"])]
 StepSizeFlag = Annotated[Pixels | None, arg(aliases=["--attack-lr"])]
 

@@ -7,11 +7,11 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from fastadv.attacks.config import AttackConfig, NormFlag, StepsFlag, StepSizeFlag
+from fastadv.attacks.config import NORM_ALIAS, AttackConfig, StepsFlag, StepSizeFlag
 from fastadv.data.config import ImagesConfig
 from fastadv.device import DeviceConfig
 from fastadv.errors import ConfigError, unknown_name
-from fastadv.flags import Pixels
+from fastadv.flags import NormName, Pixels
 from fastadv.ranges import AT_LEAST_1
 
 # The names in `fastadv.attacks.autoattack`, which would import torch; a test compares them.
@@ -39,7 +39,7 @@ class EvaluationConfig(AttackConfig, ImagesConfig, DeviceConfig):
     """Download a named checkpoint that is not on this machine."""
     resolution: Annotated[int | None, AT_LEAST_1] = None
     """Side of the images in pixels. Default: that of the checkpoint's training."""
-    norm: NormFlag | None = None
+    norm: Annotated[NormName | None, NORM_ALIAS] = None
     """Norm of the attack. Default: that of the checkpoint's training, else l2."""
     eps: Pixels | None = None
     """Radius of the attack in [0, 1] pixel units; 0 means no attack. Default: that of the

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, TypeAlias
 
-from fastadv.attacks.config import AttackConfig, NormFlag, StepsFlag, StepSizeFlag
+from fastadv.attacks.config import NORM_ALIAS, AttackConfig, StepsFlag, StepSizeFlag
 from fastadv.errors import ConfigError
-from fastadv.flags import Pixels
+from fastadv.flags import NormName, Pixels
 from fastadv.ranges import ABOVE_0, AT_LEAST_1
 from fastadv.threat import ThreatModel
 
@@ -114,7 +114,7 @@ class MethodConfig(AttackConfig):
     data. Default: 4."""
     noise: Annotated[float | None, ABOVE_0] = None
     """Radius of the random start of n_fgsm in units of eps. Default: 2."""
-    norm: NormFlag = "l2"
+    norm: Annotated[NormName, NORM_ALIAS] = "l2"
     """Norm of the perturbation."""
     eps: Pixels | None = None
     """Radius of the perturbation in [0, 1] pixel units, for example 3 or 4/255; 0 trains

@@ -75,7 +75,7 @@ def apex_optimizer(name: str) -> Callable[..., Optimizer]:
     """Return a class of `apex.optimizers`.
 
     Raises:
-        ConfigError: It cannot be imported; the message says why.
+        ConfigError: It cannot be imported.
     """
     build = "build it from https://github.com/NVIDIA/apex (with --cuda_ext), or use sgd"
     try:

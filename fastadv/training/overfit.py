@@ -34,12 +34,12 @@ _GAP, _SHARE = 0.2, 0.5
 
 @dataclass(frozen=True)
 class OverfitCheck:
-    """What one check found.
+    """The accuracies that one check measured, in [0, 1].
 
     Attributes:
-        single_acc: Accuracy under the single-step attack of training, in [0, 1].
-        pgd_acc: Accuracy under PGD, in [0, 1].
-        collapsed: Whether the first says nothing about the second any more.
+        single_acc: Accuracy under the single-step attack of training.
+        pgd_acc: Accuracy under PGD.
+        collapsed: Whether PGD breaks far more images than the single step.
     """
 
     single_acc: float

@@ -312,7 +312,7 @@ class RunLog:
         return TrainSummary(self._run.path, found.clean.top1, robust, rate)
 
     def diverged(self, error: TrainingDiverged, step: int) -> TrainingDiverged:
-        """Log `error`; return it with what is left on disk and what to do."""
+        """Log `error`; return it with the last checkpoint and what to do."""
         self._run.log("diverged", step=step, reason=str(error))
         last = self._run.checkpoints / "last"
         kept = "no checkpoint had been saved yet"

@@ -61,7 +61,7 @@ class Condition:
 
     @property
     def target(self) -> str:
-        """The data set, told apart from others of its name."""
+        """Name of the data set, with its version where there are several."""
         return f"{self.dataset} {self.version}".rstrip()
 
     @property
@@ -120,10 +120,10 @@ def _text(value: Any) -> str:
 
 
 def condition_labels(conditions: Iterable[Condition]) -> dict[Condition, str]:
-    """Return short names, with whatever else tells apart those of one short name.
+    """Return a short name of each condition, extended where several share it.
 
-    Hyper-parameters are named only among conditions of one protocol and solver: those
-    names stand for what goes with them.
+    The extension names every choice in which they differ; hyper-parameters only among
+    conditions of one protocol and solver, whose names stand for the usual values.
     """
     listed = list(dict.fromkeys(conditions))
     namesakes: dict[str, list[Condition]] = {}

@@ -12,12 +12,7 @@ from fastadv.results.row import Row
 
 
 def transfer_sections(rows: Sequence[Row], names: Mapping[str, str]) -> list[Section]:
-    """Make the sections that rows of kind "transfer" have data for.
-
-    Args:
-        rows: Rows of the results table.
-        names: Published name of a data set by ours, where they differ.
-    """
+    """Make the sections of rows of kind "transfer"; see `report_sections`."""
     study = Study(make_cells(rows), names)
     return [*study_sections(study), all_numbers(study)]
 
