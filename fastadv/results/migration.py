@@ -1,6 +1,6 @@
 """Rows of schema 1, 2 and 3, all of them transfers, as rows of today.
 
-Only here is text of a row ever read: those versions kept hyper-parameters, attack and
+Only this module reads the text of a row: old versions kept hyper-parameters, attack and
 environment as JSON, and departures from a protocol as English in the column `notes`.
 """
 

@@ -24,6 +24,14 @@ _MODE_LABELS = {
 }
 
 
+def mode_label(mode: str, k_blocks: int) -> str:
+    """Describe what trains in a mode; `k_blocks` is the number of `last_k_blocks`."""
+    if mode == "last_k_blocks":
+        named = {0: "head only", 1: "last block"}
+        return named.get(k_blocks, f"last {k_blocks} blocks")
+    return _MODE_LABELS.get(mode, mode)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Parameter:
     """A named number, for example a parameter of a training method."""
@@ -162,11 +170,7 @@ class TransferSetting:
 
     def label(self) -> str:
         """Return what trained, and the protocol, solver and method that are not usual."""
-        if self.mode == "last_k_blocks":
-            named = {0: "head only", 1: "last block"}
-            phrases = [named.get(self.k_blocks or 0, f"last {self.k_blocks} blocks")]
-        else:
-            phrases = [_MODE_LABELS.get(self.mode, self.mode)]
+        phrases = [mode_label(self.mode, self.k_blocks or 0)]
         if self.protocol != "fastadv":
             phrases.append(f"protocol {self.protocol}")
         if self.solver == "sgd":
