@@ -99,9 +99,9 @@ class Procedure:
 
     def for_setting(self) -> dict[str, Any]:
         """Return the fields of a `TransferSetting` that say how SGD trained."""
-        left_out = ("defects", "departures", "floored_thirds")
-        left_out += ("select_on", "select_by", "refit")
-        names = {field.name for field in fields(self)} - set(left_out)
+        chosen_by = {"select_on", "select_by", "refit"}
+        left_out = {"defects", "departures", "floored_thirds"} | chosen_by
+        names = {field.name for field in fields(self)} - left_out
         schedule = "floored_thirds" if self.floored_thirds else "thirds"
         return {name: getattr(self, name) for name in names} | {"schedule": schedule}
 
