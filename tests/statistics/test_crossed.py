@@ -93,13 +93,13 @@ def test_equal_verdicts_have_no_difference_and_no_doubt() -> None:
 def test_images_that_one_source_finds_harder_widen_the_interval() -> None:
     draw = np.random.default_rng(3)
     chance = 0.6 + 0.02 * draw.normal(size=(2, 1, 8, 1))
-    own = 0.4 * draw.choice((-1, 1), size=(2, 1, 1, 4000))
-    groups = (draw.random((2, 1, 8, 4000)) < chance + own).astype(float)
+    own = 0.4 * draw.choice((-1, 1), size=(2, 1, 1, 500))
+    groups = (draw.random((2, 1, 8, 500)) < chance + own).astype(float)
     both = crossed_difference(groups, (1, -1))
     seeds = crossed_difference(groups.mean(axis=3), (1, -1))
     assert both.over == ("seeds", "test images")
     assert both.value == pytest.approx(seeds.value)
-    assert both.high - both.low > 1.1 * (seeds.high - seeds.low)  # type: ignore[operator]
+    assert both.high - both.low > 1.3 * (seeds.high - seeds.low)  # type: ignore[operator]
 
 
 @pytest.mark.parametrize(
