@@ -59,7 +59,7 @@ def sets_lead(leads: Sequence[float]) -> SetsLead:
     Source:
         Wilcoxon 1945; Pratt 1959, on zeros in the signed-rank test.
     """
-    from scipy import stats  # type: ignore[import-untyped,unused-ignore]
+    from scipy import stats
 
     values = np.asarray(leads, dtype=np.float64)
     values[np.abs(values) <= TIE] = 0.0

@@ -24,7 +24,7 @@ def wilson(successes: float, trials: float) -> tuple[float, float]:
 
 def t_two_sided(t: float, dof: float) -> float:
     """Return the two-sided p-value of Student's t with `dof` >= 1 degrees of freedom."""
-    from scipy.special import stdtr  # type: ignore[import-untyped,unused-ignore]
+    from scipy.special import stdtr
 
     return float(2 * stdtr(dof, -abs(t)))
 

@@ -227,7 +227,7 @@ def wins_needed(sets: int) -> int | None:
 
     It is None below six data sets, where even a lead on all of them is not enough.
     """
-    from scipy import stats  # type: ignore[import-untyped,unused-ignore]
+    from scipy import stats
 
     for wins in range(sets // 2, sets + 1):
         if wins * 2 > sets and stats.binomtest(wins, sets).pvalue < ALPHA:
