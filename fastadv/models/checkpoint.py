@@ -51,9 +51,6 @@ _NEEDS_CODE = re.compile(
 )
 
 
-# ---- writing ----
-
-
 def save_model(
     model: NormalizedModel,
     path: str | os.PathLike[str],
@@ -107,9 +104,6 @@ def state_hash(model: nn.Module) -> str:
         flat = tensor.detach().cpu().contiguous().reshape(-1)
         digest.update(flat.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-# ---- reading ----
 
 
 def load_model(
@@ -309,9 +303,6 @@ def _damaged(file: Path, error: Exception) -> CheckpointError:
         f"{file} is damaged, cut short, or no checkpoint at all ({_reason(error)}); "
         "download or write it again"
     )
-
-
-# ---- what the file, its name and the caller say together ----
 
 
 def _decide_arch(weights: Weights, bare: BareWeights) -> str:

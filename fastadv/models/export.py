@@ -172,9 +172,6 @@ def plain_module(model: NormalizedModel) -> nn.Sequential:
     return nn.Sequential(layers).eval()
 
 
-# ---- the formats ----
-
-
 def _save(path: Path, state: dict[str, Tensor]) -> list[Path]:
     buffer = io.BytesIO()
     torch.save(state, buffer)

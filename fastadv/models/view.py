@@ -23,8 +23,7 @@ from fastadv.models.folding import (
     own_tensor,
     trace,
 )
-from fastadv.models.frozen_convs import rewrite_convs
-from fastadv.models.frozen_stem import Frozen
+from fastadv.models.frozen_convs import Frozen, rewrite_convs
 from fastadv.models.intermediate import EMBEDDING, cut, in_order, recording
 from fastadv.models.normalized import NormalizedModel
 

@@ -119,9 +119,6 @@ def _split_options(source: str) -> tuple[str, dict[str, Any]]:
     return text, known
 
 
-# ---- paths ----
-
-
 def resolve_checkpoint(path: str | Path) -> Path:
     """Return the weights file that `path`, a file or a run folder, stands for.
 
@@ -189,9 +186,6 @@ def _of_timm(arch: str, config: dict[str, Any]) -> dict[str, Any]:
     if config.get("input_size"):
         known["resolution"] = int(config["input_size"][-1])
     return known
-
-
-# ---- libraries ----
 
 
 def torchvision_files(arch: str) -> dict[str, Path]:

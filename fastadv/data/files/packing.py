@@ -30,12 +30,7 @@ from fastadv.data.sets.folders import EVAL_FOLDERS
 from fastadv.data.sets.image_set import DatasetSplits, FileSet, ImageSet
 from fastadv.data.sets.subsets import files_and_positions
 from fastadv.errors import ConfigError, DataError
-from fastadv.files import (
-    atomic,
-    file_sha256,
-    lock_folder,
-    replace_file,
-)
+from fastadv.files import atomic, file_sha256, lock_folder, replace_file
 from fastadv.progress import track
 
 log = logging.getLogger(__name__)
@@ -115,7 +110,9 @@ def pack(
         records[shard.name] = entry
         return shard.name
 
-    with _locked(out), ThreadPoolExecutor(jobs) as pool:
+    advice = "wait until it ends, or choose another folder"
+    lock = lock_folder(state, f"{out} is being packed", advice)
+    with lock or contextlib.nullcontext(), ThreadPoolExecutor(jobs) as pool:
         for temporary in out.glob(".*.tmp"):
             temporary.unlink(missing_ok=True)
         whole = pool.map(lambda shard: _is_whole(out, records.get(shard.name)), shards)
@@ -147,20 +144,6 @@ def _shards(images: ImageSet, shard_bytes: int, seed: int) -> Iterator[Shard]:
     for number, part in enumerate(np.array_split(order, min(max(1, count), n))):
         yield Shard(split, f"{split}-{number:06d}.tar", images, part, first)
         first += len(part)
-
-
-@contextlib.contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    lock = lock_folder(
-        out / PACKING,
-        f"{out} is being packed",
-        "wait until it ends, or choose another folder",
-    )
-    try:
-        yield
-    finally:
-        if lock is not None:
-            lock.release()
 
 
 def _records(out: Path, plan: dict[str, Any]) -> dict[str, Any]:

@@ -30,8 +30,7 @@ from fastadv.data.loading.geometry import (
     resized_crop_boxes,
     scaled_size,
 )
-from fastadv.data.loading.loader import Loader, augmentation_draws
-from fastadv.data.loading.loader_options import LoaderOptions
+from fastadv.data.loading.loader import Loader, LoaderOptions, augmentation_draws
 from fastadv.data.loading.torchvision_loader import Decoder
 from fastadv.data.sets.image_set import ImageSet
 from fastadv.data.sets.subsets import files_and_positions

@@ -13,8 +13,12 @@ import torch
 
 from fastadv.data.config import Backend
 from fastadv.data.loading.dali_loader import DALILoader, declined_reason
-from fastadv.data.loading.loader import MEMORY_SHARE, Loader, storage_side
-from fastadv.data.loading.loader_options import LoaderOptions
+from fastadv.data.loading.loader import (
+    MEMORY_SHARE,
+    Loader,
+    LoaderOptions,
+    storage_side,
+)
 from fastadv.data.loading.memory_loader import MemoryLoader
 from fastadv.data.loading.torchvision_loader import TorchvisionLoader
 from fastadv.data.sets.image_set import Augment, ImageSet, sampled_sizes

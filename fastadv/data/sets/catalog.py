@@ -10,6 +10,7 @@ import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,9 +86,7 @@ class Entry:
 
 # In the next three functions, `needs` are patterns separated by blanks.
 def _listed(lister: official.Lister, usual: str, needs: str) -> Layout:
-    def read(folder: Path, name: str, **options: Any) -> tuple[ImageSet, ImageSet]:
-        return official.open_official(name, folder, lister, **options)
-
+    read = partial(official.open_official, lister)
     return Layout(tuple(needs.split()), read, (usual,), lister)
 
 
@@ -96,18 +95,14 @@ def _caltech(usual: str, top: str, count: int, without: str = "") -> Layout:
 
 
 def _cifar(class_name: str, usual: str, needs: str) -> Layout:
-    def read(folder: Path, name: str) -> tuple[ImageSet, ImageSet]:
-        return arrays.open_cifar(folder, name, class_name)
-
+    read = partial(arrays.open_cifar, class_name)
     return Layout(tuple(needs.split()), read, (usual,))
 
 
 def _idx(usual: str, classes: tuple[str, ...]) -> Layout:
-    def read(folder: Path, name: str) -> tuple[ImageSet, ImageSet]:
-        return arrays.open_idx(folder, name, classes)
-
     kinds = ("images?idx3", "labels?idx1")
     needs = [f"{part}-{kind}-ubyte*" for part in ("train", "t10k") for kind in kinds]
+    read = partial(arrays.open_idx, classes)
     return Layout(tuple(needs), read, (f"{usual}/raw", usual))
 
 
