@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from tyro.conf import Positional
 
 from fastadv.cli import common
-from fastadv.data.config import DatasetConfig
+from fastadv.data.opening.config import DatasetConfig
 from fastadv.errors import EXIT_FAILED, EXIT_OK, DataError
 from fastadv.flags import PrintJson
 from fastadv.ranges import ABOVE_0, AT_LEAST_1, Checked

@@ -63,7 +63,8 @@ class ShowCommand(SourceFlags):
     A source is a run directory, a checkpoint file, torchvision:resnet18/IMAGENET1K_V1,
     timm:NAME, hf:ORG/NAME (or hf:ORG/NAME/FILE, hf:ORG/NAME@REVISION) or package:NAME.
     What it does not state can be added: ,arch=NAME ,input=imagenet|half|unit|caffe
-    ,norm=linf ,eps=4/255 ,name=NAME. Nothing is downloaded without --download.
+    ,norm=linf ,eps=4/255 ,kind=standard|robust|texture|other ,name=NAME. Nothing is
+    downloaded without --download.
     """
 
     json: PrintJson = False

@@ -4,18 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
-
-from tyro.conf import Positional
+from typing import Annotated, Any, Literal
 
 from fastadv.errors import ConfigError
 from fastadv.flags import Pairs
-from fastadv.machine import usable_cores
 from fastadv.ranges import AT_LEAST_0, AT_LEAST_1, Checked
-
-if TYPE_CHECKING:
-    from fastadv.data.sets.image_set import Damage, DatasetSplits
 
 AugmentName = Literal["auto", "none", "crop_flip", "rrc"]
 Backend = Literal["auto", "dali", "memory", "torchvision"]
@@ -94,32 +87,3 @@ class TrainingImagesConfig(ImagesConfig):
     """Augmentation of the training images: random crops of padded images and flips
     (crop_flip), or random resized crops and flips (rrc). With auto, it is the usual one of
     the data set."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DatasetConfig(Checked):
-    """Which data set is opened as it is, and in how many threads its images are read."""
-
-    data: Positional[str]
-    """A name, a path, a pattern of shards, or hf:NAME."""
-    root: Path | None = None
-    """Folder that holds the folders of named data sets. Default: $FASTADV_DATA, else
-    ./data."""
-    dataset_option: Pairs = ()
-    """Option KEY=VALUE of the data set, for example partition=2."""
-    jobs: Annotated[int, AT_LEAST_0] = 0
-    """Number of images read at once; 0 stands for one per core."""
-
-    @property
-    def threads(self) -> int:
-        """Number of images read at once."""
-        return self.jobs or usable_cores()
-
-    def open(self, damage: Damage | None = None) -> DatasetSplits:
-        """Open the data set; `damage` collects the files that cannot be used."""
-        from fastadv.data import open_dataset
-
-        options = dataset_options(self.dataset_option)
-        if self.root is not None:
-            options["root"] = self.root
-        return open_dataset(self.data, damage=damage, **options)

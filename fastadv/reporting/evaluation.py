@@ -51,7 +51,7 @@ def evaluation_sections(rows: Sequence[Row], names: Mapping[str, str]) -> list[S
             each.first.setting_label,
             each.name,
             each.first.source.arch,
-            training_label(source_threat(each.first)),
+            training_label(source_threat(each.first), each.first.source.training),
             _accuracy(each.accuracy.get(None)),
         ]
         for robust in attacked or [None]:
@@ -139,7 +139,9 @@ def _figure(found: Sequence[Evaluated]) -> tuple[Figure, str]:
             bar = Bar(row.value, row.low, row.high)
             groups.setdefault(label, {})[each.name] = bar
     eps = {each.name: each.first.source.eps for each in found}
-    figure = grouped_bars(groups, source_colors(eps, eps))
+    usual = ("standard", "robust", None)
+    other = {e.name for e in found if e.first.source.training not in usual}
+    figure = grouped_bars(groups, source_colors(eps, eps, other))
     return figure, f"Accuracy on {found[0].first.setting_label}."
 
 

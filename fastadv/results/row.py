@@ -9,6 +9,7 @@ from typing import Any
 
 from fastadv.results.identity import digest
 from fastadv.results.settings import Setting
+from fastadv.threat import training_kind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,13 @@ class SourceRecord:
     # Radius of its training in pixel units; 0 for standard training, None if unknown.
     eps: float | None = None
     accuracy: float | None = None  # On its own test images in percent; None if unknown.
+    # How it was trained, a key of `threat.TRAINING_KINDS`; None where `eps` decides.
+    kind: str | None = None
+
+    @property
+    def training(self) -> str | None:
+        """How it was trained: `kind`, or what `eps` says; None if that is unknown."""
+        return training_kind(self.kind, self.eps)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ from fastadv.models.source import Source, open_source
 from fastadv.reporting.literature import PUBLISHED_SIDE
 from fastadv.results.table import ResultsTable
 from fastadv.runs.tasks import Place, Task
+from fastadv.threat import training_kind
 from fastadv.transfer.config import TransferConfig
 from fastadv.transfer.freezing import choose_trained
 from fastadv.transfer.identity import changed_values, row_identity
@@ -162,14 +163,22 @@ def _warn_of_other_descriptions(
     """
     if not any(identities for *_, identities in checked):
         return
-    names = ("source", "source_norm", "source_eps", "source_accuracy")
+    names = ("source", "source_norm", "source_eps", "source_accuracy", "source_kind")
     columns = ("source.name", "source.norm", "source.eps", "source.accuracy")
-    rows = {row["identity"]: row for row in table.columns("identity", *columns)}
+    rows = {
+        row["identity"]: row
+        for row in table.columns("identity", *columns, "source.kind")
+    }
     differing: Counter[str] = Counter()
     for config, source, identities in checked:
-        now = (source.name, source.norm, source.eps, config.source_accuracy)
+        now = (
+            *(source.name, source.norm, source.eps, config.source_accuracy),
+            source.kind,
+        )
         for identity in identities:
-            then = [rows[identity][column] for column in columns]
+            row = rows[identity]
+            then = [row[column] for column in columns]
+            then.append(training_kind(row["source.kind"], row["source.eps"]))
             stated = zip(names, then, now, strict=True)
             found = [
                 f"{name} {old}, not {new}" for name, old, new in stated if old != new

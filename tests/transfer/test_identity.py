@@ -66,6 +66,7 @@ def _identity(convention: str | None = None, **choices: Any) -> str:
         arch="resnet18",
         norm=None,
         eps=None,
+        kind=None,
         resolution=32,
         augment="auto",
         num_classes=2,

@@ -61,13 +61,16 @@ class Cell(Place):
         source: Name of the source.
         rows: Accuracy on clean images, by seed.
         attacked: Clean and robust accuracy of the same networks, by seed, by attack.
-        named: Whether arch and threat do not tell which source it is.
+        named: Whether arch, threat and kind do not tell which source it is.
+        kind: How the source was trained, a key of `fastadv.threat.TRAINING_KINDS`; None
+            if unknown.
     """
 
     source: str
     rows: Mapping[int, Row]
     attacked: Mapping[AttackRecord, Mapping[int, tuple[Row, Row]]]
     named: bool
+    kind: str | None = None
 
     @property
     def first(self) -> Row:
@@ -98,17 +101,17 @@ class Cell(Place):
     @property
     def robust(self) -> bool:
         """Whether the source was trained on adversarial images."""
-        return self.radius > 0
+        return self.kind == "robust"
 
     @property
     def standard(self) -> bool:
-        """Whether the source was trained on clean images alone."""
-        return self.threat is not None and not self.robust
+        """Whether the source was trained on images as they are, and so is the baseline."""
+        return self.kind == "standard"
 
     @property
     def training(self) -> str:
         """How the source was trained, in a few words."""
-        return training_label(self.threat)
+        return training_label(self.threat, self.kind)
 
     @property
     def label(self) -> str:
@@ -161,7 +164,7 @@ class Cell(Place):
 
     def _published(self, names: Mapping[str, str]) -> tuple[float, str] | None:
         """Return the published number, and the protocol it was measured by."""
-        if self.threat is None:
+        if self.threat is None or not (self.standard or self.robust):
             return None
         condition, source = self.condition, threat(*self.threat)
         dataset = names.get(condition.dataset, condition.dataset)
@@ -224,7 +227,7 @@ def seeds_interval(rows: Sequence[Row]) -> tuple[float, float, float]:
 
 
 def make_cells(rows: Iterable[Row]) -> list[Cell]:
-    """Collect rows into cells, in order of condition, arch, threat and n.
+    """Collect rows into cells, in order of condition, arch, threat, source and n.
 
     Of rows that define the same number the newest counts, and of learning rates that
     were run one by one the one that did best on what they were to be chosen on. Sources
@@ -244,16 +247,18 @@ def make_cells(rows: Iterable[Row]) -> list[Cell]:
     sources = _versions((r.source.name, r.source.digest) for r in clean.values())
     # By side: the fingerprint is of the images as they were reduced.
     targets = _versions(map(_target, clean.values()))
-    found: dict[tuple[Condition, str, Threat | None, int, str], list[Row]] = {}
-    names: dict[tuple[str, Threat | None], set[str]] = {}
+    found: dict[
+        tuple[Condition, str, Threat | None, int, str, str | None], list[Row]
+    ] = {}
+    names: dict[tuple[str, Threat | None, str | None], set[str]] = {}
     for row in clean.values():
         source, setting = row.source, transfer_setting(row)
         condition = make_condition(row, setting, targets[_target(row)])
         name = f"{source.name} {sources[source.name, source.digest]}".rstrip()
         arch, trained = str(source.arch), source_threat(row)
-        key = (condition, arch, trained, setting.num_pool, name)
+        key = (condition, arch, trained, setting.num_pool, name, source.training)
         found.setdefault(key, []).append(row)
-        names.setdefault((arch, trained), set()).add(name)
+        names.setdefault((arch, trained, source.training), set()).add(name)
     cells = []
     for key, of_cell in found.items():
         # The best of each seed comes last and stays, and of equals the newest.
@@ -264,7 +269,10 @@ def make_cells(rows: Iterable[Row]) -> list[Cell]:
                 for attack, under in robust.get(row.experiment, {}).items():
                     attacked.setdefault(attack, {})[row.seed] = row, under
         of_seed = dict(sorted(best.items()))
-        cells.append(Cell(*key, of_seed, attacked, len(names[key[1:3]]) > 1))
+        condition, arch, trained, n, name, kind = key
+        named = len(names[arch, trained, kind]) > 1
+        place = (condition, arch, trained, n)
+        cells.append(Cell(*place, name, of_seed, attacked, named, kind))
     return sorted(cells, key=_order)
 
 

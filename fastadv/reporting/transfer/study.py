@@ -206,10 +206,10 @@ def name_within(
     cells: Iterable[Cell], name: Callable[[Cell], str]
 ) -> Callable[[Cell], str]:
     """Return `name`, with the source where another one would be at the same place."""
-    places = Counter((c.condition, c.n, c.arch, c.threat) for c in cells)
+    places = Counter((c.condition, c.n, c.arch, c.threat, c.kind) for c in cells)
     crowded = {place[2:] for place, count in places.items() if count > 1}
     return lambda c: (
-        f"{name(c)} ({c.source})" if (c.arch, c.threat) in crowded else name(c)
+        f"{name(c)} ({c.source})" if (c.arch, c.threat, c.kind) in crowded else name(c)
     )
 
 
@@ -217,7 +217,13 @@ def line_colors(items: Iterable[T], name: Callable[[T], str]) -> dict[str, str]:
     """Choose colours by the name of the line; see `source_colors`."""
     items = list(items)
     eps = {name(item): item.radius for item in items}
-    return source_colors(eps, eps, {name(i) for i in items if i.threat is None})
+    grey = {
+        name(item)
+        for item in items
+        if item.threat is None
+        or (isinstance(item, Cell) and not (item.standard or item.robust))
+    }
+    return source_colors(eps, eps, grey)
 
 
 def arch_colors(items: Iterable[T], name: Callable[[T], str]) -> dict[str, str]:

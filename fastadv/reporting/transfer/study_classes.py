@@ -56,7 +56,7 @@ def under_attack(study: Study) -> Section | None:
                 title = study.title(cell) + (f", {label}" if several else "")
                 cloud = Cloud([name(cell)], [clean[0]], [robust[0]], None)
                 clouds.setdefault(title, {})[name(cell)] = cloud
-            if cell.threat is not None:
+            if cell.standard or cell.robust:
                 drops[cell.robust].append(clean[0] - robust[0])
     labels = Labels(
         "clean accuracy (%)", f"under {'attack' if several else attacks[0]} (%)"

@@ -97,7 +97,9 @@ def _chosen_by(found: Sequence[Comparison]) -> str:
 def against_eps(study: Study) -> Section | None:
     """Show accuracy against the radius of pretraining."""
     cells = [
-        c for c in study.most if c.threat is not None and c.condition.mode != "scratch"
+        c
+        for c in study.most
+        if (c.standard or c.robust) and c.condition.mode != "scratch"
     ]
     drawn: list[Cell] = []
     best: dict[str, list[Comparison]] = {}
