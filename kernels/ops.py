@@ -222,7 +222,7 @@ def apgd_step_(
 
     An element whose `gx` is not finite takes part in the momentum only.
 
-    The other operands, `Returns` and `Raises` are those of `pgd_step_`.
+    The other operands, the result and the errors are as in `pgd_step_`.
 
     Args:
         x: Iterate [N, C, H, W] in [0, 1], float32 (float64 on the reference only), which

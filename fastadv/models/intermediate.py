@@ -78,7 +78,7 @@ def recording(
 
     Args:
         net: The network. Its hooks are as before when the context ends.
-        names: As of `activations`.
+        names: Names as `activations` takes them.
         head: Dotted path of the classifier; needed for `"embedding"`.
 
     Yields:
@@ -120,7 +120,7 @@ def cut(
 
     Args:
         graph: A graph made by `folding.trace`, folded or not.
-        names: As of `activations`; the embedding is the input of the head as it is.
+        names: Names as `activations` takes them; the embedding is the head's own input.
         head: Dotted path of the classifier; needed for `"embedding"`.
 
     Raises:

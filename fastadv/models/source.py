@@ -1,4 +1,4 @@
-"""A source: a pretrained model, and what is known about its training."""
+"""A source: a pretrained model with the facts known about its training."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Source(Weights):
     These are weights whose file was read, so their architecture and resolution are known.
 
     Attributes:
-        given: What the user named it by; `open_source` opens it again.
+        given: The text that the user gave; `open_source` opens it again.
         file_digest: SHA-256 of the file.
         augment: The augmentation of its training, which also decides how evaluation crops.
         num_classes: Number of classes that it tells apart.
@@ -55,7 +55,7 @@ class Source(Weights):
         return hashlib.sha256(text.encode()).hexdigest()
 
     def metadata(self) -> dict[str, Any]:
-        """Return what a checkpoint of ours says of its training, else nothing."""
+        """Return the training facts in a checkpoint of ours; other files have none."""
         return _stored_metadata(self.file)
 
     def load(self) -> NormalizedModel:
@@ -75,9 +75,9 @@ def open_source(
     Args:
         source: As `fastadv.models.weights` reads it: a run directory, a file,
             `torchvision:NAME`, `timm:NAME`, `hf:org/name`, with options after it.
-        name: What to call it; the default is its own name.
-        arch: The architecture, where nothing else says it.
-        download: Fetch what is not on this machine.
+        name: Its name in tables; None takes its own.
+        arch: The architecture, if neither the file nor its name states it.
+        download: Fetch the file if it is not on this machine.
 
     Raises:
         CheckpointError: There is none, or it cannot be loaded.

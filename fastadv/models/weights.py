@@ -50,11 +50,11 @@ _SCHEME = re.compile(r"([A-Za-z][\w-]+):(.*)$")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weights:
-    """A weights file, and what is known about it that it may not say itself.
+    """A weights file, with facts about it that it may not state itself.
 
     Attributes:
         file: Its path.
-        name: What tables and figures call it.
+        name: Its name in tables and figures.
         arch: Its architecture, or None where only the file can tell.
         convention: Its input convention, or None where only the file can tell.
         resolution: Side in pixels of the images it was trained on, or None.
@@ -78,10 +78,10 @@ def find_weights(source: str | Path, *, download: bool = False) -> Weights:
 
     Args:
         source: A path, or a name as in the module's docstring.
-        download: Fetch what is not on this machine.
+        download: Fetch the file if it is not on this machine.
 
     Raises:
-        CheckpointError: There is no such file here; the message says what fetches it.
+        CheckpointError: There is no such file here; the message tells how to fetch it.
         ConfigError: The kind of source, a name or an option is unknown; the message
             names near misses.
     """

@@ -1,7 +1,7 @@
 """Packing a data set into WebDataset shards: deterministic, parallel, resumable.
 
 Every shard depends on the data and the plan alone and is renamed when whole, so the same
-command makes what is missing. Each has an `.idx` (wds2idx v1.2, which DALI reads).
+command writes the missing ones. Each has an `.idx` (wds2idx v1.2, which DALI reads).
 """
 
 from __future__ import annotations
@@ -74,12 +74,12 @@ def pack(
     """Write a data set as shards.
 
     Args:
-        splits: What to pack.
-        out: Folder to write to; made if absent. With a pack begun there, goes on.
-        shard_bytes: Size to aim at.
-        seed: Order of the images in the shards; readers in sequence need it random.
-        jobs: Shards written at once.
-        done: Called with the name of every shard that was written.
+        splits: The data set.
+        out: Folder to write to, made if absent. A pack begun there is continued.
+        shard_bytes: Size of a shard to aim at, in bytes.
+        seed: Chooses the random order of the images, which sequential readers need.
+        jobs: Number of shards written at once.
+        done: Function that is called with the name of every shard that was written.
 
     Returns:
         The manifest.

@@ -40,8 +40,8 @@ _ROWS = 256  # converted at once: bounds memory, and what one damaged file costs
 class ColumnSet(FileSet):
     """One split whose encoded images are a column of a table.
 
-    Its arguments are those of `FileSet`, what the images are read from, and the column
-    of the images: bytes, or a struct with `bytes`.
+    It takes the arguments of `FileSet`, the table, and the name of the image column, which
+    holds bytes or a struct with `bytes`.
     """
 
     def __init__(

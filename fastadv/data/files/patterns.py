@@ -107,10 +107,10 @@ def names_file(text: str, path: Path) -> bool:
 
 
 def existing(text: str) -> Path:
-    """Return the path, which is there.
+    """Return a text as a path that exists.
 
     Raises:
-        DataError: It is not; names what is near.
+        DataError: There is no such path; the message names similar ones.
     """
     path = Path(text).expanduser()
     if path.exists():

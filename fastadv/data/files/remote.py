@@ -44,12 +44,12 @@ def local_copies(
     """Return the file of each address in the cache folder.
 
     Args:
-        pattern: What the user wrote, for messages.
-        addresses: What it stands for.
-        download: Fetch those that are not there.
+        pattern: The pattern as the user wrote it, for messages.
+        addresses: The addresses that it stands for.
+        download: Fetch the files that are not in the cache folder.
 
     Raises:
-        DataError: A file is not there and may not be fetched, or cannot be.
+        DataError: A file is absent and must not or cannot be fetched.
     """
     folder = fastadv_cache_dir() / "remote"
     paths = [folder / text_key(a) / file_name(a) for a in addresses]

@@ -34,7 +34,7 @@ _HUB = "hf:"
 
 
 def dataset_names() -> tuple[str, ...]:
-    """Return the names `open_dataset` knows; any path works besides."""
+    """Return the names that `open_dataset` knows; it also takes any path."""
     return tuple(sorted({*BUILT_IN, *CATALOG}))
 
 
@@ -55,8 +55,8 @@ def open_dataset(
             which may be an http(s) address); `.npz`.
         resolution: Side in pixels at which procedural sets are drawn; stored
             images keep theirs until a loader resizes them.
-        damage: Paths: what is missing or cannot be scanned is added here, as (file,
-            reason), and left out; without, it raises.
+        damage: List to which missing and unusable files of a path are added, as (file,
+            reason), and left out. With None, they raise an error.
         **options: Per data set; numbers and booleans may be text, as of a command
             line. shapetex: `n_train`, `n_test`, `seed`, `correlation`,
             `test_correlation`, `cache`. Sets on disk: `root`, the

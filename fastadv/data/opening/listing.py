@@ -25,7 +25,7 @@ def list_datasets() -> dict[str, dict[str, Any]]:
 
 
 def datasets_text() -> str:
-    """Return the table of named data sets, their options and where they are looked for."""
+    """Return the table of named data sets, their options and the folder of their files."""
     cells = [
         [name, *(entry.facts()[column] for column in _COLUMNS)]
         for name, entry in sorted(CATALOG.items())
