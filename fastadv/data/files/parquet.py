@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastadv.data.cache import file_key
+from fastadv.data.files.patterns import fetch_hint
 from fastadv.data.files.records import read_splits, resolve_labels
-from fastadv.data.files.remote import fetch_hint
 from fastadv.data.sets.image_set import (
     Damage,
     DatasetSplits,

@@ -13,11 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from fastadv.data.files import recordio, records, remote, shards, tfrecord
+from fastadv.data.files import recordio, records, shards, tfrecord
 from fastadv.data.files.patterns import (
     existing,
     expand,
     file_format,
+    is_address,
     is_pattern,
     names_file,
 )
@@ -102,7 +103,7 @@ def _open(
         files = expand(text, download=download)
         name = re.split(r"[{*?\[]", path.name)[0].strip("-_.") or path.parent.name
     else:
-        if remote.is_address(text):
+        if is_address(text):
             (path,) = expand(text, download=download)
         else:
             path = existing(text)
