@@ -94,7 +94,7 @@ class AttackRecord:
         """Return the record of what `Attack.describe()` gives.
 
         Args:
-            description: Choices by name; those that are no attribute become `options`.
+            description: Choices by name; unknown names become `options`.
         """
         given, options = _split(cls, dict(sorted(description.items())))
         return cls(**given, options=options)
@@ -121,7 +121,7 @@ class StageRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class ChecksRecord:
-    """What was found of that which makes robust accuracies misleading."""
+    """Results of the checks for reasons why a robust accuracy may mislead."""
 
     probabilities: bool  # Whether every output row is a probability distribution.
     randomised: bool  # Whether two passes over the same images differ.
@@ -139,6 +139,9 @@ class Departure:
     name: str  # Name of the choice, for example `lrs`.
     ours: str  # What was run, as text.
     published: str  # What the protocol publishes, as text.
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.ours} instead of {self.published}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +175,7 @@ class Provenance:
         """Return the record of what `fastadv.environment.provenance()` gives.
 
         Args:
-            facts: Facts by name; those that are no attribute are packages.
+            facts: Facts by name; unknown names become `packages`.
             command: What writes the row.
         """
         given, packages = _split(cls, facts)

@@ -21,7 +21,7 @@ from fastadv.reporting.literature import (
 )
 from fastadv.reporting.threats import Threat, source_threat, threat, training_label
 from fastadv.reporting.transfer.condition import Condition, make_condition
-from fastadv.results.row import AttackRecord, Departure, Row
+from fastadv.results.row import AttackRecord, Row
 from fastadv.results.settings import TransferSetting
 from fastadv.statistics import mean_interval
 
@@ -110,7 +110,7 @@ class Cell(Place):
 
     @property
     def training(self) -> str:
-        """How the source was trained, in a few words."""
+        """How the source was trained: its norm and radius, or `standard`."""
         return training_label(self.threat, self.kind)
 
     @property
@@ -140,14 +140,13 @@ class Cell(Place):
     def published(self, names: Mapping[str, str]) -> float | None:
         """Return the published number of the same data, mode, source and images.
 
-        Args:
-            names: Published name of a data set by ours, where they differ.
+        `names` are the published names of data sets by ours, where they differ.
         """
         found = self._published(names)
         return None if found is None else found[0]
 
     def unlike_published(self, names: Mapping[str, str]) -> list[str]:
-        """Return in what the experiment differs from that of the published number."""
+        """Return the differences of the experiment from the published one."""
         found = self._published(names)
         if found is None:
             return []
@@ -157,7 +156,7 @@ class Cell(Place):
         differs = {
             f"protocol {protocol or 'unknown'}": protocol != found[1],
             f"{side} px": side != PUBLISHED_SIDE,
-            **{departure_label(d): d.name != "resolution" for d in first.departures},
+            **{str(d): d.name != "resolution" for d in first.departures},
             "other source weights": not weights,
         }
         return [difference for difference, holds in differs.items() if holds]
@@ -193,11 +192,6 @@ def transfer_setting(row: Row) -> TransferSetting:
     return row.setting
 
 
-def departure_label(departure: Departure) -> str:
-    """Describe one departure from a published protocol."""
-    return f"{departure.name} {departure.ours} instead of {departure.published}"
-
-
 def seeds_interval(rows: Sequence[Row]) -> tuple[float, float, float]:
     """Return mean and 95 % interval over seeds and test images, percent.
 
@@ -229,9 +223,9 @@ def seeds_interval(rows: Sequence[Row]) -> tuple[float, float, float]:
 def make_cells(rows: Iterable[Row]) -> list[Cell]:
     """Collect rows into cells, in order of condition, arch, threat, source and n.
 
-    Of rows that define the same number the newest counts, and of learning rates that
-    were run one by one the one that did best on what they were to be chosen on. Sources
-    and data sets of one name but other content are told apart by their hashes.
+    If rows define the same number, the newest counts. If learning rates were run one by
+    one, the one with the best validation accuracy counts. Sources and data sets of one
+    name but other content get their hashes as part of the name.
 
     Args:
         rows: Rows of kind "transfer", oldest first; clean and robust accuracy of one
@@ -297,10 +291,10 @@ def _order(cell: Cell) -> tuple[Any, ...]:
 
 
 def _merit(row: Row) -> tuple[float, float, str]:
-    """Return what a trial is preferred by: validation, then as grids of rates do.
+    """Return the sort key of trials: validation accuracy, then the learning rate.
 
-    Those begin with the largest learning rate and keep the first of equals; when a row
-    was written plays no part.
+    Grids of learning rates, too, keep the largest of those that are equally good. The
+    time at which a row was written plays no part.
     """
     value, used = row.val_value, transfer_setting(row)
     choices = str((used.lrs, used.chosen_c, used.chosen_epoch))
