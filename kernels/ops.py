@@ -184,8 +184,7 @@ def pgd_step_(
         TypeError: A dtype is not among the ones named above.
         BackendError: No backend accepts the call; the message lists the reasons.
 
-    Source:
-        Madry et al. 2018 (PGD); Salman et al. 2020, `robustness` steps for L2.
+    Source: Madry et al. 2018 (PGD); Salman et al. 2020, `robustness` steps for L2.
     """
     images = {"x": x, "x0": x0, "grad": grad, "z": z}
     check_step(images, STATE, mean, std, nonfinite)

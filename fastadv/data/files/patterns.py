@@ -82,11 +82,8 @@ def expand(text: str, *, download: bool = False) -> list[Path]:
         else:
             found = [name] if os.path.exists(name) else []
         if not found:
-            raise DataError(
-                f"{text}: no such file {name}"
-                if name != text
-                else f"no file matches {text}"
-            )
+            one = f"{text}: no such file {name}"
+            raise DataError(one if name != text else f"no file matches {text}")
         paths += map(Path, found)
     return paths
 

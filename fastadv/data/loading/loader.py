@@ -241,10 +241,8 @@ class Loader(ABC):
         """Return the crops of training images that are squares of `size` pixels."""
         if self.augment == "crop_flip":
             return crop_flip_boxes(self._draws(indices), size)
-        whole, zero = (
-            np.full(len(indices), size),
-            np.zeros(len(indices), dtype=np.int64),
-        )
+        whole = np.full(len(indices), size)
+        zero = np.zeros(len(indices), dtype=np.int64)
         return Boxes(zero, zero, whole, whole, zero > 0)
 
     def _note_bad(self, bad: list[tuple[str, str]]) -> None:

@@ -64,9 +64,7 @@ def make_loader(
     if backend not in get_args(Backend):
         raise ConfigError(unknown_name("loader backend", backend, get_args(Backend)))
     chosen = LoaderOptions(**options)
-    streamed = (
-        chosen.train and chosen.augment == "utrera"
-    )  # transforms of single images
+    streamed = chosen.train and chosen.augment == "utrera"  # of single images
     if streamed and backend not in ("auto", "torchvision"):
         raise ConfigError(
             f"the {backend} loader cannot augment as utrera; use torchvision, or auto"

@@ -201,13 +201,9 @@ def _open_shapetex(label: str) -> Callable[..., DatasetSplits]:
     return opener
 
 
-def _open_digits(resolution: int) -> DatasetSplits:
-    return DatasetSplits("digits", *arrays.open_digits())
-
-
 # Sets that need no files.
 BUILT_IN: dict[str, Callable[..., DatasetSplits]] = {
-    "digits": _open_digits,
+    "digits": lambda resolution: DatasetSplits("digits", *arrays.open_digits()),
     "shapetex": _open_shapetex("shape"),
     "shapetex_texture": _open_shapetex("texture"),
 }
