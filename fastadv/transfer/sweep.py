@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from fastadv.data import DatasetSplits, subset
+from fastadv.data import DatasetSplits, ImageSet, subset
 from fastadv.errors import ConfigError, DataError, FastadvError
 from fastadv.models.source import Source, open_source
 from fastadv.reporting.literature import PUBLISHED_SIDE
@@ -195,6 +195,12 @@ def _warn_of_other_descriptions(
         )
 
 
+def _draw(config: TransferConfig, train: ImageSet) -> ImageSet:
+    """Draw the images of the first seed, to see whether there are enough."""
+    pool = subset(train, config.num_train, config.seeds[0])
+    return hold_out(config, pool, config.seeds[0])[0] if config.holds_out else pool
+
+
 class _Opened:
     """Sources and data sets, each opened once, and what cannot be used of them."""
 
@@ -223,11 +229,7 @@ class _Opened:
         train, part = splits.train, (config.num_train, config.val_fraction)
         fits = self._try(
             ("part", config.dataset, train.fingerprint, part, config.holds_out),
-            lambda: (
-                hold_out(config, train, config.seeds[0])
-                if config.holds_out
-                else subset(train, config.num_train, config.seeds[0])
-            ),
+            lambda: _draw(config, train),
             f"{config.dataset}: ",
         )
         if fits and config.mode == "last_k_blocks":

@@ -16,7 +16,8 @@ from fastadv.results.settings import Statistics, TransferSetting, mode_label
 # of their own, and what the experiment chose itself varies within a condition.
 _NOT_COMPARED = {
     *("num_train", "num_val", "num_pool", "num_available", "published_epochs"),
-    *("lrs", "chosen_c", "chosen_lr", "chosen_epoch", "depends_on_seed"),
+    *("lrs", "lrs_head", "strengths", "depends_on_seed"),
+    *("chosen_c", "chosen_lr", "chosen_lr_head", "chosen_epoch"),
 }
 # What `condition_labels` describes in its own way.
 _LABELLED = ("dataset", "version", "mode", "k_blocks", "epochs", "recipe")
@@ -93,6 +94,8 @@ def make_condition(row: Row, setting: TransferSetting, version: str) -> Conditio
     }
     if setting.select_on == "none":
         recipe["lr"] = setting.chosen_lr
+        recipe["lr_head"] = setting.chosen_lr_head
+        recipe["c"] = setting.chosen_c
     if setting.select_on != "val":
         recipe["val_fraction"] = None
     return Condition(
