@@ -68,11 +68,11 @@ _SCHEME = re.compile(r"([A-Za-z][\w-]+):(.*)$")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weights:
-    """A weights file, and what is known about it that it may not say itself.
+    """A weights file, with facts about it that it may not state itself.
 
     Attributes:
         file: Its path.
-        name: What tables and figures call it.
+        name: Its name in tables and figures.
         arch: Its architecture, or None where only the file can tell.
         convention: Its input convention, or None where only the file can tell.
         resolution: Side in pixels of the images it was trained on, or None.
@@ -96,10 +96,10 @@ def find_weights(source: str | Path, *, download: bool = False) -> Weights:
 
     Args:
         source: A path, or a name as in the module's docstring.
-        download: Fetch what is not on this machine.
+        download: Fetch the file if it is not on this machine.
 
     Raises:
-        CheckpointError: There is no such file here; the message says what fetches it.
+        CheckpointError: There is no such file here; the message tells how to fetch it.
         ConfigError: The kind of source, a name or an option is unknown; the message
             names near misses.
     """
@@ -141,9 +141,6 @@ def _split_options(source: str) -> tuple[str, dict[str, Any]]:
         except ValueError as error:
             raise ConfigError(f"source {source!r}: {error}") from None
     return text, known
-
-
-# ---- paths ----
 
 
 def resolve_checkpoint(path: str | Path) -> Path:
@@ -213,9 +210,6 @@ def _of_timm(arch: str, config: dict[str, Any]) -> dict[str, Any]:
     if config.get("input_size"):
         known["resolution"] = int(config["input_size"][-1])
     return known
-
-
-# ---- libraries ----
 
 
 def torchvision_files(arch: str) -> dict[str, Path]:
