@@ -42,6 +42,9 @@ class MethodRecord:
     num_steps: int  # Steps of the attack.
     # What the method takes besides the attack, for example `beta`.
     parameters: tuple[Parameter, ...] = ()
+    # Standard deviation of the noise that the attack begins with, in pixel units, where it
+    # is not the 0.001 of older rows.
+    start_noise: float | None = None
 
     def __str__(self) -> str:
         more = "".join(f", {p.name} {p.value:g}" for p in self.parameters)
