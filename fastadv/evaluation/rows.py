@@ -63,6 +63,7 @@ def source_record(source: Source) -> SourceRecord:
         arch=source.arch,
         norm=source.norm,
         eps=source.eps,
+        kind=source.kind,
     )
 
 

@@ -6,9 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, TypeAlias
 
-from tyro.conf import arg
-
-from fastadv.attacks.config import AttackConfig
+from fastadv.attacks.config import NORM_ALIAS, AttackConfig, StepsFlag, StepSizeFlag
 from fastadv.errors import ConfigError
 from fastadv.flags import NormName, Pixels
 from fastadv.ranges import ABOVE_0, AT_LEAST_1
@@ -134,16 +132,16 @@ class MethodConfig(AttackConfig):
     data. Default: 4."""
     noise: Annotated[float | None, ABOVE_0] = None
     """Radius of the random start of n_fgsm in units of eps. Default: 2."""
-    norm: Annotated[NormName, arg(aliases=["--constraint"])] = "l2"
+    norm: Annotated[NormName, NORM_ALIAS] = "l2"
     """Norm of the perturbation."""
     eps: Pixels | None = None
     """Radius of the perturbation in [0, 1] pixel units, for example 3 or 4/255; 0 trains
     without attack. Default: 4/255 for linf; for l2 it is 3 at 224 px, 0.5 at 32 px, and in
     proportion to other sizes, as far as the flags tell the size."""
-    num_steps: Annotated[int | None, AT_LEAST_1, arg(aliases=["--attack-steps"])] = None
+    num_steps: StepsFlag = None
     """Number of attack steps per update. Default: 10 for trades, mart and discrepancy, 1
     for the methods of a single step, else 3."""
-    step_size: Annotated[Pixels | None, arg(aliases=["--attack-lr"])] = None
+    step_size: StepSizeFlag = None
     """Length of an attack step in [0, 1] pixel units. Default for pgd_at: 2 eps divided by
     the number of steps, or 2.5 eps for more than three steps; the other methods have
     their own."""
@@ -203,6 +201,8 @@ class MethodConfig(AttackConfig):
             )
         object.__setattr__(self, "bn_mode", self.bn_mode or entry.bn_mode)
         object.__setattr__(self, "num_steps", self.num_steps or entry.num_steps)
+        if name == "pgd_at" and self.step_size is None and self.attack_steps > 3:
+            object.__setattr__(self, "step_size", 2.5 * eps / self.attack_steps)
 
     def _usual_side(self) -> int:
         """Return the side of the images in pixels, as far as the choices tell it."""
