@@ -122,7 +122,7 @@ class AttackView(nn.Module):
         Unfolded tensors are shared, so only folded convolutions (and casts to another
         dtype) cost anything: one pass over the weights.
         """
-        held = [p for p in self.live.parameters() if not p.is_inference()]
+        held: list[Tensor] = [p for p in self.live.parameters() if not p.is_inference()]
         self._seen = held, _versions(held)
         live = dict(self.live.named_modules())
         mine = list(self.net.named_modules())
