@@ -14,7 +14,7 @@ from fastadv.flags import NormName, Pixels
 from fastadv.ranges import ABOVE_0, AT_LEAST_0, AT_LEAST_1, Range
 from fastadv.reporting.literature import PUBLISHED_SIDE
 from fastadv.threat import ThreatModel
-from fastadv.training.method_config import MethodConfig, MethodName
+from fastadv.training.method_config import METHODS, MethodConfig, MethodName
 
 Mode = Literal["fixed_feature", "full_network", "last_k_blocks", "scratch"]
 Protocol = Literal["fastadv", "salman2020", "utrera2021"]
@@ -333,6 +333,8 @@ class TransferConfig(TrainingImagesConfig, DeviceConfig):
             eps=self.eps,
             num_steps=self.num_steps,
             beta=self.beta,
+            # Trunks may be frozen, with the statistics of their source.
+            bn_mode="eval" if METHODS[self.method].bn_mode else None,
         )
 
     def _usual_seeds(self) -> tuple[int, ...]:
