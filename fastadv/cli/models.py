@@ -61,7 +61,8 @@ class ShowCommand(SourceFlags):
     """Show what is known of a source: architecture, classes, input, training, hashes.
 
     A source is a run directory, a checkpoint file, torchvision:resnet18/IMAGENET1K_V1,
-    timm:NAME, hf:ORG/NAME (or hf:ORG/NAME/FILE, hf:ORG/NAME@REVISION) or package:NAME.
+    timm:NAME, hf:ORG/NAME (or hf:ORG/NAME/FILE, hf:ORG/NAME@REVISION), package:NAME or
+    row:IDENTITY (or row:TABLE/IDENTITY), the network of a row of a results table.
     What it does not state can be added: ,arch=NAME ,input=imagenet|half|unit|caffe
     ,norm=linf ,eps=4/255 ,name=NAME. Nothing is downloaded without --download.
     """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from fastadv.models import (
     read_metadata,
 )
 from fastadv.models.checkpoint import read_model
+from fastadv.models.weights import weights_digest
 
 
 @dataclass(frozen=True)
@@ -51,15 +51,8 @@ class Source:
 
     @property
     def digest(self) -> str:
-        """A hash of what `load` returns.
-
-        It is the file's, unless an input convention is given beside the file: then the
-        same weights are another model.
-        """
-        if self.weights.convention is None:
-            return self.file_digest
-        text = f"{self.file_digest} {self.weights.convention}"
-        return hashlib.sha256(text.encode()).hexdigest()
+        """A hash of what `load` returns; see `weights_digest`."""
+        return weights_digest(self.weights, self.file_digest)
 
     @property
     def file(self) -> Path:

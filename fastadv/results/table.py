@@ -7,10 +7,8 @@ migrated as they are read; a table of any other version is refused.
 
 from __future__ import annotations
 
-import io
 import logging
 import tempfile
-import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,17 +17,14 @@ import numpy as np
 import pyarrow as pa
 
 from fastadv.errors import DataError, FastadvError
-from fastadv.files import write_atomic
 from fastadv.results import parts
 from fastadv.results.columns import column, column_path, passes
 from fastadv.results.identity import digest
+from fastadv.results.kept import KeptFiles
 from fastadv.results.row import Row
 from fastadv.results.schema import SCHEMA, from_arrow, to_arrow
 
 log = logging.getLogger(__name__)
-
-# Those who read the folder as one data set pass over names that begin so.
-ARRAYS = "_arrays"
 
 
 class ResultsTable:
@@ -42,11 +37,15 @@ class ResultsTable:
 
     Raises:
         DataError: There is a file at the path.
+
+    Attributes:
+        kept: The files of arrays and of weights that rows name.
     """
 
     def __init__(self, path: str | Path, *, once: bool = False) -> None:
         self.path = Path(path).expanduser()
         self.once = once
+        self.kept = KeptFiles(self.path)
         self._identities: dict[str, frozenset[str]] = {}
         if self.path.exists() and not self.path.is_dir():
             raise DataError(
@@ -125,26 +124,12 @@ class ResultsTable:
             return False
 
     def save_arrays(self, identity: str, arrays: Mapping[str, np.ndarray]) -> str:
-        """Write the arrays of a row that is to be appended; return their file's name.
+        """Write the arrays of a row that is to be appended; see `KeptFiles`.
 
-        The name belongs into `Row.arrays`. A file whose row was never written is
-        harmless.
-
-        Args:
-            identity: Identity of the row.
-            arrays: Arrays by name.
-
-        Raises:
-            ValueError: An array holds Python objects, or the identity cannot be a name.
-            OutputError: The file cannot be written.
+        The name that is returned belongs into `Row.arrays`. A file whose row was never
+        written is harmless.
         """
-        if any(np.asarray(values).dtype.hasobject for values in arrays.values()):
-            raise ValueError("arrays of a row hold numbers or text, not Python objects")
-        name = f"{identity}.npz"
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-        write_atomic(self._array_file(name), buffer.getvalue())
-        return name
+        return self.kept.save_arrays(identity, arrays)
 
     def arrays(self, row: Row) -> dict[str, np.ndarray]:
         """Return the arrays of a row by name; empty if it has none.
@@ -153,21 +138,7 @@ class ResultsTable:
             DataError: The file is missing or damaged.
             ValueError: The row names a file outside of the table.
         """
-        if row.arrays is None:
-            return {}
-        path = self._array_file(row.arrays)
-        try:
-            with np.load(path, allow_pickle=False) as found:
-                return {name: found[name] for name in found.files}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise DataError(
-                f"the arrays of a row, {path}, cannot be read: {error}"
-            ) from None
-
-    def _array_file(self, name: str) -> Path:
-        if Path(name).name != name or not name.endswith(".npz"):
-            raise ValueError(f"{name!r} is no name of a file of arrays")
-        return self.path / ARRAYS / name
+        return {} if row.arrays is None else self.kept.arrays(row.arrays)
 
     def compact(self) -> int:
         """Merge all parts into one and return how many they were.

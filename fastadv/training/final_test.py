@@ -50,4 +50,4 @@ def store_final_test(
         seed=config.seed,
         provenance=Provenance.from_facts(provenance(), "fastadv-train"),
     )
-    store(ResultsTable(folder / "results", once=True), rows, found)
+    store(ResultsTable(folder / "results", once=True), rows, found, test)

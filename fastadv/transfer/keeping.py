@@ -1,0 +1,123 @@
+"""What a transfer keeps beside its rows, and how much room that will take."""
+
+from __future__ import annotations
+
+import torch
+
+from fastadv.data import DatasetSplits
+from fastadv.models import create_model
+from fastadv.models.checkpoint import model_bytes
+from fastadv.models.kept import (
+    Origin,
+    changed_tensors,
+    head_alone_trained,
+    network_metadata,
+)
+from fastadv.models.source import Source
+from fastadv.models.weights import absolute_source
+from fastadv.transfer.config import TransferConfig
+from fastadv.transfer.experiment import Experiment, Fitted
+
+_FLOAT = 4  # bytes
+# Logits are compressed to about this share; random mantissas do not become smaller.
+_PACKED = 0.93
+_PER_IMAGE = 4.0  # bytes of the labels, verdicts and positions, compressed
+_HEADER = 2000  # bytes of the header of a weights file
+_PER_CLASS = 40  # bytes of the counts and the name of a class in a row and in a header
+
+
+def kept_network(
+    experiment: Experiment, fitted: Fitted
+) -> tuple[bytes | None, str | None]:
+    """Return the file of a fitted network, or why there is none.
+
+    A network of which nothing but the head was trained is kept as its head and the name
+    of its source, any other one whole.
+
+    Args:
+        experiment: Source, data set and choices.
+        fitted: The network.
+
+    Returns:
+        The content of the file and None, or None and a reason; both are None where
+        networks are not to be kept.
+    """
+    config, model, source = experiment.config, fitted.model, experiment.source
+    if not config.keeps("heads"):
+        return None, None
+    if model is None:
+        return None, (
+            f"weights: the head of {source.arch} is no linear function of its features"
+        )
+    changed = None
+    if config.mode != "scratch":
+        changed = changed_tensors(model, experiment.frozen)
+        if not head_alone_trained(model, changed):
+            changed = None
+    if changed is None and not config.keeps("networks"):
+        return None, "weights: whole networks are kept with `save` alone"
+    images = experiment.opened.test
+    metadata = network_metadata(
+        images.classes,
+        experiment.resolution,
+        augment=experiment.options(train=False).augment_of(images),
+        **_threat(config, source),
+    )
+    trunk = None
+    if changed is not None:
+        given = absolute_source(source.given)
+        trunk = Origin(given, source.digest, source.arch).to_text()
+    return model_bytes(model, metadata, changed, trunk), None
+
+
+def _threat(config: TransferConfig, source: Source) -> dict[str, str | float | None]:
+    """Return `norm` and `eps` of the training of a transferred network, where known.
+
+    A robust network that was fine-tuned on clean images was trained in two ways, and no
+    radius describes it.
+    """
+    if (method := config.method_config) is not None:
+        return {"norm": method.norm, "eps": method.threat.eps}
+    if config.mode == "scratch":
+        return {"eps": 0.0}
+    if source.eps is None or (source.eps and config.mode != "fixed_feature"):
+        return {}
+    return {"norm": source.norm, "eps": source.eps}
+
+
+def expected_bytes(
+    config: TransferConfig, source: Source, splits: DatasetSplits
+) -> int:
+    """Return about how many bytes one seed of an experiment leaves on disk.
+
+    Counted are its rows, the verdicts and logits of the test images, and its weights.
+
+    Args:
+        config: The choices of the experiment.
+        source: The network that `config.source` names.
+        splits: The data set that `config.dataset` names.
+    """
+    images, classes = len(splits.test), len(splits.test.classes)
+    attacked = 0 if config.robust_eps is None else 1
+    total = (1 + attacked) * (_HEADER + _PER_CLASS * classes)
+    if config.keeps("verdicts"):
+        total += round(_PER_IMAGE * images)
+    if not config.keeps("heads"):
+        return total
+    total += round((1 + attacked) * images * classes * _FLOAT * _PACKED)
+    with torch.device("meta"):
+        model = create_model(source.arch, classes)
+    head_alone = config.mode == "fixed_feature" or config.k == 0
+    if head_alone:
+        tensors = dict(model.head.named_parameters())
+        if not config.on_cached_features:  # statistics of BatchNorm may have changed
+            tensors |= dict(model.net.named_buffers())
+    elif config.keeps("networks"):
+        tensors = model.net.state_dict()
+    else:
+        return total
+    return total + _HEADER + _PER_CLASS * classes + _size(tensors)
+
+
+def _size(tensors: dict[str, torch.Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
