@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -73,10 +73,6 @@ class CompileReport:
     captured: int
     recompiles: int
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the report as plain values, for a log."""
-        return asdict(self)
-
 
 def record_cuda_graph(
     call: Callable[[], Tensors], device: torch.device
@@ -117,10 +113,7 @@ def record_cuda_graph(
     return replay
 
 
-Recorder: TypeAlias = Callable[
-    [Callable[[], Tensors], torch.device], Callable[[], Tensors]
-]
-RECORDERS: dict[str, Recorder] = {"cuda": record_cuda_graph}
+RECORDERS = {"cuda": record_cuda_graph}
 """Maps a device type to the function that records a call there."""
 
 

@@ -72,6 +72,7 @@ def source_record(source: Source) -> SourceRecord:
         arch=source.arch,
         norm=source.norm,
         eps=source.eps,
+        kind=source.kind,
     )
 
 

@@ -36,6 +36,7 @@ from fastadv.models.checkpoint import cpu_state, decimals, save_model, state_has
 from fastadv.models.dialects import DETECTRON2_CONFIGS, TIMM_TWINS, to_detectron2
 from fastadv.models.normalized import NormalizedModel
 from fastadv.models.source import Source
+from fastadv.threat import training_kind
 
 log = logging.getLogger(__name__)
 
@@ -100,6 +101,8 @@ def export_source(
     config = about.get("config", {}) | {"norm": source.norm, "eps": source.eps}
     origin = {"name": source.name, "sha256": source.file_digest}
     about |= {"config": config, "classes": [*source.classes], "converted_from": origin}
+    if source.kind != training_kind(None, source.eps):
+        about["kind"] = source.kind
     side = resolution or source.resolution
     return export_model(source.load(), path, to, resolution=side, about=about)
 

@@ -12,7 +12,9 @@ A source is written without spaces, so that it fits a flag or a line of a recipe
 
 and may end in what the file does not say: `,arch=resnet50`, `,input=caffe` (see
 `input_conventions.py`), `,norm=linf`, `,eps=4/255` (the radius of its training; 0 means
-standard training), `,name=mine`. Nothing is downloaded without permission.
+standard training), `,kind=texture` (how it was trained, if that is neither standard nor
+adversarial; see `threat.TRAINING_KINDS`), `,name=mine`. Nothing is downloaded without
+permission.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from fastadv.models.architecture_names import ARCHITECTURES, MODEL_FILE, TIMM_PR
 from fastadv.models.foreign_checkpoints import facts_from_filename
 from fastadv.models.input_conventions import InputConvention, get_convention
 from fastadv.models.kept import DEFAULT_TABLE, Origin, find_row
-from fastadv.threat import parse_norm, parse_pixels
+from fastadv.threat import parse_norm, parse_pixels, parse_training_kind
 
 WEIGHT_SUFFIXES = (".safetensors", ".ckpt", ".pth", ".pt", ".th", ".bin")
 
@@ -44,6 +46,7 @@ _OPTIONS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "input": ("convention", get_convention),
     "norm": ("norm", parse_norm),
     "eps": ("eps", parse_pixels),
+    "kind": ("kind", parse_training_kind),
     "name": ("name", str),
 }
 _OPTION = re.compile(r",(\w+)=([^,]*)$")
@@ -63,6 +66,7 @@ class Weights:
         resolution: Side in pixels of the images it was trained on, or None.
         norm, eps: The threat model of its training (pixel units; eps 0 is standard
             training), None where unknown.
+        kind: How it was trained, a key of `threat.TRAINING_KINDS`; None where `eps` says.
         trunk: The network that all tensors are of which the file does not hold; None for
             a file that holds all of them.
     """
@@ -75,6 +79,7 @@ class Weights:
     norm: str | None = None
     eps: float | None = None
     trunk: Weights | None = None
+    kind: str | None = None
 
 
 def find_weights(source: str | Path, *, download: bool = False) -> Weights:

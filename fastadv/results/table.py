@@ -1,8 +1,8 @@
 """The results table: a directory of Parquet files that is only ever added to.
 
 Every file, called a part, is written whole or not at all, and several processes may
-append at once; `parts` says how many parts become few. Rows of older schema versions are
-migrated as they are read; a table of any other version is refused.
+append at once; `parts` describes how many parts become few. Rows of older schema versions
+are migrated as they are read; a table of any other version is refused.
 """
 
 from __future__ import annotations
@@ -68,9 +68,9 @@ class ResultsTable:
         """Make the directory and see that it can be written, before hours of work.
 
         Raises:
-            DataError: It cannot; or what is there is of an unknown schema version, which
-                a `once` table leaves to those who ask for its `identities`: every task
-                of a sweep would open all of its files.
+            DataError: It cannot be written, or a part is of an unknown schema version.
+                A `once` table checks versions only when its `identities` are read: every
+                task of a sweep would open all of its files.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -87,7 +87,7 @@ class ResultsTable:
     def append(self, rows: Sequence[Row]) -> None:
         """Add rows, all of them or none: they are one file.
 
-        A `once` table leaves out those whose identity it has. Rows of one experiment
+        A `once` table leaves out rows whose identity it has. Rows of one experiment
         should be appended together.
 
         Raises:
@@ -186,8 +186,8 @@ class ResultsTable:
             filters: Values by name of the column, for example `kind="transfer"`; a list
                 or tuple passes any of its values, None passes a missing value. A member
                 of a struct is named with a dot (`**{"source.eps": 3.0}`), or by its last
-                name alone, which is looked for in the row, its target, attack, source
-                and setting, in this order. `dataset` and `source` are their names.
+                name alone, which is searched in the row, its target, attack, source and
+                setting, in this order. `dataset` and `source` are their names.
 
         Raises:
             DataError: A file is no Parquet file or of an unknown schema version, or a row

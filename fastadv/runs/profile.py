@@ -165,7 +165,7 @@ class StepProfile:
         if self._timer is not None:
             self._write()
         elif self.steps and self._seen < WARMUP:
-            self.note(f"--profile: the run ended within the {WARMUP} steps of warm-up")
+            self.note(f"`profile`: the run ended within the {WARMUP} steps of warm-up")
         self.steps = 0
         self._marks.close()
         if self._trace is not None:

@@ -75,7 +75,7 @@ def apex_optimizer(name: str) -> Callable[..., Optimizer]:
     """Return a class of `apex.optimizers`.
 
     Raises:
-        ConfigError: It cannot be imported; the message says why.
+        ConfigError: It cannot be imported.
     """
     build = "build it from https://github.com/NVIDIA/apex (with --cuda_ext), or use sgd"
     try:
@@ -151,17 +151,13 @@ class LARS(Optimizer):
                 for p, scale in zip(params, local.unbind(), strict=True)
             ]
             steps = torch._foreach_mul(sums, rates)
-            held = [self._momentum(p) for p in params]
+            for p in params:
+                if not self.state[p]:
+                    self.state[p]["momentum"] = torch.zeros_like(p)
+            held = [self.state[p]["momentum"] for p in params]
             torch._foreach_mul_(held, group["momentum"])
             torch._foreach_add_(held, steps, alpha=lr)
             torch._foreach_sub_(params, held)
-
-    def _momentum(self, param: Tensor) -> Tensor:
-        state = self.state[param]
-        if not state:
-            state["momentum"] = torch.zeros_like(param)
-        momentum: Tensor = state["momentum"]
-        return momentum
 
 
 class LAMB(Optimizer):

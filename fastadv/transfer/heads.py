@@ -36,6 +36,8 @@ STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 # In a network, instead of -inf, for a class without training images: the gradient of that
 # would not be finite.
 LEAST_BIAS = -1e4
+# The one that is used where there are no images to choose on.
+MIDDLE_STRENGTH = 1e-2
 # Rows of the weights are padded to a multiple of 16 numbers: 64 bytes, a cache line.
 _ALIGNED = 16
 
@@ -91,8 +93,13 @@ def choose_head(
     return heads[best], best, values[best]
 
 
-def fit_exact(train: Features, classes: int, seed: int) -> dict[float, LinearHead]:
-    """Return logistic regressions on the features as they are, by C in `STRENGTHS`.
+def fit_exact(
+    train: Features,
+    classes: int,
+    seed: int,
+    strengths: Sequence[float] = STRENGTHS,
+) -> dict[float, LinearHead]:
+    """Return logistic regressions on the features as they are, by C in `strengths`.
 
     L-BFGS minimises the regularised loss of standardised features.
 
@@ -100,6 +107,7 @@ def fit_exact(train: Features, classes: int, seed: int) -> dict[float, LinearHea
         train: Features of the training images.
         classes: Number of classes.
         seed: Seed of the solver.
+        strengths: Inverse regularisation strengths C.
 
     Raises:
         DataError: All training images are of one class.
@@ -116,7 +124,7 @@ def fit_exact(train: Features, classes: int, seed: int) -> dict[float, LinearHea
     scaler = StandardScaler().fit(train.values)
     scaled = scaler.transform(train.values)
     heads = {}
-    for strength in STRENGTHS:
+    for strength in strengths:
         solver = LogisticRegression(C=strength, max_iter=1000, random_state=seed)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", ConvergenceWarning)

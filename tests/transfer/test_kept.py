@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from tuned_runs import source_file, tuning_config
 
+from fastadv.errors import CheckpointError, ConfigError, DataError
 from fastadv.evaluation.config import EvaluationConfig
 from fastadv.evaluation.source import SourceEvaluation, evaluate_checkpoint
+from fastadv.models import create_model, load_model, save_model
 from fastadv.models.source import open_source
 from fastadv.results.row import Row
 from fastadv.results.table import ResultsTable
