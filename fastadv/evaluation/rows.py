@@ -119,21 +119,33 @@ def store(
             are no error: the rows say so.
     """
     keep = keep or KeepConfig(keep="networks")
-    arrays = dict(more or {})
-    if found.images is not None:
-        arrays |= image_arrays(found.images, images, [s.name for s in found.stages])
-    if not keep.keeps("heads"):
-        arrays = {k: v for k, v in arrays.items() if not k.endswith("_logits")}
-    kept = table.kept.keep(
-        str(rows[-1].identity),
-        arrays if keep.keeps("verdicts") else {},
-        network,
-        limit=keep.keep_bytes,
-    )
-    reason = kept.pop("not_kept")
-    rows = [replace(row, **kept, not_kept=reason or row.not_kept) for row in rows]
-    table.append(rows)
-    return rows
+    names = [stage.name for stage in found.stages]
+    if not names and (attack := rows[-1].attack) is not None:
+        names = [str(attack.name)]
+    groups = [(rows, found.images, images, names)]
+    if found.part is not None:
+        attacked, under_attack = found.part
+        groups = [
+            (rows[:1], found.images, images, []),
+            (rows[1:], under_attack, attacked, names),
+        ]
+    stored = []
+    for some, verdicts, judged, attacks in groups:
+        arrays = dict(more or {})
+        if verdicts is not None:
+            arrays |= image_arrays(verdicts, judged, attacks)
+        if not keep.keeps("heads"):
+            arrays = {k: v for k, v in arrays.items() if not k.endswith("_logits")}
+        kept = table.kept.keep(
+            str(some[-1].identity),
+            arrays if keep.keeps("verdicts") else {},
+            network,
+            limit=keep.keep_bytes,
+        )
+        reason = kept.pop("not_kept")
+        stored += [replace(r, **kept, not_kept=reason or r.not_kept) for r in some]
+    table.append(stored)
+    return stored
 
 
 def image_arrays(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from fastadv.errors import CheckpointError, ConfigError, DataError
+from fastadv.errors import CheckpointError, DataError
 from fastadv.files import file_sha256
 from fastadv.models.foreign_checkpoints import same_tensor
 from fastadv.models.normalized import NormalizedModel
@@ -115,8 +115,8 @@ def find_row(name: str) -> RowNetwork:
             and a slash; without a folder the table is `results`.
 
     Raises:
-        CheckpointError: There is no such table, row or file, or the file is damaged.
-        ConfigError: Several rows have an identity that begins so.
+        CheckpointError: There is no such table or file, or the file is damaged.
+        ConfigError: No row, or more than one, has an identity that begins so.
     """
     folder, _, begin = name.rpartition("/")
     table, row = _row(Path(folder or DEFAULT_TABLE).expanduser(), begin)
@@ -155,20 +155,7 @@ def _row(folder: Path, begin: str) -> tuple[ResultsTable, Row]:
         raise CheckpointError(
             f"row:{begin}: {error}; write row:TABLE/IDENTITY, with the folder of the table"
         ) from None
-    found = sorted(i for i in table.identities() if i.startswith(begin))
-    if not begin or not found:
-        raise CheckpointError(
-            f"no row of {folder} has an identity that begins with {begin!r}; "
-            f"`fastadv-results list {folder}` prints them, and row:TABLE/IDENTITY names "
-            "one of another table"
-        )
-    if len(found) > 1:
-        raise ConfigError(
-            f"row:{begin} is ambiguous: {len(found)} rows of {folder} begin so "
-            f"({', '.join(i[:12] for i in found[:3])}{', ...' if found[3:] else ''}); "
-            "give more digits"
-        )
-    rows = table.rows(identity=found[0])
+    rows = table.find(begin)
     keeping = [row for row in rows if row.weights is not None]
     return table, (keeping or rows)[-1]
 

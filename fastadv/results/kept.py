@@ -8,12 +8,14 @@ file that no row names.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import logging
 import os
+import time
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ log = logging.getLogger(__name__)
 ARRAYS = "_arrays"
 WEIGHTS = "_weights"
 _SUFFIXES = {ARRAYS: ".npz", WEIGHTS: ".safetensors"}
+_STALE_SECONDS = 24 * 3600.0
 _DIGITS = 32  # hexadecimal digits of the hash that names a file of weights
 
 
@@ -82,6 +85,50 @@ class KeptFiles:
             kind = folder.removeprefix("_")
             raise ValueError(f"{name!r} is no name of a file of {kind}")
         return self.table / folder / name
+
+    def places(self, names: Mapping[str, Any]) -> dict[str, str]:
+        """Return the path of each file that a row names, and whether it is gone.
+
+        Args:
+            names: Columns of the row by name.
+        """
+        found = {}
+        for folder in _SUFFIXES:
+            if name := names.get(what := folder.removeprefix("_")):
+                path = self.path(folder, name)
+                found[what] = f"{path}{'' if path.is_file() else ' (deleted)'}"
+        return found
+
+    def delete(self, folder: str, names: Iterable[str]) -> Iterator[int]:
+        """Delete files and yield the bytes of each; those that are gone are passed over.
+
+        Raises:
+            OutputError: A file cannot be deleted.
+        """
+        for path in (self.path(folder, name) for name in names):
+            try:
+                size = path.stat().st_size
+                path.unlink()
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise OutputError(
+                    f"could not delete {path}: {error.strerror or error}"
+                ) from None
+            yield size
+
+    def delete_unnamed(self, named: Container[str | None]) -> None:
+        """Delete files that no row names, if they are older than a day.
+
+        A process that is killed before it appends its row leaves such files. Younger ones
+        may belong to a row that is about to be appended.
+        """
+        for folder in _SUFFIXES:
+            for path in (self.table / folder).glob("*"):
+                with contextlib.suppress(OSError):
+                    age = time.time() - path.stat().st_mtime
+                    if path.name not in named and age > _STALE_SECONDS:
+                        path.unlink()
 
     def size(self) -> int:
         """Return how many bytes all files take."""

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from fastadv.errors import DataError, FastadvError
+from fastadv.errors import ConfigError, DataError, FastadvError
 from fastadv.results import parts
 from fastadv.results.columns import column, column_path, passes
 from fastadv.results.identity import digest
@@ -140,17 +140,65 @@ class ResultsTable:
         """
         return {} if row.arrays is None else self.kept.arrays(row.arrays)
 
+    def find(self, begin: str) -> list[Row]:
+        """Return the rows of the one identity that begins with a text, oldest first.
+
+        Raises:
+            ConfigError: No identity begins so, or several do.
+        """
+        found = sorted(i for i in self.identities() if i.startswith(begin))
+        if not begin or not found:
+            raise ConfigError(
+                f"no row of {self.path} has an identity that begins with {begin!r}; "
+                f"`fastadv-results list {self.path}` prints them"
+            )
+        if len(found) > 1:
+            first = ", ".join(identity[:12] for identity in found[:3])
+            raise ConfigError(
+                f"{begin!r} is ambiguous: {len(found)} rows of {self.path} have an "
+                f"identity that begins so ({first}{', ...' if found[3:] else ''}); give "
+                "more digits"
+            )
+        return self.rows(identity=found[0])
+
+    def forget(self, *columns: str, **filters: Any) -> tuple[int, int]:
+        """Delete files beside rows; the rows stay, and files that other rows need.
+
+        Args:
+            columns: Which files: `weights`, `arrays` or both.
+            filters: Which rows, as in `rows`.
+
+        Returns:
+            The number of files that were deleted, and their bytes.
+
+        Raises:
+            OutputError: A file cannot be deleted.
+        """
+        chosen = {row["identity"] for row in self.columns("identity", **filters)}
+        count = size = 0
+        for column_name in columns:
+            named = self.columns(column_name, "identity")
+            needed = {r[column_name] for r in named if r["identity"] not in chosen}
+            names = {r[column_name] for r in named} - needed - {None}
+            for each in self.kept.delete(f"_{column_name}", names):
+                count, size = count + 1, size + each
+        return count, size
+
     def compact(self) -> int:
         """Merge all parts into one and return how many they were.
 
-        Parts of older schema versions are replaced by today's. Others may read and write
-        the table meanwhile; nothing is done while another process merges.
+        Parts of older schema versions are replaced by today's, and files of arrays and
+        weights that no row names are deleted once they are a day old. Others may read and
+        write the table meanwhile; nothing is done while another process merges.
 
         Raises:
             DataError: A part cannot be read; nothing was changed.
             OutputError: The merged part cannot be written; nothing was changed.
         """
-        return parts.merge(self.path, everything=True)
+        merged = parts.merge(self.path, everything=True)
+        named = self.columns("arrays", "weights")
+        self.kept.delete_unnamed({name for row in named for name in row.values()})
+        return merged
 
     def __contains__(self, identity: object) -> bool:
         """Return whether the table has the row, whichever process wrote it."""

@@ -63,10 +63,9 @@ class LinearHead:
         """Return the accuracy on clean images, given their features."""
         labels, classes = torch.from_numpy(features.labels), len(self.bias)
         # In the precision of the network that the head becomes a part of.
-        weight = torch.from_numpy(self.weight).float()
-        bias = torch.from_numpy(self.bias).float().clamp(min=LEAST_BIAS)
-        values = torch.from_numpy(np.asarray(features.values))
-        logits = torch.nn.functional.linear(values, weight, bias)
+        weight = self.weight.astype(np.float32)
+        bias = np.maximum(self.bias, LEAST_BIAS).astype(np.float32)
+        logits = torch.from_numpy(features.values @ weight.T + bias)
         right = logits.argmax(1) == labels
         correct = labels[right].bincount(minlength=classes)
         clean = Accuracy(correct, labels.bincount(minlength=classes))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from fastadv.data import DatasetSplits
 from fastadv.models import create_model
@@ -109,15 +110,12 @@ def expected_bytes(
         model = create_model(source.arch, classes)
     head_alone = config.mode == "fixed_feature" or config.k == 0
     if head_alone:
-        tensors = dict(model.head.named_parameters())
+        tensors: list[Tensor] = list(model.head.parameters())
         if not config.on_cached_features:  # statistics of BatchNorm may have changed
-            tensors |= dict(model.net.named_buffers())
+            tensors += list(model.net.buffers())
     elif config.keeps("networks"):
-        tensors = model.net.state_dict()
+        tensors = list(model.net.state_dict().values())
     else:
         return total
-    return total + _HEADER + _PER_CLASS * classes + _size(tensors)
-
-
-def _size(tensors: dict[str, torch.Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return total + _HEADER + _PER_CLASS * classes + size

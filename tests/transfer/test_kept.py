@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -124,16 +125,14 @@ def test_a_kept_network_can_be_attacked_and_transferred_again(
     # The row of an evaluation is the network that it is about.
     of_evaluation = open_source(_row_source(tmp_path, clean))
     assert of_evaluation.digest == open_source(name).digest
-    [again] = transfer(
-        tuning_config(tmp_path / "x", source=name, mode="full_network", save=True)
-    )
+    fine = tuning_config(tmp_path / "x", mode="full_network", save=True)
+    [again] = transfer(replace(fine, source=name))
     assert again.source.digest == of_evaluation.digest
     whole = open_source(_row_source(tmp_path / "results", again))
     assert whole.weights.trunk is None
     # A head on that network refers to a row itself.
-    second = transfer(
-        tuning_config(tmp_path / "x", source=name, mode="fixed_feature", num_train=80)
-    )[0]
+    head = tuning_config(tmp_path / "x", mode="fixed_feature", num_train=80)
+    [second] = transfer(replace(head, source=name))
     nested = open_source(_row_source(tmp_path / "results", second))
     assert nested.weights.trunk is not None
     assert nested.weights.trunk.trunk is not None
@@ -148,12 +147,13 @@ def test_relative_names_mean_the_same_elsewhere(
     config = tuning_config(Path(file.name), mode="fixed_feature", results="results")
     [row] = transfer(config)
     here = open_source(f"row:{str(row.identity)[:8]}")  # ./results is the default
+    weight = here.load().head.weight
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     there = open_source(_row_source(tmp_path / "results", row))
     assert there.digest == here.digest
     direct = load_model(tmp_path / "results" / "_weights" / str(row.weights))
-    torch.testing.assert_close(direct.head.weight, here.load().head.weight)
+    torch.testing.assert_close(direct.head.weight, weight)
 
 
 def _copy(kept: tuple[Path, Path, list[Row]], folder: Path) -> tuple[Path, Row]:
