@@ -133,6 +133,14 @@ class ChecksRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EpochRecord:
+    """The value of a row's metric after some epoch of the same training."""
+
+    epoch: int  # Number of epochs that were finished.
+    value: float  # Percent, on the images of the row.
+
+
+@dataclass(frozen=True, kw_only=True)
 class Departure:
     """One choice that is not the published one of the protocol."""
 
@@ -213,6 +221,8 @@ class Row:
     departures: tuple[Departure, ...] = ()
     # Known flaws of the published protocol that were reproduced.
     defects: tuple[Defect, ...] = ()
+    # The metric after other epochs of the training that gave the value.
+    history: tuple[EpochRecord, ...] = ()
     # The value that hyper-parameters were chosen on; None without a choice.
     val_value: float | None = None
     bad_images: int | None = None  # Number of unreadable images that were replaced.

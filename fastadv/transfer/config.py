@@ -134,6 +134,9 @@ class TransferConfig(TrainingImagesConfig, DeviceConfig, KeepConfig):
     folder; with off, features are not kept."""
     results: str = "results"
     """Results table, a directory of Parquet files to which the results are added."""
+    test_epochs: Annotated[tuple[int, ...], AT_LEAST_1] = ()
+    """Also measure the accuracy on the test images after these epochs of the training,
+    for example 11 21 41 81. Nothing is chosen by it."""
     save: bool = False
     """Also keep the weights of networks that were fine-tuned, the same as --keep
     networks."""
@@ -230,6 +233,11 @@ class TransferConfig(TrainingImagesConfig, DeviceConfig, KeepConfig):
                 "`mode=fixed_feature`, `protocol=fastadv`, with `frozen_bn=eval`"
             )
         given = [name for name in SGD_CHOICES if getattr(self, name) is not None]
+        if self.test_epochs and self.on_cached_features:
+            raise ConfigError(
+                "`test_epochs` belongs to networks that train; `mode=fixed_feature` fits "
+                "heads to features that are computed once"
+            )
         if self.precision != "fp32" and self.on_cached_features:
             raise ConfigError(
                 f"`precision={self.precision}` belongs to networks that train; "

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
-from torch import Tensor
 
 from fastadv.data import DatasetSplits
 from fastadv.models import create_model
@@ -22,9 +23,11 @@ from fastadv.transfer.experiment import Experiment, Fitted
 _FLOAT = 4  # bytes
 # Logits are compressed to about this share; random mantissas do not become smaller.
 _PACKED = 0.93
-_PER_IMAGE = 4.0  # bytes of the labels, verdicts and positions, compressed
-_HEADER = 2000  # bytes of the header of a weights file
-_PER_CLASS = 40  # bytes of the counts and the name of a class in a row and in a header
+_PER_IMAGE = 2.0  # bytes of the label, verdict and position, compressed
+_ARRAYS = 1300  # bytes of the names and headers of a file of arrays
+_ROW = 2000  # bytes of a row in a merged table
+_HEADER = 600  # bytes of the header of a weights file
+_PER_CLASS = 40  # bytes of the counts and the name of a class in a row
 
 
 def kept_network(
@@ -99,23 +102,36 @@ def expected_bytes(
         splits: The data set that `config.dataset` names.
     """
     images, classes = len(splits.test), len(splits.test.classes)
-    attacked = 0 if config.robust_eps is None else 1
-    total = (1 + attacked) * (_HEADER + _PER_CLASS * classes)
+    passes = 1 if config.robust_eps is None else 2  # clean, and attacked
+    total = passes * (_ROW + _PER_CLASS * classes)
     if config.keeps("verdicts"):
-        total += round(_PER_IMAGE * images)
+        total += round(_PER_IMAGE * images) + _ARRAYS
     if not config.keeps("heads"):
         return total
-    total += round((1 + attacked) * images * classes * _FLOAT * _PACKED)
-    with torch.device("meta"):
-        model = create_model(source.arch, classes)
-    head_alone = config.mode == "fixed_feature" or config.k == 0
-    if head_alone:
-        tensors: list[Tensor] = list(model.head.parameters())
-        if not config.on_cached_features:  # statistics of BatchNorm may have changed
-            tensors += list(model.net.buffers())
+    total += round(passes * images * classes * _FLOAT * _PACKED)
+    head, statistics, whole = _sizes(source.arch, classes)
+    if config.mode == "fixed_feature" or config.k == 0:
+        # Outside of cached features, statistics of BatchNorm may follow the target.
+        size = head if config.on_cached_features else head + statistics
     elif config.keeps("networks"):
-        tensors = list(model.net.state_dict().values())
+        size = whole
     else:
         return total
-    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-    return total + _HEADER + _PER_CLASS * classes + size
+    return total + _HEADER + size
+
+
+@functools.cache
+def _sizes(arch: str, classes: int) -> tuple[int, int, int]:
+    """Return the bytes of the head, the statistics, and of all tensors of a network."""
+    with torch.device("meta"):
+        model = create_model(arch, classes)
+    groups = (
+        model.head.parameters(),
+        model.net.buffers(),
+        model.net.state_dict().values(),
+    )
+    head, statistics, whole = (
+        sum(tensor.numel() * tensor.element_size() for tensor in group)
+        for group in groups
+    )
+    return head, statistics, whole

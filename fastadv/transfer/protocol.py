@@ -19,6 +19,7 @@ from fastadv.results.table import ResultsTable
 from fastadv.transfer import fixed, tuned
 from fastadv.transfer.config import TransferConfig
 from fastadv.transfer.experiment import Experiment, Fitted, SeedSplit
+from fastadv.transfer.history import history_arrays
 from fastadv.transfer.keeping import kept_network
 from fastadv.transfer.rows import transfer_rows
 
@@ -66,7 +67,7 @@ class TransferRun:
                     time=datetime.now(UTC),
                     wall_seconds=round(time.monotonic() - began, 2),
                 )
-                yield from self._store(rows, found, network)
+                yield from self._store(rows, found, fitted, network)
                 began = time.monotonic()
 
     def _fit(self, splits: Sequence[SeedSplit]) -> Iterator[Fitted]:
@@ -88,12 +89,19 @@ class TransferRun:
         return found
 
     def _store(
-        self, rows: list[Row], found: Evaluation, network: bytes | None
+        self, rows: list[Row], found: Evaluation, fitted: Fitted, network: bytes | None
     ) -> list[Row]:
         """Append the rows of one seed, and keep what is to be kept beside them."""
         try:
-            images = self.experiment.opened.test
-            return store(self.table, rows, found, images, self.config, network=network)
+            return store(
+                self.table,
+                rows,
+                found,
+                self.experiment.opened.test,
+                self.config,
+                more=history_arrays(fitted.history),
+                network=network,
+            )
         except FastadvError:
             # The numbers must not be lost with the disk that was to hold them.
             for row in rows:

@@ -21,6 +21,8 @@ from fastadv.results.row import Row
 from fastadv.results.table import ResultsTable
 from fastadv.results.verdicts import check_paired, read_verdicts
 from fastadv.transfer import transfer
+from fastadv.transfer.experiment import Experiment
+from fastadv.transfer.keeping import expected_bytes
 
 # How a network is transferred, whether all of its weights are kept, and its default radius.
 MODES: dict[str, tuple[dict[str, Any], bool]] = {
@@ -193,8 +195,8 @@ def test_a_source_that_is_gone_or_changed_is_said_to_be(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("begin", "error", "text"),
     [
-        ("zzz", CheckpointError, "begins with 'zzz'; `fastadv-results list"),
-        ("", CheckpointError, "begins with ''"),
+        ("zzz", ConfigError, "begins with 'zzz'; `fastadv-results list"),
+        ("", ConfigError, "begins with ''"),
         (None, ConfigError, "is ambiguous: 4 rows"),
     ],
 )
@@ -233,3 +235,39 @@ def test_what_was_not_kept_is_said(tmp_path: Path) -> None:
     [some] = transfer(tuning_config(file, mode="fixed_feature", keep="verdicts"))
     arrays = ResultsTable(tmp_path / "results").arrays(some)
     assert set(arrays) == {"labels", "fell_to", "indices", "image_set", "attacks"}
+
+
+@pytest.mark.parametrize(
+    ("name", "keep"),
+    [
+        ("exact head", "heads"),
+        ("exact head", "verdicts"),
+        ("head with moving statistics", "heads"),
+        ("whole network", "heads"),
+        ("whole network", "networks"),
+    ],
+)
+def test_the_forecast_of_bytes_is_what_is_written(
+    name: str, keep: Any, tmp_path: Path
+) -> None:
+    config = tuning_config(source_file(tmp_path), keep=keep, **MODES[name][0])
+    experiment = Experiment(config)
+    forecast = expected_bytes(config, experiment.source, experiment.splits)
+    transfer(config)
+    table = ResultsTable(config.results)
+    # The row itself is counted, too, with about as much as it takes in a merged table.
+    row = expected_bytes(
+        replace(config, keep="none"), experiment.source, experiment.splits
+    )
+    assert 0.8 < (forecast - row) / table.kept.size() < 1.25
+
+
+def test_beyond_the_bound_the_row_stays(tmp_path: Path) -> None:
+    config = tuning_config(source_file(tmp_path), mode="fixed_feature", keep_limit=1e-5)
+    [row] = transfer(config)
+    table = ResultsTable(config.results)
+    [stored] = table.rows()
+    assert stored.value == row.value
+    assert stored.arrays is None
+    assert stored.weights is not None  # 3 kB; there was room for that
+    assert "would exceed `keep_limit`" in str(stored.not_kept)
