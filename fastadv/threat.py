@@ -40,7 +40,7 @@ def parse_pixels(value: str | float) -> float:
     Only numbers and one division are understood; nothing is evaluated.
 
     Raises:
-        ValueError: not a number, negative, or not finite.
+        ValueError: It is not a number, negative, or not finite.
     """
     text = str(value).strip()
     try:
@@ -95,13 +95,13 @@ class ThreatModel:
     """A ball of radius `eps` around an image, intersected with the pixel box [0, 1].
 
     Attributes:
-        norm: `"linf"` or `"l2"` (aliases `inf`, `2` are accepted).
-        eps: radius in [0, 1] pixel units; `"8/255"` is accepted. For `l2` it is the
+        norm: The norm, `"linf"` or `"l2"` (aliases `inf`, `2` are accepted).
+        eps: Radius in [0, 1] pixel units; `"8/255"` is accepted. For `l2` it is the
             length of the whole perturbation vector, so values above 1 are usual.
 
     Raises:
-        ValueError: unknown norm, negative radius, or an `linf` radius above 1, which
-            is nearly always a radius in 0..255 units.
+        ValueError: The norm is unknown, the radius is negative, or an `linf` radius is
+            above 1, which is nearly always a radius in 0..255 units.
 
     Example:
         >>> ThreatModel("linf", "8/255").eps
@@ -125,8 +125,8 @@ class ThreatModel:
         """Refuse an `l2` radius that no image of `side` x `side` pixels has room for.
 
         Raises:
-            ConfigError: it is longer than the diagonal of the image box, which is nearly
-                always a radius in 0..255 units.
+            ConfigError: The radius is longer than the diagonal of the image box, which is
+                nearly always a radius in 0..255 units.
         """
         diagonal = math.sqrt(3 * side**2)
         if self.norm == "l2" and self.eps > diagonal:
@@ -137,7 +137,7 @@ class ThreatModel:
             )
 
     def doubt(self, side: int) -> str | None:
-        """A remark on a radius so large that it may be meant in 0..255 units, or None."""
+        """Return a remark if the radius is so large that it may be meant in 0..255 units."""
         if self.norm == "linf":
             large = self.eps > 0.25
         else:

@@ -27,11 +27,7 @@ def summary(table: ResultsTable, **filters: Any) -> str:
 
     The column `images` is the number of training images of a transfer, and the number of
     evaluated images of any other kind; `kept` says whether verdicts on the test images and
-    a network are beside the row.
-
-    Args:
-        table: The results table.
-        filters: As in `ResultsTable.rows`.
+    a network are beside the row. Filters are as in `ResultsTable.rows`.
     """
     names = ("kind", "source", "source.eps", "setting_label")
     more = ("num_pool", "n", "seed", "metric", "attack", "identity", *_KEPT)

@@ -91,11 +91,7 @@ class AttackRecord:
 
     @classmethod
     def from_description(cls, description: Mapping[str, Any]) -> AttackRecord:
-        """Return the record of what `Attack.describe()` gives.
-
-        Args:
-            description: Choices by name; unknown names become `options`.
-        """
+        """Return the record of an `Attack.describe()`; unknown names become `options`."""
         given, options = _split(cls, dict(sorted(description.items())))
         return cls(**given, options=options)
 
@@ -180,11 +176,9 @@ class Provenance:
     def from_facts(
         cls, facts: Mapping[str, Any], command: str | None = None
     ) -> Provenance:
-        """Return the record of what `fastadv.environment.provenance()` gives.
+        """Return the record of `fastadv.environment.provenance()`, written by `command`.
 
-        Args:
-            facts: Facts by name; unknown names become `packages`.
-            command: What writes the row.
+        Unknown names of facts become `packages`.
         """
         given, packages = _split(cls, facts)
         return cls(command=command, **given, packages=packages)

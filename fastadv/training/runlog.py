@@ -67,9 +67,7 @@ class Interval:
     def read(self, last_step: int, world: World) -> dict[str, float]:
         """Return mean loss, accuracy, speed, waiting and memory over all ranks.
 
-        Args:
-            last_step: Number of the last step that was added.
-            world: The ranks.
+        `last_step` is the number of the last step that was added.
 
         Raises:
             TrainingDiverged: A loss of some rank is not finite; the message names the

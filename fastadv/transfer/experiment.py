@@ -10,7 +10,7 @@ import torch
 
 from fastadv.attacks import PGD
 from fastadv.data import ImageSet, Loader, LoaderOptions, make_loader, subset
-from fastadv.data.sets.downscale import Downscaled
+from fastadv.data.sets.subsets import Downscaled
 from fastadv.device import resolve_device
 from fastadv.errors import ConfigError
 from fastadv.models import NormalizedModel

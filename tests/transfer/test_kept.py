@@ -63,7 +63,7 @@ def test_a_row_is_a_source_with_the_accuracy_that_it_states(
         10, 16, "resnet8_cifar"
     )  # fmt: skip
     assert source.name == f"{file.stem} on {row.setting_label}, seed 0"
-    assert (source.weights.trunk is None) == whole
+    assert (source.trunk is None) == whole
     # An evaluation on its own target finds the same images right, and the same logits.
     again = _evaluated(_row_source(table.path, row, 32), table.path, eps=0)
     assert again.rows[0].value == row.value
@@ -131,13 +131,13 @@ def test_a_kept_network_can_be_attacked_and_transferred_again(
     [again] = transfer(replace(fine, source=name))
     assert again.source.digest == of_evaluation.digest
     whole = open_source(_row_source(tmp_path / "results", again))
-    assert whole.weights.trunk is None
+    assert whole.trunk is None
     # A head on that network refers to a row itself.
     head = tuning_config(tmp_path / "x", mode="fixed_feature", num_train=80)
     [second] = transfer(replace(head, source=name))
     nested = open_source(_row_source(tmp_path / "results", second))
-    assert nested.weights.trunk is not None
-    assert nested.weights.trunk.trunk is not None
+    assert nested.trunk is not None
+    assert nested.trunk.trunk is not None
     assert nested.load().num_classes == 10
 
 
