@@ -130,11 +130,13 @@ def _candidates(
     loader = experiment.loader(images, train=True, seed=seed)
     title = config.mode.replace("_", " ")
     every = procedure.select_every
-    test = experiment.loader(experiment.splits.test, train=False)
+    test = None
+    if config.test_epochs:
+        test = experiment.loader(experiment.splits.test, train=False)
     finished = fine_tune(model, trained, loader, lr, procedure, method, title)
     for epoch, loss in finished:
         run.loss[epoch - 1] = loss
-        if epoch in config.test_epochs:
+        if test is not None and epoch in config.test_epochs:
             found = evaluate(model, test).clean
             run.test[epoch - 1] = found.value(experiment.splits.metric)
         if epoch == procedure.epochs:

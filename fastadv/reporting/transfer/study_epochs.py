@@ -45,22 +45,22 @@ class EpochCell(Cell):
 
 def within_training(study: Study) -> Section | None:
     """Show accuracy on the test images against the epochs of one training."""
-    cells = [at for cell in study.cells for at in _by_epoch(cell)]
+    cells: list[Cell] = [at for cell in study.cells for at in _by_epoch(cell)]
     several = len({cell.n for cell in cells}) > 1
 
-    def panel(cell: EpochCell) -> str:
+    def panel(cell: Cell) -> str:
         images = f", n = {cell.n}" if several else ""
         return study.labels[cell.condition] + images
 
-    axis = log_axis("epochs", lambda cell: cell.epoch, cells)
+    axis = log_axis("epochs", _epoch, cells)
     drawn = draw_curves(study, cells, axis, panel, line_name(cells))
     if drawn is None:
         return None
     table = study.pivot(
         drawn.items,
         {"arch": lambda c: c.arch, "source": lambda c: c.label, "n": lambda c: c.n},
-        lambda c: f"epoch {c.epoch}",
-        lambda c: c.epoch,
+        lambda c: f"epoch {_epoch(c)}",
+        _epoch,
     )
     return Section(
         "Accuracy during training",
@@ -71,6 +71,10 @@ def within_training(study: Study) -> Section | None:
         [drawn.captioned("Accuracy against the epochs of one training.")],
         [table],
     )
+
+
+def _epoch(cell: Cell) -> int:
+    return cell.epoch if isinstance(cell, EpochCell) else 0
 
 
 def _by_epoch(cell: Cell) -> Iterator[EpochCell]:
