@@ -21,7 +21,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from fastadv.errors import CheckpointError
+from fastadv.errors import CheckpointError, ConfigError
 from fastadv.files import write_atomic
 from fastadv.models.architecture_names import (
     ARCHITECTURES,
@@ -69,8 +69,18 @@ def save_model(
     Raises:
         OutputError: The file cannot be written (full disk, no permission); what was at
             `path` before is unchanged.
+        ConfigError: The architecture is not registered, so that `load_model` could not
+            build the network again.
         TypeError: `metadata` holds something JSON cannot.
     """
+    try:
+        get_spec(model.arch)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{error}. `load_model` could not build this network again, so {path} is not "
+            "written. Keep a network of your own with torch.save(model.net.state_dict(), "
+            "path), and give its weights back with model.net.load_state_dict"
+        ) from None
     write_atomic(path, model_bytes(model, metadata))
 
 
@@ -87,7 +97,7 @@ def model_bytes(
         metadata: Anything JSON can hold.
         state: The tensors to store, where those of `trunk` are not to be stored again;
             None stores all.
-        trunk: Which network the other tensors are of; see `kept.trunk_record`.
+        trunk: Which network the other tensors are of; an `Origin` as text.
     """
     header = {
         "fastadv_format": str(FORMAT_VERSION),

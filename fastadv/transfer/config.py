@@ -15,7 +15,7 @@ from fastadv.ranges import ABOVE_0, AT_LEAST_0, AT_LEAST_1, Range
 from fastadv.reporting.literature import PUBLISHED_SIDE
 from fastadv.results.config import KeepConfig
 from fastadv.threat import ThreatModel
-from fastadv.training.method_config import MethodConfig, MethodName
+from fastadv.training.method_config import METHODS, MethodConfig, MethodName
 
 Mode = Literal["fixed_feature", "full_network", "last_k_blocks", "scratch"]
 Protocol = Literal["fastadv", "salman2020", "utrera2021"]
@@ -347,6 +347,8 @@ class TransferConfig(TrainingImagesConfig, DeviceConfig, KeepConfig):
             eps=self.eps,
             num_steps=self.num_steps,
             beta=self.beta,
+            # Trunks may be frozen, with the statistics of their source.
+            bn_mode="eval" if METHODS[self.method].bn_mode else None,
         )
 
     def _usual_seeds(self) -> tuple[int, ...]:

@@ -16,10 +16,9 @@ from fastadv.data.counter import derive_key
 from fastadv.errors import TrainingDiverged
 from fastadv.evaluation.judging import evaluate
 from fastadv.models import NormalizedModel, create_model
-from fastadv.models.view import AttackView
 from fastadv.progress import Progress
 from fastadv.results.settings import MethodRecord, Parameter
-from fastadv.training.learner import training_attack
+from fastadv.training.learner import attacked_view, training_attack
 from fastadv.training.method_config import MethodConfig
 from fastadv.training.methods import CLASSES, DTYPES, Method, Net
 from fastadv.training.step import train_step
@@ -87,9 +86,11 @@ def fit(experiment: Experiment, split: SeedSplit) -> Fitted:
             norm=training.norm,
             eps=training.threat.eps,
             num_steps=training.attack_steps,
+            step_size=training.step_size,
             parameters=tuple(
                 Parameter(name=name, value=value) for name, value in given
             ),
+            start_noise=training.start_noise,
         )
     others = [other for other in runs if other is not run]
     found = None if judge is None else value
@@ -156,11 +157,9 @@ def make_method(
     net = Net(model, precision)
     if config is None:
         return Method(net)
-    dtype = DTYPES.get(precision)
-    attack = training_attack(config, side, dtype)
+    attack = training_attack(config, side, DTYPES.get(precision))
     kind = CLASSES[config.method if attack else "standard"]
-    view = AttackView(model, dtype=dtype) if attack else None
-    return kind(net, attack, view, **config.parameters)
+    return kind(net, attack, attacked_view(model, attack), **config.parameters)
 
 
 def fine_tune(

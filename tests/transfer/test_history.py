@@ -41,7 +41,11 @@ def test_a_curve_over_epochs_is_that_of_the_row(tmp_path: Path) -> None:
 @pytest.mark.parametrize("refit", [False, True])
 def test_every_learning_rate_has_its_history(refit: bool, tmp_path: Path) -> None:
     config = tuning_config(
-        source_file(tmp_path), epochs=2, lrs=(0.05, 1e-9), refit=refit, num_train=100
+        source_file(tmp_path),
+        epochs=2,
+        lrs=(0.05, 1e-9),
+        refit="all" if refit else "none",
+        num_train=100,
     )
     [row] = transfer(replace(config, test_epochs=(1, 2)))
     arrays = ResultsTable(config.results).arrays(row)
