@@ -247,18 +247,20 @@ def scratch_accuracy() -> dict[tuple[str, str], Record]:
 
 
 @functools.cache
-def epochs_accuracy() -> dict[tuple[str, str, int, int, Threat], dict[int, float]]:
-    """Return accuracies during one run of 150 epochs, by epoch.
+def epochs_accuracy() -> dict[tuple[str, str, int, int, int, int, Threat], float]:
+    """Return accuracies during training (Utrera et al. 2021, figure 3).
 
-    Keys are data set, arch, tuned blocks, training images and threat.
+    The keys are data set, arch, tuned blocks, training images, epochs of the schedule,
+    finished epochs and threat.
     """
-    found: dict[tuple[str, str, int, int, Threat], dict[int, float]] = {}
+    found = {}
     for line in read_published("utrera2021_epochs"):
-        if "shorter schedule" in line["table"]:
-            continue
-        place = (line["dataset"], line["architecture"], int(line["blocks"]))
-        key = (*place, int(line["images"]), threat(line["norm"], line["eps"]))
-        found.setdefault(key, {})[int(line["epoch"])] = float(line["value"])
+        if line["table"].startswith("Figure 3"):
+            names = ("blocks", "images", "schedule", "epoch")
+            blocks, images, schedule, epoch = (int(line[name]) for name in names)
+            trained = threat(line["norm"], line["eps"])
+            place = (line["dataset"], line["architecture"], blocks, images)
+            found[*place, schedule, epoch, trained] = float(line["value"])
     return found
 
 

@@ -142,7 +142,7 @@ def store_final_test(
         seed=config.seed,
         provenance=Provenance.from_facts(provenance(), "fastadv-train"),
     )
-    store(ResultsTable(folder / "results", once=True), rows, found)
+    store(ResultsTable(folder / "results", once=True), rows, found, test)
 
 
 @dataclass(frozen=True)

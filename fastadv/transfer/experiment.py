@@ -21,6 +21,7 @@ from fastadv.transfer.config import TransferConfig
 from fastadv.transfer.features import FeatureCache, Features, SplitFeatures
 from fastadv.transfer.freezing import choose_trained, misfreezing
 from fastadv.transfer.heads import LinearHead
+from fastadv.transfer.history import History
 from fastadv.transfer.procedure import make_procedure
 from fastadv.transfer.target import check_splits, hold_out, open_target
 
@@ -57,12 +58,14 @@ class Fitted:
             hyper-parameters among them.
         value: Share in [0, 1] that the choice was made by; None if nothing was chosen.
         head: The linear head, where cached features were fitted.
+        history: The trainings of networks, the one that gave `model` last.
     """
 
     model: NormalizedModel | None
     chosen: dict[str, Any]
     value: float | None
     head: LinearHead | None = None
+    history: tuple[History, ...] = ()
 
 
 class Experiment:
@@ -131,6 +134,12 @@ class Experiment:
                 "of its features, so a head fitted to those cannot be put on it; use "
                 "`mode=last_k_blocks` `k=0`"
             )
+        for epoch in config.test_epochs:
+            if epoch > self.procedure.epochs:
+                raise ConfigError(
+                    f"`test_epochs`: {epoch} is beyond the {self.procedure.epochs} epochs "
+                    "of the training"
+                )
         if config.mode == "last_k_blocks":
             choose_trained(self.load_model(), config.mode, config.k)
 

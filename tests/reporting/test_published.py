@@ -12,7 +12,6 @@ from synthetic_results import row, typed
 
 from fastadv.reporting.literature import (
     best_trials,
-    epochs_accuracy,
     headline_accuracy,
     read_published,
     transfer_accuracy,
@@ -86,12 +85,6 @@ def test_means_of_trials_lie_within_them_and_below_the_best_trial() -> None:
         for a in archs
     ]
     assert found == pytest.approx(max(of_arch), abs=0.3)
-
-
-def test_the_curve_of_epochs_is_of_one_run() -> None:
-    curve = epochs_accuracy()["cifar100", "resnet50", 3, 3200, ("l2", 3.0)]
-    assert list(curve) == [11, 21, 41, 81, 150]
-    assert curve[150] == 56.91
 
 
 # ---- the report ----

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from fastadv.reporting.page.html import Section
 from fastadv.reporting.transfer import (
     study_classes,
+    study_epochs,
     study_images,
     study_published,
     study_sources,
@@ -36,6 +37,7 @@ def study_sections(study: Study) -> list[Section]:
         study_images.gain_against_images,
         study_images.by_blocks,
         study_images.against_epochs,
+        study_epochs.within_training,
         study_classes.under_attack,
         study_classes.per_class,
     )
