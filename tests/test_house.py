@@ -28,7 +28,7 @@ LAYERS = (
         "statistics",
         "text_tables",
     },
-    {"ranges", "threat"},
+    {"ranges", "threat", "preparation"},
     {"device", "flags"},
     {"environment", "kernels", "results"},
     {"models", "data"},

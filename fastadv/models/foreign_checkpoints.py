@@ -18,6 +18,7 @@ from torch import Tensor
 from fastadv.errors import CheckpointError
 from fastadv.models.architecture_names import TIMM_PREFIX
 from fastadv.models.input_conventions import CONVENTIONS
+from fastadv.preparation import Preparation
 
 _PARALLEL = ("module.", "_orig_mod.")
 _WRAPPERS = (*_PARALLEL, "model.", "net.")
@@ -32,6 +33,8 @@ _PUBLISHED_NAME = re.compile(
     r"(?P<arch>\w+?)_(?P<norm>l2|linf)_eps(?P<eps>\d+(\.\d+)?)$"
 )
 _TORCHVISION_NAME = re.compile(r"(?P<arch>\w+)-[0-9a-f]{8}$")
+# Of the networks of Salman et al. 2020.
+PUBLISHED_PREPARATION = Preparation(resize=256, crop=224)
 # lukemelas' ports of Google's weights, which want TensorFlow's padding and BatchNorm.
 _EFFICIENTNET_NAME = re.compile(
     r"(?P<adv>adv-)?efficientnet-(?P<variant>b[0-8]|lite[0-4])-[0-9a-f]{8}$"
@@ -67,7 +70,12 @@ def facts_from_filename(path: Path) -> dict[str, Any]:
     if match := _PUBLISHED_NAME.match(path.stem):
         eps = float(match["eps"]) / (255 if match["norm"] == "linf" else 1)
         norm = match["norm"] if eps else None
-        return {"arch": match["arch"], "norm": norm, "eps": eps}
+        return {
+            "arch": match["arch"],
+            "norm": norm,
+            "eps": eps,
+            "preparation": PUBLISHED_PREPARATION,
+        }
     if match := _TORCHVISION_NAME.match(path.stem):
         return {"arch": match["arch"]}
     if match := _EFFICIENTNET_NAME.match(path.stem):

@@ -17,6 +17,7 @@ from fastadv.models import (
     read_metadata,
 )
 from fastadv.models.checkpoint import read_model
+from fastadv.preparation import Preparation
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,12 @@ class Source:
         norm, eps: The threat model of its training (eps in pixel units; 0 means standard
             training), None if unknown.
         resolution: Side in pixels of the images it was trained on.
-        augment: The augmentation of its training, which also decides how evaluation crops.
+        augment: The augmentation of its training, `auto` where it is unknown.
         num_classes: Number of classes that it tells apart.
         classes: Names of the classes it was trained on; empty if unknown.
+        preparation: How it expects images to be resized and cropped; None if unknown.
+        trained_here: Whether it is of fastadv-train. Such a network of unknown preparation
+            expects the usual one of its augmentation.
     """
 
     name: str
@@ -48,6 +52,8 @@ class Source:
     augment: str
     num_classes: int
     classes: tuple[str, ...]
+    preparation: Preparation | None = None
+    trained_here: bool = False
 
     @property
     def digest(self) -> str:
@@ -117,7 +123,18 @@ def open_source(
         augment=config.get("augment", "auto"),
         num_classes=model.num_classes,
         classes=tuple(trained.get("classes", ())),
+        preparation=_preparation(trained, weights),
+        trained_here="augment" in config,
     )
+
+
+def _preparation(trained: dict[str, Any], weights: Weights) -> Preparation | None:
+    """Return what the file states, or what is known from elsewhere."""
+    if (stated := trained.get("preparation")) is not None:
+        return Preparation(**stated)
+    # An older file of fastadv-train states its augmentation instead.
+    here = "augment" in trained.get("config", {})
+    return None if here else weights.preparation
 
 
 def _stored_metadata(file: Path) -> dict[str, Any]:

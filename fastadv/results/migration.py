@@ -128,6 +128,7 @@ def _setting(
     method = used.get("method")
     same = ("batch_size", "momentum", "weight_decay", "frozen_bn", "select_every")
     more = ("freeze_by_name", "normal_head", "precision", "solver", "augment")
+    as_stored: dict[str, Any] = {name: used.get(name) for name in (*same, *more)}
     return TransferSetting(
         mode=old.get("mode") or "",
         k_blocks=old.get("k_blocks"),
@@ -149,7 +150,7 @@ def _setting(
         chosen_c=used.get("C"),
         chosen_lr=used.get("lr"),
         chosen_epoch=used.get("epoch"),
-        **{name: used.get(name) for name in (*same, *more)},
+        **as_stored,
     )
 
 

@@ -14,7 +14,9 @@ MAY_CHANGE = (
     "dataset_option", "keep_every", "pictures_every", "tensorboard", "wandb", "parallel",
 )  # fmt: skip
 # The parts of the state that are saved with the weights, too.
-METADATA = ("config", "resolution", "classes", "epoch", "step", "best")
+METADATA = (
+    "config", "resolution", "augment", "preparation", "classes", "epoch", "step", "best",
+)  # fmt: skip
 NO_SCORE = -1.0  # below every accuracy
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any, NoReturn
 
 import torch
@@ -150,6 +151,8 @@ class Trainer:
         return {
             "config": self.config.to_dict(),
             "resolution": self.resolution,
+            "augment": self.images.augment,
+            "preparation": asdict(self.images.prepared.how),
             "classes": list(self.test_set.classes),
             "epoch": epoch,
             "step": self.step,
@@ -162,7 +165,8 @@ class Trainer:
 
     def _load_state(self, state: dict[str, Any]) -> None:
         self.images.check_classes(state["classes"])
-        if state["loader_backend"] != self.loader.backend:
+        augments_otherwise = self.images.augment_as(state.get("augment"))
+        if augments_otherwise or state["loader_backend"] != self.loader.backend:
             # `auto` depends on the memory that is free; the run goes on as it began.
             self.loader = self.images.train_loader(backend=state["loader_backend"])
         self.loader.load_state_dict(state["loader"])

@@ -25,7 +25,7 @@ from fastadv.data.loading.colour import (
     PUBLISHED_LIGHTING,
     colour_changes,
 )
-from fastadv.data.loading.geometry import DRAWS, Boxes, crop_flip_boxes, plain_geometry
+from fastadv.data.loading.geometry import DRAWS, Boxes, crop_flip_boxes
 from fastadv.data.loading.loader_options import LoaderOptions
 from fastadv.data.loading.order import EpochOrder
 from fastadv.data.sets.image_set import Augment, ImageSet
@@ -71,6 +71,7 @@ class Loader(ABC):
         options: How batches are made.
         order: Which images come when, and how far the epoch has come.
         augment: The augmentation `options.augment` stands for.
+        preparation: How images are resized and cropped in evaluation.
         resolution: Side of the images delivered; see `set_resolution`.
         color_jitter: What `options.color_jitter` stands for.
         lighting: What `options.lighting` stands for.
@@ -88,6 +89,7 @@ class Loader(ABC):
         self.imageset, self.options = imageset, options
         self.order = EpochOrder(imageset, options)
         self.augment: Augment = options.augment_of(imageset)
+        self.preparation = options.preparation_of(imageset)
         cropped = options.train and self.augment == "rrc"
         jitter, lighting = options.color_jitter, options.lighting
         self.color_jitter = PUBLISHED_JITTER * cropped if jitter is None else jitter
@@ -285,4 +287,4 @@ def storage_side(augment: Augment, options: LoaderOptions) -> int:
     """Return the side at which decoded images are kept in memory."""
     if options.train and augment == "rrc":
         return round(RRC_STORAGE * options.resolution)
-    return plain_geometry(augment, options.resolution)[1]
+    return options.resolution

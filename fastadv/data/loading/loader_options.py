@@ -9,9 +9,12 @@ from typing import Annotated, Literal
 import torch
 
 from fastadv.data.config import OnBadImage
+from fastadv.data.loading.geometry import usual_preparation
 from fastadv.data.loading.order import OrderOptions
 from fastadv.data.sets.image_set import Augment, ImageSet
+from fastadv.errors import ConfigError
 from fastadv.machine import ranks_on_this_machine, usable_cores
+from fastadv.preparation import Preparation
 from fastadv.ranges import AT_LEAST_0, AT_LEAST_1, Range
 
 
@@ -28,7 +31,10 @@ class LoaderOptions(OrderOptions):
     augment: Literal["auto", "none", "crop_flip", "rrc", "utrera"] = "auto"
     """Random resized crop and flip (rrc), reflect-padded crop and flip (crop_flip), that
     of `loading.utrera`, or what suits the set (auto). Evaluation zooms by 256/224 with
-    rrc."""
+    rrc, unless `preparation` says otherwise."""
+    preparation: Preparation | None = None
+    """How images are resized and cropped in evaluation, with a crop of `resolution`; None:
+    as after training with `augment`."""
     color_jitter: Annotated[float | None, Range(0, 1, "[]")] = 0.0
     """Brightness, contrast and saturation vary by this share in training; None: what
     the augmentation implies, 0.1 with rrc as published and else 0."""
@@ -45,9 +51,30 @@ class LoaderOptions(OrderOptions):
     default one per core this process may use (ranks on one machine share its cores), at
     most 8."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        how = self.preparation
+        if how is not None:
+            how.check()
+        if how is not None and how.crop != self.resolution:
+            raise ConfigError(
+                f"`preparation` crops {how.crop} px, and `resolution` is "
+                f"{self.resolution}; they must be equal, as in `preparation.at(resolution)`"
+            )
+
     def augment_of(self, images: ImageSet) -> Augment:
         """Return the augmentation of a set: its own default where this is `"auto"`."""
         return images.augment_default if self.augment == "auto" else self.augment
+
+    def preparation_of(self, images: ImageSet) -> Preparation:
+        """Return how images are resized and cropped in evaluation."""
+        usual = usual_preparation(self.augment_of(images), self.resolution)
+        return self.preparation or usual
+
+    def unusual_preparation(self, images: ImageSet) -> Preparation | None:
+        """Return `preparation`; None if it is the usual one of the augmentation."""
+        usual = usual_preparation(self.augment_of(images), self.resolution)
+        return None if self.preparation == usual else self.preparation
 
     @property
     def worker_count(self) -> int:

@@ -21,7 +21,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from fastadv.data.config import Backend
 from fastadv.data.loading.geometry import (
-    plain_geometry,
     resize_center_crop,
     resized_crop,
     resized_crop_boxes,
@@ -31,6 +30,7 @@ from fastadv.data.loading.loader_options import LoaderOptions
 from fastadv.data.loading.utrera import augment_utrera
 from fastadv.data.sets.image_set import Augment, ImageSet
 from fastadv.errors import DataError
+from fastadv.preparation import Preparation
 
 Request = tuple[int, int, int]  # (epoch, side, index)
 
@@ -196,11 +196,11 @@ class Decoder(Dataset[Prepared | DataError]):
     ) -> NDArray[np.uint8]:
         full = self.options.resolution
         if not self.options.train:
-            return resize_center_crop(image, *plain_geometry(self.augment, full))
+            return resize_center_crop(image, self.options.preparation_of(self.imageset))
         if self.augment == "utrera":
             return augment_utrera(image, side, self.options.seed, epoch, index)
         if self.augment != "rrc":
-            return resize_center_crop(image, full, full)
+            return resize_center_crop(image, Preparation(resize=full, crop=full))
         draws = augmentation_draws(self.options.seed, epoch, np.array([index]))
         height, width = (np.array([size]) for size in image.shape[:2])
         return resized_crop(image, resized_crop_boxes(draws, height, width), side)
