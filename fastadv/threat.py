@@ -5,11 +5,21 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal
+from typing import Final, Literal
 
 from fastadv.errors import ConfigError
 
 Norm = Literal["linf", "l2"]
+TrainingKind = Literal["standard", "robust", "texture", "other"]
+
+TRAINING_KINDS: Final = {
+    "standard": "trained on images as they are",
+    "robust": "trained on adversarial images",
+    "texture": "trained on stylized images, whose texture does not give the class away",
+    "other": "trained in another way",
+}
+"""How pretrained networks were trained. Only `standard` ones are the baseline that robust
+ones are compared with, and only `robust` ones are compared with it."""
 
 _NORM_ALIASES = {"linf": "linf", "inf": "linf", "l2": "l2", "2": "l2"}
 
@@ -46,6 +56,38 @@ def parse_pixels(value: str | float) -> float:
     if not math.isfinite(number) or number < 0:
         raise ValueError(f"{value!r} must be a finite number >= 0, in pixel units")
     return number
+
+
+def parse_training_kind(text: str) -> TrainingKind:
+    """Return the kind of training that `text` names.
+
+    Raises:
+        ValueError: It names none; the message lists them.
+    """
+    if text not in TRAINING_KINDS:
+        listed = ", ".join(f"{name} ({what})" for name, what in TRAINING_KINDS.items())
+        raise ValueError(f"kind={text!r} is unknown; accepted: {listed}")
+    return text  # type: ignore[return-value]
+
+
+def training_kind(kind: str | None, eps: float | None) -> str | None:
+    """Return the kind of training of a network, from what is stated of it.
+
+    Args:
+        kind: Kind that is stated, or None.
+        eps: Radius of its training in pixel units, or None where it is unknown. It
+            decides where no kind is stated.
+
+    Returns:
+        A key of `TRAINING_KINDS`, or None where nothing is known.
+
+    Example:
+        >>> training_kind(None, 0.5), training_kind("texture", 0.0)
+        ('robust', 'texture')
+    """
+    if kind is not None or eps is None:
+        return kind
+    return "robust" if eps else "standard"
 
 
 @dataclass(frozen=True)

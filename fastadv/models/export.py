@@ -39,6 +39,7 @@ from fastadv.models.dialects import DETECTRON2_CONFIGS, TIMM_TWINS, to_detectron
 from fastadv.models.normalized import NormalizedModel
 from fastadv.models.source import Source
 from fastadv.preparation import Preparation
+from fastadv.threat import training_kind
 
 log = logging.getLogger(__name__)
 
@@ -105,6 +106,8 @@ def export_source(
     config = about.get("config", {}) | {"norm": source.norm, "eps": source.eps}
     origin = {"name": source.name, "sha256": source.file_digest}
     about |= {"config": config, "classes": [*source.classes], "converted_from": origin}
+    if source.kind != training_kind(None, source.eps):
+        about["kind"] = source.kind
     side = resolution or source.resolution
     if source.preparation is not None:
         about["preparation"] = asdict(source.preparation.at(side))

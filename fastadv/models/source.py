@@ -18,6 +18,7 @@ from fastadv.models import (
 )
 from fastadv.models.checkpoint import read_model
 from fastadv.preparation import Preparation
+from fastadv.threat import parse_training_kind, training_kind
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Source:
         arch: The architecture of the network.
         norm, eps: The threat model of its training (eps in pixel units; 0 means standard
             training), None if unknown.
+        kind: How it was trained, a key of `threat.TRAINING_KINDS`; None if unknown.
         resolution: Side in pixels of the images it was trained on.
         augment: The augmentation of its training, `auto` where it is unknown.
         num_classes: Number of classes that it tells apart.
@@ -48,6 +50,7 @@ class Source:
     arch: str
     norm: str | None
     eps: float | None
+    kind: str | None
     resolution: int
     augment: str
     num_classes: int
@@ -110,6 +113,8 @@ def open_source(
     config = trained.get("config", {})
     _check_threat(source, config, weights)
     eps = config.get("eps", weights.eps)
+    kind = training_kind(weights.kind or trained.get("kind"), eps)
+    _check_kind(source, kind, eps)
     native = get_spec(model.arch).image_size
     return Source(
         name=name or weights.name,
@@ -119,6 +124,7 @@ def open_source(
         arch=model.arch,
         norm=config.get("norm", weights.norm) if eps else None,
         eps=eps,
+        kind=kind,
         resolution=trained.get("resolution") or weights.resolution or native,
         augment=config.get("augment", "auto"),
         num_classes=model.num_classes,
@@ -155,3 +161,18 @@ def _check_threat(source: str, config: dict[str, Any], weights: Weights) -> None
                 f"{source}: the file states {name} {states} of its training, its name or "
                 f"the option says {said}; leave that out"
             )
+
+
+def _check_kind(source: str, kind: str | None, eps: float | None) -> None:
+    """Refuse a kind of training that its radius contradicts, or that is none."""
+    if kind is None:
+        return
+    try:
+        parse_training_kind(kind)
+    except ValueError as error:
+        raise ConfigError(f"{source}: {error}") from None
+    if (kind == "standard" and eps) or (kind == "robust" and eps == 0):
+        raise ConfigError(
+            f"{source}: kind={kind} does not go with eps {eps:g} of its training; leave "
+            "one of them out"
+        )

@@ -10,7 +10,9 @@ A source is written without spaces, so that it fits a flag or a line of a recipe
 
 and may end in what the file does not say: `,arch=resnet50`, `,input=caffe` (see
 `input_conventions.py`), `,norm=linf`, `,eps=4/255` (the radius of its training; 0 means
-standard training), `,name=mine`. Nothing is downloaded without permission.
+standard training), `,kind=texture` (how it was trained, if that is neither standard nor
+adversarial; see `threat.TRAINING_KINDS`), `,name=mine`. Nothing is downloaded without
+permission.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from fastadv.models.architecture_names import ARCHITECTURES, MODEL_FILE, TIMM_PR
 from fastadv.models.foreign_checkpoints import facts_from_filename
 from fastadv.models.input_conventions import InputConvention, get_convention
 from fastadv.preparation import Preparation
-from fastadv.threat import parse_norm, parse_pixels
+from fastadv.threat import parse_norm, parse_pixels, parse_training_kind
 
 WEIGHT_SUFFIXES = (".safetensors", ".ckpt", ".pth", ".pt", ".th", ".bin")
 
@@ -39,6 +41,7 @@ _OPTIONS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "input": ("convention", get_convention),
     "norm": ("norm", parse_norm),
     "eps": ("eps", parse_pixels),
+    "kind": ("kind", parse_training_kind),
     "name": ("name", str),
 }
 _OPTION = re.compile(r",(\w+)=([^,]*)$")
@@ -60,6 +63,7 @@ class Weights:
             only the file can tell.
         norm, eps: The threat model of its training (pixel units; eps 0 is standard
             training), None where unknown.
+        kind: How it was trained, a key of `threat.TRAINING_KINDS`; None where `eps` says.
     """
 
     file: Path
@@ -70,6 +74,7 @@ class Weights:
     preparation: Preparation | None = None
     norm: str | None = None
     eps: float | None = None
+    kind: str | None = None
 
 
 def find_weights(source: str | Path, *, download: bool = False) -> Weights:

@@ -9,6 +9,7 @@ from typing import Any
 
 from fastadv.results.identity import digest
 from fastadv.results.settings import Setting
+from fastadv.threat import training_kind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,13 @@ class SourceRecord:
     # Radius of its training in pixel units; 0 for standard training, None if unknown.
     eps: float | None = None
     accuracy: float | None = None  # On its own test images in percent; None if unknown.
+    # How it was trained, a key of `threat.TRAINING_KINDS`; None where `eps` decides.
+    kind: str | None = None
+
+    @property
+    def training(self) -> str | None:
+        """How it was trained: `kind`, or what `eps` says; None if that is unknown."""
+        return training_kind(self.kind, self.eps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +94,7 @@ class AttackRecord:
         """Return the record of what `Attack.describe()` gives.
 
         Args:
-            description: Choices by name; those that are no attribute become `options`.
+            description: Choices by name; unknown names become `options`.
         """
         given, options = _split(cls, dict(sorted(description.items())))
         return cls(**given, options=options)
@@ -113,7 +121,7 @@ class StageRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class ChecksRecord:
-    """What was found of that which makes robust accuracies misleading."""
+    """Results of the checks for reasons why a robust accuracy may mislead."""
 
     probabilities: bool  # Whether every output row is a probability distribution.
     randomised: bool  # Whether two passes over the same images differ.
@@ -131,6 +139,9 @@ class Departure:
     name: str  # Name of the choice, for example `lrs`.
     ours: str  # What was run, as text.
     published: str  # What the protocol publishes, as text.
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.ours} instead of {self.published}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +175,7 @@ class Provenance:
         """Return the record of what `fastadv.environment.provenance()` gives.
 
         Args:
-            facts: Facts by name; those that are no attribute are packages.
+            facts: Facts by name; unknown names become `packages`.
             command: What writes the row.
         """
         given, packages = _split(cls, facts)

@@ -1,7 +1,7 @@
 """The plan of a run: its memory, units of cost, and time on given numbers of devices.
 
-Nothing is looked up: the run is built as it would be, some of its steps are done and
-measured, and the rest is multiplication. Nothing is written.
+The run is built as usual, a few of its steps are done and measured, and the rest is
+multiplication. Nothing is written.
 """
 
 from __future__ import annotations

@@ -91,7 +91,6 @@ def test_torchvisions_weights_get_their_own_transforms(
         off = _off(ours, transform(Image.fromarray(picture)), *statistics)
         # Pillow rounds its bilinear weights otherwise than torchvision's tensors.
         assert off.max() < (1.01 if how.interpolation == "bilinear" else 1e-3)
-        assert off.mean() < 0.1
 
 
 @pytest.mark.parametrize(
@@ -118,7 +117,6 @@ def test_timms_networks_get_its_own_transforms(
         theirs_of = transform(Image.fromarray(picture))
         off = _off(ours, theirs_of, theirs["mean"], theirs["std"])
         assert off.max() < (1.01 if how.interpolation == "bilinear" else 1e-3)
-        assert off.mean() < 0.1
 
 
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "lanczos"])
@@ -161,6 +159,7 @@ def _source(**known: Any) -> Source:
         arch="resnet18",
         norm=None,
         eps=None,
+        kind=None,
         resolution=32,
         augment="auto",
         num_classes=2,
