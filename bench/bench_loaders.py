@@ -36,7 +36,7 @@ from harness import Results, interleaved, ratio
 
 from fastadv.data import Batch, ImageSet, make_loader, open_dataset, subset
 from fastadv.data.loading.dali_loader import declined_reason
-from fastadv.data.loading.loader_options import LoaderOptions
+from fastadv.data.loading.loader import LoaderOptions
 from fastadv.data.sets.subsets import files_and_positions
 
 BATCH, WORKERS = 64, 2

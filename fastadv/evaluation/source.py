@@ -100,7 +100,8 @@ def evaluate_checkpoint(config: EvaluationConfig) -> SourceEvaluation:
             journal=journal,
         )
     evaluated.result["prepared"] = str(prepared)
-    return replace(evaluated, rows=store(table, evaluated.rows, evaluated.found))
+    rows = store(table, evaluated.rows, evaluated.found, loader.imageset, config)
+    return replace(evaluated, rows=rows)
 
 
 def evaluate_source(

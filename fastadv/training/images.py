@@ -17,17 +17,16 @@ from fastadv.data import (
 )
 from fastadv.data.config import Backend
 from fastadv.data.loading.geometry import usual_preparation
-from fastadv.data.loading.loader_options import LoaderOptions
+from fastadv.data.loading.loader import LoaderOptions
 from fastadv.data.sets.image_set import Augment, sampled_sizes
 from fastadv.errors import ConfigError
 from fastadv.evaluation.preparing import Prepared, overruled
 from fastadv.preparation import Preparation
 from fastadv.runs.distributed import World
-from fastadv.training.config import TrainConfig
+from fastadv.training.config import DRAWN, DRAWN_SMALL, TrainConfig
 
 EVAL_BATCH = 128
 _VAL_SHARE, _VAL_MOST = 0.05, 10_000
-_DRAWN, _DRAWN_SMALL = 64, 32  # pixels, where images have no size of their own
 # Square images up to this side are not cropped at random sizes for a *_cifar network: the
 # field pads and shifts those of CIFAR and Tiny ImageNet.
 _SMALL = 64  # pixels
@@ -58,7 +57,7 @@ class RunImages:
 
     def __init__(self, config: TrainConfig, device: torch.device, world: World) -> None:
         self.config, self.device, self.world = config, device, world
-        drawn = _DRAWN_SMALL if config.arch.endswith("_cifar") else _DRAWN
+        drawn = DRAWN_SMALL if config.arch.endswith("_cifar") else DRAWN
         side = config.resolution or drawn
         splits = open_dataset(config.data, resolution=side, **config.options)
         native = config.resolution or native_resolution(config.data, splits)

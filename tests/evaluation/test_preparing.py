@@ -23,7 +23,7 @@ from fastadv.errors import ConfigError
 from fastadv.evaluation.config import EvaluationConfig
 from fastadv.evaluation.preparing import preparation_for
 from fastadv.evaluation.source import evaluate_checkpoint, evaluate_source
-from fastadv.models import Weights, create_model, load_model, save_model, timm_models
+from fastadv.models import create_model, load_model, save_model, timm_models
 from fastadv.models.source import Source, open_source
 from fastadv.models.weights import _images_of_torchvision, find_weights
 from fastadv.preparation import Preparation
@@ -154,7 +154,7 @@ def _source(**known: Any) -> Source:
     source = Source(
         name="n",
         given="s",
-        weights=Weights(file=Path("x"), name="n"),
+        file=Path("x"),
         file_digest="ab" * 32,
         arch="resnet18",
         norm=None,
