@@ -13,6 +13,7 @@ from tyro.conf import Positional, arg
 
 from fastadv.cli import common
 from fastadv.errors import ConfigError, FastadvError, in_flags
+from fastadv.machine import usable_cores
 from fastadv.ranges import AT_LEAST_0, Checked
 from fastadv.runs.executors import EngineName
 
@@ -53,6 +54,10 @@ class SweepCommand(Checked):
     """Results table. Default: that of the recipe, else ./results."""
     skip_missing: bool = False
     """Leave out sources and data sets that cannot be opened, and list them."""
+    plan: bool = False
+    """Measure a few passes of each network and print what the sweep will take: images
+    passed, disk, time on this machine, and what differences the design can find. What is
+    missing is listed; nothing is downloaded."""
     dry_run: bool = False
     """Print the tasks that are left without running them."""
     json: bool = False
@@ -83,7 +88,12 @@ def body(argv: list[str]) -> None:
     [folder] = results
     configs = [dataclasses.replace(config, results=folder) for config in configs]
     table = ResultsTable(configs[0].results, once=True)
-    plan = plan_sweep(configs, table, skip_missing=command.skip_missing)
+    plan = plan_sweep(
+        configs, table, skip_missing=command.skip_missing, survey=command.plan
+    )
+    if command.plan:
+        _print_cost(plan, command)
+        return
     _announce(plan, command)
     if command.dry_run:
         return
@@ -121,6 +131,18 @@ def body(argv: list[str]) -> None:
     if failures:
         listed = "\n  ".join(f"{each.task}: {each.error}" for each in failures)
         raise FastadvError(f"{given_up} row(s) could not be computed:\n  {listed}")
+
+
+def _print_cost(plan: SweepPlan, command: SweepCommand) -> None:
+    """Measure, and print what a sweep will take."""
+    from fastadv.transfer.cost import sweep_cost
+
+    usual = usable_cores() if command.engine == "processes" else 1
+    cost = sweep_cost(plan, command.workers or usual)
+    if command.json:
+        print(json.dumps(cost.to_dict()))
+    else:
+        print(in_flags(cost.text()))
 
 
 def _announce(plan: SweepPlan, command: SweepCommand) -> None:

@@ -47,7 +47,7 @@ _VERSION = 1
 # A subset of at most this share of the training images is embedded alone. Ten seeds, the
 # most of any protocol, then cost no more than the whole set would, and the features of a
 # seed do not depend on which others run with it.
-_FEW = 1 / 10
+FEW = 1 / 10
 
 
 @dataclass(frozen=True)
@@ -246,7 +246,7 @@ class SplitFeatures:
         num_train: int | None,
         embed: Callable[[ImageSet], Features],
     ) -> None:
-        few = num_train is not None and num_train <= _FEW * len(splits.train)
+        few = num_train is not None and num_train <= FEW * len(splits.train)
         self._test = splits.test
         # The images that are embedded for a seed: its subset, or all of them.
         self._pool = cache(partial(subset, splits.train, num_train if few else None))

@@ -6,7 +6,6 @@ import functools
 
 import torch
 
-from fastadv.data import DatasetSplits
 from fastadv.models import create_model
 from fastadv.models.checkpoint import model_bytes
 from fastadv.models.kept import (
@@ -90,19 +89,17 @@ def _threat(config: TransferConfig, source: Source) -> dict[str, str | float | N
     return {"norm": source.norm, "eps": source.eps}
 
 
-def expected_bytes(
-    config: TransferConfig, source: Source, splits: DatasetSplits
-) -> int:
+def expected_bytes(config: TransferConfig, arch: str, images: int, classes: int) -> int:
     """Return about how many bytes one seed of an experiment leaves on disk.
 
     Counted are its rows, the verdicts and logits of the test images, and its weights.
 
     Args:
         config: The choices of the experiment.
-        source: The network that `config.source` names.
-        splits: The data set that `config.dataset` names.
+        arch: Architecture of the source.
+        images: Number of test images.
+        classes: Number of classes of the data set.
     """
-    images, classes = len(splits.test), len(splits.test.classes)
     passes = 1 if config.robust_eps is None else 2  # clean, and attacked
     total = passes * (_ROW + _PER_CLASS * classes)
     if config.keeps("verdicts"):
@@ -110,7 +107,7 @@ def expected_bytes(
     if not config.keeps("heads"):
         return total
     total += round(passes * images * classes * _FLOAT * _PACKED)
-    head, statistics, whole = _sizes(source.arch, classes)
+    head, statistics, whole = _sizes(arch, classes)
     if config.mode == "fixed_feature" or config.k == 0:
         # Outside of cached features, statistics of BatchNorm may follow the target.
         size = head if config.on_cached_features else head + statistics

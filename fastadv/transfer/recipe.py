@@ -95,7 +95,8 @@ def _of_tier(path: Path, recipe: dict[str, Any], tier: str | None) -> dict[str, 
     chosen = tier or next(iter(tiers))
     if chosen not in tiers:
         raise ConfigError(f"{path}: {unknown_name('tier', chosen, tiers)}")
-    return recipe | tiers[chosen]
+    of_tier: dict[str, Any] = tiers[chosen]
+    return recipe | of_tier
 
 
 def _entries(path: Path, given: Any, name: str) -> list[dict[str, Any]]:

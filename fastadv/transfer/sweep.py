@@ -6,12 +6,13 @@ import dataclasses
 import logging
 from collections import Counter
 from collections.abc import Callable, Container, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 from fastadv.data import DatasetSplits, ImageSet, subset
 from fastadv.errors import ConfigError, DataError, FastadvError
+from fastadv.models.published import facts_from_name
 from fastadv.models.source import Source, open_source
 from fastadv.reporting.literature import PUBLISHED_SIDE
 from fastadv.results.table import ResultsTable
@@ -23,6 +24,7 @@ from fastadv.transfer.identity import changed_values, row_identity
 from fastadv.transfer.keeping import expected_bytes
 from fastadv.transfer.protocol import TransferRun
 from fastadv.transfer.target import hold_out, open_target
+from fastadv.transfer.work import Subject, subject_of
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +85,9 @@ class SweepPlan:
         done: Number of rows that the table has already.
         missing: Reasons why experiments were left out.
         bytes_left: About how many bytes the tasks will leave on disk.
+        absent: Experiments whose source or data set is not here, in a survey.
+        subjects: What is known of the data and the network of experiments that are left.
+        trained: Norm and eps of the training of each source, in a survey.
     """
 
     tasks: list[TransferTask]
@@ -90,6 +95,9 @@ class SweepPlan:
     done: int
     missing: list[str]
     bytes_left: int = 0
+    absent: list[TransferConfig] = field(default_factory=list)
+    subjects: dict[TransferConfig, Subject | None] = field(default_factory=dict)
+    trained: dict[str, tuple[str | None, float]] = field(default_factory=dict)
 
 
 def plan_sweep(
@@ -97,6 +105,7 @@ def plan_sweep(
     table: ResultsTable,
     *,
     skip_missing: bool = False,
+    survey: bool = False,
 ) -> SweepPlan:
     """Open every source and data set, and see what the table lacks.
 
@@ -104,6 +113,8 @@ def plan_sweep(
         configs: The experiments of a recipe.
         table: Where rows are, and will be.
         skip_missing: Leave out what cannot be opened, or cannot work.
+        survey: Do not stop at what is missing, and download nothing: such experiments
+            are in `absent`.
 
     Raises:
         DataError: A source or a data set cannot be opened, or has too few images or
@@ -117,10 +128,21 @@ def plan_sweep(
     tasks: list[TransferTask] = []
     seen: dict[str, TransferConfig] = {}
     rows = done = size = 0
+    absent: list[TransferConfig] = []
+    subjects: dict[TransferConfig, Subject | None] = {}
+    trained: dict[str, tuple[str | None, float]] = {}
     for config in configs:
-        known = opened.find(config)
-        if known is None:
+        if survey:
+            config = dataclasses.replace(config, download=False)
+        source, splits, side = opened.open(config)
+        if survey and (threat := _threat_of(config, source)):
+            trained[config.source] = threat
+        if source is None or splits is None:
+            absent.append(config)
+            subjects[config] = subject = subject_of(config, source, splits, side)
+            size += _bytes(config, subject) if survey else 0
             continue
+        known = source, splits, side
         # All seeds together on features; elsewhere each seed can run apart.
         seeds = [config.seeds] if config.on_cached_features else zip(config.seeds)
         for part in (dataclasses.replace(config, seeds=each) for each in seeds):
@@ -140,10 +162,12 @@ def plan_sweep(
             rows += len(identities)
             done += len(identities) - (len(left.identities) if left else 0)
             if left:
+                subject = subject_of(left.setting, *known)
+                subjects[left.setting] = subject
                 tasks.append(left)
-                size += len(left.identities) * expected_bytes(part, *known[:2])
+                size += _bytes(left.setting, subject)
     _warn_of_other_descriptions(table, checked)
-    if opened.problems and not (skip_missing and rows):
+    if opened.problems and not survey and not (skip_missing and rows):
         listed = "\n  ".join(opened.problems)
         hint = (
             "`skip_missing` goes on without them"
@@ -154,7 +178,30 @@ def plan_sweep(
             f"{len(opened.problems)} source(s) or data set(s) cannot be used:\n  "
             f"{listed}\n{hint}"
         )
-    return SweepPlan(tasks, rows, done, opened.problems, size)
+    return SweepPlan(
+        *(tasks, rows, done, opened.problems, size),
+        absent=absent,
+        subjects=subjects,
+        trained=trained,
+    )
+
+
+def _bytes(config: TransferConfig, subject: Subject | None) -> int:
+    """Return about how many bytes an experiment leaves; 0 where nothing is known."""
+    if subject is None:
+        return 0
+    about = (subject.arch, subject.test, subject.classes)
+    return len(config.seeds) * expected_bytes(config, *about)
+
+
+def _threat_of(
+    config: TransferConfig, source: Source | None
+) -> tuple[str | None, float] | None:
+    """Return norm and eps of the training of a source, also by its name alone."""
+    if source is not None:
+        return None if source.eps is None else (source.norm, source.eps)
+    known = facts_from_name(config.source.partition(",")[0].rpartition(":")[2])
+    return None if known is None else known[1:]
 
 
 def _warn_of_other_descriptions(
@@ -212,8 +259,10 @@ class _Opened:
         self._found: dict[object, Any] = {}
         self.problems: list[str] = []
 
-    def find(self, config: TransferConfig) -> tuple[Source, DatasetSplits, int] | None:
-        """Return source, data set and resolution; None if one cannot be opened."""
+    def open(
+        self, config: TransferConfig
+    ) -> tuple[Source | None, DatasetSplits | None, int]:
+        """Return source, data set and resolution; None is what cannot be opened."""
         named = (config.source, config.name, config.arch)
         source: Source | None = self._try(
             named, lambda: open_source(*named, download=config.download)
@@ -224,7 +273,7 @@ class _Opened:
             ("dataset", config.dataset, config.dataset_option, resolution),
             lambda: open_target(config, resolution),
         )
-        return (source, splits, resolution) if source and splits else None
+        return source, splits, resolution
 
     def fits(
         self, config: TransferConfig, source: Source, splits: DatasetSplits

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 # Steps of the attack under which hyper-parameters are chosen.
-_SELECTION_STEPS = 10
+SELECTION_STEPS = 10
 
 
 def fit(experiment: Experiment, split: SeedSplit) -> Fitted:
@@ -101,7 +101,7 @@ def _value(experiment: Experiment, model: NormalizedModel, judge: Loader) -> flo
     """Return the accuracy that hyper-parameters are chosen by, in [0, 1]."""
     training, attack = experiment.config.method_config, None
     if experiment.procedure.select_by == "robust" and training is not None:
-        attack = PGD.judge(training.threat, _SELECTION_STEPS)
+        attack = PGD.judge(training.threat, SELECTION_STEPS)
     found = evaluate(model, judge, attack)
     accuracy = found.clean if found.robust is None else found.robust
     return accuracy.value(experiment.splits.metric)

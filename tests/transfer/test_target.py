@@ -150,7 +150,7 @@ def test_a_subset_gives_the_head_that_the_whole_gives(
 ) -> None:
     config = _config(source, seeds=(3,), num_train=100)
     [few] = transfer(config)
-    monkeypatch.setattr("fastadv.transfer.features._FEW", 0.0)
+    monkeypatch.setattr("fastadv.transfer.features.FEW", 0.0)
     [whole] = transfer(config)
     assert sorted(embedded) == [100, 500, 500, 1297]
     for name in ("per_class_correct", "val_value", "setting", "identity"):
