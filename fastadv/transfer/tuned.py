@@ -18,7 +18,11 @@ from fastadv.evaluation.judging import evaluate
 from fastadv.models import NormalizedModel, create_model
 from fastadv.progress import Progress
 from fastadv.results.settings import MethodRecord, Parameter
-from fastadv.training.learner import attacked_view, training_attack
+from fastadv.training.learner import (
+    attacked_view,
+    needs_exact_input,
+    training_attack,
+)
 from fastadv.training.method_config import MethodConfig
 from fastadv.training.methods import CLASSES, DTYPES, Method, Net
 from fastadv.training.step import train_step
@@ -136,12 +140,14 @@ def make_method(
     precision: str = "fp32",
 ) -> Method:
     """Make the training method of `model`; without `config` it is standard training."""
-    net = Net(model, precision)
     if config is None:
-        return Method(net)
-    attack = training_attack(config, side, DTYPES.get(precision))
+        return Method(Net(model, precision))
+    dtype = DTYPES.get(precision)
+    exact = needs_exact_input(config.threat, side, dtype)
+    net = Net(model, precision, exact_input=exact)
+    attack = training_attack(config, side, dtype)
     kind = CLASSES[config.method if attack else "standard"]
-    return kind(net, attack, attacked_view(model, attack), **config.parameters)
+    return kind(net, attack, attacked_view(model, attack, exact), **config.parameters)
 
 
 def fine_tune(
