@@ -86,7 +86,7 @@ def tried_out(argv: list[str]) -> list[str]:
     if flag_value(argv, "--method") != "standard":
         words["--eps-warmup"] = str(epochs // 2)
     if not any(flag_value(argv, name) for name in ("--optimizer", "--lr")):
-        words |= {"--optimizer": "adamw", "--lr": "5e-4"}
+        words |= {"--optimizer": "adamw", "--lr": "2e-4"}
     if not any(flag_value(argv, name) for name in ("--schedule", "--milestones")):
         words["--schedule"] = "onecycle"
     missing = [name for name in words if flag_value(argv, name) is None]

@@ -162,8 +162,8 @@ class AttackView(nn.Module):
             elif isinstance(module, FrozenNorm):
                 module.follow(cast(nn.BatchNorm2d, source), self.dtype)
             else:
-                dtype = torch.float32 if name == self._first else self._dtype
-                self._share_tensors(module, source, dtype)
+                wanted = torch.float32 if name == self._first else self._dtype
+                self._share_tensors(module, source, wanted)
             if isinstance(module, Frozen):
                 module.pack()
 

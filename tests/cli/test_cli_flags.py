@@ -366,7 +366,7 @@ def test_the_published_command_starts_as_typed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ("", {"data": "shapetex_bold", "epochs": 4, "optimizer": "adamw", "lr": 5e-4}),
+        ("", {"data": "shapetex_bold", "epochs": 4, "optimizer": "adamw", "lr": 2e-4}),
         ("--epochs 6", {"epochs": 6, "eps_warmup": 3, "eval_every": 6}),
         ("--epochs 1", {"epochs": 1, "eps_warmup": 0, "eval_every": 1}),
         ("--lr 0.05", {"optimizer": "sgd", "lr": 0.05, "schedule": "onecycle"}),

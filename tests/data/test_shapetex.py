@@ -125,14 +125,14 @@ def test_bold_shapes_stand_out_and_their_textures_do_not():
 
     def contrasts(s: ShapeTex) -> tuple[float, float]:
         found = []
-        for image, pixels in zip(plain.images, s.images, strict=True):
+        for pixels in s.images[np.isin(s.labels, full)]:
             grey = pixels @ luma
             corner, centre = grey[:3, :3], grey[12:20, 12:20]
             found.append((abs(np.median(corner) - np.median(centre)), np.ptp(centre)))
-            assert image.shape == pixels.shape
         return tuple(np.median(found, axis=0))
 
-    plain, bold = made(200), made(200, bold=True)
+    full = [list(SHAPES).index(name) for name in ("circle", "square", "hexagon")]
+    plain, bold = made(300), made(300, bold=True)
     np.testing.assert_array_equal(plain.attributes, bold.attributes)
     assert (plain.name, bold.name) == ("shapetex", "shapetex_bold")
     assert plain.fingerprint != bold.fingerprint

@@ -159,9 +159,8 @@ def _colours(u: Field, bold: bool) -> tuple[Field, Field, Field]:
     """Return background, first and second texture colour, [b, 3, 1, 1] each."""
     if bold:
         quarter = (u[:, _ORDER] * 4).astype(np.int64)
-        levels = _BOLD_LOW + _BOLD_SPAN * u[:, _LEVELS]
-        levels = np.where(quarter[:, None] < 2, 1 - levels, levels)
-        back, one, other = levels.T
+        levels: Field = _BOLD_LOW + _BOLD_SPAN * u[:, _LEVELS]
+        back, one, other = np.where(quarter[:, None] < 2, 1 - levels, levels).T
         swapped = quarter % 2 == 1
         first, second = np.where(swapped, other, one), np.where(swapped, one, other)
     else:
