@@ -118,6 +118,11 @@ def subset(s: ImageSet, n: int | None, seed: int) -> ImageSet:
     return Subset(s, stratified_pick(s.labels, take, seed))
 
 
+def at_most(images: ImageSet, n: int | None, seed: int) -> ImageSet:
+    """Return a subset of `n` images as `subset` does, or all where there are no more."""
+    return images if n is None or n >= len(images) else subset(images, n, seed)
+
+
 def train_val_split(
     s: ImageSet, fraction: float, seed: int
 ) -> tuple[ImageSet, ImageSet]:
