@@ -6,8 +6,8 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from typing import TextIO, TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from typing import ClassVar, TextIO, TypeVar
 
 Item = TypeVar("Item")
 
@@ -36,6 +36,9 @@ class Progress:
         every: Seconds between lines where the stream is no terminal.
         delay: Seconds before anything is shown, so that quick work stays silent.
     """
+
+    # Commands set it to `errors.in_flags`: notes name arguments as messages of errors do.
+    wording: ClassVar[Callable[[str], str]] = str
 
     def __init__(
         self,
@@ -80,7 +83,7 @@ class Progress:
     def note(self, line: str) -> None:
         """Print a line that stays."""
         self.clear()
-        print(line, file=self.stream, flush=True)
+        print(Progress.wording(line), file=self.stream, flush=True)
 
     def clear(self) -> None:
         """Remove the bar from the terminal, where there is one."""

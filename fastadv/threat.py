@@ -5,11 +5,21 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal
+from typing import Final, Literal
 
 from fastadv.errors import ConfigError
 
 Norm = Literal["linf", "l2"]
+TrainingKind = Literal["standard", "robust", "texture", "other"]
+
+TRAINING_KINDS: Final = {
+    "standard": "trained on images as they are",
+    "robust": "trained on adversarial images",
+    "texture": "trained on stylized images, whose texture does not give the class away",
+    "other": "trained in another way",
+}
+"""How pretrained networks were trained. Only `standard` ones are the baseline that robust
+ones are compared with, and only `robust` ones are compared with it."""
 
 _NORM_ALIASES = {"linf": "linf", "inf": "linf", "l2": "l2", "2": "l2"}
 
@@ -30,7 +40,7 @@ def parse_pixels(value: str | float) -> float:
     Only numbers and one division are understood; nothing is evaluated.
 
     Raises:
-        ValueError: not a number, negative, or not finite.
+        ValueError: It is not a number, negative, or not finite.
     """
     text = str(value).strip()
     try:
@@ -48,18 +58,50 @@ def parse_pixels(value: str | float) -> float:
     return number
 
 
+def parse_training_kind(text: str) -> TrainingKind:
+    """Return the kind of training that `text` names.
+
+    Raises:
+        ValueError: It names none; the message lists them.
+    """
+    if text not in TRAINING_KINDS:
+        listed = ", ".join(f"{name} ({what})" for name, what in TRAINING_KINDS.items())
+        raise ValueError(f"kind={text!r} is unknown; accepted: {listed}")
+    return text  # type: ignore[return-value]
+
+
+def training_kind(kind: str | None, eps: float | None) -> str | None:
+    """Return the kind of training of a network, from what is stated of it.
+
+    Args:
+        kind: Kind that is stated, or None.
+        eps: Radius of its training in pixel units, or None where it is unknown. It
+            decides where no kind is stated.
+
+    Returns:
+        A key of `TRAINING_KINDS`, or None where nothing is known.
+
+    Example:
+        >>> training_kind(None, 0.5), training_kind("texture", 0.0)
+        ('robust', 'texture')
+    """
+    if kind is not None or eps is None:
+        return kind
+    return "robust" if eps else "standard"
+
+
 @dataclass(frozen=True)
 class ThreatModel:
     """A ball of radius `eps` around an image, intersected with the pixel box [0, 1].
 
     Attributes:
-        norm: `"linf"` or `"l2"` (aliases `inf`, `2` are accepted).
-        eps: radius in [0, 1] pixel units; `"8/255"` is accepted. For `l2` it is the
+        norm: The norm, `"linf"` or `"l2"` (aliases `inf`, `2` are accepted).
+        eps: Radius in [0, 1] pixel units; `"8/255"` is accepted. For `l2` it is the
             length of the whole perturbation vector, so values above 1 are usual.
 
     Raises:
-        ValueError: unknown norm, negative radius, or an `linf` radius above 1, which
-            is nearly always a radius in 0..255 units.
+        ValueError: The norm is unknown, the radius is negative, or an `linf` radius is
+            above 1, which is nearly always a radius in 0..255 units.
 
     Example:
         >>> ThreatModel("linf", "8/255").eps
@@ -83,8 +125,8 @@ class ThreatModel:
         """Refuse an `l2` radius that no image of `side` x `side` pixels has room for.
 
         Raises:
-            ConfigError: it is longer than the diagonal of the image box, which is nearly
-                always a radius in 0..255 units.
+            ConfigError: The radius is longer than the diagonal of the image box, which is
+                nearly always a radius in 0..255 units.
         """
         diagonal = math.sqrt(3 * side**2)
         if self.norm == "l2" and self.eps > diagonal:
@@ -95,7 +137,7 @@ class ThreatModel:
             )
 
     def doubt(self, side: int) -> str | None:
-        """A remark on a radius so large that it may be meant in 0..255 units, or None."""
+        """Return a remark if the radius is so large that it may be meant in 0..255 units."""
         if self.norm == "linf":
             large = self.eps > 0.25
         else:

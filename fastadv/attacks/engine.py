@@ -27,9 +27,8 @@ _MASK64 = 2**64 - 1
 # Its radius is this share of eps: far enough for a gradient, too near to change the result.
 _NUDGE = 0.01
 _HALF_SCALE = 256.0  # factor of the loss in float16, whose largest number is 65504
-_ONE = (
-    1e-4  # bounds the rounding of a sum of a thousand float32 probabilities, with room
-)
+# Bounds the rounding of a sum of a thousand float32 probabilities, with room.
+_ONE = 1e-4
 PROBABILITIES = (
     "the model returns probabilities, not logits: softmax flattens the loss that attacks "
     "climb. Remove the softmax from the model"
@@ -76,7 +75,7 @@ class GradientAttack(SingleAttack):
         self.dtype = dtype
 
     def describe(self) -> dict[str, Any]:
-        """Return what this attack is, in plain values; see `Attack.describe`."""
+        """Return the settings of this attack; see `Attack.describe`."""
         return super().describe() | {
             "objective": self.objective.name,
             "num_restarts": self.num_restarts,

@@ -24,6 +24,7 @@ from fastadv.errors import (
     unknown_name,
 )
 from fastadv.machine import keep_freed_memory
+from fastadv.progress import Progress
 from fastadv.ranges import ordered_values
 
 Config = TypeVar("Config")
@@ -64,9 +65,9 @@ def parse(config_type: type[Config], argv: Sequence[str], prog: str) -> Config:
 
 def run_commands(
     prog: str,
-    about: str,
+    about: str | None,
     commands: Mapping[str, tuple[type[Any], Callable[[Any], int]]],
-    argv: Sequence[str] | None,
+    argv: Sequence[str] | None = None,
 ) -> int:
     """Run `prog COMMAND ...`.
 
@@ -75,12 +76,17 @@ def run_commands(
         about: What it is for, shown above the list of commands.
         commands: For each name the dataclass of its flags, and a function of them that
             returns the exit code.
-        argv: Words after `prog`; None takes those of the process.
+        argv: Arguments after `prog`; None stands for the arguments of the process.
     """
 
     def body(words: list[str]) -> int:
         if not words or words[0] in ("-h", "--help"):
-            lines = [f"usage: {prog} COMMAND [-h] [OPTIONS]", "", about.strip(), ""]
+            lines = [
+                f"usage: {prog} COMMAND [-h] [OPTIONS]",
+                "",
+                (about or "").strip(),
+                "",
+            ]
             for name, (kind, _) in commands.items():
                 first = (kind.__doc__ or "").strip().splitlines()[0]
                 lines.append(f"  {name:8} {first}")
@@ -100,6 +106,7 @@ def run(
     argv: Sequence[str] | None = None,
 ) -> int:
     """Run a command's body; turn its errors into one line and an exit code."""
+    Progress.wording = in_flags
     handler = logging.StreamHandler()
     handler.setFormatter(_FlagFormatter(f"{prog}: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import sys
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from tyro.conf import Positional
 
@@ -75,7 +75,7 @@ class UnpackCommand(Checked):
 
 
 def _list(command: ListCommand) -> int:
-    from fastadv.data.opening.listing import datasets_text, list_datasets
+    from fastadv.data.opening.by_name import datasets_text, list_datasets
 
     return common.show(command, list_datasets(), datasets_text())
 
@@ -131,19 +131,18 @@ def _unpack(command: UnpackCommand) -> int:
     return common.show(command, {"files": files, "bytes": size}, text)
 
 
-_COMMANDS: dict[str, tuple[type[Any], Callable[[Any], int]]] = {
-    "list": (ListCommand, _list),
-    "pack": (PackCommand, _pack),
-    "stats": (StatsCommand, _stats),
-    "unpack": (UnpackCommand, _unpack),
-    "verify": (VerifyCommand, _verify),
-}
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code."""
-    return common.run_commands(PROG, __doc__ or "", _COMMANDS, argv)
-
+main = functools.partial(
+    common.run_commands,
+    PROG,
+    __doc__,
+    {
+        "list": (ListCommand, _list),
+        "pack": (PackCommand, _pack),
+        "stats": (StatsCommand, _stats),
+        "unpack": (UnpackCommand, _unpack),
+        "verify": (VerifyCommand, _verify),
+    },
+)
 
 if __name__ == "__main__":
     raise SystemExit(main())

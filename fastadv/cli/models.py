@@ -1,11 +1,11 @@
-"""fastadv-models: which networks there are, what a checkpoint is, and other formats."""
+"""fastadv-models: list networks, describe checkpoints, and write other formats."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
@@ -63,7 +63,8 @@ class ShowCommand(SourceFlags):
     A source is a run directory, a checkpoint file, torchvision:resnet18/IMAGENET1K_V1,
     timm:NAME, hf:ORG/NAME (or hf:ORG/NAME/FILE, hf:ORG/NAME@REVISION) or package:NAME.
     What it does not state can be added: ,arch=NAME ,input=imagenet|half|unit|caffe
-    ,norm=linf ,eps=4/255 ,name=NAME. Nothing is downloaded without --download.
+    ,norm=linf ,eps=4/255 ,kind=standard|robust|texture|other ,name=NAME. Nothing is
+    downloaded without --download.
     """
 
     json: PrintJson = False
@@ -126,17 +127,16 @@ def _convert(command: ConvertCommand) -> int:
     return common.show(command, {"files": files}, text)
 
 
-_COMMANDS: dict[str, tuple[type[Any], Callable[[Any], int]]] = {
-    "list": (ListCommand, _list),
-    "show": (ShowCommand, _show),
-    "convert": (ConvertCommand, _convert),
-}
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code."""
-    return common.run_commands(PROG, __doc__ or "", _COMMANDS, argv)
-
+main = functools.partial(
+    common.run_commands,
+    PROG,
+    __doc__,
+    {
+        "list": (ListCommand, _list),
+        "show": (ShowCommand, _show),
+        "convert": (ConvertCommand, _convert),
+    },
+)
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json as json_module
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from tyro.conf import Positional, arg
 
@@ -126,18 +126,17 @@ def _compact(command: CompactCommand) -> int:
     return EXIT_OK
 
 
-_COMMANDS: dict[str, tuple[type[Any], Callable[[Any], int]]] = {
-    "list": (ListCommand, _list),
-    "show": (ShowCommand, _show),
-    "export": (ExportCommand, _export),
-    "compact": (CompactCommand, _compact),
-}
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code."""
-    return common.run_commands(PROG, __doc__ or "", _COMMANDS, argv)
-
+main = functools.partial(
+    common.run_commands,
+    PROG,
+    __doc__,
+    {
+        "list": (ListCommand, _list),
+        "show": (ShowCommand, _show),
+        "export": (ExportCommand, _export),
+        "compact": (CompactCommand, _compact),
+    },
+)
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -72,8 +72,7 @@ def _note(row: Row, setting: TransferSetting) -> str:
     notes = [defect.text for defect in row.defects]
     if not setting.depends_on_seed:
         notes.append("one row for all seeds, which change nothing here")
-    notes += [f"{d.name} {d.ours} instead of {d.published}" for d in row.departures]
-    return "; ".join(notes)
+    return "; ".join([*notes, *map(str, row.departures)])
 
 
 def _body(argv: list[str]) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from fastadv.attacks.config import AttackConfig
+from fastadv.attacks.config import NORM_ALIAS, AttackConfig, StepsFlag, StepSizeFlag
 from fastadv.data.config import ImagesConfig
 from fastadv.device import DeviceConfig
 from fastadv.errors import ConfigError, unknown_name
@@ -25,7 +25,7 @@ class EvaluationConfig(AttackConfig, ImagesConfig, DeviceConfig):
 
     An image counts as robust when it is classified correctly and no attack changes that.
     --attack pgd is quick; --attack autoattack is the standard of the field: APGD-CE,
-    APGD-T, FAB-T and Square in turn, each on the images that withstood those before it.
+    APGD-T, FAB-T and Square in turn, each on the images that withstood the earlier ones.
     """
 
     checkpoint: Annotated[str, arg(aliases=["--source", "--model-path"])]
@@ -39,7 +39,7 @@ class EvaluationConfig(AttackConfig, ImagesConfig, DeviceConfig):
     """Download a named checkpoint that is not on this machine."""
     resolution: Annotated[int | None, AT_LEAST_1] = None
     """Side of the images in pixels. Default: that of the checkpoint's training."""
-    norm: Annotated[NormName | None, arg(aliases=["--constraint"])] = None
+    norm: Annotated[NormName | None, NORM_ALIAS] = None
     """Norm of the attack. Default: that of the checkpoint's training, else l2."""
     eps: Pixels | None = None
     """Radius of the attack in [0, 1] pixel units; 0 means no attack. Default: that of the
@@ -49,9 +49,9 @@ class EvaluationConfig(AttackConfig, ImagesConfig, DeviceConfig):
     judge: Literal["fastadv", "package"] = "fastadv"
     """Whose APGD runs: that of fastadv on its fused kernels, or that of pyautoattack, with
     everything else of that package (package)."""
-    num_steps: Annotated[int | None, AT_LEAST_1, arg(aliases=["--attack-steps"])] = None
+    num_steps: StepsFlag = None
     """Number of gradient steps of each run. Default: 20 for pgd, 100 for the others."""
-    step_size: Annotated[Pixels | None, arg(aliases=["--attack-lr"])] = None
+    step_size: StepSizeFlag = None
     """Length of a PGD step in [0, 1] pixel units. Default: 2.5 eps / num_steps."""
     num_restarts: Annotated[int, AT_LEAST_1] = 1
     """Number of random restarts, of which the worst counts."""

@@ -51,9 +51,6 @@ _NEEDS_CODE = re.compile(
 )
 
 
-# ---- writing ----
-
-
 def save_model(
     model: NormalizedModel,
     path: str | os.PathLike[str],
@@ -109,9 +106,6 @@ def state_hash(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-# ---- reading ----
-
-
 def load_model(
     source: str | os.PathLike[str],
     arch: str | None = None,
@@ -135,7 +129,7 @@ def load_model(
         mean: Per-channel mean in [0, 1] units, where the file does not say; the
             default is ImageNet's. If the file says otherwise it is refused.
         std: Per-channel standard deviation, for which the same holds.
-        download: Fetch what a name stands for, where it is not on this machine.
+        download: Fetch the file that a name stands for if it is not on this machine.
 
     Raises:
         CheckpointError: The file is missing, damaged, not a checkpoint, needs code to be
@@ -195,7 +189,7 @@ def read_model(
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return what `save_model` stored beside the weights, without reading those.
+    """Return the header that `save_model` wrote, without reading the weights.
 
     Returns:
         `arch`, `num_classes`, `mean`, `std`, `fastadv_format`, and `user`: the
@@ -309,9 +303,6 @@ def _damaged(file: Path, error: Exception) -> CheckpointError:
         f"{file} is damaged, cut short, or no checkpoint at all ({_reason(error)}); "
         "download or write it again"
     )
-
-
-# ---- what the file, its name and the caller say together ----
 
 
 def _decide_arch(weights: Weights, bare: BareWeights) -> str:

@@ -36,6 +36,7 @@ from fastadv.models.checkpoint import cpu_state, decimals, save_model, state_has
 from fastadv.models.dialects import DETECTRON2_CONFIGS, TIMM_TWINS, to_detectron2
 from fastadv.models.normalized import NormalizedModel
 from fastadv.models.source import Source
+from fastadv.threat import training_kind
 
 log = logging.getLogger(__name__)
 
@@ -91,8 +92,8 @@ def export_source(
     """Write a source as another program reads it; see `export_model`.
 
     Args:
-        source: The model, and what is known of it, which the card repeats.
-        path: File to write; a folder for timm.
+        source: The model with the facts known of it, which the card repeats.
+        path: The file to write; a folder for timm.
         to: One of `EXPORT_FORMATS`.
         resolution: Side of the images in pixels; None stands for that of the source.
     """
@@ -100,12 +101,14 @@ def export_source(
     config = about.get("config", {}) | {"norm": source.norm, "eps": source.eps}
     origin = {"name": source.name, "sha256": source.file_digest}
     about |= {"config": config, "classes": [*source.classes], "converted_from": origin}
+    if source.kind != training_kind(None, source.eps):
+        about["kind"] = source.kind
     side = resolution or source.resolution
     return export_model(source.load(), path, to, resolution=side, about=about)
 
 
 def files_beside(path: Path, to: str) -> list[Path]:
-    """Return what `export_model` writes besides the file (for timm, the folder) given."""
+    """Return the files that `export_model` writes beside the given file (timm: folder)."""
     beside = [path.with_suffix(".yaml")] if to == "detectron2" else []
     return beside if to == "timm" else [*beside, _card_path(path, to)]
 
@@ -116,7 +119,7 @@ def _card_path(path: Path, to: str) -> Path:
 
 
 def _card(model: NormalizedModel, to: str) -> dict[str, Any]:
-    """Return what a reader of the weights must know, as values JSON can hold."""
+    """Return the facts that a reader of the weights needs, as values JSON can hold."""
     return {
         "format": to,
         "arch": model.arch,
@@ -170,9 +173,6 @@ def plain_module(model: NormalizedModel) -> nn.Sequential:
     layers["normalize"] = Normalize(model.mean, model.std)
     layers["model"] = model.net
     return nn.Sequential(layers).eval()
-
-
-# ---- the formats ----
 
 
 def _save(path: Path, state: dict[str, Tensor]) -> list[Path]:

@@ -36,6 +36,10 @@ _TORCHVISION_NAME = re.compile(r"(?P<arch>\w+)-[0-9a-f]{8}$")
 _EFFICIENTNET_NAME = re.compile(
     r"(?P<adv>adv-)?efficientnet-(?P<variant>b[0-8]|lite[0-4])-[0-9a-f]{8}$"
 )
+# The networks that Geirhos et al. 2019 (1811.12231) trained on stylized images.
+_STYLIZED_NAME = re.compile(
+    r"(?P<arch>resnet50|vgg16|alexnet)_(train|finetune)_\d+_epochs[\w.]*-[0-9a-f]{8}$"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +66,8 @@ def facts_from_filename(path: Path) -> dict[str, Any]:
     `resnet18_l2_eps3.ckpt` (linf names state the radius in 255ths) and
     `resnet18-0676ba61.pth` state their architecture, EfficientNets also their input:
     EfficientNet-Lite was trained on [-1, 1], as were AdvProp's; with the statistics of
-    ImageNet it still runs, and loses about ten points of accuracy.
+    ImageNet it still runs, and loses about ten points of accuracy. Files of Geirhos et
+    al., such as `resnet50_train_60_epochs-c8e5653e.pth.tar`, are texture-trained.
     """
     if match := _PUBLISHED_NAME.match(path.stem):
         eps = float(match["eps"]) / (255 if match["norm"] == "linf" else 1)
@@ -70,6 +75,8 @@ def facts_from_filename(path: Path) -> dict[str, Any]:
         return {"arch": match["arch"], "norm": norm, "eps": eps}
     if match := _TORCHVISION_NAME.match(path.stem):
         return {"arch": match["arch"]}
+    if match := _STYLIZED_NAME.match(path.name.partition(".pth")[0]):
+        return {"arch": match["arch"], "eps": 0.0, "kind": "texture"}
     if match := _EFFICIENTNET_NAME.match(path.stem):
         half = match["adv"] or match["variant"].startswith("lite")
         return {

@@ -11,7 +11,7 @@ from fastadv.models.checkpoint import decimals, state_hash
 from fastadv.models.source import Source
 from fastadv.models.weights import torchvision_files
 from fastadv.text_tables import text_table
-from fastadv.threat import ThreatModel
+from fastadv.threat import TRAINING_KINDS, ThreatModel
 
 _ACCURACIES = ("epoch", "clean_acc", "robust_acc", "val_clean_acc", "val_robust_acc")
 
@@ -81,6 +81,7 @@ def describe_source(source: Source) -> dict[str, Any]:
         "resolution": source.resolution,
         "norm": source.norm,
         "eps": source.eps,
+        "kind": source.kind,
         "classes": list(source.classes),
         "state_hash": state_hash(model),
         "metadata": source.metadata(),
@@ -93,6 +94,8 @@ def source_text(about: dict[str, Any]) -> str:
     if about["eps"] is not None:
         threat = ThreatModel(about["norm"] or "l2", about["eps"])
         training = f"adversarial, {threat}" if about["eps"] else "standard"
+    if about["kind"] in ("texture", "other"):
+        training = f"{about['kind']} ({TRAINING_KINDS[about['kind']]})"
     mean, std = (
         " ".join(f"{value:.4g}" for value in about[name]) for name in ("mean", "std")
     )

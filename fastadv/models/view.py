@@ -23,10 +23,9 @@ from fastadv.models.folding import (
     own_tensor,
     trace,
 )
-from fastadv.models.frozen_convs import rewrite_convs
-from fastadv.models.frozen_stem import Frozen
 from fastadv.models.intermediate import EMBEDDING, cut, in_order, recording
 from fastadv.models.normalized import NormalizedModel
+from fastadv.models.quick_convs import Frozen, rewrite_convs
 
 log = logging.getLogger(__name__)
 

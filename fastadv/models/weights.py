@@ -10,7 +10,9 @@ A source is written without spaces, so that it fits a flag or a line of a recipe
 
 and may end in what the file does not say: `,arch=resnet50`, `,input=caffe` (see
 `input_conventions.py`), `,norm=linf`, `,eps=4/255` (the radius of its training; 0 means
-standard training), `,name=mine`. Nothing is downloaded without permission.
+standard training), `,kind=texture` (how it was trained, if that is neither standard nor
+adversarial; see `threat.TRAINING_KINDS`), `,name=mine`. Nothing is downloaded without
+permission.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from fastadv.models import hub, timm_models
 from fastadv.models.architecture_names import ARCHITECTURES, MODEL_FILE, TIMM_PREFIX
 from fastadv.models.foreign_checkpoints import facts_from_filename
 from fastadv.models.input_conventions import InputConvention, get_convention
-from fastadv.threat import parse_norm, parse_pixels
+from fastadv.threat import parse_norm, parse_pixels, parse_training_kind
 
 WEIGHT_SUFFIXES = (".safetensors", ".ckpt", ".pth", ".pt", ".th", ".bin")
 
@@ -38,6 +40,7 @@ _OPTIONS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "input": ("convention", get_convention),
     "norm": ("norm", parse_norm),
     "eps": ("eps", parse_pixels),
+    "kind": ("kind", parse_training_kind),
     "name": ("name", str),
 }
 _OPTION = re.compile(r",(\w+)=([^,]*)$")
@@ -47,16 +50,17 @@ _SCHEME = re.compile(r"([A-Za-z][\w-]+):(.*)$")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weights:
-    """A weights file, and what is known about it that it may not say itself.
+    """A weights file, with facts about it that it may not state itself.
 
     Attributes:
         file: Its path.
-        name: What tables and figures call it.
+        name: Its name in tables and figures.
         arch: Its architecture, or None where only the file can tell.
         convention: Its input convention, or None where only the file can tell.
         resolution: Side in pixels of the images it was trained on, or None.
         norm, eps: The threat model of its training (pixel units; eps 0 is standard
             training), None where unknown.
+        kind: How it was trained, a key of `threat.TRAINING_KINDS`; None where `eps` says.
     """
 
     file: Path
@@ -66,6 +70,7 @@ class Weights:
     resolution: int | None = None
     norm: str | None = None
     eps: float | None = None
+    kind: str | None = None
 
 
 def find_weights(source: str | Path, *, download: bool = False) -> Weights:
@@ -73,10 +78,10 @@ def find_weights(source: str | Path, *, download: bool = False) -> Weights:
 
     Args:
         source: A path, or a name as in the module's docstring.
-        download: Fetch what is not on this machine.
+        download: Fetch the file if it is not on this machine.
 
     Raises:
-        CheckpointError: There is no such file here; the message says what fetches it.
+        CheckpointError: There is no such file here; the message tells how to fetch it.
         ConfigError: The kind of source, a name or an option is unknown; the message
             names near misses.
     """
@@ -117,9 +122,6 @@ def _split_options(source: str) -> tuple[str, dict[str, Any]]:
         except ValueError as error:
             raise ConfigError(f"source {source!r}: {error}") from None
     return text, known
-
-
-# ---- paths ----
 
 
 def resolve_checkpoint(path: str | Path) -> Path:
@@ -189,9 +191,6 @@ def _of_timm(arch: str, config: dict[str, Any]) -> dict[str, Any]:
     if config.get("input_size"):
         known["resolution"] = int(config["input_size"][-1])
     return known
-
-
-# ---- libraries ----
 
 
 def torchvision_files(arch: str) -> dict[str, Path]:

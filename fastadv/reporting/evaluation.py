@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 
 from matplotlib.figure import Figure
 
@@ -19,44 +18,33 @@ from fastadv.text_tables import format_percent_ci, text_table
 CLEAN = "clean images"
 
 
-@dataclass
-class Evaluated:
-    """What was measured of one source on the same images.
-
-    Attributes:
-        name: Name of the source.
-        first: Any row of it.
-        accuracy: Rows of the accuracy under each attack; None is clean images.
-    """
-
-    name: str
-    first: Row
-    accuracy: dict[AttackRecord | None, Row] = field(default_factory=dict)
+# What was measured of a source, by its name and the seed: a row under each attack, and
+# under None that of clean images.
+Evaluated = dict[tuple[str, int], dict[AttackRecord | None, Row]]
 
 
 def evaluation_sections(rows: Sequence[Row], names: Mapping[str, str]) -> list[Section]:
     """Make the section of rows of kind "evaluation"; nothing where there are none.
 
-    Args:
-        rows: Rows of kind "evaluation", oldest first; of equal ones the newest counts.
-        names: Published names of data sets by ours; evaluations have none.
+    Rows are oldest first; of equal ones the newest counts.
     """
     found = _evaluated(rows)
     if not found:
         return []
     lines = []
-    for each in itertools.chain(*found.values()):
-        attacked: list[Row | None] = [r for r in each.accuracy.values() if r.attack]
+    for (name, _), measured in itertools.chain(*(e.items() for e in found.values())):
+        first = next(iter(measured.values()))
+        attacked: list[Row | None] = [row for row in measured.values() if row.attack]
         of_source = [
-            each.first.setting_label,
-            each.name,
-            each.first.source.arch,
-            training_label(source_threat(each.first)),
-            _accuracy(each.accuracy.get(None)),
+            first.setting_label,
+            name,
+            first.source.arch,
+            training_label(source_threat(first), first.source.training),
+            _accuracy(measured.get(None)),
         ]
         for robust in attacked or [None]:
             attack = None if robust is None else str(robust.attack)
-            n = (robust or each.first).n
+            n = (robust or first).n
             lines.append([*of_source, attack, _accuracy(robust), n])
     columns = [
         "images", "source", "arch", "training", "clean", "attack", "robust", "n",
@@ -112,35 +100,34 @@ def _attack_title(attack: AttackRecord) -> str:
     return f"{name}{steps} {training_label((attack.norm, attack.eps or 0))}"
 
 
-def _evaluated(rows: Sequence[Row]) -> dict[str, list[Evaluated]]:
+def _evaluated(rows: Sequence[Row]) -> dict[str, Evaluated]:
     """Collect rows by the images and metric they are of, and by their source."""
     digests: dict[str, set[str | None]] = {}
     for row in rows:
         digests.setdefault(row.source.name, set()).add(row.source.digest)
-    found: dict[str, dict[tuple[str, int], Evaluated]] = {}
+    found: dict[str, Evaluated] = {}
     for row in rows:
         name = row.source.name
         if len(digests[name]) > 1:
             name = f"{name} {str(row.source.digest)[:6]}"
         of_images = found.setdefault(row.setting_key, {})
-        each = of_images.setdefault((name, row.seed), Evaluated(name, row))
-        each.accuracy[row.attack] = row
-    return {key: list(of_images.values()) for key, of_images in found.items()}
+        of_images.setdefault((name, row.seed), {})[row.attack] = row
+    return found
 
 
-def _figure(found: Sequence[Evaluated]) -> tuple[Figure, str]:
+def _figure(found: Evaluated) -> tuple[Figure, str]:
     """Draw one group of bars for clean images and one per attack."""
     groups: dict[str, dict[str, Bar]] = {}
-    for each in found:
-        for attack, row in sorted(
-            each.accuracy.items(), key=lambda a: a[0] is not None
-        ):
+    sources = {name: next(iter(m.values())).source for (name, _), m in found.items()}
+    for (name, _), measured in found.items():
+        for attack, row in sorted(measured.items(), key=lambda a: a[0] is not None):
             label = CLEAN if attack is None else str(attack)
-            bar = Bar(row.value, row.low, row.high)
-            groups.setdefault(label, {})[each.name] = bar
-    eps = {each.name: each.first.source.eps for each in found}
-    figure = grouped_bars(groups, source_colors(eps, eps))
-    return figure, f"Accuracy on {found[0].first.setting_label}."
+            groups.setdefault(label, {})[name] = Bar(row.value, row.low, row.high)
+    eps = {name: source.eps for name, source in sources.items()}
+    usual = ("standard", "robust", None)
+    other = {name for name, each in sources.items() if each.training not in usual}
+    figure = grouped_bars(groups, source_colors(eps, eps, other))
+    return figure, f"Accuracy on {row.setting_label}."
 
 
 def _accuracy(row: Row | None) -> str | None:

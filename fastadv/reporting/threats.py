@@ -25,12 +25,18 @@ def source_threat(row: Row) -> Threat | None:
     return None if source.eps is None else threat(source.norm, source.eps)
 
 
-def training_label(trained: Threat | None) -> str:
-    """Describe how a source was trained, by norm and eps."""
+def training_label(trained: Threat | None, kind: str | None = None) -> str:
+    """Describe how a source was trained.
+
+    Args:
+        trained: Norm and eps of its training; None if unknown.
+        kind: A key of `fastadv.threat.TRAINING_KINDS`; None where `trained` decides.
+    """
+    named = {"texture": "texture-trained", "other": "other training"}.get(kind or "")
     if trained is None:
-        return "eps unknown"
+        return named or "eps unknown"
     norm, eps = trained
     if not eps:
-        return "standard"
+        return named or "standard"
     pixels = f"{eps * 255:.4g}/255" if norm == "linf" else f"{eps:g}"
-    return f"{norm} {pixels}"
+    return f"{named}, {norm} {pixels}" if named else f"{norm} {pixels}"

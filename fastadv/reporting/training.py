@@ -13,9 +13,7 @@ from fastadv.runs.directory import RunDirectory
 def training_section(runs: Mapping[str, str | Path], text: str) -> Section:
     """Make a section with the curves of training runs.
 
-    Args:
-        runs: Run directories by the name of the source.
-        text: What was trained.
+    `runs` are the run directories by the name of the source; `text` describes them.
     """
     logs = {name: RunDirectory(Path(run)).events() for name, run in runs.items()}
     caption = "Training loss and validation accuracy by epoch."

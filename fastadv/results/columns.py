@@ -13,13 +13,13 @@ from fastadv.errors import ConfigError, unknown_name
 from fastadv.results.schema import SCHEMA
 from fastadv.results.settings import KINDS
 
-# Where a bare name of a column is looked for, after the columns of the row itself.
+# Structs in which a column without a dot is searched, after the row itself.
 _WITHIN = ("target", "attack", "source", *KINDS, "provenance")
 _OTHER_NAMES = {"dataset": "target.name", "source": "source.name"}
 
 
 def column_path(name: str) -> list[str]:
-    """Return where a column is: its name, and those of the members of structs.
+    """Return the path of a column: its name, then names of members of structs.
 
     Raises:
         ConfigError: There is no such column.
@@ -67,20 +67,19 @@ def passes(column: pa.ChunkedArray, value: Any) -> pa.ChunkedArray:
     try:
         return pc.or_(missing, pc.is_in(column, pa.array(known, column.type)))
     except (pa.ArrowException, TypeError, ValueError) as error:
-        raise ConfigError(
-            f"{value!r} is no value of a column of {column.type}"
-        ) from error
+        what = f"{value!r} is no value of a column of {column.type}"
+        raise ConfigError(what) from error
 
 
-def parse_filters(words: Sequence[str]) -> dict[str, Any]:
-    """Return the filters that a command line names.
+def parse_filters(texts: Sequence[str]) -> dict[str, Any]:
+    """Return the filters that texts such as `eps=4/255,8/255` stand for.
 
     Args:
-        words: `NAME=VALUE` each, with several values between commas; `none` is a missing
+        texts: `NAME=VALUE` each, with several values between commas; `none` is a missing
             value, and a number may be a fraction such as `4/255`.
 
     Raises:
-        ConfigError: A word is no filter, a column is unknown, or a value is not of its
+        ConfigError: A text is no filter, a column is unknown, or a value is not of its
             type.
 
     Example:
@@ -88,16 +87,16 @@ def parse_filters(words: Sequence[str]) -> dict[str, Any]:
         [0]
     """
     filters = {}
-    for word in words:
-        name, given, text = word.partition("=")
+    for text in texts:
+        name, given, values = text.partition("=")
         if not given:
-            raise ConfigError(f"{word!r} is no filter; write NAME=VALUE")
+            raise ConfigError(f"{text!r} is no filter; write NAME=VALUE")
         kind = _type_of(column_path(name))
         try:
-            filters[name] = [_parse(each, kind) for each in text.split(",")]
+            filters[name] = [_parse(value, kind) for value in values.split(",")]
         except (ValueError, KeyError, ZeroDivisionError):
             raise ConfigError(
-                f"{word!r}: {text!r} is no value of type {kind}"
+                f"{text!r}: {values!r} is no value of type {kind}"
             ) from None
     return filters
 

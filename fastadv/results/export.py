@@ -23,11 +23,7 @@ def summary(table: ResultsTable, **filters: Any) -> str:
     """Return rows as an aligned table for a terminal, one line each.
 
     The column `images` is the number of training images of a transfer, and the number of
-    evaluated images of any other kind.
-
-    Args:
-        table: The results table.
-        filters: As in `ResultsTable.rows`.
+    evaluated images of any other kind. Filters are as in `ResultsTable.rows`.
     """
     names = ("kind", "source", "source.eps", "setting_label")
     more = ("num_pool", "n", "seed", "metric", "attack", "identity")

@@ -17,17 +17,17 @@ if TYPE_CHECKING:
     from fastadv.results.settings import Setting
 
 
-def digest(what: Any) -> str:
+def digest(values: Any) -> str:
     """Return a hash of plain values, 32 hexadecimal digits.
 
     Args:
-        what: Anything that JSON can hold; the order of keys does not count.
+        values: Anything that JSON can hold; the order of keys does not count.
 
     Example:
         >>> digest({"a": 1, "b": [2.5, None]}) == digest({"b": [2.5, None], "a": 1})
         True
     """
-    text = json.dumps(what, sort_keys=True)
+    text = json.dumps(values, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 

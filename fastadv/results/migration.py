@@ -1,6 +1,6 @@
 """Rows of schema 1, 2 and 3, all of them transfers, as rows of today.
 
-Only here is text of a row ever read: those versions kept hyper-parameters, attack and
+Only this module reads the text of a row: old versions kept hyper-parameters, attack and
 environment as JSON, and departures from a protocol as English in the column `notes`.
 """
 
@@ -128,6 +128,7 @@ def _setting(
     method = used.get("method")
     same = ("batch_size", "momentum", "weight_decay", "frozen_bn", "select_every")
     more = ("freeze_by_name", "normal_head", "precision", "solver", "augment")
+    taken: dict[str, Any] = {name: used.get(name) for name in (*same, *more)}
     return TransferSetting(
         mode=old.get("mode") or "",
         k_blocks=old.get("k_blocks"),
@@ -149,7 +150,7 @@ def _setting(
         chosen_c=used.get("C"),
         chosen_lr=used.get("lr"),
         chosen_epoch=used.get("epoch"),
-        **{name: used.get(name) for name in (*same, *more)},
+        **taken,
     )
 
 

@@ -14,11 +14,11 @@ read, and only after a file that holds all of their rows is durable, has a new n
 has been there for `GRACE` seconds.
 
 Nothing is lost. Take a row and, among the files that were ever made with it, the one made
-last. Whoever removed that file would have made a later one with the same row. For this a
-merge copies all the rows of its input, also those that another merged part holds: two
-merges that each left out what the other had would lose it. A part that is written again
-under its old name, by a second writer of the same `once` rows that looked before the
-first one's part was merged, holds the same numbers and may be removed with the name.
+last. A process that removed that file would have made a later one with the same row. For
+this a merge copies all the rows of its input, even if another merged part holds them: two
+merges that each left out the rows of the other would lose them. A part may be written
+again under its old name, by a second writer of the same `once` rows that listed the folder
+before the first one's part was merged. It holds the same numbers and may be removed, too.
 
 Nothing is doubled. The same row may be in several files: after kill -9 between the two
 halves of a merge, after two merges of the same parts, or because of that second writer.
@@ -28,11 +28,12 @@ parts once for each identity. So does a merge, which keeps this true: a file tha
 
 Nothing is overlooked. A listing that took less than `GRACE` cannot miss both a merged
 part and the parts it replaces: those were there for `GRACE` after it was. A slower one is
-repeated. A file that is gone when it is opened was merged; the table is read again.
+repeated. If a file cannot be found when it is opened, it was merged, and the table is read
+again.
 
 A part with a column that only a later fastadv knows is not merged. A merge that is killed
 or finds the disk full leaves at most a temporary file, or parts that the merged one
-holds, too; the next merge takes them up.
+holds, too; the next merge includes them.
 """
 
 from __future__ import annotations
@@ -211,13 +212,13 @@ def count_appended(folder: Path) -> int:
 
 
 def merge(folder: Path, *, everything: bool = False) -> int:
-    """Merge parts, as the module says; return how many were merged.
+    """Merge parts as described above, and return how many were merged.
 
     Args:
         folder: The folder of the table.
-        everything: Whether all parts become one, those of older schema versions
-            included. Otherwise the parts of single appends are merged, with merged parts
-            that hold no more rows than what is merged so far: of N rows there are then
+        everything: Whether all parts become one, including parts of older schema
+            versions. Otherwise the parts of single appends are merged, with merged parts
+            that hold no more rows than the parts chosen before them: N rows are then in
             about log N merged parts, and each row is copied about log N times.
 
     Raises:

@@ -9,6 +9,7 @@ from typing import Any
 
 from fastadv.results.identity import digest
 from fastadv.results.settings import Setting
+from fastadv.threat import training_kind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,13 @@ class SourceRecord:
     # Radius of its training in pixel units; 0 for standard training, None if unknown.
     eps: float | None = None
     accuracy: float | None = None  # On its own test images in percent; None if unknown.
+    # How it was trained, a key of `threat.TRAINING_KINDS`; None where `eps` decides.
+    kind: str | None = None
+
+    @property
+    def training(self) -> str | None:
+        """How it was trained: `kind`, or what `eps` says; None if that is unknown."""
+        return training_kind(self.kind, self.eps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,11 +91,7 @@ class AttackRecord:
 
     @classmethod
     def from_description(cls, description: Mapping[str, Any]) -> AttackRecord:
-        """Return the record of what `Attack.describe()` gives.
-
-        Args:
-            description: Choices by name; those that are no attribute become `options`.
-        """
+        """Return the record of an `Attack.describe()`; unknown names become `options`."""
         given, options = _split(cls, dict(sorted(description.items())))
         return cls(**given, options=options)
 
@@ -113,7 +117,7 @@ class StageRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class ChecksRecord:
-    """What was found of that which makes robust accuracies misleading."""
+    """Results of the checks for reasons why a robust accuracy may mislead."""
 
     probabilities: bool  # Whether every output row is a probability distribution.
     randomised: bool  # Whether two passes over the same images differ.
@@ -131,6 +135,9 @@ class Departure:
     name: str  # Name of the choice, for example `lrs`.
     ours: str  # What was run, as text.
     published: str  # What the protocol publishes, as text.
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.ours} instead of {self.published}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,11 +168,9 @@ class Provenance:
     def from_facts(
         cls, facts: Mapping[str, Any], command: str | None = None
     ) -> Provenance:
-        """Return the record of what `fastadv.environment.provenance()` gives.
+        """Return the record of `fastadv.environment.provenance()`, written by `command`.
 
-        Args:
-            facts: Facts by name; those that are no attribute are packages.
-            command: What writes the row.
+        Unknown names of facts become `packages`.
         """
         given, packages = _split(cls, facts)
         return cls(command=command, **given, packages=packages)

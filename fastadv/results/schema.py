@@ -35,7 +35,7 @@ def _inner(hint: Any) -> Any:
 
 
 def _item(hint: Any) -> Any:
-    """Return `X` of `tuple[X, ...]`; None for what is no tuple."""
+    """Return `X` of `tuple[X, ...]`; None for any other type."""
     return hint.__args__[0] if typing.get_origin(hint) is tuple else None
 
 
@@ -86,7 +86,7 @@ def _reader(hint: Any) -> Callable[[Any], Any]:
 
 
 def _make_schema() -> pa.schema:
-    """Return the columns: those of `Row`, one struct per kind in place of the setting."""
+    """Return the columns of `Row`, with one struct per kind in place of the setting."""
     columns: list[tuple[str, pa.DataType]] = [
         ("part", pa.string()),
         ("kind", pa.string()),
@@ -144,7 +144,7 @@ def is_known(stored: pa.Schema) -> bool:
 
 
 def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Return a table with the columns of `schema`; what it lacks is null.
+    """Return a table with the columns of `schema`; missing ones are null.
 
     Tables of one schema version may differ in the kinds and fields that were known when
     they were written. A cast fills the missing members of structs with null.

@@ -26,6 +26,14 @@ _MODE_LABELS = {
 }
 
 
+def mode_label(mode: str, k_blocks: int) -> str:
+    """Describe what trains in a mode; `k_blocks` is the number of `last_k_blocks`."""
+    if mode == "last_k_blocks":
+        named = {0: "head only", 1: "last block"}
+        return named.get(k_blocks, f"last {k_blocks} blocks")
+    return _MODE_LABELS.get(mode, mode)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Parameter:
     """A named number, for example a parameter of a training method."""
@@ -42,12 +50,23 @@ class MethodRecord:
     norm: str  # Norm of the attack, `l2` or `linf`.
     eps: float  # Radius in pixel units.
     num_steps: int  # Steps of the attack.
+    # Length of a step in pixel units; None for that of the method, for example 2/3 of
+    # the radius for `pgd_at`.
+    step_size: float | None = None
+    random_start: bool = (
+        False  # Whether the attack began at a random point of the ball.
+    )
+    num_restarts: int = 1  # Number of starts per update, of which the worst counts.
     # What the method takes besides the attack, for example `beta`.
     parameters: tuple[Parameter, ...] = ()
 
     def __str__(self) -> str:
         more = "".join(f", {p.name} {p.value:g}" for p in self.parameters)
-        return f"{self.name}, {self.norm} {self.eps:g}, {self.num_steps} steps{more}"
+        size = f" of {self.step_size:g}" if self.step_size is not None else ""
+        start = ", random start" if self.random_start else ""
+        tries = f", {self.num_restarts} restarts" if self.num_restarts > 1 else ""
+        steps = f"{self.num_steps} steps{size}{start}{tries}"
+        return f"{self.name}, {self.norm} {self.eps:g}, {steps}{more}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,12 +88,19 @@ class TransferSetting:
     k_blocks: int | None = None  # Trained blocks before the head, in `last_k_blocks`.
     protocol: str  # Where the settings came from, for example `salman2020`.
     select_on: str  # What chose hyper-parameters: `val`, `test` or `none`.
+    # Accuracy on those images that chose: `clean`, or `robust` for that under attack.
+    select_by: str = "clean"
+    # Whether, after the choice, the network was fitted again to all `num_pool` images.
+    refit: bool = False
     # `lbfgs` or `sgd` for a head on cached features; None for a network that trained.
     solver: str | None = None
-    num_train: int  # Number of images trained on.
+    num_train: int  # Number of images trained on, before a refit to all of the pool.
     num_val: int  # Number of images held out to choose hyper-parameters.
     num_pool: int  # Number of images to use: `num_train + num_val`.
     num_available: int | None = None  # Training images of the target; None if unknown.
+    # How a part of the training images was drawn: `stratified`, or `random` with at least
+    # one image of each class.
+    subset: str = "stratified"
     val_fraction: float | None = None  # Share of training images asked to be held out.
     augment: str | None = None  # Augmentation in training.
     epochs: int | None = None  # Epochs of SGD; None where there were none.
@@ -82,12 +108,17 @@ class TransferSetting:
     # do not depend on that number.
     published_epochs: int | None = None
     batch_size: int | None = None  # Batch size of SGD.
+    optimizer: str = "sgd"  # Name of the optimiser.
     lrs: tuple[float, ...] = ()  # Learning rates that were tried.
-    momentum: float | None = None  # Momentum of SGD.
-    weight_decay: float | None = None  # Weight decay of SGD.
+    # Learning rates of the head that were tried; empty where all of the network has one.
+    lrs_head: tuple[float, ...] = ()
+    strengths: tuple[float, ...] = ()  # Values of C tried; empty for the usual ones.
+    momentum: float | None = None  # Momentum of SGD; beta1 of adaptive optimisers.
+    weight_decay: float | None = None  # Weight decay of the optimiser.
     # When the learning rate falls by ten: `thirds` of the epochs, or `floored_thirds`
-    # (every `epochs // 3` epochs).
+    # (every `epochs // 3` epochs); or how it changes, for example `cosine`.
     schedule: str | None = None
+    warmup_epochs: int = 0  # Epochs over which the learning rate rose linearly.
     frozen_bn: str | None = None  # Mode of frozen layers' BatchNorm, `eval` or `train`.
     # Epochs between evaluations of which the best counts; None if the last epoch counts.
     select_every: int | None = None
@@ -99,30 +130,37 @@ class TransferSetting:
     depends_on_seed: bool = True  # Whether another seed could give another number.
     chosen_c: float | None = None  # Inverse regularisation that was chosen (`lbfgs`).
     chosen_lr: float | None = None  # Learning rate that was chosen.
+    chosen_lr_head: float | None = None  # Learning rate of the head that was chosen.
     chosen_epoch: int | None = None  # Epoch that was chosen, counted from 1.
 
     def key(self) -> tuple[Any, ...]:
         """Return what must be equal for two numbers to be compared.
 
-        A learning rate counts where nothing was chosen, the share of validation images
-        where they chose. Epochs do not count where they are the number the protocol
+        Learning rates and C count where nothing was chosen, the share of validation
+        images where they chose. Epochs do not count where they are the number the protocol
         publishes for so many images, so that a curve over that number is one setting.
         """
         as_published = self.epochs is not None and self.epochs == self.published_epochs
+        fixed = (self.chosen_lr, self.chosen_lr_head, self.chosen_c)
         return (
             self.mode,
             self.k_blocks,
             self.protocol,
             self.select_on,
+            self.select_by,
+            self.refit,
+            self.subset,
             self.solver,
             self.val_fraction if self.select_on == "val" else None,
             self.augment,
             None if as_published else self.epochs,
             self.batch_size,
-            self.chosen_lr if self.select_on == "none" else None,
+            fixed if self.select_on == "none" else None,
+            self.optimizer,
             self.momentum,
             self.weight_decay,
             self.schedule,
+            self.warmup_epochs,
             self.frozen_bn,
             self.select_every,
             self.statistics,
@@ -134,11 +172,7 @@ class TransferSetting:
 
     def label(self) -> str:
         """Return what trained, and the protocol, solver and method that are not usual."""
-        if self.mode == "last_k_blocks":
-            named = {0: "head only", 1: "last block"}
-            phrases = [named.get(self.k_blocks or 0, f"last {self.k_blocks} blocks")]
-        else:
-            phrases = [_MODE_LABELS.get(self.mode, self.mode)]
+        phrases = [mode_label(self.mode, self.k_blocks or 0)]
         if self.protocol != "fastadv":
             phrases.append(f"protocol {self.protocol}")
         if self.solver == "sgd":

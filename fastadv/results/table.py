@@ -1,8 +1,8 @@
 """The results table: a directory of Parquet files that is only ever added to.
 
 Every file, called a part, is written whole or not at all, and several processes may
-append at once; `parts` says how many parts become few. Rows of older schema versions are
-migrated as they are read; a table of any other version is refused.
+append at once; `parts` describes how many parts become few. Rows of older schema versions
+are migrated as they are read; a table of any other version is refused.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from fastadv.results.schema import SCHEMA, from_arrow, to_arrow
 
 log = logging.getLogger(__name__)
 
-# Those who read the folder as one data set pass over names that begin so.
+# Readers of Parquet data sets ignore names that begin with an underscore.
 ARRAYS = "_arrays"
 
 
@@ -69,9 +69,9 @@ class ResultsTable:
         """Make the directory and see that it can be written, before hours of work.
 
         Raises:
-            DataError: It cannot; or what is there is of an unknown schema version, which
-                a `once` table leaves to those who ask for its `identities`: every task
-                of a sweep would open all of its files.
+            DataError: It cannot be written, or a part is of an unknown schema version.
+                A `once` table checks versions only when its `identities` are read: every
+                task of a sweep would open all of its files.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -88,7 +88,7 @@ class ResultsTable:
     def append(self, rows: Sequence[Row]) -> None:
         """Add rows, all of them or none: they are one file.
 
-        A `once` table leaves out those whose identity it has. Rows of one experiment
+        A `once` table leaves out rows whose identity it has. Rows of one experiment
         should be appended together.
 
         Raises:
@@ -103,10 +103,8 @@ class ResultsTable:
             return
         part = parts.new_name("part")
         if self.once:  # Two writers of the same rows write the same file.
-            names = [str(row.identity) for row in rows]
-            part = f"once-{names[0]}"
-            if len(names) > 1:
-                part = f"once-many-{digest(names)}"
+            first, *more = [str(row.identity) for row in rows]
+            part = f"once-many-{digest([first, *more])}" if more else f"once-{first}"
         parts.write(self.path, part, to_arrow(rows, part))
         if parts.count_appended(self.path) >= parts.MANY:
             try:
@@ -183,9 +181,9 @@ class ResultsTable:
 
     def __contains__(self, identity: object) -> bool:
         """Return whether the table has the row, whichever process wrote it."""
-        for old_or_new in ("once", "row"):
-            if (self.path / f"{old_or_new}-{identity}{parts.SUFFIX}").exists():
-                return True
+        own = (f"{kind}-{identity}{parts.SUFFIX}" for kind in ("once", "row"))
+        if any((self.path / name).exists() for name in own):
+            return True
         return any(identity in found for found in self._identities_of_parts())
 
     def identities(self) -> set[str]:
@@ -215,8 +213,8 @@ class ResultsTable:
             filters: Values by name of the column, for example `kind="transfer"`; a list
                 or tuple passes any of its values, None passes a missing value. A member
                 of a struct is named with a dot (`**{"source.eps": 3.0}`), or by its last
-                name alone, which is looked for in the row, its target, attack, source
-                and setting, in this order. `dataset` and `source` are their names.
+                name alone, which is searched in the row, its target, attack, source and
+                setting, in this order. `dataset` and `source` are their names.
 
         Raises:
             DataError: A file is no Parquet file or of an unknown schema version, or a row

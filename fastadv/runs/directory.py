@@ -11,13 +11,13 @@
     .lock                  held by the process that writes here
 
 A checkpoint is written under a temporary name, synced and renamed; then the links are
-replaced. Whatever happens in between, `last` is whole. What a configuration means, and
-what the weights are, is for the caller to know.
+replaced. Whatever happens in between, `last` is whole.
 """
 
 from __future__ import annotations
 
 import io
+import itertools
 import logging
 import os
 import shutil
@@ -137,12 +137,12 @@ class RunDirectory:
 
     def restore_config(self) -> None:
         """Write config.yaml as the newest checkpoint has it, if one can be read."""
-        name = self.path / "config.yaml"
         try:
             state, used, _ = self._newest_state()
         except CheckpointError:
             return
         self.record(state["config"])
+        name = self.path / "config.yaml"
         log.warning("%s was gone or empty: written again from %s", name, used)
 
     def release(self) -> None:
@@ -238,7 +238,7 @@ class RunDirectory:
     ) -> Path:
         """Write checkpoint `step-N`, point `last` (and `best`) at it, drop older ones.
 
-        What `last` was becomes `previous`; a checkpoint that no link points at is
+        `previous` then points at the former `last`. A checkpoint without a link is
         dropped.
 
         Args:
@@ -265,10 +265,7 @@ class RunDirectory:
             write_model(temporary)
             buffer = io.BytesIO()  # torch hides why a write to a file failed
             torch.save(state, buffer)
-            with open(temporary / "state.pt", "wb") as file:
-                file.write(buffer.getbuffer())
-                file.flush()
-                os.fsync(file.fileno())
+            replace_file(temporary / "state.pt", buffer.getbuffer())
             files = sorted(temporary.iterdir())
             sums = "".join(f"{file_sha256(path)}  {path.name}\n" for path in files)
             replace_file(temporary / SUMS, sums.encode())
@@ -296,11 +293,9 @@ class RunDirectory:
 
     def _free_name(self, name: str) -> Path:
         """Return the folder `name`, or `name-2`, ...: no checkpoint is ever rewritten."""
-        path, count = self.checkpoints / name, 1
-        while path.exists():
-            count += 1
-            path = self.checkpoints / f"{name}-{count}"
-        return path
+        others = (f"{name}-{count}" for count in itertools.count(2))
+        paths = map(self.checkpoints.joinpath, itertools.chain([name], others))
+        return next(path for path in paths if not path.exists())
 
     def _point(self, link: str, target: Path) -> None:
         temporary = self.checkpoints / f".{link}-{os.getpid()}"

@@ -1,6 +1,6 @@
 """Several processes as one run: they find each other, decide together and fail together.
 
-Each process is a rank. Ranks that were started by torchrun, Slurm or `--nproc` find each
+Each process is a rank. Ranks that were started by torchrun, Slurm or `launch` find each
 other through the environment (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT). Decisions that
 all must take alike (stop, report, save) go over a gloo group of their own, so that they
 never wait for a GPU.
@@ -56,7 +56,7 @@ class World:
         return self.rank == 0
 
     def device(self, name: str) -> torch.device:
-        """Return the device of this rank, for `--device name`.
+        """Return the device of this rank, where `name` was chosen for the run.
 
         Raises:
             ConfigError: There is no such device, or there are fewer than ranks on this
@@ -79,10 +79,7 @@ class World:
         return torch.device("cuda", self.local_rank)
 
     def per_rank(self, batch_size: int) -> int:
-        """Return how many images of a batch each rank takes.
-
-        Args:
-            batch_size: Number of images that all ranks take together.
+        """Return how many of the `batch_size` images of an update each rank takes.
 
         Raises:
             ConfigError: The ranks cannot share the batch equally.
@@ -156,7 +153,7 @@ def set_random_state(
     """Set torch's generators to a saved state.
 
     Args:
-        states: What `random_state` returned on each rank.
+        states: Result of `random_state` on each rank.
         rank: Number of this rank. If the run did not have it before, `seed` is used.
         seed: Seed of the run.
     """
@@ -182,7 +179,7 @@ def read_environment(environ: Mapping[str, str] = os.environ) -> World:
         raise ConfigError(
             f"{', '.join(f'{name}={environ[name]}' for name in given)} set, but "
             f"{', '.join(n for n in _NEEDED if n not in given)} not: a run of several "
-            "ranks is started by torchrun or --nproc N, which set all of them; for one "
+            "ranks is started by torchrun or `nproc=N`, which set all of them; for one "
             f"process unset {', '.join(given)}"
         )
     rank = _number(environ, "RANK", 0)
@@ -192,7 +189,7 @@ def read_environment(environ: Mapping[str, str] = os.environ) -> World:
         raise ConfigError(
             f"RANK={rank} of WORLD_SIZE={size}, LOCAL_RANK={local_rank} of "
             f"LOCAL_WORLD_SIZE={local_size} cannot be: ranks count from 0 to the size "
-            "less one. Start the run with torchrun or --nproc N"
+            "less one. Start the run with torchrun or `nproc=N`"
         )
     return World(rank, size, local_rank, local_size)
 
@@ -213,7 +210,7 @@ def join_ranks(device: str) -> Iterator[World]:
     its reason, within seconds.
 
     Args:
-        device: The `--device` of the run.
+        device: Name of the device that was chosen for the run.
 
     Raises:
         ConfigError: The world size is wrong, or there are more ranks than devices.
@@ -227,9 +224,8 @@ def join_ranks(device: str) -> Iterator[World]:
         logging.getLogger().setLevel(logging.ERROR)  # warnings come once, from rank 0
     with _reported_once(world):
         own = world.device(device)
-        if own.type == "cuda":
+        if nccl := own.type == "cuda":
             torch.cuda.set_device(own)
-        nccl = own.type == "cuda"
         try:
             dist.init_process_group("cpu:gloo,cuda:nccl" if nccl else "gloo")
         except (dist.DistError, RuntimeError, ValueError) as error:

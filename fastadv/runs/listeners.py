@@ -1,7 +1,7 @@
 """TensorBoard and Weights & Biases as listeners to the events of a run.
 
-A run logs each event once; `RunDirectory.log` writes it down and tells the listeners. A
-listener that fails is reported and left out from then on: it never stops the run.
+A run logs each event once; `RunDirectory.log` writes it down and passes it to the
+listeners. One that fails is reported and left out from then on: it never stops the run.
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ def check_listeners(tensorboard: bool, wandb: str | None, *, writes: bool) -> No
     for package, needed in wanted.items():
         if needed and importlib.util.find_spec(package) is None:
             raise ConfigError(
-                f"--{package} needs the package {package}, which is not installed: "
-                f"pip install 'fastadv[{package}]', or leave --{package} out"
+                f"`{package}` needs the package {package}, which is not installed: "
+                f"pip install 'fastadv[{package}]', or leave `{package}` out"
             )
     if wanted["wandb"] and writes:
         _start("wandb", _log_in)
@@ -139,8 +139,8 @@ def _start(name: str, start: Callable[..., Started], *args: Any) -> Started:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         hint = " (WANDB_MODE=offline needs no account)" if name == "wandb" else ""
         raise ConfigError(
-            f"--{name} could not be started: {reason}; correct it{hint}, or leave "
-            f"--{name} out"
+            f"`{name}` could not be started: {reason}; correct it{hint}, or leave "
+            f"`{name}` out"
         ) from error
 
 

@@ -74,11 +74,11 @@ def parse_options(text: str) -> dict[str, Any]:
         name, has_value, value = part.partition("=")
         if not has_value:
             raise ConfigError(
-                f"--slurm {text!r}: {part!r} is not NAME=VALUE; write for example "
+                f"`slurm={text!r}`: {part!r} is not NAME=VALUE; write for example "
                 "nodes=2,gpus_per_node=8,time=1440"
             )
         if name not in known:
-            raise ConfigError(f"--slurm: {unknown_name('option', name, known)}")
+            raise ConfigError(f"`slurm`: {unknown_name('option', name, known)}")
         options[name] = int(value) if value.isdecimal() else value
     chosen = _DEFAULTS | options
     chosen["time"] = _minutes(chosen["time"])
@@ -87,7 +87,7 @@ def parse_options(text: str) -> dict[str, Any]:
         if not isinstance(value, int) or value < 1:
             also = " of minutes, or D-HH:MM:SS" if name == "time" else ""
             raise ConfigError(
-                f"--slurm {name}={value} must be a number of at least 1{also}"
+                f"`slurm`: {name}={value} must be a number of at least 1{also}"
             )
     # Each rank is one task with one GPU.
     chosen.setdefault("ntasks_per_node", chosen.get("gpus_per_node", 1))
@@ -123,7 +123,7 @@ def submit(
         dry_run: Submit nothing and write nothing.
 
     Returns:
-        What to print: the script with `dry_run`, else the job's number.
+        Text for the user: the script with `dry_run`, else the job's number.
 
     Raises:
         ConfigError: The options are wrong, or submitit is not installed.
@@ -142,7 +142,16 @@ def submit(
         f"export {_VARIABLE}={_SIGNAL}",
     ]
     options["additional_parameters"] = {"requeue": True}
-    executor = _executor(folder, dry_run)
+    kind = _submitit().SlurmExecutor
+    if dry_run and kind.affinity() < 0:
+        # The script can be printed on a machine without Slurm, too.
+        kind = type("SlurmExecutor", (kind,), {"affinity": classmethod(lambda _: 1)})
+    try:
+        executor = kind(folder=folder, max_num_timeout=_REQUEUES)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"`slurm`: {error} Add `dry_run` to print the script alone"
+        ) from None
     executor.update_parameters(**options)
     if dry_run:
         script: str = executor._make_submission_file_text(
@@ -151,7 +160,7 @@ def submit(
         return script.rstrip("\n")
     try:
         job = executor.submit(SlurmTask(module, arguments))
-    except Exception as error:  # submitit passes on whatever sbatch reports
+    except Exception as error:  # submitit raises errors of many types
         raise FastadvError(f"Slurm did not take the job: {error}") from error
     return f"job {job.job_id}: its output is in {folder}"
 
@@ -163,21 +172,7 @@ def _submitit() -> Any:
         from submitit.slurm import slurm
     except ImportError:
         raise ConfigError(
-            "--slurm needs submitit, which is not installed: pip install "
+            "`slurm` needs submitit, which is not installed: pip install "
             "'fastadv[slurm]'"
         ) from None
     return slurm
-
-
-def _executor(folder: Path, dry_run: bool) -> Any:
-    slurm = _submitit()
-    kind = slurm.SlurmExecutor
-    if dry_run and kind.affinity() < 0:
-        # The script can be printed on a machine without Slurm, too.
-        kind = type("SlurmExecutor", (kind,), {"affinity": classmethod(lambda _: 1)})
-    try:
-        return kind(folder=folder, max_num_timeout=_REQUEUES)
-    except RuntimeError as error:
-        raise ConfigError(
-            f"--slurm: {error} Add --dry-run to print the script alone"
-        ) from None

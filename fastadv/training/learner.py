@@ -254,7 +254,7 @@ class Learner:
         """Continue from what `state_dict` returned, to the bit.
 
         Raises:
-            ConfigError: the run computed in a precision that cannot be gone back to.
+            ConfigError: The run computed in a precision that this device cannot choose.
         """
         if state["precision"] != self.precision:
             # `auto` looked at another device; the run goes on as it began.

@@ -6,9 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, TypeAlias
 
-from tyro.conf import arg
-
-from fastadv.attacks.config import AttackConfig
+from fastadv.attacks.config import NORM_ALIAS, AttackConfig, StepsFlag, StepSizeFlag
 from fastadv.errors import ConfigError
 from fastadv.flags import NormName, Pixels
 from fastadv.ranges import ABOVE_0, AT_LEAST_1
@@ -116,15 +114,15 @@ class MethodConfig(AttackConfig):
     data. Default: 4."""
     noise: Annotated[float | None, ABOVE_0] = None
     """Radius of the random start of n_fgsm in units of eps. Default: 2."""
-    norm: Annotated[NormName, arg(aliases=["--constraint"])] = "l2"
+    norm: Annotated[NormName, NORM_ALIAS] = "l2"
     """Norm of the perturbation."""
     eps: Pixels | None = None
     """Radius of the perturbation in [0, 1] pixel units, for example 3 or 4/255; 0 trains
     without attack. Default: 3 for l2, 4/255 for linf."""
-    num_steps: Annotated[int | None, AT_LEAST_1, arg(aliases=["--attack-steps"])] = None
+    num_steps: StepsFlag = None
     """Number of attack steps per update. Default: 10 for trades, mart and discrepancy, 1
     for the methods of a single step, else 3."""
-    step_size: Annotated[Pixels | None, arg(aliases=["--attack-lr"])] = None
+    step_size: StepSizeFlag = None
     """Length of an attack step in [0, 1] pixel units. Default for pgd_at: 2/3 of eps, or
     what fewer than three steps need to cross the ball; the other methods have their
     own."""

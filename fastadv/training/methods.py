@@ -1,8 +1,8 @@
 """Training methods: the loss that is minimised, and the images it is computed on.
 
 A method consists of an objective and an attack. It yields the losses of a batch, one for
-each update; `step.py` makes the updates. The table in `method_config.py` says what each
-method takes and where it was published.
+each update; `step.py` makes the updates. The table in `method_config.py` lists the choices
+of each method.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ class Method:
         yield F.cross_entropy(logits, part.targets), logits
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint needs besides weights; nothing for most methods."""
+        """Return the state that a checkpoint holds beside weights, often none."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -174,10 +174,8 @@ class Trades(Method):
         z_adv = self.attacked(part, part.labels)
         clean, adv = self.net(self.net.normalized(part.images)), self.net(z_adv)
         divergence = kl_to_clean(adv, Context(part.labels, clean)).mean()
-        loss = (
-            F.cross_entropy(clean, part.targets) + self.parameters["beta"] * divergence
-        )
-        yield loss, adv
+        weighted = self.parameters["beta"] * divergence
+        yield F.cross_entropy(clean, part.targets) + weighted, adv
 
 
 class Mart(Method):

@@ -42,24 +42,20 @@ def make_optimizer(
     own: dict[str, Any] = {"lr": lr, "betas": (momentum, _BETA2)}
     if name in ("sgd", "lars", "apex_fused_sgd"):
         own = {"lr": lr, "momentum": momentum}
+    whole = own | {"weight_decay": weight_decay}
     if name == "sgd":
         # Not fused on the CPU: its sums are rounded differently (1e-7 after five steps),
         # and runs begun before would not go on in the same bits.
-        fused = True if cuda else None
-        return torch.optim.SGD(
-            parameters, weight_decay=weight_decay, fused=fused, **own
-        )
+        return torch.optim.SGD(parameters, fused=True if cuda else None, **whole)
     if name == "adamw":
-        return torch.optim.AdamW(
-            parameters, weight_decay=weight_decay, fused=True, **own
-        )
+        return torch.optim.AdamW(parameters, fused=True, **whole)
     if name in _APEX:
         kind = apex_optimizer(_APEX[name])
         if not cuda:
             raise ConfigError(
                 f"`optimizer={name}` needs a CUDA device; use `device=cuda`"
             )
-        return kind(parameters, weight_decay=weight_decay, **own)
+        return kind(parameters, **whole)
     if name not in ("lars", "lamb"):
         raise ValueError(f"unknown optimizer {name!r}")
     weights = [p for p in parameters if p.dim() > 1]
@@ -75,7 +71,7 @@ def apex_optimizer(name: str) -> Callable[..., Optimizer]:
     """Return a class of `apex.optimizers`.
 
     Raises:
-        ConfigError: It cannot be imported; the message says why.
+        ConfigError: It cannot be imported.
     """
     build = "build it from https://github.com/NVIDIA/apex (with --cuda_ext), or use sgd"
     try:
@@ -151,17 +147,13 @@ class LARS(Optimizer):
                 for p, scale in zip(params, local.unbind(), strict=True)
             ]
             steps = torch._foreach_mul(sums, rates)
-            held = [self._momentum(p) for p in params]
+            for p in params:
+                if not self.state[p]:
+                    self.state[p]["momentum"] = torch.zeros_like(p)
+            held = [self.state[p]["momentum"] for p in params]
             torch._foreach_mul_(held, group["momentum"])
             torch._foreach_add_(held, steps, alpha=lr)
             torch._foreach_sub_(params, held)
-
-    def _momentum(self, param: Tensor) -> Tensor:
-        state = self.state[param]
-        if not state:
-            state["momentum"] = torch.zeros_like(param)
-        momentum: Tensor = state["momentum"]
-        return momentum
 
 
 class LAMB(Optimizer):

@@ -25,7 +25,7 @@ _STEPS = 10
 ACTIONS = {
     "fallback": "going back to the weights before it, and on with PGD of three steps",
     "stop": "stopping",
-    "warn": "going on all the same (--on-overfit warn)",
+    "warn": "going on all the same (`on_overfit=warn`)",
 }
 # PGD finds more than a single step in healthy networks, too: 47 against 57 % of CIFAR-10
 # at 8/255 (Wong et al. 2020). After a collapse it is near 0 against 80 and more.
@@ -34,12 +34,12 @@ _GAP, _SHARE = 0.2, 0.5
 
 @dataclass(frozen=True)
 class OverfitCheck:
-    """What one check found.
+    """The accuracies that one check measured, in [0, 1].
 
     Attributes:
-        single_acc: Accuracy under the single-step attack of training, in [0, 1].
-        pgd_acc: Accuracy under PGD, in [0, 1].
-        collapsed: Whether the first says nothing about the second any more.
+        single_acc: Accuracy under the single-step attack of training.
+        pgd_acc: Accuracy under PGD.
+        collapsed: Whether PGD breaks far more images than the single step.
     """
 
     single_acc: float

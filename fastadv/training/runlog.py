@@ -16,12 +16,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fastadv.attacks import PGD
 from fastadv.environment import provenance
 from fastadv.errors import TrainingDiverged
 from fastadv.evaluation.accuracy import Evaluation
+from fastadv.evaluation.rows import evaluation_rows, source_record, store, target_record
 from fastadv.machine import resident_memory
+from fastadv.models.source import open_source
 from fastadv.phases import phase
 from fastadv.progress import Progress
+from fastadv.results.row import Provenance
+from fastadv.results.settings import EvaluationSetting
+from fastadv.results.table import ResultsTable
 from fastadv.runs.directory import RunDirectory
 from fastadv.runs.distributed import World
 from fastadv.training.config import TrainConfig
@@ -61,9 +67,7 @@ class Interval:
     def read(self, last_step: int, world: World) -> dict[str, float]:
         """Return mean loss, accuracy, speed, waiting and memory over all ranks.
 
-        Args:
-            last_step: Number of the last step that was added.
-            world: The ranks.
+        `last_step` is the number of the last step that was added.
 
         Raises:
             TrainingDiverged: A loss of some rank is not finite; the message names the
@@ -106,6 +110,38 @@ def memory_in_use(device: torch.device, *, peak: bool = False) -> int:
         return resident_memory(peak)
     used = torch.cuda.max_memory_allocated if peak else torch.cuda.memory_allocated
     return used(device)
+
+
+def store_final_test(
+    folder: Path,
+    config: TrainConfig,
+    images: RunImages,
+    found: Evaluation,
+    judge: PGD | None,
+) -> None:
+    """Add what the test of the best weights found to the table `FOLDER/results`.
+
+    The same weights are added once, however often their run is resumed.
+
+    Args:
+        folder: Folder of the run.
+        config: Choices of the run.
+        images: Images of the run.
+        found: Accuracies of the best weights on the evaluation split.
+        judge: Attack that the robust accuracy was measured under.
+    """
+    source, test = open_source(str(folder)), images.test
+    name = config.name_with_options(test.name)
+    rows = evaluation_rows(
+        found,
+        judge,
+        source=source_record(source),
+        target=target_record(test, images.resolution, name),
+        setting=EvaluationSetting(split=test.split, augment=source.augment),
+        seed=config.seed,
+        provenance=Provenance.from_facts(provenance(), "fastadv-train"),
+    )
+    store(ResultsTable(folder / "results", once=True), rows, found)
 
 
 @dataclass(frozen=True)
@@ -170,15 +206,15 @@ class RunLog:
             log.warning(doubt)
         if config.method == "discrepancy" and config.init_from is None:
             log.warning(
-                "--method discrepancy holds on to the features of a robust source; without "
-                "--init-from those are random"
+                "`method=discrepancy` holds on to the features of a robust source; without "
+                "`init_from` those are random"
             )
         attack = f"{config.threat}, {config.attack_steps} steps"
         what = attack if self._attacked else "standard"
         if config.data == "shapetex":
             self.note(
-                "--data is shapetex, the built-in procedural set, drawn at "
-                f"{images.resolution} px; --data PATH trains on your images"
+                "`data` is shapetex, the built-in procedural set, drawn at "
+                f"{images.resolution} px; `data=PATH` trains on your images"
             )
         self.note(
             f"{config.arch} on {images.train.name} at {images.resolution} px, {what}: "
@@ -274,7 +310,7 @@ class RunLog:
         return TrainSummary(self._run.path, found.clean.top1, robust, rate)
 
     def diverged(self, error: TrainingDiverged, step: int) -> TrainingDiverged:
-        """Log `error`; return it with what is left on disk and what to do."""
+        """Log `error`; return it with the last checkpoint and what to do."""
         self._run.log("diverged", step=step, reason=str(error))
         last = self._run.checkpoints / "last"
         kept = "no checkpoint had been saved yet"

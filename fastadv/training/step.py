@@ -78,7 +78,7 @@ def train_step(
         attack: The attack; None trains on the images as they are.
         view: The attack view of `model`, which is refreshed here. Required with `attack`.
         seed: Seed of this step's random starts.
-        offset: Number of the first image among those of all ranks.
+        offset: Number of the first image in the batch of all ranks.
         ranks: Number of ranks, each of which has as many images.
         precision: `"fp32"`, or `"bf16"` or `"fp16"` for autocast.
         method: The training method. It replaces `attack`, `view` and `precision`, which

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any, NoReturn
 
 import torch
@@ -29,24 +30,24 @@ from fastadv.runs.listeners import check_listeners, open_listeners
 from fastadv.runs.preemption import StopRequest, stop_on_signal
 from fastadv.runs.profile import StepProfile
 from fastadv.training.config import TrainConfig
-from fastadv.training.final_test import store_final_test
 from fastadv.training.images import RunImages
 from fastadv.training.learner import Learner, judging_attack
 from fastadv.training.optimizer_config import learning_rate
 from fastadv.training.overfit import OverfitWatch, updates_between, watched_images
-from fastadv.training.runlog import Interval, RunLog, TrainSummary
-from fastadv.training.saving import (
-    MAY_CHANGE,
-    METADATA,
-    NO_SCORE,
-    check_finite,
-    open_run,
-)
+from fastadv.training.runlog import Interval, RunLog, TrainSummary, store_final_test
 from fastadv.training.snapshots import draw_pictures, pictured_images
 from fastadv.training.stages import radius_at, side_at
 from fastadv.training.step import StepResult, train_step
 from fastadv.training.validation import Interrupted, Validation
 
+# Choices that may differ when a run is resumed: none of them changes what is computed.
+MAY_CHANGE = (
+    "out", "resume", "device", "workers", "save_minutes", "backend", "data",
+    "dataset_option", "keep_every", "pictures_every", "tensorboard", "wandb", "parallel",
+)  # fmt: skip
+# The parts of the state that are saved with the weights, too.
+METADATA = ("config", "resolution", "classes", "epoch", "step", "best")
+NO_SCORE = -1.0  # below every accuracy
 _LOG_SECONDS = 10.0  # between "train" events; reading the losses waits for the device
 
 
@@ -128,7 +129,12 @@ class Trainer:
             folder, profile, self.device, self.batch_size, self.runlog.note
         )
         prepares = leads and not dry_run
-        state = self.world.share(open_run(self.run, config) if prepares else None)
+        state = None
+        if prepares:
+            state = self.run.prepare(config.to_dict(), resume=config.resume)
+            if state is not None and not self.run.has_best:
+                state["best"] = NO_SCORE  # it is chosen again from the epochs to come
+        state = self.world.share(state)
         self.resumed = state is not None
         try:
             if state is not None:
@@ -173,7 +179,10 @@ class Trainer:
 
     def _save(self, *, best: bool = False, keep: str | None = None) -> None:
         model, state = self.learner.published(), self._state(self.loader.epoch)
-        check_finite(state)
+        if not all(value.isfinite().all() for value in state["weights"].values()):
+            raise TrainingDiverged(
+                f"the weights after step {self.step - 1} are not finite"
+            )
         if self.world.leads:
             metadata = {key: state[key] for key in METADATA}
             self.run.save(
@@ -357,7 +366,7 @@ class Trainer:
         found = self.validation(model, self.test_set, stop)
         names = sorted(set().union(*self.world.gather(self.validation.bad_images)))
         attack = self.learner.attack
-        compiled = attack.compile_report().to_dict() if attack else None
+        compiled = asdict(attack.compile_report()) if attack else None
         summary = self.runlog.tested(found, self.step, names, compiled)
         if self.world.leads:
             store_final_test(

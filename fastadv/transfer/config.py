@@ -73,20 +73,33 @@ class TransferConfig(TrainingImagesConfig, DeviceConfig):
     val_fraction: Annotated[float, Range(0, 1, "()")] = 0.1
     """Share of the training images held out to choose hyper-parameters. Small sets hold out
     more: at least one image of each class that has two."""
-    select_on: Literal["val", "test"] | None = None
+    select_on: Literal["val", "test", "none"] | None = None
     """Images on which hyper-parameters are chosen; test is meant for comparisons with
-    published numbers alone. Default: val; salman2020 chooses on test, utrera2021 chooses
-    nothing."""
+    published numbers alone. With none, nothing is chosen and no image is held out, which
+    needs one learning rate. Default: val, or none where there is nothing to choose;
+    salman2020 chooses on test, utrera2021 chooses nothing."""
+    select_by: Literal["clean", "robust"] | None = None
+    """Accuracy that hyper-parameters are chosen by: on clean images, or under PGD of ten
+    steps with the norm and radius of --method. Default: robust if the method attacks,
+    else clean."""
+    refit: Literal["heads", "all", "none"] = "heads"
+    """What is fitted again, after the choice on validation images, to these and the
+    training images together: heads on cached features (heads), networks that train as well
+    (all), which doubles the time of one learning rate, or nothing (none)."""
     solver: Literal["lbfgs", "sgd"] | None = None
     """How fixed_feature fits the head: exactly, choosing the regularisation (lbfgs), or by
     SGD, choosing the learning rate. Default: lbfgs, unless an SGD flag is given."""
+    strengths: Annotated[tuple[float, ...] | None, ABOVE_0] = None
+    """Inverse regularisation strengths C that lbfgs chooses from. Default: 1e-4 to 1 in
+    powers of ten; 0.01 alone with --select-on none."""
     epochs: Annotated[int | None, AT_LEAST_1] = None
     """Number of epochs of SGD; the learning rate falls by ten after each third. Default:
     150; with utrera2021 100 up to 1,600 images."""
     batch_size: Annotated[int | None, AT_LEAST_1] = None
     """Batch size of SGD. Default: 64; with utrera2021 128."""
     lrs: Annotated[tuple[float, ...] | None, ABOVE_0] = None
-    """Learning rates to choose from. Default: 0.01 and 0.001; with utrera2021 0.1."""
+    """Learning rates to choose from. Default: 0.01 and 0.001, for scratch 0.1 and 0.01;
+    with utrera2021 0.1."""
     momentum: Annotated[float | None, Range(0, 1)] = None
     """Momentum of SGD. Default: 0.9."""
     weight_decay: Annotated[float | None, AT_LEAST_0] = None
@@ -133,10 +146,12 @@ class TransferConfig(TrainingImagesConfig, DeviceConfig):
                     f"`seeds={' '.join(map(str, self.seeds))}`: {seed} is there more "
                     "than once, and would be the same row again; give each seed once"
                 )
-        if self.lrs == ():
-            raise ConfigError("`lrs` needs at least one value")
+        for name in ("lrs", "strengths"):
+            if getattr(self, name) == ():
+                raise ConfigError(f"`{name}` needs at least one value")
         self._check_mode()
         self._check_attacks()
+        self._check_selection()
         if self.seed_changes_nothing:
             # Rows that cannot differ would pass for a result that never varies.
             object.__setattr__(self, "seeds", self.seeds[:1])
@@ -167,6 +182,29 @@ class TransferConfig(TrainingImagesConfig, DeviceConfig):
         # Building it raises where the method does not go with its parameters.
         _ = self.method_config
 
+    def _check_selection(self) -> None:
+        if self.select_by == "robust" and self.method == "standard":
+            raise ConfigError(
+                "`select_by=robust` chooses under the attack of the training method, and "
+                "`method=standard` has none; add `method=pgd_at` or another that attacks"
+            )
+        if self.select_by is not None and self.selects_on == "none":
+            raise ConfigError(
+                f"`select_by={self.select_by}`: there is nothing to choose; give several "
+                "learning rates in `lrs`, or leave `select_by` out"
+            )
+        if self.select_on == "none":
+            given, name = (self.strengths, "strengths")
+            if not (self.on_cached_features and self.exact):
+                given, name = (self.rates, "lrs")
+            if given is not None and len(given) > 1:
+                listed = " ".join(f"{value:g}" for value in given)
+                raise ConfigError(
+                    f"`select_on=none` chooses nothing, but there are {len(given)} values "
+                    f"of `{name}`: {listed}; give one, for example "
+                    f"`{name}={given[0]:g}`"
+                )
+
     def _check_mode(self) -> None:
         if (self.k is None) == (self.mode == "last_k_blocks"):
             raise ConfigError(
@@ -195,6 +233,11 @@ class TransferConfig(TrainingImagesConfig, DeviceConfig):
             raise ConfigError(
                 f"`{given[0]}` belongs to `solver=sgd`; lbfgs is exact and takes no such "
                 "choice"
+            )
+        if self.strengths is not None and not (self.on_cached_features and self.exact):
+            raise ConfigError(
+                "`strengths` belongs to `mode=fixed_feature` with `solver=lbfgs`, not to "
+                "SGD; give learning rates in `lrs` there"
             )
         if self.on_cached_features and self.method != "standard":
             raise ConfigError(
@@ -229,14 +272,45 @@ class TransferConfig(TrainingImagesConfig, DeviceConfig):
             self.on_cached_features
             and self.exact
             and self.num_train is None
-            and self.select_on == "test"
+            and self.selects_on != "val"
         )
+
+    @property
+    def rates(self) -> tuple[float, ...] | None:
+        """Learning rates to choose from; None for those of a published protocol."""
+        if self.lrs is not None or self.protocol != "fastadv":
+            return self.lrs
+        # A network with random weights needs longer steps than one that is fine-tuned.
+        return (0.1, 0.01) if self.mode == "scratch" else (0.01, 0.001)
+
+    @property
+    def selects_on(self) -> Literal["val", "test", "none"]:
+        """Images on which hyper-parameters are chosen, after protocol and flags."""
+        if self.select_on is not None:
+            return self.select_on
+        if self.protocol != "fastadv":
+            return "none" if self.protocol == "utrera2021" else "test"
+        exact = self.on_cached_features and self.exact
+        choices = self.strengths if exact else self.rates
+        return "none" if choices is not None and len(choices) == 1 else "val"
+
+    @property
+    def selects_by(self) -> Literal["clean", "robust"]:
+        """Accuracy that hyper-parameters are chosen by, after method and flags."""
+        if self.selects_on == "none" or self.method == "standard":
+            return "clean"
+        return self.select_by or "robust"
 
     @property
     def holds_out(self) -> bool:
         """Whether hyper-parameters are chosen on a part of the training images."""
-        usual = "val" if self.protocol == "fastadv" else None
-        return (self.select_on or usual) == "val"
+        return self.selects_on == "val"
+
+    @property
+    def refits(self) -> bool:
+        """Whether the result is fitted again to training and validation images."""
+        kinds = ("heads", "all") if self.on_cached_features else ("all",)
+        return self.holds_out and self.refit in kinds
 
     def side(self, source_side: int) -> int:
         """Return the side of the images, for a source trained at `source_side` pixels."""

@@ -10,7 +10,7 @@ import torch
 
 from fastadv.attacks import PGD
 from fastadv.data import ImageSet, Loader, LoaderOptions, make_loader, subset
-from fastadv.data.sets.downscale import Downscaled
+from fastadv.data.sets.subsets import Downscaled
 from fastadv.device import resolve_device
 from fastadv.errors import ConfigError
 from fastadv.models import NormalizedModel
@@ -34,11 +34,13 @@ class SeedSplit:
         seed: Chooses the subset, the split, the initial head and the order of images.
         train: Images that are trained on.
         val: Images that hyper-parameters are chosen on; None if nothing is chosen.
+        pool: All images of the seed: those of `train`, and what is held out of them.
     """
 
     seed: int
     train: ImageSet
     val: ImageSet | None
+    pool: ImageSet
 
 
 @dataclass(frozen=True)
@@ -135,11 +137,11 @@ class Experiment:
 
     def split(self, seed: int) -> SeedSplit:
         """Draw the training and validation images of a seed."""
-        if self.config.holds_out:
-            return SeedSplit(seed, *hold_out(self.config, self.splits.train, seed))
         pool = subset(self.splits.train, self.config.num_train, seed)
+        if self.config.holds_out:
+            return SeedSplit(seed, *hold_out(self.config, pool, seed), pool)
         on_test = self.procedure.select_on == "test"
-        return SeedSplit(seed, pool, self.splits.test if on_test else None)
+        return SeedSplit(seed, pool, self.splits.test if on_test else None, pool)
 
     def load_model(self) -> NormalizedModel:
         """Return a fresh copy of the source on the device."""

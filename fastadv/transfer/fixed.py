@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from itertools import chain
 
 import numpy as np
 import torch
 
+from fastadv.data import ImageSet
 from fastadv.errors import TrainingDiverged
 from fastadv.models import NormalizedModel
 from fastadv.transfer.experiment import Experiment, Fitted, SeedSplit
-from fastadv.transfer.heads import LinearHead, choose_head, fit_exact, fit_sgd
+from fastadv.transfer.heads import (
+    MIDDLE_STRENGTH,
+    STRENGTHS,
+    LinearHead,
+    choose_head,
+    fit_exact,
+    fit_sgd,
+)
+from fastadv.transfer.procedure import Procedure
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +38,7 @@ def fit(experiment: Experiment, splits: Sequence[SeedSplit]) -> Iterator[Fitted]
         experiment: Gives features and settings.
         splits: The images of each seed.
 
-    Yields:
+    Returns:
         The source with the head of each seed. These networks share the tensors of the
         trunk.
 
@@ -35,41 +46,77 @@ def fit(experiment: Experiment, splits: Sequence[SeedSplit]) -> Iterator[Fitted]
         DataError: The training images of a seed are all of one class.
         TrainingDiverged: SGD diverged with every learning rate.
     """
-    procedure, features = experiment.procedure, experiment.features
+    experiment.features.test()  # unreadable test images stop the run before the fit
     exact = experiment.config.exact
-    fitted = (_fit_exact if exact else _fit_grid)(experiment, splits)
-    for split, heads in zip(splits, fitted, strict=True):
-        val = features.of(split.val or experiment.splits.test, split.seed)
-        head, choice, value = choose_head(heads, val, experiment.splits.metric)
-        if exact:
-            chosen = {
-                "chosen_c": choice,
-                "solver": "lbfgs",
-                "augment": procedure.augment,
-            }
-        else:
-            # The images behind the features were resized and not augmented.
-            how = {"chosen_lr": choice, "solver": "sgd", "augment": "none"}
-            chosen = procedure.for_setting() | how
-        yield Fitted(_with_head(experiment.frozen, head), chosen, value, head)
+    return (_exact_heads if exact else _sgd_heads)(experiment, splits)
 
 
-def _fit_exact(
+def _exact_heads(
     experiment: Experiment, splits: Sequence[SeedSplit]
-) -> Iterator[dict[float, LinearHead]]:
+) -> Iterator[Fitted]:
+    config, features = experiment.config, experiment.features
+    usual = (MIDDLE_STRENGTH,) if config.selects_on == "none" else STRENGTHS
     for split in splits:
-        train = experiment.features.of(split.train, split.seed)
-        experiment.features.test()  # unreadable test images stop the run before the fit
-        yield fit_exact(train, experiment.num_classes, split.seed)
+        fit_head = partial(fit_exact, classes=experiment.num_classes, seed=split.seed)
+        train = features.of(split.train, split.seed)
+        heads = fit_head(train, strengths=config.strengths or usual)
+        head, strength, value = _chosen(experiment, split, heads)
+        if config.refits:
+            pool = features.of(split.pool, split.seed)
+            head = fit_head(pool, strengths=(strength,))[strength]
+        how = {"chosen_c": strength, "solver": "lbfgs"}
+        how |= {"augment": experiment.procedure.augment}
+        how |= {"strengths": config.strengths or ()}
+        yield Fitted(_with_head(experiment.frozen, head), how, value, head)
 
 
-def _fit_grid(
-    experiment: Experiment, splits: Sequence[SeedSplit]
+def _sgd_heads(experiment: Experiment, splits: Sequence[SeedSplit]) -> Iterator[Fitted]:
+    procedure, refits = experiment.procedure, experiment.config.refits
+    grid = _grid(experiment, splits, [split.train for split in splits], procedure)
+    found = [_chosen(experiment, *pair) for pair in zip(splits, grid, strict=True)]
+    again: dict[int, LinearHead] = {}
+    for lr in {lr for _, lr, _ in found} if refits else ():
+        alike = [
+            split
+            for split, (_, best, _) in zip(splits, found, strict=True)
+            if best == lr
+        ]
+        pools = [split.pool for split in alike]
+        grid = _grid(experiment, alike, pools, replace(procedure, lrs=(lr,)))
+        again |= {
+            split.seed: heads[lr] for split, heads in zip(alike, grid, strict=True)
+        }
+    for split, (head, lr, value) in zip(splits, found, strict=True):
+        # The images behind the features were resized and not augmented.
+        how = {"chosen_lr": lr, "solver": "sgd", "augment": "none"}
+        head = again.get(split.seed, head)
+        model = _with_head(experiment.frozen, head)
+        yield Fitted(model, procedure.for_setting() | how, value, head)
+
+
+def _chosen(
+    experiment: Experiment, split: SeedSplit, heads: Mapping[float, LinearHead]
+) -> tuple[LinearHead, float, float | None]:
+    """Return the best head, its hyper-parameter, and the accuracy that it was chosen by.
+
+    Without images to choose on there is one head, and no accuracy.
+    """
+    if split.val is None:
+        [(only, head)] = heads.items()
+        return head, only, None
+    val = experiment.features.of(split.val, split.seed)
+    return choose_head(heads, val, experiment.splits.metric)
+
+
+def _grid(
+    experiment: Experiment,
+    splits: Sequence[SeedSplit],
+    parts: Sequence[ImageSet],
+    procedure: Procedure,
 ) -> Iterator[dict[float, LinearHead]]:
-    procedure, features = experiment.procedure, experiment.features
+    """Yield the heads of each seed by learning rate, fitted to its part."""
     seeds = [split.seed for split in splits]
-    pool, rows = features.together([split.train for split in splits], seeds)
-    features.test()  # unreadable test images stop the run before the fit
+    pool, rows = experiment.features.together(parts, seeds)
     for of_seed in fit_sgd(
         pool, rows, experiment.num_classes, seeds, procedure, device=experiment.device
     ):

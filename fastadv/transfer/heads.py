@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 # largest is chosen now and then (30 of 252 times in docs/studies); ten and a hundred times
 # as much raised the accuracy on validation images in none of nine such cases.
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+# The one that is used where there are no images to choose on.
+MIDDLE_STRENGTH = 1e-2
 # Rows of the weights are padded to a multiple of 16 numbers: 64 bytes, a cache line.
 _ALIGNED = 16
 
@@ -84,8 +86,13 @@ def choose_head(
     return heads[best], best, values[best]
 
 
-def fit_exact(train: Features, classes: int, seed: int) -> dict[float, LinearHead]:
-    """Return logistic regressions on the features as they are, by C in `STRENGTHS`.
+def fit_exact(
+    train: Features,
+    classes: int,
+    seed: int,
+    strengths: Sequence[float] = STRENGTHS,
+) -> dict[float, LinearHead]:
+    """Return logistic regressions on the features as they are, by C in `strengths`.
 
     L-BFGS minimises the regularised loss of standardised features.
 
@@ -93,6 +100,7 @@ def fit_exact(train: Features, classes: int, seed: int) -> dict[float, LinearHea
         train: Features of the training images.
         classes: Number of classes.
         seed: Seed of the solver.
+        strengths: Inverse regularisation strengths C.
 
     Raises:
         DataError: All training images are of one class.
@@ -109,7 +117,7 @@ def fit_exact(train: Features, classes: int, seed: int) -> dict[float, LinearHea
     scaler = StandardScaler().fit(train.values)
     scaled = scaler.transform(train.values)
     heads = {}
-    for strength in STRENGTHS:
+    for strength in strengths:
         solver = LogisticRegression(C=strength, max_iter=1000, random_state=seed)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", ConvergenceWarning)

@@ -23,8 +23,8 @@ _VERSION = 1
 # resolved values are in the hash instead.
 _NOT_DEFINING = (
     "arch", "backend", "dataset", "dataset_option", "device", "download", "feature_cache",
-    "name", "on_bad_image", "resolution", "results", "seeds", "source", "source_accuracy",
-    "workers",
+    "name", "on_bad_image", "refit", "resolution", "results", "seeds", "select_by",
+    "select_on", "source", "source_accuracy", "workers",
 )  # fmt: skip
 
 
@@ -57,7 +57,7 @@ def row_identity(
         splits: The data set that `config.dataset` names.
         resolution: Side of the images in pixels.
     """
-    chosen = changed_values(config, _NOT_DEFINING)
+    chosen = changed_values(config, _NOT_DEFINING) | _selection(config)
     if config.solver and replace(config, solver=None).exact == config.exact:
         del chosen["solver"]  # it was given, and is the default for these choices
     what = {
@@ -72,3 +72,20 @@ def row_identity(
     if options := config.defining_options:
         what["dataset_options"] = options
     return digest(what)
+
+
+def _selection(config: TransferConfig) -> dict[str, Any]:
+    """Return how hyper-parameters are chosen, less what older tables took for granted.
+
+    There, images were held out even if there was nothing to choose, clean accuracy chose,
+    and nothing was fitted again.
+    """
+    usual = {"fastadv": "val", "salman2020": "test", "utrera2021": "none"}
+    found: dict[str, Any] = {}
+    if config.selects_on != usual[config.protocol]:
+        found["select_on"] = config.selects_on
+    if config.selects_by != "clean":
+        found["select_by"] = config.selects_by
+    if config.refits:
+        found["refit"] = True
+    return found

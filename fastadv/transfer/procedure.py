@@ -42,8 +42,11 @@ _NOT_NORMALISED = Defect(
 _TARGET_STATISTICS = Defect(
     code="target_statistics", text="inputs normalised by the target's statistics"
 )
-# The choice that repairs a defect.
-_REPAIRS = {_TRAIN_BN: ("frozen_bn", "eval"), _ON_TEST: ("select_on", "val")}
+# The choices that repair a defect.
+_REPAIRS = {
+    _TRAIN_BN: ("frozen_bn", ("eval",)),
+    _ON_TEST: ("select_on", ("val", "none")),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +63,8 @@ class Procedure:
         frozen_bn: Mode of the BatchNorm of frozen layers.
         select_on: Images that learning rate and epoch are chosen on. With `none` there is
             one learning rate, the last epoch counts, and no image is held out.
+        select_by: Accuracy on them that counts: `clean`, or `robust` under attack.
+        refit: Whether the chosen network is fitted again to all images of the pool.
         floored_thirds: Whether the learning rate falls every `epochs // 3` epochs, and so
             once more in what that leaves over; otherwise it falls after each third.
         select_every: Epochs between evaluations of which the best counts; None if the
@@ -81,6 +86,8 @@ class Procedure:
     augment: Literal["auto", "none", "crop_flip", "rrc", "utrera"] = "auto"
     frozen_bn: Literal["eval", "train"] = "eval"
     select_on: Literal["val", "test", "none"] = "val"
+    select_by: Literal["clean", "robust"] = "clean"
+    refit: bool = False
     floored_thirds: bool = False
     select_every: int | None = None
     statistics: Statistics | None = None
@@ -92,8 +99,9 @@ class Procedure:
 
     def for_setting(self) -> dict[str, Any]:
         """Return the fields of a `TransferSetting` that say how SGD trained."""
-        left_out = ("defects", "departures", "select_on", "floored_thirds")
-        names = {field.name for field in fields(self)} - set(left_out)
+        chosen_by = {"select_on", "select_by", "refit"}
+        left_out = {"defects", "departures", "floored_thirds"} | chosen_by
+        names = {field.name for field in fields(self)} - left_out
         schedule = "floored_thirds" if self.floored_thirds else "thirds"
         return {name: getattr(self, name) for name in names} | {"schedule": schedule}
 
@@ -134,9 +142,17 @@ def make_procedure(
         published = Procedure()
     given: dict[str, Any] = {
         name: getattr(config, name)
-        for name in (*SGD_CHOICES, "select_on", "frozen_bn")
+        for name in SGD_CHOICES
         if getattr(config, name) is not None
     }
+    given |= {"select_on": config.selects_on, "select_by": config.selects_by}
+    given |= {"refit": config.refits}
+    if config.frozen_bn is not None:
+        given["frozen_bn"] = config.frozen_bn
+    if config.rates is not None:
+        given["lrs"] = config.rates
+    if config.selects_on == "none":
+        given["select_every"] = None
     if config.augment != "auto":
         given["augment"] = config.augment
     departures = _never_run(config)
@@ -150,14 +166,16 @@ def make_procedure(
             for name, value in ours.items()
             if value != theirs[name]
         ]
-    repaired = [d for d, (name, value) in _REPAIRS.items() if given.get(name) == value]
+    repaired = [d for d, (name, good) in _REPAIRS.items() if given.get(name) in good]
     defects = tuple(d for d in published.defects if d not in repaired)
     given |= {"defects": defects, "departures": tuple(departures)}
     found = replace(published, **given)
-    if found.select_on == "none" and len(found.lrs) > 1:
+    exact = config.on_cached_features and config.exact
+    if found.select_on == "none" and len(found.lrs) > 1 and not exact:
         raise ConfigError(
-            f"`lrs={_text(found.lrs)}`: `protocol={config.protocol}` has one learning "
-            "rate and chooses nothing; give one, or `select_on=val`"
+            f"`lrs={_text(found.lrs)}`: `protocol={config.protocol}` with "
+            "`select_on=none` has one learning rate and chooses nothing; give one, or "
+            "`select_on=val`"
         )
     return found
 

@@ -12,9 +12,10 @@
     num_train: [100, 400, null]
 
 Every other key is a flag of `fastadv-transfer`. A list where the flag takes one value is
-an axis. `lr` is an axis of single learning rates, one row each; `lrs` are candidates that
-one row chooses from. Keys of a protocol override those of a data set, these override keys
-of a source, and these the top level. This module imports no torch.
+an axis. `lr` is an axis of single learning rates, one row each, all judged on validation
+images unless `select_on` says otherwise; `lrs` are candidates that one row chooses from.
+Keys of a protocol override those of a data set, these override keys of a source, and
+these the top level. This module imports no torch.
 """
 
 from __future__ import annotations
@@ -134,4 +135,10 @@ def _expanded(values: dict[str, Any]) -> Iterator[dict[str, Any]]:
         one = values | dict(zip(axes, choice, strict=True))
         if "lr" in one:
             one["lrs"] = (one.pop("lr"),)
+            if (
+                len(axes.get("lr", ())) > 1
+                and one.get("protocol", "fastadv") == "fastadv"
+            ):
+                # The rows are compared with each other, so each needs what chooses.
+                one.setdefault("select_on", "val")
         yield one

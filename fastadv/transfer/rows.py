@@ -50,6 +50,8 @@ def transfer_rows(
             k_blocks=config.k,
             protocol=config.protocol,
             select_on=experiment.procedure.select_on,
+            select_by=experiment.procedure.select_by,
+            refit=experiment.procedure.refit,
             num_train=num_train,
             num_val=num_val,
             num_pool=num_train + num_val,

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from fastadv.data import DatasetSplits, subset
+from fastadv.data import DatasetSplits, ImageSet, subset
 from fastadv.errors import ConfigError, DataError, FastadvError
 from fastadv.models.source import Source, open_source
 from fastadv.reporting.literature import PUBLISHED_SIDE
 from fastadv.results.table import ResultsTable
 from fastadv.runs.tasks import Place, Task
+from fastadv.threat import training_kind
 from fastadv.transfer.config import TransferConfig
 from fastadv.transfer.freezing import choose_trained
 from fastadv.transfer.identity import changed_values, row_identity
@@ -162,14 +163,22 @@ def _warn_of_other_descriptions(
     """
     if not any(identities for *_, identities in checked):
         return
-    names = ("source", "source_norm", "source_eps", "source_accuracy")
+    names = ("source", "source_norm", "source_eps", "source_accuracy", "source_kind")
     columns = ("source.name", "source.norm", "source.eps", "source.accuracy")
-    rows = {row["identity"]: row for row in table.columns("identity", *columns)}
+    rows = {
+        row["identity"]: row
+        for row in table.columns("identity", *columns, "source.kind")
+    }
     differing: Counter[str] = Counter()
     for config, source, identities in checked:
-        now = (source.name, source.norm, source.eps, config.source_accuracy)
+        now = (
+            *(source.name, source.norm, source.eps, config.source_accuracy),
+            source.kind,
+        )
         for identity in identities:
-            then = [rows[identity][column] for column in columns]
+            row = rows[identity]
+            then = [row[column] for column in columns]
+            then.append(training_kind(row["source.kind"], row["source.eps"]))
             stated = zip(names, then, now, strict=True)
             found = [
                 f"{name} {old}, not {new}" for name, old, new in stated if old != new
@@ -184,6 +193,12 @@ def _warn_of_other_descriptions(
             count,
             difference,
         )
+
+
+def _draw(config: TransferConfig, train: ImageSet) -> ImageSet:
+    """Draw the images of the first seed, to see whether there are enough."""
+    pool = subset(train, config.num_train, config.seeds[0])
+    return hold_out(config, pool, config.seeds[0])[0] if config.holds_out else pool
 
 
 class _Opened:
@@ -214,11 +229,7 @@ class _Opened:
         train, part = splits.train, (config.num_train, config.val_fraction)
         fits = self._try(
             ("part", config.dataset, train.fingerprint, part, config.holds_out),
-            lambda: (
-                hold_out(config, train, config.seeds[0])
-                if config.holds_out
-                else subset(train, config.num_train, config.seeds[0])
-            ),
+            lambda: _draw(config, train),
             f"{config.dataset}: ",
         )
         if fits and config.mode == "last_k_blocks":

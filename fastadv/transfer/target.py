@@ -7,9 +7,9 @@ from functools import cache
 
 import numpy as np
 
-from fastadv.data import DatasetSplits, ImageSet, open_dataset, subset, train_val_split
+from fastadv.data import DatasetSplits, ImageSet, open_dataset, train_val_split
 from fastadv.data.config import dataset_options
-from fastadv.errors import DataError
+from fastadv.errors import ConfigError, DataError
 from fastadv.transfer.config import TransferConfig
 
 log = logging.getLogger(__name__)
@@ -30,22 +30,28 @@ def open_target(config: TransferConfig, resolution: int) -> DatasetSplits:
 
 
 def hold_out(
-    config: TransferConfig, train: ImageSet, seed: int
+    config: TransferConfig, pool: ImageSet, seed: int
 ) -> tuple[ImageSet, ImageSet]:
-    """Split a seed's images into a training and a validation part.
+    """Split the images of a seed into a training and a validation part.
 
     Every class of two or more images has one in the validation part, which can be far
     more than `config.val_fraction` if there are few images. That is logged once in each
     process, however many seeds and tasks it concerns.
 
     Raises:
-        ConfigError: There are too few images for that, or for `config.num_train`.
+        ConfigError: No class has two images.
     """
-    pool = subset(train, config.num_train, seed)
+    if np.bincount(pool.labels).max() < 2:
+        raise ConfigError(
+            f"{pool.name}: no class of the {len(pool)} training images has two, so none "
+            "can be held out to choose hyper-parameters; choose nothing "
+            "(`select_on=none`, with one value of `lrs`), or use more images in "
+            "`num_train`"
+        )
     kept, val = train_val_split(pool, config.val_fraction, seed)
     if len(val) > _CLEARLY_MORE * config.val_fraction * len(pool):
         _warn_once(
-            f"{train.name}: {len(val)} of {len(pool)} images "
+            f"{pool.name}: {len(val)} of {len(pool)} images "
             f"({len(val) / len(pool):.0%}) are held out for validation, not "
             f"`val_fraction={config.val_fraction:g}`, since every class of two or more "
             f"gives one; {len(kept)} are trained on"

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from fastadv.data import Loader
+from fastadv.attacks import PGD
+from fastadv.data import ImageSet, Loader
 from fastadv.data.counter import derive_key
 from fastadv.errors import TrainingDiverged
 from fastadv.evaluation.judging import evaluate
@@ -29,8 +30,15 @@ from fastadv.transfer.procedure import Procedure
 log = logging.getLogger(__name__)
 
 
+# Steps of the attack under which hyper-parameters are chosen.
+_SELECTION_STEPS = 10
+
+
 def fit(experiment: Experiment, split: SeedSplit) -> Fitted:
     """Fine-tune with every learning rate and return the network that is best.
+
+    With `procedure.refit`, another network is then trained on training and validation
+    images, with the learning rate and for the epochs that were chosen.
 
     Args:
         experiment: Gives the source, the batches and the settings.
@@ -39,16 +47,14 @@ def fit(experiment: Experiment, split: SeedSplit) -> Fitted:
     Raises:
         TrainingDiverged: Training diverged with every learning rate.
     """
-    procedure, metric = experiment.procedure, experiment.splits.metric
+    procedure = experiment.procedure
     judge = None if split.val is None else experiment.loader(split.val, train=False)
     best: tuple[float, float, int, NormalizedModel] | None = None
     diverged: TrainingDiverged | None = None
     for lr in procedure.lrs:
         try:
-            for epoch, model in _candidates(experiment, lr, split):
-                value = 0.0
-                if judge is not None:
-                    value = evaluate(model, judge).clean.value(metric)
+            for epoch, model in _candidates(experiment, lr, split.train, split.seed):
+                value = 0.0 if judge is None else _value(experiment, model, judge)
                 if best is None or value > best[0]:
                     last = epoch == procedure.epochs
                     best = value, lr, epoch, model if last else copy.deepcopy(model)
@@ -60,6 +66,11 @@ def fit(experiment: Experiment, split: SeedSplit) -> Fitted:
     if judge is not None:
         experiment.note_bad(judge)
     value, lr, epoch, model = best
+    if procedure.refit:
+        for again, trained in _candidates(experiment, lr, split.pool, split.seed):
+            model = trained
+            if again == epoch:
+                break
     chosen = procedure.for_setting() | {"chosen_lr": lr, "chosen_epoch": epoch}
     config = experiment.config
     if config.precision != "fp32":
@@ -78,8 +89,18 @@ def fit(experiment: Experiment, split: SeedSplit) -> Fitted:
     return Fitted(model, chosen, None if judge is None else value)
 
 
+def _value(experiment: Experiment, model: NormalizedModel, judge: Loader) -> float:
+    """Return the accuracy that hyper-parameters are chosen by, in [0, 1]."""
+    training, attack = experiment.config.method_config, None
+    if experiment.procedure.select_by == "robust" and training is not None:
+        attack = PGD.judge(training.threat, _SELECTION_STEPS)
+    found = evaluate(model, judge, attack)
+    accuracy = found.clean if found.robust is None else found.robust
+    return accuracy.value(experiment.splits.metric)
+
+
 def _candidates(
-    experiment: Experiment, lr: float, split: SeedSplit
+    experiment: Experiment, lr: float, images: ImageSet, seed: int
 ) -> Iterator[tuple[int, NormalizedModel]]:
     """Yield the network after each epoch that may be chosen; it trains on afterwards."""
     config, procedure = experiment.config, experiment.procedure
@@ -87,16 +108,16 @@ def _candidates(
     if config.mode == "scratch":
         mean, std = model.mean.tolist(), model.std.tolist()
         model = create_model(
-            model.arch, experiment.num_classes, mean=mean, std=std, seed=split.seed
+            model.arch, experiment.num_classes, mean=mean, std=std, seed=seed
         )
         model.to(experiment.device).to(memory_format=torch.channels_last)
-    prepare_model(model, experiment.num_classes, split.seed, procedure)
+    prepare_model(model, experiment.num_classes, seed, procedure)
     trained = choose_trained(
         model, config.mode, config.k, by_name=procedure.freeze_by_name
     )
     training = config.method_config
     method = make_method(model, training, experiment.resolution, config.precision)
-    loader = experiment.loader(split.train, train=True, seed=split.seed)
+    loader = experiment.loader(images, train=True, seed=seed)
     title = config.mode.replace("_", " ")
     every = procedure.select_every
     for epoch in fine_tune(model, trained, loader, lr, procedure, method, title):

@@ -23,6 +23,7 @@ from fastadv.models import (
     state_hash,
 )
 from fastadv.models.dialects import from_lukemelas
+from fastadv.models.export import export_source
 from fastadv.models.input_conventions import CONVENTIONS, make_rgb
 from fastadv.models.source import open_source
 
@@ -98,6 +99,34 @@ def test_options_say_what_the_file_does_not(
     assert plain.digest == file_sha256(path) == source.file_digest
     assert source.digest != plain.digest  # another model of the same file
     assert open_source(words).digest == source.digest
+
+
+def test_the_kind_of_training_is_stated_or_follows_from_eps(
+    model: NormalizedModel, tmp_path: Path
+) -> None:
+    path = tmp_path / "w.safetensors"
+    save_model(model, path)
+    kinds = {"": None, ",eps=0": "standard", ",eps=0.5": "robust"}
+    kinds |= {",eps=0,kind=texture": "texture", ",kind=other": "other"}
+    assert {o: open_source(f"{path}{o}").kind for o in kinds} == kinds
+    for options in ("eps=0,kind=robust", "eps=1,kind=standard"):
+        with pytest.raises(ConfigError, match="does not go with eps"):
+            open_source(f"{path},{options}")
+    assert "accepted: standard (" in refused(f"{path},kind=stylised")
+    export_source(open_source(f"{path},eps=0,kind=texture"), path, "safetensors")
+    assert open_source(str(path)).kind == "texture"  # the file states it now
+
+
+def test_networks_of_stylized_images_are_known_by_name(tmp_path: Path) -> None:
+    model = create_model("resnet50", 2, seed=0)
+    path = tmp_path / "resnet50_train_60_epochs-c8e5653e.pth.tar"
+    state = {f"module.{key}": value for key, value in model.net.state_dict().items()}
+    torch.save({"state_dict": state, "arch": "resnet50", "epoch": 60}, path)
+    source = open_source(str(path))
+    assert (source.arch, source.eps, source.kind) == ("resnet50", 0.0, "texture")
+    path.rename(tmp_path / "resnet50-c8e5653e.pth")
+    source = open_source(str(tmp_path / "resnet50-c8e5653e.pth"))
+    assert (source.arch, source.kind) == ("resnet50", None)
 
 
 def test_a_stated_normalisation_wins_over_no_option(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -419,3 +420,28 @@ def test_the_best_of_several_standard_sources_stands_for_them() -> None:
     [found] = compare(make_cells(typed(rows)))
     assert found.standard.source == "b"
     assert found.by == "val"
+
+
+def test_a_texture_trained_source_is_no_standard_one() -> None:
+    sources = (("a", 0.0, 50.0), ("stylized", 0.0, 55.0), ("r", 1.0, 56.0))
+    rows = typed(
+        [row(source=s, source_eps=eps, value=value) for s, eps, value in sources]
+    )
+    texture = replace(rows[1].source, kind="texture")
+    rows[1] = replace(rows[1], source=texture)
+    cells = make_cells(rows)
+    assert {c.source: (c.kind, c.label) for c in cells} == {
+        "a": ("standard", "standard"),
+        "stylized": ("texture", "texture-trained"),
+        "r": ("robust", "l2 1"),
+    }
+    [found] = compare(cells)
+    assert (found.standard.source, found.difference, found.by) == ("a", 6.0, "")
+
+
+def test_a_texture_trained_source_has_no_published_number_of_a_standard_one() -> None:
+    [plain] = typed([row(dataset="aircraft", source_eps=0.0, resolution=224)])
+    texture = replace(plain, source=replace(plain.source, kind="texture"))
+    [cell], [other] = make_cells([plain]), make_cells([texture])
+    assert cell.published({}) == 38.69
+    assert other.published({}) is None

@@ -118,7 +118,7 @@ def test_a_preempted_job_saves_and_requeues_itself(
     ],
 )
 def test_options_that_cannot_be(text: str, complaint: str) -> None:
-    with pytest.raises(ConfigError, match="--slurm") as caught:
+    with pytest.raises(ConfigError, match="`slurm") as caught:
         parse_options(text)
     assert complaint in str(caught.value)
 

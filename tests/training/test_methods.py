@@ -157,7 +157,7 @@ def test_discrepancy_wants_a_source(
     choices = {"init_from": str(start)} if source else {}
     config = tiny(tmp_path / "run", method="discrepancy", **choices)
     Trainer(config, dry_run=True).describe()
-    assert ("without --init-from" in caplog.text) != source
+    assert ("without `init_from`" in caplog.text) != source
 
 
 def _discrepancy(model: NormalizedModel, images: Tensor, y: Tensor) -> Tensor:

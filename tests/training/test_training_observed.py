@@ -175,7 +175,7 @@ def test_a_logger_that_cannot_start_is_refused(
     run = tmp_path / "run"
     run.mkdir()
     (run / "tensorboard").write_text("in the way")
-    with pytest.raises(ConfigError, match="--tensorboard could not be started: "):
+    with pytest.raises(ConfigError, match="`tensorboard` could not be started: "):
         train(tiny(run, tensorboard=True))
     assert not (run / "checkpoints").exists()
 

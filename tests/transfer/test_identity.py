@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -16,7 +15,7 @@ from fastadv.transfer.identity import row_identity
 
 # As computed before choices were shared by commands and rows had types.
 _KNOWN: list[tuple[dict[str, Any], str]] = [
-    ({}, "53cb42eaa8e359b1ad458284de71845f"),
+    ({"refit": "none"}, "53cb42eaa8e359b1ad458284de71845f"),
     (
         {
             "mode": "last_k_blocks", "k": 3, "protocol": "utrera2021", "num_train": 100,
@@ -28,13 +27,14 @@ _KNOWN: list[tuple[dict[str, Any], str]] = [
         {
             "mode": "full_network", "method": "trades", "norm": "linf", "eps": 0.02,
             "beta": 6.0, "num_steps": 2, "lrs": (0.1, 0.01), "epochs": 3,
+            "select_by": "clean",
         },
         "3653a66a5f7196c107b1f47ff04bf808",
     ),
     (
         {
             "solver": "sgd", "momentum": 0.5, "weight_decay": 0.0, "batch_size": 7,
-            "val_fraction": 0.2, "downscale": 8,
+            "val_fraction": 0.2, "downscale": 8, "refit": "none",
             "dataset_option": ("partition=2", "root=/d"),
         },
         "31573e7a1d2292257138f9b571dc7c8b",
@@ -58,15 +58,16 @@ _KNOWN: list[tuple[dict[str, Any], str]] = [
 
 
 def _identity(convention: str | None = None, **choices: Any) -> str:
-    weights: Any = SimpleNamespace(convention=convention, file=Path("x"))
     source = Source(
+        file=Path("x"),
+        convention=cast(Any, convention),
         name="n",
         given="s",
-        weights=weights,
         file_digest="ab" * 32,
         arch="resnet18",
         norm=None,
         eps=None,
+        kind=None,
         resolution=32,
         augment="auto",
         num_classes=2,
@@ -88,5 +89,20 @@ def test_identities_are_those_of_older_tables(
     assert _identity(**choices) == identity
 
 
+@pytest.mark.parametrize(
+    ("choices", "as_before"),
+    [
+        ({}, {"refit": "none"}),
+        ({"mode": "full_network", "lrs": (0.1,)}, {"select_on": "val"}),
+        ({"mode": "full_network", "method": "trades"}, {"select_by": "clean"}),
+    ],
+)
+def test_what_is_computed_otherwise_than_before_is_another_number(
+    choices: dict[str, Any], as_before: dict[str, Any]
+) -> None:
+    """The second number is what older tables have under these choices."""
+    assert _identity(**choices) != _identity(**choices | as_before)
+
+
 def test_the_input_convention_is_part_of_a_source() -> None:
-    assert _identity("imagenet") == "cbcfc95f8c4c331b5297adeaa388f80a"
+    assert _identity("imagenet", refit="none") == "cbcfc95f8c4c331b5297adeaa388f80a"

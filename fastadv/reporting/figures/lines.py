@@ -29,27 +29,7 @@ from fastadv.statistics import Line
 MOST_PANELS = 18  # of one figure; drawing takes longer than all the rest of a report
 _COLUMNS = 3
 _CHARACTERS = 40  # of a title, in one line of a panel
-_HOLLOW: dict[str, Any] = {
-    "ls": ":",
-    "marker": "D",
-    "mfc": "none",
-    "ms": 4,
-}  # published
-
-
-@dataclass(frozen=True)
-class Labels:
-    """Labels of the two axes of every panel.
-
-    Attributes:
-        x: Title of the x axis, below the last row of panels.
-        y: Title of the y axis, left of the first column of panels.
-        ticks: Label of each position on the x axis; None numbers the axis.
-    """
-
-    x: str
-    y: str
-    ticks: Mapping[float, str] | None = None
+_HOLLOW: dict[str, Any] = {"ls": ":", "marker": "D", "mfc": "none", "ms": 4}
 
 
 @dataclass(frozen=True)
@@ -91,7 +71,9 @@ class Panel:
 def draw_panels(
     panels: Sequence[Panel],
     colors: Mapping[str, str],
-    labels: Labels,
+    x_label: str,
+    y_label: str,
+    ticks: Mapping[float, str] | None = None,
     *,
     zero: bool = False,
 ) -> Figure:
@@ -101,7 +83,9 @@ def draw_panels(
         panels: At least one, all with lines or all with clouds; each shows the part of
             the x axis it has points at.
         colors: Colour of each line or group, in the order of the legend.
-        labels: Labels of the axes.
+        x_label: Title of the x axis, below the last row of panels.
+        y_label: Title of the y axis, left of the first column of panels.
+        ticks: Label of each position on the x axis; None numbers the axis.
         zero: Draw a line at 0, for differences.
     """
     panels = panels[:MOST_PANELS]
@@ -125,28 +109,22 @@ def draw_panels(
             horizontal_grid(ax)
             ax.set_title(_wrapped(panel.title), fontsize=9)
             if index + columns >= len(panels):
-                ax.set_xlabel(labels.x)
+                ax.set_xlabel(x_label)
             if index % columns == 0:
-                ax.set_ylabel(labels.y)
+                ax.set_ylabel(y_label)
             if panel.clouds:
                 _draw_clouds(ax, panel.clouds, colors)
             else:
                 _draw_lines(ax, panel, colors, zero)
-            if labels.ticks is not None:
-                _set_ticks(ax, panel, labels.ticks)
+            if ticks is not None:
+                _set_ticks(ax, panel, ticks)
         ncols = min(4, len(handles))
         figure.legend(handles=handles, loc="outside upper left", ncols=ncols)
     return figure
 
 
 def panel_caption(text: str, count: int, most: int = MOST_PANELS) -> str:
-    """Return a caption that says so where only the first of many panels are drawn.
-
-    Args:
-        text: The caption.
-        count: Number of panels there are.
-        most: Number of panels that are drawn at most.
-    """
+    """Return a caption that states where only the first `most` of `count` are drawn."""
     if count <= most:
         return text
     return (

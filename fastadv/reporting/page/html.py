@@ -69,8 +69,7 @@ class Section:
     Attributes:
         title: Heading of the section.
         text: Paragraphs of plain text.
-        figures: Pairs of figure and caption; the caption is also what a screen reader
-            says.
+        figures: Pairs of figure and caption, which screen readers read aloud, too.
         tables: Tables, shown after the figures.
         command: Shell commands that reproduce the section; empty for none.
         findings: Sentences on what figures and tables show; set off above them.
@@ -148,7 +147,7 @@ def inline_svg(figure: Figure, prefix: str, label: str) -> str:
     Args:
         figure: A figure in the style of the report.
         prefix: Text before every id, so that figures of one page do not collide.
-        label: What a screen reader says.
+        label: Text for screen readers.
     """
     buffer = io.BytesIO()
     with house_style():

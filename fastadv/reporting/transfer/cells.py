@@ -21,7 +21,7 @@ from fastadv.reporting.literature import (
 )
 from fastadv.reporting.threats import Threat, source_threat, threat, training_label
 from fastadv.reporting.transfer.condition import Condition, make_condition
-from fastadv.results.row import AttackRecord, Departure, Row
+from fastadv.results.row import AttackRecord, Row
 from fastadv.results.settings import TransferSetting
 from fastadv.statistics import mean_interval
 
@@ -61,13 +61,16 @@ class Cell(Place):
         source: Name of the source.
         rows: Accuracy on clean images, by seed.
         attacked: Clean and robust accuracy of the same networks, by seed, by attack.
-        named: Whether arch and threat do not tell which source it is.
+        named: Whether arch, threat and kind do not tell which source it is.
+        kind: How the source was trained, a key of `fastadv.threat.TRAINING_KINDS`; None
+            if unknown.
     """
 
     source: str
     rows: Mapping[int, Row]
     attacked: Mapping[AttackRecord, Mapping[int, tuple[Row, Row]]]
     named: bool
+    kind: str | None = None
 
     @property
     def first(self) -> Row:
@@ -98,17 +101,17 @@ class Cell(Place):
     @property
     def robust(self) -> bool:
         """Whether the source was trained on adversarial images."""
-        return self.radius > 0
+        return self.kind == "robust"
 
     @property
     def standard(self) -> bool:
-        """Whether the source was trained on clean images alone."""
-        return self.threat is not None and not self.robust
+        """Whether the source was trained on images as they are, and so is the baseline."""
+        return self.kind == "standard"
 
     @property
     def training(self) -> str:
-        """How the source was trained, in a few words."""
-        return training_label(self.threat)
+        """How the source was trained: its norm and radius, or `standard`."""
+        return training_label(self.threat, self.kind)
 
     @property
     def label(self) -> str:
@@ -137,14 +140,13 @@ class Cell(Place):
     def published(self, names: Mapping[str, str]) -> float | None:
         """Return the published number of the same data, mode, source and images.
 
-        Args:
-            names: Published name of a data set by ours, where they differ.
+        `names` are the published names of data sets by ours, where they differ.
         """
         found = self._published(names)
         return None if found is None else found[0]
 
     def unlike_published(self, names: Mapping[str, str]) -> list[str]:
-        """Return in what the experiment differs from that of the published number."""
+        """Return the differences of the experiment from the published one."""
         found = self._published(names)
         if found is None:
             return []
@@ -154,14 +156,14 @@ class Cell(Place):
         differs = {
             f"protocol {protocol or 'unknown'}": protocol != found[1],
             f"{side} px": side != PUBLISHED_SIDE,
-            **{departure_label(d): d.name != "resolution" for d in first.departures},
+            **{str(d): d.name != "resolution" for d in first.departures},
             "other source weights": not weights,
         }
         return [difference for difference, holds in differs.items() if holds]
 
     def _published(self, names: Mapping[str, str]) -> tuple[float, str] | None:
         """Return the published number, and the protocol it was measured by."""
-        if self.threat is None:
+        if self.threat is None or not (self.standard or self.robust):
             return None
         condition, source = self.condition, threat(*self.threat)
         dataset = names.get(condition.dataset, condition.dataset)
@@ -188,11 +190,6 @@ def transfer_setting(row: Row) -> TransferSetting:
     if not isinstance(row.setting, TransferSetting):
         raise TypeError(f"a row of kind {row.kind!r} is no transfer")
     return row.setting
-
-
-def departure_label(departure: Departure) -> str:
-    """Describe one departure from a published protocol."""
-    return f"{departure.name} {departure.ours} instead of {departure.published}"
 
 
 def seeds_interval(rows: Sequence[Row]) -> tuple[float, float, float]:
@@ -224,11 +221,11 @@ def seeds_interval(rows: Sequence[Row]) -> tuple[float, float, float]:
 
 
 def make_cells(rows: Iterable[Row]) -> list[Cell]:
-    """Collect rows into cells, in order of condition, arch, threat and n.
+    """Collect rows into cells, in order of condition, arch, threat, source and n.
 
-    Of rows that define the same number the newest counts, and of learning rates that
-    were run one by one the one that did best on what they were to be chosen on. Sources
-    and data sets of one name but other content are told apart by their hashes.
+    If rows define the same number, the newest counts. If learning rates were run one by
+    one, the one with the best validation accuracy counts. Sources and data sets of one
+    name but other content get their hashes as part of the name.
 
     Args:
         rows: Rows of kind "transfer", oldest first; clean and robust accuracy of one
@@ -244,16 +241,18 @@ def make_cells(rows: Iterable[Row]) -> list[Cell]:
     sources = _versions((r.source.name, r.source.digest) for r in clean.values())
     # By side: the fingerprint is of the images as they were reduced.
     targets = _versions(map(_target, clean.values()))
-    found: dict[tuple[Condition, str, Threat | None, int, str], list[Row]] = {}
-    names: dict[tuple[str, Threat | None], set[str]] = {}
+    found: dict[
+        tuple[Condition, str, Threat | None, int, str, str | None], list[Row]
+    ] = {}
+    names: dict[tuple[str, Threat | None, str | None], set[str]] = {}
     for row in clean.values():
         source, setting = row.source, transfer_setting(row)
         condition = make_condition(row, setting, targets[_target(row)])
         name = f"{source.name} {sources[source.name, source.digest]}".rstrip()
         arch, trained = str(source.arch), source_threat(row)
-        key = (condition, arch, trained, setting.num_pool, name)
+        key = (condition, arch, trained, setting.num_pool, name, source.training)
         found.setdefault(key, []).append(row)
-        names.setdefault((arch, trained), set()).add(name)
+        names.setdefault((arch, trained, source.training), set()).add(name)
     cells = []
     for key, of_cell in found.items():
         # The best of each seed comes last and stays, and of equals the newest.
@@ -264,7 +263,10 @@ def make_cells(rows: Iterable[Row]) -> list[Cell]:
                 for attack, under in robust.get(row.experiment, {}).items():
                     attacked.setdefault(attack, {})[row.seed] = row, under
         of_seed = dict(sorted(best.items()))
-        cells.append(Cell(*key, of_seed, attacked, len(names[key[1:3]]) > 1))
+        condition, arch, trained, n, name, kind = key
+        named = len(names[arch, trained, kind]) > 1
+        place = (condition, arch, trained, n)
+        cells.append(Cell(*place, name, of_seed, attacked, named, kind))
     return sorted(cells, key=_order)
 
 
@@ -272,9 +274,7 @@ def _target(row: Row) -> tuple[tuple[str, int | None], str | None]:
     return (row.target.name, row.target.downscale), row.target.fingerprint
 
 
-def _versions(
-    found: Iterable[tuple[K, str | None]],
-) -> dict[tuple[K, str | None], str]:
+def _versions(found: Iterable[tuple[K, str | None]]) -> dict[tuple[K, str | None], str]:
     """Return the beginning of the hash for each name with a hash, where it has several."""
     pairs = set(found)
     count = Counter(name for name, _ in pairs)
@@ -289,10 +289,10 @@ def _order(cell: Cell) -> tuple[Any, ...]:
 
 
 def _merit(row: Row) -> tuple[float, float, str]:
-    """Return what a trial is preferred by: validation, then as grids of rates do.
+    """Return the sort key of trials: validation accuracy, then the learning rate.
 
-    Those begin with the largest learning rate and keep the first of equals; when a row
-    was written plays no part.
+    Grids of learning rates, too, keep the largest of those that are equally good. The
+    time at which a row was written plays no part.
     """
     value, used = row.val_value, transfer_setting(row)
     choices = str((used.lrs, used.chosen_c, used.chosen_epoch))

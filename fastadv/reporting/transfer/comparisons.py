@@ -58,7 +58,7 @@ class Comparison(Place):
         return None if robust is None or standard is None else robust - standard
 
     def unlike_published(self, names: Mapping[str, str]) -> list[str]:
-        """Return in what either cell differs from its published counterpart."""
+        """Return the differences of either cell from its published counterpart."""
         cells = (self.robust, self.standard)
         return list(
             dict.fromkeys(how for c in cells for how in c.unlike_published(names))
@@ -154,10 +154,10 @@ def study_comparisons(cells: Sequence[Cell]) -> dict[str, list[Comparison]]:
     """Make all comparisons that a report tests, by question, corrected together.
 
     Returns:
-        `best`: the best robust source under each condition; `l2`, `linf`: those of one
-        norm; `sides`: where images were also reduced in size; `images`: every pair where
-        the number of images varies. A pair that answers several questions has one
-        p-value everywhere.
+        `best`: the best robust source under each condition; `l2`, `linf`: the best one
+        of that norm; `sides`: where images were also reduced in size; `images`: every
+        pair where the number of images varies. A pair that answers several questions
+        has one p-value everywhere.
     """
     most = with_most_images(cells)
     of_norm = {

@@ -10,18 +10,14 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from fastadv.results.row import Row
-from fastadv.results.settings import Statistics, TransferSetting
+from fastadv.results.settings import Statistics, TransferSetting, mode_label
 
-_MODE_NAMES = {
-    "fixed_feature": "fixed features",
-    "full_network": "full network",
-    "scratch": "from scratch",
-}
 # Fields of a setting that do not separate conditions: numbers of images are on an axis
 # of their own, and what the experiment chose itself varies within a condition.
 _NOT_COMPARED = {
     *("num_train", "num_val", "num_pool", "num_available", "published_epochs"),
-    *("lrs", "chosen_c", "chosen_lr", "chosen_epoch", "depends_on_seed"),
+    *("lrs", "lrs_head", "strengths", "depends_on_seed"),
+    *("chosen_c", "chosen_lr", "chosen_lr_head", "chosen_epoch"),
 }
 # What `condition_labels` describes in its own way.
 _LABELLED = ("dataset", "version", "mode", "k_blocks", "epochs", "recipe")
@@ -66,16 +62,13 @@ class Condition:
 
     @property
     def target(self) -> str:
-        """The data set, told apart from others of its name."""
+        """Name of the data set, with its version where there are several."""
         return f"{self.dataset} {self.version}".rstrip()
 
     @property
     def trains(self) -> str:
         """What trains, for people; empty for several modes."""
-        if self.mode == "last_k_blocks":
-            known = {0: "head only", 1: "last block"}
-            return known.get(self.k_blocks, f"last {self.k_blocks} blocks")
-        return _MODE_NAMES.get(self.mode, self.mode)
+        return mode_label(self.mode, self.k_blocks)
 
     def __str__(self) -> str:
         return f"{self.target}, {self.trains}" if self.trains else self.target
@@ -101,6 +94,8 @@ def make_condition(row: Row, setting: TransferSetting, version: str) -> Conditio
     }
     if setting.select_on == "none":
         recipe["lr"] = setting.chosen_lr
+        recipe["lr_head"] = setting.chosen_lr_head
+        recipe["c"] = setting.chosen_c
     if setting.select_on != "val":
         recipe["val_fraction"] = None
     return Condition(
@@ -128,10 +123,10 @@ def _text(value: Any) -> str:
 
 
 def condition_labels(conditions: Iterable[Condition]) -> dict[Condition, str]:
-    """Return short names, with whatever else tells apart those of one short name.
+    """Return a short name of each condition, extended where several share it.
 
-    Hyper-parameters are named only among conditions of one protocol and solver: those
-    names stand for what goes with them.
+    The extension names every choice in which they differ; hyper-parameters only among
+    conditions of one protocol and solver, whose names stand for the usual values.
     """
     listed = list(dict.fromkeys(conditions))
     namesakes: dict[str, list[Condition]] = {}

@@ -15,7 +15,6 @@ from matplotlib.figure import Figure
 
 from fastadv.reporting.figures.lines import (
     Cloud,
-    Labels,
     Panel,
     Point,
     draw_panels,
@@ -45,13 +44,9 @@ class Axis(Generic[T]):
 def even_axis(
     label: str, key: Callable[[T], V], values: Sequence[V], text: Callable[[V], str]
 ) -> Axis[T]:
-    """Make an axis on which `values` are evenly spaced, whatever their size.
+    """Make an axis on which `values`, in order, are evenly spaced, whatever their size.
 
-    Args:
-        label: Title of the axis.
-        key: Returns the value of an item.
-        values: All values, in order.
-        text: Returns the label of a value.
+    `key` returns the value of an item, and `text` the label of a value.
     """
     ticks = {float(i): text(value) for i, value in enumerate(values)}
     return Axis(label, lambda item: values.index(key(item)), ticks)
@@ -97,7 +92,7 @@ def draw_curves(
     """Draw one panel per title that has points at `least` places of the axis.
 
     Args:
-        study: Knows the published numbers.
+        study: The study, which has the published numbers.
         items: Cells, or comparisons, of which the differences are drawn.
         axis: The x axis.
         panel: Returns the title of the panel that an item is in.
@@ -129,17 +124,20 @@ def draw_curves(
     drawn = [item for item in items if panel(item) in titles]
     differences = isinstance(drawn[0], Comparison)
     y_label = "robust - standard (points)" if differences else "accuracy (%)"
-    labels = Labels(axis.label, y_label, axis.ticks)
-    figure = draw_panels(panels, colors(drawn, line), labels, zero=differences)
+    axes = (axis.label, y_label, axis.ticks)
+    figure = draw_panels(panels, colors(drawn, line), *axes, zero=differences)
     return Curves(figure, panels, drawn)
 
 
 def draw_clouds(
     clouds: Mapping[str, Mapping[str, Cloud]],
     colors: Mapping[str, str],
-    labels: Labels,
+    labels: tuple[str, str],
     caption: str,
 ) -> tuple[Figure, str]:
-    """Draw clouds by the name of their group, by the title of their panel."""
+    """Draw clouds by the name of their group, by the title of their panel.
+
+    `labels` are the titles of the two axes.
+    """
     panels = [Panel(title, clouds=groups) for title, groups in clouds.items()]
-    return draw_panels(panels, colors, labels), panel_caption(caption, len(panels))
+    return draw_panels(panels, colors, *labels), panel_caption(caption, len(panels))

@@ -1,4 +1,4 @@
-"""How comparisons are worded: findings, and what a table says of a pair.
+"""How comparisons are worded: findings, and the columns of a table on a pair.
 
 A finding calls a difference significant only after a paired t-test over seeds, corrected
 by Holm's method for all comparisons of the report.
@@ -15,7 +15,7 @@ from fastadv.statistics import mean_interval
 
 
 def wins_finding(found: Sequence[Comparison]) -> str:
-    """Say in how many comparisons the robust source is ahead, and what is certain."""
+    """State how often the robust source is ahead, and how often significantly so."""
     total, tested = len(found), [each for each in found if each.adjusted is not None]
     mean = lead(mean_interval([each.difference for each in found])[0])
     if total == 1:
@@ -53,11 +53,9 @@ def lead(points: float) -> str:
 
 
 def rise_finding(panels: Iterable[Panel], span: str) -> list[str]:
-    """Say in how many lines accuracy rises from one end to the other, and by how much.
+    """State in how many lines accuracy rises from one end to the other, and by how much.
 
-    Args:
-        panels: Panels that are drawn.
-        span: The two ends, such as `the smallest to the largest network`.
+    `span` names the two ends, such as "the smallest to the largest network".
     """
     rises = [
         points[max(points)].y - points[min(points)].y
@@ -93,7 +91,7 @@ def comparison_columns(study: Study, each: Comparison) -> dict[str, object]:
 
 
 def published_finding(study: Study, found: Sequence[Comparison]) -> list[str]:
-    """Say whether published differences of the same conditions point the same way."""
+    """State how often published differences of the same conditions have our sign."""
     both = [
         (each, theirs)
         for each in found
@@ -130,7 +128,7 @@ def brief(summary: str, lines: Mapping[Comparison, str]) -> list[str]:
 
 
 def verdict(each: Comparison) -> str:
-    """Say how far apart the two are and how certain that is; `than` can follow."""
+    """State how far apart the two are and how certain that is; "than" can follow."""
     size = f"{abs(each.difference):.1f} points "
     size += "higher" if each.difference >= 0 else "lower"
     if each.adjusted is None:

@@ -6,18 +6,13 @@ from collections.abc import Mapping, Sequence
 
 from fastadv.reporting.page.html import Section
 from fastadv.reporting.transfer import study_classes, study_images, study_sources
-from fastadv.reporting.transfer.cells import departure_label, make_cells
+from fastadv.reporting.transfer.cells import make_cells
 from fastadv.reporting.transfer.study import Study
 from fastadv.results.row import Row
 
 
 def transfer_sections(rows: Sequence[Row], names: Mapping[str, str]) -> list[Section]:
-    """Make the sections that rows of kind "transfer" have data for.
-
-    Args:
-        rows: Rows of the results table.
-        names: Published name of a data set by ours, where they differ.
-    """
+    """Make the sections of rows of kind "transfer"; see `report_sections`."""
     study = Study(make_cells(rows), names)
     return [*study_sections(study), all_numbers(study)]
 
@@ -49,8 +44,7 @@ def all_numbers(study: Study) -> Section:
         departures = f"Some rows depart from {protocol}: "
         for row in cell.rows.values():
             notes.setdefault(flaws, set()).update(d.text for d in row.defects)
-            changed = map(departure_label, row.departures)
-            notes.setdefault(departures, set()).update(changed)
+            notes.setdefault(departures, set()).update(map(str, row.departures))
     text = [
         f"{start}{'; '.join(sorted(notes[start]))}."
         for start in sorted(notes)

@@ -48,7 +48,7 @@ class Study:
 
     @property
     def interval_note(self) -> str:
-        """How intervals are made, and that those of two seeds say little."""
+        """How intervals are made, and that those of two seeds are very wide."""
         wide = " Two seeds are too few for a useful interval: theirs is very wide."
         return (
             "Intervals of accuracies are 95 %. They combine two sources of error, other "
@@ -84,12 +84,12 @@ class Study:
         why: str,
         needs_eps: bool = True,
     ) -> list[str]:
-        """Say what a section does not show, in at most one paragraph.
+        """Name those of `cells` that a section does not show, in at most one paragraph.
 
         Args:
             cells: Cells that the section could be expected to show.
             drawn: Cells or comparisons that it shows.
-            why: The reason, in a few words.
+            why: The reason, as a short phrase.
             needs_eps: Whether cells of unknown eps are left out for that alone.
         """
         places = {(item.condition, item.arch) for item in drawn}
@@ -109,7 +109,7 @@ class Study:
         return [" ".join(found)] if found else []
 
     def place(self, item: Item) -> dict[str, object]:
-        """Return the columns that say which cell or comparison a line is about."""
+        """Return the columns of a table that identify a cell or comparison."""
         return {
             "setting": self.labels[item.condition],
             "arch": item.arch,
@@ -164,12 +164,7 @@ class Study:
 
 
 def make_table(lines: Sequence[Mapping[str, object]], caption: str) -> Table:
-    """Make a table without the columns that are None in every line.
-
-    Args:
-        lines: Cells by column title; all lines have the same columns.
-        caption: What the table shows.
-    """
+    """Make a table of lines by column title, without columns that are None in all."""
     columns = list(lines[0]) if lines else []
     kept = [c for c in columns if any(line[c] is not None for line in lines)]
     return Table(kept, [[line[c] for c in kept] for line in lines], caption)
@@ -181,11 +176,9 @@ def make_table(lines: Sequence[Mapping[str, object]], caption: str) -> Table:
 def family_title(
     cells: Iterable[Cell], family: Callable[[Item], Condition]
 ) -> Callable[[Item], str]:
-    """Return a function that names the panel of an item.
+    """Return a function that names the panel of an item by its family.
 
-    Args:
-        cells: Cells under the conditions to name.
-        family: The condition of an item without what is on the x axis.
+    `family` returns the condition of an item without what is on the x axis.
     """
     labels = condition_labels(map(family, cells))
     return lambda item: f"{labels[family(item)]}, n = {item.n}"
@@ -206,10 +199,10 @@ def name_within(
     cells: Iterable[Cell], name: Callable[[Cell], str]
 ) -> Callable[[Cell], str]:
     """Return `name`, with the source where another one would be at the same place."""
-    places = Counter((c.condition, c.n, c.arch, c.threat) for c in cells)
+    places = Counter((c.condition, c.n, c.arch, c.threat, c.kind) for c in cells)
     crowded = {place[2:] for place, count in places.items() if count > 1}
     return lambda c: (
-        f"{name(c)} ({c.source})" if (c.arch, c.threat) in crowded else name(c)
+        f"{name(c)} ({c.source})" if (c.arch, c.threat, c.kind) in crowded else name(c)
     )
 
 
@@ -217,7 +210,13 @@ def line_colors(items: Iterable[T], name: Callable[[T], str]) -> dict[str, str]:
     """Choose colours by the name of the line; see `source_colors`."""
     items = list(items)
     eps = {name(item): item.radius for item in items}
-    return source_colors(eps, eps, {name(i) for i in items if i.threat is None})
+    grey = {
+        name(item)
+        for item in items
+        if item.threat is None
+        or (isinstance(item, Cell) and not (item.standard or item.robust))
+    }
+    return source_colors(eps, eps, grey)
 
 
 def arch_colors(items: Iterable[T], name: Callable[[T], str]) -> dict[str, str]:
@@ -233,13 +232,7 @@ def arch_colors(items: Iterable[T], name: Callable[[T], str]) -> dict[str, str]:
 def published_columns(
     ours: float, theirs: float | None, sign: str = ""
 ) -> dict[str, object]:
-    """Return what a table says of a published number, if there is one.
-
-    Args:
-        ours: Our number.
-        theirs: The published number.
-        sign: `+` writes the sign of the published number, too.
-    """
+    """Return the columns on a published number; with `sign` "+" it has its sign, too."""
     if theirs is None:
         return dict.fromkeys(("published", "ours - published"))
     return {

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from statistics import fmean
 
-from fastadv.reporting.figures.lines import Cloud, Labels
+from fastadv.reporting.figures.lines import Cloud
 from fastadv.reporting.page.html import Section, Table
-from fastadv.reporting.transfer.cells import (
-    Cell,
-    seeds_interval,
-    with_most_images,
-)
+from fastadv.reporting.transfer.cells import Cell, seeds_interval, with_most_images
 from fastadv.reporting.transfer.comparisons import Comparison
 from fastadv.reporting.transfer.curves import draw_clouds
 from fastadv.reporting.transfer.study import (
@@ -56,11 +52,10 @@ def under_attack(study: Study) -> Section | None:
                 title = study.title(cell) + (f", {label}" if several else "")
                 cloud = Cloud([name(cell)], [clean[0]], [robust[0]], None)
                 clouds.setdefault(title, {})[name(cell)] = cloud
-            if cell.threat is not None:
+            if cell.standard or cell.robust:
                 drops[cell.robust].append(clean[0] - robust[0])
-    labels = Labels(
-        "clean accuracy (%)", f"under {'attack' if several else attacks[0]} (%)"
-    )
+    under = "attack" if several else attacks[0]
+    labels = ("clean accuracy (%)", f"under {under} (%)")
     caption = "Robust against clean accuracy, one point per source."
     falls = [
         f"{fmean(found):.1f} points with {'robust' if robust else 'standard'} sources "

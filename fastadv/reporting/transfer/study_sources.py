@@ -8,7 +8,7 @@ from operator import attrgetter
 from matplotlib.figure import Figure
 
 from fastadv.reporting.figures.bars import MOST_GROUPS, Bar, grouped_bars
-from fastadv.reporting.figures.lines import Cloud, Labels, panel_caption
+from fastadv.reporting.figures.lines import Cloud, panel_caption
 from fastadv.reporting.figures.palette import source_colors
 from fastadv.reporting.page.html import Section
 from fastadv.reporting.transfer.cells import Cell
@@ -97,7 +97,9 @@ def _chosen_by(found: Sequence[Comparison]) -> str:
 def against_eps(study: Study) -> Section | None:
     """Show accuracy against the radius of pretraining."""
     cells = [
-        c for c in study.most if c.threat is not None and c.condition.mode != "scratch"
+        c
+        for c in study.most
+        if (c.standard or c.robust) and c.condition.mode != "scratch"
     ]
     drawn: list[Cell] = []
     best: dict[str, list[Comparison]] = {}
@@ -220,7 +222,7 @@ def against_source_accuracy(study: Study) -> Section | None:
         else f"{threat}: R^2 = {found[0]:.2f}."
         for threat, found in shares.items()
     ]
-    labels = Labels("source accuracy (%)", "transfer accuracy (%)")
+    labels = ("source accuracy (%)", "transfer accuracy (%)")
     caption = "Accuracy on the target against accuracy of the source."
     why = (
         "fewer than three architectures of known source accuracy at one radius, or from "
