@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from fastadv.reporting.figures.lines import Labels, Panel, Point, draw_panels
+from fastadv.reporting.figures.lines import Panel, Point, draw_panels
 from fastadv.reporting.figures.matrices import Matrix, draw_matrices
 from fastadv.reporting.figures.palette import source_colors
 from fastadv.reporting.figures.pictures import image_rows
@@ -31,28 +31,27 @@ def influence_sections(
         names: Published names of data sets by ours; influence needs none.
         arrays: Reads the arrays of a row.
     """
-    found: dict[str, dict[tuple[str, int], dict[str, Row]]] = {}
+    # Source -> metric -> row, of each data set and setting.
+    found: dict[object, dict[str, dict[str, Row]]] = {}
     for row in rows:
-        of_images = found.setdefault(row.setting_key, {})
-        of_source = of_images.setdefault((row.source.name, row.seed), {})
-        of_source[row.metric] = row
+        of_images = found.setdefault((row.target, row.setting, row.seed), {})
+        of_images.setdefault(row.source.name, {})[row.metric] = row
     lines = []
     figures: list[tuple[Figure, str]] = []
     for of_images in found.values():
-        heads = [next(iter(each.values())) for each in of_images.values()]
-        for (source, _), each in of_images.items():
-            first = next(iter(each.values()))
+        sources = {name: next(iter(each.values())) for name, each in of_images.items()}
+        for name, each in of_images.items():
             lines.append(
                 [
-                    first.target.name,
-                    source,
+                    sources[name].target.name,
+                    name,
                     _percent(each.get("same_class_top1")),
                     _percent(each.get("same_class_3_of_5")),
-                    _chance(arrays(first)),
-                    first.setting_label.partition(", ")[2],
+                    _chance(arrays(sources[name])),
+                    sources[name].setting.label(),
                 ]
             )
-        figures += _figures({row.source.name: row for row in heads}, arrays)
+        figures += _figures(sources, arrays)
     columns = [
         "target", "source", "most influential of the same class",
         "at least 3 of the top 5", "by chance", "images",
@@ -106,14 +105,14 @@ def _figures(
             if rank <= len(shares)
         }
     panel = Panel(first.target.name, curves)
-    labels = Labels("rank of the training image by influence", "same class, percent")
+    labels = "rank of the training image by influence", "same class, percent"
     maps = [
         Matrix(name, values["map"], "test images", "training images")
         for name, values in found.items()
     ]
     figures = [
         (
-            draw_panels([panel], source_colors(eps, eps), labels),
+            draw_panels([panel], source_colors(eps, eps), *labels),
             "Share of test images whose training image of each rank is of their class.",
         ),
         (
@@ -122,11 +121,11 @@ def _figures(
             "sorted by class. Each row is divided by its largest value; helpful is blue.",
         ),
     ]
-    for name, values in found.items():
-        pairs = torch.from_numpy(values["pairs"])
-        shown = {"test image": pairs[:, 0], "most helpful": pairs[:, 1]}
-        title = f"{name}: test images, and the most helpful training image of each"
-        figures.append((image_rows(title, shown), title))
+    pairs = {name: torch.from_numpy(each["pairs"]) for name, each in found.items()}
+    title = "Test images, and the most helpful training image of each source"
+    shown = {"test image": next(iter(pairs.values()))[:, 0]}
+    shown |= {name: each[:, 1] for name, each in pairs.items()}
+    figures.append((image_rows(title, shown), f"{title}."))
     return figures
 
 

@@ -36,7 +36,7 @@ class InfluenceSetting:
 
     def label(self) -> str:
         """Return how many images influence how many others."""
-        return f"{self.num_train} training images on {self.num_test} {self.queries}"
+        return f"{self.num_train} training images on {self.num_test} {self.queries} images"
 
 
 @dataclass(frozen=True, kw_only=True)

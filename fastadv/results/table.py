@@ -11,7 +11,7 @@ import io
 import logging
 import tempfile
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,10 @@ log = logging.getLogger(__name__)
 
 # Readers of Parquet data sets ignore names that begin with an underscore.
 ARRAYS = "_arrays"
+
+
+Arrays = Callable[[Row], Mapping[str, np.ndarray]]
+"""Reads the arrays of a row, as `ResultsTable.arrays` does; empty if it has none."""
 
 
 class ResultsTable:
