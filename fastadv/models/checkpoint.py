@@ -315,6 +315,13 @@ def _decide_arch(weights: Weights, bare: BareWeights) -> str:
     if decided := bare.arch or given or guess:
         return decided
     fits = fitting_archs(bare.state)
+    if len(fits) == 1:
+        log.warning(
+            "%s does not say its architecture; its weights fit %s alone, which is taken",
+            file,
+            fits[0],
+        )
+        return fits[0]
     hint = f"its weights fit {' and '.join(fits)}" if fits else "no known one fits"
     raise CheckpointError(
         f"{file} does not say its architecture; {hint}. Pass `arch=NAME`"

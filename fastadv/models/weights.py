@@ -6,13 +6,15 @@ A source is written without spaces, so that it fits a flag or a line of a recipe
     torchvision:resnet18            or torchvision:resnet18/IMAGENET1K_V1
     timm:resnet18.a1_in1k           timm's own, from the Hugging Face cache
     hf:org/name                     or hf:org/name@revision, hf:org/name/file.ckpt
+    salman2020:resnet50_l2_eps3     a published checkpoint of Salman et al. 2020
+    robustbench:Salman2020Do_R18    an ImageNet network of RobustBench
     package:NAME                    the weights file inside an installed Python package
 
 and may end in what the file does not say: `,arch=resnet50`, `,input=caffe` (see
 `input_conventions.py`), `,norm=linf`, `,eps=4/255` (the radius of its training; 0 means
 standard training), `,kind=texture` (how it was trained, if that is neither standard nor
-adversarial; see `threat.TRAINING_KINDS`), `,name=mine`. Nothing is downloaded without
-permission.
+adversarial; see `threat.TRAINING_KINDS`), `,name=mine`, `,download=true`. Nothing is
+downloaded without that, or the flag of its name.
 """
 
 from __future__ import annotations
@@ -26,15 +28,27 @@ from pathlib import Path
 from typing import Any
 
 from fastadv.errors import CheckpointError, ConfigError, unknown_name
-from fastadv.models import hub, timm_models
+from fastadv.models import hub, published, timm_models
 from fastadv.models.architecture_names import ARCHITECTURES, MODEL_FILE, TIMM_PREFIX
 from fastadv.models.foreign_checkpoints import facts_from_filename
-from fastadv.models.input_conventions import InputConvention, get_convention
+from fastadv.models.input_conventions import (
+    CONVENTIONS,
+    InputConvention,
+    get_convention,
+)
 from fastadv.threat import parse_norm, parse_pixels, parse_training_kind
 
 WEIGHT_SUFFIXES = (".safetensors", ".ckpt", ".pth", ".pt", ".th", ".bin")
 
-# The options after a source: the attribute of `Weights` each sets, and its parser.
+
+def _yes_or_no(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise ValueError(f"download={text!r} must be true or false")
+    return text == "true"
+
+
+# The options after a source: the attribute of `Weights` each sets, and its parser;
+# `download` is no attribute, but replaces the argument of that name.
 _OPTIONS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "arch": ("arch", str),
     "input": ("convention", get_convention),
@@ -42,8 +56,12 @@ _OPTIONS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "eps": ("eps", parse_pixels),
     "kind": ("kind", parse_training_kind),
     "name": ("name", str),
+    "download": ("download", _yes_or_no),
 }
 _OPTION = re.compile(r",(\w+)=([^,]*)$")
+ROBUSTBENCH_URL = (
+    "https://drive.usercontent.google.com/download?id={}&export=download&confirm=t"
+)
 _LONGEST_HEADER = 100 << 20  # what safetensors itself accepts, bytes
 _SCHEME = re.compile(r"([A-Za-z][\w-]+):(.*)$")
 
@@ -86,6 +104,7 @@ def find_weights(source: str | Path, *, download: bool = False) -> Weights:
             names near misses.
     """
     text, known = _split_options(str(source))
+    download = known.pop("download", download)
     scheme = _SCHEME.match(text)
     if scheme is None or Path(text).expanduser().exists():
         weights = _from_path(Path(text).expanduser())
@@ -104,7 +123,7 @@ def find_weights(source: str | Path, *, download: bool = False) -> Weights:
 
 
 def _split_options(source: str) -> tuple[str, dict[str, Any]]:
-    """Return what comes before the options, and what these set of `Weights`."""
+    """Return what comes before the options, and their values by attribute of `Weights`."""
     text = source
     options: dict[str, str] = {}
     while (match := _OPTION.search(text)) and not Path(text).expanduser().exists():
@@ -137,7 +156,7 @@ def resolve_checkpoint(path: str | Path) -> Path:
         raise CheckpointError(
             f"there is no file or folder {given}{_near_paths(given)}; give a checkpoint "
             "file, the folder of a training run, or a name such as torchvision:resnet18, "
-            "timm:NAME or hf:org/name"
+            "timm:NAME, salman2020:resnet50_l2_eps3 or hf:org/name"
         )
     choices = [given / "checkpoints" / which / MODEL_FILE for which in ("best", "last")]
     for choice in (*choices, given / MODEL_FILE):
@@ -261,6 +280,37 @@ def _hugging_face(name: str, download: bool) -> Weights:
     return _from_path(file)
 
 
+def _salman2020(name: str, download: bool) -> Weights:
+    file = published.salman2020_file(name)
+    what = f"salman2020:{name}"
+    path = hub.torch_hub_path(file)  # where torch.hub.load_state_dict_from_url puts it
+    if not path.is_file():
+        repository = published.SALMAN2020_REPOSITORY
+        path = hub.hugging_face_file(repository, file, None, what, download)
+    known = facts_from_filename(Path(file))
+    return Weights(file=path, name=what, resolution=224, **known)
+
+
+def _robustbench(name: str, download: bool) -> Weights:
+    about = published.robustbench_model(name)
+    what, place = f"robustbench:{name}", Path("imagenet", about.table, f"{name}.pt")
+    path = Path("models") / place  # where robustbench.utils.load_model puts it
+    if not path.is_file():
+        path = hub.torch_hub_path("robustbench") / place
+        url = ROBUSTBENCH_URL.format(about.drive)
+        path = hub.cached_download(path, url, what, download)
+    return Weights(
+        file=path,
+        name=what,
+        arch=about.arch,
+        convention=CONVENTIONS["unit"] if about.unit else None,
+        resolution=about.resolution,
+        norm=about.norm,
+        eps=about.eps,
+        kind=about.kind,
+    )
+
+
 def _package(name: str, download: bool) -> Weights:
     try:
         files = importlib.metadata.files(name) or []
@@ -282,5 +332,7 @@ _SCHEMES: dict[str, Callable[[str, bool], Weights]] = {
     "torchvision": _torchvision,
     "timm": _timm,
     "hf": _hugging_face,
+    "salman2020": _salman2020,
+    "robustbench": _robustbench,
     "package": _package,
 }

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import csv
 import functools
-import re
 from importlib.resources import files
 
+from fastadv.models.published import facts_from_name
 from fastadv.reporting.threats import Threat, threat
 
 PUBLISHED_SIDE = 224  # pixels; what both papers trained and tested at
 _MODES = {"fixed": "fixed_feature", "full": "full_network"}
 _SIDES = {"native": None, "downscaled32": 32}
-_FILE = re.compile(r"(?P<arch>.+)_(?P<norm>l2|linf)_eps(?P<eps>[0-9.]+)$")
 
 
 def _rows(name: str) -> list[dict[str, str]]:
@@ -81,11 +80,11 @@ def accuracy_of_file(path: str) -> float | None:
         >>> accuracy_of_file("models/resnet18_l2_eps3.ckpt")
         53.12
     """
-    match = _FILE.match(path.rpartition("/")[2].removesuffix(".ckpt"))
-    if match is None or not path.endswith(".ckpt"):
+    known = facts_from_name(path.rpartition("/")[2].removesuffix(".ckpt"))
+    if known is None or not path.endswith(".ckpt"):
         return None
-    eps = float(match["eps"]) / (255 if match["norm"] == "linf" else 1)
-    return imagenet_accuracy().get((match["arch"], threat(match["norm"], eps)))
+    arch, norm, eps = known
+    return imagenet_accuracy().get((arch, threat(norm, eps)))
 
 
 # What Utrera et al. transferred: the ImageNet models of the `robustness` package, and

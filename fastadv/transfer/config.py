@@ -40,7 +40,8 @@ class TransferConfig(TrainingImagesConfig, DeviceConfig):
 
     source: Annotated[str, arg(aliases=["--model-path"])]
     """The pretrained model: a run directory, a checkpoint file, torchvision:NAME,
-    timm:NAME, hf:ORG/NAME or package:NAME. `fastadv-models show SOURCE` describes it."""
+    timm:NAME, hf:ORG/NAME, package:NAME, salman2020:resnet50_l2_eps3 or
+    robustbench:NAME. `fastadv-models show SOURCE` describes it."""
     dataset: str
     """A data set name, an ImageFolder (train/, val/ or test/) or a .zip of one."""
     mode: Mode = "fixed_feature"

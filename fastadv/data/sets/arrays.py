@@ -115,7 +115,7 @@ def read_mat(path: Path) -> dict[str, Any]:
     Raises:
         DataError: It cannot be read.
     """
-    from scipy.io import loadmat  # type: ignore[import-untyped,unused-ignore]
+    from scipy.io import loadmat
 
     try:
         values: dict[str, Any] = loadmat(path, squeeze_me=True)
