@@ -6,8 +6,9 @@ the results table, of which `fastadv-report` makes a section, and is computed on
 
 from __future__ import annotations
 
+import functools
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,16 +65,13 @@ def _act(command: Any, module: str) -> int:
     return common.show(command, list(plain_rows(to_arrow(rows, ""))), text)
 
 
-def _command(kind: str) -> tuple[type[Any], Callable[[Any], int]]:
-    config, module = _KINDS[kind]
+def _command(config: type[Any], module: str) -> tuple[type[Any], Callable[[Any], int]]:
     return config, lambda command: _act(command, module)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code."""
-    commands = {kind: _command(kind) for kind in _KINDS}
-    return common.run_commands(PROG, __doc__ or "", commands, argv)
+_COMMANDS = {kind: _command(*each) for kind, each in _KINDS.items()}
 
+main = functools.partial(common.run_commands, PROG, __doc__ or "", _COMMANDS)
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -90,7 +90,9 @@ def test_a_real_pair_equals_pytorch_cka() -> None:
     library = pytest.importorskip("cka", reason="needs pytorch-cka")
     models = [create_model("resnet8_cifar", 10, seed=seed).eval() for seed in (0, 1)]
     names = ["layer1", "layer2", "layer3"]
-    batches = list(torch.rand(40, 3, 32, 32).split(20))
+    # In float64, since the library does not centre: here means are most of the signal.
+    models = [model.double() for model in models]
+    batches = list(torch.rand(40, 3, 32, 32, dtype=torch.float64).split(20))
     ours = LinearCKA()
     with torch.no_grad():
         for batch in batches:
@@ -101,7 +103,7 @@ def test_a_real_pair_equals_pytorch_cka() -> None:
     nets = [torch.nn.Sequential(torch.nn.Identity(), m) for m in models]
     layers = [f"1.net.{name}" for name in names]
     [theirs] = library.compute_cka(*nets, loader, layers=layers, progress=False)
-    np.testing.assert_allclose(ours.matrix(), theirs.numpy(), atol=2e-4)
+    np.testing.assert_allclose(ours.matrix(), theirs.numpy(), atol=1e-5)
 
 
 def test_layers_of_any_shape() -> None:
@@ -112,7 +114,7 @@ def test_layers_of_any_shape() -> None:
         measure.update({"a": maps, "b": tokens}, {"c": tokens, "d": maps, "e": maps})
         found = measure.matrix()
         assert found.shape == (2, 3)
-        assert found[0, 1] == found[0, 2] == pytest.approx(1, abs=1e-6)
+        assert found[0, 1:] == pytest.approx(1, abs=1e-6)
         assert found[1, 0] == pytest.approx(1, abs=1e-6)
         assert found[0, 0] < 0.9
 
