@@ -34,7 +34,10 @@ def report_sections(
 ) -> list[Section]:
     """Make the sections that rows of a results table have data for, in reading order.
 
-    `names` are the published names of data sets by ours, where they differ.
+    Args:
+        rows: Rows of a results table.
+        names: Published names of data sets by ours, where they differ.
+        arrays: Reads the arrays of a row; without it, figures of arrays are left out.
     """
     sections: list[Section] = []
     for kind, make_sections in SECTIONS.items():
