@@ -27,7 +27,9 @@ _MAP = 200  # Side of the heat map in cells.
 _EXAMPLES = 8  # Pairs of images that are kept to be looked at.
 
 
-def analyze_influence(config: InfluenceConfig, name: str, table: ResultsTable) -> list[Row]:
+def analyze_influence(
+    config: InfluenceConfig, name: str, table: ResultsTable
+) -> list[Row]:
     """Compute the influence of training images on the predictions of one source.
 
     Args:
@@ -66,7 +68,7 @@ def analyze_influence(config: InfluenceConfig, name: str, table: ResultsTable) -
         batch_size=config.batch_size,
         resolution=resolution,
         train=False,
-        augment=source.augment,
+        augment=source.augment,  # type: ignore[arg-type]
         device=resolve_device(config.device),
         workers=config.workers,
         on_bad_image=config.on_bad_image,
@@ -75,22 +77,29 @@ def analyze_influence(config: InfluenceConfig, name: str, table: ResultsTable) -
     def compute() -> Findings:
         model = source.load().to(options.device)
         cache = FeatureCache.at(config.feature_cache)
-        parts = {
-            images.split: cache.features(model, images, options, f"{source.name}, {images.split}")
-            for images in (train, test)
-        }
-        layers = [_last_layer(model, source, parts[s.split]) for s in (train, test)]
+        layers: dict[str, LastLayer] = {}
+        for images in (train, test):
+            what = f"{source.name}, {images.split}"
+            found = cache.features(model, images, options, what)
+            layers[images.split] = _last_layer(model, source, found)
         try:
-            found = influence(*layers, cutoff=config.cutoff, damping=config.damping)
+            influences = influence(
+                layers[train.split],
+                layers[test.split],
+                cutoff=config.cutoff,
+                damping=config.damping,
+            )
         except ValueError as error:
             raise ConfigError(f"{source.name}: {error}") from None
-        return _summarize(found, train, test, options)
+        return _summarize(influences, train, test, options)
 
     return measure_once(
         table,
         compute,
         source=source_record(source),
-        target=target_record(splits.test, resolution, config.name_with_options(splits.name)),
+        target=target_record(
+            splits.test, resolution, config.name_with_options(splits.name)
+        ),
         setting=setting,
         seed=config.seed,
     )
@@ -169,10 +178,13 @@ def heat_map(
     columns = np.argsort(train_labels, kind="stable")
     largest = np.abs(found).max(1, keepdims=True)
     scaled = found / np.where(largest > 0, largest, 1)
-    ends = [np.linspace(0, size, min(size, _MAP) + 1).astype(int) for size in found.shape]
+    ends = [
+        np.linspace(0, size, min(size, _MAP) + 1).astype(int) for size in found.shape
+    ]
     sums = np.add.reduceat(scaled[rows], ends[0][:-1], axis=0)
     sums = np.add.reduceat(sums[:, columns], ends[1][:-1], axis=1)
-    return (sums / np.outer(np.diff(ends[0]), np.diff(ends[1]))).astype(np.float32)
+    cells = np.outer(np.diff(ends[0]), np.diff(ends[1]))
+    return np.asarray(sums / cells, np.float32)
 
 
 def _pairs(
@@ -194,7 +206,8 @@ def _pixels(
 ) -> NDArray[np.uint8]:
     """Return some images as the network sees them before normalisation."""
     loader = make_loader(
-        Subset(images, rows), **(vars(options) | {"batch_size": len(rows), "device": "cpu"})
+        Subset(images, rows),
+        **(vars(options) | {"batch_size": len(rows), "device": "cpu"}),
     )
     found: NDArray[np.uint8] = next(iter(loader)).images.contiguous().numpy()
     return found

@@ -126,9 +126,7 @@ def analyze_similarity(
     )
 
 
-def _layers(
-    model: NormalizedModel, source: Source, wanted: Sequence[str]
-) -> list[str]:
+def _layers(model: NormalizedModel, source: Source, wanted: Sequence[str]) -> list[str]:
     """Return the layers that are wanted, or the stages and the embedding."""
     if not wanted:
         return [*(stage.name for stage in model.stages()), EMBEDDING]

@@ -96,7 +96,7 @@ class LastLayer:
 
 def _contrasts(classes: int) -> Array:
     """Return an orthonormal basis of the vectors that sum to zero, [C, C - 1]."""
-    return scipy.linalg.helmert(classes).T
+    return np.asarray(scipy.linalg.helmert(classes).T)
 
 
 class Hessian:
@@ -118,7 +118,7 @@ class Hessian:
     @property
     def size(self) -> int:
         """The number of rows."""
-        return self.shape[0] * self.shape[1]
+        return int(np.prod(self.shape))
 
     def times(self, vector: Array) -> Array:
         """Return the product with a vector, [(C - 1) D'], without forming the Hessian."""
@@ -135,7 +135,9 @@ class Hessian:
         matrix = np.zeros((self.size, self.size), order="F")
         for i in range(rows):
             for j in range(i + 1):
-                weights = p @ (basis[:, i] * basis[:, j]) - centred[:, i] * centred[:, j]
+                weights = (
+                    p @ (basis[:, i] * basis[:, j]) - centred[:, i] * centred[:, j]
+                )
                 matrix[i * width : (i + 1) * width, j * width : (j + 1) * width] = (
                     self.inputs * weights[:, None]
                 ).T @ self.inputs
@@ -168,7 +170,8 @@ class Hessian:
             if values.min() <= cutoff * values.max():
                 return values, vectors
             count *= 3
-        return scipy.linalg.eigh(self.dense(), lower=True, overwrite_a=True)
+        values, vectors = scipy.linalg.eigh(self.dense(), lower=True, overwrite_a=True)
+        return values, vectors
 
 
 def influence(
@@ -229,9 +232,9 @@ def influence(
     matrix[np.diag_indices(hessian.size)] += damping
     factor = scipy.linalg.cho_factor(matrix, lower=True, overwrite_a=True)
     gradients = np.asfortranarray(
-        (train.residuals()[:, :, None] * train.inputs[:, None, :]).reshape(
-            len(train.labels), -1
-        ).T
+        (train.residuals()[:, :, None] * train.inputs[:, None, :])
+        .reshape(len(train.labels), -1)
+        .T
     )
     solved = scipy.linalg.cho_solve(factor, gradients, overwrite_b=True)
     return _project(test, solved, hessian.shape)

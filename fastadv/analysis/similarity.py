@@ -83,9 +83,7 @@ class LinearCKA:
             ValueError: There were fewer than four images, or the outputs of a layer do
                 not differ between images; the error names the layers.
         """
-        sums = self._with_held()
-        assert self._held is not None
-        ours, theirs = map(list, self._held)
+        sums, (ours, theirs) = self._with_held(), map(list, self._held or ({}, {}))
         scale = np.diag(sums)
         _refuse_constant([*ours, *theirs], scale)
         split = len(ours)
@@ -184,7 +182,7 @@ class SVCCA:
         share = values.clamp(min=0).cumsum(0) / values.clamp(min=0).sum()
         kept = int((share < self.variance - 1e-12).sum()) + 1
         kept = min(kept, int((values > 1e-10 * values[0]).sum()))
-        return vectors[:, :kept] / values[:kept].sqrt()
+        return torch.div(vectors[:, :kept], values[:kept].sqrt())
 
 
 def _flat(layers: Layers) -> dict[str, Tensor]:
@@ -222,7 +220,8 @@ def _gram(x: Tensor) -> Tensor:
     Centring changes nothing of what follows but its rounding.
     """
     x = x - x.mean(0)
-    return (x @ x.T).fill_diagonal_(0)
+    gram: Tensor = x @ x.T
+    return gram.fill_diagonal_(0)
 
 
 def _hsic(grams: Tensor) -> Tensor:

@@ -13,8 +13,8 @@ from fastadv.reporting.figures.matrices import Matrix, draw_matrices
 from fastadv.reporting.figures.palette import source_colors
 from fastadv.reporting.figures.pictures import image_rows
 from fastadv.reporting.page.html import Section, Table
-from fastadv.results.table import Arrays
 from fastadv.results.row import Row
+from fastadv.results.table import Arrays
 from fastadv.statistics import wilson
 from fastadv.text_tables import format_percent_ci
 
@@ -85,9 +85,7 @@ def _chance(found: Mapping[str, np.ndarray]) -> float | None:
     return round(100 * float(counts[found["labels"]].mean() / counts.sum()), 1)
 
 
-def _figures(
-    sources: Mapping[str, Row], arrays: Arrays
-) -> list[tuple[Figure, str]]:
+def _figures(sources: Mapping[str, Row], arrays: Arrays) -> list[tuple[Figure, str]]:
     found = {name: values for name, row in sources.items() if (values := arrays(row))}
     if not found:
         return []

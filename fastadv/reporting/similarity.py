@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 from fastadv.reporting.figures.matrices import Matrix, draw_matrices
 from fastadv.reporting.page.html import Section, Table
-from fastadv.results.table import Arrays
-from fastadv.results.row import Row
 from fastadv.results.analysis_settings import SimilaritySetting
+from fastadv.results.row import Row
+from fastadv.results.table import Arrays
 
 _MOST = 12  # Heat maps of one figure.
 _NAMES = {"cka": "Linear CKA", "svcca": "SVCCA"}
@@ -31,8 +32,7 @@ def similarity_sections(
     by_measure: dict[str, list[Matrix]] = {}
     for of_metric in found.values():
         first = next(iter(of_metric.values()))
-        setting = first.setting
-        assert isinstance(setting, SimilaritySetting)
+        setting = cast(SimilaritySetting, first.setting)
         for metric, row in of_metric.items():
             layer = metric.partition(":")[2]
             lines.append(
@@ -54,7 +54,9 @@ def similarity_sections(
     for measure, matrices in by_measure.items():
         shown = f"the first {_MOST} of {len(matrices)}" if matrices[_MOST:] else "all"
         caption = f"{_NAMES[measure]} of every pair of layers; {shown} are drawn."
-        figures.append((draw_matrices(matrices[:_MOST], (0, 1), _NAMES[measure]), caption))
+        figures.append(
+            (draw_matrices(matrices[:_MOST], (0, 1), _NAMES[measure]), caption)
+        )
     columns = ["target", "source", "other", "measure", "layer", "similarity", "images"]
     return [
         Section(

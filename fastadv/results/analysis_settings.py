@@ -36,7 +36,9 @@ class InfluenceSetting:
 
     def label(self) -> str:
         """Return how many images influence how many others."""
-        return f"{self.num_train} training images on {self.num_test} {self.queries} images"
+        return (
+            f"{self.num_train} training images on {self.num_test} {self.queries} images"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -106,9 +106,7 @@ def test_predicts_what_retraining_without_an_image_does() -> None:
     found = influence(*layers, damping=penalty)
     before = losses(model)
     truth = np.stack([losses(fit(np.delete(train, i))) - before for i in train], 1)
-    correlations = [
-        spearmanr(found[t], truth[t]).statistic for t in range(len(test))
-    ]
+    correlations = [spearmanr(found[t], truth[t]).statistic for t in range(len(test))]
     # The lower end of a 95 % interval of the mean over test images.
     error = np.std(correlations, ddof=1) / np.sqrt(len(correlations))
     assert np.mean(correlations) - 1.96 * error > 0.97
@@ -132,18 +130,14 @@ def test_equals_dattri() -> None:
         logits = functional_call(layer, parameters, (x.reshape(-1, 20),))
         return torch.nn.functional.cross_entropy(logits, y.reshape(-1))
 
-    task = AttributionTask(
-        loss_func=loss, model=layer, checkpoints=layer.state_dict()
-    )
+    task = AttributionTask(loss_func=loss, model=layer, checkpoints=layer.state_dict())
     sets = [
         torch.utils.data.TensorDataset(
             torch.tensor(h[rows]), torch.tensor(labels[rows])
         )
         for rows in (slice(0, 100), slice(100, 120))
     ]
-    loaders = [
-        torch.utils.data.DataLoader(each, batch_size=len(each)) for each in sets
-    ]
+    loaders = [torch.utils.data.DataLoader(each, batch_size=len(each)) for each in sets]
     penalty = 1e-2
     attributor = IFAttributorExplicit(task, regularization=penalty)
     attributor.cache(loaders[0])
@@ -177,14 +171,12 @@ def test_bad_embeddings(change, message: str) -> None:
     h, labels, weight, bias = problem(30, 4, 3)
     given = {"h": h, "labels": labels, "weight": weight} | change
     with pytest.raises(ValueError, match=message):
-        LastLayer.from_embeddings(
-            given["h"], given["labels"], given["weight"], bias
-        )
+        LastLayer.from_embeddings(given["h"], given["labels"], given["weight"], bias)
 
 
 def test_separable_data_has_no_influence() -> None:
     """A network that is certain of every image has a Hessian of zero."""
-    h, labels, _, _ = problem(30, 4, 3)
+    h = problem(30, 4, 3)[0]
     weight = 1e4 * np.eye(3, 4)
     certain = LastLayer.from_embeddings(h, (h @ weight.T).argmax(1), weight)
     with pytest.raises(ValueError, match="certain of every training image"):

@@ -72,7 +72,9 @@ def test_mean_canonical_correlation_equals_scikit_learn() -> None:
     y = x[:, :4] @ torch.randn(4, 4) + 2 * torch.randn(400, 4)
     cca = CCA(4, scale=False, tol=1e-12, max_iter=100000).fit(x.numpy(), y.numpy())
     scores = cca.transform(x.numpy(), y.numpy())
-    expected = [np.corrcoef(a, b)[0, 1] for a, b in zip(*(s.T for s in scores), strict=True)]
+    expected = [
+        np.corrcoef(a, b)[0, 1] for a, b in zip(*(s.T for s in scores), strict=True)
+    ]
     found = compare(SVCCA(1.0), x, y)
     assert found == pytest.approx(np.mean(expected), abs=1e-5)
 
