@@ -182,16 +182,41 @@ class PGD(GradientAttack):
         """Return the last iterate, and the same normalised for the network.
 
         This is for training: it costs `num_steps` input gradients and no other forward
-        pass, and nothing is judged. For an objective that accepts them, `y` may also be
+        pass, and nothing is judged. Of several restarts, each image gets the last iterate
+        of the one with the largest objective, which takes one forward pass more each.
+        For an objective that accepts them, `y` may also be
         class probabilities, float32 [N, K], of mixed images or smoothed labels.
 
         Returns:
             (x_adv float32 [N, C, H, W] in [0, 1], z float32, both channels_last).
         """
         view, x_nat, context = self._begin(model, x, y, training=True)
-        start = self._start(x_nat, self.seed if seed is None else seed, 0, offset)
-        x_adv, z = self._run(view, x_nat, start, context, None, view is model)
+        key = self.seed if seed is None else seed
+
+        def run(restart: int) -> tuple[Tensor, ...]:
+            start = self._start(x_nat, key, restart, offset)
+            return self._run(view, x_nat, start, context, None, view is model)
+
+        x_adv, z = run(0)
+        if self.num_restarts == 1:
+            return x_adv, z
+        x_adv, z = (
+            x_adv.clone(),
+            z.clone(),
+        )  # a recorded run writes into the same memory
+        most = self._objective(view, z, context)
+        for restart in range(1, self.num_restarts):
+            x_other, z_other = run(restart)
+            loss = self._objective(view, z_other, context)
+            larger = (loss > most).view(-1, 1, 1, 1)
+            x_adv = torch.where(larger, x_other, x_adv)
+            z = torch.where(larger, z_other, z)
+            most = torch.maximum(loss, most)
         return x_adv, z
+
+    @torch.no_grad()
+    def _objective(self, view: AttackView, z: Tensor, context: Context) -> Tensor:
+        return self.objective.per_sample(self._outputs(view, z), context)
 
     def compile_report(self) -> CompileReport:
         """Return how the batches so far were run, and how often something was compiled."""

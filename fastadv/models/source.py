@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,12 @@ class Source:
     def metadata(self) -> dict[str, Any]:
         """Return what a checkpoint of ours says of its training, else nothing."""
         return _stored_metadata(self.file)
+
+    @cached_property
+    def statistics(self) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation that inputs are normalised by, per channel."""
+        model = self.load()
+        return model.mean.flatten().tolist(), model.std.flatten().tolist()
 
     def load(self) -> NormalizedModel:
         """Load a fresh copy of the model."""

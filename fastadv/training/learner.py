@@ -74,6 +74,7 @@ def training_attack(
         config.attack_steps,
         step_size,
         random_start=drawn or start_eps is not None,
+        num_restarts=config.num_restarts,
         objective=entry.objective,
         seed=seed,
         dtype=dtype,

@@ -128,6 +128,8 @@ class MethodConfig(AttackConfig):
     own."""
     random_start: bool = False
     """Begin the attack at a random point of the ball."""
+    num_restarts: Annotated[int, AT_LEAST_1] = 1
+    """Number of random starts of the attack per update, of which the worst counts."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -166,6 +168,15 @@ class MethodConfig(AttackConfig):
         if self.random_start and entry.own_start:
             raise ConfigError(
                 f"`method={name}` has a start of its own; leave `random_start` out"
+            )
+        starts = self.random_start or entry.small_start
+        if self.num_restarts > 1 and not starts:
+            reason = (
+                "has a start of its own" if entry.own_start else "has one start alone"
+            )
+            hint = "leave it out" if entry.own_start else "add `random_start`"
+            raise ConfigError(
+                f"`num_restarts={self.num_restarts}`: `method={name}` {reason}; {hint}"
             )
         object.__setattr__(self, "num_steps", self.num_steps or entry.num_steps)
 

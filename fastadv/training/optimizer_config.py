@@ -12,6 +12,7 @@ from fastadv.ranges import ABOVE_0, AT_LEAST_0, Checked, Range
 
 OptimizerName: TypeAlias = Literal[
     "sgd",
+    "adam",
     "adamw",
     "lars",
     "lamb",
@@ -19,7 +20,8 @@ OptimizerName: TypeAlias = Literal[
     "apex_fused_adam",
     "apex_fused_lamb",
 ]
-_ADAPTIVE = ("adamw", "lamb", "apex_fused_adam", "apex_fused_lamb")
+ScheduleName: TypeAlias = Literal["step", "cosine", "onecycle", "constant"]
+_ADAPTIVE = ("adam", "adamw", "lamb", "apex_fused_adam", "apex_fused_lamb")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,10 +29,11 @@ class OptimizerConfig(Checked):
     """The optimiser of a run and its learning rate."""
 
     optimizer: OptimizerName = "sgd"
-    """Optimiser. lars and lamb are for large batches; apex_* need NVIDIA apex."""
+    """Optimiser. adam adds the weight decay to the gradient, adamw takes it off the
+    weights; lars and lamb are for large batches; apex_* need NVIDIA apex."""
     lr: Annotated[float | None, ABOVE_0] = None
-    """Initial learning rate, with onecycle the highest one. Default: 0.001 for adamw,
-    lamb and their apex versions, else 0.1."""
+    """Initial learning rate, with onecycle the highest one. Default: 0.001 for adam,
+    adamw, lamb and their apex versions, else 0.1."""
     momentum: Annotated[float, Range(0, 1)] = 0.9
     """Momentum of sgd and lars; beta1 of the others."""
     weight_decay: Annotated[float, AT_LEAST_0] = 1e-4
@@ -38,7 +41,7 @@ class OptimizerConfig(Checked):
     clip_grad: Annotated[float | None, ABOVE_0] = None
     """Maximum norm of the gradient of all weights together; a longer one is scaled
     down. Default: no limit."""
-    schedule: Literal["step", "cosine", "onecycle", "constant"] = "step"
+    schedule: ScheduleName = "step"
     """Learning rate over the run; step multiplies it by 0.1 after each third."""
     milestones: tuple[float, ...] | None = None
     """Shares of the run after which step multiplies the learning rate by 0.1, instead of
@@ -81,8 +84,8 @@ def learning_rate(config: OptimizerConfig, step: int, total_steps: int) -> float
     return scheduled(lr, config.schedule, step, total_steps)
 
 
-def scheduled(lr: float, schedule: str, step: int, total: int) -> float:
-    """Return the learning rate at `step` (from 0) of `total`.
+def scheduled(lr: float, schedule: str, step: float, total: float) -> float:
+    """Return the learning rate at `step` (from 0) of `total`, updates or epochs.
 
     It is a pure function, so that a resumed run needs no state of a scheduler. `step`
     falls by ten at each third (Salman et al. 2020: every 30 of 90 epochs); `onecycle`
@@ -90,7 +93,7 @@ def scheduled(lr: float, schedule: str, step: int, total: int) -> float:
     """
     total = max(total, 1)
     if schedule == "step":
-        return lr * 0.1 ** min(3 * step // total, 2)
+        return lr * 0.1 ** min(int(3 * step // total), 2)
     if schedule == "cosine":
         return lr * 0.5 * (1 + math.cos(math.pi * min(step / total, 1.0)))
     if schedule == "onecycle":

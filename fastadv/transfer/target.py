@@ -7,8 +7,9 @@ from functools import cache
 
 import numpy as np
 
-from fastadv.data import DatasetSplits, ImageSet, open_dataset, train_val_split
+from fastadv.data import DatasetSplits, ImageSet, open_dataset, subset, train_val_split
 from fastadv.data.config import dataset_options
+from fastadv.data.sets.subsets import random_subset
 from fastadv.errors import ConfigError, DataError
 from fastadv.transfer.config import TransferConfig
 
@@ -27,6 +28,17 @@ def open_target(config: TransferConfig, resolution: int) -> DatasetSplits:
     """
     options = dataset_options(config.dataset_option)
     return open_dataset(config.dataset, resolution=resolution, **options)
+
+
+def draw_pool(config: TransferConfig, train: ImageSet, seed: int) -> ImageSet:
+    """Draw the images that a seed has for training and validation.
+
+    Raises:
+        ConfigError: `config.num_train` is more images than there are, or fewer than
+            classes.
+    """
+    draw = random_subset if config.subset_kind == "random" else subset
+    return draw(train, config.num_train, seed)
 
 
 def hold_out(

@@ -6,6 +6,7 @@ import copy
 import logging
 import time
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,10 +23,11 @@ from fastadv.results.settings import MethodRecord, Parameter
 from fastadv.training.learner import training_attack
 from fastadv.training.method_config import MethodConfig
 from fastadv.training.methods import CLASSES, DTYPES, Method, Net
+from fastadv.training.optimizers import make_optimizer
 from fastadv.training.step import train_step
 from fastadv.transfer.experiment import Experiment, Fitted, SeedSplit
 from fastadv.transfer.freezing import Trained, choose_trained, prepare_model
-from fastadv.transfer.procedure import Procedure
+from fastadv.transfer.procedure import Procedure, Rates
 
 log = logging.getLogger(__name__)
 
@@ -49,15 +51,15 @@ def fit(experiment: Experiment, split: SeedSplit) -> Fitted:
     """
     procedure = experiment.procedure
     judge = None if split.val is None else experiment.loader(split.val, train=False)
-    best: tuple[float, float, int, NormalizedModel] | None = None
+    best: tuple[float, Rates, int, NormalizedModel] | None = None
     diverged: TrainingDiverged | None = None
-    for lr in procedure.lrs:
+    for rates in procedure.candidates():
         try:
-            for epoch, model in _candidates(experiment, lr, split.train, split.seed):
+            for epoch, model in _candidates(experiment, rates, split.train, split.seed):
                 value = 0.0 if judge is None else _value(experiment, model, judge)
                 if best is None or value > best[0]:
                     last = epoch == procedure.epochs
-                    best = value, lr, epoch, model if last else copy.deepcopy(model)
+                    best = value, rates, epoch, model if last else copy.deepcopy(model)
         except TrainingDiverged as error:
             log.warning("%s", error)
             diverged = error
@@ -65,13 +67,14 @@ def fit(experiment: Experiment, split: SeedSplit) -> Fitted:
         raise diverged or AssertionError("there is at least one learning rate")
     if judge is not None:
         experiment.note_bad(judge)
-    value, lr, epoch, model = best
+    value, rates, epoch, model = best
     if procedure.refit:
-        for again, trained in _candidates(experiment, lr, split.pool, split.seed):
+        for again, trained in _candidates(experiment, rates, split.pool, split.seed):
             model = trained
             if again == epoch:
                 break
-    chosen = procedure.for_setting() | {"chosen_lr": lr, "chosen_epoch": epoch}
+    chosen = procedure.for_setting() | {"chosen_lr": rates.lr, "chosen_epoch": epoch}
+    chosen["chosen_lr_head"] = rates.head
     config = experiment.config
     if config.precision != "fp32":
         chosen["precision"] = config.precision
@@ -82,6 +85,9 @@ def fit(experiment: Experiment, split: SeedSplit) -> Fitted:
             norm=training.norm,
             eps=training.threat.eps,
             num_steps=training.attack_steps,
+            step_size=training.step_size,
+            random_start=training.random_start,
+            num_restarts=training.num_restarts,
             parameters=tuple(
                 Parameter(name=name, value=value) for name, value in given
             ),
@@ -100,7 +106,7 @@ def _value(experiment: Experiment, model: NormalizedModel, judge: Loader) -> flo
 
 
 def _candidates(
-    experiment: Experiment, lr: float, images: ImageSet, seed: int
+    experiment: Experiment, rates: Rates, images: ImageSet, seed: int
 ) -> Iterator[tuple[int, NormalizedModel]]:
     """Yield the network after each epoch that may be chosen; it trains on afterwards."""
     config, procedure = experiment.config, experiment.procedure
@@ -120,7 +126,7 @@ def _candidates(
     loader = experiment.loader(images, train=True, seed=seed)
     title = config.mode.replace("_", " ")
     every = procedure.select_every
-    for epoch in fine_tune(model, trained, loader, lr, procedure, method, title):
+    for epoch in fine_tune(model, trained, loader, rates, procedure, method, title):
         if epoch == procedure.epochs:
             experiment.note_bad(loader)
             yield epoch, model
@@ -149,7 +155,7 @@ def fine_tune(
     model: NormalizedModel,
     trained: Trained,
     loader: Loader,
-    lr: float,
+    rates: Rates,
     procedure: Procedure,
     method: Method,
     title: str,
@@ -160,7 +166,7 @@ def fine_tune(
         model: The network, prepared and frozen.
         trained: The part of it that trains.
         loader: Training batches.
-        lr: Initial learning rate.
+        rates: Initial learning rates.
         procedure: The other settings.
         method: The training method, which gives the loss.
         title: Name of this training in progress messages.
@@ -168,9 +174,14 @@ def fine_tune(
     Raises:
         TrainingDiverged: A loss, a weight or a logit is not finite.
     """
-    optimizer = torch.optim.SGD(
-        trained.parameters, lr, procedure.momentum, weight_decay=procedure.weight_decay
+    optimizer = make_optimizer(
+        procedure.optimizer,
+        _groups(model, trained, rates),
+        lr=rates.lr,
+        momentum=procedure.momentum,
+        weight_decay=procedure.weight_decay,
     )
+    initial = [group["lr"] for group in optimizer.param_groups]
     progress = Progress(procedure.epochs * len(loader))
     began = time.monotonic()
     step, images_seen = 0, 0
@@ -179,8 +190,10 @@ def fine_tune(
         if procedure.frozen_bn == "eval":
             for module in trained.frozen:
                 module.eval()
-        optimizer.param_groups[0]["lr"] = procedure.rate(lr, epoch)
-        for batch in loader:
+        for number, batch in enumerate(loader):
+            now = epoch + number / len(loader)
+            for group, lr in zip(optimizer.param_groups, initial, strict=True):
+                group["lr"] = procedure.rate(lr, now)
             seed = derive_key(loader.options.seed, "start", step)
             result = train_step(
                 model, batch.images, batch.labels, optimizer, method=method, seed=seed
@@ -190,7 +203,7 @@ def fine_tune(
             rate = images_seen / (time.monotonic() - began)
             progress.update(
                 step,
-                f"{title}, lr {lr:g}, epoch {epoch + 1}/{procedure.epochs}"
+                f"{title}, lr {rates}, epoch {epoch + 1}/{procedure.epochs}"
                 f"  {rate:.1f} images/s",
             )
         finite = bool(result.loss.isfinite()) and _all_finite(trained.parameters)
@@ -201,10 +214,24 @@ def fine_tune(
                 finite = _all_finite([model(batch.images.float() / 255)])
         if not finite:
             raise TrainingDiverged(
-                f"fine-tuning with lr {lr:g} diverged in epoch {epoch + 1}; leave that "
+                f"fine-tuning with lr {rates} diverged in epoch {epoch + 1}; leave that "
                 "value out of `lrs`"
             )
         yield epoch + 1
+
+
+def _groups(
+    model: NormalizedModel, trained: Trained, rates: Rates
+) -> list[dict[str, Any]]:
+    """Return the parameters that train, by learning rate."""
+    if rates.head is None:
+        return [{"params": trained.parameters}]
+    head = {id(parameter) for parameter in model.head.parameters()}
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in trained.parameters if id(p) not in head]},
+        {"params": [p for p in trained.parameters if id(p) in head], "lr": rates.head},
+    ]
+    return [group for group in groups if group["params"]]
 
 
 def _all_finite(tensors: Iterable[Tensor]) -> bool:

@@ -293,6 +293,34 @@ def test_perturb_is_the_attack_without_the_verdict(threat: ThreatModel) -> None:
     assert not torch.equal(reseeded, x_adv)
 
 
+@pytest.mark.parametrize("threat", THREATS)
+def test_training_takes_the_worst_of_several_starts(threat: ThreatModel) -> None:
+    options = {"num_steps": 1, "step_size": 0.2 * threat.eps, "random_start": True}
+    several = PGD(threat, num_restarts=3, seed=5, **options)
+    x_adv, z = several.perturb(MODEL, IMAGES, LABELS)
+    found = [
+        PGD(threat, seed=(5 + k * GOLDEN) % 2**64, **options).perturb(
+            MODEL, IMAGES, LABELS
+        )
+        for k in range(3)
+    ]
+
+    def losses(images: Tensor) -> Tensor:
+        with torch.no_grad():
+            return torch.nn.functional.cross_entropy(
+                MODEL(images), LABELS, reduction="none"
+            )
+
+    each = torch.stack([losses(image) for image, _ in found])
+    best = each.argmax(0)
+    assert len(best.unique()) > 1
+    for row, k in enumerate(best.tolist()):
+        assert torch.equal(x_adv[row], found[k][0][row])
+        assert torch.equal(z[row], found[k][1][row])
+    one, _ = PGD(threat, seed=5, **options).perturb(MODEL, IMAGES, LABELS)
+    assert torch.equal(one, found[0][0])
+
+
 def test_a_step_of_two_thirds_is_the_default_and_few_steps_cross_the_ball() -> None:
     """Salman et al. take three steps of 2/3 eps; any number must get 2 eps far."""
     for num_steps in (1, 2, 3, 5, 20):

@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from fastadv.reporting.page.html import Section
-from fastadv.reporting.transfer import study_classes, study_images, study_sources
+from fastadv.reporting.transfer import (
+    study_attack,
+    study_classes,
+    study_images,
+    study_sources,
+)
 from fastadv.reporting.transfer.cells import make_cells
 from fastadv.reporting.transfer.study import Study
 from fastadv.results.row import Row
@@ -29,7 +34,7 @@ def study_sections(study: Study) -> list[Section]:
         study_images.gain_against_images,
         study_images.by_blocks,
         study_images.against_epochs,
-        study_classes.under_attack,
+        study_attack.under_attack,
         study_classes.per_class,
     )
     return [section for builder in builders if (section := builder(study)) is not None]
