@@ -1,4 +1,4 @@
-"""Attacks: what is maximised (`objectives`), how (`pgd`, `apgd`), and who judges.
+"""Attacks: objectives, PGD, APGD, and AutoAttack on top of them.
 
 Names are imported on first use, so that a command's `--help` imports no torch.
 """

@@ -155,7 +155,7 @@ class APGD(GradientAttack):
         return found
 
     def describe(self) -> dict[str, Any]:
-        """Return what this attack is, in plain values; see `Attack.describe`."""
+        """Return the settings of this attack; see `Attack.describe`."""
         return super().describe() | {
             "num_steps": self.num_steps,
             "num_targets": self.num_targets,

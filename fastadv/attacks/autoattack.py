@@ -1,4 +1,4 @@
-"""AutoAttack: four attacks in a row, each on the images that survived those before it.
+"""AutoAttack: four attacks in a row, each on the images that survived the earlier ones.
 
 APGD-CE and APGD-T run on the fused kernels. FAB-T and Square come from the package
 `pyautoattack` (see `package.py`), which can also run all four.
@@ -17,12 +17,7 @@ from torch import Tensor, nn
 from fastadv.attacks.apgd import APGD
 from fastadv.attacks.contract import Attack, AttackResult
 from fastadv.attacks.objectives import DLR_TARGETED
-from fastadv.attacks.package import (
-    STANDARD_BUDGET,
-    AttackName,
-    Budget,
-    PackageAttack,
-)
+from fastadv.attacks.package import STANDARD_BUDGET, AttackName, Budget, PackageAttack
 from fastadv.errors import unknown_name
 from fastadv.kernels.pixels import to_pixels
 from fastadv.threat import ThreatModel
@@ -40,7 +35,7 @@ _OBJECTIVE = {
 
 
 class Cascade:
-    """Attacks in a row, each on the images that survived those before it.
+    """Attacks in a row, each on the images that survived the earlier ones.
 
     Args:
         stages: The attacks with their names, in order.
@@ -66,7 +61,7 @@ class Cascade:
         return self.stages[0].prepare(model)
 
     def describe(self) -> dict[str, Any]:
-        """Return what this attack is, in plain values; see `Attack.describe`."""
+        """Return the settings of this attack; see `Attack.describe`."""
         if self._description is not None:
             return dict(self._description)
         stages = [stage.describe() for stage in self.stages]

@@ -88,7 +88,7 @@ class Attack(Protocol):
         """
 
     def describe(self) -> dict[str, Any]:
-        """Return what this attack is, in plain values, as a results row stores it.
+        """Return the settings of this attack in plain values, as a results row stores them.
 
         There are always `name`, `norm` and `eps` (in pixel units); the other keys depend
         on the kind of attack.
@@ -110,7 +110,7 @@ class SingleAttack:
         return (self.name,)
 
     def describe(self) -> dict[str, Any]:
-        """Return what this attack is, in plain values; see `Attack.describe`."""
+        """Return the settings of this attack; see `Attack.describe`."""
         return {"name": self.name} | asdict(self.threat)
 
     def __call__(

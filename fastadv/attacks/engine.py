@@ -75,7 +75,7 @@ class GradientAttack(SingleAttack):
         self.dtype = dtype
 
     def describe(self) -> dict[str, Any]:
-        """Return what this attack is, in plain values; see `Attack.describe`."""
+        """Return the settings of this attack; see `Attack.describe`."""
         return super().describe() | {
             "objective": self.objective.name,
             "num_restarts": self.num_restarts,

@@ -18,7 +18,7 @@ from fastadv.errors import unknown_name
 
 @dataclass(frozen=True)
 class Context:
-    """What an objective may depend on besides the outputs.
+    """Everything that an objective may depend on, beside the outputs.
 
     Attributes:
         labels: True classes (or the targets of a targeted attack), int64 [N]; for

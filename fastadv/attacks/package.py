@@ -121,7 +121,7 @@ class PackageAttack(SingleAttack):
         self.independent = independent
 
     def describe(self) -> dict[str, Any]:
-        """Return what this attack is, in plain values; see `Attack.describe`."""
+        """Return the settings of this attack; see `Attack.describe`."""
         return super().describe() | asdict(self.budget)
 
     def prepare(self, model: nn.Module) -> nn.Module:

@@ -57,11 +57,8 @@ class PGD(GradientAttack):
         bn_mode: Mode of BatchNorm while attacking, `"eval"` (default) or `"train"`.
         dtype: Compute dtype of the network; None keeps the model's.
         compile: How the steps are run, for an `AttackView` that is attacked again and
-            again: `"off"`, one by one; `"inductor"`, with the network compiled by
-            `torch.compile`; `"graph"`, recorded as one CUDA graph (which keeps the
-            memory of a batch); `"full"`, both; `"auto"`, a graph on CUDA, else off.
-            Where that is not available, steps run one by one and the reason is logged
-            once; see `compile_report`.
+            again; see `CompileMode`. Where that is not available, steps run one by one
+            and the reason is logged once; see `compile_report`.
         start_eps: Radius of the random start in pixel units; None means eps.
 
     Raises:
@@ -146,7 +143,7 @@ class PGD(GradientAttack):
         return cls(threat, num_steps, **chosen | options)
 
     def describe(self) -> dict[str, Any]:
-        """Return what this attack is, in plain values; see `Attack.describe`."""
+        """Return the settings of this attack; see `Attack.describe`."""
         return super().describe() | {
             "num_steps": self.num_steps,
             "step_size": self.step_size,

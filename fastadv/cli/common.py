@@ -76,7 +76,7 @@ def run_commands(
         about: What it is for, shown above the list of commands.
         commands: For each name the dataclass of its flags, and a function of them that
             returns the exit code.
-        argv: Words after `prog`; None takes those of the process.
+        argv: Arguments after `prog`; None stands for the arguments of the process.
     """
 
     def body(words: list[str]) -> int:

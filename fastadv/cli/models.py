@@ -1,4 +1,4 @@
-"""fastadv-models: which networks there are, what a checkpoint is, and other formats."""
+"""fastadv-models: list networks, describe checkpoints, and write other formats."""
 
 from __future__ import annotations
 

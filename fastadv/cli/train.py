@@ -112,7 +112,7 @@ def _body(argv: list[str]) -> None:
 
 
 def _here(argv: list[str]) -> list[str]:
-    """Return the words of each rank: `argv` without the flags of where it starts."""
+    """Return the arguments of each rank: `argv` without the flags that start ranks."""
     return without_flag(without_flag(argv, "--nproc"), "--slurm")
 
 

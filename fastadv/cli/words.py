@@ -1,4 +1,4 @@
-"""The words of a command line before tyro reads them, and the file under its flags."""
+"""The arguments of a command line before tyro reads them, and the file under its flags."""
 
 from __future__ import annotations
 

@@ -74,8 +74,8 @@ class BatchVerdict:
 
     Attributes:
         labels: Class of each image.
-        fell_to: Index of the attack that fooled each image. -1 means that it was
-            misclassified without one, the number of attacks that it withstood all.
+        fell_to: Index of the attack that fooled each image; -1 if it was misclassified
+            without an attack, and the number of attacks if it withstood all of them.
         seconds: Wall time of each attack.
         nonfinite: Number of gradient elements that were not finite.
         checks: What the checks of the model found, if they were made.
@@ -100,8 +100,7 @@ class ImageVerdicts:
 
     Attributes:
         labels: Class of each image, int64 [N].
-        fell_to: Index of the attack that fooled each image, int64 [N]. -1 means that it
-            was misclassified without one, the number of attacks that it withstood all.
+        fell_to: Index of the attack that fooled each image, as in `BatchVerdict`, int64 [N].
         clean_logits: Logits of the clean images, float32 [N, K]; None if none were kept,
             NaN for images whose logits an older journal does not hold.
         attacked_logits: Logits of the adversarial images, with the same exceptions.
@@ -175,13 +174,7 @@ class Evaluation:
 def summarize(
     verdicts: Sequence[BatchVerdict], names: Sequence[str], num_classes: int
 ) -> Evaluation:
-    """Add up the verdicts on all batches.
-
-    Args:
-        verdicts: Verdict on each batch, in order.
-        names: Names of the attacks, in order.
-        num_classes: Number of classes of the model.
-    """
+    """Add up the verdicts on all batches, by the attacks `names` in turn."""
     labels = torch.tensor([y for v in verdicts for y in v.labels], dtype=torch.int64)
     fell = torch.tensor([f for v in verdicts for f in v.fell_to], dtype=torch.int64)
     total = labels.bincount(minlength=num_classes)

@@ -25,7 +25,7 @@ class EvaluationConfig(AttackConfig, ImagesConfig, DeviceConfig):
 
     An image counts as robust when it is classified correctly and no attack changes that.
     --attack pgd is quick; --attack autoattack is the standard of the field: APGD-CE,
-    APGD-T, FAB-T and Square in turn, each on the images that withstood those before it.
+    APGD-T, FAB-T and Square in turn, each on the images that withstood the earlier ones.
     """
 
     checkpoint: Annotated[str, arg(aliases=["--source", "--model-path"])]

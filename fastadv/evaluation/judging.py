@@ -78,7 +78,7 @@ def evaluate(
 
 
 class _Judge:
-    """The verdict on one batch after the other; the arguments are those of `evaluate`."""
+    """The judge of single batches, which has the arguments of `evaluate`."""
 
     def __init__(
         self, model: nn.Module, attack: Attack | None, checks: bool, keep_logits: bool

@@ -86,8 +86,8 @@ def store(table: ResultsTable, rows: Sequence[Row], found: Evaluation) -> list[R
 
     Args:
         table: The table.
-        rows: What `evaluation_rows` returned.
-        found: The evaluation that the rows are of.
+        rows: Rows that `evaluation_rows` made of `found`.
+        found: The evaluation.
 
     Returns:
         The rows as they were stored, which name the array file.

@@ -100,7 +100,7 @@ _LIMITED_FILES = (
 
 
 def published_weights(path: str, protocol: str) -> bool:
-    """Return whether a file is, by its name, what the paper of `protocol` transferred."""
+    """Return whether a file has the name of one that the paper of `protocol` used."""
     if protocol == "utrera2021":
         return path.rpartition("/")[2] in _LIMITED_FILES
     return accuracy_of_file(path) is not None

@@ -103,10 +103,8 @@ class ResultsTable:
             return
         part = parts.new_name("part")
         if self.once:  # Two writers of the same rows write the same file.
-            names = [str(row.identity) for row in rows]
-            part = f"once-{names[0]}"
-            if len(names) > 1:
-                part = f"once-many-{digest(names)}"
+            first, *more = [str(row.identity) for row in rows]
+            part = f"once-many-{digest([first, *more])}" if more else f"once-{first}"
         parts.write(self.path, part, to_arrow(rows, part))
         if parts.count_appended(self.path) >= parts.MANY:
             try:
@@ -183,9 +181,9 @@ class ResultsTable:
 
     def __contains__(self, identity: object) -> bool:
         """Return whether the table has the row, whichever process wrote it."""
-        for old_or_new in ("once", "row"):
-            if (self.path / f"{old_or_new}-{identity}{parts.SUFFIX}").exists():
-                return True
+        own = (f"{kind}-{identity}{parts.SUFFIX}" for kind in ("once", "row"))
+        if any((self.path / name).exists() for name in own):
+            return True
         return any(identity in found for found in self._identities_of_parts())
 
     def identities(self) -> set[str]:

@@ -50,11 +50,7 @@ def refuse_other_command(path: Path, named: str, command: str) -> None:
 
 
 def typed(kind: Any, value: Any) -> Any:
-    """Convert a value that YAML gave to the type of its field.
-
-    Args:
-        kind: The annotated type, such as `float | None`.
-        value: What YAML made of the text.
+    """Convert a value that YAML read to the annotated type of its field.
 
     Raises:
         ValueError: The value is not of that type.

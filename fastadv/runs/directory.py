@@ -11,8 +11,7 @@
     .lock                  held by the process that writes here
 
 A checkpoint is written under a temporary name, synced and renamed; then the links are
-replaced. Whatever happens in between, `last` is whole. What a configuration means, and
-what the weights are, is for the caller to know.
+replaced. Whatever happens in between, `last` is whole.
 """
 
 from __future__ import annotations
@@ -239,7 +238,7 @@ class RunDirectory:
     ) -> Path:
         """Write checkpoint `step-N`, point `last` (and `best`) at it, drop older ones.
 
-        What `last` was becomes `previous`; a checkpoint that no link points at is
+        `previous` then points at the former `last`. A checkpoint without a link is
         dropped.
 
         Args:

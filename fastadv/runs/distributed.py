@@ -79,10 +79,7 @@ class World:
         return torch.device("cuda", self.local_rank)
 
     def per_rank(self, batch_size: int) -> int:
-        """Return how many images of a batch each rank takes.
-
-        Args:
-            batch_size: Number of images that all ranks take together.
+        """Return how many of the `batch_size` images of an update each rank takes.
 
         Raises:
             ConfigError: The ranks cannot share the batch equally.
@@ -156,7 +153,7 @@ def set_random_state(
     """Set torch's generators to a saved state.
 
     Args:
-        states: What `random_state` returned on each rank.
+        states: Result of `random_state` on each rank.
         rank: Number of this rank. If the run did not have it before, `seed` is used.
         seed: Seed of the run.
     """

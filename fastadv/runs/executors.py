@@ -1,7 +1,7 @@
 """Where tasks run: in this process, in local processes, or on Ray.
 
-An executor only runs tasks and reports what became of them. What is retried, and what
-counts as finished, is decided in `tasks`.
+An executor only runs tasks and reports those that ended. The module `tasks` decides which
+are finished and which run again.
 """
 
 from __future__ import annotations
@@ -235,8 +235,8 @@ class _RayExecutor:
         except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
             raise ConfigError(
                 f"no Ray cluster at `address={address}`: {error}. Start one with `ray "
-                "start --head`, set RAY_AUTH_MODE=token if that said it asks for a token, "
-                "or leave `address` out for one on this machine"
+                "start --head`, set RAY_AUTH_MODE=token if it asks for a token, or leave "
+                "`address` out for one on this machine"
             ) from None
         room = ray.cluster_resources()
         cores, devices = room.get("CPU", 0), room.get("GPU", 0)

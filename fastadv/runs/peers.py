@@ -29,6 +29,11 @@ _TICK = 1.0  # seconds between checks
 _SILENT = 20  # ticks without a heartbeat: the rank is dead
 _GRACE = 10  # ticks for the main thread to notice by itself; its message is better
 _FAILED = "failed"
+_NO_REASON = "it died without a word (killed, or out of memory?)"
+_UNREACHABLE = 0, "it cannot be reached any more", EXIT_FAILED  # rank 0 holds the store
+
+
+_Failure = tuple[int, str, int]  # number of the rank, reason, exit code
 
 
 class PeerFailed(FastadvError):
@@ -92,7 +97,7 @@ class Peers:
         except RuntimeError:
             if not lost:
                 return error
-            rank, reason, code = 0, "it cannot be reached any more", EXIT_FAILED
+            rank, reason, code = _UNREACHABLE
         if rank == self.rank:
             error.own = True  # type: ignore[attr-defined]
             return error
@@ -113,19 +118,16 @@ class Peers:
         with self._lock:
             return self._store.get(key).decode() if self._store.check([key]) else ""
 
-    def _failure(self) -> tuple[int, str, int] | None:
+    def _failure(self) -> _Failure | None:
         with self._lock:
             known = self._store.get(_FAILED) if self._store.check([_FAILED]) else None
         return None if known is None else _parsed(known)
 
-    def _report(
-        self, rank: int, reason: str, code: int = EXIT_FAILED
-    ) -> tuple[int, str, int]:
+    def _report(self, rank: int, reason: str, code: int = EXIT_FAILED) -> _Failure:
         """Report that `rank` failed; return the first report that any rank made."""
         report = json.dumps([rank, reason, code])
         with self._lock:
-            known = self._store.compare_set(_FAILED, "", report)
-        return _parsed(known)
+            return _parsed(self._store.compare_set(_FAILED, "", report))
 
     def _await_reason(self) -> None:
         """Wait until a dying rank has given its reason, or its heartbeat is missed."""
@@ -160,7 +162,7 @@ class Peers:
                     self._report(self.rank, "the process that started it is gone")
                 found = self._failure()
             except RuntimeError:
-                found = 0, "it cannot be reached any more", EXIT_FAILED
+                found = _UNREACHABLE
             if found is not None:
                 break
         else:
@@ -175,10 +177,7 @@ class Peers:
         os._exit(code)  # the main thread waits for a rank that is gone
 
 
-_NO_REASON = "it died without a word (killed, or out of memory?)"
-
-
-def _parsed(report: bytes) -> tuple[int, str, int]:
+def _parsed(report: bytes) -> _Failure:
     rank, reason, code = json.loads(report)
     return rank, reason, code
 

@@ -2,8 +2,8 @@
 
 Some steps are timed by the phases they enter (see `fastadv.phases`), then a few more run
 under torch's profiler, which slows them and so is kept out of the table. On the CPU times
-are wall time. On CUDA they are measured by events on the stream, so that a share is what
-the device spent: loading a batch while the device is busy costs nothing.
+are wall time. On CUDA they are measured by events on the stream, so that a share is time
+of the device: loading a batch while the device is busy costs nothing.
 """
 
 from __future__ import annotations

@@ -123,7 +123,7 @@ def submit(
         dry_run: Submit nothing and write nothing.
 
     Returns:
-        What to print: the script with `dry_run`, else the job's number.
+        Text for the user: the script with `dry_run`, else the job's number.
 
     Raises:
         ConfigError: The options are wrong, or submitit is not installed.
@@ -160,7 +160,7 @@ def submit(
         return script.rstrip("\n")
     try:
         job = executor.submit(SlurmTask(module, arguments))
-    except Exception as error:  # submitit passes on whatever sbatch reports
+    except Exception as error:  # submitit raises errors of many types
         raise FastadvError(f"Slurm did not take the job: {error}") from error
     return f"job {job.job_id}: its output is in {folder}"
 

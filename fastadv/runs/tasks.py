@@ -88,7 +88,7 @@ class Ended:
 
 
 class Executor(Protocol):
-    """Runs up to `slots` tasks at once and reports what became of them."""
+    """Runs up to `slots` tasks at once and reports those that ended."""
 
     slots: int
 
@@ -133,7 +133,7 @@ def run_tasks(
         tasks: What to run.
         executor: Where tasks run; closed at the end.
         table: The table that the tasks write to.
-        done: Number of rows that were there before; they only count in messages.
+        done: Number of rows that were there before, for messages.
         retries: How often a task is started again after a crash.
 
     Returns:

@@ -157,10 +157,7 @@ class TrainConfig(MethodConfig, OptimizerConfig, TrainingImagesConfig, DeviceCon
                 "random_start": self.random_start,
                 "eps_warmup": self.eps_warmup > 0,
             }
-            idle = ", ".join(
-                f"`{name}`" for name, is_given in given.items() if is_given
-            )
-            if idle:
+            if idle := ", ".join(f"`{name}`" for name, used in given.items() if used):
                 raise ConfigError(
                     f"`method={self.method}` does not attack, so {idle} would do "
                     "nothing; leave it out, or choose another `method`"

@@ -77,22 +77,17 @@ class RunImages:
         return train_val_split(pool, wanted / len(pool), self.config.seed)
 
     def check_classes(self, began_with: Sequence[str]) -> None:
-        """Refuse to continue a run that was begun on other classes.
-
-        Args:
-            began_with: Names of the classes of that run.
+        """Refuse to continue a run that was begun on classes of other names.
 
         Raises:
             ConfigError: The names, their number or their order differ.
         """
-        mine = list(self.test.classes)
-        if mine == list(began_with):
-            return
-        raise ConfigError(
-            f"`data={self.config.data}` has {_named(mine)}, the run was begun on "
-            f"{_named(began_with)}; resume with the images it was begun on (they may "
-            "have moved), or start another `out`"
-        )
+        if (mine := self.test.classes) != tuple(began_with):
+            raise ConfigError(
+                f"`data={self.config.data}` has {_named(mine)}, the run was begun on "
+                f"{_named(began_with)}; resume with the images it was begun on (they may "
+                "have moved), or start another `out`"
+            )
 
     def eval_loader(self, images: ImageSet) -> Loader:
         """Return the loader of all of `images`; validation shares them out itself."""
@@ -103,8 +98,7 @@ class RunImages:
     def train_loader(self, *, backend: Backend | None = None) -> Loader:
         """Return the loader of this rank's training images. Every rank must call it.
 
-        Args:
-            backend: Loader backend; None stands for the configured one.
+        Without a `backend` it is the configured one.
         """
         mine = self.train, self.world, self.world.per_rank(self.batch_size)
         loader = self._loader(*mine, backend or self.config.loader, train=True)

@@ -174,10 +174,8 @@ class Trades(Method):
         z_adv = self.attacked(part, part.labels)
         clean, adv = self.net(self.net.normalized(part.images)), self.net(z_adv)
         divergence = kl_to_clean(adv, Context(part.labels, clean)).mean()
-        loss = (
-            F.cross_entropy(clean, part.targets) + self.parameters["beta"] * divergence
-        )
-        yield loss, adv
+        weighted = self.parameters["beta"] * divergence
+        yield F.cross_entropy(clean, part.targets) + weighted, adv
 
 
 class Mart(Method):

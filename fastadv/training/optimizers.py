@@ -51,21 +51,21 @@ def make_optimizer(
     own: dict[str, Any] = {"lr": lr, "betas": (momentum, _BETA2)}
     if name in ("sgd", "lars", "apex_fused_sgd"):
         own = {"lr": lr, "momentum": momentum}
+    whole = own | {"weight_decay": weight_decay}
     if name == "sgd":
         # Not fused on the CPU: its sums are rounded differently (1e-7 after five steps),
         # and runs begun before would not go on in the same bits.
-        fused = True if cuda else None
-        return torch.optim.SGD(groups, weight_decay=weight_decay, fused=fused, **own)
+        return torch.optim.SGD(groups, fused=True if cuda else None, **whole)
     if name in ("adam", "adamw"):
         adaptive = torch.optim.Adam if name == "adam" else torch.optim.AdamW
-        return adaptive(groups, weight_decay=weight_decay, fused=True, **own)
+        return adaptive(groups, fused=True, **whole)
     if name in _APEX:
         kind = apex_optimizer(_APEX[name])
         if not cuda:
             raise ConfigError(
                 f"`optimizer={name}` needs a CUDA device; use `device=cuda`"
             )
-        return kind(groups, weight_decay=weight_decay, **own)
+        return kind(groups, **whole)
     if name not in ("lars", "lamb"):
         raise ValueError(f"unknown optimizer {name!r}")
     parts = []

@@ -27,7 +27,7 @@ class Validation:
     """Clean accuracy on all images of a set, robust accuracy on some of them.
 
     Each rank judges its part of the images; the result is the exact sum, with every image
-    counted once, and random starts are those that one process would draw.
+    counted once, and random starts are drawn as by one process.
 
     Args:
         loader: Makes the loader, in evaluation mode, of an image set.

@@ -90,7 +90,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def horizontal_grid(ax: Axes) -> None:
-    """Leave only what a reader measures by: faint horizontal lines."""
+    """Draw faint horizontal lines, and no axis or ticks beside them."""
     ax.grid(axis="y")
     ax.spines["left"].set_visible(False)
     ax.tick_params(axis="both", length=0)

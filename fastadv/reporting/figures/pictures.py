@@ -124,15 +124,9 @@ def loss_gradients(
 
 
 def pixel_gradients(model: NormalizedModel, images: Tensor, labels: Tensor) -> Tensor:
-    """Return the gradient of each sample's cross-entropy by its [0, 1] pixels.
+    """Return the gradient, float32 [N, C, H, W], of the cross-entropy by [0, 1] pixels.
 
-    Args:
-        model: The model, which is left as it is.
-        images: Images, uint8 [N, C, H, W].
-        labels: True classes, int64 [N].
-
-    Returns:
-        The gradient, float32 [N, C, H, W].
+    The model is left as it is; `images` are uint8 [N, C, H, W] and `labels` int64 [N].
     """
     view = AttackView(model)
     x = (images.to(model.mean.device).float() / 255).requires_grad_()

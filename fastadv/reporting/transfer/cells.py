@@ -276,9 +276,7 @@ def _target(row: Row) -> tuple[tuple[str, int | None], str | None]:
     return (row.target.name, row.target.downscale), row.target.fingerprint
 
 
-def _versions(
-    found: Iterable[tuple[K, str | None]],
-) -> dict[tuple[K, str | None], str]:
+def _versions(found: Iterable[tuple[K, str | None]]) -> dict[tuple[K, str | None], str]:
     """Return the beginning of the hash for each name with a hash, where it has several."""
     pairs = set(found)
     count = Counter(name for name, _ in pairs)

@@ -92,7 +92,7 @@ def draw_curves(
     """Draw one panel per title that has points at `least` places of the axis.
 
     Args:
-        study: Knows the published numbers.
+        study: The study, which has the published numbers.
         items: Cells, or comparisons, of which the differences are drawn.
         axis: The x axis.
         panel: Returns the title of the panel that an item is in.
