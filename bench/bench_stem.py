@@ -2,7 +2,7 @@
 
     python bench/bench_stem.py [--device cuda] [--batch 64] [--precision bf16]
 
-7x7, stride 2, 3 to 64 channels at 224 px, channels_last; `models/frozen_stem.py` has the
+7x7, stride 2, 3 to 64 channels at 224 px, channels_last; `models/quick_convs.py` has the
 second form. Both must agree before they are timed.
 """
 
@@ -17,7 +17,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from harness import Results, interleaved, ratio
 
-from fastadv.models.frozen_stem import input_gradient, pack_weight
+from fastadv.models.quick_convs import input_gradient, pack_weight
 
 PADDING, SIDE = 3, 224
 

@@ -104,7 +104,7 @@ def sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-class FolderLock:
+class FolderLock(contextlib.AbstractContextManager["FolderLock"]):
     """A lock of the one process that may write a folder; it ends with the process.
 
     A POSIX record lock on `FOLDER/.lock`: unlike flock's, decoding processes do not
@@ -139,6 +139,9 @@ class FolderLock:
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
 
 
 def lock_folder(folder: Path, problem: str, advice: str) -> FolderLock | None:

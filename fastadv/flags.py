@@ -17,7 +17,7 @@ def read_by(
     metavar: str,
     nargs: int | Literal["*"],
 ) -> PrimitiveConstructorSpec[Any]:
-    """Return how tyro reads a flag: `parse` makes a value of type `kind` of its words."""
+    """Return tyro's reader of a flag: `parse` makes a value of type `kind` from texts."""
 
     def words(value: Any) -> list[str]:
         each = value if isinstance(value, tuple) else (value,)

@@ -19,7 +19,7 @@ from torch import Tensor
 from fastadv.kernels.step import Start, Step
 
 CODES = {torch.float32: 1, torch.bfloat16: 2, torch.float16: 3, torch.uint8: 4}
-# The version that fa_abi (csrc/cpu/step.h) and fc_abi (csrc/cuda/kernels.h) begin with.
+# The version that fa_abi (csrc/cpu/interface.h) and fc_abi (csrc/cuda/kernels.h) begin with.
 VERSION = 1
 Mirrors = tuple[type[ctypes.Structure], ...]
 

@@ -118,8 +118,7 @@ def step(step: Step) -> None:
         np.float32(step.momentum),
         *_tables(step.mean, step.std, step.x),
     )
-    kind = "step" if step.x_prev is None else "apgd"
-    bad = _call(f"{kind}_{step.norm}", arrays)
+    bad = _call(f"step_{step.norm}", arrays, step.x_prev is not None)
     if step.nonfinite is not None:
         step.nonfinite.add_(bad)
 

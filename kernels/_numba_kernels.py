@@ -196,23 +196,15 @@ def _finish(s, t):
 
 
 @_parallel
-def step_linf(s):
-    """Take one linf step in place; return the number of non-finite elements."""
+def step_linf(s, apgd):
+    """Take one linf step in place, of APGD if `apgd`; return the non-finite elements."""
     bad = 0
     for k in prange(s.step.size * _tiles(s)):
         n, t = _tile(s, k)
-        bad += _linf_tile(t, s.step[n], s.eps[n])
-        _finish(s, t)
-    return bad
-
-
-@_parallel
-def apgd_linf(s):
-    """Take one linf APGD step in place; return the number of non-finite elements."""
-    bad = 0
-    for k in prange(s.step.size * _tiles(s)):
-        n, t = _tile(s, k)
-        bad += _apgd_linf_tile(t, s.step[n], s.eps[n], s.momentum)
+        if apgd:
+            bad += _apgd_linf_tile(t, s.step[n], s.eps[n], s.momentum)
+        else:
+            bad += _linf_tile(t, s.step[n], s.eps[n])
         _finish(s, t)
     return bad
 
@@ -243,35 +235,27 @@ def _plan_moves(s, scale, shrink):
 
 
 @_parallel
-def step_l2(s):
-    """Take one L2 step in place; return the number of non-finite elements."""
-    scale, shrink = np.empty_like(s.step), np.empty_like(s.step)
-    bad = _plan_moves(s, scale, shrink)
-    for k in prange(s.step.size * _tiles(s)):
-        n, t = _tile(s, k)
-        _move_tile(t, scale[n], shrink[n])
-        _finish(s, t)
-    return bad
-
-
-@_parallel
-def apgd_l2(s):
-    """Take one L2 APGD step in place; return the number of non-finite elements."""
+def step_l2(s, apgd):
+    """Take one L2 step in place, of APGD if `apgd`; return the non-finite elements."""
     tiles = _tiles(s)
     scale, shrink = np.empty_like(s.step), np.empty_like(s.step)
     bad = _plan_moves(s, scale, shrink)
-    parts = np.empty(s.step.size * tiles)
+    if apgd:
+        parts = np.empty(s.step.size * tiles)
+        for k in prange(s.step.size * tiles):
+            n, t = _tile(s, k)
+            parts[k] = _blend_tile(t, scale[n], shrink[n], s.momentum)
+        for n in range(s.step.size):
+            ww = 0.0
+            for k in range(n * tiles, (n + 1) * tiles):
+                ww += parts[k]
+            shrink[n] = _shrink_to(s.eps[n], np.sqrt(ww))
     for k in prange(s.step.size * tiles):
         n, t = _tile(s, k)
-        parts[k] = _blend_tile(t, scale[n], shrink[n], s.momentum)
-    for n in range(s.step.size):
-        ww = 0.0
-        for k in range(n * tiles, (n + 1) * tiles):
-            ww += parts[k]
-        shrink[n] = _shrink_to(s.eps[n], np.sqrt(ww))
-    for k in prange(s.step.size * tiles):
-        n, t = _tile(s, k)
-        _shrink_tile(t, shrink[n])
+        if apgd:
+            _shrink_tile(t, shrink[n])
+        else:
+            _move_tile(t, scale[n], shrink[n])
         _finish(s, t)
     return bad
 

@@ -1,7 +1,7 @@
 """The Triton backend: any CUDA or ROCm GPU, half-precision gradients and states.
 
-This module decides how kernels are launched; `_triton_kernels.py` and
-`_triton_start_kernels.py` hold them and are imported at the first call. With
+This module decides how kernels are launched; `_triton_kernels.py` holds them and is
+imported at the first call. With
 TRITON_INTERPRET=1 (in tests) the backend also runs CPU tensors, slowly, but only when it
 is forced: otherwise it would take every call from the C++ backend.
 """
@@ -260,7 +260,7 @@ def step(step: Step) -> None:
 
 def ball_init(start: Start) -> Tensor:
     """Return a random start: linf in one pass, l2 in two."""
-    kernels, config = _load("_triton_start_kernels"), _tuning.DEFAULT
+    kernels, config = _load("_triton_kernels"), _tuning.DEFAULT
     x0, key = start.x0, (start.seed, start.offset)
     n, c, h, w = x0.shape
     out = torch.empty_like(x0, dtype=torch.float32)

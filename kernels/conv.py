@@ -211,8 +211,7 @@ def conv3x3(
         ValueError: Shapes disagree.
         BackendError: No backend can run it; `unsupported_reason` gives the reason before.
 
-    Source:
-        Winograd 1980; Lavin and Gray 2016, "Fast algorithms for convolutional networks".
+    Source: Winograd 1980; Lavin and Gray 2016, "Fast algorithms for convolutional networks".
     """
     out: Tensor = _Conv3x3.apply(x, weight, bias, residual, relu)
     return out

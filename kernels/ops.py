@@ -184,8 +184,7 @@ def pgd_step_(
         TypeError: A dtype is not among the ones named above.
         BackendError: No backend accepts the call; the message lists the reasons.
 
-    Source:
-        Madry et al. 2018 (PGD); Salman et al. 2020, `robustness` steps for L2.
+    Source: Madry et al. 2018 (PGD); Salman et al. 2020, `robustness` steps for L2.
     """
     images = {"x": x, "x0": x0, "grad": grad, "z": z}
     check_step(images, STATE, mean, std, nonfinite)
@@ -222,7 +221,7 @@ def apgd_step_(
 
     An element whose `gx` is not finite takes part in the momentum only.
 
-    The other operands, `Returns` and `Raises` are those of `pgd_step_`.
+    The other operands, the result and the errors are as in `pgd_step_`.
 
     Args:
         x: Iterate [N, C, H, W] in [0, 1], float32 (float64 on the reference only), which

@@ -82,9 +82,7 @@ template <typename C, typename G> struct Step {
 
 int32_t apgd_step(const FaStep &a) {
   if (a.x_dtype != FA_F32) return 1;
-  const auto run = [&](auto c, auto g) {
-    run_passes(Step<typename decltype(c)::type, typename decltype(g)::type>(a));
-  };
+  const auto run = [&](auto c, auto g) { run_passes(Step<decltype(c), decltype(g)>(a)); };
   return with_operands(a, run) ? 0 : 1;
 }
 

@@ -218,7 +218,7 @@ template <typename Op> void run_passes(Op op) {
   if (a.nonfinite) *a.nonfinite += bad;
 }
 
-// Calls f with the C++ types of x0 and grad; false if a dtype is none that was built.
+// Calls f with values of the C++ types of x0 and grad; false if a dtype is none that was built.
 template <typename F> bool with_operands(const FaStep &a, const F &f) {
   if (a.z && !with_float(a.z_dtype, [](auto) {})) return false;
   bool known = false;

@@ -4,7 +4,7 @@
 //
 // An image belongs to one thread and its sums have one order, so results do not depend on the
 // number of threads.
-#include "crops.h"
+#include "interface.h"
 
 #include <algorithm>
 #include <cmath>

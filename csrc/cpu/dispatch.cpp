@@ -7,9 +7,7 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "conv.h"
-#include "crops.h"
-#include "step.h"
+#include "interface.h"
 
 // Every operator with the structure of its arguments.
 #define FA_OPERATORS(X)              \

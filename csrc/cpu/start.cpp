@@ -74,13 +74,12 @@ template <typename C> void normalize_rows(const FaNormalize &a) {
 }  // namespace
 
 int32_t ball_init(const FaInit &a) {
-  return with_clean(a.x0_dtype, [&](auto c) { init_rows<typename decltype(c)::type>(a); }) ? 0 : 1;
+  return with_clean(a.x0_dtype, [&](auto c) { init_rows<decltype(c)>(a); }) ? 0 : 1;
 }
 
 int32_t normalize(const FaNormalize &a) {
   if (!with_float(a.z_dtype, [](auto) {})) return 1;
-  const auto run = [&](auto c) { normalize_rows<typename decltype(c)::type>(a); };
-  return with_clean(a.x_dtype, run) ? 0 : 1;
+  return with_clean(a.x_dtype, [&](auto c) { normalize_rows<decltype(c)>(a); }) ? 0 : 1;
 }
 
 }  // namespace FA_ISA

@@ -8,7 +8,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "step.h"
+#include "interface.h"
 #include "vectors.h"
 
 namespace FA_ISA {
@@ -103,23 +103,21 @@ class Output {
   bool stream_;
 };
 
-template <typename T> struct Type { using type = T; };
-
-// Calls f with the C++ type behind a dtype code; returns false for an unknown code.
+// Calls f with a value of the C++ type behind a dtype code; returns false for an unknown code.
 template <typename F> bool with_float(int32_t dtype, const F &f) {
   switch (dtype) {
-  case FA_F32: f(Type<float>{}); return true;
-  case FA_BF16: f(Type<bf16>{}); return true;
+  case FA_F32: f(float{}); return true;
+  case FA_BF16: f(bf16{}); return true;
 #if FA_HAS_F16
-  case FA_F16: f(Type<f16>{}); return true;
+  case FA_F16: f(f16{}); return true;
 #endif
   default: return false;
   }
 }
 template <typename F> bool with_clean(int32_t dtype, const F &f) {
   switch (dtype) {
-  case FA_F32: f(Type<float>{}); return true;
-  case FA_U8: f(Type<uint8_t>{}); return true;
+  case FA_F32: f(float{}); return true;
+  case FA_U8: f(uint8_t{}); return true;
   default: return false;
   }
 }

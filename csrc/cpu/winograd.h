@@ -7,7 +7,7 @@
 #include <cstring>
 #include <memory>
 
-#include "conv.h"
+#include "interface.h"
 #include "vectors.h"
 
 namespace FA_ISA {

@@ -20,8 +20,8 @@ template <typename C, typename G> struct TrailImages {
 
   FC_DEVICE TrailImages(const StepArgs &a, uint32_t s)
       : images(images_of<float, C, G>(a, s)), x_prev(a.x_prev + static_cast<int64_t>(s) * a.row) {}
-  template <int V> FC_DEVICE Trail<C, G, V> chunk(uint32_t at) const {
-    return {images.template chunk<V>(at), load<float, V>(x_prev + at)};
+  template <int V> FC_DEVICE Trail<C, G, V> operator()(Width<V> v, uint32_t at) const {
+    return {images(v, at), load<float, V>(x_prev + at)};
   }
 };
 
@@ -34,9 +34,6 @@ FC_GLOBAL(kThreads, kFewBlocks) linf_kernel(FC_ARGS StepArgs a) {
   Z *const z = output_of<Z>(a, place.sample);
   const float step = a.step[place.sample], eps = a.eps[place.sample];
   int bad = 0;
-  const auto load = [&](auto v, uint32_t at) {
-    return trail.template chunk<decltype(v)::value>(at);
-  };
   const auto ready = [&] {
     table.fill();
     __syncthreads();
@@ -62,7 +59,7 @@ FC_GLOBAL(kThreads, kFewBlocks) linf_kernel(FC_ARGS StepArgs a) {
     store(trail.images.x + at, state);
     if (z) store(z + at, normalised);
   };
-  for_tile<V>(place.tile, a.row, a.aligned, load, ready, use);
+  for_tile<V>(place.tile, a.row, a.aligned, trail, ready, use);
   count_up(a.nonfinite, bad);
 }
 
@@ -80,9 +77,6 @@ FC_GLOBAL(kThreads, kFewBlocks) advance_kernel(FC_ARGS StepArgs a) {
   Move move = {};
   double squares = 0;
   int bad = 0;  // counted in the first pass
-  const auto load = [&](auto v, uint32_t at) {
-    return trail.template chunk<decltype(v)::value>(at);
-  };
   const auto use = [&](auto v, uint32_t at, const auto &loaded) {
     constexpr int kWidth = decltype(v)::value;
     Walk walk(a.channels, at);
@@ -112,7 +106,7 @@ FC_GLOBAL(kThreads, kFewBlocks) advance_kernel(FC_ARGS StepArgs a) {
       __syncthreads();
       move = *shared_move;
     };
-    for_tile<V>(place.tile * tiles + t, a.row, a.aligned, load, ready, use);
+    for_tile<V>(place.tile * tiles + t, a.row, a.aligned, trail, ready, use);
   }
   squares = block_sum<kWarps>(squares, scratch);
   if (threadIdx.x == 0) parts_of(a, place.sample, 3)[place.tile] = squares;
@@ -124,19 +118,10 @@ template <typename C, typename Z> FC_GLOBAL(kThreads, kBlocks) finish_kernel(FC_
   Move *const shared_move = reinterpret_cast<Move *>(shared_memory());
   Table table(reinterpret_cast<Constants *>(shared_move + 1), a.mean, a.std, a.channels);
   const Place place(a.tiles, gridDim.x - 1 - blockIdx.x);
-  // The gradient is not read.
   const auto images = images_of<float, C, float>(a, place.sample);
+  const Pairs<C> pairs = {images.x, images.x0};
   Z *const z = output_of<Z>(a, place.sample);
   Move move = {};
-  const auto load = [&](auto v, uint32_t at) {
-    constexpr int kWidth = decltype(v)::value;
-    struct {
-      Chunk<float, kWidth> d;
-      Chunk<C, kWidth> clean;
-    } loaded = {FA_ISA::load<float, kWidth>(images.x + at),
-                load_constant<C, kWidth>(images.x0 + at)};
-    return loaded;
-  };
   const auto ready = [&] {
     if (threadIdx.x < 32) {
       const double squares = sum_parts(parts_of(a, place.sample, 3), a.part_count);
@@ -154,23 +139,22 @@ template <typename C, typename Z> FC_GLOBAL(kThreads, kBlocks) finish_kernel(FC_
 #pragma unroll
     for (int k = 0; k < kWidth; ++k, walk.next(a.channels)) {
       const Settled settled =
-          Iterate::settle(move.apply(get(loaded.d, k), 0.0f), get(loaded.clean, k));
+          Iterate::settle(move.apply(get(loaded.state, k), 0.0f), get(loaded.clean, k));
       state[k] = settled.state;
       normalised[k] = table[walk.channel].normalised(settled.image);
     }
     store(images.x + at, state);
     if (z) store(z + at, normalised);
   };
-  for_tile<V>(place.tile, a.row, a.aligned, load, ready, use);
+  for_tile<V>(place.tile, a.row, a.aligned, pairs, ready, use);
 }
 
 Error launch_linf(const FcStep &a) {
   return with_images(a, [&](auto clean, auto grad, auto out) {
-    using C = type_of<decltype(clean)>;
-    using G = type_of<decltype(grad)>;
-    using Z = type_of<decltype(out)>;
-    StepArgs args = step_args(a);
-    args.aligned = is_aligned<float, C, G, Z, chunk_of<float, C, G, Z>()>(a, args.row);
+    using C = decltype(clean);
+    using G = decltype(grad);
+    using Z = decltype(out);
+    StepArgs args = step_args<float, C, G, Z>(a);
     return launch_tiles(linf_kernel<C, G, Z>, a.call, tiles_of(args.row), table_bytes(a.call),
                         args);
   });
@@ -179,10 +163,9 @@ Error launch_linf(const FcStep &a) {
 Error launch_advance(const FcStep &a) {
   return with_clean(a.x0_dtype, [&](auto clean) {
     return with_float(a.grad_dtype, [&](auto grad) {
-      using C = type_of<decltype(clean)>;
-      using G = type_of<decltype(grad)>;
-      StepArgs args = step_args(a);
-      args.aligned = is_aligned<float, C, G, G, chunk_of<float, C, G>()>(a, args.row);
+      using C = decltype(clean);
+      using G = decltype(grad);
+      StepArgs args = step_args<float, C, G, G>(a);
       const size_t shared = kWarps * sizeof(double) + sizeof(Move) + table_bytes(a.call);
       return launch_tiles(advance_kernel<C, G>, a.call, args.part_count, shared, args);
     });
@@ -192,11 +175,9 @@ Error launch_advance(const FcStep &a) {
 Error launch_finish(const FcStep &a) {
   return with_clean(a.x0_dtype, [&](auto clean) {
     return with_float(a.z ? a.z_dtype : FC_F32, [&](auto out) {
-      using C = type_of<decltype(clean)>;
-      using Z = type_of<decltype(out)>;
-      constexpr int V = chunk_of<float, C, Z>();
-      StepArgs args = step_args(a);
-      args.aligned = is_aligned<float, C, float, Z, V>(a, args.row);
+      using C = decltype(clean);
+      using Z = decltype(out);
+      StepArgs args = step_args<float, C, float, Z>(a);
       return launch_tiles(finish_kernel<C, Z>, a.call, tiles_of(args.row),
                           sizeof(Move) + table_bytes(a.call), args);
     });

@@ -193,14 +193,14 @@ Error launch_cluster(const FcStep &a, int32_t *cluster, bool dry_run) {
     if (!multiple_of(p, 16)) return 0;
   return with_state(a.x_dtype, [&](auto state) {
     return with_images(a, [&](auto clean, auto grad, auto out) {
-      using S = type_of<decltype(state)>;
-      using C = type_of<decltype(clean)>;
-      using G = type_of<decltype(grad)>;
-      using Z = type_of<decltype(out)>;
+      using S = decltype(state);
+      using C = decltype(clean);
+      using G = decltype(grad);
+      using Z = decltype(out);
       constexpr uint32_t stage = kClusterThreads * chunk_of<S, C, G, Z>();
       const uint32_t size = choose_cluster<S, C, G>(row, a.call.c, device.shared_limit, stage);
       if (!size) return Error{0};
-      ClusterArgs args{step_args(a), 0, size};
+      ClusterArgs args{step_args<S, C, G, Z>(a), 0, size};
       args.share = static_cast<uint32_t>((row / kGrain + size - 1) / size * kGrain);
       const size_t shared = Share<S, C, G>::bytes(args.share, a.call.c);
       Launch grid{size, kClusterThreads, size, static_cast<uint32_t>(shared), a.call.stream};

@@ -41,8 +41,7 @@ FC_DEVICE uint32_t pack_f16(float a, float b) {
 
 constexpr uint32_t kFullWarp = 0xFFFFFFFFu;
 
-// --- barriers in shared memory that count arriving bytes, and the copies they wait for (sm_90)
-
+// Barriers in shared memory that count arriving bytes, and the copies they wait for (sm_90).
 FC_DEVICE uint32_t shared_address(const void *p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
@@ -80,8 +79,7 @@ FC_DEVICE void copy_bulk(const void *to, const void *from, uint32_t bytes, uint6
       : "memory");
 }
 
-// --- thread-block clusters (sm_90)
-
+// Thread-block clusters (sm_90).
 FC_DEVICE uint32_t cluster_rank() {
   uint32_t rank;
   asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
@@ -102,8 +100,6 @@ FC_DEVICE double load_remote(const double *p, uint32_t rank) {
   asm volatile("ld.shared::cluster.f64 %0, [%1];" : "=d"(value) : "r"(remote) : "memory");
   return value;
 }
-
-// --- host side
 
 using Error = int32_t;
 

@@ -59,7 +59,8 @@ struct FcNormalize {
   int32_t x_dtype, z_dtype;
 };
 
-// As fa_abi of csrc/cpu/step.h: a version, the sizes of FcStep, FcInit and FcNormalize, and a zero.
+// As fa_abi of csrc/cpu/interface.h: a version, the sizes of FcStep, FcInit and FcNormalize, and a
+// zero.
 FC_EXPORT const int64_t *fc_abi();
 FC_EXPORT int32_t fc_pgd_step(const FcStep *args);
 FC_EXPORT int32_t fc_apgd_step(const FcStep *args);

@@ -77,17 +77,8 @@ template <typename C> FC_GLOBAL(kThreads, kBlocks) scale_kernel(FC_ARGS InitArgs
   float *const shared_scale = reinterpret_cast<float *>(shared_memory());
   const Place place(a.tiles, gridDim.x - 1 - blockIdx.x);
   const int64_t base = static_cast<int64_t>(place.sample) * a.row;
-  float *const out = a.out + base;
-  const C *const x0 = static_cast<const C *>(a.x0) + base;
+  const Pairs<C> pairs = {a.out + base, static_cast<const C *>(a.x0) + base};
   float scale = 0;
-  const auto load = [&](auto v, uint32_t at) {
-    constexpr int kWidth = decltype(v)::value;
-    struct {
-      Chunk<float, kWidth> normal;
-      Chunk<C, kWidth> clean;
-    } loaded = {FA_ISA::load<float, kWidth>(out + at), load_constant<C, kWidth>(x0 + at)};
-    return loaded;
-  };
   const auto ready = [&] {
     if (threadIdx.x < 32) {
       const double squares =
@@ -107,10 +98,10 @@ template <typename C> FC_GLOBAL(kThreads, kBlocks) scale_kernel(FC_ARGS InitArgs
     float image[kWidth];
 #pragma unroll
     for (int k = 0; k < kWidth; ++k)
-      image[k] = clip(fmaf(scale, get(loaded.normal, k), get(loaded.clean, k)), 0.0f, 1.0f);
-    store(out + at, image);
+      image[k] = clip(fmaf(scale, get(loaded.state, k), get(loaded.clean, k)), 0.0f, 1.0f);
+    store(pairs.x + at, image);
   };
-  for_tile<V>(place.tile, a.row, a.aligned, load, ready, use);
+  for_tile<V>(place.tile, a.row, a.aligned, pairs, ready, use);
 }
 
 struct NormalizeArgs {
@@ -160,7 +151,7 @@ int32_t fc_ball_init(const FcInit *a) {
   const host::Current current(call.device);
   if (current.error) return current.error;
   return with_clean(a->x0_dtype, [&](auto clean) {
-    using C = type_of<decltype(clean)>;
+    using C = decltype(clean);
     constexpr int V = chunk_of<float, C>();
     const Parts parts(call.hw);
     InitArgs args{};
@@ -185,8 +176,8 @@ int32_t fc_normalize(const FcNormalize *a) {
   if (current.error) return current.error;
   return with_clean(a->x_dtype, [&](auto clean) {
     return with_float(a->z_dtype, [&](auto out) {
-      using C = type_of<decltype(clean)>;
-      using Z = type_of<decltype(out)>;
+      using C = decltype(clean);
+      using Z = decltype(out);
       constexpr int V = chunk_of<C, Z>();
       NormalizeArgs args{};
       args.z = a->z, args.x = a->x, args.mean = a->mean, args.std = a->std;

@@ -30,9 +30,6 @@ FC_GLOBAL(kThreads, kL2 ? kFewBlocks : kBlocks) step_kernel(FC_ARGS StepArgs a) 
     __syncthreads();
     if (kL2) move = *shared_move;
   };
-  const auto load = [&](auto v, uint32_t at) {
-    return images.template chunk<decltype(v)::value>(at);
-  };
   const auto use = [&](auto v, uint32_t at, const auto &elements) {
     constexpr int kWidth = decltype(v)::value;
     Walk walk(a.channels, at);
@@ -51,7 +48,7 @@ FC_GLOBAL(kThreads, kL2 ? kFewBlocks : kBlocks) step_kernel(FC_ARGS StepArgs a) 
     store(images.x + at, state);
     if (z) store(z + at, normalised);
   };
-  for_tile<V>(place.tile, a.row, a.aligned, load, prepare, use);
+  for_tile<V>(place.tile, a.row, a.aligned, images, prepare, use);
   if (!kL2) count_up(a.nonfinite, bad);
 }
 
@@ -66,9 +63,6 @@ FC_GLOBAL(kThreads, kBlocks) sums_kernel(FC_ARGS StepArgs a) {
   const auto images = images_of<S, C, G>(a, s);
   Sums sums;
   int bad = 0;
-  const auto load = [&](auto v, uint32_t at) {
-    return images.template chunk<decltype(v)::value>(at);
-  };
   const auto use = [&](auto v, uint32_t at, const auto &elements) {
     Walk walk(a.channels, at);
 #pragma unroll
@@ -84,7 +78,7 @@ FC_GLOBAL(kThreads, kBlocks) sums_kernel(FC_ARGS StepArgs a) {
       table.fill();
       __syncthreads();
     };
-    for_tile<V>(place.tile * tiles + t, a.row, a.aligned, load, prepare, use);
+    for_tile<V>(place.tile * tiles + t, a.row, a.aligned, images, prepare, use);
   }
   sums = block_sum<kWarps>(sums, scratch);
   if (threadIdx.x == 0) {
@@ -100,13 +94,11 @@ static_assert(kPartWidth % kTile == 0);
 template <bool kL2> Error launch_step(const FcStep &a) {
   return with_state(a.x_dtype, [&](auto state) {
     return with_images(a, [&](auto clean, auto grad, auto out) {
-      using S = type_of<decltype(state)>;
-      using C = type_of<decltype(clean)>;
-      using G = type_of<decltype(grad)>;
-      using Z = type_of<decltype(out)>;
-      constexpr int V = chunk_of<S, C, G, Z>();
-      StepArgs args = step_args(a);
-      args.aligned = is_aligned<S, C, G, Z, V>(a, args.row);
+      using S = decltype(state);
+      using C = decltype(clean);
+      using G = decltype(grad);
+      using Z = decltype(out);
+      StepArgs args = step_args<S, C, G, Z>(a);
       return launch_tiles(step_kernel<kL2, S, C, G, Z>, a.call, tiles_of(args.row),
                           sizeof(Move) + table_bytes(a.call), args);
     });
@@ -119,14 +111,12 @@ Error launch_sums(const FcStep &a) {
   return with_state(a.x_dtype, [&](auto state) {
     return with_clean(a.x0_dtype, [&](auto clean) {
       return with_float(a.grad_dtype, [&](auto grad) {
-        using S = type_of<decltype(state)>;
+        using S = decltype(state);
         // A perturbation is the state itself: the clean images are not read then, and must
         // not narrow the chunks.
-        using C = std::conditional_t<sizeof(S) == 2, uint8_t, type_of<decltype(clean)>>;
-        using G = type_of<decltype(grad)>;
-        constexpr int V = chunk_of<S, C, G>();
-        StepArgs args = step_args(a);
-        args.aligned = is_aligned<S, C, G, G, V>(a, args.row);
+        using C = std::conditional_t<sizeof(S) == 2, uint8_t, decltype(clean)>;
+        using G = decltype(grad);
+        StepArgs args = step_args<S, C, G, G>(a);
         return launch_tiles(sums_kernel<S, C, G>, a.call, args.part_count,
                             3 * kWarps * sizeof(double) + table_bytes(a.call), args);
       });

@@ -38,8 +38,6 @@ struct Place {
       : sample(tiles.quotient(block)), tile(block - sample * tiles.divisor) {}
 };
 
-template <int V> struct Width { static constexpr int value = V; };
-
 // V elements of a thread at a time, kRounds times: loads all of them, calls ready(), uses them.
 template <int V, int kRounds, typename Load, typename Ready, typename Use>
 FC_DEVICE void for_rounds(uint32_t first, uint32_t row, const Load &load, const Ready &ready,
@@ -105,21 +103,13 @@ FC_DEVICE Move plan_sample(const StepArgs &a, uint32_t s) {
   return plan_move(sums, a.step[s], a.eps[s]);
 }
 
-// --- host side
-
 inline bool multiple_of(const void *p, size_t bytes) {
   return reinterpret_cast<uintptr_t>(p) % bytes == 0;
 }
 
-template <typename S, typename C, typename G, typename Z, int V>
-bool is_aligned(const FcStep &a, uint32_t row) {
-  return row % V == 0 && multiple_of(a.x, V * sizeof(S)) &&
-         (!a.x_prev || multiple_of(a.x_prev, V * sizeof(float))) &&
-         multiple_of(a.x0, V * sizeof(C)) && multiple_of(a.grad, V * sizeof(G)) &&
-         (!a.z || multiple_of(a.z, V * sizeof(Z)));
-}
-
-inline StepArgs step_args(const FcStep &a) {
+// The arguments of a kernel that reads or writes these types.
+template <typename S, typename C, typename G, typename Z> StepArgs step_args(const FcStep &a) {
+  constexpr int V = chunk_of<S, C, G, Z>();
   const FcCall &call = a.call;
   const int64_t row = call.c * call.hw;
   const Parts parts(row);
@@ -132,6 +122,10 @@ inline StepArgs step_args(const FcStep &a) {
   out.n = static_cast<uint32_t>(call.n), out.row = static_cast<uint32_t>(row);
   out.part_width = parts.width, out.part_count = parts.count;
   out.momentum = a.momentum;
+  out.aligned = row % V == 0 && multiple_of(a.x, V * sizeof(S)) &&
+                (!a.x_prev || multiple_of(a.x_prev, V * sizeof(float))) &&
+                multiple_of(a.x0, V * sizeof(C)) && multiple_of(a.grad, V * sizeof(G)) &&
+                (!a.z || multiple_of(a.z, V * sizeof(Z)));
   return out;
 }
 
@@ -152,29 +146,26 @@ Error launch_tiles(void (*kernel)(Args), const FcCall &call, int64_t tiles, size
   return host::launch(kernel, grid, args);
 }
 
-template <typename T> struct Type { using type = T; };
-template <typename T> using type_of = typename T::type;
-
-// Call f with the C++ type behind a dtype code.
+// Call f with a value of the C++ type behind a dtype code.
 template <typename F> Error with_float(int32_t dtype, const F &f) {
   switch (dtype) {
-  case FC_F32: return f(Type<float>{});
-  case FC_BF16: return f(Type<bf16>{});
-  case FC_F16: return f(Type<f16>{});
+  case FC_F32: return f(float{});
+  case FC_BF16: return f(bf16{});
+  case FC_F16: return f(f16{});
   default: return FC_UNKNOWN_DTYPE;
   }
 }
 template <typename F> Error with_clean(int32_t dtype, const F &f) {
   switch (dtype) {
-  case FC_F32: return f(Type<float>{});
-  case FC_U8: return f(Type<uint8_t>{});
+  case FC_F32: return f(float{});
+  case FC_U8: return f(uint8_t{});
   default: return FC_UNKNOWN_DTYPE;
   }
 }
 template <typename F> Error with_state(int32_t dtype, const F &f) {
   switch (dtype) {
-  case FC_F32: return f(Type<float>{});
-  case FC_F16: return f(Type<f16>{});
+  case FC_F32: return f(float{});
+  case FC_F16: return f(f16{});
   default: return FC_UNKNOWN_DTYPE;
   }
 }

@@ -104,8 +104,7 @@ template <typename T, int V> FC_DEVICE void store(T *p, const float (&v)[V]) {
   else join(reinterpret_cast<typename Chunk<T, V>::Whole *>(p), chunk.w);
 }
 
-// --- the images that a step reads
-
+// What a step reads of the images.
 struct Element { float state, clean, grad; };
 
 template <typename S, typename C, typename G, int V> struct Elements {
@@ -116,13 +115,15 @@ template <typename S, typename C, typename G, int V> struct Elements {
   FC_DEVICE Element operator[](int k) const { return {get(state, k), get(clean, k), get(grad, k)}; }
 };
 
+template <int V> struct Width { static constexpr int value = V; };
+
 template <typename S, typename C, typename G> struct Images {
   S *x;
   const C *x0;
   const G *grad;
 
   // In global memory.
-  template <int V> FC_DEVICE Elements<S, C, G, V> chunk(uint32_t at) const {
+  template <int V> FC_DEVICE Elements<S, C, G, V> operator()(Width<V>, uint32_t at) const {
     return {load<S, V>(x + at), load_constant<C, V>(x0 + at), load_constant<G, V>(grad + at)};
   }
   template <int V> FC_DEVICE Elements<S, C, G, V> shared_chunk(uint32_t at) const {
@@ -130,8 +131,21 @@ template <typename S, typename C, typename G> struct Images {
   }
 };
 
-// --- sums over threads, always in the same order
+// The same without a gradient.
+template <typename C, int V> struct Pair {
+  Chunk<float, V> state;
+  Chunk<C, V> clean;
+};
+template <typename C> struct Pairs {
+  float *x;
+  const C *x0;
 
+  template <int V> FC_DEVICE Pair<C, V> operator()(Width<V>, uint32_t at) const {
+    return {load<float, V>(x + at), load_constant<C, V>(x0 + at)};
+  }
+};
+
+// Sums over threads add in the same order always.
 template <typename T> FC_DEVICE T warp_sum(T v) {
 #pragma unroll
   for (int distance = 16; distance; distance /= 2) v += __shfl_xor_sync(kFullWarp, v, distance);
@@ -165,8 +179,6 @@ FC_DEVICE void count_up(unsigned long long *counter, int bad) {
   bad = warp_sum(bad);
   if (bad && threadIdx.x % 32 == 0) atomicAdd(counter, static_cast<unsigned long long>(bad));
 }
-
-// --- per-channel constants
 
 struct Constants {
   float mean, inv_std;

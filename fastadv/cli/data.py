@@ -75,7 +75,7 @@ class UnpackCommand(Checked):
 
 
 def _list(command: ListCommand) -> int:
-    from fastadv.data.opening.listing import datasets_text, list_datasets
+    from fastadv.data.opening.by_name import datasets_text, list_datasets
 
     return common.show(command, list_datasets(), datasets_text())
 

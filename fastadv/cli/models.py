@@ -31,7 +31,11 @@ _SUFFIXES = {
 
 @dataclass(frozen=True, kw_only=True)
 class ListCommand:
-    """List architectures, and torchvision's weights for them, on this machine or not."""
+    """List architectures or published networks, and which files are on this machine.
+
+    'salman2020:*' lists the checkpoints of Salman et al. 2020 with their ImageNet
+    accuracies, 'robustbench:*' networks of RobustBench.
+    """
 
     pattern: Positional[str] = "*"
     """Name, which may have wildcards: 'resnet*'; 'timm/resnet*' lists those of timm."""
@@ -61,10 +65,13 @@ class ShowCommand(SourceFlags):
     """Show what is known of a source: architecture, classes, input, training, hashes.
 
     A source is a run directory, a checkpoint file, torchvision:resnet18/IMAGENET1K_V1,
-    timm:NAME, hf:ORG/NAME (or hf:ORG/NAME/FILE, hf:ORG/NAME@REVISION) or package:NAME.
-    What it does not state can be added: ,arch=NAME ,input=imagenet|half|unit|caffe
-    ,norm=linf ,eps=4/255 ,kind=standard|robust|texture|other ,name=NAME. Nothing is
-    downloaded without --download.
+    timm:NAME, hf:ORG/NAME (or hf:ORG/NAME/FILE, hf:ORG/NAME@REVISION), package:NAME,
+    row:IDENTITY (or row:TABLE/IDENTITY, the network of a row of a results table),
+    salman2020:resnet50_l2_eps3 or robustbench:Salman2020Do_R50 (fastadv-models list
+    'salman2020:*' and 'robustbench:*' name them). What it does not state can be added:
+    ,arch=NAME ,input=imagenet|half|unit|caffe ,norm=linf ,eps=4/255
+    ,kind=standard|robust|texture|other ,name=NAME. Nothing is downloaded without
+    --download, or ,download=true after the name.
     """
 
     json: PrintJson = False
@@ -100,8 +107,20 @@ class ConvertCommand(SourceFlags):
 
 
 def _list(command: ListCommand) -> int:
-    from fastadv.models.listing import architectures_text, list_architectures
+    from fastadv.models.listing import (
+        architectures_text,
+        list_architectures,
+        list_published,
+        published_text,
+    )
+    from fastadv.reporting.literature import accuracy_of_file
 
+    if command.pattern.startswith(("salman2020:", "robustbench:")):
+        rows = list_published(command.pattern)
+        for name, row in rows.items():
+            file = name.partition(":")[2] + ".ckpt"
+            row["imagenet_accuracy"] = accuracy_of_file(file)
+        return common.show(command, rows, published_text(rows))
     rows = list_architectures(command.pattern)
     return common.show(command, rows, architectures_text(rows))
 

@@ -1,6 +1,9 @@
 from fastadv.data.decoding import BadImage as BadImage, decode_rgb as decode_rgb
-from fastadv.data.loading.loader import Batch as Batch, Loader as Loader
-from fastadv.data.loading.loader_options import LoaderOptions as LoaderOptions
+from fastadv.data.loading.loader import (
+    Batch as Batch,
+    Loader as Loader,
+    LoaderOptions as LoaderOptions,
+)
 from fastadv.data.loading.make_loader import make_loader as make_loader
 from fastadv.data.opening.by_name import (
     dataset_names as dataset_names,

@@ -55,7 +55,7 @@ def decode_rgb(
 
     Args:
         data: Encoded bytes, or the path of a file.
-        name: What to call the image in errors; the path by default.
+        name: Name of the image in errors; the path by default.
 
     Returns:
         uint8 [H, W, 3] in 0..255, C-contiguous.

@@ -22,13 +22,8 @@ MODEL_FILE: Final = "model.safetensors"
 
 SALMAN2020: Final = (
     *("resnet18", "resnet50", "wide_resnet50_2", "wide_resnet50_4", "densenet161"),
-    *(
-        "mnasnet1_0",
-        "mobilenet_v2",
-        "resnext50_32x4d",
-        "shufflenet_v2_x1_0",
-        "vgg16_bn",
-    ),
+    *("mnasnet1_0", "mobilenet_v2", "resnext50_32x4d", "shufflenet_v2_x1_0"),
+    "vgg16_bn",
 )
 """The ten architectures of Salman et al. 2020 (arXiv 2007.08489)."""
 

@@ -21,7 +21,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from fastadv.errors import CheckpointError
+from fastadv.errors import CheckpointError, ConfigError
 from fastadv.files import write_atomic
 from fastadv.models.architecture_names import (
     ARCHITECTURES,
@@ -51,9 +51,6 @@ _NEEDS_CODE = re.compile(
 )
 
 
-# ---- writing ----
-
-
 def save_model(
     model: NormalizedModel,
     path: str | os.PathLike[str],
@@ -72,7 +69,35 @@ def save_model(
     Raises:
         OutputError: The file cannot be written (full disk, no permission); what was at
             `path` before is unchanged.
+        ConfigError: The architecture is not registered, so that `load_model` could not
+            build the network again.
         TypeError: `metadata` holds something JSON cannot.
+    """
+    try:
+        get_spec(model.arch)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{error}. `load_model` could not build this network again, so {path} is not "
+            "written. Keep a network of your own with torch.save(model.net.state_dict(), "
+            "path), and give its weights back with model.net.load_state_dict"
+        ) from None
+    write_atomic(path, model_bytes(model, metadata))
+
+
+def model_bytes(
+    model: NormalizedModel,
+    metadata: Mapping[str, Any] | None = None,
+    state: Mapping[str, Tensor] | None = None,
+    trunk: str | None = None,
+) -> bytes:
+    """Return the file that `save_model` writes; equal models give equal bytes.
+
+    Args:
+        model: The model.
+        metadata: Anything JSON can hold.
+        state: The tensors to store, where those of `trunk` are not to be stored again;
+            None stores all.
+        trunk: Which network the other tensors are of; an `Origin` as text.
     """
     header = {
         "fastadv_format": str(FORMAT_VERSION),
@@ -82,12 +107,23 @@ def save_model(
         "std": json.dumps(decimals(model.std)),
         "user": json.dumps(dict(metadata or {})),
     }
-    write_atomic(path, safetensors.torch.save(cpu_state(model.net), header))
+    if trunk is not None:
+        header["trunk"] = trunk
+    tensors = model.net.state_dict() if state is None else state
+    return _in_order(safetensors.torch.save(cpu_state(tensors), header))
 
 
-def cpu_state(net: nn.Module) -> dict[str, Tensor]:
-    """Return the state dict of `net` as contiguous tensors on the CPU."""
-    return {k: v.detach().cpu().contiguous() for k, v in net.state_dict().items()}
+def _in_order(content: bytes) -> bytes:
+    """Return a safetensors file with its header sorted, which safetensors does not do."""
+    size = int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8 : 8 + size]), sort_keys=True).encode()
+    header += b" " * (-len(header) % 8)  # the tensors stay aligned
+    return len(header).to_bytes(8, "little") + header + content[8 + size :]
+
+
+def cpu_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state dict with contiguous tensors on the CPU."""
+    return {k: v.detach().cpu().contiguous() for k, v in state.items()}
 
 
 def decimals(values: Tensor) -> list[float]:
@@ -107,9 +143,6 @@ def state_hash(model: nn.Module) -> str:
         flat = tensor.detach().cpu().contiguous().reshape(-1)
         digest.update(flat.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-# ---- reading ----
 
 
 def load_model(
@@ -135,7 +168,7 @@ def load_model(
         mean: Per-channel mean in [0, 1] units, where the file does not say; the
             default is ImageNet's. If the file says otherwise it is refused.
         std: Per-channel standard deviation, for which the same holds.
-        download: Fetch what a name stands for, where it is not on this machine.
+        download: Fetch the file that a name stands for if it is not on this machine.
 
     Raises:
         CheckpointError: The file is missing, damaged, not a checkpoint, needs code to be
@@ -163,6 +196,9 @@ def read_model(
     """Load a model from a file that `find_weights` found; see `load_model`."""
     file = weights.file
     bare = _read(file)
+    if weights.trunk is not None:
+        below = read_model(weights.trunk).net.state_dict()
+        bare = replace(bare, state=dict(below) | bare.state)
     spec = get_spec(_decide_arch(weights, bare))
     net = fill_network(spec, bare.state, file)
     head = net.get_submodule(spec.head_path(net))
@@ -195,7 +231,7 @@ def read_model(
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return what `save_model` stored beside the weights, without reading those.
+    """Return the header that `save_model` wrote, without reading the weights.
 
     Returns:
         `arch`, `num_classes`, `mean`, `std`, `fastadv_format`, and `user`: the
@@ -311,9 +347,6 @@ def _damaged(file: Path, error: Exception) -> CheckpointError:
     )
 
 
-# ---- what the file, its name and the caller say together ----
-
-
 def _decide_arch(weights: Weights, bare: BareWeights) -> str:
     file, given = weights.file, weights.arch
     if bare.arch is not None and given not in (None, bare.arch):
@@ -324,6 +357,13 @@ def _decide_arch(weights: Weights, bare: BareWeights) -> str:
     if decided := bare.arch or given or guess:
         return decided
     fits = fitting_archs(bare.state)
+    if len(fits) == 1:
+        log.warning(
+            "%s does not say its architecture; its weights fit %s alone, which is taken",
+            file,
+            fits[0],
+        )
+        return fits[0]
     hint = f"its weights fit {' and '.join(fits)}" if fits else "no known one fits"
     raise CheckpointError(
         f"{file} does not say its architecture; {hint}. Pass `arch=NAME`"

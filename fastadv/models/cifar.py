@@ -43,6 +43,13 @@ class _BasicBlock(nn.Module):
         return F.relu(out + self.shortcut(x))
 
 
+def _stage(
+    block: type[nn.Module], old: int, new: int, n: int, *, stride: int
+) -> nn.Sequential:
+    rest = (block(new, new, 1) for _ in range(n - 1))
+    return nn.Sequential(block(old, new, stride), *rest)
+
+
 class CifarResNet(nn.Module):
     """ResNet of depth 6n+2 with 16, 32 and 64 channels and option-A shortcuts.
 
@@ -58,19 +65,13 @@ class CifarResNet(nn.Module):
         blocks = (depth - 2) // 6
         self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
-        self.layer1 = self._stage(16, 16, blocks, stride=1)
-        self.layer2 = self._stage(16, 32, blocks, stride=2)
-        self.layer3 = self._stage(32, 64, blocks, stride=2)
+        self.layer1 = _stage(_BasicBlock, 16, 16, blocks, stride=1)
+        self.layer2 = _stage(_BasicBlock, 16, 32, blocks, stride=2)
+        self.layer3 = _stage(_BasicBlock, 32, 64, blocks, stride=2)
         self.linear = nn.Linear(64, num_classes)
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
                 nn.init.kaiming_normal_(module.weight)
-
-    @staticmethod
-    def _stage(in_channels: int, channels: int, n: int, stride: int) -> nn.Sequential:
-        first = _BasicBlock(in_channels, channels, stride)
-        rest = (_BasicBlock(channels, channels, 1) for _ in range(n - 1))
-        return nn.Sequential(first, *rest)
 
     def forward(self, z: Tensor) -> Tensor:
         """Classify normalised images [N,3,H,W]: logits [N,num_classes]."""
@@ -127,9 +128,8 @@ class WideResNet(nn.Module):
 
     @staticmethod
     def _group(in_channels: int, channels: int, n: int, stride: int) -> nn.Sequential:
-        first = _WideBlock(in_channels, channels, stride)
-        rest = (_WideBlock(channels, channels, 1) for _ in range(n - 1))
-        return nn.Sequential(OrderedDict(layer=nn.Sequential(first, *rest)))
+        layer = _stage(_WideBlock, in_channels, channels, n, stride=stride)
+        return nn.Sequential(OrderedDict(layer=layer))
 
     def forward(self, z: Tensor) -> Tensor:
         """Classify normalised images [N,3,H,W]: logits [N,num_classes]."""

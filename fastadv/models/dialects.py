@@ -11,8 +11,6 @@ from typing import Final
 
 from torch import Tensor
 
-# ---- in: lukemelas' EfficientNet-PyTorch and its offspring ----
-
 _LUKEMELAS_STEM: Final = {
     "_conv_stem": "conv_stem",
     "_bn0": "bn1",
@@ -73,8 +71,6 @@ def from_lukemelas(
     return translated
 
 
-# ---- out: Detectron2's ResNet backbone ----
-
 _D2_RULES: Final = (
     (re.compile(r"^(conv1|bn1)\."), r"stem.\1."),
     (re.compile(r"\bbn([123])\."), r"conv\1.norm."),
@@ -113,8 +109,6 @@ DETECTRON2_CONFIGS: Final[dict[str, dict[str, int]]] = {
     "wide_resnet101_2": {"DEPTH": 101, "WIDTH_PER_GROUP": 128},
 }
 """What `MODEL.RESNETS` of Detectron2 must say to build the same network."""
-
-# ---- out: timm ----
 
 TIMM_TWINS: Final = (
     *("resnet18", "resnet34", "resnet50", "resnet101", "resnext50_32x4d"),

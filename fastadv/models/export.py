@@ -92,8 +92,8 @@ def export_source(
     """Write a source as another program reads it; see `export_model`.
 
     Args:
-        source: The model, and what is known of it, which the card repeats.
-        path: File to write; a folder for timm.
+        source: The model with the facts known of it, which the card repeats.
+        path: The file to write; a folder for timm.
         to: One of `EXPORT_FORMATS`.
         resolution: Side of the images in pixels; None stands for that of the source.
     """
@@ -108,7 +108,7 @@ def export_source(
 
 
 def files_beside(path: Path, to: str) -> list[Path]:
-    """Return what `export_model` writes besides the file (for timm, the folder) given."""
+    """Return the files that `export_model` writes beside the given file (timm: folder)."""
     beside = [path.with_suffix(".yaml")] if to == "detectron2" else []
     return beside if to == "timm" else [*beside, _card_path(path, to)]
 
@@ -119,7 +119,7 @@ def _card_path(path: Path, to: str) -> Path:
 
 
 def _card(model: NormalizedModel, to: str) -> dict[str, Any]:
-    """Return what a reader of the weights must know, as values JSON can hold."""
+    """Return the facts that a reader of the weights needs, as values JSON can hold."""
     return {
         "format": to,
         "arch": model.arch,
@@ -175,9 +175,6 @@ def plain_module(model: NormalizedModel) -> nn.Sequential:
     return nn.Sequential(layers).eval()
 
 
-# ---- the formats ----
-
-
 def _save(path: Path, state: dict[str, Tensor]) -> list[Path]:
     buffer = io.BytesIO()
     torch.save(state, buffer)
@@ -199,11 +196,11 @@ def _to_torchvision(model: NormalizedModel, path: Path, about: About) -> list[Pa
             "not ImageNet's; give the reader mean and std of %s",
             _card_path(path, "torchvision"),
         )
-    return _save(path, cpu_state(model.net))
+    return _save(path, cpu_state(model.net.state_dict()))
 
 
 def _to_robustbench(model: NormalizedModel, path: Path, about: About) -> list[Path]:
-    return _save(path, cpu_state(plain_module(model)))
+    return _save(path, cpu_state(plain_module(model).state_dict()))
 
 
 def _to_timm(model: NormalizedModel, path: Path, about: About) -> list[Path]:
@@ -230,7 +227,10 @@ def _to_timm(model: NormalizedModel, path: Path, about: About) -> list[Path]:
 def _to_detectron2(model: NormalizedModel, path: Path, about: About) -> list[Path]:
     _need_twin(model, "detectron2", DETECTRON2_CONFIGS)
     content = {
-        "model": {k: v.numpy() for k, v in to_detectron2(cpu_state(model.net)).items()},
+        "model": {
+            k: v.numpy()
+            for k, v in to_detectron2(cpu_state(model.net.state_dict())).items()
+        },
         "__author__": "fastadv",
         "matching_heuristics": True,
     }

@@ -5,6 +5,7 @@ Keys are those of the bare network; wrappers come off in `foreign_checkpoints.py
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -42,8 +43,12 @@ def fill_network(spec: ArchSpec, state: dict[str, Tensor], file: Path) -> nn.Mod
             f"the weights in {file} are not those of {spec.name}: "
             f"{'; '.join(problems)}.{hint}"
         )
+    # MNASNet asks for the version of its weights, which wrappers and safetensors lose; all
+    # versions have the same weights at width 1.
+    named = OrderedDict(state)
+    named._metadata = net.state_dict()._metadata  # type: ignore[attr-defined]
     # Only num_batches_tracked can be missing: files older than torch 0.4.1 lack it.
-    net.load_state_dict(state, strict=False)
+    net.load_state_dict(named, strict=False)
     return net
 
 

@@ -97,9 +97,8 @@ def fold_norms(graph: fx.GraphModule) -> tuple[dict[str, str], dict[str, str]]:
         else:
             conv = node.all_input_nodes[0]
             folds[str(conv.target)] = name
-            conv.meta.pop(
-                RETURNED_BY, None
-            )  # what it outputs from now on, the norm did
+            # From now on it outputs what the norm did.
+            conv.meta.pop(RETURNED_BY, None)
             if activation is not None:
                 node.target = f"{name}.act"
             else:

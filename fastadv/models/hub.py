@@ -6,6 +6,7 @@ The package huggingface_hub is optional: `hf:` and most `timm:` sources need it.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -13,7 +14,10 @@ from urllib.parse import urlparse
 import torch
 
 from fastadv.errors import CheckpointError, ConfigError
+from fastadv.files import file_sha256
 from fastadv.models.architecture_names import MODEL_FILE
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -49,7 +53,11 @@ def torch_hub_file(url: str, what: str, download: bool) -> Path:
     Raises:
         CheckpointError: The file is not here, and fetching was not allowed or failed.
     """
-    file = torch_hub_path(url)
+    return cached_download(torch_hub_path(url), url, what, download)
+
+
+def cached_download(file: Path, url: str, what: str, download: bool) -> Path:
+    """Return `file`, fetched from `url` where it is missing; see `torch_hub_file`."""
     if file.is_file():
         return file
     if not download:
@@ -131,8 +139,24 @@ def _fetch(repo: str, choices: list[str], revision: str | None) -> Path:
         except EntryNotFoundError:
             continue
         if choice in choices:
-            return Path(file)
-    return Path(hf_hub_download(repo, choices[-1], revision=revision))
+            return _checked(Path(file))
+    return _checked(Path(hf_hub_download(repo, choices[-1], revision=revision)))
+
+
+def _checked(file: Path) -> Path:
+    """Return a file that was just fetched, if its content has the hash the hub states.
+
+    The hub names large files by their SHA-256, and its client keeps them under that
+    name without computing it.
+    """
+    stated = file.resolve()
+    if _SHA256.fullmatch(stated.name) and file_sha256(stated) != stated.name:
+        stated.unlink()
+        file.unlink(missing_ok=True)
+        raise OSError(
+            f"the content of {file.name} has another hash than the hub states"
+        )
+    return file
 
 
 def _unfetched(what: str, address: str, error: Exception) -> CheckpointError:

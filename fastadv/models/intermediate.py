@@ -1,4 +1,4 @@
-"""Intermediate features of a network: the outputs of named modules, and its stages.
+"""The parts of a network: outputs of named modules, stages, and blocks for fine-tuning.
 
 A network as it is written is watched by hooks while it runs (`recording`). A traced
 graph, such as an attack view's, is cut behind the nodes that are wanted (`cut`), which
@@ -20,6 +20,9 @@ EMBEDDING = "embedding"
 
 RETURNED_BY = "returned_by"
 """The key under which a traced node lists the modules whose output it is."""
+
+Block = tuple[str, list[nn.Module]]
+"""A block's name (dotted path of its first module) and its modules."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ def recording(
 
     Args:
         net: The network. Its hooks are as before when the context ends.
-        names: As of `activations`.
+        names: Names as `activations` takes them.
         head: Dotted path of the classifier; needed for `"embedding"`.
 
     Yields:
@@ -117,7 +120,7 @@ def cut(
 
     Args:
         graph: A graph made by `folding.trace`, folded or not.
-        names: As of `activations`; the embedding is the input of the head as it is.
+        names: Names as `activations` takes them; the embedding is the head's own input.
         head: Dotted path of the classifier; needed for `"embedding"`.
 
     Raises:
@@ -169,3 +172,55 @@ def in_order(found: dict[str, Tensor], names: Sequence[str]) -> dict[str, Tensor
 def pooled(features: Tensor) -> Tensor:
     """Average maps [N, D, H, W] to [N, D]; an embedding [N, D] stays as it is."""
     return features.mean((2, 3)) if features.dim() == 4 else features
+
+
+def trainable_blocks(net: nn.Module, head: nn.Module) -> list[Block]:
+    """Return the blocks of `net`, input to output, without its classifier `head`.
+
+    They are what last-k fine-tuning counts, by one rule for every architecture: earlier
+    code had lists of layer names, and got VGG, MobileNet, MNASNet, ShuffleNet and DenseNet
+    wrong. Sequences are opened; whatever else has weights (a residual block, an inverted
+    residual, a dense layer, a convolution outside any of these) is one block. A
+    normalisation layer belongs to the block it follows, so the last one of a network
+    trains with its last block. Together with `head`, the blocks hold every parameter
+    of `net` exactly once.
+
+    Parameters that hang directly on an opened module (`cls_token` of a ViT) come as
+    an `nn.ParameterList` around the same Parameter objects.
+    """
+    blocks: list[Block] = []
+    _collect(net, "", head, blocks)
+    return blocks
+
+
+def _collect(
+    module: nn.Module, path: str, head: nn.Module, blocks: list[Block]
+) -> None:
+    loose = dict(module.named_parameters(recurse=False))
+    if loose:
+        blocks.append((path + next(iter(loose)), [nn.ParameterList(loose.values())]))
+    for name, child in module.named_children():
+        if child is head or next(child.parameters(), None) is None:
+            continue
+        if _is_sequence(child, head):
+            _collect(child, f"{path}{name}.", head, blocks)
+        elif blocks and not _has_weights(child):
+            blocks[-1][1].append(child)
+        else:
+            blocks.append((path + name, [child]))
+
+
+def _is_sequence(module: nn.Module, head: nn.Module) -> bool:
+    if any(inner is head for inner in module.modules()):
+        return True
+    # A stage of timm's transformers and ConvNeXt keeps its sequence in `blocks`.
+    holder = isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)) or (
+        isinstance(getattr(module, "blocks", None), (nn.Sequential, nn.ModuleList))
+    )
+    # With one weighted layer (conv-bn-relu, a DenseNet transition) it is a block.
+    leaves = (m for m in module.modules() if next(m.children(), None) is None)
+    return holder and sum(_has_weights(leaf) for leaf in leaves) > 1
+
+
+def _has_weights(module: nn.Module) -> bool:
+    return any(parameter.dim() > 1 for parameter in module.parameters())

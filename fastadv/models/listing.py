@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import difflib
+import fnmatch
+from pathlib import Path
 from typing import Any
 
-from fastadv.errors import ConfigError, unknown_name
+from fastadv.errors import CheckpointError, ConfigError, unknown_name
 from fastadv.models import get_spec, list_models
 from fastadv.models.architecture_names import SALMAN2020, TIMM_PREFIX
 from fastadv.models.checkpoint import decimals, state_hash
+from fastadv.models.published import ROBUSTBENCH, SALMAN2020_NAMES, facts_from_name
 from fastadv.models.source import Source
-from fastadv.models.weights import torchvision_files
+from fastadv.models.weights import find_weights, torchvision_files
 from fastadv.text_tables import text_table
-from fastadv.threat import TRAINING_KINDS, ThreatModel
+from fastadv.threat import TRAINING_KINDS, ThreatModel, training_kind
 
 _ACCURACIES = ("epoch", "clean_acc", "robust_acc", "val_clean_acc", "val_robust_acc")
 
@@ -46,6 +50,73 @@ def list_architectures(pattern: str) -> dict[str, dict[str, Any]]:
                 },
             }
     return rows
+
+
+def list_published(pattern: str) -> dict[str, dict[str, Any]]:
+    """Return what is known of each published network whose name matches a pattern.
+
+    Args:
+        pattern: `salman2020:NAME` or `robustbench:NAME`; NAME may have the wildcards
+            `*`, `?` and `[...]`.
+
+    Returns:
+        By source: the architecture, the training, the file (None where it is not on this
+        machine) and its size in bytes.
+
+    Raises:
+        ConfigError: No network matches; the message names near misses.
+    """
+    scheme, _, wanted = pattern.partition(":")
+    known = {"salman2020": SALMAN2020_NAMES, "robustbench": (*ROBUSTBENCH,)}[scheme]
+    names = [name for name in known if fnmatch.fnmatchcase(name, wanted or "*")]
+    if not names:
+        near = difflib.get_close_matches(wanted, known, n=3, cutoff=0.6)
+        hint = f"perhaps you meant: {', '.join(near)}; " if near else ""
+        raise ConfigError(
+            f"no network of {scheme} matches {wanted!r}; {hint}'{scheme}:*' lists them all"
+        )
+    rows = {}
+    for name in names:
+        source = f"{scheme}:{name}"
+        if scheme == "salman2020":
+            about = facts_from_name(name)
+            arch, norm, eps = about or (None, None, None)
+            kind = training_kind(None, eps)
+        else:
+            model = ROBUSTBENCH[name]
+            arch, norm, eps, kind = model.arch, model.norm, model.eps, model.kind
+        file = _file_here(source)
+        rows[source] = {
+            "arch": arch,
+            "norm": norm,
+            "eps": eps,
+            "kind": kind,
+            "file": None if file is None else str(file),
+            "bytes": None if file is None else file.stat().st_size,
+        }
+    return rows
+
+
+def _file_here(source: str) -> Path | None:
+    try:
+        return find_weights(source).file
+    except (CheckpointError, ConfigError):  # it is not here, or there is no client
+        return None
+
+
+def published_text(rows: dict[str, dict[str, Any]]) -> str:
+    """Return what `list_published` returned for a terminal."""
+    cells = []
+    for source, row in rows.items():
+        trained = row["kind"]
+        if row["eps"]:
+            trained = str(ThreatModel(row["norm"], row["eps"]))
+        size = "" if row["file"] is None else f"{row['bytes'] / 1e6:.0f} MB"
+        accuracy = row.get("imagenet_accuracy")
+        shown = "" if accuracy is None else f"{accuracy:.2f}"
+        cells.append([source, row["arch"], trained, shown, size])
+    columns = ["source", "architecture", "training", "ImageNet %", "on this machine"]
+    return text_table(columns, cells)
 
 
 def architectures_text(rows: dict[str, dict[str, Any]]) -> str:

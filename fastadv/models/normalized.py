@@ -14,8 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from fastadv.errors import ConfigError
-from fastadv.models.blocks import Block, trainable_blocks
-from fastadv.models.intermediate import EMBEDDING, Stage, in_order, recording
+from fastadv.models.intermediate import (
+    EMBEDDING,
+    Block,
+    Stage,
+    in_order,
+    recording,
+    trainable_blocks,
+)
 from fastadv.models.registry import ArchSpec, get_spec
 
 
@@ -76,8 +82,6 @@ class NormalizedModel(nn.Module):
         self.register_buffer("mean", torch.tensor(list(mean), dtype=torch.float32))
         self.register_buffer("std", torch.tensor(list(std), dtype=torch.float32))
 
-    # ---- forward passes ----
-
     def normalize(self, x: Tensor) -> Tensor:
         """Return (x - mean) / std for images [N,C,H,W], in the dtype of `x`.
 
@@ -120,8 +124,6 @@ class NormalizedModel(nn.Module):
         with recording(self.net, names, head) as found:
             self.net(z)
         return in_order(found, names)
-
-    # ---- structure ----
 
     @property
     def spec(self) -> ArchSpec:

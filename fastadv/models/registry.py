@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
@@ -116,112 +117,79 @@ def _small_stem(name: str, num_classes: int) -> nn.Module:
     return net
 
 
-_RESNET = "conv1 bn1 relu maxpool layer1 layer2 layer3 layer4 avgpool flatten()"
-_CIFAR_RESNET = "conv1 bn1 relu() layer1 layer2 layer3 pool() flatten()"
-_WIDE_RESNET = "conv1 block1 block2 block3 bn1 relu() pool() flatten()"
-# Names, the path of the head, the steps from the image to the embedding, and the stride
-# of the first stage with the stages, each of twice the stride before.
-_TORCHVISION = (
-    (
-        "resnet18 resnet34 resnet50 resnet101 resnext50_32x4d wide_resnet50_2 "
-        "wide_resnet50_4 wide_resnet101_2",
-        "fc",
-        _RESNET,
-        "4 layer1 layer2 layer3 layer4",
-    ),
-    (
-        "densenet121 densenet161",
-        "classifier",
-        "features relu() pool() flatten()",
-        "4 " + " ".join(f"features.denseblock{i}" for i in range(1, 5)),
-    ),
-    (
-        "shufflenet_v2_x1_0",
-        "fc",
-        "conv1 maxpool stage2 stage3 stage4 conv5 mean()",
-        "8 stage2 stage3 stage4",
-    ),
-    (
-        "mnasnet1_0",
-        "classifier.1",
-        "layers mean() classifier.0",
-        "4 layers.8 layers.9 layers.11 layers.13",
-    ),
-    (
-        "mobilenet_v2",
-        "classifier.1",
-        "features pool() flatten() classifier.0",
-        "2 features.1 features.3 features.6 features.13 features.17",
-    ),
-    (
-        "efficientnet_b0",
-        "classifier.1",
-        "features avgpool flatten() classifier.0",
-        "2 features.1 features.2 features.3 features.5 features.7",
-    ),
-    *(
-        (
-            f"vgg{depth}_bn",
-            "classifier.6",
-            "features avgpool flatten() "
-            + " ".join(f"classifier.{i}" for i in range(6)),
-            "2 " + " ".join(f"features.{i}" for i in pools),
-        )
-        for depth, *pools in (
-            (11, 3, 7, 14, 21, 28),
-            (13, 6, 13, 20, 27, 34),
-            (16, 6, 13, 23, 33, 43),
-            (19, 6, 13, 26, 39, 52),
-        )
-    ),
-    (
-        "convnext_tiny",
-        "classifier.2",
-        "features avgpool classifier.0 classifier.1",
-        "4 features.1 features.3 features.5 features.7",
-    ),
-    (
-        "squeezenet1_1",
-        "classifier.1",
-        "features mean()",
-        "4 features.4 features.7 features.12",
-    ),
-)
+# Paragraphs of four fields: the names; the steps from the image to the embedding; the path
+# of the head; the stride of the first stage with the stages, each of twice the stride before.
+_VGG = "| features avgpool flatten() " + " ".join(f"classifier.{i}" for i in range(6))
+_ARCHITECTURES = f"""
+resnet18 resnet34 resnet50 resnet101 resnext50_32x4d wide_resnet50_2 wide_resnet50_4
+wide_resnet101_2 | conv1 bn1 relu maxpool layer1 layer2 layer3 layer4 avgpool flatten()
+| fc | 4 layer1 layer2 layer3 layer4
+
+resnet18_cifar resnet34_cifar resnet50_cifar wide_resnet50_2_cifar
+| conv1 bn1 relu maxpool layer1 layer2 layer3 layer4 avgpool flatten()
+| fc | 1 layer1 layer2 layer3 layer4
+
+resnet8_cifar resnet14_cifar resnet20_cifar resnet32_cifar resnet44_cifar resnet56_cifar
+| conv1 bn1 relu() layer1 layer2 layer3 pool() flatten() | linear | 1 layer1 layer2 layer3
+
+wide_resnet28_4_cifar wide_resnet28_10_cifar
+| conv1 block1 block2 block3 bn1 relu() pool() flatten() | fc | 1 block1 block2 block3
+
+densenet121 densenet161 | features relu() pool() flatten() | classifier
+| 4 features.denseblock1 features.denseblock2 features.denseblock3 features.denseblock4
+
+shufflenet_v2_x1_0 | conv1 maxpool stage2 stage3 stage4 conv5 mean()
+| fc | 8 stage2 stage3 stage4
+
+mnasnet1_0 | layers mean() classifier.0
+| classifier.1 | 4 layers.8 layers.9 layers.11 layers.13
+
+mobilenet_v2 | features pool() flatten() classifier.0
+| classifier.1 | 2 features.1 features.3 features.6 features.13 features.17
+
+efficientnet_b0 | features avgpool flatten() classifier.0
+| classifier.1 | 2 features.1 features.2 features.3 features.5 features.7
+
+vgg11_bn {_VGG} | classifier.6 | 2 features.3 features.7 features.14 features.21 features.28
+
+vgg13_bn {_VGG} | classifier.6 | 2 features.6 features.13 features.20 features.27 features.34
+
+vgg16_bn {_VGG} | classifier.6 | 2 features.6 features.13 features.23 features.33 features.43
+
+vgg19_bn {_VGG} | classifier.6 | 2 features.6 features.13 features.26 features.39 features.52
+
+convnext_tiny | features avgpool classifier.0 classifier.1
+| classifier.2 | 4 features.1 features.3 features.5 features.7
+
+squeezenet1_1 | features mean() | classifier.1 | 4 features.4 features.7 features.12
+"""
 
 
-def _spec(
-    name: str, build: Callable[[int], nn.Module], head: str, trunk: str, stages: str
-) -> ArchSpec:
-    first, *paths = stages.split()
-    return ArchSpec(
-        name=name,
-        build=build,
-        head=head,
-        features=partial(_run, trunk),
-        stages=tuple(Stage(path, int(first) * 2**i) for i, path in enumerate(paths)),
-        head_is_linear=not name.startswith("squeezenet"),
-        image_size=32 if name.endswith("_cifar") else 224,
-    )
+def _builder(name: str) -> Callable[[int], nn.Module]:
+    sizes = [int(number) for number in re.findall(r"\d+", name)]
+    if name.startswith("wide_resnet28"):
+        return partial(WideResNet, *sizes)
+    plain = name.removesuffix("_cifar")
+    if name == plain:
+        return partial(_torchvision_net, name)
+    stem = plain.startswith("wide") or plain in ("resnet18", "resnet34", "resnet50")
+    return partial(_small_stem, plain) if stem else partial(CifarResNet, *sizes)
 
 
 @cache
 def _table() -> dict[str, ArchSpec]:
-    specs = [
-        _spec(name, partial(_torchvision_net, name), *rest)
-        for names, *rest in _TORCHVISION
-        for name in names.split()
-    ]
-    build: Callable[[int], nn.Module]
-    for name in ("resnet18", "resnet34", "resnet50", "wide_resnet50_2"):
-        build = partial(_small_stem, name)
-        stages = "1 layer1 layer2 layer3 layer4"
-        specs.append(_spec(f"{name}_cifar", build, "fc", _RESNET, stages))
-    for depth in (8, 14, 20, 32, 44, 56):
-        name, stages = f"resnet{depth}_cifar", "1 layer1 layer2 layer3"
-        build = partial(CifarResNet, depth)
-        specs.append(_spec(name, build, "linear", _CIFAR_RESNET, stages))
-    for width in (4, 10):
-        name, stages = f"wide_resnet28_{width}_cifar", "1 block1 block2 block3"
-        build = partial(WideResNet, 28, width)
-        specs.append(_spec(name, build, "fc", _WIDE_RESNET, stages))
-    return {spec.name: spec for spec in specs}
+    specs = {}
+    for paragraph in _ARCHITECTURES.strip().split("\n\n"):
+        names, trunk, head, stages = paragraph.split("|")
+        first, *paths = stages.split()
+        for name in names.split():
+            specs[name] = ArchSpec(
+                name=name,
+                build=_builder(name),
+                head=head.strip(),
+                features=partial(_run, trunk),
+                stages=tuple(Stage(p, int(first) * 2**i) for i, p in enumerate(paths)),
+                head_is_linear=not name.startswith("squeezenet"),
+                image_size=32 if name.endswith("_cifar") else 224,
+            )
+    return specs

@@ -1,8 +1,7 @@
-"""A source: a pretrained model, and what is known about its training."""
+"""A source: a pretrained model with the facts known about its training."""
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,36 +17,27 @@ from fastadv.models import (
     read_metadata,
 )
 from fastadv.models.checkpoint import read_model
+from fastadv.models.weights import weights_digest
 from fastadv.threat import parse_training_kind, training_kind
 
 
-@dataclass(frozen=True)
-class Source:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source(Weights):
     """A pretrained model that transfer, evaluation or an analysis starts from.
 
+    These are weights whose file was read, so their architecture and resolution are known.
+
     Attributes:
-        name: What tables and figures call it.
-        given: What the user named it by; `open_source` opens it again.
-        weights: The file, and what is known about it from elsewhere.
+        given: The text that the user gave; `open_source` opens it again.
         file_digest: SHA-256 of the file.
-        arch: The architecture of the network.
-        norm, eps: The threat model of its training (eps in pixel units; 0 means standard
-            training), None if unknown.
-        kind: How it was trained, a key of `threat.TRAINING_KINDS`; None if unknown.
-        resolution: Side in pixels of the images it was trained on.
         augment: The augmentation of its training, which also decides how evaluation crops.
         num_classes: Number of classes that it tells apart.
         classes: Names of the classes it was trained on; empty if unknown.
     """
 
-    name: str
     given: str
-    weights: Weights
     file_digest: str
     arch: str
-    norm: str | None
-    eps: float | None
-    kind: str | None
     resolution: int
     augment: str
     num_classes: int
@@ -55,23 +45,11 @@ class Source:
 
     @property
     def digest(self) -> str:
-        """A hash of what `load` returns.
-
-        It is the file's, unless an input convention is given beside the file: then the
-        same weights are another model.
-        """
-        if self.weights.convention is None:
-            return self.file_digest
-        text = f"{self.file_digest} {self.weights.convention}"
-        return hashlib.sha256(text.encode()).hexdigest()
-
-    @property
-    def file(self) -> Path:
-        """The path of the weights file."""
-        return self.weights.file
+        """A hash of what `load` returns; see `weights_digest`."""
+        return weights_digest(self, self.file_digest)
 
     def metadata(self) -> dict[str, Any]:
-        """Return what a checkpoint of ours says of its training, else nothing."""
+        """Return the training facts in a checkpoint of ours; other files have none."""
         return _stored_metadata(self.file)
 
     @cached_property
@@ -82,7 +60,7 @@ class Source:
 
     def load(self) -> NormalizedModel:
         """Load a fresh copy of the model."""
-        return read_model(self.weights)
+        return read_model(self)
 
 
 def open_source(
@@ -97,9 +75,9 @@ def open_source(
     Args:
         source: As `fastadv.models.weights` reads it: a run directory, a file,
             `torchvision:NAME`, `timm:NAME`, `hf:org/name`, with options after it.
-        name: What to call it; the default is its own name.
-        arch: The architecture, where nothing else says it.
-        download: Fetch what is not on this machine.
+        name: Its name in tables; None takes its own.
+        arch: The architecture, if neither the file nor its name states it.
+        download: Fetch the file if it is not on this machine.
 
     Raises:
         CheckpointError: There is none, or it cannot be loaded.
@@ -109,7 +87,6 @@ def open_source(
     found = find_weights(source, download=download)
     weights = replace(found, arch=arch or found.arch)
     model = read_model(weights)  # damage and misfits show now, not after the data
-    weights = replace(weights, arch=model.arch)
     trained = _stored_metadata(weights.file)
     config = trained.get("config", {})
     _check_threat(source, config, weights)
@@ -120,7 +97,9 @@ def open_source(
     return Source(
         name=name or weights.name,
         given=source,
-        weights=weights,
+        file=weights.file,
+        convention=weights.convention,
+        trunk=weights.trunk,
         file_digest=file_sha256(weights.file),
         arch=model.arch,
         norm=config.get("norm", weights.norm) if eps else None,

@@ -6,35 +6,55 @@ A source is written without spaces, so that it fits a flag or a line of a recipe
     torchvision:resnet18            or torchvision:resnet18/IMAGENET1K_V1
     timm:resnet18.a1_in1k           timm's own, from the Hugging Face cache
     hf:org/name                     or hf:org/name@revision, hf:org/name/file.ckpt
+    salman2020:resnet50_l2_eps3     a published checkpoint of Salman et al. 2020
+    robustbench:Salman2020Do_R18    an ImageNet network of RobustBench
     package:NAME                    the weights file inside an installed Python package
+    row:IDENTITY                    the network of a row of the results table ./results,
+                                    or row:TABLE/IDENTITY; the first digits are enough
 
 and may end in what the file does not say: `,arch=resnet50`, `,input=caffe` (see
 `input_conventions.py`), `,norm=linf`, `,eps=4/255` (the radius of its training; 0 means
 standard training), `,kind=texture` (how it was trained, if that is neither standard nor
-adversarial; see `threat.TRAINING_KINDS`), `,name=mine`. Nothing is downloaded without
-permission.
+adversarial; see `threat.TRAINING_KINDS`), `,name=mine`, `,download=true`. Nothing is
+downloaded without that, or the flag of its name.
 """
 
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib.metadata
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fastadv.errors import CheckpointError, ConfigError, unknown_name
-from fastadv.models import hub, timm_models
+from fastadv.errors import CheckpointError, ConfigError, FastadvError, unknown_name
+from fastadv.files import file_sha256
+from fastadv.models import hub, published, timm_models
 from fastadv.models.architecture_names import ARCHITECTURES, MODEL_FILE, TIMM_PREFIX
 from fastadv.models.foreign_checkpoints import facts_from_filename
-from fastadv.models.input_conventions import InputConvention, get_convention
+from fastadv.models.input_conventions import (
+    CONVENTIONS,
+    InputConvention,
+    get_convention,
+)
+from fastadv.models.kept import DEFAULT_TABLE, Origin, find_row
 from fastadv.threat import parse_norm, parse_pixels, parse_training_kind
 
 WEIGHT_SUFFIXES = (".safetensors", ".ckpt", ".pth", ".pt", ".th", ".bin")
 
-# The options after a source: the attribute of `Weights` each sets, and its parser.
+
+def _yes_or_no(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise ValueError(f"download={text!r} must be true or false")
+    return text == "true"
+
+
+# The options after a source: the attribute of `Weights` each sets, and its parser;
+# `download` is no attribute, but replaces the argument of that name.
 _OPTIONS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "arch": ("arch", str),
     "input": ("convention", get_convention),
@@ -42,25 +62,31 @@ _OPTIONS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "eps": ("eps", parse_pixels),
     "kind": ("kind", parse_training_kind),
     "name": ("name", str),
+    "download": ("download", _yes_or_no),
 }
 _OPTION = re.compile(r",(\w+)=([^,]*)$")
+ROBUSTBENCH_URL = (
+    "https://drive.usercontent.google.com/download?id={}&export=download&confirm=t"
+)
 _LONGEST_HEADER = 100 << 20  # what safetensors itself accepts, bytes
 _SCHEME = re.compile(r"([A-Za-z][\w-]+):(.*)$")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weights:
-    """A weights file, and what is known about it that it may not say itself.
+    """A weights file, with facts about it that it may not state itself.
 
     Attributes:
         file: Its path.
-        name: What tables and figures call it.
+        name: Its name in tables and figures.
         arch: Its architecture, or None where only the file can tell.
         convention: Its input convention, or None where only the file can tell.
         resolution: Side in pixels of the images it was trained on, or None.
         norm, eps: The threat model of its training (pixel units; eps 0 is standard
             training), None where unknown.
         kind: How it was trained, a key of `threat.TRAINING_KINDS`; None where `eps` says.
+        trunk: The network that all tensors are of which the file does not hold; None for
+            a file that holds all of them.
     """
 
     file: Path
@@ -70,6 +96,7 @@ class Weights:
     resolution: int | None = None
     norm: str | None = None
     eps: float | None = None
+    trunk: Weights | None = None
     kind: str | None = None
 
 
@@ -78,19 +105,22 @@ def find_weights(source: str | Path, *, download: bool = False) -> Weights:
 
     Args:
         source: A path, or a name as in the module's docstring.
-        download: Fetch what is not on this machine.
+        download: Fetch the file if it is not on this machine.
 
     Raises:
-        CheckpointError: There is no such file here; the message says what fetches it.
+        CheckpointError: There is no such file here; the message tells how to fetch it.
         ConfigError: The kind of source, a name or an option is unknown; the message
             names near misses.
     """
     text, known = _split_options(str(source))
+    download = known.pop("download", download)
     scheme = _SCHEME.match(text)
     if scheme is None or Path(text).expanduser().exists():
         weights = _from_path(Path(text).expanduser())
     elif scheme[1] in _SCHEMES:
-        weights = replace(_SCHEMES[scheme[1]](scheme[2], download), name=text)
+        weights = _SCHEMES[scheme[1]](scheme[2], download)
+        if scheme[1] != "row":  # the name of a row says what was transferred where
+            weights = replace(weights, name=text)
     elif scheme[1] in ("http", "https"):
         raise ConfigError(
             f"{text} is an address; download the file yourself and give its path"
@@ -100,11 +130,45 @@ def find_weights(source: str | Path, *, download: bool = False) -> Weights:
             f"{unknown_name('kind of source', scheme[1], _SCHEMES)} "
             f"(in {text!r}; there is no file of that name either)"
         )
+    if record := our_header(weights.file).get("trunk"):
+        what = f"{weights.file} holds a head that was fitted to"
+        trunk = _reopened(what, Origin.from_text(record, weights.file), download)
+        weights = replace(weights, trunk=trunk)
     return replace(weights, **known)
 
 
+def absolute_source(source: str) -> str:
+    """Return a source that means the same in every working directory."""
+    text, _ = _split_options(source)
+    options = source[len(text) :]
+    scheme = _SCHEME.match(text)
+    if scheme is None or Path(text).expanduser().exists():
+        return f"{Path(text).expanduser().absolute()}{options}"
+    if scheme[1] != "row":
+        return source
+    folder, _, identity = scheme[2].rpartition("/")
+    table = Path(folder or DEFAULT_TABLE).expanduser().absolute()
+    return f"row:{table}/{identity}{options}"
+
+
+def weights_digest(weights: Weights, file_digest: str | None = None) -> str:
+    """Return a hash of the network that weights are, 64 hexadecimal digits.
+
+    It is the file's, unless an input convention is given beside the file: then the same
+    weights are another model. The file of a head alone states the digest of its trunk.
+
+    Args:
+        weights: What `find_weights` returned.
+        file_digest: SHA-256 of the file, where it is known.
+    """
+    found = file_digest or file_sha256(weights.file)
+    if weights.convention is None:
+        return found
+    return hashlib.sha256(f"{found} {weights.convention}".encode()).hexdigest()
+
+
 def _split_options(source: str) -> tuple[str, dict[str, Any]]:
-    """Return what comes before the options, and what these set of `Weights`."""
+    """Return what comes before the options, and their values by attribute of `Weights`."""
     text = source
     options: dict[str, str] = {}
     while (match := _OPTION.search(text)) and not Path(text).expanduser().exists():
@@ -124,9 +188,6 @@ def _split_options(source: str) -> tuple[str, dict[str, Any]]:
     return text, known
 
 
-# ---- paths ----
-
-
 def resolve_checkpoint(path: str | Path) -> Path:
     """Return the weights file that `path`, a file or a run folder, stands for.
 
@@ -140,7 +201,7 @@ def resolve_checkpoint(path: str | Path) -> Path:
         raise CheckpointError(
             f"there is no file or folder {given}{_near_paths(given)}; give a checkpoint "
             "file, the folder of a training run, or a name such as torchvision:resnet18, "
-            "timm:NAME or hf:org/name"
+            "timm:NAME, salman2020:resnet50_l2_eps3 or hf:org/name"
         )
     choices = [given / "checkpoints" / which / MODEL_FILE for which in ("best", "last")]
     for choice in (*choices, given / MODEL_FILE):
@@ -169,7 +230,7 @@ def _from_path(path: Path) -> Weights:
     file = resolve_checkpoint(path)
     known = facts_from_filename(file)
     known.pop("arch", None)  # a guess, which what the file says overrules
-    if not _is_ours(file):  # ours say all of that in their header
+    if not our_header(file):  # ours say all of that in their header
         config = hub.read_config(file.parent / "config.json")
         if "architecture" in config:  # the folder has timm's layout
             about = config.get("pretrained_cfg") or {}
@@ -177,13 +238,18 @@ def _from_path(path: Path) -> Weights:
     return Weights(file=file, name=path.name if path.is_dir() else path.stem, **known)
 
 
-def _is_ours(file: Path) -> bool:
-    """Whether the header of a safetensors file is `save_model`'s."""
+def our_header(file: Path) -> dict[str, str]:
+    """Return the texts in the header of a file of `save_model`; of others, nothing."""
     if file.suffix != ".safetensors":
-        return False
+        return {}
     with open(file, "rb") as stream:
         size = int.from_bytes(stream.read(8), "little")
-        return b'"fastadv_format"' in stream.read(min(size, _LONGEST_HEADER))
+        start = stream.read(min(size, _LONGEST_HEADER))
+    try:
+        texts = json.loads(start)["__metadata__"]
+        return dict(texts) if "fastadv_format" in texts else {}
+    except (ValueError, KeyError, TypeError):
+        return {}
 
 
 def _of_timm(arch: str, config: dict[str, Any]) -> dict[str, Any]:
@@ -194,9 +260,6 @@ def _of_timm(arch: str, config: dict[str, Any]) -> dict[str, Any]:
     if config.get("input_size"):
         known["resolution"] = int(config["input_size"][-1])
     return known
-
-
-# ---- libraries ----
 
 
 def torchvision_files(arch: str) -> dict[str, Path]:
@@ -267,6 +330,37 @@ def _hugging_face(name: str, download: bool) -> Weights:
     return _from_path(file)
 
 
+def _salman2020(name: str, download: bool) -> Weights:
+    file = published.salman2020_file(name)
+    what = f"salman2020:{name}"
+    path = hub.torch_hub_path(file)  # where torch.hub.load_state_dict_from_url puts it
+    if not path.is_file():
+        repository = published.SALMAN2020_REPOSITORY
+        path = hub.hugging_face_file(repository, file, None, what, download)
+    known = facts_from_filename(Path(file))
+    return Weights(file=path, name=what, resolution=224, **known)
+
+
+def _robustbench(name: str, download: bool) -> Weights:
+    about = published.robustbench_model(name)
+    what, place = f"robustbench:{name}", Path("imagenet", about.table, f"{name}.pt")
+    path = Path("models") / place  # where robustbench.utils.load_model puts it
+    if not path.is_file():
+        path = hub.torch_hub_path("robustbench") / place
+        url = ROBUSTBENCH_URL.format(about.drive)
+        path = hub.cached_download(path, url, what, download)
+    return Weights(
+        file=path,
+        name=what,
+        arch=about.arch,
+        convention=CONVENTIONS["unit"] if about.unit else None,
+        resolution=about.resolution,
+        norm=about.norm,
+        eps=about.eps,
+        kind=about.kind,
+    )
+
+
 def _package(name: str, download: bool) -> Weights:
     try:
         files = importlib.metadata.files(name) or []
@@ -284,9 +378,49 @@ def _package(name: str, download: bool) -> Weights:
     return _from_path(found[0])
 
 
+# ---- rows of a results table ----
+
+
+def _row(name: str, download: bool) -> Weights:
+    found = find_row(name)
+    if isinstance(found.kept, Path):
+        return Weights(file=found.kept, name=found.name)
+    return replace(_reopened(found.where, found.kept, download), name=found.name)
+
+
+def _reopened(what: str, origin: Origin, download: bool) -> Weights:
+    """Find a network again, and check that its weights are those of then.
+
+    Args:
+        what: What was computed from it, as the beginning of an error message.
+        origin: The network.
+        download: Fetch it if it is not on this machine.
+
+    Raises:
+        CheckpointError: It cannot be opened, or its weights have changed.
+    """
+    try:
+        weights = find_weights(origin.given, download=download)
+    except FastadvError as error:
+        raise CheckpointError(
+            f"{what} {origin.given}, which cannot be opened: {error}"
+        ) from None
+    weights = replace(weights, arch=weights.arch or origin.arch or None)
+    if (now := weights_digest(weights)) != origin.digest:
+        raise CheckpointError(
+            f"{what} {origin.given}, whose weights in {weights.file} have changed since "
+            f"(digest {now[:12]}, not {origin.digest[:12]}); put the former file back, or "
+            "compute the row again from the new one"
+        )
+    return weights
+
+
 _SCHEMES: dict[str, Callable[[str, bool], Weights]] = {
     "torchvision": _torchvision,
     "timm": _timm,
     "hf": _hugging_face,
+    "salman2020": _salman2020,
+    "robustbench": _robustbench,
     "package": _package,
+    "row": _row,
 }

@@ -2,22 +2,21 @@
 
 They are shipped as CSV files in `literature/`; every line names its source. salman2020:
 Salman et al. 2020 (2007.08489), the tables of transfer and ImageNet accuracy. utrera2021:
-Utrera et al. 2021 (2007.05869), few target images.
+Utrera et al. 2021 (2007.05869), few target images, and the epochs of one training.
 """
 
 from __future__ import annotations
 
 import csv
 import functools
-import re
 from importlib.resources import files
 
+from fastadv.models.published import facts_from_name
 from fastadv.reporting.threats import Threat, threat
 
 PUBLISHED_SIDE = 224  # pixels; what both papers trained and tested at
 _MODES = {"fixed": "fixed_feature", "full": "full_network"}
 _SIDES = {"native": None, "downscaled32": 32}
-_FILE = re.compile(r"(?P<arch>.+)_(?P<norm>l2|linf)_eps(?P<eps>[0-9.]+)$")
 
 
 def _rows(name: str) -> list[dict[str, str]]:
@@ -59,6 +58,26 @@ def limited_accuracy() -> dict[tuple[str, str, int, int | None, Threat], float]:
 
 
 @functools.cache
+def epochs_accuracy() -> dict[tuple[str, str, int, int, int, int, Threat], float]:
+    """Return accuracies during training (Utrera et al. 2021, figure 3).
+
+    The keys are data set, arch, tuned blocks, training images, epochs of the schedule,
+    finished epochs and threat.
+    """
+    found = {}
+    for row in _rows("utrera2021_epochs"):
+        if row["table"].startswith("Figure 3"):
+            parts = (part.partition("=") for part in row["setting"].split(";"))
+            setting = {name: value for name, _, value in parts}
+            names = ("blocks", "images", "schedule", "epoch")
+            blocks, images, schedule, epoch = (int(setting[name]) for name in names)
+            trained = threat(row["norm"], row["eps"])
+            place = (row["dataset"], row["architecture"], blocks, images)
+            found[*place, schedule, epoch, trained] = float(row["value"])
+    return found
+
+
+@functools.cache
 def imagenet_accuracy() -> dict[tuple[str, Threat], float]:
     """Return clean ImageNet accuracies by arch and threat."""
     rows = _rows("salman2020_imagenet_clean")
@@ -81,11 +100,11 @@ def accuracy_of_file(path: str) -> float | None:
         >>> accuracy_of_file("models/resnet18_l2_eps3.ckpt")
         53.12
     """
-    match = _FILE.match(path.rpartition("/")[2].removesuffix(".ckpt"))
-    if match is None or not path.endswith(".ckpt"):
+    known = facts_from_name(path.rpartition("/")[2].removesuffix(".ckpt"))
+    if known is None or not path.endswith(".ckpt"):
         return None
-    eps = float(match["eps"]) / (255 if match["norm"] == "linf" else 1)
-    return imagenet_accuracy().get((match["arch"], threat(match["norm"], eps)))
+    arch, norm, eps = known
+    return imagenet_accuracy().get((arch, threat(norm, eps)))
 
 
 # What Utrera et al. transferred: the ImageNet models of the `robustness` package, and

@@ -22,11 +22,9 @@ SECTIONS: dict[str, Callable[[Sequence[Row], Mapping[str, str]], Sequence[Sectio
 def report_sections(
     rows: Sequence[Row], names: Mapping[str, str] | None = None
 ) -> list[Section]:
-    """Make the sections that a results table has data for, in reading order.
+    """Make the sections that rows of a results table have data for, in reading order.
 
-    Args:
-        rows: Rows of the results table.
-        names: Published name of a data set by ours, where they differ.
+    `names` are the published names of data sets by ours, where they differ.
     """
     sections: list[Section] = []
     for kind, make_sections in SECTIONS.items():

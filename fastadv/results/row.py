@@ -91,11 +91,7 @@ class AttackRecord:
 
     @classmethod
     def from_description(cls, description: Mapping[str, Any]) -> AttackRecord:
-        """Return the record of what `Attack.describe()` gives.
-
-        Args:
-            description: Choices by name; unknown names become `options`.
-        """
+        """Return the record of an `Attack.describe()`; unknown names become `options`."""
         given, options = _split(cls, dict(sorted(description.items())))
         return cls(**given, options=options)
 
@@ -130,6 +126,14 @@ class ChecksRecord:
     # Share of images that fell to a black-box attack after white-box ones, in [0, 1];
     # None where there was no such attack.
     black_box_gain: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochRecord:
+    """The value of a row's metric after some epoch of the same training."""
+
+    epoch: int  # Number of epochs that were finished.
+    value: float  # Percent, on the images of the row.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,11 +176,9 @@ class Provenance:
     def from_facts(
         cls, facts: Mapping[str, Any], command: str | None = None
     ) -> Provenance:
-        """Return the record of what `fastadv.environment.provenance()` gives.
+        """Return the record of `fastadv.environment.provenance()`, written by `command`.
 
-        Args:
-            facts: Facts by name; unknown names become `packages`.
-            command: What writes the row.
+        Unknown names of facts become `packages`.
         """
         given, packages = _split(cls, facts)
         return cls(command=command, **given, packages=packages)
@@ -213,12 +215,17 @@ class Row:
     departures: tuple[Departure, ...] = ()
     # Known flaws of the published protocol that were reproduced.
     defects: tuple[Defect, ...] = ()
+    # The metric after other epochs of the training that gave the value.
+    history: tuple[EpochRecord, ...] = ()
     # The value that hyper-parameters were chosen on; None without a choice.
     val_value: float | None = None
     bad_images: int | None = None  # Number of unreadable images that were replaced.
     wall_seconds: float | None = None  # Wall time.
     provenance: Provenance = Provenance()  # Versions, machine and commit.
     arrays: str | None = None  # Name of the file with its arrays; None without one.
+    weights: str | None = None  # Name of the file of its network; None without one.
+    # Why arrays or weights that were asked for are not there; None if they are.
+    not_kept: str | None = None
     # Hash of what must be equal for two numbers to be compared: kind, target, metric and
     # `setting.key()`; not the source, the seed, the number of training images or the
     # attack. It is computed where it is not given, so `dataclasses.replace` of a setting

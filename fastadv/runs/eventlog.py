@@ -72,15 +72,10 @@ class EventLog:
 def refuse_changes(
     folder: Path, saved: Mapping[str, Any], given: Mapping[str, Any]
 ) -> None:
-    """Refuse to continue a run with other choices than it began with.
-
-    Args:
-        folder: Folder of the run, which the message names.
-        saved: The choices it began with, by name.
-        given: The choices it would go on with.
+    """Refuse to continue the run in `folder` with other choices than it began with.
 
     Raises:
-        ConfigError: `saved` and `given` differ; the message lists the differences.
+        ConfigError: The choices `saved` and `given` differ; the message lists how.
     """
     changed = [
         f"{key}: {saved.get(key)} -> {given.get(key)}"

@@ -82,13 +82,10 @@ class RunPlan:
         return sum(self.parts.values())
 
     def projected(self, devices: int, efficiency: float = 1.0) -> float:
-        """Return the seconds of the whole run on several devices like this one.
+        """Return the seconds of the whole run on a number of devices like this one.
 
-        Building the run takes as long on many as on one; the rest is shared.
-
-        Args:
-            devices: Number of devices.
-            efficiency: Share of their joint speed that is reached, in (0, 1].
+        Building the run takes as long on many as on one; the rest is shared, at a share
+        `efficiency` in (0, 1] of the joint speed of the devices.
         """
         shared = self.seconds - self.parts["setup"]
         speed = 1.0 if devices == 1 else devices * efficiency
@@ -146,11 +143,7 @@ class RunPlan:
 
 
 def plan_run(config: TrainConfig, devices: Sequence[int] = (1,)) -> RunPlan:
-    """Build the run of `config`, measure some steps of it, and project the rest.
-
-    Args:
-        config: The choices of the run.
-        devices: Numbers of devices to project to.
+    """Build the run of `config`, measure some of its steps, and project it to `devices`.
 
     Raises:
         ConfigError: Choices contradict each other.

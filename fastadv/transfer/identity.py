@@ -15,6 +15,7 @@ from fastadv.data import DatasetSplits
 from fastadv.models.source import Source
 from fastadv.ranges import ordered_fields
 from fastadv.results.identity import digest
+from fastadv.training.method_config import METHODS
 from fastadv.transfer.config import TransferConfig
 
 # This number grows when the same choices begin to mean another result.
@@ -23,8 +24,8 @@ _VERSION = 1
 # resolved values are in the hash instead.
 _NOT_DEFINING = (
     "arch", "backend", "dataset", "dataset_option", "device", "download", "feature_cache",
-    "name", "on_bad_image", "refit", "resolution", "results", "seeds", "select_by",
-    "select_on", "source", "source_accuracy", "workers",
+    "keep", "keep_limit", "name", "on_bad_image", "refit", "resolution", "results", "save",
+    "seeds", "select_by", "select_on", "source", "source_accuracy", "workers",
 )  # fmt: skip
 
 
@@ -83,9 +84,9 @@ def _resolved(config: TransferConfig) -> dict[str, Any]:
     nothing was fitted again, subsets were stratified, and attacks in more than three
     steps took ones of 2/3 of the radius.
     """
-    usual = {"fastadv": "val", "utrera2021": "none"}
+    chosen_on = {"fastadv": "val", "utrera2021": "none"}
     found: dict[str, Any] = {}
-    if config.selects_on != usual.get(config.protocol, "test"):
+    if config.selects_on != chosen_on.get(config.protocol, "test"):
         found["select_on"] = config.selects_on
     if config.selects_by != "clean":
         found["select_by"] = config.selects_by
@@ -93,9 +94,16 @@ def _resolved(config: TransferConfig) -> dict[str, Any]:
         found["refit"] = True
     if config.subset_kind != "stratified":
         found["subset"] = config.subset_kind
-    training = config.method_config
-    if training is not None and training.step_size != config.step_size:
-        found |= {"step_size": training.step_size, "random_start": True}
+    if (training := config.method_config) is not None:
+        if training.step_size != config.step_size:
+            found["step_size"] = training.step_size
+        if training.random_start != config.random_start:
+            found["random_start"] = training.random_start
+        if training.start_noise is not None:
+            found["start_noise"] = training.start_noise
+        usual = METHODS[training.method].parameters.get("beta")
+        if config.beta is None and training.beta != usual:
+            found["beta"] = training.beta
     return found
 
 

@@ -171,7 +171,9 @@ class Procedure:
         if self.schedule == "step":
             epoch = int(epoch)
         lowest = min(self.lowest_rate, lr)
-        return lowest + scheduled(lr - lowest, self.schedule, epoch, epochs)
+        # In thousandths of an epoch: `onecycle` begins one step into its rise.
+        now, total = 1000 * epoch, 1000 * epochs
+        return lowest + scheduled(lr - lowest, self.schedule, now, total)
 
 
 def make_procedure(

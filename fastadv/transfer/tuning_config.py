@@ -10,7 +10,7 @@ from tyro.conf import arg
 from fastadv.errors import ConfigError
 from fastadv.flags import NormName, Pixels
 from fastadv.ranges import ABOVE_0, AT_LEAST_0, AT_LEAST_1, Checked, Range
-from fastadv.training.method_config import DEFAULT_EPS, MethodConfig, MethodName
+from fastadv.training.method_config import METHODS, MethodConfig, MethodName
 from fastadv.training.optimizer_config import OptimizerName, ScheduleName
 
 # Choices of fine-tuning and of the sgd solver; None stands for what the protocol says.
@@ -20,7 +20,6 @@ SGD_CHOICES = (
 # Choices of fine-tuning alone.
 TUNING_CHOICES = ("optimizer", "lrs_head", "lrs_trunk")
 _OF_ATTACK = ("eps", "num_steps", "beta", "step_size", "random_start", "num_restarts")
-# With more steps than were published, adversarial training takes shorter ones.
 _PUBLISHED_STEPS = 3
 
 
@@ -103,18 +102,17 @@ class TuningConfig(Checked):
         """
         if self.method == "standard":
             return None
-        step_size, random_start = self.step_size, self.random_start
-        steps = self.num_steps or 0
-        if self.method == "pgd_at" and step_size is None and steps > _PUBLISHED_STEPS:
-            eps = DEFAULT_EPS[self.norm] if self.eps is None else self.eps
-            step_size, random_start = 2.5 * eps / steps, True
+        # In more steps than were published, it begins at a random point, as is usual.
+        longer = self.method == "pgd_at" and (self.num_steps or 0) > _PUBLISHED_STEPS
         return MethodConfig(
             method=self.method,
             norm=self.norm,
             eps=self.eps,
             num_steps=self.num_steps,
-            step_size=step_size,
-            random_start=random_start,
+            step_size=self.step_size,
+            random_start=self.random_start or (longer and self.step_size is None),
             num_restarts=self.num_restarts,
             beta=self.beta,
+            # Trunks may be frozen, with the statistics of their source.
+            bn_mode="eval" if METHODS[self.method].bn_mode else None,
         )

@@ -216,8 +216,12 @@ def test_best_is_the_worst_iterate(
         "random_start": True,
     }
     best = PGD(threat, 4, keep="best", **options)(MODEL, IMAGES, LABELS)
-    lasts = [PGD(threat, k, **options)(MODEL, IMAGES, LABELS) for k in range(1, 5)]
-    start = PGD(threat, 1, **{**options, "step_size": 0.0})(MODEL, IMAGES, LABELS)
+    lasts = [
+        PGD(threat, k, keep="last", **options)(MODEL, IMAGES, LABELS)
+        for k in range(1, 5)
+    ]
+    options |= {"step_size": 0.0}
+    start = PGD(threat, 1, keep="last", **options)(MODEL, IMAGES, LABELS)
     expected = worst([start, *lasts])
     assert torch.equal(best.success, expected.success)
     assert torch.allclose(best.loss, expected.loss, rtol=1e-5, atol=1e-7)
@@ -297,7 +301,7 @@ def test_perturb_is_the_attack_without_the_verdict(threat: ThreatModel) -> None:
 def test_training_takes_the_worst_of_several_starts(threat: ThreatModel) -> None:
     options = {"num_steps": 1, "step_size": 0.2 * threat.eps, "random_start": True}
     several = PGD(threat, num_restarts=3, seed=5, **options)
-    x_adv, z = several.perturb(MODEL, IMAGES, LABELS)
+    x_adv, z = several.perturb(MODEL, IMAGES, LABELS, seed=5)
     found = [
         PGD(threat, seed=(5 + k * GOLDEN) % 2**64, **options).perturb(
             MODEL, IMAGES, LABELS
@@ -319,15 +323,19 @@ def test_training_takes_the_worst_of_several_starts(threat: ThreatModel) -> None
         assert torch.equal(z[row], found[k][1][row])
     one, _ = PGD(threat, seed=5, **options).perturb(MODEL, IMAGES, LABELS)
     assert torch.equal(one, found[0][0])
+    # Without a seed, every call draws starts that none before has drawn.
+    assert torch.equal(several.perturb(MODEL, IMAGES, LABELS)[0], x_adv)
+    assert not torch.equal(several.perturb(MODEL, IMAGES, LABELS)[0], x_adv)
 
 
-def test_a_step_of_two_thirds_is_the_default_and_few_steps_cross_the_ball() -> None:
-    """Salman et al. take three steps of 2/3 eps; any number must get 2 eps far."""
-    for num_steps in (1, 2, 3, 5, 20):
+def test_the_default_step_is_that_of_the_papers_and_crosses_the_ball() -> None:
+    """Salman et al. take three steps of 2/3 eps, Madry et al. K of 2.5 eps / K."""
+    for num_steps in (1, 2, 3, 4, 5, 20):
         attack = PGD(ThreatModel("l2", 3.0), num_steps=num_steps)
         assert attack.step_size * num_steps >= 2 * 3.0 * (1 - 1e-12)
-        if num_steps >= 3:
-            assert attack.step_size == pytest.approx(2.0)
+        if num_steps > 3:
+            assert attack.step_size == pytest.approx(2.5 * 3.0 / num_steps)
+    assert PGD(ThreatModel("l2", 3.0), num_steps=3).step_size == pytest.approx(2.0)
 
 
 def test_plain_modules_take_images_as_they_are() -> None:

@@ -224,8 +224,9 @@ def test_checkpoints_that_cannot_be_used(
     page.write_text("<!DOCTYPE html><html>Sign in</html>")
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes(checkpoint.read_bytes()[:5000])
-    bare = tmp_path / "bare.pt"
+    bare, nothing = tmp_path / "bare.pt", tmp_path / "nothing.pt"
     torch.save(load_model(checkpoint).net.state_dict(), bare)
+    torch.save({"a": torch.zeros(3)}, nothing)
     cases: list[tuple[Path, list[str], str]] = [
         (page, [], "is a web page, not a checkpoint"),
         (cut, [], "is damaged, cut short, or no checkpoint at all"),
@@ -233,7 +234,7 @@ def test_checkpoints_that_cannot_be_used(
         (data, [], "holds no checkpoint; looked for checkpoints/best/"),
         (checkpoint, ["--arch", "resnet18"], "is a resnet8_cifar, not a resnet18"),
         (bare, ["--arch", "resnet18"], "They fit resnet8_cifar"),
-        (bare, [], "does not say its architecture; its weights fit resnet8_cifar"),
+        (nothing, [], "does not say its architecture; no known one fits"),
     ]
     for path, more, complaint in cases:
         flag, where = (

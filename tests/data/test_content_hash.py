@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from fastadv.data import ArraySet, BadImage, ImageSet
-from fastadv.data.sets.downscale import Downscaled
 from fastadv.data.sets.image_set import FileSet
 from fastadv.data.sets.subsets import (
+    Downscaled,
     Subset,
     base_and_positions,
     files_and_positions,

@@ -26,7 +26,7 @@ from fastadv.data.counter import uniforms
 from fastadv.data.loading import dali_loader as dali, make_loader as choosing
 from fastadv.data.loading.colour import COLOUR_DRAWS, colour_changes
 from fastadv.data.loading.dali_loader import DALILoader
-from fastadv.data.loading.loader_options import LoaderOptions
+from fastadv.data.loading.loader import LoaderOptions
 from fastadv.errors import ConfigError, DataError
 
 needs_dali = pytest.mark.skipif(

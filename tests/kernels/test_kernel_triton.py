@@ -106,9 +106,9 @@ def compile_for(
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from fastadv.kernels import _triton_kernels, _triton_start_kernels
+    from fastadv.kernels import _triton_kernels
 
-    kernels = {**vars(_triton_kernels), **vars(_triton_start_kernels)}
+    kernels = vars(_triton_kernels)
     kernel = kernels[name]
     known = {**POINTERS, **NUMBERS, **types}
     signature, attributes, values = {}, {}, {}

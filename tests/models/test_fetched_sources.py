@@ -23,8 +23,12 @@ from fastadv.models import (
     hub,
     load_model,
     save_model,
+    weights,
 )
+from fastadv.models.listing import list_published
+from fastadv.models.published import facts_from_name
 from fastadv.models.source import open_source
+from fastadv.reporting.literature import accuracy_of_file
 
 
 @pytest.fixture
@@ -160,6 +164,7 @@ class _Hub(BaseHTTPRequestHandler):
     """What a download asks of the Hugging Face hub; every new file is a commit."""
 
     files: ClassVar[dict[str, bytes]] = {}
+    stated: ClassVar[dict[str, str]] = {}  # SHA-256 of large files, as it is stated
 
     def do_HEAD(self) -> None:
         self._answer()
@@ -170,7 +175,8 @@ class _Hub(BaseHTTPRequestHandler):
             self.wfile.write(content)
 
     def _answer(self) -> bytes | None:
-        content = self.files.get(self.path.partition("/resolve/main/")[2])
+        name = self.path.partition("/resolve/main/")[2]
+        content = self.files.get(name)
         self.send_response(404 if content is None else 200)
         self.send_header("X-Repo-Commit", f"{len(self.files):040x}")
         if content is None:
@@ -178,6 +184,9 @@ class _Hub(BaseHTTPRequestHandler):
             self.send_header("Content-Length", "0")
         else:
             self.send_header("ETag", f'"{hashlib.sha1(content).hexdigest()}"')
+            if name in self.stated:
+                self.send_header("X-Linked-Etag", f'"{self.stated[name]}"')
+                self.send_header("X-Linked-Size", str(len(content)))
             self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         return content
@@ -186,19 +195,13 @@ class _Hub(BaseHTTPRequestHandler):
         pass
 
 
-def test_download_from_hugging_face(
-    model: NormalizedModel,
-    tmp_path: Path,
-    hf_cache: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """A hub on this machine; the client and its cache are the real ones."""
+@pytest.fixture
+def hf_hub(hf_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A hub on this machine, as its files by name; the client is the real one."""
     constants = pytest.importorskip("huggingface_hub.constants")
-    file = tmp_path / "w.pt"
-    torch.save(model.net.state_dict(), file)
-    config = {"pretrained_cfg": {}}
-    files = {"config.json": json.dumps(config).encode()}
+    files: dict[str, bytes] = {}
     monkeypatch.setattr(_Hub, "files", files)
+    monkeypatch.setattr(_Hub, "stated", {})
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -208,19 +211,120 @@ def test_download_from_hugging_face(
         "https://huggingface.co", address
     )
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    yield files
+    server.shutdown()
+    server.server_close()
+
+
+def test_download_from_hugging_face(
+    model: NormalizedModel, tmp_path: Path, hf_cache: Path, hf_hub: dict[str, bytes]
+) -> None:
+    file = tmp_path / "w.pt"
+    torch.save(model.net.state_dict(), file)
+    hf_hub["config.json"] = json.dumps({"pretrained_cfg": {}}).encode()
     source = "hf:org/name,arch=resnet8_cifar"
-    try:
-        with pytest.raises(CheckpointError, match="the repository holds no model"):
-            load_model(source, download=True)
-        files["pytorch_model.bin"] = file.read_bytes()
-        with pytest.raises(CheckpointError, match="add `download`"):
-            load_model(source)
-        fetched = load_model(source, download=True)
-    finally:
-        server.shutdown()
-        server.server_close()
+    with pytest.raises(CheckpointError, match="the repository holds no model"):
+        load_model(source, download=True)
+    hf_hub["pytorch_model.bin"] = file.read_bytes()
+    with pytest.raises(CheckpointError, match="add `download`"):
+        load_model(source)
+    fetched = load_model(source, download=True)
     assert torch.equal(fetched.head.weight, model.head.weight)
     assert find_weights(source).file.is_relative_to(hf_cache)  # and now without
+
+
+# ---- networks of the papers by name ----
+
+
+def _published(name: str, folder: Path, classes: int = 2) -> tuple[Path, torch.Tensor]:
+    """Write a checkpoint as the authors did; return its file and the head's weights."""
+    known = facts_from_name(name)
+    assert known is not None
+    made = create_model(known[0], classes, mean=MEAN, std=STD, seed=1)
+    path = folder / f"{name}.ckpt"
+    # Networks other than ResNets carry one more `model.`
+    inner = "" if "resnet" in name else "model."
+    state = {"module.normalizer.new_mean": made.mean.view(3, 1, 1)}
+    state["module.normalizer.new_std"] = made.std.view(3, 1, 1)
+    for key, value in made.net.state_dict().items():
+        state[f"module.model.{inner}{key}"] = value
+        state[f"module.attacker.model.{inner}{key}"] = value
+    torch.save({"model": state, "epoch": 90, "adv_prec1": torch.tensor(40.0)}, path)
+    return path, made.head.weight.detach()
+
+
+def test_published_networks_are_fetched_when_asked(
+    tmp_path: Path, hf_cache: Path, hf_hub: dict[str, bytes], torch_hub: Path
+) -> None:
+    path, head = _published("mnasnet_l2_eps3", tmp_path)
+    name = "salman2020:mnasnet_l2_eps3"
+    assert "mnasnet_l2_eps3.ckpt of madrylab/robust-imagenet-models" in refused(name)
+    assert "download='yes' must be true or false" in refused(f"{name},download=yes")
+    hf_hub[path.name] = path.read_bytes()
+    _Hub.stated[path.name] = "0" * 64
+    message = refused(f"{name},download=true")
+    assert "mnasnet_l2_eps3.ckpt has another hash than the hub states" in message
+    assert "not in the Hugging Face cache" in refused(name)  # nothing of it stays
+    _Hub.stated[path.name] = file_sha256(path)
+    source = open_source(f"{name},download=true")
+    assert torch.equal(source.load().head.weight, head)
+    hf_hub.clear()  # from now on it is in the cache, under either name
+    for known in (name, "salman2020:mnasnet1_0_l2_eps3.0"):
+        source = open_source(f"{known},download=false")
+        assert (source.name, source.arch) == (known, "mnasnet1_0")
+        assert (source.norm, source.eps, source.kind) == ("l2", 3.0, "robust")
+        assert source.load().mean.tolist() == pytest.approx(MEAN)
+    assert accuracy_of_file(str(source.file)) == 41.83
+    listed = list_published("salman2020:mnasnet*")
+    assert [row["file"] for row in listed.values()] == [None, str(source.file)]
+    assert listed[name]["bytes"] == path.stat().st_size
+
+
+def test_a_published_network_that_torch_hub_fetched_is_found(
+    tmp_path: Path, hf_cache: Path, torch_hub: Path
+) -> None:
+    torch_hub.mkdir(parents=True)
+    path, head = _published("shufflenet_l2_eps0", torch_hub)
+    source = open_source("salman2020:shufflenet_l2_eps0")
+    assert (source.file, source.eps, source.kind) == (path, 0.0, "standard")
+    assert torch.equal(source.load().head.weight, head)
+
+
+def test_networks_of_robustbench(
+    tmp_path: Path, torch_hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    net = torchvision.models.resnet18(num_classes=3)
+    state = {f"model.{key}": value for key, value in net.state_dict().items()}
+    state["normalize.mean"] = torch.tensor(MEAN).view(1, 3, 1, 1)
+    state["normalize.std"] = torch.tensor(STD).view(1, 3, 1, 1)
+    torch.save(state, tmp_path / "1OThCOQCOxY6lAgxZxgiK3YuZDD7PPfPx")
+    monkeypatch.setattr(weights, "ROBUSTBENCH_URL", f"{tmp_path.as_uri()}/{{}}")
+    name = "robustbench:Salman2020Do_R18"
+    assert "add `download`" in refused(name)
+    source = open_source(name, download=True)
+    assert source.file == torch_hub / "robustbench/imagenet/Linf/Salman2020Do_R18.pt"
+    assert (source.arch, source.norm, source.eps) == ("resnet18", "linf", 4 / 255)
+    assert torch.equal(source.load().net.fc.weight, net.fc.weight)
+    assert source.load().mean.tolist() == pytest.approx(MEAN)
+    # A page that the drive shows instead of a file is no checkpoint.
+    fast = tmp_path / "1deM2ZNS5tf3S_-eRURJi-IlvUL8WJQ_w"
+    fast.write_text("<!DOCTYPE html><html>Too many users have viewed this file")
+    with pytest.raises(CheckpointError, match="is a web page"):
+        open_source("robustbench:Wong2020Fast", download=True)
+    # The folder of robustbench itself comes first.
+    own = tmp_path / "models/imagenet/corruptions/Geirhos2018_SIN.pt"
+    own.parent.mkdir(parents=True)
+    torch.save(torchvision.models.resnet50(num_classes=2).state_dict(), own)
+    source = open_source("robustbench:Geirhos2018_SIN")
+    assert (source.kind, source.eps, source.file) == (
+        "texture",
+        0.0,
+        own.relative_to(tmp_path),
+    )
+    message = refused("robustbench:Geirhos2018_SIM")
+    assert "perhaps you meant: Geirhos2018_SIN" in message
+    assert "load those with robustbench" in refused("robustbench:Carmon2019Unlabeled")
 
 
 def test_hugging_face_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:

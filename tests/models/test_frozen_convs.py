@@ -6,7 +6,7 @@ from torch import nn
 
 from fastadv.kernels import _cpp, launch_counts, reset_launch_counts, use_backend
 from fastadv.models import create_model
-from fastadv.models.frozen_convs import FrozenConv3x3
+from fastadv.models.quick_convs import FrozenConv3x3
 from fastadv.models.view import AttackView
 
 pytestmark = pytest.mark.skipif(

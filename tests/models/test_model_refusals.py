@@ -35,7 +35,9 @@ def _refusal(path: Path, arch: str | None = None) -> str:
     return message
 
 
-def test_another_architecture_is_named(model: NormalizedModel, tmp_path: Path) -> None:
+def test_another_architecture_is_named(
+    model: NormalizedModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "weights.pt"
     torch.save(model.net.state_dict(), path)
     message = _refusal(path, "resnet18")
@@ -44,7 +46,9 @@ def test_another_architecture_is_named(model: NormalizedModel, tmp_path: Path) -
     assert "unexpected (linear.weight" in message
     assert "conv1.weight (16, 3, 3, 3) instead of (64, 3, 7, 7)" in message
     assert "They fit resnet8_cifar" in message
-    assert "fit resnet8_cifar. Pass `arch=NAME`" in _refusal(path)
+    caplog.clear()
+    assert load_model(path).arch == "resnet8_cifar"  # the only one that fits
+    assert "its weights fit resnet8_cifar alone, which is taken" in caplog.text
     with pytest.raises(ConfigError, match="perhaps you meant: resnet8_cifar"):
         load_model(path, "resnet9_cifar")
 
@@ -52,7 +56,7 @@ def test_another_architecture_is_named(model: NormalizedModel, tmp_path: Path) -
 def test_weights_of_nothing_known(tmp_path: Path) -> None:
     path = tmp_path / "weights.pt"
     torch.save({"a": torch.zeros(3)}, path)
-    assert "no known one fits" in _refusal(path)
+    assert "no known one fits. Pass `arch=NAME`" in _refusal(path)
     torch.save({"epoch": 3, "optimizer": {}}, path)
     assert "holds no weights: found keys ['epoch', 'optimizer']" in _refusal(path)
     torch.save([1, 2], path)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -60,11 +59,11 @@ _KNOWN: list[tuple[dict[str, Any], str]] = [
 
 
 def _identity(convention: str | None = None, **choices: Any) -> str:
-    weights: Any = SimpleNamespace(convention=convention, file=Path("x"))
     source = Source(
+        file=Path("x"),
+        convention=cast(Any, convention),
         name="n",
         given="s",
-        weights=weights,
         file_digest="ab" * 32,
         arch="resnet18",
         norm=None,

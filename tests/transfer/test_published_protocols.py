@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import StepLR
 from tuned_runs import moved, source_file, statistics, tuning_config
 
 from fastadv.data import ArraySet, make_loader
-from fastadv.data.loading.utrera import utrera_transform
+from fastadv.data.loading.torchvision_loader import utrera_transform
 from fastadv.errors import ConfigError
 from fastadv.evaluation.judging import evaluate
 from fastadv.models import create_model

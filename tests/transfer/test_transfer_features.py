@@ -24,7 +24,7 @@ from fastadv.data import (
     make_loader,
     open_dataset,
 )
-from fastadv.data.sets.downscale import Downscaled
+from fastadv.data.sets.subsets import Downscaled
 from fastadv.models import NormalizedModel, create_model
 from fastadv.transfer import features as module
 from fastadv.transfer.features import FeatureCache, Features, extract, feature_key

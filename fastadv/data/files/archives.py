@@ -37,12 +37,12 @@ def unpack(
 
     Args:
         archive: A zip file, or a tar file, compressed or not.
-        out: The folder; must not exist, or be empty.
+        out: The folder, which must not exist, or be empty.
         max_bytes: Refuse an archive that unpacks to more.
         max_files: Refuse an archive of more files and folders.
 
     Returns:
-        Files and bytes written.
+        The number of files and the number of bytes written.
 
     Raises:
         ConfigError: `out` holds something.

@@ -38,7 +38,7 @@ class Findings:
     """What `verify` found.
 
     Attributes:
-        images: Images looked at, per split.
+        images: Number of images that were checked, per split.
         corrupt: Pairs (image or file, reason).
         duplicates: Triples (training image, evaluation image, "bytes" or "pixels").
         repeated: Number of images per split that repeat another one; this is no failure.
@@ -84,9 +84,9 @@ def open_and_verify(
     """Open a data set and check all of it, what cannot be opened included.
 
     Args:
-        name: What to call the data set in the findings.
-        open_splits: Opens it; adds what it has to leave out to the list it is given.
-        jobs: Files read or images decoded at once.
+        name: Name of the data set in the findings.
+        open_splits: Function that opens it and adds the files that it leaves out to a list.
+        jobs: Number of files or images read at once.
     """
     damage: Damage = []
     try:
@@ -105,9 +105,9 @@ def verify(
     """Check every file, decode every image of both splits and compare them by content.
 
     Args:
-        splits: What to look at.
-        jobs: Files read or images decoded at once.
-        damage: What `open_dataset` found wrong and left out, part of the findings.
+        splits: The data set.
+        jobs: Number of files or images read at once.
+        damage: Files that `open_dataset` left out, which become part of the findings.
 
     Returns:
         Every file that is damaged, every image that cannot be decoded and every
@@ -202,7 +202,7 @@ def _pixel_digest(image: NDArray[np.uint8]) -> bytes:
 def _damaged_files(
     opened: set[Path], files: Sequence[Path], jobs: int
 ) -> Iterator[tuple[str, str]]:
-    """Yield what the checksums of files and, of those that open, of records say."""
+    """Yield the files that differ from their checksums, and records in those that open."""
     expected = {
         folder / name: checksum
         for folder in {file.parent for file in files}
@@ -304,7 +304,7 @@ def _each(
 
 
 def statistics_text(found: dict[str, Any]) -> str:
-    """Return what `statistics` returned for a terminal."""
+    """Return the result of `statistics` as text for a terminal."""
     lines = [f"{found['name']} (metric {found['metric']})"]
     for split, values in found["splits"].items():
         counts = list(values["classes"].values())

@@ -1,7 +1,7 @@
 """Packing a data set into WebDataset shards: deterministic, parallel, resumable.
 
 Every shard depends on the data and the plan alone and is renamed when whole, so the same
-command makes what is missing. Each has an `.idx` (wds2idx v1.2, which DALI reads).
+command writes the missing ones. Each has an `.idx` (wds2idx v1.2, which DALI reads).
 """
 
 from __future__ import annotations
@@ -30,12 +30,7 @@ from fastadv.data.sets.folders import EVAL_FOLDERS
 from fastadv.data.sets.image_set import DatasetSplits, FileSet, ImageSet
 from fastadv.data.sets.subsets import files_and_positions
 from fastadv.errors import ConfigError, DataError
-from fastadv.files import (
-    atomic,
-    file_sha256,
-    lock_folder,
-    replace_file,
-)
+from fastadv.files import atomic, file_sha256, lock_folder, replace_file
 from fastadv.progress import track
 
 log = logging.getLogger(__name__)
@@ -79,12 +74,12 @@ def pack(
     """Write a data set as shards.
 
     Args:
-        splits: What to pack.
-        out: Folder to write to; made if absent. With a pack begun there, goes on.
-        shard_bytes: Size to aim at.
-        seed: Order of the images in the shards; readers in sequence need it random.
-        jobs: Shards written at once.
-        done: Called with the name of every shard that was written.
+        splits: The data set.
+        out: Folder to write to, made if absent. A pack begun there is continued.
+        shard_bytes: Size of a shard to aim at, in bytes.
+        seed: Chooses the random order of the images, which sequential readers need.
+        jobs: Number of shards written at once.
+        done: Function that is called with the name of every shard that was written.
 
     Returns:
         The manifest.
@@ -115,7 +110,9 @@ def pack(
         records[shard.name] = entry
         return shard.name
 
-    with _locked(out), ThreadPoolExecutor(jobs) as pool:
+    advice = "wait until it ends, or choose another folder"
+    lock = lock_folder(state, f"{out} is being packed", advice)
+    with lock or contextlib.nullcontext(), ThreadPoolExecutor(jobs) as pool:
         for temporary in out.glob(".*.tmp"):
             temporary.unlink(missing_ok=True)
         whole = pool.map(lambda shard: _is_whole(out, records.get(shard.name)), shards)
@@ -147,20 +144,6 @@ def _shards(images: ImageSet, shard_bytes: int, seed: int) -> Iterator[Shard]:
     for number, part in enumerate(np.array_split(order, min(max(1, count), n))):
         yield Shard(split, f"{split}-{number:06d}.tar", images, part, first)
         first += len(part)
-
-
-@contextlib.contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    lock = lock_folder(
-        out / PACKING,
-        f"{out} is being packed",
-        "wait until it ends, or choose another folder",
-    )
-    try:
-        yield
-    finally:
-        if lock is not None:
-            lock.release()
 
 
 def _records(out: Path, plan: dict[str, Any]) -> dict[str, Any]:

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastadv.data.cache import file_key
+from fastadv.data.files.patterns import fetch_hint
 from fastadv.data.files.records import read_splits, resolve_labels
-from fastadv.data.files.remote import fetch_hint
 from fastadv.data.sets.image_set import (
     Damage,
     DatasetSplits,
@@ -40,8 +40,8 @@ _ROWS = 256  # converted at once: bounds memory, and what one damaged file costs
 class ColumnSet(FileSet):
     """One split whose encoded images are a column of a table.
 
-    Its arguments are those of `FileSet`, what the images are read from, and the column
-    of the images: bytes, or a struct with `bytes`.
+    It takes the arguments of `FileSet`, the table, and the name of the image column, which
+    holds bytes or a struct with `bytes`.
     """
 
     def __init__(

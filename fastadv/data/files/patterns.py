@@ -1,6 +1,8 @@
 """Files by name: which format a name stands for, and which files a pattern names.
 
-`shards-{000000..000012}.tar`, `{train,val}-*.tar`; at http(s) addresses braces only.
+`shards-{000000..000012}.tar`, `{train,val}-*.tar`; at http(s) addresses braces only. Files
+behind addresses are fetched once into the cache folder, with permission, and are there
+whole or not at all; once there, the address is the identity of a file.
 """
 
 from __future__ import annotations
@@ -8,12 +10,20 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import glob
+import http.client
 import os
 import re
-from pathlib import Path
+import shutil
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote, urlsplit
 
-from fastadv.data.files import remote
+from fastadv.data.cache import text_key
 from fastadv.errors import DataError
+from fastadv.files import atomic, fastadv_cache_dir
+
+_TIMEOUT = 60  # seconds without a byte
 
 _MAX_EXPANDED = 1_000_000  # files of one pattern: more is a typing error
 
@@ -54,17 +64,17 @@ def expand(text: str, *, download: bool = False) -> list[Path]:
     Raises:
         DataError: A file the braces name is not there, or nothing matches.
     """
-    if remote.is_address(text):
+    if is_address(text):
         addresses = _braces(text)
         if any(c in text for c in "*[") or not all(
-            file_format(remote.file_name(address)) for address in addresses
+            file_format(file_name(address)) for address in addresses
         ):
             raise DataError(
                 f"{text} does not name data files: an address needs a file name of "
                 f"{', '.join(_FORMATS)}, and of patterns only braces, like "
                 "https://host/train-{000000..000012}.tar"
             )
-        return remote.local_copies(text, addresses, download=download)
+        return local_copies(text, addresses, download=download)
     paths: list[Path] = []
     for name in _braces(os.path.expanduser(text)):
         if glob.has_magic(name):
@@ -72,11 +82,8 @@ def expand(text: str, *, download: bool = False) -> list[Path]:
         else:
             found = [name] if os.path.exists(name) else []
         if not found:
-            raise DataError(
-                f"{text}: no such file {name}"
-                if name != text
-                else f"no file matches {text}"
-            )
+            one = f"{text}: no such file {name}"
+            raise DataError(one if name != text else f"no file matches {text}")
         paths += map(Path, found)
     return paths
 
@@ -107,10 +114,10 @@ def names_file(text: str, path: Path) -> bool:
 
 
 def existing(text: str) -> Path:
-    """Return the path, which is there.
+    """Return a text as a path that exists.
 
     Raises:
-        DataError: It is not; names what is near.
+        DataError: There is no such path; the message names similar ones.
     """
     path = Path(text).expanduser()
     if path.exists():
@@ -121,3 +128,68 @@ def existing(text: str) -> Path:
         if near:
             message += f"; perhaps you meant: {', '.join(near)}"
     raise DataError(message)
+
+
+def is_address(text: str) -> bool:
+    """Whether `text` is an http or https address."""
+    return text.startswith(("http://", "https://"))
+
+
+def file_name(address: str) -> str:
+    """Return the name of the file behind an address."""
+    return PurePosixPath(unquote(urlsplit(address).path)).name
+
+
+def fetch_hint(name: str) -> str:
+    """Return how a data set that is not on this machine is fetched."""
+    return (
+        "nothing is downloaded without permission: fetch it once with `fastadv-data stats "
+        f"'{name}' --dataset-option download=true` (Python: open_dataset(..., "
+        "download=True))"
+    )
+
+
+def local_copies(
+    pattern: str, addresses: Sequence[str], *, download: bool
+) -> list[Path]:
+    """Return the file of each address in the cache folder.
+
+    Args:
+        pattern: The pattern as the user wrote it, for messages.
+        addresses: The addresses that it stands for.
+        download: Fetch the files that are not in the cache folder.
+
+    Raises:
+        DataError: A file is absent and must not or cannot be fetched.
+    """
+    folder = fastadv_cache_dir() / "remote"
+    paths = [folder / text_key(a) / file_name(a) for a in addresses]
+    absent = [i for i, path in enumerate(paths) if not path.exists()]
+    if absent and not download:
+        raise DataError(
+            f"{addresses[absent[0]]} is not on this machine ({len(absent)} of "
+            f"{len(paths)} files are not); {fetch_hint(pattern)}. Every command then "
+            f"reads the copies in {fastadv_cache_dir()}"
+        )
+    for i in absent:
+        _fetch(addresses[i], paths[i])
+    return paths
+
+
+def _fetch(address: str, target: Path) -> None:
+    try:
+        with (
+            atomic(target) as temporary,
+            urllib.request.urlopen(address, timeout=_TIMEOUT) as response,
+            open(temporary, "wb") as file,
+        ):
+            shutil.copyfileobj(response, file, 1 << 20)
+            announced = response.headers.get("Content-Length")
+            # A connection that was cut ends like a file that ends.
+            if announced is not None and file.tell() != int(announced):
+                raise OSError(f"{file.tell()} of {announced} bytes came")
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise DataError(
+            f"cannot fetch {address}: {error}; check the address and the network, and run "
+            "the command again: files already fetched are kept"
+        ) from error

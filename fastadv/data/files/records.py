@@ -47,8 +47,8 @@ Table = NDArray[Any]  # structured, the fields of Record
 class RecordSet(FileSet):
     """One split of images that lie in a few large files.
 
-    Its arguments are those of `FileSet`, and `tables`: the records of each file. Labels
-    are in their order, files one after the other.
+    It takes the arguments of `FileSet` and `tables`, the records of each file. Labels are
+    in the order of the records, file by file.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """The DALI loader, which decodes crops by NVIDIA DALI in every epoch.
 
-The pipeline is given bytes and crop windows, so order and crops are those of every other
-loader. What DALI would decode otherwise than `decode_rgb` is decoded there.
+The pipeline is given bytes and crop windows, so every loader delivers the same order and
+crops. Images that DALI would decode differently are decoded by `decode_rgb`.
 """
 
 from __future__ import annotations
@@ -30,8 +30,7 @@ from fastadv.data.loading.geometry import (
     resized_crop_boxes,
     scaled_size,
 )
-from fastadv.data.loading.loader import Loader, augmentation_draws
-from fastadv.data.loading.loader_options import LoaderOptions
+from fastadv.data.loading.loader import Loader, LoaderOptions, augmentation_draws
 from fastadv.data.loading.torchvision_loader import Decoder
 from fastadv.data.sets.image_set import ImageSet
 from fastadv.data.sets.subsets import files_and_positions
@@ -103,7 +102,7 @@ class DALILoader(Loader):
             pool.shutdown(cancel_futures=True)
 
     def _read(self, indices: NDArray[np.int64], epoch: int, side: int) -> _Fed:
-        """Read one batch and say what to cut out of it; decode what DALI shall not."""
+        """Read one batch with its crop windows; decode the images that DALI shall not."""
         data = [_placeholder()] * len(indices)
         sizes = np.full((len(indices), 2), _PLACEHOLDER_SIDE, dtype=np.int64)
         own = {}
@@ -131,7 +130,7 @@ class DALILoader(Loader):
         epoch: int,
         side: int,
     ) -> dict[str, Any]:
-        """Return what the pipeline shall do to images of `sizes` [n, (height, width)]."""
+        """Return the pipeline's inputs for images of `sizes` [n, (height, width)]."""
         if self._crops:
             draws = augmentation_draws(self.options.seed, epoch, indices)
             boxes = resized_crop_boxes(draws, *sizes.T)

@@ -88,7 +88,7 @@ def resized_crop(
     """Cut the first of `boxes` out of `image` and resize it (antialiased).
 
     Returns:
-        uint8 [resolution, resolution, 3], flipped where the box says so.
+        uint8 [resolution, resolution, 3], flipped if the box has `flip`.
     """
     top, left, height, width = (int(v[0]) for v in boxes[:4])
     cut = _resize(

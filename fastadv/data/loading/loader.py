@@ -1,4 +1,4 @@
-"""How batches arrive: the contract of every loader.
+"""How batches arrive: the options and the contract of every loader.
 
 Every random choice is a function of (seed, epoch, image index), so nothing depends on
 workers, on batches already taken, or on global random state.
@@ -7,10 +7,11 @@ workers, on batches already taken, or on global random state.
 from __future__ import annotations
 
 import logging
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -26,11 +27,12 @@ from fastadv.data.loading.colour import (
     colour_changes,
 )
 from fastadv.data.loading.geometry import DRAWS, Boxes, crop_flip_boxes, plain_geometry
-from fastadv.data.loading.loader_options import LoaderOptions
-from fastadv.data.loading.order import EpochOrder
+from fastadv.data.loading.order import EpochOrder, OrderOptions
 from fastadv.data.sets.image_set import Augment, ImageSet
 from fastadv.errors import ConfigError, DataError
 from fastadv.kernels.crops import resized_crops
+from fastadv.machine import ranks_on_this_machine, usable_cores
+from fastadv.ranges import AT_LEAST_0, AT_LEAST_1, Range
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +42,46 @@ RRC_STORAGE = 1.15
 # Share of the available memory that decoded images may take: the model and its attack
 # need the rest.
 MEMORY_SHARE = 0.25
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoaderOptions(OrderOptions):
+    """How to make batches of an image set; the keywords of `make_loader`."""
+
+    resolution: Annotated[int, AT_LEAST_1]
+    """Side of the images delivered, in pixels; where a run changes it, the largest."""
+    augment: Literal["auto", "none", "crop_flip", "rrc", "utrera"] = "auto"
+    """Random resized crop and flip (rrc), reflect-padded crop and flip (crop_flip), that
+    of `utrera_transform`, or what suits the set (auto). Evaluation zooms by 256/224 with
+    rrc."""
+    color_jitter: Annotated[float | None, Range(0, 1, "[]")] = 0.0
+    """Brightness, contrast and saturation vary by this share in training; None: what
+    the augmentation implies, 0.1 with rrc as published and else 0."""
+    lighting: Annotated[float | None, Range(0, 1, "[]")] = 0.0
+    """Standard deviation of the lighting noise along the principal components of
+    ImageNet's colours; None: 0.05 with rrc as published and else 0."""
+    device: str | torch.device = "cpu"
+    """Where batches are put."""
+    on_bad_image: OnBadImage = "skip"
+    """With skip, a bad image is counted, named and replaced by one of its class; with fail,
+    it is an error."""
+    workers: Annotated[int | None, AT_LEAST_0] = None
+    """Decoding threads (memory, dali) or processes (torchvision; 0: none); by
+    default one per core this process may use (ranks on one machine share its cores), at
+    most 8."""
+
+    def augment_of(self, images: ImageSet) -> Augment:
+        """Return the augmentation of a set: its own default where this is `"auto"`."""
+        return images.augment_default if self.augment == "auto" else self.augment
+
+    @property
+    def worker_count(self) -> int:
+        """`workers`, or its default: this rank's share of the cores, at most eight."""
+        if self.workers is not None:
+            return self.workers
+        # Slurm binds each of its tasks to cores of their own; elsewhere ranks share all.
+        sharing = 1 if "SLURM_CPUS_PER_TASK" in os.environ else ranks_on_this_machine()
+        return max(1, min(8, usable_cores() // sharing))
 
 
 @dataclass
@@ -199,10 +241,8 @@ class Loader(ABC):
         """Return the crops of training images that are squares of `size` pixels."""
         if self.augment == "crop_flip":
             return crop_flip_boxes(self._draws(indices), size)
-        whole, zero = (
-            np.full(len(indices), size),
-            np.zeros(len(indices), dtype=np.int64),
-        )
+        whole = np.full(len(indices), size)
+        zero = np.zeros(len(indices), dtype=np.int64)
         return Boxes(zero, zero, whole, whole, zero > 0)
 
     def _note_bad(self, bad: list[tuple[str, str]]) -> None:

@@ -13,8 +13,12 @@ import torch
 
 from fastadv.data.config import Backend
 from fastadv.data.loading.dali_loader import DALILoader, declined_reason
-from fastadv.data.loading.loader import MEMORY_SHARE, Loader, storage_side
-from fastadv.data.loading.loader_options import LoaderOptions
+from fastadv.data.loading.loader import (
+    MEMORY_SHARE,
+    Loader,
+    LoaderOptions,
+    storage_side,
+)
 from fastadv.data.loading.memory_loader import MemoryLoader
 from fastadv.data.loading.torchvision_loader import TorchvisionLoader
 from fastadv.data.sets.image_set import Augment, ImageSet, sampled_sizes
@@ -60,9 +64,7 @@ def make_loader(
     if backend not in get_args(Backend):
         raise ConfigError(unknown_name("loader backend", backend, get_args(Backend)))
     chosen = LoaderOptions(**options)
-    streamed = (
-        chosen.train and chosen.augment == "utrera"
-    )  # transforms of single images
+    streamed = chosen.train and chosen.augment == "utrera"  # of single images
     if streamed and backend not in ("auto", "torchvision"):
         raise ConfigError(
             f"the {backend} loader cannot augment as utrera; use torchvision, or auto"

@@ -24,12 +24,12 @@ from fastadv.data.loading.geometry import (
 from fastadv.data.loading.loader import (
     MEMORY_SHARE,
     Loader,
+    LoaderOptions,
     cut_out,
     no_readable_image,
     replacements,
     storage_side,
 )
-from fastadv.data.loading.loader_options import LoaderOptions
 from fastadv.data.sets.image_set import ImageSet
 from fastadv.progress import track
 

@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -20,15 +20,19 @@ from torch._C import _remove_worker_pids
 from torch.utils.data import DataLoader, Dataset
 
 from fastadv.data.config import Backend
+from fastadv.data.counter import derive_key
 from fastadv.data.loading.geometry import (
     plain_geometry,
     resize_center_crop,
     resized_crop,
     resized_crop_boxes,
 )
-from fastadv.data.loading.loader import Loader, augmentation_draws, load_or_replace
-from fastadv.data.loading.loader_options import LoaderOptions
-from fastadv.data.loading.utrera import augment_utrera
+from fastadv.data.loading.loader import (
+    Loader,
+    LoaderOptions,
+    augmentation_draws,
+    load_or_replace,
+)
 from fastadv.data.sets.image_set import Augment, ImageSet
 from fastadv.errors import DataError
 
@@ -208,3 +212,39 @@ class Decoder(Dataset[Prepared | DataError]):
 
 def _unchanged(prepared: Any) -> Any:
     return prepared
+
+
+def augment_utrera(
+    image: NDArray[np.uint8], side: int, seed: int, epoch: int, index: int
+) -> NDArray[np.uint8]:
+    """Augment an image uint8 [H, W, 3] to uint8 [side, side, 3]; see `utrera_transform`.
+
+    Random numbers depend on seed, epoch and index alone, and the global random state
+    stays as it was.
+    """
+    from PIL import Image
+
+    transform = utrera_transform(side)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derive_key(seed, "utrera", epoch, index))
+        return np.array(transform(Image.fromarray(image)), dtype=np.uint8)
+
+
+def utrera_transform(side: int) -> Callable[[Any], Any]:
+    """Return the published transforms of Utrera et al. 2021 (2007.05869) of Pillow images.
+
+    They resize, crop the padded image at random, flip, jitter colours by 0.25 and rotate by
+    up to 2 degrees; the result has `side` pixels.
+    """
+    from torchvision import transforms
+
+    composed: Callable[[Any], Any] = transforms.Compose(
+        [
+            transforms.Resize(side),
+            transforms.RandomCrop(side, padding=4),
+            transforms.RandomHorizontalFlip(),
+            transforms.ColorJitter(0.25, 0.25, 0.25),
+            transforms.RandomRotation(2),
+        ]
+    )
+    return composed

@@ -1,4 +1,4 @@
-"""`open_dataset` opens a data set by its name, or hands a path on to `by_path`.
+"""`open_dataset` opens a data set by its name, or hands a path to `by_path`; lists names.
 
 Names are looked up first; `./digits` is the folder, `digits` the data set.
 """
@@ -21,6 +21,7 @@ from fastadv.data.sets.catalog import CATALOG, default_root, open_entry
 from fastadv.data.sets.image_set import Damage, DatasetSplits, sampled_sizes
 from fastadv.data.sets.shapetex import RESOLUTIONS, ShapeTex
 from fastadv.errors import ConfigError, DataError, unknown_name
+from fastadv.text_tables import text_table
 
 # Types of options that text is turned into, and what is taken for them.
 _VALUES: dict[type[Any], tuple[type[Any], str]] = {
@@ -31,10 +32,11 @@ _VALUES: dict[type[Any], tuple[type[Any], str]] = {
 _TRUTH = {"true": True, "false": False}
 _SAMPLE = 8  # images looked at to learn a data set's size
 _HUB = "hf:"
+_COLUMNS = ("classes", "train", "test", "metric", "splits", "licence", "citation")
 
 
 def dataset_names() -> tuple[str, ...]:
-    """Return the names `open_dataset` knows; any path works besides."""
+    """Return the names that `open_dataset` knows; it also takes any path."""
     return tuple(sorted({*BUILT_IN, *CATALOG}))
 
 
@@ -55,8 +57,8 @@ def open_dataset(
             which may be an http(s) address); `.npz`.
         resolution: Side in pixels at which procedural sets are drawn; stored
             images keep theirs until a loader resizes them.
-        damage: Paths: what is missing or cannot be scanned is added here, as (file,
-            reason), and left out; without, it raises.
+        damage: List to which missing and unusable files of a path are added, as (file,
+            reason), and left out. With None, they raise an error.
         **options: Per data set; numbers and booleans may be text, as of a command
             line. shapetex: `n_train`, `n_test`, `seed`, `correlation`,
             `test_correlation`, `cache`. Sets on disk: `root`, the
@@ -199,13 +201,45 @@ def _open_shapetex(label: str) -> Callable[..., DatasetSplits]:
     return opener
 
 
-def _open_digits(resolution: int) -> DatasetSplits:
-    return DatasetSplits("digits", *arrays.open_digits())
-
-
 # Sets that need no files.
 BUILT_IN: dict[str, Callable[..., DatasetSplits]] = {
-    "digits": _open_digits,
+    "digits": lambda resolution: DatasetSplits("digits", *arrays.open_digits()),
     "shapetex": _open_shapetex("shape"),
     "shapetex_texture": _open_shapetex("texture"),
 }
+
+
+def list_datasets() -> dict[str, dict[str, Any]]:
+    """Return what is known of each named data set, by its name."""
+    known: dict[str, dict[str, Any]] = {}
+    for name in dataset_names():
+        facts: dict[str, Any] = {"made": True}
+        if name in CATALOG:
+            layout = CATALOG[name].layout
+            files = [list(layout.needs)] if layout else []
+            facts = CATALOG[name].facts() | {"files": files}
+        known[name] = facts | {"options": option_names(name)}
+    return known
+
+
+def datasets_text() -> str:
+    """Return the table of named data sets, their options and the folder of their files."""
+    cells = [
+        [name, *(entry.facts()[column] for column in _COLUMNS)]
+        for name, entry in sorted(CATALOG.items())
+    ]
+    holders: dict[str, list[str]] = {}
+    for name in (*dataset_names(), "hf:NAME", "a path"):
+        for option in option_names(name):
+            holders.setdefault(option, []).append(name)
+    lines = [
+        text_table(["name", *_COLUMNS[:-1], "cite"], cells),
+        f"made without files: {', '.join(sorted(BUILT_IN))}",
+        "options, as --dataset-option KEY=VALUE:",
+    ]
+    for option, names in holders.items():
+        everywhere = set(CATALOG) <= set(names)
+        owners = "every set of files" if everywhere else ", ".join(names)
+        lines.append(f"  {option}: {owners}")
+    folder = default_root().absolute()
+    return "\n".join([*lines, f"looked for in: {folder} (FASTADV_DATA, or --root)"])

@@ -13,11 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from fastadv.data.files import recordio, records, remote, shards, tfrecord
+from fastadv.data.files import recordio, records, shards, tfrecord
 from fastadv.data.files.patterns import (
     existing,
     expand,
     file_format,
+    is_address,
     is_pattern,
     names_file,
 )
@@ -55,8 +56,8 @@ def open_path(
     Args:
         text: A folder (images, shards, records, Parquet), an archive or file, or a
             pattern of files.
-        damage: A list for looking at damaged data: what is missing or cannot be scanned
-            is added to it and left out, instead of being raised.
+        damage: List to which files that are missing or cannot be scanned are added; they
+            are then left out instead of raising an error.
         metric: The accuracy to report; by default the one of its literature.
         test: Path or pattern of the evaluation files; `text` then names the training
             files.
@@ -67,7 +68,7 @@ def open_path(
         download: Fetch what http(s) addresses name; without, only the cache is read.
 
     Raises:
-        DataError: There is nothing, or its layout is wrong; shards that its manifest
+        DataError: There is no data set, or its layout is wrong; shards that its manifest
             lists are missing.
         ConfigError: An option cannot work.
     """
@@ -102,7 +103,7 @@ def _open(
         files = expand(text, download=download)
         name = re.split(r"[{*?\[]", path.name)[0].strip("-_.") or path.parent.name
     else:
-        if remote.is_address(text):
+        if is_address(text):
             (path,) = expand(text, download=download)
         else:
             path = existing(text)
@@ -139,7 +140,7 @@ def _open(
 
 
 def _check_whole(folder: Path, damage: Damage | None, pattern: str = "") -> None:
-    """Raise or collect what a pack in `folder` lacks, of a pattern what that names."""
+    """Raise or collect the files that a pack lacks, among those that a pattern names."""
     missing = shards.missing_shards(folder)
     if (folder / shards.PACKING).is_dir() and not (folder / shards.MANIFEST).exists():
         missing = [shards.MANIFEST]

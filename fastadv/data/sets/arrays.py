@@ -78,13 +78,13 @@ def open_digits() -> tuple[ImageSet, ImageSet]:
     return part(train, "train"), part(test, "test")
 
 
-def open_cifar(folder: Path, name: str, class_name: str) -> tuple[ImageSet, ImageSet]:
+def open_cifar(class_name: str, folder: Path, name: str) -> tuple[ImageSet, ImageSet]:
     """Open CIFAR-10 or -100 from the official python archive, unpacked, by torchvision.
 
     Args:
+        class_name: Its class in torchvision.
         folder: The unpacked archive.
         name: The data set.
-        class_name: Its class in torchvision.
 
     Raises:
         DataError: A file is missing or its MD5 is not the official one. The files are
@@ -115,7 +115,7 @@ def read_mat(path: Path) -> dict[str, Any]:
     Raises:
         DataError: It cannot be read.
     """
-    from scipy.io import loadmat  # type: ignore[import-untyped,unused-ignore]
+    from scipy.io import loadmat
 
     try:
         values: dict[str, Any] = loadmat(path, squeeze_me=True)
@@ -145,7 +145,7 @@ def open_svhn(folder: Path, name: str) -> tuple[ImageSet, ImageSet]:
 
 
 def open_idx(
-    folder: Path, name: str, classes: tuple[str, ...]
+    classes: tuple[str, ...], folder: Path, name: str
 ) -> tuple[ImageSet, ImageSet]:
     """Open MNIST and its relatives from idx files, gzipped or not.
 

@@ -1,4 +1,4 @@
-"""The data sets known by name: what each is, and where its files are looked for.
+"""The data sets known by name: what each is, and in which folders its files may be.
 
 Adding one is one entry in `CATALOG`. Whatever its own layout is, every entry is also read
 as an image folder or zip archive (`NAME/train/<class>/`, `NAME/test/<class>/`).
@@ -10,6 +10,7 @@ import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,9 @@ class Layout:
 
     Attributes:
         needs: Glob patterns below its folder, alternatives by `|`; each must match.
-        read: Opens it: (folder, name, **options) -> (train, test).
-        folders: Names its folder may have below the root, besides the data set's.
-        lister: What `read` takes options for, where that is not itself.
+        read: Function that opens it: (folder, name, **options) -> (train, test).
+        folders: Other names that its folder may have below the root.
+        lister: The function whose keywords are the options, if that is not `read`.
     """
 
     needs: tuple[str, ...]
@@ -49,15 +50,15 @@ class Entry:
     """A data set known by name.
 
     Attributes:
-        citation: Who to cite.
+        citation: The publication to cite.
         licence: Terms, as its authors state them.
         counts: Published numbers of classes, training images and test images.
         splits: Which published lists the two splits are.
         metric: The accuracy its literature reports.
-        layout: How it lies on disk as distributed, besides image folder and zip.
-        augment: What `augment="auto"` means for it.
-        resolution: Side to train at when its images are smaller than any network
-            takes; None: that of its images.
+        layout: Layout of its files as distributed; it may also be an image folder or zip.
+        augment: The augmentation that `augment="auto"` stands for.
+        resolution: Side in pixels to train at if its images are smaller than any network
+            takes; None takes that of its images.
     """
 
     citation: str
@@ -85,9 +86,7 @@ class Entry:
 
 # In the next three functions, `needs` are patterns separated by blanks.
 def _listed(lister: official.Lister, usual: str, needs: str) -> Layout:
-    def read(folder: Path, name: str, **options: Any) -> tuple[ImageSet, ImageSet]:
-        return official.open_official(name, folder, lister, **options)
-
+    read = partial(official.open_official, lister)
     return Layout(tuple(needs.split()), read, (usual,), lister)
 
 
@@ -96,18 +95,14 @@ def _caltech(usual: str, top: str, count: int, without: str = "") -> Layout:
 
 
 def _cifar(class_name: str, usual: str, needs: str) -> Layout:
-    def read(folder: Path, name: str) -> tuple[ImageSet, ImageSet]:
-        return arrays.open_cifar(folder, name, class_name)
-
+    read = partial(arrays.open_cifar, class_name)
     return Layout(tuple(needs.split()), read, (usual,))
 
 
 def _idx(usual: str, classes: tuple[str, ...]) -> Layout:
-    def read(folder: Path, name: str) -> tuple[ImageSet, ImageSet]:
-        return arrays.open_idx(folder, name, classes)
-
     kinds = ("images?idx3", "labels?idx1")
     needs = [f"{part}-{kind}-ubyte*" for part in ("train", "t10k") for kind in kinds]
+    read = partial(arrays.open_idx, classes)
     return Layout(tuple(needs), read, (f"{usual}/raw", usual))
 
 
@@ -274,8 +269,8 @@ def open_entry(name: str, root: Path, **options: Any) -> DatasetSplits:
     """Open a data set of the catalogue from its files below `root`.
 
     Raises:
-        DataError: No folder has its layout; says what was expected where, and what was
-            found.
+        DataError: No folder has its layout; the message lists the files that were
+            expected and found.
     """
     entry = CATALOG[name]
     layout = entry.layout

@@ -220,7 +220,7 @@ def _images_below(folder: Path) -> Iterator[Path]:
 
 
 def _judge(layout: Layout, top: Sequence[str], where: str) -> tuple[list[str], str]:
-    """Return (classes in id order, evaluation split) or say what is wrong."""
+    """Return (classes in id order, evaluation split), or raise DataError."""
     found = f"found {abridged(top)}" if top else "found no folders"
     if "train" not in layout:
         raise DataError(f"{where} has no train/ folder: {_EXPECTED}; {found}")

@@ -41,7 +41,7 @@ class ImageSet(ABC):
         split: The split's own name, e.g. "train" or "val".
         classes: Class names; position is the class id.
         labels: Class ids, int64 [n].
-        augment_default: What `augment="auto"` means for training on this set.
+        augment_default: The augmentation that `augment="auto"` stands for.
     """
 
     name: str
@@ -80,7 +80,7 @@ class ImageSet(ABC):
         return hashlib.sha256(part.fingerprint.encode()).hexdigest()
 
     def describe(self, index: int) -> str:
-        """Return what to call image `index` in a message."""
+        """Return the name of image `index` in messages."""
         return f"{self.name}/{self.split}[{index}]"
 
     def prepare(self) -> None:  # noqa: B027 - most sets have nothing to prepare
@@ -102,7 +102,7 @@ class ArraySet(ImageSet):
         classes: Class names.
         name: The data set.
         split: The split.
-        augment_default: What `augment="auto"` means for it.
+        augment_default: The augmentation that `augment="auto"` stands for.
 
     Raises:
         DataError: Shapes, dtype or labels do not fit together.
@@ -150,7 +150,7 @@ class FileSet(ImageSet):
         name: The data set.
         split: The split.
         classes: Class names; position is the class id.
-        members: What to call each image: a path below the root, '/'-separated.
+        members: Name of each image: its path below the root, '/'-separated.
         labels: Integers [n], class ids.
     """
 
@@ -303,11 +303,11 @@ def check_classes(
         train: The training split; every class must be there.
         held: The evaluation split, if the data have one.
         strict: Refuse classes without evaluation images, too, instead of warning.
-        damage: What is wrong is added here instead of being raised.
-        hint: What else to do where classes have no evaluation images.
+        damage: List to which problems are added instead of being raised.
+        hint: Other advice where classes have no evaluation images.
 
     Raises:
-        DataError: A class has no images; names it.
+        DataError: A class has no images; the message names it.
     """
     for part in (train, held) if held is not None else (train,):
         counts = np.bincount(part.labels, minlength=len(part.classes))

@@ -29,14 +29,14 @@ Lister = Callable[..., tuple[Members, Members]]
 
 
 def open_official(
-    name: str, folder: Path, lister: Lister, **options: Any
+    lister: Lister, folder: Path, name: str, **options: Any
 ) -> tuple[FolderSet, FolderSet]:
     """Open both splits of a published set.
 
     Args:
-        name: The data set.
-        folder: What the lister's paths start from.
         lister: Lists the images of each class in training and in evaluation.
+        folder: What the lister's paths start from.
+        name: The data set.
         **options: For the lister.
 
     Raises:

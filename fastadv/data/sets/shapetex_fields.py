@@ -25,9 +25,6 @@ def clip01(values: Field) -> Field:
     return out
 
 
-# --- shapes -----------------------------------------------------------------
-
-
 def _regular(n: int, radius: float = 1.0, turn: float = -math.pi / 2) -> NDArray[Any]:
     angle = turn + 2 * math.pi * np.arange(n) / n
     return radius * np.stack([np.cos(angle), np.sin(angle)], axis=1)
@@ -138,9 +135,7 @@ SHAPES: dict[str, Callable[[Field, Field], Field]] = {
 }
 
 
-# --- textures: f(x, y, u, px) in [0, 1]; u [b, 1, 1, k] draws, px pixel size ---
-
-
+# Textures are f(x, y, u, px) in [0, 1]; u [b, 1, 1, k] are draws, px is the pixel size.
 def _edge(distance: Field, px: float) -> Field:
     """Return the coverage of the region where `distance` (image units) is positive."""
     return clip01(distance * np.float32(1 / px) + np.float32(0.5))

@@ -22,15 +22,15 @@ def wilson(successes: float, trials: float) -> tuple[float, float]:
     return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
 
 
-def t_two_sided(t: float, dof: int) -> float:
+def t_two_sided(t: float, dof: float) -> float:
     """Return the two-sided p-value of Student's t with `dof` >= 1 degrees of freedom."""
-    from scipy.special import stdtr  # type: ignore[import-untyped,unused-ignore]
+    from scipy.special import stdtr
 
     return float(2 * stdtr(dof, -abs(t)))
 
 
 @functools.cache
-def t_quantile(dof: int, level: float = 0.95) -> float:
+def t_quantile(dof: float, level: float = 0.95) -> float:
     """Return the t within which the share `level` of Student's distribution lies."""
     from scipy.special import stdtrit
 
