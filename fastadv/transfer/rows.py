@@ -41,7 +41,7 @@ def transfer_rows(
         "experiment": identity,
         "source": replace(source_record(source), accuracy=config.source_accuracy)
         if config.mode != "scratch"
-        else SourceRecord(name="from scratch", arch=source.arch),
+        else SourceRecord(name=source.arch, arch=source.arch),
         "target": replace(
             target_record(splits.train, resolution, name),
             downscale=config.downscale,

@@ -275,7 +275,7 @@ def test_one_network_from_scratch_for_all_sources(tmp_path: Path) -> None:
     rows = table.rows()
     assert len(rows) == 6  # clean and robust
     [scratch] = [r for r in rows if r.setting.mode == "scratch" and r.attack is None]
-    assert (scratch.source.name, scratch.source.digest) == ("from scratch", None)
+    assert (scratch.source.name, scratch.source.digest) == ("resnet8_cifar", None)
     attack = next(row.attack for row in rows if row.attack is not None)
     assert (attack.norm, attack.num_steps) == ("linf", 2)
     assert attack.step_size == pytest.approx(1.5 / 255 / 2)
