@@ -28,6 +28,7 @@ from fastadv.transfer.target import (
     draw_pool,
     hold_out,
     open_target,
+    target_preparation,
 )
 
 _EVAL_BATCH = 128
@@ -90,6 +91,7 @@ class Experiment:
         num_classes: Number of classes of the data set.
         resolution: Side of the images that the network sees, in pixels.
         procedure: Every setting after protocol and flags.
+        prepared: How images that are not augmented are resized and cropped.
         bad_images: Names of the images that could not be decoded.
     """
 
@@ -116,6 +118,13 @@ class Experiment:
             config.num_train or len(self.splits.train),
             self.resolution,
             misfreezing=misfreezing(self.load_model()) if by_name else None,
+        )
+        self.prepared = target_preparation(
+            config,
+            self.source,
+            self.opened.test,
+            self.resolution,
+            self.procedure.augment,
         )
         self._check_choices()
         self.bad_images: set[str] = set()
@@ -186,6 +195,7 @@ class Experiment:
             train=train,
             seed=seed,
             augment=self.procedure.augment,
+            preparation=self.prepared.how,
             device=self.device,
             workers=self.config.workers,
             on_bad_image=self.config.on_bad_image,

@@ -6,9 +6,10 @@ are kept as data.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
+from fastadv.data.loading.geometry import usual_preparation
 from fastadv.errors import ConfigError
 from fastadv.reporting.literature import PUBLISHED_SIDE
 from fastadv.results.row import Defect, Departure
@@ -229,12 +230,18 @@ def make_procedure(
         ours |= {name: getattr(config, name) for name in ("precision", "method")}
         theirs = vars(published) | {"precision": "fp32", "method": "standard"}
         theirs["resolution"] = PUBLISHED_SIDE
+        augment: Any = published.augment
         if config.protocol == "zhang2023":
             ours["robust_steps"], theirs["robust_steps"] = config.judge_steps, 10
             if config.method in _ZHANG_METHODS:
                 theirs["method"] = config.method
             if config.lrs_trunk is not None:  # a grid of both rates was published, too
                 theirs |= {name: ours[name] for name in ("lrs", "lrs_head")}
+            augment = "rrc"  # test images are resized to 256 px, as those are for
+        theirs |= asdict(usual_preparation(augment, resolution))
+        for name in ("resize", "interpolation"):
+            if getattr(config, name) is not None:
+                ours[name] = getattr(config, name)
         departures += [
             Departure(name=name, ours=_text(value), published=_text(theirs[name]))
             for name, value in ours.items()
