@@ -17,9 +17,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, get_args
 
-from fastadv.results.analysis_settings import InfluenceSetting, SimilaritySetting
-
 from fastadv.preparation import Preparation
+from fastadv.results.analysis_settings import InfluenceSetting, SimilaritySetting
 
 _MODE_LABELS = {
     "fixed_feature": "fixed features",
