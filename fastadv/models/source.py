@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from fastadv.models import (
     read_metadata,
 )
 from fastadv.models.checkpoint import read_model
+from fastadv.models.weights import weights_digest
+from fastadv.preparation import Preparation
 from fastadv.threat import parse_training_kind, training_kind
 
 
@@ -29,9 +31,11 @@ class Source(Weights):
     Attributes:
         given: The text that the user gave; `open_source` opens it again.
         file_digest: SHA-256 of the file.
-        augment: The augmentation of its training, which also decides how evaluation crops.
+        augment: The augmentation of its training, `auto` where it is unknown.
         num_classes: Number of classes that it tells apart.
         classes: Names of the classes it was trained on; empty if unknown.
+        trained_here: Whether it is of fastadv-train. Such a network of unknown preparation
+            expects the usual one of its augmentation.
     """
 
     given: str
@@ -41,26 +45,32 @@ class Source(Weights):
     augment: str
     num_classes: int
     classes: tuple[str, ...]
+    trained_here: bool = False
 
     @property
     def digest(self) -> str:
-        """A hash of what `load` returns.
-
-        It is the file's, unless an input convention is given beside the file: then the
-        same weights are another model.
-        """
-        if self.convention is None:
-            return self.file_digest
-        text = f"{self.file_digest} {self.convention}"
-        return hashlib.sha256(text.encode()).hexdigest()
+        """A hash of what `load` returns; see `weights_digest`."""
+        return weights_digest(self, self.file_digest)
 
     def metadata(self) -> dict[str, Any]:
         """Return the training facts in a checkpoint of ours; other files have none."""
         return _stored_metadata(self.file)
 
+    @property
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation that inputs are normalised by, per channel."""
+        return _statistics(self)
+
     def load(self) -> NormalizedModel:
         """Load a fresh copy of the model."""
         return read_model(self)
+
+
+@cache
+def _statistics(source: Source) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    model = source.load()
+    mean, std = model.mean.flatten().tolist(), model.std.flatten().tolist()
+    return tuple(mean), tuple(std)
 
 
 def open_source(
@@ -99,6 +109,7 @@ def open_source(
         given=source,
         file=weights.file,
         convention=weights.convention,
+        trunk=weights.trunk,
         file_digest=file_sha256(weights.file),
         arch=model.arch,
         norm=config.get("norm", weights.norm) if eps else None,
@@ -108,7 +119,18 @@ def open_source(
         augment=config.get("augment", "auto"),
         num_classes=model.num_classes,
         classes=tuple(trained.get("classes", ())),
+        preparation=_preparation(trained, weights),
+        trained_here="augment" in config,
     )
+
+
+def _preparation(trained: dict[str, Any], weights: Weights) -> Preparation | None:
+    """Return what the file states, or what is known from elsewhere."""
+    if (stated := trained.get("preparation")) is not None:
+        return Preparation(**stated)
+    # An older file of fastadv-train states its augmentation instead.
+    here = "augment" in trained.get("config", {})
+    return None if here else weights.preparation
 
 
 def _stored_metadata(file: Path) -> dict[str, Any]:

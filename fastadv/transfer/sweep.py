@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from fastadv.data import DatasetSplits, ImageSet, subset
+from fastadv.data import DatasetSplits, ImageSet
 from fastadv.errors import ConfigError, DataError, FastadvError
 from fastadv.models.source import Source, open_source
 from fastadv.reporting.literature import PUBLISHED_SIDE
@@ -20,8 +20,9 @@ from fastadv.threat import training_kind
 from fastadv.transfer.config import TransferConfig
 from fastadv.transfer.freezing import choose_trained
 from fastadv.transfer.identity import changed_values, row_identity
+from fastadv.transfer.keeping import expected_bytes
 from fastadv.transfer.protocol import TransferRun
-from fastadv.transfer.target import hold_out, open_target
+from fastadv.transfer.target import draw_pool, hold_out, open_target
 
 log = logging.getLogger(__name__)
 
@@ -81,12 +82,14 @@ class SweepPlan:
         rows: Number of rows of the whole recipe.
         done: Number of rows that the table has already.
         missing: Reasons why experiments were left out.
+        bytes_left: About how many bytes the tasks will leave on disk.
     """
 
     tasks: list[TransferTask]
     rows: int
     done: int
     missing: list[str]
+    bytes_left: int = 0
 
 
 def plan_sweep(
@@ -113,7 +116,7 @@ def plan_sweep(
     finished = table.identities() if table.path.exists() else set()
     tasks: list[TransferTask] = []
     seen: dict[str, TransferConfig] = {}
-    rows = done = 0
+    rows = done = size = 0
     for config in configs:
         known = opened.find(config)
         if known is None:
@@ -122,6 +125,8 @@ def plan_sweep(
         seeds = [config.seeds] if config.on_cached_features else zip(config.seeds)
         for part in (dataclasses.replace(config, seeds=each) for each in seeds):
             identities = [row_identity(part, seed, *known) for seed in part.seeds]
+            if part.mode == "scratch" and identities[0] in seen:
+                continue  # sources of one architecture share the network without source
             for identity in identities:
                 if identity in seen:
                     raise ConfigError(
@@ -138,6 +143,7 @@ def plan_sweep(
             done += len(identities) - (len(left.identities) if left else 0)
             if left:
                 tasks.append(left)
+                size += len(left.identities) * expected_bytes(part, *known[:2])
     _warn_of_other_descriptions(table, checked)
     if opened.problems and not (skip_missing and rows):
         listed = "\n  ".join(opened.problems)
@@ -150,7 +156,7 @@ def plan_sweep(
             f"{len(opened.problems)} source(s) or data set(s) cannot be used:\n  "
             f"{listed}\n{hint}"
         )
-    return SweepPlan(tasks, rows, done, opened.problems)
+    return SweepPlan(tasks, rows, done, opened.problems, size)
 
 
 def _warn_of_other_descriptions(
@@ -171,6 +177,8 @@ def _warn_of_other_descriptions(
     }
     differing: Counter[str] = Counter()
     for config, source, identities in checked:
+        if config.mode == "scratch":
+            continue  # such rows state no source
         now = (
             *(source.name, source.norm, source.eps, config.source_accuracy),
             source.kind,
@@ -197,7 +205,7 @@ def _warn_of_other_descriptions(
 
 def _draw(config: TransferConfig, train: ImageSet) -> ImageSet:
     """Draw the images of the first seed, to see whether there are enough."""
-    pool = subset(train, config.num_train, config.seeds[0])
+    pool = draw_pool(config, train, config.seeds[0])
     return hold_out(config, pool, config.seeds[0])[0] if config.holds_out else pool
 
 
@@ -227,8 +235,9 @@ class _Opened:
     ) -> bool:
         """Whether there are the images and blocks that are needed; note a problem if not."""
         train, part = splits.train, (config.num_train, config.val_fraction)
+        draw = config.subset_kind
         fits = self._try(
-            ("part", config.dataset, train.fingerprint, part, config.holds_out),
+            ("part", config.dataset, train.fingerprint, part, config.holds_out, draw),
             lambda: _draw(config, train),
             f"{config.dataset}: ",
         )

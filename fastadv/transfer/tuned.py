@@ -6,6 +6,7 @@ import copy
 import logging
 import time
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,10 +26,12 @@ from fastadv.training.learner import (
 )
 from fastadv.training.method_config import MethodConfig
 from fastadv.training.methods import CLASSES, DTYPES, Method, Net
+from fastadv.training.optimizers import make_optimizer
 from fastadv.training.step import train_step
 from fastadv.transfer.experiment import Experiment, Fitted, SeedSplit
 from fastadv.transfer.freezing import Trained, choose_trained, prepare_model
-from fastadv.transfer.procedure import Procedure
+from fastadv.transfer.history import History
+from fastadv.transfer.procedure import Procedure, Rates
 
 log = logging.getLogger(__name__)
 
@@ -52,15 +55,18 @@ def fit(experiment: Experiment, split: SeedSplit) -> Fitted:
     """
     procedure = experiment.procedure
     judge = None if split.val is None else experiment.loader(split.val, train=False)
-    best: tuple[float, float, int, NormalizedModel] | None = None
+    best: tuple[float, History, int, NormalizedModel] | None = None
     diverged: TrainingDiverged | None = None
-    for lr in procedure.lrs:
+    runs = [History(rates, procedure.epochs) for rates in procedure.candidates()]
+    for run in runs:
         try:
-            for epoch, model in _candidates(experiment, lr, split.train, split.seed):
-                value = 0.0 if judge is None else _value(experiment, model, judge)
+            for epoch, model in _candidates(experiment, run, split.train, split.seed):
+                value = 0.0
+                if judge is not None:
+                    value = run.val[epoch - 1] = _value(experiment, model, judge)
                 if best is None or value > best[0]:
                     last = epoch == procedure.epochs
-                    best = value, lr, epoch, model if last else copy.deepcopy(model)
+                    best = value, run, epoch, model if last else copy.deepcopy(model)
         except TrainingDiverged as error:
             log.warning("%s", error)
             diverged = error
@@ -68,13 +74,15 @@ def fit(experiment: Experiment, split: SeedSplit) -> Fitted:
         raise diverged or AssertionError("there is at least one learning rate")
     if judge is not None:
         experiment.note_bad(judge)
-    value, lr, epoch, model = best
+    value, run, epoch, model = best
     if procedure.refit:
-        for again, trained in _candidates(experiment, lr, split.pool, split.seed):
+        run = History(run.rates, procedure.epochs, refit=True)
+        for again, trained in _candidates(experiment, run, split.pool, split.seed):
             model = trained
             if again == epoch:
                 break
-    chosen = procedure.for_setting() | {"chosen_lr": lr, "chosen_epoch": epoch}
+    chosen = procedure.for_setting() | {"chosen_epoch": epoch}
+    chosen |= {"chosen_lr": run.rates.lr, "chosen_lr_head": run.rates.head}
     config = experiment.config
     if config.precision != "fp32":
         chosen["precision"] = config.precision
@@ -86,12 +94,16 @@ def fit(experiment: Experiment, split: SeedSplit) -> Fitted:
             eps=training.threat.eps,
             num_steps=training.attack_steps,
             step_size=training.step_size,
+            random_start=training.random_start,
+            num_restarts=training.num_restarts,
             parameters=tuple(
                 Parameter(name=name, value=value) for name, value in given
             ),
             start_noise=training.start_noise,
         )
-    return Fitted(model, chosen, None if judge is None else value)
+    others = [other for other in runs if other is not run]
+    found = None if judge is None else value
+    return Fitted(model, chosen, found, history=(*others, run))
 
 
 def _value(experiment: Experiment, model: NormalizedModel, judge: Loader) -> float:
@@ -105,9 +117,12 @@ def _value(experiment: Experiment, model: NormalizedModel, judge: Loader) -> flo
 
 
 def _candidates(
-    experiment: Experiment, lr: float, images: ImageSet, seed: int
+    experiment: Experiment, run: History, images: ImageSet, seed: int
 ) -> Iterator[tuple[int, NormalizedModel]]:
-    """Yield the network after each epoch that may be chosen; it trains on afterwards."""
+    """Yield the network after each epoch that may be chosen; it trains on afterwards.
+
+    Losses, and accuracies on test images where they were asked for, go into `run`.
+    """
     config, procedure = experiment.config, experiment.procedure
     model = experiment.load_model()
     if config.mode == "scratch":
@@ -125,7 +140,15 @@ def _candidates(
     loader = experiment.loader(images, train=True, seed=seed)
     title = config.mode.replace("_", " ")
     every = procedure.select_every
-    for epoch in fine_tune(model, trained, loader, lr, procedure, method, title):
+    test = None
+    if config.test_epochs:
+        test = experiment.loader(experiment.splits.test, train=False)
+    finished = fine_tune(model, trained, loader, run.rates, procedure, method, title)
+    for epoch, loss in finished:
+        run.loss[epoch - 1] = loss
+        if test is not None and epoch in config.test_epochs:
+            found = evaluate(model, test).clean
+            run.test[epoch - 1] = found.value(experiment.splits.metric)
         if epoch == procedure.epochs:
             experiment.note_bad(loader)
             yield epoch, model
@@ -154,18 +177,18 @@ def fine_tune(
     model: NormalizedModel,
     trained: Trained,
     loader: Loader,
-    lr: float,
+    rates: Rates,
     procedure: Procedure,
     method: Method,
     title: str,
-) -> Iterator[int]:
-    """Train, and yield the number of finished epochs after each.
+) -> Iterator[tuple[int, float]]:
+    """Train, and yield the number of finished epochs and the mean loss after each.
 
     Args:
         model: The network, prepared and frozen.
         trained: The part of it that trains.
         loader: Training batches.
-        lr: Initial learning rate.
+        rates: Initial learning rates.
         procedure: The other settings.
         method: The training method, which gives the loss.
         title: Name of this training in progress messages.
@@ -173,9 +196,14 @@ def fine_tune(
     Raises:
         TrainingDiverged: A loss, a weight or a logit is not finite.
     """
-    optimizer = torch.optim.SGD(
-        trained.parameters, lr, procedure.momentum, weight_decay=procedure.weight_decay
+    optimizer = make_optimizer(
+        procedure.optimizer,
+        _groups(model, trained, rates),
+        lr=rates.lr,
+        momentum=procedure.momentum,
+        weight_decay=procedure.weight_decay,
     )
+    initial = [group["lr"] for group in optimizer.param_groups]
     progress = Progress(procedure.epochs * len(loader))
     began = time.monotonic()
     step, images_seen = 0, 0
@@ -184,18 +212,25 @@ def fine_tune(
         if procedure.frozen_bn == "eval":
             for module in trained.frozen:
                 module.eval()
-        optimizer.param_groups[0]["lr"] = procedure.rate(lr, epoch)
-        for batch in loader:
+        losses, images_before = (
+            torch.zeros((), device=loader.options.device),
+            images_seen,
+        )
+        for number, batch in enumerate(loader):
+            now = epoch + number / len(loader)
+            for group, lr in zip(optimizer.param_groups, initial, strict=True):
+                group["lr"] = procedure.rate(lr, now)
             seed = derive_key(loader.options.seed, "start", step)
             result = train_step(
                 model, batch.images, batch.labels, optimizer, method=method, seed=seed
             )
             step += 1
             images_seen += len(batch.labels)
+            losses += result.loss.detach() * len(batch.labels)
             rate = images_seen / (time.monotonic() - began)
             progress.update(
                 step,
-                f"{title}, lr {lr:g}, epoch {epoch + 1}/{procedure.epochs}"
+                f"{title}, lr {rates}, epoch {epoch + 1}/{procedure.epochs}"
                 f"  {rate:.1f} images/s",
             )
         finite = bool(result.loss.isfinite()) and _all_finite(trained.parameters)
@@ -206,10 +241,24 @@ def fine_tune(
                 finite = _all_finite([model(batch.images.float() / 255)])
         if not finite:
             raise TrainingDiverged(
-                f"fine-tuning with lr {lr:g} diverged in epoch {epoch + 1}; leave that "
+                f"fine-tuning with lr {rates} diverged in epoch {epoch + 1}; leave that "
                 "value out of `lrs`"
             )
-        yield epoch + 1
+        yield epoch + 1, float(losses) / (images_seen - images_before)
+
+
+def _groups(
+    model: NormalizedModel, trained: Trained, rates: Rates
+) -> list[dict[str, Any]]:
+    """Return the parameters that train, by learning rate."""
+    if rates.head is None:
+        return [{"params": trained.parameters}]
+    head = {id(parameter) for parameter in model.head.parameters()}
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in trained.parameters if id(p) not in head]},
+        {"params": [p for p in trained.parameters if id(p) in head], "lr": rates.head},
+    ]
+    return [group for group in groups if group["params"]]
 
 
 def _all_finite(tensors: Iterable[Tensor]) -> bool:

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from fastadv.reporting.page.html import Section
-from fastadv.reporting.transfer import study_classes, study_images, study_sources
+from fastadv.reporting.transfer import (
+    study_attack,
+    study_classes,
+    study_epochs,
+    study_images,
+    study_published,
+    study_sources,
+)
 from fastadv.reporting.transfer.cells import make_cells
 from fastadv.reporting.transfer.study import Study
 from fastadv.results.row import Row
@@ -24,12 +31,15 @@ def study_sections(study: Study) -> list[Section]:
         study_sources.against_eps,
         study_sources.by_width,
         study_sources.against_source_accuracy,
+        study_published.across_radii,
+        study_published.texture_trained,
         study_sources.by_granularity,
         study_images.against_images,
         study_images.gain_against_images,
         study_images.by_blocks,
         study_images.against_epochs,
-        study_classes.under_attack,
+        study_epochs.within_training,
+        study_attack.under_attack,
         study_classes.per_class,
     )
     return [section for builder in builders if (section := builder(study)) is not None]
