@@ -86,6 +86,12 @@ def fit(experiment: Experiment, split: SeedSplit) -> Fitted:
     config = experiment.config
     if config.precision != "fp32":
         chosen["precision"] = config.precision
+        dtype = DTYPES.get(config.precision)
+        attacked = config.method_config
+        if attacked and needs_exact_input(
+            attacked.threat, experiment.resolution, dtype
+        ):
+            chosen["precision"] += ", inputs fp32"
     if (training := config.method_config) is not None:
         given = training.parameters.items()
         chosen["method"] = MethodRecord(

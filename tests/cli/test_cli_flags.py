@@ -171,7 +171,7 @@ def test_eval_and_transfer_take_the_same_aliases() -> None:
 @pytest.mark.parametrize(
     ("name", "kind", "words"),
     [
-        ("train", TrainCommand, "--norm linf --eps 4/255 --random-start --num-train 9"),
+        ("train", TrainCommand, "--data d --norm linf --eps 4/255 --random-start"),
         ("train", TrainCommand, "--lr 1e-5 --data ./x --milestones 0.75 0.9"),
         ("eval", EvalCommand, "--checkpoint c --data d --eps 1/255 --num-images 5"),
         (
