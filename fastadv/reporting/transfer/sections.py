@@ -5,15 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from fastadv.reporting.page.html import Section
-from fastadv.reporting.transfer import study_classes, study_images, study_sources
+from fastadv.reporting.transfer import (
+    study_accuracy,
+    study_classes,
+    study_images,
+    study_sources,
+)
 from fastadv.reporting.transfer.cells import make_cells
+from fastadv.reporting.transfer.pairing import Pairing
 from fastadv.reporting.transfer.study import Study
 from fastadv.results.row import Row
+from fastadv.results.table import ResultsTable
 
 
-def transfer_sections(rows: Sequence[Row], names: Mapping[str, str]) -> list[Section]:
+def transfer_sections(
+    rows: Sequence[Row], names: Mapping[str, str], table: ResultsTable | None = None
+) -> list[Section]:
     """Make the sections of rows of kind "transfer"; see `report_sections`."""
-    study = Study(make_cells(rows), names)
+    study = Study(make_cells(rows), names, Pairing(table))
     return [*study_sections(study), all_numbers(study)]
 
 
@@ -23,7 +32,8 @@ def study_sections(study: Study) -> list[Section]:
         study_sources.robust_and_standard,
         study_sources.against_eps,
         study_sources.by_width,
-        study_sources.against_source_accuracy,
+        study_accuracy.against_source_accuracy,
+        study_accuracy.over_all_radii,
         study_sources.by_granularity,
         study_images.against_images,
         study_images.gain_against_images,

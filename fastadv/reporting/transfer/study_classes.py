@@ -6,9 +6,9 @@ from statistics import fmean
 
 from fastadv.reporting.figures.lines import Cloud
 from fastadv.reporting.page.html import Section, Table
-from fastadv.reporting.transfer.cells import Cell, seeds_interval, with_most_images
-from fastadv.reporting.transfer.comparisons import Comparison
+from fastadv.reporting.transfer.cells import seeds_interval, with_most_images
 from fastadv.reporting.transfer.curves import draw_clouds
+from fastadv.reporting.transfer.pairs import Comparison, Runs
 from fastadv.reporting.transfer.study import (
     Study,
     format_interval,
@@ -113,7 +113,7 @@ def per_class(study: Study) -> Section | None:
 
 def _class_table(study: Study, each: Comparison) -> Table:
     standard, robust = _counts(each.standard), _counts(each.robust)
-    names = each.robust.first.target.class_names
+    names = each.robust.first.first.target.class_names
     rows = []
     for number, (ours, theirs) in enumerate(zip(robust, standard, strict=True)):
         if ours[1] and theirs[1]:
@@ -127,9 +127,10 @@ def _class_table(study: Study, each: Comparison) -> Table:
     return Table(columns, rows, caption)
 
 
-def _counts(cell: Cell) -> list[Count]:
-    """Return correct and all test images of each class, means over seeds."""
-    rows = [row for row in cell.rows.values() if row.per_class_total]
+def _counts(runs: Runs) -> list[Count]:
+    """Return correct and all test images of each class, means over seeds and source runs."""
+    every = [row for cell in runs.cells for row in cell.rows.values()]
+    rows = [row for row in every if row.per_class_total]
     if not rows:
         return []
     right = zip(*(row.per_class_correct for row in rows), strict=True)

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 from fastadv.reporting.page.html import Section
 from fastadv.reporting.transfer.cells import Cell, with_most_images
-from fastadv.reporting.transfer.comparisons import Comparison
 from fastadv.reporting.transfer.condition import Condition
 from fastadv.reporting.transfer.curves import Axis, draw_curves, even_axis, log_axis
 from fastadv.reporting.transfer.findings import (
@@ -17,6 +16,7 @@ from fastadv.reporting.transfer.findings import (
     verdict,
     wins_finding,
 )
+from fastadv.reporting.transfer.pairs import Comparison
 from fastadv.reporting.transfer.study import (
     Item,
     Study,

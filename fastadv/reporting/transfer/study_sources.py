@@ -1,4 +1,4 @@
-"""Sections on sources: robust and standard, radius, width, source accuracy, granularity."""
+"""Sections on sources: robust and standard, radius, width, granularity."""
 
 from __future__ import annotations
 
@@ -8,38 +8,39 @@ from operator import attrgetter
 from matplotlib.figure import Figure
 
 from fastadv.reporting.figures.bars import MOST_GROUPS, Bar, grouped_bars
-from fastadv.reporting.figures.lines import Cloud, panel_caption
+from fastadv.reporting.figures.lines import panel_caption
 from fastadv.reporting.figures.palette import source_colors
 from fastadv.reporting.page.html import Section
 from fastadv.reporting.transfer.cells import Cell
-from fastadv.reporting.transfer.comparisons import Comparison, native, with_sides
-from fastadv.reporting.transfer.condition import Condition
-from fastadv.reporting.transfer.curves import Axis, draw_clouds, draw_curves, even_axis
+from fastadv.reporting.transfer.comparisons import native, with_sides
+from fastadv.reporting.transfer.curves import Axis, draw_curves, even_axis
 from fastadv.reporting.transfer.findings import (
     brief,
     comparison_columns,
+    primary_findings,
     published_finding,
     rise_finding,
+    sets_findings,
+    test_columns,
     verdict,
     wins_finding,
 )
+from fastadv.reporting.transfer.forecast import forecast_text
+from fastadv.reporting.transfer.pairs import Comparison
 from fastadv.reporting.transfer.study import (
     Study,
     arch_colors,
     family_title,
     format_interval,
-    format_p,
-    line_colors,
     make_table,
     name_within,
 )
-from fastadv.statistics import fit_line
 
 _WIDTHS = ("resnet18", "resnet50", "wide_resnet50_2", "wide_resnet50_4")
 
 
 def robust_and_standard(study: Study) -> Section | None:
-    """Show bars of the best robust source beside the standard one."""
+    """Show bars of the best robust radius beside standard training, and test it."""
     found = study.comparisons["best"]
     if not found:
         return None
@@ -47,11 +48,21 @@ def robust_and_standard(study: Study) -> Section | None:
     groups = {}
     for each in found:
         parts = [*labels[each.condition].split(", "), f"n = {each.n}"]
-        cells = {"standard": each.standard, "robust": each.robust}
+        sides = {"standard": each.standard, "robust": each.robust}
         groups["\n".join(parts + [each.arch] * several)] = {
-            name: Bar(*cell.interval(), cell.published(study.names))
-            for name, cell in cells.items()
+            name: Bar(*side.interval(), side.published(study.names))
+            for name, side in sides.items()
         }
+    primary = [
+        {
+            "setting": labels[each.condition],
+            "arch": each.arch,
+            "n": each.n,
+            "source": each.robust.first.training,
+        }
+        | test_columns(each)
+        for each in study.tests.primary
+    ]
     lines = [
         {
             "setting": labels[each.condition],
@@ -72,13 +83,26 @@ def robust_and_standard(study: Study) -> Section | None:
         [
             _chosen_by(found),
             study.test_note,
+            *forecast_text(study.tests.primary),
             study.interval_note,
             *study.most_note,
             *study.left_out(study.cells, found, why),
         ],
         [(figure, panel_caption(caption, len(groups), MOST_GROUPS))],
-        [make_table(lines, "Robust against standard sources, percent.")],
-        findings=[wins_finding(found), *published_finding(study, found)],
+        [
+            make_table(lines, "Robust against standard sources, percent."),
+            make_table(
+                primary,
+                "Primary tests, one per target: robust - standard, points of percent. All "
+                "other differences of this page are exploratory.",
+            ),
+        ],
+        findings=[
+            *primary_findings(study),
+            *sets_findings(found),
+            *([] if len(found) == 1 else [wins_finding(found)]),
+            *published_finding(study, found),
+        ],
     )
 
 
@@ -86,11 +110,11 @@ def _chosen_by(found: Sequence[Comparison]) -> str:
     by = {each.by for each in found}
     if "test" in by:
         return (
-            "Of several sources the best is shown; where nothing was held out it was "
+            "Of several radii the best is shown; where nothing was held out it was "
             "chosen on the test images, which flatters it."
         )
     if "val" in by:
-        return "Of several sources the one best on validation images is shown."
+        return "Of several radii the one best on validation images is shown."
     return "The one robust source of each architecture beside the standard one."
 
 
@@ -125,7 +149,9 @@ def against_eps(study: Study) -> Section | None:
         caption = f"Accuracy against the radius of pretraining ({norm})."
         figures.append(found.captioned(caption))
         drawn += [c for c in found.items if c not in drawn]
-        best[norm] = [c for c in study.comparisons[norm] if c.robust in found.items]
+        best[norm] = [
+            c for c in study.comparisons[norm] if c.robust.first in found.items
+        ]
     if not figures:
         return None
     table = study.pivot(
@@ -178,72 +204,6 @@ def by_width(study: Study) -> Section | None:
         ],
         [drawn.captioned("Accuracy by architecture, standard and robust sources.")],
         findings=rise_finding(drawn.panels, "the smallest to the largest network"),
-    )
-
-
-def against_source_accuracy(study: Study) -> Section | None:
-    """Show transfer against the accuracy of the source, at one radius."""
-    groups: dict[tuple[Condition, str], list[Cell]] = {}
-    for cell in study.most:
-        known = cell.source_accuracy is not None and cell.threat is not None
-        if known and cell.condition.mode != "scratch":
-            groups.setdefault((cell.condition, cell.training), []).append(cell)
-    groups = {key: cells for key, cells in groups.items() if len(cells) >= 3}
-    if not groups:
-        return None
-    drawn = [cell for cells in groups.values() for cell in cells]
-    name = name_within(drawn, lambda c: c.arch)
-    clouds: dict[str, dict[str, Cloud]] = {}
-    shares: dict[str, list[float]] = {}
-    lines = []
-    for (condition, threat), cells in groups.items():
-        x = [cell.source_accuracy or 0.0 for cell in cells]
-        y = [cell.mean for cell in cells]
-        line = fit_line(x, y)
-        cloud = Cloud(list(map(name, cells)), x, y, line)
-        clouds.setdefault(study.title(cells[0]), {})[threat] = cloud
-        if line is not None:
-            shares.setdefault(threat, []).append(line.r2)
-            lines.append(
-                {
-                    "setting": study.labels[condition],
-                    "n": cells[0].n,
-                    "threat": threat,
-                    "architectures": len(cells),
-                    "R^2": f"{line.r2:.2f}",
-                    "slope": f"{line.slope:+.2f}",
-                    "p of the slope": format_p(line.p),
-                }
-            )
-    findings = [
-        f"{threat}: R^2 from {min(found):.2f} to {max(found):.2f} over {len(found)} "
-        "setting(s)."
-        if len(found) > 1
-        else f"{threat}: R^2 = {found[0]:.2f}."
-        for threat, found in shares.items()
-    ]
-    labels = ("source accuracy (%)", "transfer accuracy (%)")
-    caption = "Accuracy on the target against accuracy of the source."
-    why = (
-        "fewer than three architectures of known source accuracy at one radius, or from "
-        "scratch"
-    )
-    return Section(
-        "Source accuracy against transfer",
-        [
-            "At one radius, one point per architecture. Published checkpoints have the "
-            "ImageNet accuracy of their paper. With so few architectures a large R^2 is "
-            "easily chance: the p-values, not corrected for the number of lines, say so.",
-            *study.most_note,
-            *study.left_out(study.cells, drawn, why),
-        ],
-        [
-            draw_clouds(
-                clouds, line_colors(drawn, lambda c: c.training), labels, caption
-            )
-        ],
-        [make_table(lines, "Least-squares lines, by setting and threat.")],
-        findings=findings,
     )
 
 
