@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import sys
+import warnings
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Final, Literal
@@ -22,6 +24,19 @@ TRAINING_KINDS: Final = {
 ones are compared with, and only `robust` ones are compared with it."""
 
 _NORM_ALIASES = {"linf": "linf", "inf": "linf", "l2": "l2", "2": "l2"}
+
+
+# Radii of l2 that are usual in the literature, by the side of the images in pixels.
+USUAL_L2 = {224: 3.0, 32: 0.5}
+# The largest ones are 5 at 224 px and 1 at 32 px, which is as much per pixel as 7 at 224.
+_LARGEST_AT_224 = 7.0
+# Radii of linf that are usual, in 255ths.
+_LINF_LEVELS = (0.5, *range(1, 33))
+
+
+def usual_l2(side: int) -> float:
+    """Return the l2 radius that is usual at `side` pixels; 3 at 224 px sets the scale."""
+    return USUAL_L2.get(side, float(f"{USUAL_L2[224] * side / 224:.2g}"))
 
 
 def parse_norm(text: str) -> Norm:
@@ -120,6 +135,11 @@ class ThreatModel:
                 f"units, so {self.eps:g} of 255 is {self.eps:g}/255 "
                 f"({self.eps / 255:.4f}). For l2 use `norm=l2`."
             )
+        if slip := self._slip():
+            # The commands say it in their own way, see `doubt`.
+            caller = sys._getframe(2).f_globals.get("__name__", "")
+            if caller.partition(".")[0] != "fastadv":
+                warnings.warn(slip, stacklevel=3)
 
     def check_side(self, side: int) -> None:
         """Refuse an `l2` radius that no image of `side` x `side` pixels has room for.
@@ -137,16 +157,38 @@ class ThreatModel:
             )
 
     def doubt(self, side: int) -> str | None:
-        """Return a remark if the radius is so large that it may be meant in 0..255 units."""
+        """Return a remark on a radius that may be a mistake for images of `side`, or None.
+
+        It may be meant in 0..255 units, for the other norm, or for larger images.
+        """
+        if slip := self._slip():
+            return slip
         if self.norm == "linf":
             large = self.eps > 0.25
         else:
             large = self.eps > math.sqrt(3 * side**2) / 4
-        if not large:
+        if large:
+            return (
+                f"eps={self.eps:g} ({self.norm}) reaches across much of the image box; if "
+                f"it was meant in 0..255 units, write {self.eps:g}/255"
+            )
+        at_224 = self.eps * 224 / side
+        if self.norm == "l2" and at_224 > _LARGEST_AT_224:
+            return (
+                f"eps {self.eps:g} at {side} px is as large per pixel as eps {at_224:.3g} "
+                f"at 224 px; {usual_l2(side):g} is usual for {side} px"
+            )
+        return None
+
+    def _slip(self) -> str | None:
+        """Return a remark on an l2 radius of a few 255ths, which is usual for linf alone."""
+        levels = self.eps * 255
+        if self.norm != "l2" or not any(math.isclose(levels, n) for n in _LINF_LEVELS):
             return None
         return (
-            f"eps={self.eps:g} ({self.norm}) reaches across much of the image box; if it "
-            f"was meant in 0..255 units, write {self.eps:g}/255"
+            f"l2 radius {self.eps:.3f} ({levels:g}/255) is the length of the whole "
+            f"perturbation, {levels / (224 * math.sqrt(3)):.2g}/255 per value at 224 px; "
+            "did you mean `norm=linf`?"
         )
 
     def __str__(self) -> str:

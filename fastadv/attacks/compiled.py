@@ -176,7 +176,7 @@ class Runner:
         `constants` is everything else that the results depend on.
         """
         device = next(t.device for t in tensors if t is not None)
-        ways = self._ways(device, reused)
+        ways = self._ways(device, reused, view.tracks)
         shapes = tuple(
             None if t is None else (t.shape, t.stride(), t.dtype) for t in tensors
         )
@@ -201,7 +201,7 @@ class Runner:
 
     # ---- parts ----
 
-    def _ways(self, device: torch.device, reused: bool) -> set[str]:
+    def _ways(self, device: torch.device, reused: bool, tracks: bool) -> set[str]:
         ways = set(_WAYS[self.mode])
         if self.mode == "auto" and device.type in RECORDERS:
             ways = {"graph"}
@@ -210,6 +210,9 @@ class Runner:
                 f"a CUDA graph needs a CUDA device, the images are on {device}"
             )
             ways.discard("graph")
+        if ways and tracks:
+            self._explain("recording it would count some batches twice in BatchNorm")
+            return set()
         if ways and not reused:
             self._explain("what is compiled serves one AttackView; a model was given")
             return set()

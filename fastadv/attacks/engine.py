@@ -36,6 +36,7 @@ PROBABILITIES = (
 
 log = logging.getLogger(__name__)
 _already_checked: WeakSet[nn.Module] = WeakSet()
+_seen_floats: WeakSet[nn.Module] = WeakSet()
 
 
 Forward: TypeAlias = Callable[[Tensor, Context], tuple[Tensor, Tensor, Tensor]]
@@ -95,6 +96,7 @@ class GradientAttack(SingleAttack):
                     f"wants {self.bn_mode!r} and {wanted}; give the view the same mode "
                     "and dtype, or give the attack the model"
                 )
+            model.refresh_if_stale()
             return model
         return AttackView(model, mode=self.bn_mode, dtype=self.dtype)
 
@@ -103,8 +105,8 @@ class GradientAttack(SingleAttack):
     ) -> tuple[AttackView, Tensor, Context]:
         """Check a batch, and return the view, images in channels_last and the context.
 
-        In training, labels may be class probabilities [N, K], and pixels and labels are
-        not checked where that waits for the device.
+        In training, labels may be class probabilities [N, K]. Where checks wait for the
+        device, labels are then not checked, and pixels only in the first batch of floats.
         """
         view = self.prepare(model)
         soft = training and y.dim() == 2 and y.is_floating_point()
@@ -123,8 +125,10 @@ class GradientAttack(SingleAttack):
             )
         if not soft and (not training or y.device.type == "cpu"):
             check_labels(y, view.num_classes)
-        if not training:
-            check_pixels(x)
+        if x.is_floating_point():
+            if not training or x.device.type == "cpu" or view.live not in _seen_floats:
+                check_pixels(x)
+            _seen_floats.add(view.live)
         x_nat = x.detach().contiguous(memory_format=torch.channels_last)
         if not self.objective.needs_clean:
             return view, x_nat, Context(y)

@@ -25,6 +25,8 @@ from fastadv.models.view import AttackView
 from fastadv.phases import phase
 from fastadv.threat import ThreatModel
 
+_FEW_STEPS = 3
+
 
 class _Inputs(NamedTuple):
     """Everything the steps of an attack read that changes between batches."""
@@ -44,16 +46,17 @@ class PGD(GradientAttack):
     Args:
         threat: Norm and radius, in pixel units.
         num_steps: Gradient steps per restart, at least 1.
-        step_size: Length of a step in pixel units. None means 2/3 of eps (Salman et al.
-            2020 with three steps), but never so short that all steps together could not
-            cross the ball: 2 eps for one step, eps for two.
+        step_size: Length of a step in pixel units. None means 2 eps / num_steps for up to
+            three steps (Salman et al. 2020 take three of 2/3 eps), and 2.5 eps / num_steps
+            for more (Madry et al. 2018).
         random_start: Begin at a random point of the ball instead of the clean image.
         num_restarts: Number of independent runs, of which the worst is kept per sample;
             more than one needs `random_start`.
         objective: A name in `OBJECTIVES`, or an `Objective`.
-        keep: Whether the `"last"` iterate is returned or the `"best"` of all iterates
-            (success first, then loss), which costs one more forward pass per attack.
-        seed: Seed of the random starts; the same seed gives the same result.
+        keep: Whether a call judges the `"best"` of all iterates (success first, then
+            loss) or the `"last"`. It makes no difference to `perturb`.
+        seed: Seed of the random starts. Calls with the same seed give the same result;
+            `perturb` has a seed of its own.
         bn_mode: Mode of BatchNorm while attacking, `"eval"` (default) or `"train"`.
         dtype: Compute dtype of the network; None keeps the model's.
         compile: How the steps are run, for an `AttackView` that is attacked again and
@@ -70,7 +73,7 @@ class PGD(GradientAttack):
         >>> robust_acc = 1 - result.success.float().mean()
 
     Source:
-        Madry et al. 2018, with the defaults of Salman et al. 2020.
+        Madry et al. 2018, with the three steps of Salman et al. 2020 by default.
     """
 
     name = "pgd"
@@ -83,7 +86,7 @@ class PGD(GradientAttack):
         random_start: bool = False,
         num_restarts: int = 1,
         objective: str | Objective = "cross_entropy",
-        keep: Literal["last", "best"] = "last",
+        keep: Literal["last", "best"] = "best",
         *,
         seed: int = 0,
         bn_mode: Literal["eval", "train"] = "eval",
@@ -100,7 +103,7 @@ class PGD(GradientAttack):
         if keep not in ("last", "best"):
             raise ValueError(f"keep={keep!r} is unknown; accepted: last, best")
         if step_size is None:
-            step_size = threat.eps * 2 / min(num_steps, 3)
+            step_size = threat.eps * (2 if num_steps <= 3 else 2.5) / num_steps
         if not (math.isfinite(step_size) and step_size >= 0):
             raise ValueError(f"step_size={step_size} must be a finite number >= 0")
         if start_eps is not None and not 0 <= start_eps <= threat.eps:
@@ -121,6 +124,9 @@ class PGD(GradientAttack):
         self.num_steps = num_steps
         self.step_size = float(step_size)
         self.keep = keep
+        self._drawn = [
+            0
+        ]  # random starts of `perturb`; attacks made of this one share it
         self._runner = Runner(compile)
 
     @classmethod
@@ -151,6 +157,19 @@ class PGD(GradientAttack):
             "keep": self.keep,
         }
 
+    @property
+    def weakness(self) -> str | None:
+        """A reason why a robust accuracy under this attack would be too high, or None."""
+        if self.keep == "last":
+            return "it judges the last iterate alone, which need not be the worst"
+        if self.num_steps * self.step_size < self.threat.eps:
+            return "all of its steps together are shorter than the radius"
+        if self.num_steps <= _FEW_STEPS and not self.random_start:
+            return (
+                f"{self.num_steps} step(s) from the image itself are meant for training"
+            )
+        return None
+
     def _attack(
         self, model: nn.Module, x: Tensor, y: Tensor, offset: int, active: Tensor | None
     ) -> AttackResult:
@@ -179,14 +198,33 @@ class PGD(GradientAttack):
         """Return the last iterate, and the same normalised for the network.
 
         This is for training: it costs `num_steps` input gradients and no other forward
-        pass, and nothing is judged. For an objective that accepts them, `y` may also be
-        class probabilities, float32 [N, K], of mixed images or smoothed labels.
+        pass, and nothing is judged.
+
+        Args:
+            model: The view of the network, or the network, as of `Attack.__call__`.
+            x: Clean images, uint8 in 0..255 or float in [0, 1], [N, C, H, W].
+            y: True classes, int64 [N]; for an objective that accepts them also class
+                probabilities, float32 [N, K], of mixed images or smoothed labels.
+            seed: Seed of the random start, to draw the same one again. None draws a new
+                one at every call, in a sequence that the seed of the attack determines.
+            offset: Number of the first image in the random sequence; several ranks with
+                the same seed need different ones.
 
         Returns:
-            (x_adv float32 [N, C, H, W] in [0, 1], z float32, both channels_last).
+            (x_adv float32 [N, C, H, W] in [0, 1], z in the dtype of the view, the same
+            normalised; both channels_last).
+
+        Raises:
+            ValueError: Images are outside [0, 1], labels are no class ids, or shapes do
+                not fit. On accelerators only the first batch of each network is checked.
+            TypeError: The model does not return logits [N, K].
         """
         view, x_nat, context = self._begin(model, x, y, training=True)
-        start = self._start(x_nat, self.seed if seed is None else seed, 0, offset)
+        if seed is None:
+            start = self._start(x_nat, self.seed, self._drawn[0], offset)
+            self._drawn[0] += 1
+        else:
+            start = self._start(x_nat, seed, 0, offset)
         x_adv, z = self._run(view, x_nat, start, context, None, view is model)
         return x_adv, z
 
@@ -202,6 +240,14 @@ class PGD(GradientAttack):
         attack.threat = ThreatModel(self.threat.norm, self.threat.eps * factor)
         attack.step_size *= factor
         attack.start_eps *= factor
+        return attack
+
+    def in_mode(self, bn_mode: Literal["eval", "train"]) -> PGD:
+        """Return this attack with another mode of BatchNorm."""
+        if bn_mode == self.bn_mode:
+            return self
+        attack = copy.copy(self)
+        attack.bn_mode = bn_mode
         return attack
 
     # ---- parts ----

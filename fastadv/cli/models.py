@@ -66,6 +66,7 @@ class ShowCommand(SourceFlags):
 
     A source is a run directory, a checkpoint file, torchvision:resnet18/IMAGENET1K_V1,
     timm:NAME, hf:ORG/NAME (or hf:ORG/NAME/FILE, hf:ORG/NAME@REVISION), package:NAME,
+    row:IDENTITY (or row:TABLE/IDENTITY, the network of a row of a results table),
     salman2020:resnet50_l2_eps3 or robustbench:Salman2020Do_R50 (fastadv-models list
     'salman2020:*' and 'robustbench:*' name them). What it does not state can be added:
     ,arch=NAME ,input=imagenet|half|unit|caffe ,norm=linf ,eps=4/255

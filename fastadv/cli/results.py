@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import functools
-import json as json_module
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
@@ -54,10 +53,6 @@ class ExportCommand:
     force: bool = False
     """Replace OUT."""
 
-    def __post_init__(self) -> None:
-        if self.out.suffix not in (".csv", ".parquet"):
-            raise ConfigError(f"{self.out} must end in .csv or .parquet")
-
 
 @dataclass(frozen=True, kw_only=True)
 class CompactCommand:
@@ -70,50 +65,52 @@ class CompactCommand:
     table: Positional[Table]
 
 
-def _list(command: ListCommand) -> int:
+@dataclass(frozen=True, kw_only=True)
+class ForgetCommand:
+    """Delete the weights that the rows of a filter keep; the rows stay."""
+
+    table: Positional[Table]
+    filters: Positional[Filters]
+    arrays: bool = False
+    """Delete verdicts and logits, too."""
+
+
+def _selected(command: Any) -> tuple[results.ResultsTable, dict[str, Any]]:
     from fastadv.results.columns import parse_filters
-    from fastadv.results.export import plain_rows, summary
 
     table = results.ResultsTable.existing(command.table)
-    filters = parse_filters(command.filters)
+    return table, parse_filters(command.filters)
+
+
+def _list(command: ListCommand) -> int:
+    from fastadv.results.export import plain_rows, row_text, summary
+
+    table, filters = _selected(command)
     if not command.json:
         print(summary(table, **filters))
         return EXIT_OK
     for values in plain_rows(table.arrow(**filters)):
-        print(json_module.dumps(values, default=str))
+        print(row_text(values, json=True))
     return EXIT_OK
 
 
 def _show(command: ShowCommand) -> int:
-    from fastadv.results.export import plain_rows
+    from fastadv.results.export import plain_rows, row_text
 
     table = results.ResultsTable.existing(command.table)
-    begins = [i for i in table.identities() if i.startswith(command.identity)]
-    if len(begins) != 1:
-        raise ConfigError(
-            f"{len(begins)} rows of {table.path} have an identity that begins with "
-            f"{command.identity!r}; `fastadv-results list` prints them"
-        )
-    for values in plain_rows(table.arrow(identity=begins[0])):
-        if command.json:
-            print(json_module.dumps(values, default=str))
-            continue
-        for name, value in values.items():
-            members = value if isinstance(value, dict) else {"": value}
-            for member, each in members.items():
-                print(f"{f'{name}.{member}'.rstrip('.'):32} {each}")
+    identity = table.find(command.identity)[0].identity
+    for values in plain_rows(table.arrow(identity=identity)):
+        values["files"] = table.kept.places(values)
+        print(row_text(values, json=command.json))
     return EXIT_OK
 
 
 def _export(command: ExportCommand) -> int:
-    from fastadv.results.columns import parse_filters
     from fastadv.results.export import write_rows
 
-    if command.out.exists() and not command.force:
-        raise ConfigError(f"{command.out} exists; add --force to replace it")
-    table = results.ResultsTable.existing(command.table)
-    rows = table.arrow(**parse_filters(command.filters))
-    write_rows(rows, command.out)
+    table, filters = _selected(command)
+    rows = table.arrow(**filters)
+    write_rows(rows, command.out, force=command.force)
     print(f"{command.out}: {len(rows)} rows")
     return EXIT_OK
 
@@ -121,8 +118,18 @@ def _export(command: ExportCommand) -> int:
 def _compact(command: CompactCommand) -> int:
     table = results.ResultsTable.existing(command.table)
     count = table.compact()
-    what = f"{count} files became one" if count else "there was nothing to merge"
-    print(f"{table.path}: {what}")
+    done = f"{count} files became one" if count else "there was nothing to merge"
+    print(f"{table.path}: {done}")
+    return EXIT_OK
+
+
+def _forget(command: ForgetCommand) -> int:
+    table, filters = _selected(command)
+    if not filters:
+        raise ConfigError("name rows by a filter, for example mode=full_network")
+    columns = ("weights", "arrays") if command.arrays else ("weights",)
+    count, size = table.forget(*columns, **filters)
+    print(f"{table.path}: {count} files were deleted, {size / 1e6:.3g} MB")
     return EXIT_OK
 
 
@@ -135,6 +142,7 @@ main = functools.partial(
         "show": (ShowCommand, _show),
         "export": (ExportCommand, _export),
         "compact": (CompactCommand, _compact),
+        "forget": (ForgetCommand, _forget),
     },
 )
 

@@ -124,6 +124,8 @@ def _announce(plan: SweepPlan, command: SweepCommand) -> None:
     for problem in plan.missing:
         print(f"left out: {in_flags(problem)}", file=sys.stderr)
     line = f"{plan.rows} rows, {plan.done} done, {len(plan.tasks)} task(s) left"
+    if plan.tasks:
+        line += f", about {plan.bytes_left / 1e6:.3g} MB to be written"
     if not command.dry_run:
         print(line, file=sys.stderr, flush=True)
     elif command.json:

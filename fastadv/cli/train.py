@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +74,8 @@ def _body(argv: list[str]) -> None:
     command = common.parse(TrainCommand, _resumed(_plain_resume(argv)), PROG)
     config = TrainConfig(**ordered_values(command, TrainConfig))
     nproc, slurm, dry_run = command.nproc, command.slurm, command.dry_run
+    if config.resume and not _resumes_or_starts(argv):
+        _check_resumable(config.out_path)
     if slurm is not None and nproc is not None:
         raise ConfigError(
             f"--nproc {nproc} starts ranks on this machine, --slurm a task for each GPU "
@@ -88,7 +91,12 @@ def _body(argv: list[str]) -> None:
         from fastadv.runs.slurm import submit
 
         job = submit(
-            MODULE, _here(argv), slurm, config.out_path, program=PROG, dry_run=dry_run
+            MODULE,
+            _here(_plain_resume(argv)),
+            slurm,
+            config.out_path,
+            program=PROG,
+            dry_run=dry_run,
         )
         print(job)
         return
@@ -114,6 +122,32 @@ def _body(argv: list[str]) -> None:
 def _here(argv: list[str]) -> list[str]:
     """Return the arguments of each rank: `argv` without the flags that start ranks."""
     return without_flag(without_flag(argv, "--nproc"), "--slurm")
+
+
+def _resumes_or_starts(argv: list[str]) -> bool:
+    """Return whether `argv` says `--resume auto`."""
+    pairs = zip(argv, [*argv[1:], ""], strict=True)
+    return "--resume=auto" in argv or ("--resume", "auto") in pairs
+
+
+def _check_resumable(run: Path) -> None:
+    """Raise ConfigError unless a run was begun in the folder `run`."""
+    from fastadv.runs.directory import RunDirectory
+
+    if RunDirectory(run).began or (run / "config.yaml").exists():
+        return
+    folder = run.parent
+    others = [each.name for each in folder.iterdir()] if folder.is_dir() else []
+    near = difflib.get_close_matches(run.name, others, n=3)
+    meant = (
+        f" Perhaps you meant {', '.join(str(folder / n) for n in near)}."
+        if near
+        else ""
+    )
+    raise ConfigError(
+        f"`resume`: there is no run in {run} to continue.{meant} Check `out`; "
+        "--resume auto starts the run where there is none"
+    )
 
 
 def _plain_resume(argv: list[str]) -> list[str]:

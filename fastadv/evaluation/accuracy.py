@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fastadv.attacks.autoattack import BLACK_BOX
 from fastadv.attacks.checks import Checks, masking_warning
+from fastadv.data import ImageSet
 from fastadv.statistics import wilson
 
 log = logging.getLogger(__name__)
@@ -111,6 +112,18 @@ class ImageVerdicts:
     clean_logits: Tensor | None = None
     attacked_logits: Tensor | None = None
 
+    @classmethod
+    def joined(cls, parts: Sequence[ImageVerdicts]) -> ImageVerdicts:
+        """Return the verdicts on several parts of a set one after the other.
+
+        Logits are not kept.
+        """
+        labels, fell_to = (
+            torch.cat([getattr(part, name) for part in parts])
+            for name in ("labels", "fell_to")
+        )
+        return cls(labels, fell_to)
+
     def arrays(self) -> dict[str, Tensor]:
         """Return the arrays that are present, by name."""
         return {name: value for name, value in vars(self).items() if value is not None}
@@ -145,6 +158,8 @@ class Evaluation:
         stages: Result of each attack in turn.
         checks: What the checks of the model found, if they were made.
         images: What happened to each image, if it is known.
+        part: Where only some of the images were attacked, those images and what happened
+            to them; `images` is then without the attack.
     """
 
     clean: Accuracy
@@ -152,6 +167,7 @@ class Evaluation:
     stages: tuple[StageResult, ...] = ()
     checks: Checks | None = None
     images: ImageVerdicts | None = None
+    part: tuple[ImageSet, ImageVerdicts] | None = None
 
     @property
     def black_box_gain(self) -> float | None:

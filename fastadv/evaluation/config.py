@@ -13,6 +13,7 @@ from fastadv.device import DeviceConfig
 from fastadv.errors import ConfigError, unknown_name
 from fastadv.flags import NormName, Pixels
 from fastadv.ranges import AT_LEAST_1
+from fastadv.results.config import KeepConfig
 
 # The names in `fastadv.attacks.autoattack`, which would import torch; a test compares them.
 ATTACKS = ("pgd", "autoattack", "apgd-ce", "apgd-dlr", "apgd-t", "fab", "square")
@@ -20,7 +21,7 @@ _PGD_STEPS, _APGD_STEPS = 20, 100
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationConfig(AttackConfig, ImagesConfig, DeviceConfig):
+class EvaluationConfig(AttackConfig, ImagesConfig, DeviceConfig, KeepConfig):
     """Measure clean and robust accuracy, with 95 % confidence intervals.
 
     An image counts as robust when it is classified correctly and no attack changes that.
@@ -30,7 +31,8 @@ class EvaluationConfig(AttackConfig, ImagesConfig, DeviceConfig):
 
     checkpoint: Annotated[str, arg(aliases=["--source", "--model-path"])]
     """The network: a run directory, a checkpoint file, torchvision:NAME, timm:NAME,
-    hf:ORG/NAME or package:NAME. `fastadv-models show SOURCE` describes it."""
+    hf:ORG/NAME, package:NAME, or row:IDENTITY for the network of a row of a results table.
+    `fastadv-models show SOURCE` describes it."""
     data: Annotated[str, arg(aliases=["--dataset"])]
     """A data set name, an ImageFolder or a .zip of one; its evaluation split is used."""
     arch: str | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable
 from typing import TypeAlias
@@ -12,10 +13,13 @@ from torch import Tensor, nn
 from fastadv.attacks.checks import check_model
 from fastadv.attacks.contract import Attack
 from fastadv.attacks.engine import check_labels, check_pixels, checked_logits
+from fastadv.attacks.pgd import PGD
 from fastadv.data import Batch
 from fastadv.evaluation.accuracy import BatchVerdict, Evaluation, summarize
 from fastadv.evaluation.journal import Journal
 from fastadv.models.view import AttackView
+
+log = logging.getLogger(__name__)
 
 AnyBatch: TypeAlias = Batch | tuple[Tensor, Tensor] | list[Tensor]
 """A batch of a loader, or images [N, C, H, W] (uint8, or float in [0, 1]) and labels
@@ -40,7 +44,8 @@ def evaluate(
         model: A `NormalizedModel`, or any module that takes images in [0, 1] and returns
             logits [N, K].
         batches: Batches of a loader in evaluation mode, or (images, labels).
-        attack: Attack that judges each image.
+        attack: Attack that judges each image. `PGD.judge` makes one that is suited to
+            it; of a PGD that is meant for training a warning is logged.
         checks: Also check the model for what makes robust accuracies misleading.
         journal: Verdicts on finished batches are taken from it, and new ones added.
         offset: Number of the first image in the sequence of random starts, for a part of
@@ -57,6 +62,12 @@ def evaluate(
         >>> found = evaluate(model, loader, attack)
         >>> found.clean.top1, found.robust.interval("top1")
     """
+    if isinstance(attack, PGD) and (reason := attack.weakness):
+        log.warning(
+            "the robust accuracy may be too high: of the attack, %s; "
+            "PGD.judge(threat, num_steps=20) is meant for judging",
+            reason,
+        )
     judge = _Judge(model, attack, checks, keep_logits)
     done = {} if journal is None else dict(journal.verdicts)
     seen = offset

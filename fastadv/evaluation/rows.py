@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from fastadv.attacks.contract import Attack
 from fastadv.data import ImageSet
-from fastadv.evaluation.accuracy import Accuracy, Evaluation, StageResult
+from fastadv.data.sets.subsets import base_and_positions
+from fastadv.evaluation.accuracy import (
+    Accuracy,
+    Evaluation,
+    ImageVerdicts,
+    StageResult,
+)
 from fastadv.models.source import Source
+from fastadv.results.config import KeepConfig
 from fastadv.results.identity import make_identity
 from fastadv.results.row import (
     AttackRecord,
@@ -81,26 +90,87 @@ def target_record(
     )
 
 
-def store(table: ResultsTable, rows: Sequence[Row], found: Evaluation) -> list[Row]:
-    """Append rows to a table, and the verdicts and logits of all images as an array file.
+def store(
+    table: ResultsTable,
+    rows: Sequence[Row],
+    found: Evaluation,
+    images: ImageSet,
+    keep: KeepConfig | None = None,
+    *,
+    more: Mapping[str, np.ndarray] | None = None,
+    network: bytes | None = None,
+) -> list[Row]:
+    """Append rows to a table, and write what is kept beside them.
 
     Args:
         table: The table.
-        rows: Rows that `evaluation_rows` made of `found`.
-        found: The evaluation.
+        rows: What `evaluation_rows` returned; they share what is kept.
+        found: The evaluation that the rows are of.
+        images: The images that were evaluated, in the order of the verdicts.
+        keep: What to keep; None keeps everything that is given.
+        more: Further arrays by name.
+        network: The file of the network's weights; None keeps no network.
 
     Returns:
-        The rows as they were stored, which name the array file.
+        The rows as they were stored, which name the files.
 
     Raises:
-        OutputError: A file cannot be written.
+        OutputError: The rows cannot be written. Files beside them that cannot be written
+            are no error: the rows say so.
     """
-    if found.images is not None:
-        arrays = {name: a.numpy() for name, a in found.images.arrays().items()}
-        name = table.save_arrays(str(rows[-1].identity), arrays)
-        rows = [replace(row, arrays=name) for row in rows]
-    table.append(rows)
-    return list(rows)
+    keep = keep or KeepConfig(keep="networks")
+    names = [stage.name for stage in found.stages]
+    if not names and (attack := rows[-1].attack) is not None:
+        names = [str(attack.name)]
+    groups = [(rows, found.images, images, names)]
+    if found.part is not None:
+        attacked, under_attack = found.part
+        groups = [
+            (rows[:1], found.images, images, []),
+            (rows[1:], under_attack, attacked, names),
+        ]
+    stored = []
+    for some, verdicts, judged, attacks in groups:
+        arrays = dict(more or {})
+        if verdicts is not None:
+            arrays |= image_arrays(verdicts, judged, attacks)
+        if not keep.keeps("heads"):
+            arrays = {k: v for k, v in arrays.items() if not k.endswith("_logits")}
+        kept = table.kept.keep(
+            str(some[-1].identity),
+            arrays if keep.keeps("verdicts") else {},
+            network,
+            limit=keep.keep_bytes,
+        )
+        reason = kept.pop("not_kept")
+        stored += [replace(r, **kept, not_kept=reason or r.not_kept) for r in some]
+    table.append(stored)
+    return stored
+
+
+def image_arrays(
+    verdicts: ImageVerdicts, images: ImageSet, attacks: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """Return verdicts and logits as the arrays of a row, with what tells images apart.
+
+    Args:
+        verdicts: The verdicts on N images.
+        images: The images, in the same order; a subset is told by its whole set.
+        attacks: Names of the attacks that ran in turn.
+
+    Returns:
+        `labels` and `indices` (positions in the whole set), int32 [N]; `image_set`, the
+        fingerprint of that set; `fell_to`, int8 [N]; `attacks`, the names; and
+        `clean_logits` and `attacked_logits`, float32 [N, K], where they are known.
+    """
+    whole, positions = base_and_positions(images)
+    arrays = {name: value.numpy() for name, value in verdicts.arrays().items()}
+    arrays["labels"] = arrays["labels"].astype(np.int32)
+    arrays["fell_to"] = arrays["fell_to"].astype(np.int8)
+    arrays["indices"] = positions.astype(np.int32)
+    arrays["image_set"] = np.array(whole.fingerprint)
+    arrays["attacks"] = np.array(attacks, dtype=np.str_)
+    return arrays
 
 
 def accuracy_fields(accuracy: Accuracy, metric: str = "top1") -> dict[str, Any]:

@@ -94,7 +94,8 @@ def evaluate_checkpoint(config: EvaluationConfig) -> SourceEvaluation:
             target_name=config.name_with_options(splits.name),
             journal=journal,
         )
-    return replace(evaluated, rows=store(table, evaluated.rows, evaluated.found))
+    rows = store(table, evaluated.rows, evaluated.found, loader.imageset, config)
+    return replace(evaluated, rows=rows)
 
 
 def evaluate_source(

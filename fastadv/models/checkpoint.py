@@ -21,7 +21,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from fastadv.errors import CheckpointError
+from fastadv.errors import CheckpointError, ConfigError
 from fastadv.files import write_atomic
 from fastadv.models.architecture_names import (
     ARCHITECTURES,
@@ -69,7 +69,35 @@ def save_model(
     Raises:
         OutputError: The file cannot be written (full disk, no permission); what was at
             `path` before is unchanged.
+        ConfigError: The architecture is not registered, so that `load_model` could not
+            build the network again.
         TypeError: `metadata` holds something JSON cannot.
+    """
+    try:
+        get_spec(model.arch)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{error}. `load_model` could not build this network again, so {path} is not "
+            "written. Keep a network of your own with torch.save(model.net.state_dict(), "
+            "path), and give its weights back with model.net.load_state_dict"
+        ) from None
+    write_atomic(path, model_bytes(model, metadata))
+
+
+def model_bytes(
+    model: NormalizedModel,
+    metadata: Mapping[str, Any] | None = None,
+    state: Mapping[str, Tensor] | None = None,
+    trunk: str | None = None,
+) -> bytes:
+    """Return the file that `save_model` writes; equal models give equal bytes.
+
+    Args:
+        model: The model.
+        metadata: Anything JSON can hold.
+        state: The tensors to store, where those of `trunk` are not to be stored again;
+            None stores all.
+        trunk: Which network the other tensors are of; an `Origin` as text.
     """
     header = {
         "fastadv_format": str(FORMAT_VERSION),
@@ -79,12 +107,23 @@ def save_model(
         "std": json.dumps(decimals(model.std)),
         "user": json.dumps(dict(metadata or {})),
     }
-    write_atomic(path, safetensors.torch.save(cpu_state(model.net), header))
+    if trunk is not None:
+        header["trunk"] = trunk
+    tensors = model.net.state_dict() if state is None else state
+    return _in_order(safetensors.torch.save(cpu_state(tensors), header))
 
 
-def cpu_state(net: nn.Module) -> dict[str, Tensor]:
-    """Return the state dict of `net` as contiguous tensors on the CPU."""
-    return {k: v.detach().cpu().contiguous() for k, v in net.state_dict().items()}
+def _in_order(content: bytes) -> bytes:
+    """Return a safetensors file with its header sorted, which safetensors does not do."""
+    size = int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8 : 8 + size]), sort_keys=True).encode()
+    header += b" " * (-len(header) % 8)  # the tensors stay aligned
+    return len(header).to_bytes(8, "little") + header + content[8 + size :]
+
+
+def cpu_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state dict with contiguous tensors on the CPU."""
+    return {k: v.detach().cpu().contiguous() for k, v in state.items()}
 
 
 def decimals(values: Tensor) -> list[float]:
@@ -157,6 +196,9 @@ def read_model(
     """Load a model from a file that `find_weights` found; see `load_model`."""
     file = weights.file
     bare = _read(file)
+    if weights.trunk is not None:
+        below = read_model(weights.trunk).net.state_dict()
+        bare = replace(bare, state=dict(below) | bare.state)
     spec = get_spec(_decide_arch(weights, bare))
     net = fill_network(spec, bare.state, file)
     head = net.get_submodule(spec.head_path(net))

@@ -196,11 +196,11 @@ def _to_torchvision(model: NormalizedModel, path: Path, about: About) -> list[Pa
             "not ImageNet's; give the reader mean and std of %s",
             _card_path(path, "torchvision"),
         )
-    return _save(path, cpu_state(model.net))
+    return _save(path, cpu_state(model.net.state_dict()))
 
 
 def _to_robustbench(model: NormalizedModel, path: Path, about: About) -> list[Path]:
-    return _save(path, cpu_state(plain_module(model)))
+    return _save(path, cpu_state(plain_module(model).state_dict()))
 
 
 def _to_timm(model: NormalizedModel, path: Path, about: About) -> list[Path]:
@@ -227,7 +227,10 @@ def _to_timm(model: NormalizedModel, path: Path, about: About) -> list[Path]:
 def _to_detectron2(model: NormalizedModel, path: Path, about: About) -> list[Path]:
     _need_twin(model, "detectron2", DETECTRON2_CONFIGS)
     content = {
-        "model": {k: v.numpy() for k, v in to_detectron2(cpu_state(model.net)).items()},
+        "model": {
+            k: v.numpy()
+            for k, v in to_detectron2(cpu_state(model.net.state_dict())).items()
+        },
         "__author__": "fastadv",
         "matching_heuristics": True,
     }

@@ -138,7 +138,7 @@ def unwrap(state: Mapping[str, Tensor], path: Path) -> BareWeights:
             f"{path} holds weights only in its attacker copy: {_few(strangers)}; this is "
             "no checkpoint of one model, so none of it is used"
         )
-    other = sorted(k for k in copy if k in keys and not _same(keys[k], copy[k]))
+    other = sorted(k for k in copy if k in keys and not same_tensor(keys[k], copy[k]))
     if other:
         raise CheckpointError(
             f"{path} holds two different models: the attacker's copy has other values in "
@@ -149,7 +149,8 @@ def unwrap(state: Mapping[str, Tensor], path: Path) -> BareWeights:
     return BareWeights(keys, mean, std)
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
+def same_tensor(a: Tensor, b: Tensor) -> bool:
+    """Return whether two tensors have the same shape and values."""
     # The copies of published files share memory, which makes this free.
     shared = a.data_ptr() == b.data_ptr() and a.stride() == b.stride()
     return a.shape == b.shape and (shared or torch.equal(a, b))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from fastadv.models import (
     read_metadata,
 )
 from fastadv.models.checkpoint import read_model
+from fastadv.models.weights import weights_digest
 from fastadv.threat import parse_training_kind, training_kind
 
 
@@ -44,15 +44,8 @@ class Source(Weights):
 
     @property
     def digest(self) -> str:
-        """A hash of what `load` returns.
-
-        It is the file's, unless an input convention is given beside the file: then the
-        same weights are another model.
-        """
-        if self.convention is None:
-            return self.file_digest
-        text = f"{self.file_digest} {self.convention}"
-        return hashlib.sha256(text.encode()).hexdigest()
+        """A hash of what `load` returns; see `weights_digest`."""
+        return weights_digest(self, self.file_digest)
 
     def metadata(self) -> dict[str, Any]:
         """Return the training facts in a checkpoint of ours; other files have none."""
@@ -99,6 +92,7 @@ def open_source(
         given=source,
         file=weights.file,
         convention=weights.convention,
+        trunk=weights.trunk,
         file_digest=file_sha256(weights.file),
         arch=model.arch,
         norm=config.get("norm", weights.norm) if eps else None,

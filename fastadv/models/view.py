@@ -2,7 +2,7 @@
 
 It freezes the parameters (no weight gradients are computed), folds evaluation-mode
 BatchNorm into the convolution before it, and never touches the model: its mode,
-statistics and `.grad` stay as they were.
+statistics and `.grad` stay as they were, unless it is made to track statistics.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ class AttackView(nn.Module):
         mode: `"eval"` uses running BatchNorm statistics and folds them; `"train"` uses
             the statistics of the batch, unfolded, on copies of the buffers. Dropout and
             the like are off in both.
+        tracks: Whether passes in mode `"train"` also update the running statistics of
+            the model's BatchNorm, as the attacks of the published single-step methods do.
         dtype: Compute dtype of the network (float32, bfloat16, ...); None keeps the
             model's.
 
@@ -53,6 +55,7 @@ class AttackView(nn.Module):
         model: nn.Module,
         *,
         mode: Literal["eval", "train"] = "eval",
+        tracks: bool = False,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
@@ -62,12 +65,14 @@ class AttackView(nn.Module):
         # In a tuple, so that the live model is not registered as a child of the view.
         self._live = (model.net if normalized else model,)
         self._model = (model,)
-        self.mode = mode
+        self.mode, self.tracks = mode, tracks and mode == "train"
         self._dtype = dtype
         self._folds: dict[str, str] = {}  # by convolution, the BatchNorm behind it
         self.unfolded: dict[str, str] = {}
         self.unfolded_reason: str | None = None
         self._cuts: dict[tuple[str, ...], fx.GraphModule] = {}
+        # The model's parameters when they were followed last, and their versions then.
+        self._seen: tuple[list[Tensor], int] = [], 0
         # A copy of the modules that shares every tensor with the model.
         tensors = (*self.live.parameters(), *self.live.buffers())
         self.net = copy.deepcopy(self.live, {id(t): t for t in tensors}).eval()
@@ -116,6 +121,8 @@ class AttackView(nn.Module):
         Unfolded tensors are shared, so only folded convolutions (and casts to another
         dtype) cost anything: one pass over the weights.
         """
+        held: list[Tensor] = [p for p in self.live.parameters() if not p.is_inference()]
+        self._seen = held, _versions(held)
         live = dict(self.live.named_modules())
         mine = list(self.net.named_modules())
         # Cuts share the layers, but hold parameters outside of layers by themselves.
@@ -137,7 +144,25 @@ class AttackView(nn.Module):
             if isinstance(module, Frozen):
                 module.pack()
 
+    def refresh_if_stale(self) -> None:
+        """Refresh if a parameter of the model was written to since the last refresh.
+
+        An update of BatchNorm statistics alone, and a module put in the place of another,
+        are not noticed; `refresh` follows them, too.
+        """
+        held, versions = self._seen
+        if _versions(held) != versions:
+            self.refresh()
+
     def _share_tensors(self, module: nn.Module, source: nn.Module) -> None:
+        if self.tracks and isinstance(source, nn.modules.batchnorm._BatchNorm):
+            # The model's own, which stay float32 whatever the network computes in.
+            module._parameters.update(
+                (key, None if value is None else nn.Parameter(value.detach(), False))
+                for key, value in source._parameters.items()
+            )
+            module._buffers.update(source._buffers)
+            return
         for key, value in source._parameters.items():
             frozen = None
             if value is not None:
@@ -220,3 +245,8 @@ class AttackView(nn.Module):
                 f"got {type(model).__name__}: where its embedding ends is unknown"
             )
         return model.spec.head_path(self.live)
+
+
+def _versions(tensors: list[Tensor]) -> int:
+    """Return a number that grows with every write to one of the tensors."""
+    return sum(tensor._version for tensor in tensors)

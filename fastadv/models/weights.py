@@ -9,6 +9,8 @@ A source is written without spaces, so that it fits a flag or a line of a recipe
     salman2020:resnet50_l2_eps3     a published checkpoint of Salman et al. 2020
     robustbench:Salman2020Do_R18    an ImageNet network of RobustBench
     package:NAME                    the weights file inside an installed Python package
+    row:IDENTITY                    the network of a row of the results table ./results,
+                                    or row:TABLE/IDENTITY; the first digits are enough
 
 and may end in what the file does not say: `,arch=resnet50`, `,input=caffe` (see
 `input_conventions.py`), `,norm=linf`, `,eps=4/255` (the radius of its training; 0 means
@@ -20,14 +22,17 @@ downloaded without that, or the flag of its name.
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib.metadata
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fastadv.errors import CheckpointError, ConfigError, unknown_name
+from fastadv.errors import CheckpointError, ConfigError, FastadvError, unknown_name
+from fastadv.files import file_sha256
 from fastadv.models import hub, published, timm_models
 from fastadv.models.architecture_names import ARCHITECTURES, MODEL_FILE, TIMM_PREFIX
 from fastadv.models.foreign_checkpoints import facts_from_filename
@@ -36,6 +41,7 @@ from fastadv.models.input_conventions import (
     InputConvention,
     get_convention,
 )
+from fastadv.models.kept import DEFAULT_TABLE, Origin, find_row
 from fastadv.threat import parse_norm, parse_pixels, parse_training_kind
 
 WEIGHT_SUFFIXES = (".safetensors", ".ckpt", ".pth", ".pt", ".th", ".bin")
@@ -79,6 +85,8 @@ class Weights:
         norm, eps: The threat model of its training (pixel units; eps 0 is standard
             training), None where unknown.
         kind: How it was trained, a key of `threat.TRAINING_KINDS`; None where `eps` says.
+        trunk: The network that all tensors are of which the file does not hold; None for
+            a file that holds all of them.
     """
 
     file: Path
@@ -88,6 +96,7 @@ class Weights:
     resolution: int | None = None
     norm: str | None = None
     eps: float | None = None
+    trunk: Weights | None = None
     kind: str | None = None
 
 
@@ -109,7 +118,9 @@ def find_weights(source: str | Path, *, download: bool = False) -> Weights:
     if scheme is None or Path(text).expanduser().exists():
         weights = _from_path(Path(text).expanduser())
     elif scheme[1] in _SCHEMES:
-        weights = replace(_SCHEMES[scheme[1]](scheme[2], download), name=text)
+        weights = _SCHEMES[scheme[1]](scheme[2], download)
+        if scheme[1] != "row":  # the name of a row says what was transferred where
+            weights = replace(weights, name=text)
     elif scheme[1] in ("http", "https"):
         raise ConfigError(
             f"{text} is an address; download the file yourself and give its path"
@@ -119,7 +130,41 @@ def find_weights(source: str | Path, *, download: bool = False) -> Weights:
             f"{unknown_name('kind of source', scheme[1], _SCHEMES)} "
             f"(in {text!r}; there is no file of that name either)"
         )
+    if record := our_header(weights.file).get("trunk"):
+        what = f"{weights.file} holds a head that was fitted to"
+        trunk = _reopened(what, Origin.from_text(record, weights.file), download)
+        weights = replace(weights, trunk=trunk)
     return replace(weights, **known)
+
+
+def absolute_source(source: str) -> str:
+    """Return a source that means the same in every working directory."""
+    text, _ = _split_options(source)
+    options = source[len(text) :]
+    scheme = _SCHEME.match(text)
+    if scheme is None or Path(text).expanduser().exists():
+        return f"{Path(text).expanduser().absolute()}{options}"
+    if scheme[1] != "row":
+        return source
+    folder, _, identity = scheme[2].rpartition("/")
+    table = Path(folder or DEFAULT_TABLE).expanduser().absolute()
+    return f"row:{table}/{identity}{options}"
+
+
+def weights_digest(weights: Weights, file_digest: str | None = None) -> str:
+    """Return a hash of the network that weights are, 64 hexadecimal digits.
+
+    It is the file's, unless an input convention is given beside the file: then the same
+    weights are another model. The file of a head alone states the digest of its trunk.
+
+    Args:
+        weights: What `find_weights` returned.
+        file_digest: SHA-256 of the file, where it is known.
+    """
+    found = file_digest or file_sha256(weights.file)
+    if weights.convention is None:
+        return found
+    return hashlib.sha256(f"{found} {weights.convention}".encode()).hexdigest()
 
 
 def _split_options(source: str) -> tuple[str, dict[str, Any]]:
@@ -185,7 +230,7 @@ def _from_path(path: Path) -> Weights:
     file = resolve_checkpoint(path)
     known = facts_from_filename(file)
     known.pop("arch", None)  # a guess, which what the file says overrules
-    if not _is_ours(file):  # ours say all of that in their header
+    if not our_header(file):  # ours say all of that in their header
         config = hub.read_config(file.parent / "config.json")
         if "architecture" in config:  # the folder has timm's layout
             about = config.get("pretrained_cfg") or {}
@@ -193,13 +238,18 @@ def _from_path(path: Path) -> Weights:
     return Weights(file=file, name=path.name if path.is_dir() else path.stem, **known)
 
 
-def _is_ours(file: Path) -> bool:
-    """Whether the header of a safetensors file is `save_model`'s."""
+def our_header(file: Path) -> dict[str, str]:
+    """Return the texts in the header of a file of `save_model`; of others, nothing."""
     if file.suffix != ".safetensors":
-        return False
+        return {}
     with open(file, "rb") as stream:
         size = int.from_bytes(stream.read(8), "little")
-        return b'"fastadv_format"' in stream.read(min(size, _LONGEST_HEADER))
+        start = stream.read(min(size, _LONGEST_HEADER))
+    try:
+        texts = json.loads(start)["__metadata__"]
+        return dict(texts) if "fastadv_format" in texts else {}
+    except (ValueError, KeyError, TypeError):
+        return {}
 
 
 def _of_timm(arch: str, config: dict[str, Any]) -> dict[str, Any]:
@@ -328,6 +378,43 @@ def _package(name: str, download: bool) -> Weights:
     return _from_path(found[0])
 
 
+# ---- rows of a results table ----
+
+
+def _row(name: str, download: bool) -> Weights:
+    found = find_row(name)
+    if isinstance(found.kept, Path):
+        return Weights(file=found.kept, name=found.name)
+    return replace(_reopened(found.where, found.kept, download), name=found.name)
+
+
+def _reopened(what: str, origin: Origin, download: bool) -> Weights:
+    """Find a network again, and check that its weights are those of then.
+
+    Args:
+        what: What was computed from it, as the beginning of an error message.
+        origin: The network.
+        download: Fetch it if it is not on this machine.
+
+    Raises:
+        CheckpointError: It cannot be opened, or its weights have changed.
+    """
+    try:
+        weights = find_weights(origin.given, download=download)
+    except FastadvError as error:
+        raise CheckpointError(
+            f"{what} {origin.given}, which cannot be opened: {error}"
+        ) from None
+    weights = replace(weights, arch=weights.arch or origin.arch or None)
+    if (now := weights_digest(weights)) != origin.digest:
+        raise CheckpointError(
+            f"{what} {origin.given}, whose weights in {weights.file} have changed since "
+            f"(digest {now[:12]}, not {origin.digest[:12]}); put the former file back, or "
+            "compute the row again from the new one"
+        )
+    return weights
+
+
 _SCHEMES: dict[str, Callable[[str, bool], Weights]] = {
     "torchvision": _torchvision,
     "timm": _timm,
@@ -335,4 +422,5 @@ _SCHEMES: dict[str, Callable[[str, bool], Weights]] = {
     "salman2020": _salman2020,
     "robustbench": _robustbench,
     "package": _package,
+    "row": _row,
 }

@@ -2,7 +2,7 @@
 
 They are shipped as CSV files in `literature/`; every line names its source. salman2020:
 Salman et al. 2020 (2007.08489), the tables of transfer and ImageNet accuracy. utrera2021:
-Utrera et al. 2021 (2007.05869), few target images.
+Utrera et al. 2021 (2007.05869), few target images, and the epochs of one training.
 """
 
 from __future__ import annotations
@@ -55,6 +55,26 @@ def limited_accuracy() -> dict[tuple[str, str, int, int | None, Threat], float]:
         ): float(row["accuracy_percent"])
         for row in _rows("utrera2021_limited_data")
     }
+
+
+@functools.cache
+def epochs_accuracy() -> dict[tuple[str, str, int, int, int, int, Threat], float]:
+    """Return accuracies during training (Utrera et al. 2021, figure 3).
+
+    The keys are data set, arch, tuned blocks, training images, epochs of the schedule,
+    finished epochs and threat.
+    """
+    found = {}
+    for row in _rows("utrera2021_epochs"):
+        if row["table"].startswith("Figure 3"):
+            parts = (part.partition("=") for part in row["setting"].split(";"))
+            setting = {name: value for name, _, value in parts}
+            names = ("blocks", "images", "schedule", "epoch")
+            blocks, images, schedule, epoch = (int(setting[name]) for name in names)
+            trained = threat(row["norm"], row["eps"])
+            place = (row["dataset"], row["architecture"], blocks, images)
+            found[*place, schedule, epoch, trained] = float(row["value"])
+    return found
 
 
 @functools.cache

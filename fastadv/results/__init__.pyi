@@ -9,3 +9,8 @@ from fastadv.results.settings import (
     TransferSetting as TransferSetting,
 )
 from fastadv.results.table import ResultsTable as ResultsTable
+from fastadv.results.verdicts import (
+    Verdicts as Verdicts,
+    check_paired as check_paired,
+    read_verdicts as read_verdicts,
+)

@@ -129,6 +129,14 @@ class ChecksRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EpochRecord:
+    """The value of a row's metric after some epoch of the same training."""
+
+    epoch: int  # Number of epochs that were finished.
+    value: float  # Percent, on the images of the row.
+
+
+@dataclass(frozen=True, kw_only=True)
 class Departure:
     """One choice that is not the published one of the protocol."""
 
@@ -207,12 +215,17 @@ class Row:
     departures: tuple[Departure, ...] = ()
     # Known flaws of the published protocol that were reproduced.
     defects: tuple[Defect, ...] = ()
+    # The metric after other epochs of the training that gave the value.
+    history: tuple[EpochRecord, ...] = ()
     # The value that hyper-parameters were chosen on; None without a choice.
     val_value: float | None = None
     bad_images: int | None = None  # Number of unreadable images that were replaced.
     wall_seconds: float | None = None  # Wall time.
     provenance: Provenance = Provenance()  # Versions, machine and commit.
     arrays: str | None = None  # Name of the file with its arrays; None without one.
+    weights: str | None = None  # Name of the file of its network; None without one.
+    # Why arrays or weights that were asked for are not there; None if they are.
+    not_kept: str | None = None
     # Hash of what must be equal for two numbers to be compared: kind, target, metric and
     # `setting.key()`; not the source, the seed, the number of training images or the
     # attack. It is computed where it is not given, so `dataclasses.replace` of a setting

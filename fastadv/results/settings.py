@@ -57,6 +57,9 @@ class MethodRecord:
     num_restarts: int = 1  # Number of starts per update, of which the worst counts.
     # What the method takes besides the attack, for example `beta`.
     parameters: tuple[Parameter, ...] = ()
+    # Standard deviation of the noise that the attack begins with, in pixel units, where it
+    # is not the 0.001 of older rows.
+    start_noise: float | None = None
 
     def __str__(self) -> str:
         more = "".join(f", {p.name} {p.value:g}" for p in self.parameters)

@@ -7,10 +7,8 @@ are migrated as they are read; a table of any other version is refused.
 
 from __future__ import annotations
 
-import io
 import logging
 import tempfile
-import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,18 +16,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from fastadv.errors import DataError, FastadvError
-from fastadv.files import write_atomic
+from fastadv.errors import ConfigError, DataError, FastadvError
 from fastadv.results import parts
 from fastadv.results.columns import column, column_path, passes
 from fastadv.results.identity import digest
+from fastadv.results.kept import KeptFiles
 from fastadv.results.row import Row
 from fastadv.results.schema import SCHEMA, from_arrow, to_arrow
 
 log = logging.getLogger(__name__)
-
-# Readers of Parquet data sets ignore names that begin with an underscore.
-ARRAYS = "_arrays"
 
 
 class ResultsTable:
@@ -42,11 +37,15 @@ class ResultsTable:
 
     Raises:
         DataError: There is a file at the path.
+
+    Attributes:
+        kept: The files of arrays and of weights that rows name.
     """
 
     def __init__(self, path: str | Path, *, once: bool = False) -> None:
         self.path = Path(path).expanduser()
         self.once = once
+        self.kept = KeptFiles(self.path)
         self._identities: dict[str, frozenset[str]] = {}
         if self.path.exists() and not self.path.is_dir():
             raise DataError(
@@ -123,26 +122,12 @@ class ResultsTable:
             return False
 
     def save_arrays(self, identity: str, arrays: Mapping[str, np.ndarray]) -> str:
-        """Write the arrays of a row that is to be appended; return their file's name.
+        """Write the arrays of a row that is to be appended; see `KeptFiles`.
 
-        The name belongs into `Row.arrays`. A file whose row was never written is
-        harmless.
-
-        Args:
-            identity: Identity of the row.
-            arrays: Arrays by name.
-
-        Raises:
-            ValueError: An array holds Python objects, or the identity cannot be a name.
-            OutputError: The file cannot be written.
+        The name that is returned belongs into `Row.arrays`. A file whose row was never
+        written is harmless.
         """
-        if any(np.asarray(values).dtype.hasobject for values in arrays.values()):
-            raise ValueError("arrays of a row hold numbers or text, not Python objects")
-        name = f"{identity}.npz"
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-        write_atomic(self._array_file(name), buffer.getvalue())
-        return name
+        return self.kept.save_arrays(identity, arrays)
 
     def arrays(self, row: Row) -> dict[str, np.ndarray]:
         """Return the arrays of a row by name; empty if it has none.
@@ -151,33 +136,67 @@ class ResultsTable:
             DataError: The file is missing or damaged.
             ValueError: The row names a file outside of the table.
         """
-        if row.arrays is None:
-            return {}
-        path = self._array_file(row.arrays)
-        try:
-            with np.load(path, allow_pickle=False) as found:
-                return {name: found[name] for name in found.files}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise DataError(
-                f"the arrays of a row, {path}, cannot be read: {error}"
-            ) from None
+        return {} if row.arrays is None else self.kept.arrays(row.arrays)
 
-    def _array_file(self, name: str) -> Path:
-        if Path(name).name != name or not name.endswith(".npz"):
-            raise ValueError(f"{name!r} is no name of a file of arrays")
-        return self.path / ARRAYS / name
+    def find(self, begin: str) -> list[Row]:
+        """Return the rows of the one identity that begins with a text, oldest first.
+
+        Raises:
+            ConfigError: No identity begins so, or several do.
+        """
+        found = sorted(i for i in self.identities() if i.startswith(begin))
+        if not begin or not found:
+            raise ConfigError(
+                f"no row of {self.path} has an identity that begins with {begin!r}; "
+                f"`fastadv-results list {self.path}` prints them"
+            )
+        if len(found) > 1:
+            first = ", ".join(identity[:12] for identity in found[:3])
+            raise ConfigError(
+                f"{begin!r} is ambiguous: {len(found)} rows of {self.path} have an "
+                f"identity that begins so ({first}{', ...' if found[3:] else ''}); give "
+                "more digits"
+            )
+        return self.rows(identity=found[0])
+
+    def forget(self, *columns: str, **filters: Any) -> tuple[int, int]:
+        """Delete files beside rows; the rows stay, and files that other rows need.
+
+        Args:
+            columns: Which files: `weights`, `arrays` or both.
+            filters: Which rows, as in `rows`.
+
+        Returns:
+            The number of files that were deleted, and their bytes.
+
+        Raises:
+            OutputError: A file cannot be deleted.
+        """
+        chosen = {row["identity"] for row in self.columns("identity", **filters)}
+        count = size = 0
+        for column_name in columns:
+            named = self.columns(column_name, "identity")
+            needed = {r[column_name] for r in named if r["identity"] not in chosen}
+            names = {r[column_name] for r in named} - needed - {None}
+            for each in self.kept.delete(f"_{column_name}", names):
+                count, size = count + 1, size + each
+        return count, size
 
     def compact(self) -> int:
         """Merge all parts into one and return how many they were.
 
-        Parts of older schema versions are replaced by today's. Others may read and write
-        the table meanwhile; nothing is done while another process merges.
+        Parts of older schema versions are replaced by today's, and files of arrays and
+        weights that no row names are deleted once they are a day old. Others may read and
+        write the table meanwhile; nothing is done while another process merges.
 
         Raises:
             DataError: A part cannot be read; nothing was changed.
             OutputError: The merged part cannot be written; nothing was changed.
         """
-        return parts.merge(self.path, everything=True)
+        merged = parts.merge(self.path, everything=True)
+        named = self.columns("arrays", "weights")
+        self.kept.delete_unnamed({name for row in named for name in row.values()})
+        return merged
 
     def __contains__(self, identity: object) -> bool:
         """Return whether the table has the row, whichever process wrote it."""

@@ -132,8 +132,8 @@ def submit(
     options = {"job_name": program} | parse_options(text)
     folder = out.absolute() / "slurm"
     arguments = [each for each in argv if each != "--dry-run"]
-    if "--resume" not in arguments:
-        arguments.append("--resume")  # it starts a run that is not there
+    # A job that is requeued continues the run; the first time, there may be none.
+    arguments = [each for each in arguments if each != "--resume"] + ["--resume=auto"]
     if not any(each.partition("=")[0] in ("--out", "--out-dir") for each in arguments):
         arguments += ["--out", str(out)]
     options["setup"] = [

@@ -19,6 +19,8 @@ from fastadv.training.optimizer_config import OptimizerConfig
 # Sets below this size train with smaller batches than the published recipe: 512 of
 # 4,000 images would be eight updates an epoch.
 _SMALL_SET = 50_000
+# Sides in pixels at which procedural images are drawn; the second for *_cifar networks.
+DRAWN, DRAWN_SMALL = 64, 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +41,8 @@ class TrainConfig(MethodConfig, OptimizerConfig, TrainingImagesConfig, DeviceCon
     RARE: ClassVar[tuple[str, ...]] = (
         "color_jitter", "lighting", "noise", "replays", "eps_warmup", "accumulate",
         "clip_grad", "label_smoothing", "mixup", "cutmix", "progressive", "on_overfit",
-        "milestones", "val_size", "eval_every", "eval_steps", "eval_images", "pictures_every",
-        "keep_every", "sync_bn", "parallel",
+        "bn_mode", "milestones", "peak", "val_size", "eval_every", "eval_steps",
+        "eval_images", "pictures_every", "keep_every", "sync_bn", "parallel",
     )  # fmt: skip
 
     arch: str = "resnet18"
@@ -104,8 +106,8 @@ class TrainConfig(MethodConfig, OptimizerConfig, TrainingImagesConfig, DeviceCon
     out: Annotated[str | None, arg(aliases=["--out-dir"])] = None
     """Run directory. Default: runs/ARCH_NORM_EPS_DATA_sSEED."""
     resume: bool = False
-    """Continue the run in --out from its last checkpoint, bit for bit, or start it if there
-    is none. `--resume auto` is the same."""
+    """Continue the run in --out from its last checkpoint, bit for bit. `--resume auto` also
+    starts the run if there is none, for jobs that are requeued."""
     pictures_every: Annotated[int | None, AT_LEAST_1] = None
     """Draw adversarial examples and gradients every N epochs, in RUN/pictures. Default:
     never."""
@@ -147,6 +149,13 @@ class TrainConfig(MethodConfig, OptimizerConfig, TrainingImagesConfig, DeviceCon
                 "`precision=fp16` cannot hold the second derivatives of "
                 "`method=gradalign`; use bf16 or fp32"
             )
+
+    def _usual_side(self) -> int:
+        if self.resolution is not None:
+            return self.resolution
+        if self.arch.endswith("_cifar"):
+            return DRAWN_SMALL
+        return DRAWN if self.data.startswith("shapetex") else super()._usual_side()
 
     def _check_used(self) -> None:
         """Refuse values that the method would silently ignore."""

@@ -18,11 +18,10 @@ from fastadv.data import (
 from fastadv.data.config import Backend
 from fastadv.errors import ConfigError
 from fastadv.runs.distributed import World
-from fastadv.training.config import TrainConfig
+from fastadv.training.config import DRAWN, DRAWN_SMALL, TrainConfig
 
 EVAL_BATCH = 128
 _VAL_SHARE, _VAL_MOST = 0.05, 10_000
-_DRAWN, _DRAWN_SMALL = 64, 32  # pixels, where images have no size of their own
 
 
 class RunImages:
@@ -47,7 +46,7 @@ class RunImages:
 
     def __init__(self, config: TrainConfig, device: torch.device, world: World) -> None:
         self.config, self.device, self.world = config, device, world
-        drawn = _DRAWN_SMALL if config.arch.endswith("_cifar") else _DRAWN
+        drawn = DRAWN_SMALL if config.arch.endswith("_cifar") else DRAWN
         side = config.resolution or drawn
         splits = open_dataset(config.data, resolution=side, **config.options)
         native = config.resolution or native_resolution(config.data, splits)

@@ -29,9 +29,6 @@ from fastadv.training.parallel import Parallel
 from fastadv.training.step import Update
 
 _FALLBACK_STEPS = 3
-# Trades, MART and discrepancy mitigating begin at x + 0.001 N(0, I); ours is uniform with
-# the same deviation, from the generator that every random start comes from.
-_SMALL_START = 0.001
 
 
 def resolve_precision(wanted: str, device: torch.device) -> str:
@@ -62,8 +59,10 @@ def training_attack(
     if step_size is None and entry.step_share is not None:
         step_size = entry.step_share * threat.eps / config.attack_steps
     if entry.small_start and not config.random_start:
+        # Published is normal noise; ours is uniform with the same deviation, from the
+        # generator that every random start comes from.
         dimensions = 3 * (side**2 if threat.norm == "l2" else 1)
-        start_eps = min(threat.eps, _SMALL_START * math.sqrt(dimensions))
+        start_eps = min(threat.eps, entry.small_start * math.sqrt(dimensions))
     elif config.method == "n_fgsm":
         # A step without projection from x + eta: within a ball that it cannot leave.
         start_eps = config.parameters["noise"] * threat.eps
@@ -76,10 +75,22 @@ def training_attack(
         random_start=drawn or start_eps is not None,
         objective=entry.objective,
         seed=seed,
+        bn_mode=config.bn_mode or "eval",
         dtype=dtype,
         compile=config.compile,
         start_eps=start_eps,
     )
+
+
+def attacked_view(model: NormalizedModel, attack: PGD | None) -> AttackView | None:
+    """Return the view of `model` that `attack` works on in training, or None without one.
+
+    In train mode its passes update the BatchNorm statistics of the model, as those of the
+    published single-step methods do.
+    """
+    if attack is None:
+        return None
+    return AttackView(model, mode=attack.bn_mode, tracks=True, dtype=attack.dtype)
 
 
 def judging_attack(config: TrainConfig, num_steps: int) -> PGD:
@@ -111,6 +122,7 @@ class Learner:
         precision: `"fp32"`, `"bf16"` or `"fp16"`.
         attack: Attack of the method at full radius, or None.
         view: View of the model that is attacked, or None.
+        eval_view: The same in evaluation mode, which checks of a one-step method attack.
         watch: Detects catastrophic overfitting; the trainer sets it where `watched`.
         fell_back: Whether a one-step method overfitted and PGD has taken over.
 
@@ -155,7 +167,10 @@ class Learner:
     def _choose(self, precision: str) -> None:
         self.precision, dtype = precision, DTYPES.get(precision)
         self.attack = training_attack(self.config, self.side, dtype, self.config.seed)
-        self.view = AttackView(self.model, dtype=dtype) if self.attack else None
+        self.view = attacked_view(self.model, self.attack)
+        self.eval_view = self.view
+        if self.attack is not None and self.attack.bn_mode == "train":
+            self.eval_view = AttackView(self.model, dtype=dtype)
 
     def _assemble(self) -> None:
         config = self.config
@@ -205,11 +220,11 @@ class Learner:
         without one are restored, and PGD replaces the single step. Every rank must call
         it.
         """
-        watch, attack, view = self.watch, self.method.attack, self.view
+        watch, attack, view = self.watch, self.method.attack, self.eval_view
         if watch is None or attack is None or view is None or not watch.due(step):
             return None
         self.parallel.gather_weights()
-        check = self.world.share(watch.check(view, attack, step))
+        check = self.world.share(watch.check(view, attack.in_mode("eval"), step))
         if not check.collapsed:
             watch.remember(self.parallel.state())
         elif self.config.on_overfit == "fallback":
@@ -222,7 +237,7 @@ class Learner:
         return check
 
     def _fall_back(self) -> None:
-        self.fell_back, self.watch = True, None
+        self.fell_back, self.watch, self.view = True, None, self.eval_view
         self.attack = PGD(
             self.config.threat,
             _FALLBACK_STEPS,

@@ -10,8 +10,9 @@ from fastadv.attacks.config import NORM_ALIAS, AttackConfig, StepsFlag, StepSize
 from fastadv.errors import ConfigError
 from fastadv.flags import NormName, Pixels
 from fastadv.ranges import ABOVE_0, AT_LEAST_1
-from fastadv.threat import ThreatModel
+from fastadv.threat import ThreatModel, usual_l2
 
+BatchNormMode: TypeAlias = Literal["eval", "train"]
 MethodName: TypeAlias = Literal[
     "pgd_at",
     "standard",
@@ -35,21 +36,25 @@ class MethodEntry:
         parameters: Parameters of the method besides its attack, with their defaults.
         objective: Loss that the attack maximises.
         own_start: Whether the method, and not the user, chooses where the attack begins.
-        small_start: Whether the attack begins near the image, and not at it.
+        small_start: Standard deviation of the noise around the image where the attack
+            begins, in pixel units; 0 begins at the image.
         soft_labels: Whether the method works with mixed or smoothed labels.
         attacks: Whether the method attacks its images at all.
         step_share: Length of an attack step in units of eps / num_steps; None stands for
             the default of PGD.
+        bn_mode: Mode of BatchNorm in the passes of the attack, as the authors have it;
+            None where there are no such passes beside those of training.
     """
 
     num_steps: int = 3
     parameters: Mapping[str, float] = field(default_factory=dict)
     objective: str = "cross_entropy"
     own_start: bool = False
-    small_start: bool = False
+    small_start: float = 0.0
     soft_labels: bool = True
     attacks: bool = True
     step_share: float | None = None
+    bn_mode: BatchNormMode | None = "eval"
 
     @property
     def one_step(self) -> bool:
@@ -59,38 +64,50 @@ class MethodEntry:
 
 METHODS: dict[MethodName, MethodEntry] = {
     "pgd_at": MethodEntry(),
-    "standard": MethodEntry(attacks=False),
+    "standard": MethodEntry(attacks=False, bn_mode=None),
     "trades": MethodEntry(
         num_steps=10,
         parameters={"beta": 6.0},
         objective="kl",
-        small_start=True,
+        small_start=0.001,
         step_share=2.5,  # 0.007 of 0.031 in ten steps, as published, is 2.3
     ),
     "mart": MethodEntry(
         num_steps=10,
         parameters={"beta": 5.0},
-        small_start=True,
+        small_start=0.001,
         soft_labels=False,
         step_share=2.5,
     ),
     "free": MethodEntry(
-        num_steps=1, parameters={"replays": 4}, own_start=True, step_share=1.0
+        num_steps=1,
+        parameters={"replays": 4},
+        own_start=True,
+        step_share=1.0,
+        bn_mode=None,
     ),
-    "rs_fgsm": MethodEntry(num_steps=1, own_start=True, step_share=1.25),
+    "rs_fgsm": MethodEntry(
+        num_steps=1, own_start=True, step_share=1.25, bn_mode="train"
+    ),
     "n_fgsm": MethodEntry(
-        num_steps=1, parameters={"noise": 2.0}, own_start=True, step_share=1.0
+        num_steps=1,
+        parameters={"noise": 2.0},
+        own_start=True,
+        step_share=1.0,
+        bn_mode="train",
     ),
-    "gradalign": MethodEntry(num_steps=1, parameters={"beta": 0.2}, step_share=1.0),
+    "gradalign": MethodEntry(
+        num_steps=1, parameters={"beta": 0.2}, step_share=1.0, bn_mode="train"
+    ),
     "discrepancy": MethodEntry(
         num_steps=10,
         parameters={"beta": 500.0},
         objective="feature_distance",
-        small_start=True,
+        small_start=0.0005,  # 0.001 as published, for images in [-1, 1]
         step_share=1.25,
     ),
 }
-DEFAULT_EPS = {"l2": 3.0, "linf": 4 / 255}
+_LINF_EPS = 4 / 255
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,8 +124,9 @@ class MethodConfig(AttackConfig):
     too; free, rs_fgsm, n_fgsm and gradalign in a single one; discrepancy is for the
     fine-tuning of robust networks."""
     beta: Annotated[float | None, ABOVE_0] = None
-    """Weight of the second term of the loss. Default: 6 for trades, 5 for mart, 0.2 for
-    gradalign, 500 for discrepancy."""
+    """Weight of the second term of the loss. Default: 6 for trades, 5 for mart, 500 for
+    discrepancy; for gradalign 0.2, which with linf is that of 8/255 and grows tenfold with
+    every 8/255 of the radius, as published."""
     replays: Annotated[int | None, AT_LEAST_1] = None
     """Number of updates on each batch with the method free; epochs count passes over the
     data. Default: 4."""
@@ -118,27 +136,33 @@ class MethodConfig(AttackConfig):
     """Norm of the perturbation."""
     eps: Pixels | None = None
     """Radius of the perturbation in [0, 1] pixel units, for example 3 or 4/255; 0 trains
-    without attack. Default: 3 for l2, 4/255 for linf."""
+    without attack. Default: 4/255 for linf; for l2 it is 3 at 224 px, 0.5 at 32 px, and in
+    proportion to other sizes, as far as the flags tell the size."""
     num_steps: StepsFlag = None
     """Number of attack steps per update. Default: 10 for trades, mart and discrepancy, 1
     for the methods of a single step, else 3."""
     step_size: StepSizeFlag = None
-    """Length of an attack step in [0, 1] pixel units. Default for pgd_at: 2/3 of eps, or
-    what fewer than three steps need to cross the ball; the other methods have their
-    own."""
+    """Length of an attack step in [0, 1] pixel units. Default for pgd_at: 2 eps divided by
+    the number of steps, or 2.5 eps for more than three steps; the other methods have
+    their own."""
     random_start: bool = False
     """Begin the attack at a random point of the ball."""
+    bn_mode: BatchNormMode | None = None
+    """Statistics by which BatchNorm normalises in the passes of the attack: the running
+    ones (eval), or those of the batch (train), which then update the running ones, too.
+    Default, as their authors have it: train for rs_fgsm, n_fgsm and gradalign, else eval."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         entry, name = METHODS[self.method], self.method
         if self.eps is None:
-            eps = DEFAULT_EPS[self.norm] if entry.attacks else 0.0
-            object.__setattr__(self, "eps", eps)
+            usual = _LINF_EPS if self.norm == "linf" else usual_l2(self._usual_side())
+            object.__setattr__(self, "eps", usual if entry.attacks else 0.0)
         try:
             eps = self.threat.eps
         except ValueError as error:
             raise ConfigError(str(error)) from None
+        given_beta = self.beta is not None
         for key in ("beta", "replays", "noise"):
             value = getattr(self, key)
             if value is not None and key not in entry.parameters:
@@ -148,6 +172,9 @@ class MethodConfig(AttackConfig):
                 )
             value = entry.parameters.get(key) if value is None else value
             object.__setattr__(self, key, value)
+        if name == "gradalign" and not given_beta and self.norm == "linf":
+            # Linear in the radius on a logarithmic scale: 0.2 at 8/255, 2 at 16/255.
+            object.__setattr__(self, "beta", 0.2 * 10 ** (eps * 255 / 8 - 1))
         if entry.attacks and eps == 0 and name != "pgd_at":
             raise ConfigError(
                 f"`method={name}` attacks and needs an `eps` above 0; training without "
@@ -167,7 +194,19 @@ class MethodConfig(AttackConfig):
             raise ConfigError(
                 f"`method={name}` has a start of its own; leave `random_start` out"
             )
+        if self.bn_mode is not None and entry.bn_mode is None:
+            raise ConfigError(
+                f"`method={name}` has no passes of an attack for `bn_mode={self.bn_mode}`; "
+                "leave it out"
+            )
+        object.__setattr__(self, "bn_mode", self.bn_mode or entry.bn_mode)
         object.__setattr__(self, "num_steps", self.num_steps or entry.num_steps)
+        if name == "pgd_at" and self.step_size is None and self.attack_steps > 3:
+            object.__setattr__(self, "step_size", 2.5 * eps / self.attack_steps)
+
+    def _usual_side(self) -> int:
+        """Return the side of the images in pixels, as far as the choices tell it."""
+        return 224
 
     @property
     def entry(self) -> MethodEntry:
@@ -183,6 +222,12 @@ class MethodConfig(AttackConfig):
     def parameters(self) -> dict[str, float]:
         """Parameters of the method besides its attack, by name."""
         return {name: getattr(self, name) for name in self.entry.parameters}
+
+    @property
+    def start_noise(self) -> float | None:
+        """Deviation of the noise at the start, in pixel units, if it is not 0.001 or 0."""
+        noise = self.entry.small_start
+        return noise if noise not in (0.0, 0.001) else None
 
     @property
     def threat(self) -> ThreatModel:

@@ -203,28 +203,51 @@ class Mart(Method):
 class GradAlign(Method):
     """FGSM, and beta times 1 - cos of the loss gradients at x and at a random x + eta.
 
-    The gradient at x is held constant, as in the authors' code; the one at x + eta is
-    differentiated once more, in the network itself, not in its view.
+    The gradient at x is held constant, as in the authors' code, and is also that of the
+    attack where this begins at x with BatchNorm in train mode; the one at x + eta, which
+    may lie outside of [0, 1], is differentiated once more. Both are of the network itself.
 
     Source:
-        Andriushchenko and Flammarion 2020, equation 7; beta 0.2 for 8/255 on CIFAR-10.
+        Andriushchenko and Flammarion 2020, equation 7.
     """
 
     def losses(self, part: Part) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the loss of each update; see `Method.losses`."""
         if self.attack is None:
             raise ValueError("gradalign needs an attack, of one step")
-        threat = self.attack.threat
-        (adversarial, logits), *_ = super().losses(part)
+        attack, threat = self.attack, self.attack.threat
+        images = part.images.contiguous(memory_format=torch.channels_last)
+        pixels = images / 255 if images.dtype == torch.uint8 else images.float()
+        # Around grey, where the box of the pixels cuts nothing off.
         eta = ball_init(
-            part.images,
+            torch.full_like(pixels, 0.5),
             norm=threat.norm,
             eps=threat.eps,
             seed=part.seed + 1,
             offset=part.offset,
-        )
-        here = self._gradient(part.images, part.targets, create_graph=False)
-        there = self._gradient(eta, part.targets, create_graph=True)
+        ).sub_(0.5)
+        if attack.bn_mode == "train" and not attack.random_start:
+            with phase("attack"):
+                z, gradient = self._gradient(pixels, part.targets, create_graph=False)
+                pgd_step_(
+                    pixels.clone(memory_format=torch.preserve_format),
+                    images,
+                    gradient,
+                    norm=threat.norm,
+                    step_size=attack.step_size,
+                    eps=threat.eps,
+                    mean=self.net.model.mean,
+                    std=self.net.model.std,
+                    z=z,
+                )
+            logits = self.net(z)
+        else:
+            logits = self.net(self.attacked(part, part.targets))
+            _, gradient = self._gradient(pixels, part.targets, create_graph=False)
+        adversarial = F.cross_entropy(logits, part.targets)
+        here = self._by_pixel(gradient)
+        _, gradient = self._gradient(pixels + eta, part.targets, create_graph=True)
+        there = self._by_pixel(gradient)
         lengths = here.norm(dim=1) * there.norm(dim=1)
         cosine = (here * there).sum(1) / lengths.clamp_min(_TINY)
         # Images without a gradient do not count (no boolean index: it would wait).
@@ -232,12 +255,18 @@ class GradAlign(Method):
         mean = torch.where(known, cosine, 0.0).sum() / known.sum().clamp_min(1)
         yield adversarial + self.parameters["beta"] * (1 - mean), logits
 
-    def _gradient(self, images: Tensor, targets: Tensor, create_graph: bool) -> Tensor:
-        """Return the gradient of the summed cross-entropy by pixels, [N, C * H * W]."""
+    def _gradient(
+        self, images: Tensor, targets: Tensor, create_graph: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Return `images` normalised, and the gradient of the summed cross-entropy there."""
         z = self.net.normalized(images).requires_grad_()
         loss = F.cross_entropy(self.net(z), targets, reduction="sum")
-        (grad,) = torch.autograd.grad(loss, z, create_graph=create_graph)
-        return (grad / self.net.model.std.view(-1, 1, 1)).flatten(1)
+        (gradient,) = torch.autograd.grad(loss, z, create_graph=create_graph)
+        return z.detach(), gradient
+
+    def _by_pixel(self, gradient: Tensor) -> Tensor:
+        """Return a gradient by normalised values as that by pixels, [N, C * H * W]."""
+        return (gradient / self.net.model.std.view(-1, 1, 1)).flatten(1)
 
 
 class Discrepancy(Method):
@@ -266,6 +295,10 @@ class Free(Method):
     Each batch is used `replays` times, and the perturbation is carried from batch to
     batch: d <- clip(d + eps sign grad_x). An epoch makes `replays` updates per batch, so
     that many times fewer epochs are needed.
+
+    What is carried is the difference between the attacked and the clean image, both in
+    [0, 1]. The authors' code carries d itself, which [0, 1] does not limit: at black and
+    white pixels theirs may be longer on the next batch.
 
     Source:
         Shafahi et al. 2019, algorithm 1.

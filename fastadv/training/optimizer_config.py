@@ -19,6 +19,7 @@ OptimizerName: TypeAlias = Literal[
     "apex_fused_adam",
     "apex_fused_lamb",
 ]
+_PEAK = 0.3
 _ADAPTIVE = ("adamw", "lamb", "apex_fused_adam", "apex_fused_lamb")
 
 
@@ -39,7 +40,11 @@ class OptimizerConfig(Checked):
     """Maximum norm of the gradient of all weights together; a longer one is scaled
     down. Default: no limit."""
     schedule: Literal["step", "cosine", "onecycle", "constant"] = "step"
-    """Learning rate over the run; step multiplies it by 0.1 after each third."""
+    """Learning rate over the run: step multiplies it by 0.1 after each third, cosine lets it
+    fall to zero, onecycle rises linearly and then falls linearly to zero."""
+    peak: Annotated[float, Range(0, 1, "()")] = _PEAK
+    """Share of the run after which onecycle reaches the highest learning rate. The authors
+    of rs_fgsm and n_fgsm take 0.5, those of gradalign 0.4."""
     milestones: tuple[float, ...] | None = None
     """Shares of the run after which step multiplies the learning rate by 0.1, instead of
     after each third: 0.75 0.9 is after epochs 75 and 90 of 100."""
@@ -50,6 +55,11 @@ class OptimizerConfig(Checked):
             object.__setattr__(self, "lr", default_lr(self.optimizer))
         if self.milestones is not None:
             self._check_milestones(tuple(self.milestones))
+        if self.peak != _PEAK and self.schedule != "onecycle":
+            raise ConfigError(
+                f"`peak={self.peak:g}` belongs to `schedule=onecycle`, not "
+                f"{self.schedule}; leave it out"
+            )
 
     def _check_milestones(self, shares: tuple[float, ...]) -> None:
         given = " ".join(f"{share:g}" for share in shares)
@@ -78,15 +88,17 @@ def learning_rate(config: OptimizerConfig, step: int, total_steps: int) -> float
     if config.milestones is not None:
         reached = (step >= round(share * total_steps) for share in config.milestones)
         return lr * 0.1 ** sum(reached)
-    return scheduled(lr, config.schedule, step, total_steps)
+    return scheduled(lr, config.schedule, step, total_steps, config.peak)
 
 
-def scheduled(lr: float, schedule: str, step: int, total: int) -> float:
+def scheduled(
+    lr: float, schedule: str, step: int, total: int, peak: float = _PEAK
+) -> float:
     """Return the learning rate at `step` (from 0) of `total`.
 
     It is a pure function, so that a resumed run needs no state of a scheduler. `step`
     falls by ten at each third (Salman et al. 2020: every 30 of 90 epochs); `onecycle`
-    rises linearly over the first 30 % and falls linearly to zero.
+    rises linearly over the share `peak` of the run and falls linearly to zero.
     """
     total = max(total, 1)
     if schedule == "step":
@@ -96,5 +108,5 @@ def scheduled(lr: float, schedule: str, step: int, total: int) -> float:
     if schedule == "onecycle":
         # More ranks may need fewer updates: a run resumed on them can pass its `total`.
         left = max(1 - step / total, 0.0)
-        return lr * min(max(step, 1) / total / 0.3, left / 0.7, 1.0)
+        return lr * min(max(step, 1) / total / peak, left / (1 - peak), 1.0)
     return lr

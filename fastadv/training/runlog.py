@@ -37,6 +37,7 @@ from fastadv.training.step import StepResult
 from fastadv.training.validation import accuracy_text, accuracy_values
 
 log = logging.getLogger(__name__)
+_FEW = 100  # images: fewer leave an accuracy uncertain by more than ten points
 
 
 @dataclass
@@ -141,7 +142,7 @@ def store_final_test(
         seed=config.seed,
         provenance=Provenance.from_facts(provenance(), "fastadv-train"),
     )
-    store(ResultsTable(folder / "results", once=True), rows, found)
+    store(ResultsTable(folder / "results", once=True), rows, found, test)
 
 
 @dataclass(frozen=True)
@@ -211,9 +212,9 @@ class RunLog:
             )
         attack = f"{config.threat}, {config.attack_steps} steps"
         what = attack if self._attacked else "standard"
-        if config.data == "shapetex":
+        if config.data.startswith("shapetex"):
             self.note(
-                "`data` is shapetex, the built-in procedural set, drawn at "
+                f"`data` is {config.data}, a built-in procedural set, drawn at "
                 f"{images.resolution} px; `data=PATH` trains on your images"
             )
         self.note(
@@ -221,6 +222,16 @@ class RunLog:
             f"{images.describe()}; batch {images.batch_size}, {config.epochs} epochs, "
             f"{self._total_steps} steps, {device}{ranks}"
         )
+        chosen_on = len(images.val)
+        if self._attacked:
+            chosen_on = min(chosen_on, max(config.eval_images, len(images.val.classes)))
+        if chosen_on < _FEW and config.epochs > config.eval_every:
+            # The half-width of a 95 % interval at a share of one half.
+            log.warning(
+                f"the best epoch is chosen on {chosen_on} validation images, where an "
+                f"accuracy is known to +-{98 / math.sqrt(chosen_on):.0f} points; "
+                "`val_size` holds out more"
+            )
 
     def started(self, step: int, *, resumed: bool) -> None:
         """Log that the run begins, or that it goes on at `step`."""
@@ -306,6 +317,15 @@ class RunLog:
             "test", step=step, images_per_s=round(rate, 2), **accuracy_values(found)
         )
         self.note(f"test (best weights): {accuracy_text(found)}")
+        for what, accuracy in (("clean", found.clean), ("robust", found.robust)):
+            chance = 1 / max(len(found.clean.total), 1)
+            if accuracy is not None and accuracy.interval("top1")[0] <= chance:
+                log.warning(
+                    f"the {what} accuracy is not above that of guessing, "
+                    f"{100 * chance:.1f} %: the network has learnt too little. Try a "
+                    "smaller `eps`, more `eps_warmup`, a smaller `lr` or more `epochs`"
+                )
+                break
         robust = found.robust.top1 if found.robust else None
         return TrainSummary(self._run.path, found.clean.top1, robust, rate)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from fastadv.attacks import PGD
 from fastadv.data import Batch, ImageSet, Loader, subset
 from fastadv.data.sets.subsets import Subset
-from fastadv.evaluation.accuracy import Accuracy, Evaluation
+from fastadv.evaluation.accuracy import Accuracy, Evaluation, ImageVerdicts
 from fastadv.evaluation.judging import evaluate
 from fastadv.models import NormalizedModel
 from fastadv.runs.distributed import World
@@ -64,9 +65,10 @@ class Validation:
         if self.judge is None or len(images) <= most:
             return self._measure(model, images, self.judge, stop)
         attacked = subset(images, most, self.seed)
-        clean = self._measure(model, images, None, stop).clean
-        robust = self._measure(model, attacked, self.judge, stop).robust
-        return Evaluation(clean, robust)
+        whole = self._measure(model, images, None, stop)
+        some = self._measure(model, attacked, self.judge, stop)
+        part = None if some.images is None else (attacked, some.images)
+        return replace(whole, robust=some.robust, stages=some.stages, part=part)
 
     def saw(self, loader: Loader) -> None:
         """Remember the unreadable images that `loader` met."""
@@ -88,12 +90,16 @@ class Validation:
         with contextlib.suppress(Interrupted):
             batches = self._batches(mine, stop) if end > begin else iter(())
             found = evaluate(model, batches, judge, offset=begin)
-            own = found.clean, found.robust
+            own = found.clean, found.robust, found.images
         parts = [part for part in world.gather(own) if part is not None]
         if len(parts) < world.size:
             raise Interrupted
-        clean, robust = zip(*parts, strict=True)
-        return Evaluation(_summed(clean), _summed(robust) if judge else None)
+        clean, robust, verdicts = zip(*parts, strict=True)
+        return Evaluation(
+            _summed(clean),
+            _summed(robust) if judge else None,
+            images=ImageVerdicts.joined(verdicts),
+        )
 
     def _batches(self, images: ImageSet, stop: StopRequest) -> Iterator[Batch]:
         loader = self.loader(images)

@@ -13,8 +13,9 @@ from fastadv.errors import ConfigError
 from fastadv.flags import NormName, Pixels
 from fastadv.ranges import ABOVE_0, AT_LEAST_0, AT_LEAST_1, Range
 from fastadv.reporting.literature import PUBLISHED_SIDE
+from fastadv.results.config import KeepConfig
 from fastadv.threat import ThreatModel
-from fastadv.training.method_config import MethodConfig, MethodName
+from fastadv.training.method_config import METHODS, MethodConfig, MethodName
 
 Mode = Literal["fixed_feature", "full_network", "last_k_blocks", "scratch"]
 Protocol = Literal["fastadv", "salman2020", "utrera2021"]
@@ -23,7 +24,7 @@ SGD_CHOICES = ("epochs", "batch_size", "lrs", "momentum", "weight_decay")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TransferConfig(TrainingImagesConfig, DeviceConfig):
+class TransferConfig(TrainingImagesConfig, DeviceConfig, KeepConfig):
     """Transfer a pretrained model to a data set and append the result to a table.
 
     There are four modes. fixed_feature fits a linear head to features of the frozen
@@ -40,8 +41,8 @@ class TransferConfig(TrainingImagesConfig, DeviceConfig):
 
     source: Annotated[str, arg(aliases=["--model-path"])]
     """The pretrained model: a run directory, a checkpoint file, torchvision:NAME,
-    timm:NAME, hf:ORG/NAME, package:NAME, salman2020:resnet50_l2_eps3 or
-    robustbench:NAME. `fastadv-models show SOURCE` describes it."""
+    timm:NAME, hf:ORG/NAME, package:NAME, salman2020:resnet50_l2_eps3, robustbench:NAME,
+    or row:IDENTITY for the network of a row. `fastadv-models show SOURCE` describes it."""
     dataset: str
     """A data set name, an ImageFolder (train/, val/ or test/) or a .zip of one."""
     mode: Mode = "fixed_feature"
@@ -133,12 +134,20 @@ class TransferConfig(TrainingImagesConfig, DeviceConfig):
     folder; with off, features are not kept."""
     results: str = "results"
     """Results table, a directory of Parquet files to which the results are added."""
+    test_epochs: Annotated[tuple[int, ...], AT_LEAST_1] = ()
+    """Also measure the accuracy on the test images after these epochs of the training,
+    for example 11 21 41 81. Nothing is chosen by it."""
+    save: bool = False
+    """Also keep the weights of networks that were fine-tuned, the same as --keep
+    networks."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Data type of fine-tuning; bf16 uses autocast. Features and accuracies are computed
     in fp32."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.save:
+            object.__setattr__(self, "keep", "networks")
         if not self.seeds:
             object.__setattr__(self, "seeds", self._usual_seeds())
         for seed in self.seeds:
@@ -224,6 +233,11 @@ class TransferConfig(TrainingImagesConfig, DeviceConfig):
                 "`mode=fixed_feature`, `protocol=fastadv`, with `frozen_bn=eval`"
             )
         given = [name for name in SGD_CHOICES if getattr(self, name) is not None]
+        if self.test_epochs and self.on_cached_features:
+            raise ConfigError(
+                "`test_epochs` belongs to networks that train; `mode=fixed_feature` fits "
+                "heads to features that are computed once"
+            )
         if self.precision != "fp32" and self.on_cached_features:
             raise ConfigError(
                 f"`precision={self.precision}` belongs to networks that train; "
@@ -333,6 +347,8 @@ class TransferConfig(TrainingImagesConfig, DeviceConfig):
             eps=self.eps,
             num_steps=self.num_steps,
             beta=self.beta,
+            # Trunks may be frozen, with the statistics of their source.
+            bn_mode="eval" if METHODS[self.method].bn_mode else None,
         )
 
     def _usual_seeds(self) -> tuple[int, ...]:

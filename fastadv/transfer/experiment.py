@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -20,10 +21,13 @@ from fastadv.transfer.config import TransferConfig
 from fastadv.transfer.features import FeatureCache, Features, SplitFeatures
 from fastadv.transfer.freezing import choose_trained, misfreezing
 from fastadv.transfer.heads import LinearHead
+from fastadv.transfer.history import History
 from fastadv.transfer.procedure import make_procedure
 from fastadv.transfer.target import check_splits, hold_out, open_target
 
 _EVAL_BATCH = 128
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -54,12 +58,14 @@ class Fitted:
             hyper-parameters among them.
         value: Share in [0, 1] that the choice was made by; None if nothing was chosen.
         head: The linear head, where cached features were fitted.
+        history: The trainings of networks, the one that gave `model` last.
     """
 
     model: NormalizedModel | None
     chosen: dict[str, Any]
     value: float | None
     head: LinearHead | None = None
+    history: tuple[History, ...] = ()
 
 
 class Experiment:
@@ -113,15 +119,26 @@ class Experiment:
     def _check_choices(self) -> None:
         """Refuse, before hours of work, what can be known to fail."""
         config = self.config
-        if config.method_config is not None:
-            config.method_config.threat.check_side(self.resolution)
+        threats = [] if config.method_config is None else [config.method_config.threat]
         if (attack := self.attack) is not None:
-            attack.threat.check_side(self.resolution)
-            if config.on_cached_features and not self.frozen.head_is_linear:
+            threats.append(attack.threat)
+        for threat in threats:
+            threat.check_side(self.resolution)
+        for doubt in dict.fromkeys(threat.doubt(self.resolution) for threat in threats):
+            if doubt:
+                log.warning(doubt)
+        by_features = attack is not None and config.on_cached_features
+        if by_features and not self.frozen.head_is_linear:
+            raise ConfigError(
+                f"`robust_eps`: the head of {self.source.arch} is no linear function "
+                "of its features, so a head fitted to those cannot be put on it; use "
+                "`mode=last_k_blocks` `k=0`"
+            )
+        for epoch in config.test_epochs:
+            if epoch > self.procedure.epochs:
                 raise ConfigError(
-                    f"`robust_eps`: the head of {self.source.arch} is no linear function "
-                    "of its features, so a head fitted to those cannot be put on it; use "
-                    "`mode=last_k_blocks` `k=0`"
+                    f"`test_epochs`: {epoch} is beyond the {self.procedure.epochs} epochs "
+                    "of the training"
                 )
         if config.mode == "last_k_blocks":
             choose_trained(self.load_model(), config.mode, config.k)

@@ -17,6 +17,7 @@ from fastadv.errors import TrainingDiverged
 from fastadv.models import NormalizedModel
 from fastadv.transfer.experiment import Experiment, Fitted, SeedSplit
 from fastadv.transfer.heads import (
+    LEAST_BIAS,
     MIDDLE_STRENGTH,
     STRENGTHS,
     LinearHead,
@@ -27,8 +28,6 @@ from fastadv.transfer.heads import (
 from fastadv.transfer.procedure import Procedure
 
 log = logging.getLogger(__name__)
-
-_LEAST_BIAS = -1e4
 
 
 def fit(experiment: Experiment, splits: Sequence[SeedSplit]) -> Iterator[Fitted]:
@@ -142,8 +141,7 @@ def _with_head(frozen: NormalizedModel, head: LinearHead) -> NormalizedModel | N
     shared = chain(frozen.parameters(), frozen.buffers())
     model = copy.deepcopy(frozen, {id(tensor): tensor for tensor in shared})
     model.replace_head(len(head.bias), seed=0)
-    # Not -inf, for a class without training images: its gradient is not finite.
-    bias = torch.from_numpy(np.maximum(head.bias, _LEAST_BIAS))
+    bias = torch.from_numpy(np.maximum(head.bias, LEAST_BIAS))
     with torch.no_grad():
         model.head.weight.copy_(torch.from_numpy(head.weight))
         if model.head.bias is None:

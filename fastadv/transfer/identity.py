@@ -23,8 +23,8 @@ _VERSION = 1
 # resolved values are in the hash instead.
 _NOT_DEFINING = (
     "arch", "backend", "dataset", "dataset_option", "device", "download", "feature_cache",
-    "name", "on_bad_image", "refit", "resolution", "results", "seeds", "select_by",
-    "select_on", "source", "source_accuracy", "workers",
+    "keep", "keep_limit", "name", "on_bad_image", "refit", "resolution", "results", "save",
+    "seeds", "select_by", "select_on", "source", "source_accuracy", "workers",
 )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import UTC, datetime
 
 from fastadv.errors import FastadvError
@@ -19,6 +19,8 @@ from fastadv.results.table import ResultsTable
 from fastadv.transfer import fixed, tuned
 from fastadv.transfer.config import TransferConfig
 from fastadv.transfer.experiment import Experiment, Fitted, SeedSplit
+from fastadv.transfer.history import history_arrays
+from fastadv.transfer.keeping import kept_network
 from fastadv.transfer.rows import transfer_rows
 
 log = logging.getLogger(__name__)
@@ -55,15 +57,17 @@ class TransferRun:
             began = time.monotonic()
             for split, fitted in zip(splits, self._fit(splits), strict=True):
                 found = self._judge(fitted)
+                network, reason = kept_network(self.experiment, fitted)
                 rows = transfer_rows(
                     self.experiment,
                     split,
                     fitted,
                     found,
+                    not_kept=reason,
                     time=datetime.now(UTC),
                     wall_seconds=round(time.monotonic() - began, 2),
                 )
-                yield from self._store(rows, found)
+                yield from self._store(rows, found, fitted, network)
                 began = time.monotonic()
 
     def _fit(self, splits: Sequence[SeedSplit]) -> Iterator[Fitted]:
@@ -73,23 +77,31 @@ class TransferRun:
 
     def _judge(self, fitted: Fitted) -> Evaluation:
         """Measure accuracy on the test images, also under attack if there is one."""
-        experiment, attack, by_head = self.experiment, self.experiment.attack, None
-        if fitted.head is not None:
-            by_head = fitted.head.evaluate(experiment.features.test())
-            if attack is None:
-                return by_head
+        experiment, attack = self.experiment, self.experiment.attack
+        if fitted.head is not None and attack is None:
+            return fitted.head.evaluate(experiment.features.test())
         if fitted.model is None:
             raise AssertionError("a network without a linear head is not attacked")
         loader = experiment.loader(experiment.splits.test, train=False)
-        found = evaluate(fitted.model, loader, attack)
+        logits = self.config.keeps("heads")
+        found = evaluate(fitted.model, loader, attack, keep_logits=logits)
         experiment.note_bad(loader)
-        # Clean accuracy is that of the features, which differs by rounding at most.
-        return found if by_head is None else replace(found, clean=by_head.clean)
+        return found
 
-    def _store(self, rows: list[Row], found: Evaluation) -> list[Row]:
-        """Append the rows of one seed, and the verdict on every image in a file."""
+    def _store(
+        self, rows: list[Row], found: Evaluation, fitted: Fitted, network: bytes | None
+    ) -> list[Row]:
+        """Append the rows of one seed, and keep what is to be kept beside them."""
         try:
-            return store(self.table, rows, found)
+            return store(
+                self.table,
+                rows,
+                found,
+                self.experiment.opened.test,
+                self.config,
+                more=history_arrays(fitted.history),
+                network=network,
+            )
         except FastadvError:
             # The numbers must not be lost with the disk that was to hold them.
             for row in rows:

@@ -69,6 +69,7 @@ def transfer_rows(
     }
     value = None if fitted.value is None else 100 * fitted.value
     clean = accuracy_fields(found.clean, splits.metric)
+    clean["history"] = fitted.history[-1].records() if fitted.history else ()
     rows = [Row(identity=identity, val_value=value, **clean, **common)]
     if (attack := experiment.attack) is not None and found.robust is not None:
         rows.append(

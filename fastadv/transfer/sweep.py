@@ -20,6 +20,7 @@ from fastadv.threat import training_kind
 from fastadv.transfer.config import TransferConfig
 from fastadv.transfer.freezing import choose_trained
 from fastadv.transfer.identity import changed_values, row_identity
+from fastadv.transfer.keeping import expected_bytes
 from fastadv.transfer.protocol import TransferRun
 from fastadv.transfer.target import hold_out, open_target
 
@@ -81,12 +82,14 @@ class SweepPlan:
         rows: Number of rows of the whole recipe.
         done: Number of rows that the table has already.
         missing: Reasons why experiments were left out.
+        bytes_left: About how many bytes the tasks will leave on disk.
     """
 
     tasks: list[TransferTask]
     rows: int
     done: int
     missing: list[str]
+    bytes_left: int = 0
 
 
 def plan_sweep(
@@ -113,7 +116,7 @@ def plan_sweep(
     finished = table.identities() if table.path.exists() else set()
     tasks: list[TransferTask] = []
     seen: dict[str, TransferConfig] = {}
-    rows = done = 0
+    rows = done = size = 0
     for config in configs:
         known = opened.find(config)
         if known is None:
@@ -138,6 +141,7 @@ def plan_sweep(
             done += len(identities) - (len(left.identities) if left else 0)
             if left:
                 tasks.append(left)
+                size += len(left.identities) * expected_bytes(part, *known[:2])
     _warn_of_other_descriptions(table, checked)
     if opened.problems and not (skip_missing and rows):
         listed = "\n  ".join(opened.problems)
@@ -150,7 +154,7 @@ def plan_sweep(
             f"{len(opened.problems)} source(s) or data set(s) cannot be used:\n  "
             f"{listed}\n{hint}"
         )
-    return SweepPlan(tasks, rows, done, opened.problems)
+    return SweepPlan(tasks, rows, done, opened.problems, size)
 
 
 def _warn_of_other_descriptions(

@@ -16,15 +16,15 @@ from fastadv.data.counter import derive_key
 from fastadv.errors import TrainingDiverged
 from fastadv.evaluation.judging import evaluate
 from fastadv.models import NormalizedModel, create_model
-from fastadv.models.view import AttackView
 from fastadv.progress import Progress
 from fastadv.results.settings import MethodRecord, Parameter
-from fastadv.training.learner import training_attack
+from fastadv.training.learner import attacked_view, training_attack
 from fastadv.training.method_config import MethodConfig
 from fastadv.training.methods import CLASSES, DTYPES, Method, Net
 from fastadv.training.step import train_step
 from fastadv.transfer.experiment import Experiment, Fitted, SeedSplit
 from fastadv.transfer.freezing import Trained, choose_trained, prepare_model
+from fastadv.transfer.history import History
 from fastadv.transfer.procedure import Procedure
 
 log = logging.getLogger(__name__)
@@ -49,15 +49,18 @@ def fit(experiment: Experiment, split: SeedSplit) -> Fitted:
     """
     procedure = experiment.procedure
     judge = None if split.val is None else experiment.loader(split.val, train=False)
-    best: tuple[float, float, int, NormalizedModel] | None = None
+    best: tuple[float, History, int, NormalizedModel] | None = None
     diverged: TrainingDiverged | None = None
-    for lr in procedure.lrs:
+    runs = [History(lr, procedure.epochs) for lr in procedure.lrs]
+    for run in runs:
         try:
-            for epoch, model in _candidates(experiment, lr, split.train, split.seed):
-                value = 0.0 if judge is None else _value(experiment, model, judge)
+            for epoch, model in _candidates(experiment, run, split.train, split.seed):
+                value = 0.0
+                if judge is not None:
+                    value = run.val[epoch - 1] = _value(experiment, model, judge)
                 if best is None or value > best[0]:
                     last = epoch == procedure.epochs
-                    best = value, lr, epoch, model if last else copy.deepcopy(model)
+                    best = value, run, epoch, model if last else copy.deepcopy(model)
         except TrainingDiverged as error:
             log.warning("%s", error)
             diverged = error
@@ -65,13 +68,14 @@ def fit(experiment: Experiment, split: SeedSplit) -> Fitted:
         raise diverged or AssertionError("there is at least one learning rate")
     if judge is not None:
         experiment.note_bad(judge)
-    value, lr, epoch, model = best
+    value, run, epoch, model = best
     if procedure.refit:
-        for again, trained in _candidates(experiment, lr, split.pool, split.seed):
+        run = History(run.lr, procedure.epochs, refit=True)
+        for again, trained in _candidates(experiment, run, split.pool, split.seed):
             model = trained
             if again == epoch:
                 break
-    chosen = procedure.for_setting() | {"chosen_lr": lr, "chosen_epoch": epoch}
+    chosen = procedure.for_setting() | {"chosen_lr": run.lr, "chosen_epoch": epoch}
     config = experiment.config
     if config.precision != "fp32":
         chosen["precision"] = config.precision
@@ -82,11 +86,15 @@ def fit(experiment: Experiment, split: SeedSplit) -> Fitted:
             norm=training.norm,
             eps=training.threat.eps,
             num_steps=training.attack_steps,
+            step_size=training.step_size,
             parameters=tuple(
                 Parameter(name=name, value=value) for name, value in given
             ),
+            start_noise=training.start_noise,
         )
-    return Fitted(model, chosen, None if judge is None else value)
+    others = [other for other in runs if other is not run]
+    found = None if judge is None else value
+    return Fitted(model, chosen, found, history=(*others, run))
 
 
 def _value(experiment: Experiment, model: NormalizedModel, judge: Loader) -> float:
@@ -100,10 +108,13 @@ def _value(experiment: Experiment, model: NormalizedModel, judge: Loader) -> flo
 
 
 def _candidates(
-    experiment: Experiment, lr: float, images: ImageSet, seed: int
+    experiment: Experiment, run: History, images: ImageSet, seed: int
 ) -> Iterator[tuple[int, NormalizedModel]]:
-    """Yield the network after each epoch that may be chosen; it trains on afterwards."""
-    config, procedure = experiment.config, experiment.procedure
+    """Yield the network after each epoch that may be chosen; it trains on afterwards.
+
+    Losses, and accuracies on test images where they were asked for, go into `run`.
+    """
+    config, procedure, lr = experiment.config, experiment.procedure, run.lr
     model = experiment.load_model()
     if config.mode == "scratch":
         mean, std = model.mean.tolist(), model.std.tolist()
@@ -120,7 +131,15 @@ def _candidates(
     loader = experiment.loader(images, train=True, seed=seed)
     title = config.mode.replace("_", " ")
     every = procedure.select_every
-    for epoch in fine_tune(model, trained, loader, lr, procedure, method, title):
+    test = None
+    if config.test_epochs:
+        test = experiment.loader(experiment.splits.test, train=False)
+    finished = fine_tune(model, trained, loader, lr, procedure, method, title)
+    for epoch, loss in finished:
+        run.loss[epoch - 1] = loss
+        if test is not None and epoch in config.test_epochs:
+            found = evaluate(model, test).clean
+            run.test[epoch - 1] = found.value(experiment.splits.metric)
         if epoch == procedure.epochs:
             experiment.note_bad(loader)
             yield epoch, model
@@ -138,11 +157,9 @@ def make_method(
     net = Net(model, precision)
     if config is None:
         return Method(net)
-    dtype = DTYPES.get(precision)
-    attack = training_attack(config, side, dtype)
+    attack = training_attack(config, side, DTYPES.get(precision))
     kind = CLASSES[config.method if attack else "standard"]
-    view = AttackView(model, dtype=dtype) if attack else None
-    return kind(net, attack, view, **config.parameters)
+    return kind(net, attack, attacked_view(model, attack), **config.parameters)
 
 
 def fine_tune(
@@ -153,8 +170,8 @@ def fine_tune(
     procedure: Procedure,
     method: Method,
     title: str,
-) -> Iterator[int]:
-    """Train, and yield the number of finished epochs after each.
+) -> Iterator[tuple[int, float]]:
+    """Train, and yield the number of finished epochs and the mean loss after each.
 
     Args:
         model: The network, prepared and frozen.
@@ -180,6 +197,10 @@ def fine_tune(
             for module in trained.frozen:
                 module.eval()
         optimizer.param_groups[0]["lr"] = procedure.rate(lr, epoch)
+        losses, images_before = (
+            torch.zeros((), device=loader.options.device),
+            images_seen,
+        )
         for batch in loader:
             seed = derive_key(loader.options.seed, "start", step)
             result = train_step(
@@ -187,6 +208,7 @@ def fine_tune(
             )
             step += 1
             images_seen += len(batch.labels)
+            losses += result.loss.detach() * len(batch.labels)
             rate = images_seen / (time.monotonic() - began)
             progress.update(
                 step,
@@ -204,7 +226,7 @@ def fine_tune(
                 f"fine-tuning with lr {lr:g} diverged in epoch {epoch + 1}; leave that "
                 "value out of `lrs`"
             )
-        yield epoch + 1
+        yield epoch + 1, float(losses) / (images_seen - images_before)
 
 
 def _all_finite(tensors: Iterable[Tensor]) -> bool:

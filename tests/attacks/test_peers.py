@@ -106,7 +106,7 @@ def test_iterates_agree(
     model, images = small_model(), batch()[0]
     x, y = images.float() / 255, predicted(model, images)
     theirs = peer(model, x, y, norm, eps, step, n)
-    ours = PGD(ThreatModel(norm, eps), num_steps=n, step_size=step)(model, x, y)
+    ours = PGD(ThreatModel(norm, eps), n, step, keep="last")(model, x, y)
     moved = (theirs - x).flatten(1).norm(dim=1)
     gap = (ours.x_adv - theirs).abs()
     assert (moved > 0.3 * step).all()
@@ -137,7 +137,7 @@ def test_targeted_attack_agrees_with_foolbox(norm: Norm) -> None:
     wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
     criterion = foolbox.criteria.TargetedMisclassification(target)
     _, theirs, reached = attack(wrapped, x, criterion, epsilons=eps)
-    pgd = PGD(ThreatModel(norm, eps), num_steps=5, step_size=step, objective="targeted")
+    pgd = PGD(ThreatModel(norm, eps), 5, step, objective="targeted", keep="last")
     ours = pgd(model, x, target)
     gap = (ours.x_adv - theirs).abs()
     assert (gap < TOLERANCE).float().mean() >= (LINF_SHARE if norm == "linf" else 1)
@@ -166,7 +166,7 @@ def test_art_linf_agrees() -> None:
         wrapped, eps=eps, eps_step=step, max_iter=n, verbose=False, batch_size=len(x)
     )
     theirs = torch.from_numpy(attack.generate(x.numpy(), y.numpy()))
-    ours = PGD(ThreatModel("linf", eps), num_steps=n, step_size=step)(model, x, y)
+    ours = PGD(ThreatModel("linf", eps), n, step, keep="last")(model, x, y)
     gap = (ours.x_adv - theirs).abs()
     assert (gap < TOLERANCE).float().mean() >= LINF_SHARE
     assert (ours.loss - losses(model, theirs, y)).abs().max() < LOSS_TOLERANCE

@@ -216,8 +216,12 @@ def test_best_is_the_worst_iterate(
         "random_start": True,
     }
     best = PGD(threat, 4, keep="best", **options)(MODEL, IMAGES, LABELS)
-    lasts = [PGD(threat, k, **options)(MODEL, IMAGES, LABELS) for k in range(1, 5)]
-    start = PGD(threat, 1, **{**options, "step_size": 0.0})(MODEL, IMAGES, LABELS)
+    lasts = [
+        PGD(threat, k, keep="last", **options)(MODEL, IMAGES, LABELS)
+        for k in range(1, 5)
+    ]
+    options |= {"step_size": 0.0}
+    start = PGD(threat, 1, keep="last", **options)(MODEL, IMAGES, LABELS)
     expected = worst([start, *lasts])
     assert torch.equal(best.success, expected.success)
     assert torch.allclose(best.loss, expected.loss, rtol=1e-5, atol=1e-7)
@@ -293,13 +297,14 @@ def test_perturb_is_the_attack_without_the_verdict(threat: ThreatModel) -> None:
     assert not torch.equal(reseeded, x_adv)
 
 
-def test_a_step_of_two_thirds_is_the_default_and_few_steps_cross_the_ball() -> None:
-    """Salman et al. take three steps of 2/3 eps; any number must get 2 eps far."""
-    for num_steps in (1, 2, 3, 5, 20):
+def test_the_default_step_is_that_of_the_papers_and_crosses_the_ball() -> None:
+    """Salman et al. take three steps of 2/3 eps, Madry et al. K of 2.5 eps / K."""
+    for num_steps in (1, 2, 3, 4, 5, 20):
         attack = PGD(ThreatModel("l2", 3.0), num_steps=num_steps)
         assert attack.step_size * num_steps >= 2 * 3.0 * (1 - 1e-12)
-        if num_steps >= 3:
-            assert attack.step_size == pytest.approx(2.0)
+        if num_steps > 3:
+            assert attack.step_size == pytest.approx(2.5 * 3.0 / num_steps)
+    assert PGD(ThreatModel("l2", 3.0), num_steps=3).step_size == pytest.approx(2.0)
 
 
 def test_plain_modules_take_images_as_they_are() -> None:

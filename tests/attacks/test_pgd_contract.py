@@ -202,7 +202,7 @@ def test_perturb_costs_one_forward_and_input_gradient_a_step(
 @pytest.mark.parametrize(
     ("options", "forwards"),
     [
-        ({}, 4),
+        ({"keep": "last"}, 4),
         ({"keep": "best"}, 4),
         ({"random_start": True, "num_restarts": 3}, 12),
         ({"random_start": True, "num_restarts": 3, "keep": "best"}, 12),

@@ -352,7 +352,7 @@ def test_the_published_command_starts_as_typed(tmp_path: Path) -> None:
     words = "--arch wide_resnet50_2 --eps 3 --dry-run"
     done = execute("fastadv-train", *words.split(), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    lines = done.stderr.splitlines()
+    _, *lines = done.stderr.splitlines()
     assert lines[0].startswith("--data is shapetex, the built-in procedural set")
     assert "drawn at 64 px" in lines[0]
     assert lines[1].startswith("wide_resnet50_2 on shapetex at 64 px, l2 3, 3 steps: ")

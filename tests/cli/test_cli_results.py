@@ -6,9 +6,11 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from command_line import Caller
+from result_rows import transfer_row
 
 from fastadv.results.table import ResultsTable
 
@@ -42,7 +44,7 @@ def test_a_row_is_shown_by_the_beginning_of_its_identity(call: Caller) -> None:
     assert values["provenance"]["torch"] == "2.15.0"
     missing = call("results", "show", OLD, "zz")
     assert missing.code == 2
-    assert "0 rows of" in missing.error
+    assert "no row of" in missing.error
 
 
 def test_exports_are_read_without_fastadv(call: Caller, tmp_path: Path) -> None:
@@ -74,6 +76,26 @@ def test_a_table_is_compacted(call: Caller, tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("*.parquet"))) == 1
     assert ResultsTable(tmp_path).rows() == before
     assert "nothing to merge" in call("results", "compact", tmp_path).out
+
+
+def test_kept_files_are_listed_shown_and_deleted(call: Caller, tmp_path: Path) -> None:
+    table = ResultsTable(tmp_path / "r")
+    for seed, weights in ((0, b"zero"), (1, None)):
+        identity = f"{seed}abc"
+        found = table.kept.keep(identity, {"x": np.arange(3)}, weights, limit=1e6)
+        table.append([transfer_row(identity=identity, seed=seed, **found)])
+    first, second = call("results", "list", table.path).out.splitlines()[2:]
+    assert first.endswith("verdicts network")
+    assert second.endswith("verdicts")
+    place = f"files.weights                    {next(table.path.glob('_weights/*'))}"
+    assert place in call("results", "show", table.path, "0a").out.splitlines()
+    done = call("results", "forget", table.path, "seed=0")
+    assert done.out == f"{table.path}: 1 files were deleted, 4e-06 MB\n"
+    shown = call("results", "show", table.path, "0a").out.splitlines()
+    assert f"{place} (deleted)" in shown
+    assert call("results", "forget", table.path).code == 2
+    assert call("results", "forget", table.path, "--arrays", "kind=transfer").code == 0
+    assert not list((table.path / "_arrays").iterdir())
 
 
 @pytest.mark.parametrize(

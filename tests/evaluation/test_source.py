@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from fastadv.attacks import PGD, Budget, ThreatModel, make_attack
-from fastadv.data import make_loader, open_dataset, subset
+from fastadv.data import ImageSet, make_loader, open_dataset, subset
 from fastadv.errors import ConfigError
 from fastadv.evaluation.config import EvaluationConfig
 from fastadv.evaluation.journal import Journal
@@ -39,8 +39,12 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
     return open_source(str(file), "mine")
 
 
+def _images() -> ImageSet:
+    return subset(open_dataset("digits").test, 50, seed=0)
+
+
 def _evaluated(source: Source, attack: Any = None, **options: Any) -> SourceEvaluation:
-    images = subset(open_dataset("digits").test, 50, seed=0)
+    images = _images()
     loader = make_loader(
         images, batch_size=20, resolution=8, train=False, augment="none", workers=0
     )
@@ -53,7 +57,7 @@ def test_clean_and_robust_accuracy_are_two_rows(source: Source, tmp_path: Path) 
         source, attack, seed=4, setting=EvaluationSetting(num_images=50)
     )
     table = ResultsTable(tmp_path / "results")
-    store(table, evaluated.rows, evaluated.found)
+    store(table, evaluated.rows, evaluated.found, _images())
     clean, robust = table.rows(kind="evaluation", dataset="digits")
     result = evaluated.result
     assert clean.attack is None
@@ -83,7 +87,7 @@ def test_verdicts_and_logits_lie_beside_the_rows(
 ) -> None:
     evaluated = _evaluated(source, PGD.judge(THREAT, 2))
     table = ResultsTable(tmp_path)
-    stored = store(table, evaluated.rows, evaluated.found)
+    stored = store(table, evaluated.rows, evaluated.found, _images())
     assert stored == table.rows()
     clean, robust = (table.arrays(row) for row in stored)
     images = evaluated.found.images

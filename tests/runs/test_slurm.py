@@ -57,7 +57,7 @@ def test_the_printed_script_is_what_is_submitted(
     ):
         assert wanted in lines
     (command,) = [line for line in lines if line.startswith("# fastadv-train ")]
-    assert command.split()[2:] == [*flags(tmp_path / "run"), "--resume"]
+    assert command.split()[2:] == [*flags(tmp_path / "run"), "--resume=auto"]
     done = subprocess.run(
         [script("fastadv-train"), *words],
         env=cluster,

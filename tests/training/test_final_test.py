@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from small_runs import tiny
 
+from fastadv.data import open_dataset
 from fastadv.files import file_sha256
 from fastadv.results.table import ResultsTable
+from fastadv.results.verdicts import read_verdicts
 from fastadv.training import train
+
+_LABELS = open_dataset("digits").test.labels
 
 
 @pytest.mark.parametrize(("eps", "eval_images"), [(0.25, 20), (0.25, 1000), (0.0, 20)])
@@ -33,6 +38,13 @@ def test_the_table_holds_what_the_log_holds(
         assert (robust.n, robust.experiment) == (test["robust_n"], clean.identity)
         assert robust.attack is not None
         assert (robust.attack.num_steps, robust.attack.eps) == (2, eps)
+    # The verdicts on the images are there, also where only some of them were attacked.
+    table = ResultsTable(out / "results")
+    for row in (clean, *attacked):
+        verdicts = read_verdicts(table, row)
+        right = np.bincount(verdicts.labels[verdicts.right], minlength=10)
+        assert right.tolist() == list(row.per_class_correct)
+        np.testing.assert_array_equal(verdicts.labels, _LABELS[verdicts.indices])
 
 
 def test_a_run_that_is_resumed_at_its_end_adds_nothing(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from fastadv.reporting.page.html import Section
 from fastadv.reporting.transfer import (
     study_accuracy,
     study_classes,
+    study_epochs,
     study_images,
     study_sources,
 )
@@ -39,6 +40,7 @@ def study_sections(study: Study) -> list[Section]:
         study_images.gain_against_images,
         study_images.by_blocks,
         study_images.against_epochs,
+        study_epochs.within_training,
         study_classes.under_attack,
         study_classes.per_class,
     )
