@@ -203,5 +203,6 @@ def _published_share(study: Study, cell: Cell) -> str | None:
     if cell.threat is None or condition.downscale:
         return None
     dataset = study.names.get(condition.dataset, condition.dataset)
-    found: float | None = {}.get((dataset, condition.mode, threat(*cell.threat)))
+    shares: dict[object, float] = {}
+    found = shares.get((dataset, condition.mode, threat(*cell.threat)))
     return None if found is None else f"{found:.2f}"

@@ -170,7 +170,7 @@ def against_eps(study: Study) -> Section | None:
     findings = []
     for norm, leads in best.items():
         chosen = {
-            each: f"{study.title(each)}, {each.arch}: {each.label} is {verdict(each)} than "
+            each: f"{study.title(each)}, {each.arch}: {each.robust.label} is {verdict(each)} than "
             "standard training."
             for each in leads
         }
