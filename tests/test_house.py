@@ -27,7 +27,7 @@ LAYERS = (
         "progress",
         "text_tables",
     },
-    {"ranges", "statistics", "threat"},
+    {"ranges", "statistics", "threat", "preparation"},
     {"device", "flags"},
     {"environment", "kernels", "results"},
     {"models", "data"},
@@ -36,6 +36,7 @@ LAYERS = (
     {"evaluation", "reporting"},
     {"training"},
     {"transfer"},
+    {"analysis"},
     {"cli"},
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}

@@ -18,6 +18,7 @@ from fastadv.errors import CheckpointError, DataError
 from fastadv.files import file_sha256
 from fastadv.models.foreign_checkpoints import same_tensor
 from fastadv.models.normalized import NormalizedModel
+from fastadv.preparation import Preparation
 from fastadv.results.kept import WEIGHTS
 
 if TYPE_CHECKING:
@@ -161,14 +162,20 @@ def _row(folder: Path, begin: str) -> tuple[ResultsTable, Row]:
 
 
 def network_metadata(
-    classes: tuple[str, ...], resolution: int, **config: Any
+    classes: tuple[str, ...], resolution: int, preparation: Preparation, **config: Any
 ) -> dict[str, Any]:
     """Return what the header of a kept network says for `open_source` to read.
 
     Args:
         classes: Names of the classes of the target.
         resolution: Side of the images in pixels.
-        config: `augment`, which decides how images are cropped, and `norm` and `eps`, the
+        preparation: How images were resized and cropped to judge it.
+        config: `augment`, the augmentation of its training, and `norm` and `eps`, the
             threat model of the training, where they are known.
     """
-    return {"classes": list(classes), "resolution": resolution, "config": config}
+    return {
+        "classes": list(classes),
+        "resolution": resolution,
+        "preparation": asdict(preparation),
+        "config": config,
+    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from fastadv.models import (
 )
 from fastadv.models.checkpoint import read_model
 from fastadv.models.weights import weights_digest
+from fastadv.preparation import Preparation
 from fastadv.threat import parse_training_kind, training_kind
 
 
@@ -29,9 +31,11 @@ class Source(Weights):
     Attributes:
         given: The text that the user gave; `open_source` opens it again.
         file_digest: SHA-256 of the file.
-        augment: The augmentation of its training, which also decides how evaluation crops.
+        augment: The augmentation of its training, `auto` where it is unknown.
         num_classes: Number of classes that it tells apart.
         classes: Names of the classes it was trained on; empty if unknown.
+        trained_here: Whether it is of fastadv-train. Such a network of unknown preparation
+            expects the usual one of its augmentation.
     """
 
     given: str
@@ -41,6 +45,7 @@ class Source(Weights):
     augment: str
     num_classes: int
     classes: tuple[str, ...]
+    trained_here: bool = False
 
     @property
     def digest(self) -> str:
@@ -51,9 +56,21 @@ class Source(Weights):
         """Return the training facts in a checkpoint of ours; other files have none."""
         return _stored_metadata(self.file)
 
+    @property
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation that inputs are normalised by, per channel."""
+        return _statistics(self)
+
     def load(self) -> NormalizedModel:
         """Load a fresh copy of the model."""
         return read_model(self)
+
+
+@cache
+def _statistics(source: Source) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    model = source.load()
+    mean, std = model.mean.flatten().tolist(), model.std.flatten().tolist()
+    return tuple(mean), tuple(std)
 
 
 def open_source(
@@ -102,7 +119,18 @@ def open_source(
         augment=config.get("augment", "auto"),
         num_classes=model.num_classes,
         classes=tuple(trained.get("classes", ())),
+        preparation=_preparation(trained, weights),
+        trained_here="augment" in config,
     )
+
+
+def _preparation(trained: dict[str, Any], weights: Weights) -> Preparation | None:
+    """Return what the file states, or what is known from elsewhere."""
+    if (stated := trained.get("preparation")) is not None:
+        return Preparation(**stated)
+    # An older file of fastadv-train states its augmentation instead.
+    here = "augment" in trained.get("config", {})
+    return None if here else weights.preparation
 
 
 def _stored_metadata(file: Path) -> dict[str, Any]:

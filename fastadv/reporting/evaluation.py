@@ -13,7 +13,6 @@ from fastadv.reporting.page.html import Section, Table
 from fastadv.reporting.threats import source_threat, training_label
 from fastadv.results.row import AttackRecord, Row
 from fastadv.results.settings import TransferSetting
-from fastadv.results.table import ResultsTable
 from fastadv.text_tables import format_percent_ci, text_table
 
 CLEAN = "clean images"
@@ -24,9 +23,7 @@ CLEAN = "clean images"
 Evaluated = dict[tuple[str, int], dict[AttackRecord | None, Row]]
 
 
-def evaluation_sections(
-    rows: Sequence[Row], names: Mapping[str, str], table: ResultsTable | None = None
-) -> list[Section]:
+def evaluation_sections(rows: Sequence[Row], names: Mapping[str, str]) -> list[Section]:
     """Make the section of rows of kind "evaluation"; nothing where there are none.
 
     Rows are oldest first; of equal ones the newest counts.

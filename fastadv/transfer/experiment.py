@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from fastadv.attacks import PGD
-from fastadv.data import ImageSet, Loader, LoaderOptions, make_loader, subset
+from fastadv.data import ImageSet, Loader, LoaderOptions, make_loader
 from fastadv.data.sets.subsets import Downscaled
 from fastadv.device import resolve_device
 from fastadv.errors import ConfigError
@@ -23,7 +23,13 @@ from fastadv.transfer.freezing import choose_trained, misfreezing
 from fastadv.transfer.heads import LinearHead
 from fastadv.transfer.history import History
 from fastadv.transfer.procedure import make_procedure
-from fastadv.transfer.target import check_splits, hold_out, open_target
+from fastadv.transfer.target import (
+    check_splits,
+    draw_pool,
+    hold_out,
+    open_target,
+    target_preparation,
+)
 
 _EVAL_BATCH = 128
 
@@ -85,6 +91,7 @@ class Experiment:
         num_classes: Number of classes of the data set.
         resolution: Side of the images that the network sees, in pixels.
         procedure: Every setting after protocol and flags.
+        prepared: How images that are not augmented are resized and cropped.
         bad_images: Names of the images that could not be decoded.
     """
 
@@ -111,6 +118,13 @@ class Experiment:
             config.num_train or len(self.splits.train),
             self.resolution,
             misfreezing=misfreezing(self.load_model()) if by_name else None,
+        )
+        self.prepared = target_preparation(
+            config,
+            self.source,
+            self.opened.test,
+            self.resolution,
+            self.procedure.augment,
         )
         self._check_choices()
         self.bad_images: set[str] = set()
@@ -150,11 +164,14 @@ class Experiment:
         if config.robust_eps is None:
             return None
         threat = ThreatModel(config.norm, config.robust_eps)  # type: ignore[arg-type]
-        return PGD.judge(threat, config.robust_steps)
+        options: dict[str, Any] = {}
+        if config.protocol == "zhang2023":
+            options["step_size"] = 1.5 * threat.eps / config.judge_steps
+        return PGD.judge(threat, config.judge_steps, **options)
 
     def split(self, seed: int) -> SeedSplit:
         """Draw the training and validation images of a seed."""
-        pool = subset(self.splits.train, self.config.num_train, seed)
+        pool = draw_pool(self.config, self.splits.train, seed)
         if self.config.holds_out:
             return SeedSplit(seed, *hold_out(self.config, pool, seed), pool)
         on_test = self.procedure.select_on == "test"
@@ -178,6 +195,7 @@ class Experiment:
             train=train,
             seed=seed,
             augment=self.procedure.augment,
+            preparation=self.prepared.how,
             device=self.device,
             workers=self.config.workers,
             on_bad_image=self.config.on_bad_image,

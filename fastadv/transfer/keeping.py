@@ -64,6 +64,7 @@ def kept_network(
     metadata = network_metadata(
         images.classes,
         experiment.resolution,
+        experiment.prepared.how,
         augment=experiment.options(train=False).augment_of(images),
         **_threat(config, source),
     )

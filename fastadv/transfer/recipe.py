@@ -12,10 +12,18 @@
     num_train: [100, 400, null]
 
 Every other key is a flag of `fastadv-transfer`. A list where the flag takes one value is
-an axis. `lr` is an axis of single learning rates, one row each, all judged on validation
-images unless `select_on` says otherwise; `lrs` are candidates that one row chooses from.
+an axis. `lr`, `lr_head` and `lr_trunk` are axes of single learning rates, one row each,
+all judged on validation images unless `select_on` says otherwise; `lrs`, `lrs_head` and
+`lrs_trunk` are candidates that one row chooses from.
 Keys of a protocol override those of a data set, these override keys of a source, and
 these the top level. This module imports no torch.
+
+A recipe may have tiers, each with keys that replace those of the top level; `--tier` selects
+one, and the first is the default:
+
+    tiers:
+      quick: {protocols: [fixed_feature]}
+      full: {protocols: [fixed_feature, full_network], seeds: [0, 1, 2]}
 """
 
 from __future__ import annotations
@@ -35,21 +43,26 @@ from fastadv.transfer.config import TransferConfig
 COMMAND = "fastadv-transfer sweep"
 # The lists of a recipe, and the flag that each of their entries sets.
 PARTS = {"sources": "source", "datasets": "dataset", "protocols": "mode"}
+# Axes of single learning rates, and the flag that takes several to choose from.
+_SINGLE_RATES = {"lr": "lrs", "lr_head": "lrs_head", "lr_trunk": "lrs_trunk"}
 _BRACES = re.compile(r"\{([^{}]*,[^{}]*)\}")
 
 
-def read_recipe(path: Path, **overrides: Any) -> list[TransferConfig]:
+def read_recipe(
+    path: Path, tier: str | None = None, **overrides: Any
+) -> list[TransferConfig]:
     """Return the experiments of a recipe in its order, each with all seeds.
 
     Args:
         path: Path of the YAML file.
+        tier: Name of a tier of the recipe; None stands for the first, if there are any.
         **overrides: Flags that replace those of the file in every experiment; None
             replaces nothing.
 
     Raises:
         ConfigError: The file cannot be read, or a key or value cannot work.
     """
-    recipe = load_config_file(path, COMMAND)
+    recipe = _of_tier(path, load_config_file(path, COMMAND), tier)
     training, sweeps = (
         {field.name for field in dataclasses.fields(kind)}
         for kind in (TrainConfig, TransferConfig)
@@ -68,6 +81,24 @@ def read_recipe(path: Path, **overrides: Any) -> list[TransferConfig]:
             except (TypeError, ConfigError) as error:
                 raise ConfigError(f"{path}: {error}") from None
     return list(found)
+
+
+def _of_tier(path: Path, recipe: dict[str, Any], tier: str | None) -> dict[str, Any]:
+    """Return a recipe with the keys of one of its tiers in the place of its own."""
+    tiers = recipe.pop("tiers", None)
+    if tiers is None:
+        if tier is not None:
+            raise ConfigError(f"{path}: `tier={tier}`: the recipe has no tiers")
+        return recipe
+    valid = isinstance(tiers, dict) and tiers
+    if not valid or not all(isinstance(each, dict) for each in tiers.values()):
+        raise ConfigError(
+            f"{path}: tiers is {tiers!r}; give a mapping of names to the keys of each tier"
+        )
+    chosen = tier or next(iter(tiers))
+    if chosen not in tiers:
+        raise ConfigError(f"{path}: {unknown_name('tier', chosen, tiers)}")
+    return recipe | tiers[chosen]
 
 
 def _entries(path: Path, given: Any, name: str) -> list[dict[str, Any]]:
@@ -106,7 +137,7 @@ def _braces(text: str) -> list[str]:
 
 def _checked(path: Path, values: dict[Any, Any], where: str) -> dict[str, Any]:
     """Convert values to the types of their fields; axes stay lists."""
-    kinds = get_type_hints(TransferConfig) | {"lr": float}
+    kinds = get_type_hints(TransferConfig) | dict.fromkeys(_SINGLE_RATES, float)
     checked: dict[str, Any] = {}
     for key, value in values.items():
         if key not in kinds:
@@ -133,12 +164,11 @@ def _expanded(values: dict[str, Any]) -> Iterator[dict[str, Any]]:
     axes = {key: value for key, value in values.items() if isinstance(value, list)}
     for choice in itertools.product(*axes.values()):
         one = values | dict(zip(axes, choice, strict=True))
-        if "lr" in one:
-            one["lrs"] = (one.pop("lr"),)
-            if (
-                len(axes.get("lr", ())) > 1
-                and one.get("protocol", "fastadv") == "fastadv"
-            ):
-                # The rows are compared with each other, so each needs what chooses.
-                one.setdefault("select_on", "val")
+        for name, candidates in _SINGLE_RATES.items():
+            if name in one:
+                one[candidates] = (one.pop(name),)
+        several = any(len(axes.get(name, ())) > 1 for name in _SINGLE_RATES)
+        if several and one.get("protocol", "fastadv") == "fastadv":
+            # The rows are compared with each other, so each needs what chooses.
+            one.setdefault("select_on", "val")
         yield one

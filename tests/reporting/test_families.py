@@ -76,7 +76,7 @@ def stored(
 
 
 def test_every_target_has_one_primary_test_and_all_else_is_corrected_apart() -> None:
-    leads = dict(zip(SETS, (1.0, 1.0, 0.1, -1.0, 0.0, 0.3, 0.2), strict=True))
+    leads = dict(zip(SETS, (3.0, 3.0, 0.1, -4.0, 0.0, 0.3, 0.2), strict=True))
     rows = grid(leads) + grid(leads, mode="full_network")
     study = Study(make_cells(typed(rows)), {})
     primary = study.tests.primary
@@ -146,7 +146,7 @@ def test_source_runs_are_a_factor_of_the_test() -> None:
     ]
     [found] = compare(make_cells(typed(rows)))
     assert found.estimate.over == ("source runs", "seeds")
-    assert found.robust.label == "l2 1 (3 source runs)"
+    assert found.robust.label == "l2 1, 3 runs"
     # With so small a spread over seeds it is nearly Welch's test of the means of runs.
     means = level.mean(axis=2)
     theirs = stats.ttest_ind(means[1], means[0], equal_var=False)
@@ -169,7 +169,7 @@ def test_one_seed_is_tested_over_the_images_that_were_kept(tmp_path: Path) -> No
     robust[1:19:2] = True
     robust[0] = False
     table, rows = stored(tmp_path, rows, [standard, robust], np.zeros(200, np.int32))
-    [found] = compare(make_cells(rows), Pairing(table))
+    [found] = compare(make_cells(rows), Pairing(table.arrays))
     assert found.estimate.over == ("test images",)
     assert found.p == pytest.approx(stats.binomtest(9, 10).pvalue)  # McNemar, exact
     assert found.difference == pytest.approx(100 * 8 / 200)
@@ -187,7 +187,7 @@ def test_classes_count_alike_whatever_their_number_of_images(tmp_path: Path) -> 
         [row(source_eps=e, source=str(e), metric="mean_per_class") for e in (0.0, 1.0)]
     )
     table, rows = stored(tmp_path, rows, [standard, robust], labels)
-    [found] = compare(make_cells(rows), Pairing(table))
+    [found] = compare(make_cells(rows), Pairing(table.arrays))
     assert found.difference == pytest.approx((50 + 0) / 2)
 
 
@@ -201,14 +201,14 @@ def test_verdicts_of_other_images_are_not_paired(tmp_path: Path) -> None:
     )
     right = [np.arange(100) < 50 + i**2 for i in range(6)]
     table, kept = stored(tmp_path, rows, right, np.zeros(100, np.int32))
-    [found] = compare(make_cells(kept), Pairing(table))
+    [found] = compare(make_cells(kept), Pairing(table.arrays))
     assert found.estimate.over == ("seeds", "test images")
     other = dict(table.arrays(kept[0])) | {"image_set": np.array("others")}
     kept[0] = replace(kept[0], arrays=table.save_arrays("other", other))
-    [found] = compare(make_cells(kept), Pairing(table))
+    [found] = compare(make_cells(kept), Pairing(table.arrays))
     assert found.estimate.over == ("seeds",)
     assert "images of different data sets" in found.refused
-    [section] = study_sections(Study(make_cells(kept), {}, Pairing(table)))[:1]
+    [section] = study_sections(Study(make_cells(kept), {}, Pairing(table.arrays)))[:1]
     assert "images of different data sets" in str(section.tables[0].rows[0][-1])
 
 

@@ -57,9 +57,10 @@ def test_one_pair_has_one_p_value_in_all_sections() -> None:
     expected[primary.key] = primary.adjusted
     assert {pair: {p} for pair, p in expected.items()} == adjusted
     made = {s.title: s for s in study_sections(study)}
-    text = made["Accuracy against eps"].text[1]
+    text = made["Robust against standard"].text[1]
     assert "Holm's correction counts 2 p-value(s)" in text
     assert "corrected for 8 p-value(s) of their own" in text
+    assert "counts 8 p-value(s)" in made["Accuracy against eps"].text[1]
     # The words of two sections on the same pair.
     main = made["Robust against standard"].tables[0]
     gain = made["Gain with few training images"].tables[0]

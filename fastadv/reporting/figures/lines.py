@@ -29,7 +29,6 @@ from fastadv.statistics import Line
 MOST_PANELS = 18  # of one figure; drawing takes longer than all the rest of a report
 _COLUMNS = 3
 _CHARACTERS = 40  # of a title, in one line of a panel
-_LABELLED = 16  # points of a panel up to which each has its name beside it
 _HOLLOW: dict[str, Any] = {"ls": ":", "marker": "D", "mfc": "none", "ms": 4}
 
 
@@ -114,7 +113,7 @@ def draw_panels(
             if index % columns == 0:
                 ax.set_ylabel(y_label)
             if panel.clouds:
-                _draw_clouds(ax, panel, colors)
+                _draw_clouds(ax, panel.clouds, colors)
             else:
                 _draw_lines(ax, panel, colors, zero)
             if ticks is not None:
@@ -176,12 +175,13 @@ def _draw_lines(ax: Axes, panel: Panel, colors: Mapping[str, str], zero: bool) -
         ax.set_ylim(top=100)
 
 
-def _draw_clouds(ax: Axes, panel: Panel, colors: Mapping[str, str]) -> None:
+def _draw_clouds(
+    ax: Axes, clouds: Mapping[str, Cloud], colors: Mapping[str, str]
+) -> None:
     ax.locator_params(axis="x", nbins=5)
-    points = sum(len(cloud.x) for cloud in panel.clouds.values())
-    for group, cloud in panel.clouds.items():
+    for group, cloud in clouds.items():
         ax.plot(cloud.x, cloud.y, "o", color=colors[group], ms=4)
-        if len(panel.clouds) == 1 or points <= _LABELLED:
+        if len(clouds) == 1:
             style: Any = {"textcoords": "offset points", "fontsize": 7, "color": MUTED}
             for name, x, y in zip(cloud.names, cloud.x, cloud.y, strict=True):
                 ax.annotate(name, (x, y), (4, 3), **style)
@@ -189,7 +189,4 @@ def _draw_clouds(ax: Axes, panel: Panel, colors: Mapping[str, str]) -> None:
             ends = [min(cloud.x), max(cloud.x)]
             fitted = [cloud.line.intercept + cloud.line.slope * x for x in ends]
             ax.plot(ends, fitted, color=colors[group], lw=1, ls="--")
-    for group, published in panel.published.items():
-        style = _HOLLOW | {"ls": "none", "color": colors[group]}
-        ax.plot([*published], [*published.values()], **style)
     ax.margins(0.12)

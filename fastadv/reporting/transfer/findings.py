@@ -101,9 +101,9 @@ def primary_findings(study: Study) -> list[str]:
         "": "the robust source",
     }[max((each.by for each in found), key=("", "val", "test").index)]
     parts = [
-        f"better on {len(up)}{_listed(up)}",
-        f"worse on {len(down)}{_listed(down)}",
-        f"neither for certain on {open_}",
+        f"significantly better on {len(up)}{_listed(up)}",
+        f"significantly worse on {len(down)}{_listed(down)}",
+        f"neither on {open_}",
     ]
     parts += [f"not tested on {len(untested)}{_listed(untested)}"] * bool(untested)
     return [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from statistics import fmean, median, variance
 
@@ -33,11 +34,12 @@ def forecast_text(found: Sequence[Comparison]) -> list[str]:
     if not found:
         return []
     covered = all("test images" in each.estimate.over for each in found)
+    again = all("source runs" in each.estimate.over for each in found)
     sizes = [n for each in found if (n := each.robust.first.first.target.num_test)]
     design = _with_spread(
         found,
         seeds=min(len(each.seeds) for each in found),
-        runs=min(len(side.cells) for each in found for side in each.key),
+        runs=min(map(_runs, found)) if again else 1,
         sets=len(found),
         radii=max(each.among for each in found),
         **({"images": round(median(sizes))} if covered and sizes else {}),
@@ -68,6 +70,15 @@ def _with_spread(found: Sequence[Comparison], **plan: int) -> Design:
     if len(leads) >= LEAST_SEEDS:
         spread["sd_sets"] = variance(leads) ** 0.5
     return Design(**plan, **spread, measured=tuple(spread))
+
+
+def _runs(each: Comparison) -> int:
+    """Return the smallest number of source runs of an architecture on either side."""
+    return min(
+        count
+        for side in each.key
+        for count in Counter(cell.arch for cell in side.cells).values()
+    )
 
 
 def _by_seed(each: Comparison) -> list[float]:

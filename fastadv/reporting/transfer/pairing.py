@@ -11,7 +11,7 @@ import numpy as np
 from fastadv.errors import DataError
 from fastadv.reporting.transfer.cells import Cell
 from fastadv.results.row import Row
-from fastadv.results.table import ResultsTable
+from fastadv.results.table import Arrays
 from fastadv.results.verdicts import Verdicts, check_paired, read_verdicts
 from fastadv.statistics.crossed import Array, Estimate, crossed_difference
 
@@ -30,12 +30,12 @@ class Pairing:
     """Estimates differences; each of them, and each file of verdicts, is read once.
 
     Args:
-        table: The results table with the verdicts on test images; without it no verdicts
-            are known.
+        arrays: Reads the arrays of a row, such as `ResultsTable.arrays`, with the verdicts
+            on test images; without it no verdicts are known.
     """
 
-    def __init__(self, table: ResultsTable | None = None) -> None:
-        self._table = table
+    def __init__(self, arrays: Arrays | None = None) -> None:
+        self._arrays = arrays
         self._found: dict[tuple[Pair, ...], Found | None] = {}
         self._read = functools.lru_cache(_KEPT_ROWS)(self._verdicts)
 
@@ -81,7 +81,9 @@ class Pairing:
             DataError: They are on different images.
         """
         rows = [row for group in tables for run in group for row in run]
-        if self._table is None or any(r.arrays is None or not r.identity for r in rows):
+        if self._arrays is None or any(
+            r.arrays is None or not r.identity for r in rows
+        ):
             return None
         known = {row.identity: self._read(row) for row in rows}
         found = {identity: v for identity, v in known.items() if v is not None}
@@ -105,9 +107,9 @@ class Pairing:
         ]
 
     def _verdicts(self, row: Row) -> Verdicts | None:
-        assert self._table is not None
+        assert self._arrays is not None
         try:
-            return read_verdicts(self._table, row)
+            return read_verdicts(self._arrays, row)
         except DataError as error:
             log.warning("%s", error)
             return None

@@ -43,11 +43,16 @@ class Runs(Place):
         return None if None in known else fmean(v for v in known if v is not None)
 
     @property
+    def complete(self) -> bool:
+        """Whether all training images there are were used."""
+        return self.first.complete
+
+    @property
     def label(self) -> str:
         """How the sources were trained, and how many there are if there are several."""
         if len(self.cells) == 1:
             return self.first.label
-        return f"{self.first.training} ({len(self.cells)} source runs)"
+        return f"{self.first.training}, {len(self.cells)} runs"
 
     def published(self, names: Mapping[str, str]) -> float | None:
         """Return the published number; see `Cell.published`."""

@@ -6,24 +6,25 @@ from collections.abc import Mapping, Sequence
 
 from fastadv.reporting.page.html import Section
 from fastadv.reporting.transfer import (
-    study_accuracy,
+    study_attack,
     study_classes,
     study_epochs,
     study_images,
+    study_published,
     study_sources,
 )
 from fastadv.reporting.transfer.cells import make_cells
 from fastadv.reporting.transfer.pairing import Pairing
 from fastadv.reporting.transfer.study import Study
 from fastadv.results.row import Row
-from fastadv.results.table import ResultsTable
+from fastadv.results.table import Arrays
 
 
 def transfer_sections(
-    rows: Sequence[Row], names: Mapping[str, str], table: ResultsTable | None = None
+    rows: Sequence[Row], names: Mapping[str, str], arrays: Arrays | None = None
 ) -> list[Section]:
     """Make the sections of rows of kind "transfer"; see `report_sections`."""
-    study = Study(make_cells(rows), names, Pairing(table))
+    study = Study(make_cells(rows), names, Pairing(arrays))
     return [*study_sections(study), all_numbers(study)]
 
 
@@ -33,15 +34,16 @@ def study_sections(study: Study) -> list[Section]:
         study_sources.robust_and_standard,
         study_sources.against_eps,
         study_sources.by_width,
-        study_accuracy.against_source_accuracy,
-        study_accuracy.over_all_radii,
+        study_sources.against_source_accuracy,
+        study_published.across_radii,
+        study_published.texture_trained,
         study_sources.by_granularity,
         study_images.against_images,
         study_images.gain_against_images,
         study_images.by_blocks,
         study_images.against_epochs,
         study_epochs.within_training,
-        study_classes.under_attack,
+        study_attack.under_attack,
         study_classes.per_class,
     )
     return [section for builder in builders if (section := builder(study)) is not None]

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 from fastadv.reporting.figures.palette import source_colors
+from fastadv.reporting.literature import Record
 from fastadv.reporting.page.html import Table
 from fastadv.reporting.transfer.cells import Cell, with_most_images
 from fastadv.reporting.transfer.comparisons import Comparisons, study_comparisons
@@ -92,6 +93,15 @@ class Study:
         )
 
     @property
+    def more_tests(self) -> str:
+        """What is said of tests after the section that describes them."""
+        return (
+            'The tests are those described under "Robust against standard". Here they are '
+            "exploratory, but for pairs that are primary, too: Holm's correction counts "
+            f"{self.tests.exploratory} p-value(s) of this report."
+        )
+
+    @property
     def most_note(self) -> list[str]:
         """A sentence where `most` are not all `cells`, else nothing."""
         if len(self.most) == len(self.cells):
@@ -117,7 +127,7 @@ class Study:
         several = len({c.arch for c in self.cells if c.threat is not None}) > 1
         reasons: dict[str, dict[str, None]] = {"eps unknown": {}, why: {}}
         for c in cells:
-            if needs_eps and c.threat is None:
+            if needs_eps and c.threat is None and c.condition.mode != "scratch":
                 reasons["eps unknown"][c.source] = None
             elif (c.condition, c.arch) not in places:
                 arch = f", {c.arch}" if several else ""
@@ -148,7 +158,12 @@ class Study:
             self.place(cell)
             | {"seeds": len(cell.rows), "accuracy": format_interval(*cell.interval())}
             | published_columns(cell.mean, cell.published(self.names))
-            | {"not as published": ", ".join(cell.unlike_published(self.names)) or None}
+            | {
+                "published is": _selected(cell.published_record(self.names)),
+                "rerun by others": _decimals(cell.rerun(self.names)),
+                "not as published": ", ".join(cell.unlike_published(self.names))
+                or None,
+            }
             for cell in dict.fromkeys(cells)
         ]
         return make_table(lines, "Percent.")
@@ -260,6 +275,14 @@ def published_columns(
         "published": f"{theirs:{sign}.2f}",
         "ours - published": f"{ours - theirs:+.2f}",
     }
+
+
+def _selected(record: Record | None) -> str | None:
+    return None if record is None else record.selected
+
+
+def _decimals(value: float | None) -> str | None:
+    return None if value is None else f"{value:.2f}"
 
 
 def format_interval(mean: float, low: float, high: float) -> str:

@@ -73,9 +73,9 @@ def gain_against_images(study: Study) -> Section | None:
     return Section(
         "Gain with few training images",
         [
-            study.test_note,
-            "Points without a vertical line are of one seed, or of seeds that agree "
-            "exactly.",
+            study.more_tests,
+            "Points without a vertical line have no interval: they are of fewer than "
+            "three seeds, or of seeds that agree exactly.",
             *study.left_out(study.cells, pairs, why),
         ],
         [drawn.captioned("Robust - standard against the number of training images.")],

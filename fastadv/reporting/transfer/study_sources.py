@@ -1,4 +1,4 @@
-"""Sections on sources: robust and standard, radius, width, granularity."""
+"""Sections on sources: robust and standard, radius, width, source accuracy, granularity."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from operator import attrgetter
 from matplotlib.figure import Figure
 
 from fastadv.reporting.figures.bars import MOST_GROUPS, Bar, grouped_bars
-from fastadv.reporting.figures.lines import panel_caption
+from fastadv.reporting.figures.lines import Cloud, panel_caption
 from fastadv.reporting.figures.palette import source_colors
+from fastadv.reporting.literature import shares_explained
 from fastadv.reporting.page.html import Section
+from fastadv.reporting.threats import threat
 from fastadv.reporting.transfer.cells import Cell
 from fastadv.reporting.transfer.comparisons import native, with_sides
-from fastadv.reporting.transfer.curves import Axis, draw_curves, even_axis
+from fastadv.reporting.transfer.condition import Condition
+from fastadv.reporting.transfer.curves import Axis, draw_clouds, draw_curves, even_axis
 from fastadv.reporting.transfer.findings import (
     brief,
     comparison_columns,
@@ -32,15 +35,19 @@ from fastadv.reporting.transfer.study import (
     arch_colors,
     family_title,
     format_interval,
+    format_p,
+    line_colors,
     make_table,
     name_within,
 )
+from fastadv.reporting.transfer.study_published import published_best
+from fastadv.statistics import fit_line
 
 _WIDTHS = ("resnet18", "resnet50", "wide_resnet50_2", "wide_resnet50_4")
 
 
 def robust_and_standard(study: Study) -> Section | None:
-    """Show bars of the best robust radius beside standard training, and test it."""
+    """Show bars of the best robust source beside the standard one."""
     found = study.comparisons["best"]
     if not found:
         return None
@@ -70,7 +77,7 @@ def robust_and_standard(study: Study) -> Section | None:
             "n": each.n,
             "standard": format_interval(*each.standard.interval()),
             "robust": format_interval(*each.robust.interval()),
-            "source": each.label,
+            "source": each.robust.label,
         }
         | comparison_columns(study, each)
         for each in found
@@ -96,6 +103,7 @@ def robust_and_standard(study: Study) -> Section | None:
                 "Primary tests, one per target: robust - standard, points of percent. All "
                 "other differences of this page are exploratory.",
             ),
+            *published_best(study, found),
         ],
         findings=[
             *primary_findings(study),
@@ -163,15 +171,15 @@ def against_eps(study: Study) -> Section | None:
     text = [
         "Radii are evenly spaced, not to scale. " + study.interval_note,
         "The best radius is chosen on validation images where there are any, and its lead "
-        "over standard training tested on the test images. " + study.test_note,
+        "over standard training tested on the test images. " + study.more_tests,
         *study.most_note,
         *study.left_out(study.cells, drawn, "fewer than three radii, or from scratch"),
     ]
     findings = []
     for norm, leads in best.items():
         chosen = {
-            each: f"{study.title(each)}, {each.arch}: {each.robust.label} is {verdict(each)} than "
-            "standard training."
+            each: f"{study.title(each)}, {each.arch}: {each.robust.label} is "
+            f"{verdict(each)} than standard training."
             for each in leads
         }
         if leads:
@@ -207,6 +215,90 @@ def by_width(study: Study) -> Section | None:
     )
 
 
+def against_source_accuracy(study: Study) -> Section | None:
+    """Show transfer against the accuracy of the source, at one radius."""
+    groups: dict[tuple[Condition, str], list[Cell]] = {}
+    for cell in study.most:
+        known = cell.source_accuracy is not None and cell.threat is not None
+        if known and cell.condition.mode != "scratch":
+            groups.setdefault((cell.condition, cell.training), []).append(cell)
+    groups = {
+        key: cells
+        for key, cells in groups.items()
+        if len({cell.arch for cell in cells}) >= 3
+    }
+    if not groups:
+        return None
+    drawn = [cell for cells in groups.values() for cell in cells]
+    name = name_within(drawn, lambda c: c.arch)
+    clouds: dict[str, dict[str, Cloud]] = {}
+    shares: dict[str, list[float]] = {}
+    lines = []
+    for (condition, trained), cells in groups.items():
+        x = [cell.source_accuracy or 0.0 for cell in cells]
+        y = [cell.mean for cell in cells]
+        line = fit_line(x, y)
+        cloud = Cloud(list(map(name, cells)), x, y, line)
+        clouds.setdefault(study.title(cells[0]), {})[trained] = cloud
+        if line is not None:
+            shares.setdefault(trained, []).append(line.r2)
+            lines.append(
+                {
+                    "setting": study.labels[condition],
+                    "n": cells[0].n,
+                    "threat": trained,
+                    "architectures": len({cell.arch for cell in cells}),
+                    "R^2": f"{line.r2:.2f}",
+                    "published R^2": _published_share(study, cells[0]),
+                    "slope": f"{line.slope:+.2f}",
+                    "p of the slope": format_p(line.p),
+                }
+            )
+    findings = [
+        f"{trained}: R^2 from {min(found):.2f} to {max(found):.2f} over {len(found)} "
+        "setting(s)."
+        if len(found) > 1
+        else f"{trained}: R^2 = {found[0]:.2f}."
+        for trained, found in shares.items()
+    ]
+    labels = ("source accuracy (%)", "transfer accuracy (%)")
+    caption = "Accuracy on the target against accuracy of the source."
+    why = (
+        "fewer than three architectures of known source accuracy at one radius, or from "
+        "scratch"
+    )
+    return Section(
+        "Source accuracy against transfer",
+        [
+            "At one radius, one point per architecture. Published checkpoints have the "
+            "ImageNet accuracy of their paper. With so few architectures a large R^2 is "
+            "easily chance: the p-values, not corrected for the number of lines, say so. "
+            "The published R^2 are over six networks (densenet161, mnasnet1_0, mobilenet_v2, "
+            "resnext50_32x4d, shufflenet_v2_x1_0, vgg16_bn).",
+            *study.most_note,
+            *study.left_out(study.cells, drawn, why),
+        ],
+        [
+            draw_clouds(
+                clouds, line_colors(drawn, lambda c: c.training), labels, caption
+            )
+        ],
+        [make_table(lines, "Least-squares lines, by setting and threat.")],
+        findings=findings,
+    )
+
+
+def _published_share(study: Study, cell: Cell) -> str | None:
+    """Return the published R^2 at the radius of a cell, on native images."""
+    condition = cell.condition
+    usual = (cell.standard or cell.robust) and not condition.downscale and cell.complete
+    if cell.threat is None or not usual:
+        return None
+    dataset = study.names.get(condition.dataset, condition.dataset)
+    share = shares_explained().get((dataset, condition.mode, threat(*cell.threat)))
+    return None if share is None else f"{share:.2f}"
+
+
 def by_granularity(study: Study) -> Section | None:
     """Show what robust sources gain when targets are reduced to fewer pixels first."""
     cells, found = with_sides(study.cells), study.comparisons["sides"]
@@ -232,7 +324,7 @@ def by_granularity(study: Study) -> Section | None:
         "Granularity",
         [
             _chosen_by(found),
-            study.test_note,
+            study.more_tests,
             *study.left_out(cells, found, "no robust and standard source to pair"),
         ],
         [drawn.captioned("Lead of robust sources by the side images were reduced to.")],
