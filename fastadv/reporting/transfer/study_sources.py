@@ -11,7 +11,7 @@ from fastadv.reporting.figures.bars import MOST_GROUPS, Bar, grouped_bars
 from fastadv.reporting.figures.lines import Cloud, panel_caption
 from fastadv.reporting.figures.palette import source_colors
 from fastadv.reporting.literature import shares_explained
-from fastadv.reporting.page.html import Section
+from fastadv.reporting.page.html import Section, Table
 from fastadv.reporting.threats import threat
 from fastadv.reporting.transfer.cells import Cell
 from fastadv.reporting.transfer.comparisons import native, with_sides
@@ -60,16 +60,6 @@ def robust_and_standard(study: Study) -> Section | None:
             name: Bar(*side.interval(), side.published(study.names))
             for name, side in sides.items()
         }
-    primary = [
-        {
-            "setting": labels[each.condition],
-            "arch": each.arch,
-            "n": each.n,
-            "source": each.robust.first.training,
-        }
-        | test_columns(each)
-        for each in study.tests.primary
-    ]
     lines = [
         {
             "setting": labels[each.condition],
@@ -98,11 +88,7 @@ def robust_and_standard(study: Study) -> Section | None:
         [(figure, panel_caption(caption, len(groups), MOST_GROUPS))],
         [
             make_table(lines, "Robust against standard sources, percent."),
-            make_table(
-                primary,
-                "Primary tests, one per target: robust - standard, points of percent. All "
-                "other differences of this page are exploratory.",
-            ),
+            *_primary_table(study),
             *published_best(study, found),
         ],
         findings=[
@@ -112,6 +98,29 @@ def robust_and_standard(study: Study) -> Section | None:
             *published_finding(study, found),
         ],
     )
+
+
+def _primary_table(study: Study) -> list[Table]:
+    """Return the table of primary tests; none for a single one that is shown anyway."""
+    found = study.tests.primary
+    shown = {each.key for each in study.comparisons["best"]}
+    if len(found) == 1 and found[0].key in shown:
+        return []
+    lines = [
+        {
+            "setting": study.labels[each.condition],
+            "arch": each.arch,
+            "n": each.n,
+            "source": each.robust.first.training,
+        }
+        | test_columns(each)
+        for each in found
+    ]
+    caption = (
+        "Primary tests, one per target: robust - standard, points of percent. All other "
+        "differences of this page are exploratory."
+    )
+    return [make_table(lines, caption)]
 
 
 def _chosen_by(found: Sequence[Comparison]) -> str:
