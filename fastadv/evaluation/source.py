@@ -16,6 +16,7 @@ from fastadv import __version__
 from fastadv.attacks import PGD, Attack, Budget, ThreatModel, make_attack
 from fastadv.attacks.package import check_classes
 from fastadv.data import Batch, ImageSet, Loader, make_loader, open_dataset, subset
+from fastadv.data.sets.subsets import Downscaled
 from fastadv.device import resolve_device
 from fastadv.environment import provenance
 from fastadv.errors import ConfigError
@@ -68,8 +69,10 @@ def evaluate_checkpoint(config: EvaluationConfig) -> SourceEvaluation:
     splits = open_dataset(config.data, resolution=resolution, **config.options)
     check_same_classes(source, splits.test)
     attack = _attack(config, _threat(config, source, resolution))
+    images = subset(splits.test, config.num_images, config.seed)
+    side = source.downscale
     loader = make_loader(
-        subset(splits.test, config.num_images, config.seed),
+        images if side is None else Downscaled(images, side),
         batch_size=config.batch_size,
         resolution=resolution,
         train=False,
@@ -94,7 +97,7 @@ def evaluate_checkpoint(config: EvaluationConfig) -> SourceEvaluation:
             target_name=config.name_with_options(splits.name),
             journal=journal,
         )
-    rows = store(table, evaluated.rows, evaluated.found, loader.imageset, config)
+    rows = store(table, evaluated.rows, evaluated.found, images, config)
     return replace(evaluated, rows=rows)
 
 

@@ -32,6 +32,8 @@ class Source(Weights):
         augment: The augmentation of its training, which also decides how evaluation crops.
         num_classes: Number of classes that it tells apart.
         classes: Names of the classes it was trained on; empty if unknown.
+        downscale: Side in pixels that its images are first reduced to; None if they are
+            not.
     """
 
     given: str
@@ -41,6 +43,7 @@ class Source(Weights):
     augment: str
     num_classes: int
     classes: tuple[str, ...]
+    downscale: int | None = None
 
     @property
     def digest(self) -> str:
@@ -102,6 +105,7 @@ def open_source(
         augment=config.get("augment", "auto"),
         num_classes=model.num_classes,
         classes=tuple(trained.get("classes", ())),
+        downscale=trained.get("downscale"),
     )
 
 
