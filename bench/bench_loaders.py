@@ -36,6 +36,7 @@ from harness import Results, interleaved, ratio
 
 from fastadv.data import Batch, ImageSet, make_loader, open_dataset, subset
 from fastadv.data.loading.dali_loader import declined_reason
+from fastadv.data.loading.loader import LoaderOptions
 from fastadv.data.sets.subsets import files_and_positions
 
 BATCH, WORKERS = 64, 2
@@ -130,7 +131,9 @@ def bench(
         "memory": ours(images, "memory", side),
         "memory, colours": ours(images, "memory", side, **colours),
     }
-    reason = declined_reason(images, "cpu")
+    reason = declined_reason(
+        images, LoaderOptions(batch_size=BATCH, resolution=side, train=True)
+    )
     if reason is None:
         cases["dali"] = ours(images, "dali", side)
         cases["dali, colours"] = ours(images, "dali", side, **colours)

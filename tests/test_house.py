@@ -27,7 +27,7 @@ LAYERS = (
         "progress",
         "text_tables",
     },
-    {"ranges", "statistics", "threat"},
+    {"ranges", "statistics", "threat", "preparation"},
     {"device", "flags"},
     {"environment", "kernels", "results"},
     {"models", "data"},

@@ -32,6 +32,7 @@ def _body(argv: list[str]) -> None:
         print(json.dumps(result))
         return
     print(f"{result['checkpoint']} ({result['arch']}) on {result['data']}")
+    print(f"  images: {result['prepared']}")
     _print_share("clean", result["clean_acc"], result["clean_ci"], result["n"])
     if "robust_acc" in result:
         _print_robust(result)

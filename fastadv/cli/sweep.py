@@ -27,13 +27,15 @@ class SweepCommand(Checked):
     """Run every experiment of a recipe and append the results to one table.
 
     After an interruption, the same command goes on: finished rows are never computed
-    again. An example is recipes/salman2020.yaml; fastadv/transfer/recipe.py describes the
-    format.
+    again. An example is recipes/robust-transfer.yaml; fastadv/transfer/recipe.py describes
+    the format.
     """
 
     recipe: Annotated[str, Positional, arg(metavar="RECIPE")]
     """YAML file with sources, datasets, protocols, seeds and any flag of
     fastadv-transfer. A list is an axis of the sweep."""
+    tier: str | None = None
+    """Tier of the recipe to run; its header lists them. Default: the first."""
     engine: EngineName = "serial"
     """Where tasks run: in this process (serial), in local processes, or on Ray."""
     workers: int | None = None
@@ -72,7 +74,8 @@ def body(argv: list[str]) -> None:
     from fastadv.transfer.recipe import read_recipe
     from fastadv.transfer.sweep import plan_sweep
 
-    configs = read_recipe(Path(command.recipe), results=command.results)
+    path = Path(command.recipe)
+    configs = read_recipe(path, command.tier, results=command.results)
     results = {str(Path(c.results).expanduser().absolute()) for c in configs}
     if len(results) != 1:
         raise ConfigError(f"{command.recipe}: results must be one folder for all")

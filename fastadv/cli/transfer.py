@@ -8,11 +8,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fastadv.cli import common, sweep
+from fastadv.errors import in_flags
 from fastadv.ranges import ordered_values
 from fastadv.transfer.config import TransferConfig
 
@@ -84,6 +86,8 @@ def _body(argv: list[str]) -> None:
     from fastadv.transfer.protocol import TransferRun
 
     run = TransferRun(TransferConfig(**ordered_values(command, TransferConfig)))
+    prepared = in_flags(str(run.experiment.prepared))
+    print(f"images that are not augmented: {prepared}", file=sys.stderr)
     for row in run.rows():
         if command.json:
             print(json.dumps(dataclasses.asdict(row), default=str), flush=True)

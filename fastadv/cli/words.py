@@ -46,7 +46,7 @@ def read_yaml_config(path: Path, config_type: type[Any], prog: str) -> dict[str,
     from fastadv.transfer.recipe import COMMAND, PARTS
 
     values = load_config_file(path, f"{prog} --config")
-    if PARTS.keys() <= values.keys():  # a sweep written before files named commands
+    if PARTS.keys() & values.keys():  # a sweep written before files named commands
         refuse_other_command(path, COMMAND, prog)
     hints = get_type_hints(config_type)
     kinds = {each.name: hints[each.name] for each in fields(config_type)}

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from fastadv.errors import ConfigError
 from fastadv.flags import Pairs
+from fastadv.preparation import Interpolation
 from fastadv.ranges import AT_LEAST_0, AT_LEAST_1, Checked
 
 AugmentName = Literal["auto", "none", "crop_flip", "rrc"]
@@ -50,6 +51,11 @@ class ImagesConfig(Checked):
     """Option KEY=VALUE of the data set, for example partition=2 or root=DIR."""
     resolution: Annotated[int | None, AT_LEAST_1] = None
     """Side of the images in pixels."""
+    resize: Annotated[int | None, AT_LEAST_1] = None
+    """Shorter side in pixels to which images are resized before their centre is cropped,
+    when a network is judged. Default: what the network expects."""
+    interpolation: Interpolation | None = None
+    """Filter of that resizing. Default: what the network expects, else bilinear."""
     workers: Annotated[int | None, AT_LEAST_0] = None
     """Number of decoding threads or processes. Default: one per core, at most 8."""
     on_bad_image: OnBadImage = "skip"

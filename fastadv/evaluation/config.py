@@ -39,8 +39,9 @@ class EvaluationConfig(AttackConfig, ImagesConfig, DeviceConfig, KeepConfig):
     """Architecture, if the checkpoint does not state it."""
     download: bool = False
     """Download a named checkpoint that is not on this machine."""
-    resolution: Annotated[int | None, AT_LEAST_1] = None
-    """Side of the images in pixels. Default: that of the checkpoint's training."""
+    resolution: Annotated[int | None, AT_LEAST_1, arg(aliases=["--crop"])] = None
+    """Side of the images that the network sees in pixels, cropped from the centre. Default:
+    that of the checkpoint's training."""
     norm: Annotated[NormName | None, NORM_ALIAS] = None
     """Norm of the attack. Default: that of the checkpoint's training, else l2."""
     eps: Pixels | None = None

@@ -24,6 +24,7 @@ from fastadv.evaluation.accuracy import Accuracy, Evaluation
 from fastadv.evaluation.config import EvaluationConfig
 from fastadv.evaluation.journal import Journal
 from fastadv.evaluation.judging import evaluate
+from fastadv.evaluation.preparing import preparation_for
 from fastadv.evaluation.rows import (
     checks_record,
     evaluation_rows,
@@ -71,12 +72,14 @@ def evaluate_checkpoint(config: EvaluationConfig) -> SourceEvaluation:
     attack = _attack(config, _threat(config, source, resolution))
     images = subset(splits.test, config.num_images, config.seed)
     side = source.downscale
+    prepared = preparation_for(source, splits.test, resolution, config)
     loader = make_loader(
         images if side is None else Downscaled(images, side),
         batch_size=config.batch_size,
         resolution=resolution,
         train=False,
         augment=source.augment,
+        preparation=prepared.how,
         device=resolve_device(config.device),
         workers=config.workers,
         on_bad_image=config.on_bad_image,
@@ -93,10 +96,13 @@ def evaluate_checkpoint(config: EvaluationConfig) -> SourceEvaluation:
             loader,
             attack,
             seed=config.seed,
-            setting=EvaluationSetting(num_images=config.num_images),
+            setting=EvaluationSetting(
+                num_images=config.num_images, chose_preparation=prepared.chosen
+            ),
             target_name=config.name_with_options(splits.name),
             journal=journal,
         )
+    evaluated.result["prepared"] = str(prepared)
     rows = store(table, evaluated.rows, evaluated.found, images, config)
     return replace(evaluated, rows=rows)
 
@@ -130,6 +136,7 @@ def evaluate_source(
     check_same_classes(source, images)
     if attack is not None:
         check_classes(attack.names, len(images.classes))
+    unusual = options.unusual_preparation(images)
     settings: dict[str, Any] = {
         "checkpoint_sha256": source.file_digest,
         "source_hash": source.digest,
@@ -151,6 +158,8 @@ def evaluate_source(
             "batch_size": options.batch_size,
             "fastadv": __version__,
         }
+        if unusual is not None:  # older journals do not have it
+            depends["preparation"] = asdict(unusual)
         opened = journal(settings | depends)
     began = time.monotonic()
     model = source.load().to(options.device).to(memory_format=torch.channels_last)
@@ -175,6 +184,7 @@ def evaluate_source(
             setting or EvaluationSetting(),
             split=images.split,
             augment=options.augment,
+            preparation=unusual,
             batch_size=options.batch_size,
             checked=attack is not None,
         ),

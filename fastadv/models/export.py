@@ -14,6 +14,7 @@ import pickle
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 from fastadv import __version__
 from fastadv.errors import ConfigError, unknown_name
 from fastadv.files import file_sha256, write_atomic
+from fastadv.models import timm_models
 from fastadv.models.architecture_names import (
     ARCHITECTURES,
     IMAGENET_MEAN,
@@ -36,6 +38,7 @@ from fastadv.models.checkpoint import cpu_state, decimals, save_model, state_has
 from fastadv.models.dialects import DETECTRON2_CONFIGS, TIMM_TWINS, to_detectron2
 from fastadv.models.normalized import NormalizedModel
 from fastadv.models.source import Source
+from fastadv.preparation import Preparation
 from fastadv.threat import training_kind
 
 log = logging.getLogger(__name__)
@@ -82,6 +85,8 @@ def export_model(
         "files": {file.name: file_sha256(file) for file in written},
         "about": metadata,
     }
+    if (how := _stated_preparation(metadata)) is not None:
+        content["preparation"] = str(how)
     write_atomic(card, json.dumps(content, indent=2).encode() + b"\n")
     return [*written, card]
 
@@ -104,6 +109,8 @@ def export_source(
     if source.kind != training_kind(None, source.eps):
         about["kind"] = source.kind
     side = resolution or source.resolution
+    if source.preparation is not None:
+        about["preparation"] = asdict(source.preparation.at(side))
     return export_model(source.load(), path, to, resolution=side, about=about)
 
 
@@ -111,6 +118,12 @@ def files_beside(path: Path, to: str) -> list[Path]:
     """Return the files that `export_model` writes beside the given file (timm: folder)."""
     beside = [path.with_suffix(".yaml")] if to == "detectron2" else []
     return beside if to == "timm" else [*beside, _card_path(path, to)]
+
+
+def _stated_preparation(about: About) -> Preparation | None:
+    """Return how images are to be prepared, if that is known."""
+    stated = about.get("preparation")
+    return None if stated is None else Preparation(**stated)
 
 
 def _card_path(path: Path, to: str) -> Path:
@@ -207,6 +220,7 @@ def _to_timm(model: NormalizedModel, path: Path, about: About) -> list[Path]:
     arch = model.arch.removeprefix(TIMM_PREFIX)
     if arch == model.arch:
         _need_twin(model, "timm", TIMM_TWINS)
+    how = _stated_preparation(about)
     config = {
         "architecture": arch,
         "num_classes": model.num_classes,
@@ -216,6 +230,7 @@ def _to_timm(model: NormalizedModel, path: Path, about: About) -> list[Path]:
             "mean": decimals(model.mean),
             "std": decimals(model.std),
             "num_classes": model.num_classes,
+            **(timm_models.preparation_config(how) if how else {}),
         },
     }
     # The configuration first: a folder that has weights is then complete.

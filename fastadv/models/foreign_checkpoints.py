@@ -19,6 +19,7 @@ from fastadv.errors import CheckpointError
 from fastadv.models.architecture_names import TIMM_PREFIX
 from fastadv.models.input_conventions import CONVENTIONS
 from fastadv.models.published import facts_from_name
+from fastadv.preparation import Preparation
 
 _PARALLEL = ("module.", "_orig_mod.")
 _WRAPPERS = (*_PARALLEL, "model.", "net.")
@@ -30,6 +31,8 @@ _NORMALIZERS = (
 _ATTACKER = "attacker."
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")
 _TORCHVISION_NAME = re.compile(r"(?P<arch>\w+)-[0-9a-f]{8}$")
+# Of the networks of Salman et al. 2020.
+PUBLISHED_PREPARATION = Preparation(resize=256, crop=224)
 # lukemelas' ports of Google's weights, which want TensorFlow's padding and BatchNorm.
 _EFFICIENTNET_NAME = re.compile(
     r"(?P<adv>adv-)?efficientnet-(?P<variant>b[0-8]|lite[0-4])-[0-9a-f]{8}$"
@@ -68,7 +71,8 @@ def facts_from_filename(path: Path) -> dict[str, Any]:
     al., such as `resnet50_train_60_epochs-c8e5653e.pth.tar`, are texture-trained.
     """
     if published := facts_from_name(path.stem):
-        return dict(zip(("arch", "norm", "eps"), published, strict=True))
+        known = dict(zip(("arch", "norm", "eps"), published, strict=True))
+        return known | {"preparation": PUBLISHED_PREPARATION}
     if match := _TORCHVISION_NAME.match(path.stem):
         return {"arch": match["arch"]}
     if match := _STYLIZED_NAME.match(path.name.partition(".pth")[0]):

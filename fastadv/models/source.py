@@ -17,6 +17,7 @@ from fastadv.models import (
 )
 from fastadv.models.checkpoint import read_model
 from fastadv.models.weights import weights_digest
+from fastadv.preparation import Preparation
 from fastadv.threat import parse_training_kind, training_kind
 
 
@@ -29,11 +30,13 @@ class Source(Weights):
     Attributes:
         given: The text that the user gave; `open_source` opens it again.
         file_digest: SHA-256 of the file.
-        augment: The augmentation of its training, which also decides how evaluation crops.
+        augment: The augmentation of its training, `auto` where it is unknown.
         num_classes: Number of classes that it tells apart.
         classes: Names of the classes it was trained on; empty if unknown.
         downscale: Side in pixels that its images are first reduced to; None if they are
             not.
+        trained_here: Whether it is of fastadv-train. Such a network of unknown preparation
+            expects the usual one of its augmentation.
     """
 
     given: str
@@ -44,6 +47,7 @@ class Source(Weights):
     num_classes: int
     classes: tuple[str, ...]
     downscale: int | None = None
+    trained_here: bool = False
 
     @property
     def digest(self) -> str:
@@ -106,7 +110,18 @@ def open_source(
         num_classes=model.num_classes,
         classes=tuple(trained.get("classes", ())),
         downscale=trained.get("downscale"),
+        preparation=_preparation(trained, weights),
+        trained_here="augment" in config,
     )
+
+
+def _preparation(trained: dict[str, Any], weights: Weights) -> Preparation | None:
+    """Return what the file states, or what is known from elsewhere."""
+    if (stated := trained.get("preparation")) is not None:
+        return Preparation(**stated)
+    # An older file of fastadv-train states its augmentation instead.
+    here = "augment" in trained.get("config", {})
+    return None if here else weights.preparation
 
 
 def _stored_metadata(file: Path) -> dict[str, Any]:

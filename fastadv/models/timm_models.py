@@ -7,6 +7,9 @@ such a network is not one module.
 
 from __future__ import annotations
 
+import importlib.util
+import logging
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +20,18 @@ from torch import Tensor, nn
 
 from fastadv.errors import ConfigError, unknown_name
 from fastadv.models.intermediate import Stage
+from fastadv.preparation import Preparation
+
+log = logging.getLogger(__name__)
+
+# What timm takes where a configuration is silent; the evaluation transform of
+# `timm.data.create_transform` is the source of all of this.
+_CROP_SHARE, _FILTER = 0.875, "bicubic"
+
+
+def is_installed() -> bool:
+    """Return whether the package timm can be imported."""
+    return importlib.util.find_spec("timm") is not None
 
 
 def import_timm() -> Any:
@@ -48,6 +63,43 @@ def pretrained_config(name: str) -> dict[str, Any]:
         known = timm.list_pretrained()  # with tags: resnet18.a1_in1k
         raise ConfigError(unknown_name("timm weights", name, known)) from None
     return dict(vars(config))
+
+
+def preparation(config: dict[str, Any], side: int) -> Preparation | None:
+    """Return how timm prepares images of `side` pixels for a pretrained network.
+
+    None for a mode of cropping that is not built here, which is logged.
+
+    Args:
+        config: timm's configuration of the weights (`pretrained_cfg`).
+        side: Side of the crop in pixels.
+    """
+    mode = config.get("crop_mode") or "center"
+    if mode not in ("center", "squash"):
+        log.warning(
+            "timm crops images of this network by its mode %r, which is not known here; "
+            "they are prepared as those of a network of unknown training",
+            mode,
+        )
+        return None
+    return Preparation(
+        resize=math.floor(side / (config.get("crop_pct") or _CROP_SHARE)),
+        crop=side,
+        interpolation=config.get("interpolation") or _FILTER,
+        squash=mode == "squash",
+    )
+
+
+def preparation_config(how: Preparation) -> dict[str, Any]:
+    """Return a preparation as entries of timm's configuration of weights."""
+    share = how.crop / how.resize
+    if math.floor(how.crop / share) != how.resize:  # timm divides, and rounds down
+        share = how.crop / (how.resize + 0.5)
+    return {
+        "crop_pct": share,
+        "interpolation": how.interpolation,
+        "crop_mode": "squash" if how.squash else "center",
+    }
 
 
 def check_name(name: str) -> None:

@@ -42,6 +42,7 @@ from fastadv.models.input_conventions import (
     get_convention,
 )
 from fastadv.models.kept import DEFAULT_TABLE, Origin, find_row
+from fastadv.preparation import Preparation
 from fastadv.threat import parse_norm, parse_pixels, parse_training_kind
 
 WEIGHT_SUFFIXES = (".safetensors", ".ckpt", ".pth", ".pt", ".th", ".bin")
@@ -82,6 +83,8 @@ class Weights:
         arch: Its architecture, or None where only the file can tell.
         convention: Its input convention, or None where only the file can tell.
         resolution: Side in pixels of the images it was trained on, or None.
+        preparation: How it expects images to be resized and cropped, or None where
+            only the file can tell.
         norm, eps: The threat model of its training (pixel units; eps 0 is standard
             training), None where unknown.
         kind: How it was trained, a key of `threat.TRAINING_KINDS`; None where `eps` says.
@@ -94,6 +97,7 @@ class Weights:
     arch: str | None = None
     convention: InputConvention | None = None
     resolution: int | None = None
+    preparation: Preparation | None = None
     norm: str | None = None
     eps: float | None = None
     trunk: Weights | None = None
@@ -229,7 +233,13 @@ def _near_paths(missing: Path) -> str:
 def _from_path(path: Path) -> Weights:
     file = resolve_checkpoint(path)
     known = facts_from_filename(file)
-    known.pop("arch", None)  # a guess, which what the file says overrules
+    guess = known.pop("arch", "")  # which what the file says overrules
+    if guess.startswith(TIMM_PREFIX) and timm_models.is_installed():
+        config = timm_models.pretrained_config(guess.removeprefix(TIMM_PREFIX))
+        known |= _images_of_timm(config)
+    for each in _torchvision_weights(guess):
+        if each.url.endswith(f"/{file.name}"):
+            known |= _images_of_torchvision(each)
     if not our_header(file):  # ours say all of that in their header
         config = hub.read_config(file.parent / "config.json")
         if "architecture" in config:  # the folder has timm's layout
@@ -257,9 +267,30 @@ def _of_timm(arch: str, config: dict[str, Any]) -> dict[str, Any]:
     if "mean" in config and "std" in config:
         mean, std = tuple(config["mean"]), tuple(config["std"])
         known["convention"] = InputConvention(mean, std)
-    if config.get("input_size"):
-        known["resolution"] = int(config["input_size"][-1])
-    return known
+    return known | _images_of_timm(config)
+
+
+def _images_of_timm(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the side and the preparation of images that timm's configuration states."""
+    if not config.get("input_size"):
+        return {}
+    side = int(config["input_size"][-1])
+    return {
+        "resolution": side,
+        "preparation": timm_models.preparation(config, side),
+    }
+
+
+def _images_of_torchvision(weights: Any) -> dict[str, Any]:
+    """Return the side and the preparation of images of a member of torchvision's enum."""
+    transform = weights.transforms()
+    side = int(transform.crop_size[0])
+    how = Preparation(
+        resize=int(transform.resize_size[0]),
+        crop=side,
+        interpolation=transform.interpolation.value,
+    )
+    return {"resolution": side, "preparation": how}
 
 
 def torchvision_files(arch: str) -> dict[str, Path]:
@@ -293,8 +324,8 @@ def _torchvision(name: str, download: bool) -> Weights:
         name=f"torchvision:{name}",
         arch=arch,
         convention=InputConvention(tuple(transform.mean), tuple(transform.std)),
-        resolution=int(transform.crop_size[0]),
         eps=0.0,
+        **_images_of_torchvision(chosen),
     )
 
 

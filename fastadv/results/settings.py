@@ -17,6 +17,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from fastadv.preparation import Preparation
+
 _MODE_LABELS = {
     "fixed_feature": "fixed features",
     "full_network": "full network",
@@ -104,6 +106,10 @@ class TransferSetting:
     subset: str = "stratified"
     val_fraction: float | None = None  # Share of training images asked to be held out.
     augment: str | None = None  # Augmentation in training.
+    # How images that are not augmented were resized and cropped; None: the usual way
+    # after the augmentation of the protocol or the data set.
+    preparation: Preparation | None = None
+    chose_preparation: bool = False  # Whether flags chose it, and not the source.
     epochs: int | None = None  # Epochs of SGD; None where there were none.
     # Epochs that the protocol publishes for this number of images; None where its epochs
     # do not depend on that number.
@@ -169,6 +175,7 @@ class TransferSetting:
             self.normal_head,
             self.precision,
             self.method,
+            *((self.preparation,) if self.chose_preparation else ()),
         )
 
     def label(self) -> str:
@@ -192,15 +199,24 @@ class EvaluationSetting:
     split: str = "test"  # Split of the data set.
     # Size of the stratified, seeded subset to evaluate on; None for all images.
     num_images: int | None = None
-    # Augmentation of the network's training, which decides how images are cropped.
+    # Augmentation of the network's training; how images are cropped follows from it where
+    # `preparation` is None.
     augment: str | None = None
+    # How images were resized and cropped; None: the usual way after `augment`.
+    preparation: Preparation | None = None
+    chose_preparation: bool = False  # Whether flags chose it, and not the source.
     batch_size: int | None = None  # Images per batch.
     # Whether the network was checked for what makes robust accuracies misleading.
     checked: bool = False
 
     def key(self) -> tuple[Any, ...]:
-        """Return the images and their preparation; the batch size does not count."""
-        return self.split, self.num_images, self.augment
+        """Return the images and what flags chose of their preparation.
+
+        Each network is prepared for as it expects, so that does not count, and neither
+        does the batch size.
+        """
+        chosen = (self.preparation,) if self.chose_preparation else ()
+        return self.split, self.num_images, self.augment, *chosen
 
     def label(self) -> str:
         """Return which images were evaluated."""

@@ -16,12 +16,21 @@ from fastadv.data import (
     train_val_split,
 )
 from fastadv.data.config import Backend
+from fastadv.data.loading.geometry import usual_preparation
+from fastadv.data.loading.loader import LoaderOptions
+from fastadv.data.sets.image_set import Augment, sampled_sizes
 from fastadv.errors import ConfigError
+from fastadv.evaluation.preparing import Prepared, overruled
+from fastadv.preparation import Preparation
 from fastadv.runs.distributed import World
 from fastadv.training.config import DRAWN, DRAWN_SMALL, TrainConfig
 
 EVAL_BATCH = 128
 _VAL_SHARE, _VAL_MOST = 0.05, 10_000
+# Square images up to this side are not cropped at random sizes for a *_cifar network: the
+# field pads and shifts those of CIFAR and Tiny ImageNet.
+_SMALL = 64  # pixels
+_SAMPLE = 64  # images looked at to learn that
 
 
 class RunImages:
@@ -34,6 +43,8 @@ class RunImages:
 
     Attributes:
         resolution: Side of the images in pixels.
+        augment: Augmentation of the training images.
+        prepared: How images are resized and cropped to judge the network.
         train: Training images.
         val: Images held out of the training images, to choose the best epoch.
         test: The evaluation split.
@@ -61,6 +72,7 @@ class RunImages:
         pool = subset(splits.train, config.num_train, config.seed)
         self.train, self.val = self._hold_out(pool)
         self.test = splits.test
+        self.augment_as(self._usual_augment())
         self.batch_size = config.resolve_batch_size(len(self.train), world.size)
 
     def _hold_out(self, pool: ImageSet) -> tuple[ImageSet, ImageSet]:
@@ -74,6 +86,49 @@ class RunImages:
                 "use more images or a smaller `val_size`"
             )
         return train_val_split(pool, wanted / len(pool), self.config.seed)
+
+    def _usual_augment(self) -> Augment:
+        """Return what `config.augment` stands for."""
+        if self.config.augment != "auto":
+            return self.config.augment
+        usual = self.train.augment_default
+        if usual == "rrc" and self.config.arch.endswith("_cifar"):
+            sizes = sampled_sizes(self.train, _SAMPLE)
+            if all(height == width <= _SMALL for height, width in sizes):
+                return "crop_flip"
+        return usual
+
+    def augment_as(self, augment: Augment | None) -> bool:
+        """Augment training images in a given way, and judge the network accordingly.
+
+        Args:
+            augment: The augmentation of a run that is resumed; None for an older run,
+                which took the usual one of the data set whatever the network.
+
+        Returns:
+            Whether that is another augmentation than before.
+        """
+        before = getattr(self, "augment", None)
+        if augment is None:
+            given = self.config.augment
+            augment = self.train.augment_default if given == "auto" else given
+        self.augment: Augment = augment
+        usual = Prepared(
+            usual_preparation(augment, self.resolution), f"as after {augment}"
+        )
+        self.prepared = overruled(usual, self.config)
+        return before not in (None, augment)
+
+    @property
+    def unusual_preparation(self) -> Preparation | None:
+        """The preparation, where it is not the usual one after `config.augment`."""
+        return LoaderOptions(
+            batch_size=1,
+            train=False,
+            resolution=self.resolution,
+            augment=self.config.augment,
+            preparation=self.prepared.how,
+        ).unusual_preparation(self.test)
 
     def check_classes(self, began_with: Sequence[str]) -> None:
         """Refuse to continue a run that was begun on classes of other names.
@@ -125,7 +180,8 @@ class RunImages:
             resolution=self.resolution,
             train=train,
             seed=config.seed,
-            augment=config.augment,  # decides how evaluation crops, too
+            augment=self.augment,
+            preparation=self.prepared.how,
             color_jitter=config.color_jitter,
             lighting=config.lighting,
             device=self.device,
@@ -137,7 +193,8 @@ class RunImages:
         """Return a line on the number of images and classes."""
         return (
             f"{len(self.train)} training, {len(self.val)} validation, "
-            f"{len(self.test)} test images, {len(self.test.classes)} classes"
+            f"{len(self.test)} test images, {len(self.test.classes)} classes; augmentation "
+            f"{self.augment}; judged with the {self.prepared.how}"
         )
 
 

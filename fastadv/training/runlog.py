@@ -138,7 +138,12 @@ def store_final_test(
         judge,
         source=source_record(source),
         target=target_record(test, images.resolution, name),
-        setting=EvaluationSetting(split=test.split, augment=source.augment),
+        setting=EvaluationSetting(
+            split=test.split,
+            augment=source.augment,
+            preparation=images.unusual_preparation,
+            chose_preparation=images.prepared.chosen,
+        ),
         seed=config.seed,
         provenance=Provenance.from_facts(provenance(), "fastadv-train"),
     )

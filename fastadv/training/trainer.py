@@ -46,7 +46,9 @@ MAY_CHANGE = (
     "dataset_option", "keep_every", "pictures_every", "tensorboard", "wandb", "parallel",
 )  # fmt: skip
 # The parts of the state that are saved with the weights, too.
-METADATA = ("config", "resolution", "classes", "epoch", "step", "best")
+METADATA = (
+    "config", "resolution", "augment", "preparation", "classes", "epoch", "step", "best",
+)  # fmt: skip
 NO_SCORE = -1.0  # below every accuracy
 _LOG_SECONDS = 10.0  # between "train" events; reading the losses waits for the device
 
@@ -156,6 +158,8 @@ class Trainer:
         return {
             "config": self.config.to_dict(),
             "resolution": self.resolution,
+            "augment": self.images.augment,
+            "preparation": asdict(self.images.prepared.how),
             "classes": list(self.test_set.classes),
             "epoch": epoch,
             "step": self.step,
@@ -168,7 +172,8 @@ class Trainer:
 
     def _load_state(self, state: dict[str, Any]) -> None:
         self.images.check_classes(state["classes"])
-        if state["loader_backend"] != self.loader.backend:
+        augments_otherwise = self.images.augment_as(state.get("augment"))
+        if augments_otherwise or state["loader_backend"] != self.loader.backend:
             # `auto` depends on the memory that is free; the run goes on as it began.
             self.loader = self.images.train_loader(backend=state["loader_backend"])
         self.loader.load_state_dict(state["loader"])

@@ -61,9 +61,9 @@ class TransferConfig(TrainingImagesConfig, DeviceConfig, KeepConfig):
     source_accuracy: Annotated[float | None, Range(0, 100, "[]")] = None
     """Accuracy of the source on its own test images in percent, stored unchanged in the
     results."""
-    resolution: Annotated[int | None, AT_LEAST_1] = None
-    """Side of the images in pixels. Default: that of the source's training, 224 in the
-    published protocols."""
+    resolution: Annotated[int | None, AT_LEAST_1, arg(aliases=["--crop"])] = None
+    """Side of the images that the network sees in pixels. Default: that of the source's
+    training, 224 in the published protocols."""
     downscale: Annotated[int | None, AT_LEAST_1] = None
     """Reduce all images to this side in pixels first, for example 32."""
     num_train: Annotated[int | None, AT_LEAST_1] = None
@@ -110,8 +110,9 @@ class TransferConfig(TrainingImagesConfig, DeviceConfig, KeepConfig):
     """Whether BatchNorm statistics of frozen layers stay as they are (eval) or follow the
     target images (train), as in the published runs. Default: eval."""
     augment: AugmentName = "auto"
-    """Augmentation of the training images; it also decides how images are cropped for
-    evaluation. With auto, it is that of the protocol, or the usual one of the data set."""
+    """Augmentation of the training images. With auto, it is that of the protocol, or the
+    usual one of the data set. A value that is given also decides how images are cropped for
+    evaluation, instead of the source."""
     method: MethodName = "standard"
     """Training method; all but standard fine-tune adversarially."""
     norm: NormName = "l2"

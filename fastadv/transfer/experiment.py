@@ -23,7 +23,12 @@ from fastadv.transfer.freezing import choose_trained, misfreezing
 from fastadv.transfer.heads import LinearHead
 from fastadv.transfer.history import History
 from fastadv.transfer.procedure import make_procedure
-from fastadv.transfer.target import check_splits, hold_out, open_target
+from fastadv.transfer.target import (
+    check_splits,
+    hold_out,
+    open_target,
+    target_preparation,
+)
 
 _EVAL_BATCH = 128
 
@@ -85,6 +90,7 @@ class Experiment:
         num_classes: Number of classes of the data set.
         resolution: Side of the images that the network sees, in pixels.
         procedure: Every setting after protocol and flags.
+        prepared: How images that are not augmented are resized and cropped.
         bad_images: Names of the images that could not be decoded.
     """
 
@@ -111,6 +117,13 @@ class Experiment:
             config.num_train or len(self.splits.train),
             self.resolution,
             misfreezing=misfreezing(self.load_model()) if by_name else None,
+        )
+        self.prepared = target_preparation(
+            config,
+            self.source,
+            self.opened.test,
+            self.resolution,
+            self.procedure.augment,
         )
         self._check_choices()
         self.bad_images: set[str] = set()
@@ -178,6 +191,7 @@ class Experiment:
             train=train,
             seed=seed,
             augment=self.procedure.augment,
+            preparation=self.prepared.how,
             device=self.device,
             workers=self.config.workers,
             on_bad_image=self.config.on_bad_image,

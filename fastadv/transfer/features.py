@@ -13,7 +13,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
 
@@ -30,13 +30,13 @@ from fastadv.data import (
     subset,
 )
 from fastadv.data.cache import read_array, write_array
-from fastadv.data.loading.geometry import plain_geometry
 from fastadv.data.loading.make_loader import choose_backend
 from fastadv.data.sets.subsets import base_and_positions
 from fastadv.files import fastadv_cache_dir
 from fastadv.kernels import normalize
 from fastadv.models import NormalizedModel, state_hash
 from fastadv.models.view import AttackView
+from fastadv.preparation import Preparation
 from fastadv.progress import Progress
 from fastadv.results.identity import digest
 
@@ -213,17 +213,20 @@ def feature_key(
     model: NormalizedModel, images: ImageSet, options: LoaderOptions
 ) -> str:
     """Return a hash of all that embeddings depend on, 32 hexadecimal digits."""
+    how = options.preparation_of(images)
+    more = {} if how == Preparation(resize=how.resize, crop=how.crop) else asdict(how)
     return digest(
         {
             "version": _VERSION,
             "arch": model.arch,
             "weights": state_hash(model),  # with the normalisation
             "images": images.content_hash(),
-            "resize": plain_geometry(options.augment_of(images), options.resolution),
+            "resize": (how.resize, how.crop),
             "seed": options.seed,  # chooses the images that replace bad ones
             # Both differ by rounding; the loaders on the host do not.
             "dali": choose_backend(images, options) == "dali",
             "device": torch.device(options.device).type,
+            **({"preparation": more} if more else {}),
         }
     )
 

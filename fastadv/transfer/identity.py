@@ -8,14 +8,16 @@ moving it recomputes nothing and replacing it does. A data set counts by
 from __future__ import annotations
 
 from collections.abc import Container
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from fastadv.data import DatasetSplits
+from fastadv.data.loading.geometry import usual_preparation
 from fastadv.models.source import Source
 from fastadv.ranges import ordered_fields
 from fastadv.results.identity import digest
 from fastadv.transfer.config import TransferConfig
+from fastadv.transfer.target import target_preparation
 
 # This number grows when the same choices begin to mean another result.
 _VERSION = 1
@@ -68,6 +70,13 @@ def row_identity(
         "dataset": [splits.name, splits.train.fingerprint, splits.test.fingerprint],
         "resolution": resolution,
     }
+    # Published protocols prepare images in their own way, whatever the source.
+    if config.protocol == "fastadv":
+        images, augment = splits.test, config.augment
+        usual: Any = images.augment_default if augment == "auto" else augment
+        found = target_preparation(config, source, images, resolution, augment)
+        if found.how != usual_preparation(usual, resolution):
+            what["preparation"] = asdict(found.how)
     # Only if there are any, so that older rows keep their identity.
     if options := config.defining_options:
         what["dataset_options"] = options

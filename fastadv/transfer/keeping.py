@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import asdict
 
 import torch
 
@@ -64,6 +65,7 @@ def kept_network(
     metadata = {
         "classes": list(images.classes),
         "resolution": experiment.resolution,
+        "preparation": asdict(experiment.prepared.how),
         "downscale": config.downscale,
         "config": {"augment": augment, **_threat(config, source)},
     }

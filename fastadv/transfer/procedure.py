@@ -6,9 +6,10 @@ are kept as data.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
+from fastadv.data.loading.geometry import usual_preparation
 from fastadv.errors import ConfigError
 from fastadv.reporting.literature import PUBLISHED_SIDE
 from fastadv.results.row import Defect, Departure
@@ -161,6 +162,11 @@ def make_procedure(
         ours |= {name: getattr(config, name) for name in ("precision", "method")}
         theirs = vars(published) | {"precision": "fp32", "method": "standard"}
         theirs["resolution"] = PUBLISHED_SIDE
+        augment: Any = published.augment
+        theirs |= asdict(usual_preparation(augment, resolution))
+        for name in ("resize", "interpolation"):
+            if getattr(config, name) is not None:
+                ours[name] = getattr(config, name)
         departures += [
             Departure(name=name, ours=_text(value), published=_text(theirs[name]))
             for name, value in ours.items()

@@ -16,6 +16,13 @@ an axis. `lr` is an axis of single learning rates, one row each, all judged on v
 images unless `select_on` says otherwise; `lrs` are candidates that one row chooses from.
 Keys of a protocol override those of a data set, these override keys of a source, and
 these the top level. This module imports no torch.
+
+A recipe may have tiers, each with keys that replace those of the top level; `--tier` selects
+one, and the first is the default:
+
+    tiers:
+      quick: {protocols: [fixed_feature]}
+      full: {protocols: [fixed_feature, full_network], seeds: [0, 1, 2]}
 """
 
 from __future__ import annotations
@@ -38,18 +45,21 @@ PARTS = {"sources": "source", "datasets": "dataset", "protocols": "mode"}
 _BRACES = re.compile(r"\{([^{}]*,[^{}]*)\}")
 
 
-def read_recipe(path: Path, **overrides: Any) -> list[TransferConfig]:
+def read_recipe(
+    path: Path, tier: str | None = None, **overrides: Any
+) -> list[TransferConfig]:
     """Return the experiments of a recipe in its order, each with all seeds.
 
     Args:
         path: Path of the YAML file.
+        tier: Name of a tier of the recipe; None stands for the first, if there are any.
         **overrides: Flags that replace those of the file in every experiment; None
             replaces nothing.
 
     Raises:
         ConfigError: The file cannot be read, or a key or value cannot work.
     """
-    recipe = load_config_file(path, COMMAND)
+    recipe = _of_tier(path, load_config_file(path, COMMAND), tier)
     training, sweeps = (
         {field.name for field in dataclasses.fields(kind)}
         for kind in (TrainConfig, TransferConfig)
@@ -68,6 +78,24 @@ def read_recipe(path: Path, **overrides: Any) -> list[TransferConfig]:
             except (TypeError, ConfigError) as error:
                 raise ConfigError(f"{path}: {error}") from None
     return list(found)
+
+
+def _of_tier(path: Path, recipe: dict[str, Any], tier: str | None) -> dict[str, Any]:
+    """Return a recipe with the keys of one of its tiers in the place of its own."""
+    tiers = recipe.pop("tiers", None)
+    if tiers is None:
+        if tier is not None:
+            raise ConfigError(f"{path}: `tier={tier}`: the recipe has no tiers")
+        return recipe
+    valid = isinstance(tiers, dict) and tiers
+    if not valid or not all(isinstance(each, dict) for each in tiers.values()):
+        raise ConfigError(
+            f"{path}: tiers is {tiers!r}; give a mapping of names to the keys of each tier"
+        )
+    chosen = tier or next(iter(tiers))
+    if chosen not in tiers:
+        raise ConfigError(f"{path}: {unknown_name('tier', chosen, tiers)}")
+    return recipe | tiers[chosen]
 
 
 def _entries(path: Path, given: Any, name: str) -> list[dict[str, Any]]:

@@ -35,6 +35,7 @@ def transfer_rows(
     source, resolution = experiment.source, experiment.resolution
     identity = row_identity(config, split.seed, source, experiment.opened, resolution)
     name = config.name_with_options(splits.name)
+    options = experiment.options(train=False)
     num_train = len(split.train)
     num_val = len(split.val) if config.holds_out and split.val else 0
     common: dict[str, Any] = {
@@ -57,6 +58,8 @@ def transfer_rows(
             num_pool=num_train + num_val,
             num_available=len(splits.train),
             val_fraction=config.val_fraction,
+            preparation=options.unusual_preparation(splits.test),
+            chose_preparation=experiment.prepared.chosen,
             depends_on_seed=not config.seed_changes_nothing,
             **fitted.chosen,
         ),

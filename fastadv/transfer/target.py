@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import numpy as np
 
 from fastadv.data import DatasetSplits, ImageSet, open_dataset, train_val_split
 from fastadv.data.config import dataset_options
+from fastadv.data.loading.geometry import usual_preparation
 from fastadv.errors import ConfigError, DataError
+from fastadv.evaluation.preparing import Prepared, overruled, preparation_for
+from fastadv.models.source import Source
 from fastadv.transfer.config import TransferConfig
 
 log = logging.getLogger(__name__)
@@ -27,6 +32,43 @@ def open_target(config: TransferConfig, resolution: int) -> DatasetSplits:
     """
     options = dataset_options(config.dataset_option)
     return open_dataset(config.dataset, resolution=resolution, **options)
+
+
+def target_preparation(
+    config: TransferConfig,
+    source: Source,
+    images: ImageSet,
+    side: int,
+    augment: Any = "auto",
+) -> Prepared:
+    """Return how images that are not augmented are prepared for a source.
+
+    The source decides under the protocol fastadv, of photographs for all and of small
+    images for the filter alone. A published protocol and `config.augment` decide of the
+    rest, and flags overrule everything.
+
+    Args:
+        config: The choices of the experiment.
+        source: The network.
+        images: The evaluation split as it is stored.
+        side: Side of the images that the network sees, in pixels.
+        augment: Augmentation of the training images after protocol and flags.
+
+    Raises:
+        ConfigError: The flags cannot be met.
+    """
+    ours = config.protocol == "fastadv"
+    whole = images.augment_default != "rrc"
+    found = preparation_for(source, images, side, whole=whole)
+    if not ours or config.augment != "auto":
+        usual = usual_preparation(
+            images.augment_default if augment == "auto" else augment, side
+        )
+        if ours and source.preparation is not None:
+            usual = replace(usual, interpolation=source.preparation.interpolation)
+        why = "`augment`" if ours else f"the protocol {config.protocol}"
+        found = Prepared(usual, f"as after {why}")
+    return overruled(found, config)
 
 
 def hold_out(

@@ -18,6 +18,7 @@ from fastadv.data.loading.geometry import DRAWS, resize_center_crop, resized_cro
 from fastadv.data.loading.memory_loader import MemoryLoader
 from fastadv.data.loading.torchvision_loader import TorchvisionLoader
 from fastadv.errors import ConfigError, DataError
+from fastadv.preparation import Preparation
 
 BACKENDS = ("memory", "torchvision")
 both = pytest.mark.parametrize("backend", BACKENDS)
@@ -348,7 +349,8 @@ def test_unknown_backend_and_empty_set_are_refused():
 
 
 def test_resize_center_crop_never_reads_outside():
+    how = Preparation(resize=37, crop=32)
     for height, width in [(1, 1), (1, 50), (33, 32), (500, 31)]:
-        out = resize_center_crop(np.full((height, width, 3), 9, np.uint8), 37, 32)
+        out = resize_center_crop(np.full((height, width, 3), 9, np.uint8), how)
         assert out.shape == (32, 32, 3)
         assert (out == 9).all()

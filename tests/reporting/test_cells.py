@@ -439,9 +439,11 @@ def test_a_texture_trained_source_is_no_standard_one() -> None:
     assert (found.standard.source, found.difference, found.by) == ("a", 6.0, "")
 
 
-def test_a_texture_trained_source_has_no_published_number_of_a_standard_one() -> None:
+def test_a_texture_trained_source_has_a_published_number_of_its_own() -> None:
     [plain] = typed([row(dataset="aircraft", source_eps=0.0, resolution=224)])
     texture = replace(plain, source=replace(plain.source, kind="texture"))
     [cell], [other] = make_cells([plain]), make_cells([texture])
     assert cell.published({}) == 38.69
-    assert other.published({}) is None
+    assert other.published({}) == 34.68
+    [unknown] = make_cells([replace(plain, source=replace(plain.source, kind="other"))])
+    assert unknown.published({}) is None

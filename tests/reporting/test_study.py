@@ -23,11 +23,16 @@ from synthetic_results import ARCHS, row, synthetic_rows, synthetic_table, typed
 
 from fastadv.cli import report as command
 from fastadv.reporting.literature import (
+    Record,
     accuracy_of_file,
+    autoattack_accuracy,
     imagenet_accuracy,
     limited_accuracy,
+    scratch_accuracy,
+    shares_explained,
     transfer_accuracy,
 )
+from fastadv.reporting.threats import threat
 from fastadv.reporting.transfer.cells import make_cells
 from fastadv.reporting.transfer.comparisons import compare, image_pairs
 from fastadv.reporting.transfer.findings import wins_finding
@@ -40,6 +45,7 @@ TITLES = [
     "Accuracy against eps",
     "Width",
     "Source accuracy against transfer",
+    "Source accuracy over all radii",
     "Granularity",
     "Few training images",
     "Gain with few training images",
@@ -139,18 +145,41 @@ def test_other_settings_are_never_compared() -> None:
 
 
 def test_published_numbers_are_those_of_the_papers() -> None:
-    assert len(transfer_accuracy()) == 1416
-    assert len(limited_accuracy()) == 204
+    # The tables of four networks; six others; linf sources; stylized target and source.
+    assert len(transfer_accuracy()) == 1416 + 84 + 40 + 10 + 48
+    assert len(limited_accuracy()) == 620
     assert len(imagenet_accuracy()) == 67
     key = ("aircraft", "fixed_feature", None, "resnet18", ("l2", 0.5))
-    assert transfer_accuracy()[key] == 41.40
+    assert transfer_accuracy()[key].value == 41.40
+    other = ("cifar10", "full_network", None, "densenet161", (None, 0.0))
+    assert transfer_accuracy()[other].value == 97.84
+    linf = ("cifar10", "full_network", None, "resnet18", threat("linf", "0.5/255"))
+    assert transfer_accuracy()[linf].value == 96.85
+    texture = ("aircraft", "full_network", None, "resnet18", "texture")
+    assert transfer_accuracy()[texture].value == 77.08
     few = ("cifar10", "resnet50", 3, 100, ("linf", round(4 / 255, 6)))
-    assert limited_accuracy()[few] == 49.9
+    assert limited_accuracy()[few] == Record(
+        49.9, "utrera2021", "last epoch, mean over seeds"
+    )
+    # What was published of the best epoch alone is said to be that.
+    nine = limited_accuracy()["cifar10", "resnet50", 9, 100, threat("linf", "8/255")]
+    assert nine.selected.startswith("best logged epoch on test images")
+    assert shares_explained() == {
+        ("cifar10", "full_network", (None, 0.0)): 0.79,
+        ("cifar10", "full_network", ("l2", 3.0)): 0.98,
+    }
+    assert scratch_accuracy()["svhn", "resnet50"].value == 95.15
+    assert autoattack_accuracy()["resnet50", threat("linf", "4/255")] == 34.96
     assert accuracy_of_file("x/resnet18_l2_eps3.ckpt") == 53.12
     assert accuracy_of_file("x/resnet18_l2_eps3.safetensors") is None
     # Their headline: robust sources win 36 of 48 cells on fixed features.
     wins = 0
-    found = {k: v for k, v in transfer_accuracy().items() if k[1] == "fixed_feature"}
+    archs = {"resnet18", "resnet50", "wide_resnet50_2", "wide_resnet50_4"}
+    found = {
+        k: v.value
+        for k, v in transfer_accuracy().items()
+        if k[1] == "fixed_feature" and k[3] in archs and k[4][0] in ("l2", None)
+    }
     cells = {(d, a) for d, _, side, a, _ in found if side is None}
     for dataset, arch in cells:
         of_cell = {

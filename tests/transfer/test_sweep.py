@@ -15,6 +15,7 @@ from sweep_runs import ROWS, recipe_file, values
 
 from fastadv.cli import train as train_command, transfer as command
 from fastadv.errors import ConfigError, DataError
+from fastadv.models.published import robustbench_model, salman2020_file
 from fastadv.results.schema import SCHEMA
 from fastadv.results.table import ResultsTable
 from fastadv.runs.executors import SerialExecutor
@@ -91,15 +92,62 @@ def test_wrong_recipes_say_where(
     ("name", "experiments"),
     # Sources x targets x protocols x sides; sources x targets x blocks x sizes.
     [
-        ("salman2020", 40 * 12 * 2 * 2),
-        ("utrera2021-limited", 4 * 6 * 4 * 10),
-        ("transfer-small", 22),
+        ("salman2020", {
+            "all": 40 * 12 * 2 * 2, "table1": 40 * 12 * 2, "width": 8 * 12 * 2,
+            "granularity": 40 * 12 * 2, "architectures": 12 * 7, "linf": 12 * 2 * 2,
+            "texture": 11 * 12 * 2,
+        }),
+        ("utrera2021-limited", {
+            "all": 4 * 6 * 4 * 10, "figure2": 4 * 6 * 10, "figure3": 4 * 6,
+            "figure4": 6 * 4 * 10, "figure5": 3 * 6 * 10, "scratch": 6,
+            "downscaled": 4 * 3 * 10, "attacked": 4 * 6 * 10,
+        }),
+        ("robust-transfer", {"headline": 12 * 12 * 2, "full": 12 * 12 * 2 * 2}),
+        ("transfer-small", {None: 22}),
     ],
-)
-def test_the_recipes_of_the_project(name: str, experiments: int) -> None:
+)  # fmt: skip
+def test_the_recipes_of_the_project(
+    name: str, experiments: dict[str | None, int]
+) -> None:
     file = RECIPES / f"{name}.yaml"
-    assert len(read_recipe(file)) == experiments
+    tiers = yaml.safe_load(file.read_text()).get("tiers", {None: {}})
+    assert {tier: len(read_recipe(file, tier)) for tier in tiers} == experiments
+    assert read_recipe(file) == read_recipe(file, next(iter(tiers)))
+    assert len(tiers) < 2 or all(f"{tier}" in file.read_text() for tier in tiers)
     assert f"fastadv-transfer sweep recipes/{file.name}" in file.read_text()
+
+
+def test_every_recipe_of_sweeps_is_checked_above() -> None:
+    sweeps = {f.stem for f in RECIPES.glob("*.yaml") if COMMAND in f.read_text()}
+    [mark] = test_the_recipes_of_the_project.pytestmark  # type: ignore[attr-defined]
+    assert {name for name, _ in mark.args[1]} == sweeps
+
+
+def test_sources_of_the_papers_are_published_names() -> None:
+    for name in ("robust-transfer", "salman2020", "zhang2023", "zhang2023-methods"):
+        for file in RECIPES.glob(f"{name}.yaml"):
+            for tier in yaml.safe_load(file.read_text()).get("tiers", [None]):
+                for config in read_recipe(file, tier):
+                    scheme, _, source = config.source.partition(":")
+                    known = {
+                        "salman2020": salman2020_file,
+                        "robustbench": robustbench_model,
+                    }
+                    known[scheme](source)
+
+
+def test_tiers_replace_keys_of_the_recipe(runs: Path, tmp_path: Path) -> None:
+    tiers = {"one": {"protocols": ["fixed_feature"], "seeds": [3]}}
+    tiers["two"] = {"datasets": ["digits"]}
+    file = recipe_file(tmp_path, runs, tiers=tiers)
+    assert {config.seeds for config in read_recipe(file)} == {(3,)}
+    assert {config.dataset for config in read_recipe(file, "two")} == {"digits"}
+    with pytest.raises(ConfigError, match="unknown tier 'tow'; perhaps you meant: two"):
+        read_recipe(file, "tow")
+    with pytest.raises(ConfigError, match="tiers is 3; give a mapping"):
+        read_recipe(recipe_file(tmp_path, runs, tiers=3))
+    with pytest.raises(ConfigError, match="has no tiers"):
+        read_recipe(recipe_file(tmp_path, runs), "one")
 
 
 @pytest.mark.parametrize("says", [True, False])

@@ -26,7 +26,6 @@ from fastadv.data.config import Backend
 from fastadv.data.decoding import MAX_PIXELS, BadImage
 from fastadv.data.loading.geometry import (
     central,
-    plain_geometry,
     resized_crop_boxes,
     scaled_size,
 )
@@ -35,6 +34,7 @@ from fastadv.data.loading.torchvision_loader import Decoder
 from fastadv.data.sets.image_set import ImageSet
 from fastadv.data.sets.subsets import files_and_positions
 from fastadv.errors import ConfigError
+from fastadv.preparation import Preparation
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class DALILoader(Loader):
     def __init__(self, imageset: ImageSet, options: LoaderOptions) -> None:
         super().__init__(imageset, options)
         found = files_and_positions(imageset)
-        reason = declined_reason(imageset, options.device)
+        reason = declined_reason(imageset, options)
         if reason is not None or found is None:
             raise ConfigError(
                 f"the dali loader cannot run: {reason}; use the torchvision loader"
@@ -140,10 +140,11 @@ class DALILoader(Loader):
                 "size": np.full(sizes.shape, side, dtype=np.float32),
                 "flip": boxes.flip.astype(np.int32),
             }
-        shorter = crop = self.options.resolution
-        if not self.options.train:
-            shorter, crop = plain_geometry(self.augment, crop)
-        scaled = [scaled_size(int(h), int(w), shorter, crop) for h, w in sizes]
+        crop = self.options.resolution
+        how = self.preparation
+        if self.options.train:
+            how = Preparation(resize=crop, crop=crop)
+        scaled = [scaled_size(int(h), int(w), how) for h, w in sizes]
         corners = [(central(h, crop), central(w, crop)) for h, w in scaled]
         return {
             "start": np.zeros(sizes.shape, dtype=np.int32),
@@ -200,11 +201,16 @@ class _Fed:
     bad: list[tuple[str, str]]  # (name, reason) of undecodable images
 
 
-def declined_reason(imageset: ImageSet, device: str | torch.device) -> str | None:
-    """Return why DALI cannot serve this set on this device, or None."""
+def declined_reason(imageset: ImageSet, options: LoaderOptions) -> str | None:
+    """Return why DALI cannot serve this set with these options, or None."""
     if files_and_positions(imageset) is None:
         return f"{imageset.name}/{imageset.split} is not a set of encoded files"
-    device = torch.device(device)
+    filter_ = options.preparation_of(imageset).interpolation
+    if not options.train and filter_ != "bilinear":
+        return (
+            f"its {filter_} filter is not that of Pillow; it is used for bilinear only"
+        )
+    device = torch.device(options.device)
     if device.type not in ("cpu", "cuda"):
         return f"DALI does not run on {device}"
     return _probe(device)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastadv.data.sets.image_set import Augment
+from fastadv.preparation import Preparation
 
 RRC_SCALE = (0.08, 1.0)  # torchvision's defaults, which the published runs used
 RRC_RATIO = (3 / 4, 4 / 3)
@@ -37,31 +38,28 @@ class Boxes(NamedTuple):
     flip: NDArray[np.bool_]
 
 
-def plain_geometry(augment: Augment, resolution: int) -> tuple[int, int]:
-    """Return (shorter side, centre crop) of an image that is not augmented.
+def usual_preparation(augment: Augment, resolution: int) -> Preparation:
+    """Return how images are judged by a network that was trained with an augmentation.
 
     With random resized crops, objects look larger in training than in the
     file; 256/224 is the usual zoom that makes up for it. Otherwise none.
     """
     zoomed = round(resolution * 256 / 224) if augment == "rrc" else resolution
-    return zoomed, resolution
+    return Preparation(resize=zoomed, crop=resolution)
 
 
-def resize_center_crop(
-    image: NDArray[np.uint8], shorter: int, crop: int
-) -> NDArray[np.uint8]:
-    """Resize the shorter side (bilinear, antialiased), then crop the centre.
+def resize_center_crop(image: NDArray[np.uint8], how: Preparation) -> NDArray[np.uint8]:
+    """Resize an image (antialiased), then crop the centre.
 
     Args:
         image: Pixels, uint8 [H, W, 3].
-        shorter: Shorter side after resizing, at least `crop`; smaller images
-            are enlarged.
-        crop: Side of the square returned.
+        how: The sizes and the filter; smaller images are enlarged.
 
     Returns:
         uint8 [crop, crop, 3]; `image` itself where nothing is to do.
     """
-    image = _resize(image, *scaled_size(image.shape[0], image.shape[1], shorter, crop))
+    size = scaled_size(image.shape[0], image.shape[1], how)
+    image, crop = _resize(image, *size, how.interpolation), how.crop
     top, left = central(image.shape[0], crop), central(image.shape[1], crop)
     return image[top : top + crop, left : left + crop]
 
@@ -71,15 +69,14 @@ def central(size: int, crop: int) -> int:
     return round((size - crop) / 2)
 
 
-def scaled_size(height: int, width: int, shorter: int, crop: int) -> tuple[int, int]:
-    """Return the size of an image whose shorter side becomes `shorter`, in pixels."""
-    if min(height, width) == shorter:
-        return height, width
-    scale = shorter / min(height, width)
-    # int() as torchvision's Resize, so crops land on the same pixels.
-    if width <= height:
-        return max(int(height * scale), crop), shorter
-    return shorter, max(int(width * scale), crop)
+def scaled_size(height: int, width: int, how: Preparation) -> tuple[int, int]:
+    """Return the height and width of a resized image, in pixels, before it is cropped."""
+    if how.squash:
+        return how.resize, how.resize
+    short, long = sorted((height, width))
+    # Rounded down as by torchvision's Resize, so that crops land on the same pixels.
+    longer = how.resize * long // short
+    return (longer, how.resize) if width <= height else (how.resize, longer)
 
 
 def resized_crop(
@@ -145,12 +142,22 @@ def resized_crop_boxes(
     return Boxes(top, left, height, width, draws[:, _FLIP] < 0.5)
 
 
-def _resize(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+def _resize(
+    image: NDArray[np.uint8], height: int, width: int, interpolation: str = "bilinear"
+) -> NDArray[np.uint8]:
     import torch
-    from torchvision.transforms.v2 import functional
+    from torchvision.transforms.v2 import InterpolationMode, functional
 
     if image.shape[:2] == (height, width):
         return image
+    mode = InterpolationMode(interpolation)
+    if mode != InterpolationMode.BILINEAR:
+        # By Pillow, as torchvision's and timm's evaluation does; torchvision rounds
+        # bicubic tensors otherwise, and does not know lanczos.
+        from PIL import Image
+
+        pillow = functional.resize(Image.fromarray(image), [height, width], mode)
+        return np.array(pillow, dtype=np.uint8)
     # A copy where the array is read-only or strided: torch accepts neither.
     if not image.flags.c_contiguous or not image.flags.writeable:
         image = image.copy()

@@ -26,12 +26,18 @@ from fastadv.data.loading.colour import (
     PUBLISHED_LIGHTING,
     colour_changes,
 )
-from fastadv.data.loading.geometry import DRAWS, Boxes, crop_flip_boxes, plain_geometry
+from fastadv.data.loading.geometry import (
+    DRAWS,
+    Boxes,
+    crop_flip_boxes,
+    usual_preparation,
+)
 from fastadv.data.loading.order import EpochOrder, OrderOptions
 from fastadv.data.sets.image_set import Augment, ImageSet
 from fastadv.errors import ConfigError, DataError
 from fastadv.kernels.crops import resized_crops
 from fastadv.machine import ranks_on_this_machine, usable_cores
+from fastadv.preparation import Preparation
 from fastadv.ranges import AT_LEAST_0, AT_LEAST_1, Range
 
 log = logging.getLogger(__name__)
@@ -53,7 +59,10 @@ class LoaderOptions(OrderOptions):
     augment: Literal["auto", "none", "crop_flip", "rrc", "utrera"] = "auto"
     """Random resized crop and flip (rrc), reflect-padded crop and flip (crop_flip), that
     of `utrera_transform`, or what suits the set (auto). Evaluation zooms by 256/224 with
-    rrc."""
+    rrc, unless `preparation` says otherwise."""
+    preparation: Preparation | None = None
+    """How images are resized and cropped in evaluation, with a crop of `resolution`; None:
+    as after training with `augment`."""
     color_jitter: Annotated[float | None, Range(0, 1, "[]")] = 0.0
     """Brightness, contrast and saturation vary by this share in training; None: what
     the augmentation implies, 0.1 with rrc as published and else 0."""
@@ -70,9 +79,30 @@ class LoaderOptions(OrderOptions):
     default one per core this process may use (ranks on one machine share its cores), at
     most 8."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (how := self.preparation) is None:
+            return
+        how.check()
+        if how.crop != self.resolution:
+            raise ConfigError(
+                f"`preparation` crops {how.crop} px, and `resolution` is "
+                f"{self.resolution}; they must be equal, as in `preparation.at(resolution)`"
+            )
+
     def augment_of(self, images: ImageSet) -> Augment:
         """Return the augmentation of a set: its own default where this is `"auto"`."""
         return images.augment_default if self.augment == "auto" else self.augment
+
+    def preparation_of(self, images: ImageSet) -> Preparation:
+        """Return how images are resized and cropped in evaluation."""
+        usual = usual_preparation(self.augment_of(images), self.resolution)
+        return self.preparation or usual
+
+    def unusual_preparation(self, images: ImageSet) -> Preparation | None:
+        """Return `preparation`; None if it is the usual one of the augmentation."""
+        usual = usual_preparation(self.augment_of(images), self.resolution)
+        return None if self.preparation == usual else self.preparation
 
     @property
     def worker_count(self) -> int:
@@ -113,6 +143,7 @@ class Loader(ABC):
         options: How batches are made.
         order: Which images come when, and how far the epoch has come.
         augment: The augmentation `options.augment` stands for.
+        preparation: How images are resized and cropped in evaluation.
         resolution: Side of the images delivered; see `set_resolution`.
         color_jitter: What `options.color_jitter` stands for.
         lighting: What `options.lighting` stands for.
@@ -130,6 +161,7 @@ class Loader(ABC):
         self.imageset, self.options = imageset, options
         self.order = EpochOrder(imageset, options)
         self.augment: Augment = options.augment_of(imageset)
+        self.preparation = options.preparation_of(imageset)
         cropped = options.train and self.augment == "rrc"
         jitter, lighting = options.color_jitter, options.lighting
         self.color_jitter = PUBLISHED_JITTER * cropped if jitter is None else jitter
@@ -325,4 +357,4 @@ def storage_side(augment: Augment, options: LoaderOptions) -> int:
     """Return the side at which decoded images are kept in memory."""
     if options.train and augment == "rrc":
         return round(RRC_STORAGE * options.resolution)
-    return plain_geometry(augment, options.resolution)[1]
+    return options.resolution

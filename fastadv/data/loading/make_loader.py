@@ -101,7 +101,7 @@ def choose_backend(imageset: ImageSet, options: LoaderOptions) -> Backend:
 
 
 def _dali_or_not(imageset: ImageSet, options: LoaderOptions) -> Backend:
-    reason = declined_reason(imageset, options.device)
+    reason = declined_reason(imageset, options)
     if reason is None:
         return "dali"
     _say_once(reason)

@@ -17,7 +17,6 @@ from fastadv.data.config import Backend
 from fastadv.data.decoding import BadImage
 from fastadv.data.loading.geometry import (
     Boxes,
-    plain_geometry,
     resize_center_crop,
     resized_crop_boxes,
 )
@@ -31,6 +30,7 @@ from fastadv.data.loading.loader import (
     storage_side,
 )
 from fastadv.data.sets.image_set import ImageSet
+from fastadv.preparation import Preparation
 from fastadv.progress import track
 
 _DECODE_CHUNK = 64  # images per task: small ones cost less than scheduling them
@@ -48,11 +48,11 @@ class MemoryLoader(Loader):
 
     def __init__(self, imageset: ImageSet, options: LoaderOptions) -> None:
         super().__init__(imageset, options)
-        side = storage_side(self.augment, options)
-        shorter = side
-        if not options.train:
-            shorter, side = plain_geometry(self.augment, options.resolution)
-        self._store = torch.from_numpy(self._decode(shorter, side))
+        how = self.preparation
+        if options.train:
+            side = storage_side(self.augment, options)
+            how = Preparation(resize=side, crop=side)
+        self._store = torch.from_numpy(self._decode(how))
         device = torch.device(options.device)
         if device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(device)
@@ -60,9 +60,9 @@ class MemoryLoader(Loader):
                 self._store = self._store.to(device)
         self._log_bad_images()
 
-    def _decode(self, shorter: int, side: int) -> NDArray[np.uint8]:
+    def _decode(self, how: Preparation) -> NDArray[np.uint8]:
         """Return all images, uint8 [n, side, side, 3]; bad ones replaced."""
-        n = len(self.imageset)
+        n, side = len(self.imageset), how.crop
         store = np.empty((n, side, side, 3), dtype=np.uint8)
 
         def decode(chunk: range) -> list[tuple[int, BadImage]]:
@@ -75,7 +75,7 @@ class MemoryLoader(Loader):
                         raise
                     bad.append((i, error))
                 else:
-                    store[i] = resize_center_crop(image, shorter, side)
+                    store[i] = resize_center_crop(image, how)
             return bad
 
         chunks = [range(n)[i : i + _DECODE_CHUNK] for i in range(0, n, _DECODE_CHUNK)]

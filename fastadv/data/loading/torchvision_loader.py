@@ -22,7 +22,6 @@ from torch.utils.data import DataLoader, Dataset
 from fastadv.data.config import Backend
 from fastadv.data.counter import derive_key
 from fastadv.data.loading.geometry import (
-    plain_geometry,
     resize_center_crop,
     resized_crop,
     resized_crop_boxes,
@@ -35,6 +34,7 @@ from fastadv.data.loading.loader import (
 )
 from fastadv.data.sets.image_set import Augment, ImageSet
 from fastadv.errors import DataError
+from fastadv.preparation import Preparation
 
 Request = tuple[int, int, int]  # (epoch, side, index)
 
@@ -200,11 +200,11 @@ class Decoder(Dataset[Prepared | DataError]):
     ) -> NDArray[np.uint8]:
         full = self.options.resolution
         if not self.options.train:
-            return resize_center_crop(image, *plain_geometry(self.augment, full))
+            return resize_center_crop(image, self.options.preparation_of(self.imageset))
         if self.augment == "utrera":
             return augment_utrera(image, side, self.options.seed, epoch, index)
         if self.augment != "rrc":
-            return resize_center_crop(image, full, full)
+            return resize_center_crop(image, Preparation(resize=full, crop=full))
         draws = augmentation_draws(self.options.seed, epoch, np.array([index]))
         height, width = (np.array([size]) for size in image.shape[:2])
         return resized_crop(image, resized_crop_boxes(draws, height, width), side)

@@ -14,9 +14,13 @@ from typing import Any, TypeVar
 
 from fastadv.reporting.literature import (
     PUBLISHED_SIDE,
+    Record,
+    Trained,
     accuracy_of_file,
     limited_accuracy,
     published_weights,
+    rerun_accuracy,
+    scratch_accuracy,
     transfer_accuracy,
 )
 from fastadv.reporting.threats import Threat, source_threat, threat, training_label
@@ -142,43 +146,59 @@ class Cell(Place):
 
         `names` are the published names of data sets by ours, where they differ.
         """
-        found = self._published(names)
-        return None if found is None else found[0]
+        found = self.published_record(names)
+        return None if found is None else found.value
 
     def unlike_published(self, names: Mapping[str, str]) -> list[str]:
         """Return the differences of the experiment from the published one."""
-        found = self._published(names)
+        found = self.published_record(names)
         if found is None:
             return []
         first, protocol = self.first, self.condition.protocol
-        weights = published_weights(first.source.path or "", found[1])
+        scratch = self.condition.mode == "scratch"
+        weights = scratch or published_weights(first.source.path or "", found.protocol)
         side = self.condition.resolution
         differs = {
-            f"protocol {protocol or 'unknown'}": protocol != found[1],
+            f"protocol {protocol or 'unknown'}": protocol != found.protocol,
             f"{side} px": side != PUBLISHED_SIDE,
             **{str(d): d.name != "resolution" for d in first.departures},
             "other source weights": not weights,
         }
         return [difference for difference, holds in differs.items() if holds]
 
-    def _published(self, names: Mapping[str, str]) -> tuple[float, str] | None:
-        """Return the published number, and the protocol it was measured by."""
-        if self.threat is None or not (self.standard or self.robust):
-            return None
-        condition, source = self.condition, threat(*self.threat)
+    def published_record(self, names: Mapping[str, str]) -> Record | None:
+        """Return the published number with how it was selected; see `published`."""
+        condition = self.condition
         dataset = names.get(condition.dataset, condition.dataset)
+        if condition.mode == "scratch":  # whatever the source is
+            comparable = self.complete and not condition.downscale
+            return scratch_accuracy().get((dataset, self.arch)) if comparable else None
+        if self.threat is None or self.kind == "other":
+            return None
+        source = threat(*self.threat)
         if self.complete:
-            side = condition.downscale or None
-            key = (dataset, condition.mode, side, self.arch, source)
-            found = transfer_accuracy().get(key)
+            place = (dataset, condition.mode, condition.downscale or None, self.arch)
+            trained: Trained = "texture" if self.kind == "texture" else source
+            found = transfer_accuracy().get((*place, trained))
             if found is not None:
-                return found, "salman2020"
+                return found
         if condition.mode != "last_k_blocks" or condition.downscale:
+            return None
+        if not (self.standard or self.robust):
             return None
         n = None if self.complete else self.n
         limited = (dataset, self.arch, condition.k_blocks, n, source)
-        found = limited_accuracy().get(limited)
-        return None if found is None else (found, "utrera2021")
+        return limited_accuracy().get(limited)
+
+    def rerun(self, names: Mapping[str, str]) -> float | None:
+        """Return the number of a rerun by others; see `literature.rerun_accuracy`."""
+        condition = self.condition
+        usual = self.complete and not condition.downscale
+        if not usual or self.threat is None or not (self.standard or self.robust):
+            return None
+        dataset = names.get(condition.dataset, condition.dataset)
+        key = (dataset, condition.mode, self.arch, threat(*self.threat))
+        return rerun_accuracy().get(key)
 
 
 def transfer_setting(row: Row) -> TransferSetting:

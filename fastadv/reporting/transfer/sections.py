@@ -9,6 +9,7 @@ from fastadv.reporting.transfer import (
     study_classes,
     study_epochs,
     study_images,
+    study_published,
     study_sources,
 )
 from fastadv.reporting.transfer.cells import make_cells
@@ -29,6 +30,8 @@ def study_sections(study: Study) -> list[Section]:
         study_sources.against_eps,
         study_sources.by_width,
         study_sources.against_source_accuracy,
+        study_published.across_radii,
+        study_published.texture_trained,
         study_sources.by_granularity,
         study_images.against_images,
         study_images.gain_against_images,

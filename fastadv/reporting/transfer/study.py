@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 from fastadv.reporting.figures.palette import source_colors
+from fastadv.reporting.literature import Record
 from fastadv.reporting.page.html import Table
 from fastadv.reporting.transfer.cells import Cell, with_most_images
 from fastadv.reporting.transfer.comparisons import Comparison, study_comparisons
@@ -127,7 +128,12 @@ class Study:
             self.place(cell)
             | {"seeds": len(cell.rows), "accuracy": format_interval(*cell.interval())}
             | published_columns(cell.mean, cell.published(self.names))
-            | {"not as published": ", ".join(cell.unlike_published(self.names)) or None}
+            | {
+                "published is": _selected(cell.published_record(self.names)),
+                "rerun by others": _decimals(cell.rerun(self.names)),
+                "not as published": ", ".join(cell.unlike_published(self.names))
+                or None,
+            }
             for cell in dict.fromkeys(cells)
         ]
         return make_table(lines, "Percent.")
@@ -239,6 +245,14 @@ def published_columns(
         "published": f"{theirs:{sign}.2f}",
         "ours - published": f"{ours - theirs:+.2f}",
     }
+
+
+def _selected(record: Record | None) -> str | None:
+    return None if record is None else record.selected
+
+
+def _decimals(value: float | None) -> str | None:
+    return None if value is None else f"{value:.2f}"
 
 
 def format_interval(mean: float, low: float, high: float) -> str:

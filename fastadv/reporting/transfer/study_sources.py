@@ -10,7 +10,9 @@ from matplotlib.figure import Figure
 from fastadv.reporting.figures.bars import MOST_GROUPS, Bar, grouped_bars
 from fastadv.reporting.figures.lines import Cloud, panel_caption
 from fastadv.reporting.figures.palette import source_colors
+from fastadv.reporting.literature import shares_explained
 from fastadv.reporting.page.html import Section
+from fastadv.reporting.threats import threat
 from fastadv.reporting.transfer.cells import Cell
 from fastadv.reporting.transfer.comparisons import Comparison, native, with_sides
 from fastadv.reporting.transfer.condition import Condition
@@ -33,6 +35,7 @@ from fastadv.reporting.transfer.study import (
     make_table,
     name_within,
 )
+from fastadv.reporting.transfer.study_published import published_best
 from fastadv.statistics import fit_line
 
 _WIDTHS = ("resnet18", "resnet50", "wide_resnet50_2", "wide_resnet50_4")
@@ -77,7 +80,10 @@ def robust_and_standard(study: Study) -> Section | None:
             *study.left_out(study.cells, found, why),
         ],
         [(figure, panel_caption(caption, len(groups), MOST_GROUPS))],
-        [make_table(lines, "Robust against standard sources, percent.")],
+        [
+            make_table(lines, "Robust against standard sources, percent."),
+            *published_best(study, found),
+        ],
         findings=[wins_finding(found), *published_finding(study, found)],
     )
 
@@ -196,31 +202,32 @@ def against_source_accuracy(study: Study) -> Section | None:
     clouds: dict[str, dict[str, Cloud]] = {}
     shares: dict[str, list[float]] = {}
     lines = []
-    for (condition, threat), cells in groups.items():
+    for (condition, trained), cells in groups.items():
         x = [cell.source_accuracy or 0.0 for cell in cells]
         y = [cell.mean for cell in cells]
         line = fit_line(x, y)
         cloud = Cloud(list(map(name, cells)), x, y, line)
-        clouds.setdefault(study.title(cells[0]), {})[threat] = cloud
+        clouds.setdefault(study.title(cells[0]), {})[trained] = cloud
         if line is not None:
-            shares.setdefault(threat, []).append(line.r2)
+            shares.setdefault(trained, []).append(line.r2)
             lines.append(
                 {
                     "setting": study.labels[condition],
                     "n": cells[0].n,
-                    "threat": threat,
+                    "threat": trained,
                     "architectures": len(cells),
                     "R^2": f"{line.r2:.2f}",
+                    "published R^2": _published_share(study, cells[0]),
                     "slope": f"{line.slope:+.2f}",
                     "p of the slope": format_p(line.p),
                 }
             )
     findings = [
-        f"{threat}: R^2 from {min(found):.2f} to {max(found):.2f} over {len(found)} "
+        f"{trained}: R^2 from {min(found):.2f} to {max(found):.2f} over {len(found)} "
         "setting(s)."
         if len(found) > 1
-        else f"{threat}: R^2 = {found[0]:.2f}."
-        for threat, found in shares.items()
+        else f"{trained}: R^2 = {found[0]:.2f}."
+        for trained, found in shares.items()
     ]
     labels = ("source accuracy (%)", "transfer accuracy (%)")
     caption = "Accuracy on the target against accuracy of the source."
@@ -233,7 +240,9 @@ def against_source_accuracy(study: Study) -> Section | None:
         [
             "At one radius, one point per architecture. Published checkpoints have the "
             "ImageNet accuracy of their paper. With so few architectures a large R^2 is "
-            "easily chance: the p-values, not corrected for the number of lines, say so.",
+            "easily chance: the p-values, not corrected for the number of lines, say so. "
+            "The published R^2 are over six networks (densenet161, mnasnet1_0, mobilenet_v2, "
+            "resnext50_32x4d, shufflenet_v2_x1_0, vgg16_bn).",
             *study.most_note,
             *study.left_out(study.cells, drawn, why),
         ],
@@ -245,6 +254,17 @@ def against_source_accuracy(study: Study) -> Section | None:
         [make_table(lines, "Least-squares lines, by setting and threat.")],
         findings=findings,
     )
+
+
+def _published_share(study: Study, cell: Cell) -> str | None:
+    """Return the published R^2 at the radius of a cell, on native images."""
+    condition = cell.condition
+    usual = (cell.standard or cell.robust) and not condition.downscale and cell.complete
+    if cell.threat is None or not usual:
+        return None
+    dataset = study.names.get(condition.dataset, condition.dataset)
+    share = shares_explained().get((dataset, condition.mode, threat(*cell.threat)))
+    return None if share is None else f"{share:.2f}"
 
 
 def by_granularity(study: Study) -> Section | None:
