@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +59,21 @@ class Source(Weights):
         """Return the training facts in a checkpoint of ours; other files have none."""
         return _stored_metadata(self.file)
 
+    @property
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation that inputs are normalised by, per channel."""
+        return _statistics(self)
+
     def load(self) -> NormalizedModel:
         """Load a fresh copy of the model."""
         return read_model(self)
+
+
+@cache
+def _statistics(source: Source) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    model = source.load()
+    mean, std = model.mean.flatten().tolist(), model.std.flatten().tolist()
+    return tuple(mean), tuple(std)
 
 
 def open_source(

@@ -40,9 +40,9 @@ class TrainConfig(MethodConfig, OptimizerConfig, TrainingImagesConfig, DeviceCon
     # Flags that only --help-all shows.
     RARE: ClassVar[tuple[str, ...]] = (
         "resize", "interpolation", "color_jitter", "lighting", "noise", "replays",
-        "eps_warmup", "accumulate",
-        "clip_grad", "label_smoothing", "mixup", "cutmix", "progressive", "on_overfit",
-        "bn_mode", "milestones", "peak", "val_size", "eval_every", "eval_steps",
+        "num_restarts", "eps_warmup", "accumulate", "clip_grad", "label_smoothing", "mixup",
+        "cutmix", "progressive", "on_overfit", "bn_mode", "milestones", "peak", "val_size",
+        "eval_every", "eval_steps",
         "eval_images", "pictures_every", "keep_every", "sync_bn", "parallel",
     )  # fmt: skip
 

@@ -73,6 +73,7 @@ def training_attack(
         config.attack_steps,
         step_size,
         random_start=drawn or start_eps is not None,
+        num_restarts=config.num_restarts,
         objective=entry.objective,
         seed=seed,
         bn_mode=config.bn_mode or "eval",

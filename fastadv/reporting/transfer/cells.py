@@ -120,6 +120,8 @@ class Cell(Place):
     @property
     def label(self) -> str:
         """How the source was trained, and its name where that is not enough."""
+        if self.condition.mode == "scratch":
+            return "from scratch"
         if self.threat is None:
             return f"{self.source} ({self.training})"
         return f"{self.training} ({self.source})" if self.named else self.training

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from fastadv.reporting.page.html import Section
 from fastadv.reporting.transfer import (
+    study_attack,
     study_classes,
     study_epochs,
     study_images,
@@ -38,7 +39,7 @@ def study_sections(study: Study) -> list[Section]:
         study_images.by_blocks,
         study_images.against_epochs,
         study_epochs.within_training,
-        study_classes.under_attack,
+        study_attack.under_attack,
         study_classes.per_class,
     )
     return [section for builder in builders if (section := builder(study)) is not None]

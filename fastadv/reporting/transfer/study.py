@@ -97,7 +97,7 @@ class Study:
         several = len({c.arch for c in self.cells if c.threat is not None}) > 1
         reasons: dict[str, dict[str, None]] = {"eps unknown": {}, why: {}}
         for c in cells:
-            if needs_eps and c.threat is None:
+            if needs_eps and c.threat is None and c.condition.mode != "scratch":
                 reasons["eps unknown"][c.source] = None
             elif (c.condition, c.arch) not in places:
                 arch = f", {c.arch}" if several else ""
