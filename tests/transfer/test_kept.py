@@ -23,6 +23,7 @@ from fastadv.results.verdicts import check_paired, read_verdicts
 from fastadv.transfer import transfer
 from fastadv.transfer.experiment import Experiment
 from fastadv.transfer.keeping import expected_bytes
+from fastadv.transfer.protocol import TransferRun
 
 # How a network is transferred, whether all of its weights are kept, and its default radius.
 MODES: dict[str, tuple[dict[str, Any], bool]] = {
@@ -31,6 +32,7 @@ MODES: dict[str, tuple[dict[str, Any], bool]] = {
     "head with moving statistics": (
         {"mode": "fixed_feature", "protocol": "fastadv", "frozen_bn": "train"}, False
     ),
+    "reduced images": ({"mode": "fixed_feature", "downscale": 6}, False),
     "last block": ({"mode": "last_k_blocks", "k": 1}, True),
     "whole network": ({"mode": "full_network"}, True),
     "from scratch": ({"mode": "scratch"}, True),
@@ -275,3 +277,40 @@ def test_beyond_the_bound_the_row_stays(tmp_path: Path) -> None:
     assert stored.arrays is None
     assert stored.weights is not None  # 3 kB; there was room for that
     assert "would exceed `keep_limit`" in str(stored.not_kept)
+
+
+def test_an_interrupted_run_loses_no_row_and_leaves_nothing_that_is_in_the_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tuning_config(source_file(tmp_path), mode="fixed_feature", seeds=(0, 1))
+    real = ResultsTable.append
+
+    def killed(table: ResultsTable, rows: list[Row]) -> None:
+        if rows[0].seed == 1:  # its files are there, and its row is not
+            raise KeyboardInterrupt
+        real(table, rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ResultsTable, "append", killed)
+        with pytest.raises(KeyboardInterrupt):
+            transfer(config)
+    table = ResultsTable(config.results, once=True)
+    [first] = table.rows()
+    files = {path.name for path in table.path.glob("_*/*")}
+    assert len(files) == 4
+    list(TransferRun(config, table).rows())
+    assert table.rows()[0] == first
+    assert {row.seed for row in table.rows()} == {0, 1}
+    assert {path.name for path in table.path.glob("_*/*")} == files
+    for row in table.rows():
+        assert open_source(_row_source(table.path, row)).num_classes == 10
+
+
+def test_rows_of_older_tables_keep_nothing_and_say_so() -> None:
+    old = Path(__file__).parents[1] / "results" / "tables" / "schema3"
+    table = ResultsTable(old)
+    for row in table.rows()[:2]:
+        with pytest.raises(CheckpointError, match=r"keeps no network.*older version"):
+            open_source(_row_source(old, row, 32))
+        with pytest.raises(DataError, match="older version"):
+            read_verdicts(table, row)
