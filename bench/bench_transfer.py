@@ -41,7 +41,7 @@ from fastadv.models import create_model
 from fastadv.transfer.features import FeatureCache, Features, rows_of
 from fastadv.transfer.freezing import choose_trained, prepare_model
 from fastadv.transfer.heads import fit_sgd
-from fastadv.transfer.procedure import Procedure
+from fastadv.transfer.procedure import Procedure, Rates
 from fastadv.transfer.tuned import fine_tune, make_method
 
 SEEDS = (0, 1, 2, 3, 4)
@@ -98,7 +98,7 @@ class Case:
 
         def epoch() -> None:
             for _ in fine_tune(
-                model, trained, loader, 0.01, procedure, method, "epoch"
+                model, trained, loader, Rates(0.01), procedure, method, "epoch"
             ):
                 pass
 

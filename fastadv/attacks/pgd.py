@@ -198,7 +198,8 @@ class PGD(GradientAttack):
         """Return the last iterate, and the same normalised for the network.
 
         This is for training: it costs `num_steps` input gradients and no other forward
-        pass, and nothing is judged.
+        pass, and nothing is judged. Of several restarts, each image gets the last iterate
+        of the one with the largest objective, which takes one forward pass more each.
 
         Args:
             model: The view of the network, or the network, as of `Attack.__call__`.
@@ -220,13 +221,33 @@ class PGD(GradientAttack):
             TypeError: The model does not return logits [N, K].
         """
         view, x_nat, context = self._begin(model, x, y, training=True)
-        if seed is None:
-            start = self._start(x_nat, self.seed, self._drawn[0], offset)
-            self._drawn[0] += 1
-        else:
-            start = self._start(x_nat, seed, 0, offset)
-        x_adv, z = self._run(view, x_nat, start, context, None, view is model)
+        first, key = 0, seed
+        if key is None:
+            first, key = self._drawn[0], self.seed
+            self._drawn[0] += self.num_restarts
+
+        def run(restart: int) -> tuple[Tensor, ...]:
+            start = self._start(x_nat, key, restart, offset)
+            return self._run(view, x_nat, start, context, None, view is model)
+
+        x_adv, z = run(first)
+        if self.num_restarts == 1:
+            return x_adv, z
+        # A recorded run writes into the same memory again.
+        x_adv, z = x_adv.clone(), z.clone()
+        most = self._objective(view, z, context)
+        for restart in range(first + 1, first + self.num_restarts):
+            x_other, z_other = run(restart)
+            loss = self._objective(view, z_other, context)
+            larger = (loss > most).view(-1, 1, 1, 1)
+            x_adv = torch.where(larger, x_other, x_adv)
+            z = torch.where(larger, z_other, z)
+            most = torch.maximum(loss, most)
         return x_adv, z
+
+    @torch.no_grad()
+    def _objective(self, view: AttackView, z: Tensor, context: Context) -> Tensor:
+        return self.objective.per_sample(self._outputs(view, z), context)
 
     def compile_report(self) -> CompileReport:
         """Return how the batches so far were run, and how often something was compiled."""
@@ -290,7 +311,7 @@ class PGD(GradientAttack):
         """
         x_nat, x, labels, clean, mean, std, nonfinite = _Inputs(*tensors)  # type: ignore[arg-type]
         context = Context(labels, clean)
-        z = normalize(x, mean=mean, std=std, dtype=view.dtype)
+        z = normalize(x, mean=mean, std=std, dtype=view.input_dtype)
         step = partial(
             pgd_step_,
             x,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ class Source(Weights):
         augment: The augmentation of its training, `auto` where it is unknown.
         num_classes: Number of classes that it tells apart.
         classes: Names of the classes it was trained on; empty if unknown.
+        downscale: Side in pixels that its images are first reduced to; None if they are
+            not.
         trained_here: Whether it is of fastadv-train. Such a network of unknown preparation
             expects the usual one of its augmentation.
     """
@@ -44,6 +47,7 @@ class Source(Weights):
     augment: str
     num_classes: int
     classes: tuple[str, ...]
+    downscale: int | None = None
     trained_here: bool = False
 
     @property
@@ -55,9 +59,21 @@ class Source(Weights):
         """Return the training facts in a checkpoint of ours; other files have none."""
         return _stored_metadata(self.file)
 
+    @property
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation that inputs are normalised by, per channel."""
+        return _statistics(self)
+
     def load(self) -> NormalizedModel:
         """Load a fresh copy of the model."""
         return read_model(self)
+
+
+@cache
+def _statistics(source: Source) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    model = source.load()
+    mean, std = model.mean.flatten().tolist(), model.std.flatten().tolist()
+    return tuple(mean), tuple(std)
 
 
 def open_source(
@@ -106,6 +122,7 @@ def open_source(
         augment=config.get("augment", "auto"),
         num_classes=model.num_classes,
         classes=tuple(trained.get("classes", ())),
+        downscale=trained.get("downscale"),
         preparation=_preparation(trained, weights),
         trained_here="augment" in config,
     )

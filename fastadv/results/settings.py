@@ -15,9 +15,10 @@ A field that is added later needs a default, which rows written before it are gi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 from fastadv.preparation import Preparation
+from fastadv.results.analysis_settings import InfluenceSetting, SimilaritySetting
 
 _MODE_LABELS = {
     "fixed_feature": "fixed features",
@@ -132,7 +133,9 @@ class TransferSetting:
     statistics: Statistics | None = None  # What normalised inputs; None: its own.
     freeze_by_name: bool | None = None  # Whether layers were frozen by their names.
     normal_head: bool | None = None  # Whether the head's weights began as N(0, 1).
-    precision: str | None = None  # `fp32`, `bf16` or `fp16`, of a network that trained.
+    # `fp32`, `bf16` or `fp16`, of a network that trained; with `, inputs fp32` where small
+    # perturbations needed that.
+    precision: str | None = None
     method: MethodRecord | None = None  # Training method; None for standard training.
     depends_on_seed: bool = True  # Whether another seed could give another number.
     chosen_c: float | None = None  # Inverse regularisation that was chosen (`lbfgs`).
@@ -225,7 +228,5 @@ class EvaluationSetting:
         return f"{self.num_images} {self.split} images"
 
 
-Setting = TransferSetting | EvaluationSetting
-KINDS: dict[str, type[Setting]] = {
-    setting.kind: setting for setting in (TransferSetting, EvaluationSetting)
-}
+Setting = TransferSetting | EvaluationSetting | InfluenceSetting | SimilaritySetting
+KINDS: dict[str, type[Setting]] = {kind.kind: kind for kind in get_args(Setting)}

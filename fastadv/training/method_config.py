@@ -147,6 +147,8 @@ class MethodConfig(AttackConfig):
     their own."""
     random_start: bool = False
     """Begin the attack at a random point of the ball."""
+    num_restarts: Annotated[int, AT_LEAST_1] = 1
+    """Number of random starts of the attack per update, of which the worst counts."""
     bn_mode: BatchNormMode | None = None
     """Statistics by which BatchNorm normalises in the passes of the attack: the running
     ones (eval), or those of the batch (train), which then update the running ones, too.
@@ -193,6 +195,15 @@ class MethodConfig(AttackConfig):
         if self.random_start and entry.own_start:
             raise ConfigError(
                 f"`method={name}` has a start of its own; leave `random_start` out"
+            )
+        starts = self.random_start or entry.small_start
+        if self.num_restarts > 1 and not starts:
+            reason = (
+                "has a start of its own" if entry.own_start else "has one start alone"
+            )
+            hint = "leave it out" if entry.own_start else "add `random_start`"
+            raise ConfigError(
+                f"`num_restarts={self.num_restarts}`: `method={name}` {reason}; {hint}"
             )
         if self.bn_mode is not None and entry.bn_mode is None:
             raise ConfigError(

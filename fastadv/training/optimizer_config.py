@@ -12,6 +12,7 @@ from fastadv.ranges import ABOVE_0, AT_LEAST_0, Checked, Range
 
 OptimizerName: TypeAlias = Literal[
     "sgd",
+    "adam",
     "adamw",
     "lars",
     "lamb",
@@ -19,8 +20,9 @@ OptimizerName: TypeAlias = Literal[
     "apex_fused_adam",
     "apex_fused_lamb",
 ]
+ScheduleName: TypeAlias = Literal["step", "cosine", "onecycle", "constant"]
 _PEAK = 0.3
-_ADAPTIVE = ("adamw", "lamb", "apex_fused_adam", "apex_fused_lamb")
+_ADAPTIVE = ("adam", "adamw", "lamb", "apex_fused_adam", "apex_fused_lamb")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,10 +30,11 @@ class OptimizerConfig(Checked):
     """The optimiser of a run and its learning rate."""
 
     optimizer: OptimizerName = "sgd"
-    """Optimiser. lars and lamb are for large batches; apex_* need NVIDIA apex."""
+    """Optimiser. adam adds the weight decay to the gradient, adamw takes it off the
+    weights; lars and lamb are for large batches; apex_* need NVIDIA apex."""
     lr: Annotated[float | None, ABOVE_0] = None
-    """Initial learning rate, with onecycle the highest one. Default: 0.001 for adamw,
-    lamb and their apex versions, else 0.1."""
+    """Initial learning rate, with onecycle the highest one. Default: 0.001 for adam,
+    adamw, lamb and their apex versions, else 0.1."""
     momentum: Annotated[float, Range(0, 1)] = 0.9
     """Momentum of sgd and lars; beta1 of the others."""
     weight_decay: Annotated[float, AT_LEAST_0] = 1e-4
@@ -39,7 +42,7 @@ class OptimizerConfig(Checked):
     clip_grad: Annotated[float | None, ABOVE_0] = None
     """Maximum norm of the gradient of all weights together; a longer one is scaled
     down. Default: no limit."""
-    schedule: Literal["step", "cosine", "onecycle", "constant"] = "step"
+    schedule: ScheduleName = "step"
     """Learning rate over the run: step multiplies it by 0.1 after each third, cosine lets it
     fall to zero, onecycle rises linearly and then falls linearly to zero."""
     peak: Annotated[float, Range(0, 1, "()")] = _PEAK
@@ -92,9 +95,9 @@ def learning_rate(config: OptimizerConfig, step: int, total_steps: int) -> float
 
 
 def scheduled(
-    lr: float, schedule: str, step: int, total: int, peak: float = _PEAK
+    lr: float, schedule: str, step: float, total: float, peak: float = _PEAK
 ) -> float:
-    """Return the learning rate at `step` (from 0) of `total`.
+    """Return the learning rate at `step` (from 0) of `total`, updates or epochs.
 
     It is a pure function, so that a resumed run needs no state of a scheduler. `step`
     falls by ten at each third (Salman et al. 2020: every 30 of 90 epochs); `onecycle`
@@ -102,7 +105,7 @@ def scheduled(
     """
     total = max(total, 1)
     if schedule == "step":
-        return lr * 0.1 ** min(3 * step // total, 2)
+        return lr * 0.1 ** min(int(3 * step // total), 2)
     if schedule == "cosine":
         return lr * 0.5 * (1 + math.cos(math.pi * min(step / total, 1.0)))
     if schedule == "onecycle":

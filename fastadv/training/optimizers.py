@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,14 +21,20 @@ _BETA2 = 0.999
 
 
 def make_optimizer(
-    name: str, model: nn.Module, *, lr: float, momentum: float, weight_decay: float
+    name: str,
+    model: nn.Module | Sequence[Mapping[str, Any]],
+    *,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
 ) -> Optimizer:
     """Return the optimiser called `name` for the parameters of `model`.
 
     Args:
-        name: One of sgd, adamw, lars, lamb or apex_fused_{sgd,adam,lamb}.
-        model: The network, on the device it trains on.
-        lr: Learning rate.
+        name: One of sgd, adam, adamw, lars, lamb or apex_fused_{sgd,adam,lamb}.
+        model: The network, on the device it trains on, or groups of its parameters as
+            torch's optimisers take them: `{"params": [...], "lr": 0.1}`.
+        lr: Learning rate of groups that have none.
         momentum: Momentum of sgd and lars; beta1 of the others, whose beta2 is 0.999.
         weight_decay: Weight decay of all parameters. lars and lamb leave out vectors
             (biases and normalisation), which they do not rescale either.
@@ -37,7 +43,10 @@ def make_optimizer(
         ConfigError: NVIDIA apex cannot be imported, or another project of that name is
             installed.
     """
-    parameters = list(model.parameters())
+    if isinstance(model, nn.Module):
+        model = [{"params": list(model.parameters())}]
+    groups = [dict(group) for group in model]
+    parameters = [p for group in groups for p in group["params"]]
     cuda = bool(parameters) and parameters[0].is_cuda
     own: dict[str, Any] = {"lr": lr, "betas": (momentum, _BETA2)}
     if name in ("sgd", "lars", "apex_fused_sgd"):
@@ -46,25 +55,26 @@ def make_optimizer(
     if name == "sgd":
         # Not fused on the CPU: its sums are rounded differently (1e-7 after five steps),
         # and runs begun before would not go on in the same bits.
-        return torch.optim.SGD(parameters, fused=True if cuda else None, **whole)
-    if name == "adamw":
-        return torch.optim.AdamW(parameters, fused=True, **whole)
+        return torch.optim.SGD(groups, fused=True if cuda else None, **whole)
+    if name in ("adam", "adamw"):
+        adaptive = torch.optim.Adam if name == "adam" else torch.optim.AdamW
+        return adaptive(groups, fused=True, **whole)
     if name in _APEX:
         kind = apex_optimizer(_APEX[name])
         if not cuda:
             raise ConfigError(
                 f"`optimizer={name}` needs a CUDA device; use `device=cuda`"
             )
-        return kind(parameters, **whole)
+        return kind(groups, **whole)
     if name not in ("lars", "lamb"):
         raise ValueError(f"unknown optimizer {name!r}")
-    weights = [p for p in parameters if p.dim() > 1]
-    vectors = [p for p in parameters if p.dim() <= 1]
-    groups = [
-        {"params": weights, "weight_decay": weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
-    return LARS(groups, **own) if name == "lars" else LAMB(groups, **own)
+    parts = []
+    for group in groups:
+        weights = [p for p in group["params"] if p.dim() > 1]
+        vectors = [p for p in group["params"] if p.dim() <= 1]
+        parts.append(group | {"params": weights, "weight_decay": weight_decay})
+        parts.append(group | {"params": vectors, "weight_decay": 0.0})
+    return LARS(parts, **own) if name == "lars" else LAMB(parts, **own)
 
 
 def apex_optimizer(name: str) -> Callable[..., Optimizer]:

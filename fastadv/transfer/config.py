@@ -10,30 +10,29 @@ from tyro.conf import arg
 from fastadv.data.config import AugmentName, TrainingImagesConfig
 from fastadv.device import DeviceConfig
 from fastadv.errors import ConfigError
-from fastadv.flags import NormName, Pixels
+from fastadv.flags import Pixels
 from fastadv.ranges import ABOVE_0, AT_LEAST_0, AT_LEAST_1, Range
 from fastadv.reporting.literature import PUBLISHED_SIDE
 from fastadv.results.config import KeepConfig
 from fastadv.threat import ThreatModel
-from fastadv.training.method_config import METHODS, MethodConfig, MethodName
+from fastadv.training.optimizer_config import default_lr
+from fastadv.transfer.tuning_config import SGD_CHOICES, TUNING_CHOICES, TuningConfig
 
 Mode = Literal["fixed_feature", "full_network", "last_k_blocks", "scratch"]
-Protocol = Literal["fastadv", "salman2020", "utrera2021"]
-# Choices of fine-tuning and of the sgd solver; None stands for what the protocol says.
-SGD_CHOICES = ("epochs", "batch_size", "lrs", "momentum", "weight_decay")
+Protocol = Literal["fastadv", "salman2020", "utrera2021", "zhang2023"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TransferConfig(TrainingImagesConfig, DeviceConfig, KeepConfig):
+class TransferConfig(TuningConfig, TrainingImagesConfig, DeviceConfig, KeepConfig):
     """Transfer a pretrained model to a data set and append the result to a table.
 
     There are four modes. fixed_feature fits a linear head to features of the frozen
     network, which are computed once and kept. full_network fine-tunes all of the network,
     last_k_blocks its last k blocks and the head. scratch trains the same network from
     random weights. Frozen parts do not change, inputs are normalised as the source's, and
-    hyper-parameters are chosen on a validation split. --protocol salman2020 or utrera2021
-    repeats the published experiments instead, known flaws of the published code included;
-    each result lists them.
+    hyper-parameters are chosen on a validation split. --protocol salman2020, utrera2021 or
+    zhang2023 repeats the published experiments instead, known flaws of the published code
+    included; each result lists them.
 
     Raises:
         ConfigError: A value that cannot work, or values that do not go together.
@@ -67,7 +66,8 @@ class TransferConfig(TrainingImagesConfig, DeviceConfig, KeepConfig):
     downscale: Annotated[int | None, AT_LEAST_1] = None
     """Reduce all images to this side in pixels first, for example 32."""
     num_train: Annotated[int | None, AT_LEAST_1] = None
-    """Use a stratified, seeded subset of N training images. Default: all of them."""
+    """Use a seeded subset of N training images: stratified, or with utrera2021 random with
+    at least one of each class. Default: all of them."""
     seeds: Annotated[tuple[int, ...], Range(0, 2**32)] = ()
     """Random seeds of subset, validation split, head and order; each gives a result. Only
     the first is used if nothing depends on it. Default: 0; with utrera2021 ten seeds up to
@@ -79,11 +79,11 @@ class TransferConfig(TrainingImagesConfig, DeviceConfig, KeepConfig):
     """Images on which hyper-parameters are chosen; test is meant for comparisons with
     published numbers alone. With none, nothing is chosen and no image is held out, which
     needs one learning rate. Default: val, or none where there is nothing to choose;
-    salman2020 chooses on test, utrera2021 chooses nothing."""
+    salman2020 and zhang2023 choose on test, utrera2021 chooses nothing."""
     select_by: Literal["clean", "robust"] | None = None
     """Accuracy that hyper-parameters are chosen by: on clean images, or under PGD of ten
     steps with the norm and radius of --method. Default: robust if the method attacks,
-    else clean."""
+    else clean; zhang2023 always chooses by clean accuracy."""
     refit: Literal["heads", "all", "none"] = "heads"
     """What is fitted again, after the choice on validation images, to these and the
     training images together: heads on cached features (heads), networks that train as well
@@ -94,18 +94,6 @@ class TransferConfig(TrainingImagesConfig, DeviceConfig, KeepConfig):
     strengths: Annotated[tuple[float, ...] | None, ABOVE_0] = None
     """Inverse regularisation strengths C that lbfgs chooses from. Default: 1e-4 to 1 in
     powers of ten; 0.01 alone with --select-on none."""
-    epochs: Annotated[int | None, AT_LEAST_1] = None
-    """Number of epochs of SGD; the learning rate falls by ten after each third. Default:
-    150; with utrera2021 100 up to 1,600 images."""
-    batch_size: Annotated[int | None, AT_LEAST_1] = None
-    """Batch size of SGD. Default: 64; with utrera2021 128."""
-    lrs: Annotated[tuple[float, ...] | None, ABOVE_0] = None
-    """Learning rates to choose from. Default: 0.01 and 0.001, for scratch 0.1 and 0.01;
-    with utrera2021 0.1."""
-    momentum: Annotated[float | None, Range(0, 1)] = None
-    """Momentum of SGD. Default: 0.9."""
-    weight_decay: Annotated[float | None, AT_LEAST_0] = None
-    """Weight decay of SGD. Default: 5e-4."""
     frozen_bn: Literal["eval", "train"] | None = None
     """Whether BatchNorm statistics of frozen layers stay as they are (eval) or follow the
     target images (train), as in the published runs. Default: eval."""
@@ -113,23 +101,12 @@ class TransferConfig(TrainingImagesConfig, DeviceConfig, KeepConfig):
     """Augmentation of the training images. With auto, it is that of the protocol, or the
     usual one of the data set. A value that is given also decides how images are cropped for
     evaluation, instead of the source."""
-    method: MethodName = "standard"
-    """Training method; all but standard fine-tune adversarially."""
-    norm: NormName = "l2"
-    """Norm of --eps and --robust-eps."""
-    eps: Pixels | None = None
-    """Radius of adversarial fine-tuning in [0, 1] pixel units. Default: 3 for l2, 4/255 for
-    linf."""
-    num_steps: Annotated[int | None, AT_LEAST_1, arg(aliases=["--attack-steps"])] = None
-    """Number of attack steps of adversarial fine-tuning. Default: that of the method."""
-    beta: Annotated[float | None, ABOVE_0] = None
-    """Weight of the second term of trades, mart, gradalign and discrepancy. Default: that
-    of the method."""
     robust_eps: Pixels | None = None
     """Also measure the robust accuracy of the result, under PGD of this radius in [0, 1]
     pixel units."""
-    robust_steps: Annotated[int, AT_LEAST_1] = 20
-    """Number of PGD steps with --robust-eps, from a random start."""
+    robust_steps: Annotated[int | None, AT_LEAST_1] = None
+    """Number of PGD steps with --robust-eps, from a random start. Default: 20; with
+    zhang2023 10."""
     feature_cache: str = "auto"
     """Folder for the features of frozen networks. With auto, it is in the user's cache
     folder; with off, features are not kept."""
@@ -157,10 +134,11 @@ class TransferConfig(TrainingImagesConfig, DeviceConfig, KeepConfig):
                     f"`seeds={' '.join(map(str, self.seeds))}`: {seed} is there more "
                     "than once, and would be the same row again; give each seed once"
                 )
-        for name in ("lrs", "strengths"):
+        for name in ("lrs", "lrs_head", "lrs_trunk", "strengths"):
             if getattr(self, name) == ():
                 raise ConfigError(f"`{name}` needs at least one value")
         self._check_mode()
+        self._check_rates()
         self._check_attacks()
         self._check_selection()
         if self.seed_changes_nothing:
@@ -174,7 +152,12 @@ class TransferConfig(TrainingImagesConfig, DeviceConfig, KeepConfig):
                 ThreatModel(self.norm, self.robust_eps)  # type: ignore[arg-type]
             except ValueError as error:
                 raise ConfigError(str(error)) from None
-        if self.robust_steps != 20 and not attacked:
+        if self.protocol == "zhang2023" and not (attacked and self.norm == "linf"):
+            raise ConfigError(
+                "`protocol=zhang2023` compares accuracies under an attack within linf; "
+                "add `norm=linf` and `robust_eps`, for example `robust_eps=1/255`"
+            )
+        if self.robust_steps is not None and not attacked:
             raise ConfigError(
                 f"`robust_steps={self.robust_steps}` belongs to `robust_eps`; add that"
             )
@@ -183,15 +166,7 @@ class TransferConfig(TrainingImagesConfig, DeviceConfig, KeepConfig):
                 f"`norm={self.norm}` belongs to `eps` and `robust_eps`; add "
                 "`method=pgd_at` or `robust_eps`"
             )
-        if self.method == "standard":
-            for name in ("eps", "num_steps", "beta"):
-                if getattr(self, name) is not None:
-                    raise ConfigError(
-                        f"`{name}` belongs to adversarial fine-tuning; add "
-                        "`method=pgd_at`, or another method that attacks"
-                    )
-        # Building it raises where the method does not go with its parameters.
-        _ = self.method_config
+        self.check_method()
 
     def _check_selection(self) -> None:
         if self.select_by == "robust" and self.method == "standard":
@@ -207,7 +182,10 @@ class TransferConfig(TrainingImagesConfig, DeviceConfig, KeepConfig):
         if self.select_on == "none":
             given, name = (self.strengths, "strengths")
             if not (self.on_cached_features and self.exact):
-                given, name = (self.rates, "lrs")
+                name = "lrs" if self.lrs_trunk is None else "lrs_trunk"
+                given = self.rates
+                if self.lrs_head is not None and len(self.lrs_head) > 1:
+                    given, name = self.lrs_head, "lrs_head"
             if given is not None and len(given) > 1:
                 listed = " ".join(f"{value:g}" for value in given)
                 raise ConfigError(
@@ -261,6 +239,27 @@ class TransferConfig(TrainingImagesConfig, DeviceConfig, KeepConfig):
                 "features cannot be computed once; use `mode=last_k_blocks` `k=0`"
             )
 
+    def _check_rates(self) -> None:
+        given = [name for name in TUNING_CHOICES if getattr(self, name) is not None]
+        if self.on_cached_features and given:
+            raise ConfigError(
+                f"`{given[0]}` belongs to networks that train; `mode=fixed_feature` fits "
+                "the head alone, by lbfgs or SGD, with the learning rates in `lrs`"
+            )
+        both = [name for name in given if name != "optimizer"]
+        if not both:
+            return
+        if len(both) == 1 or self.lrs is not None:
+            raise ConfigError(
+                f"`{both[0]}`: give `lrs_head` and `lrs_trunk` together, and no `lrs`, or "
+                "`lrs` alone for one learning rate of all that trains"
+            )
+        if self.mode == "fixed_feature" or self.k == 0:
+            raise ConfigError(
+                "`lrs_trunk`: only the head trains here, so there is one learning rate; "
+                "give `lrs`"
+            )
+
     @property
     def on_cached_features(self) -> bool:
         """Whether heads are fitted to features that are computed once."""
@@ -293,9 +292,16 @@ class TransferConfig(TrainingImagesConfig, DeviceConfig, KeepConfig):
 
     @property
     def rates(self) -> tuple[float, ...] | None:
-        """Learning rates to choose from; None for those of a published protocol."""
+        """Learning rates to choose from, of the trunk where the head has its own.
+
+        None for those of a published protocol.
+        """
+        if self.lrs_trunk is not None:
+            return self.lrs_trunk
         if self.lrs is not None or self.protocol != "fastadv":
             return self.lrs
+        if self.optimizer is not None and default_lr(self.optimizer) < 0.1:
+            return (1e-3, 1e-4)  # its steps are normalised for each weight
         # A network with random weights needs longer steps than one that is fine-tuned.
         return (0.1, 0.01) if self.mode == "scratch" else (0.01, 0.001)
 
@@ -306,16 +312,30 @@ class TransferConfig(TrainingImagesConfig, DeviceConfig, KeepConfig):
             return self.select_on
         if self.protocol != "fastadv":
             return "none" if self.protocol == "utrera2021" else "test"
-        exact = self.on_cached_features and self.exact
-        choices = self.strengths if exact else self.rates
-        return "none" if choices is not None and len(choices) == 1 else "val"
+        choices = self.rates
+        if self.on_cached_features and self.exact:
+            choices = self.strengths
+        alone = choices is not None and len(choices) == 1
+        return "none" if alone and len(self.lrs_head or (0,)) == 1 else "val"
 
     @property
     def selects_by(self) -> Literal["clean", "robust"]:
         """Accuracy that hyper-parameters are chosen by, after method and flags."""
         if self.selects_on == "none" or self.method == "standard":
             return "clean"
-        return self.select_by or "robust"
+        usual = "clean" if self.protocol == "zhang2023" else "robust"
+        return self.select_by or usual  # type: ignore[return-value]
+
+    @property
+    def judge_steps(self) -> int:
+        """Number of PGD steps under which the result is measured."""
+        return self.robust_steps or (10 if self.protocol == "zhang2023" else 20)
+
+    @property
+    def subset_kind(self) -> Literal["stratified", "random"]:
+        """How a part of the training images is drawn."""
+        random = self.protocol == "utrera2021" and self.num_train is not None
+        return "random" if random else "stratified"
 
     @property
     def holds_out(self) -> bool:
@@ -332,25 +352,6 @@ class TransferConfig(TrainingImagesConfig, DeviceConfig, KeepConfig):
         """Return the side of the images, for a source trained at `source_side` pixels."""
         usual = source_side if self.protocol == "fastadv" else PUBLISHED_SIDE
         return self.resolution or usual
-
-    @property
-    def method_config(self) -> MethodConfig | None:
-        """The method of adversarial fine-tuning; None trains in the standard way.
-
-        Raises:
-            ConfigError: The method does not go with its parameters.
-        """
-        if self.method == "standard":
-            return None
-        return MethodConfig(
-            method=self.method,
-            norm=self.norm,
-            eps=self.eps,
-            num_steps=self.num_steps,
-            beta=self.beta,
-            # Trunks may be frozen, with the statistics of their source.
-            bn_mode="eval" if METHODS[self.method].bn_mode else None,
-        )
 
     def _usual_seeds(self) -> tuple[int, ...]:
         if self.protocol != "utrera2021" or self.num_train is None:

@@ -165,6 +165,13 @@ def _cost(
         if subject is None:
             uncounted += 1
             continue
+        if config.mode == "scratch":  # sources of one architecture share the network
+            shared = dataclasses.replace(
+                config, source="", name=None, arch=subject.arch
+            )
+            if shared in embedded:
+                continue
+            embedded.add(shared)
         work = count_work(config, subject, embedded)
         experiment = _open(config, subject, opened) if number < here else None
         meter.add(_seconds(config, subject, work, probe, experiment))
@@ -289,9 +296,13 @@ def _findable(plan: SweepPlan, configs: Sequence[TransferConfig]) -> list[str]:
     if not robust or not any(not threat[1] for _, threat in trained):
         return ["There is no robust and standard source to compare."]
     archs = {s.arch for c in configs if (s := plan.subjects.get(c))}
+    seeds: dict[TransferConfig, set[int]] = {}
+    for config in configs:
+        alike = dataclasses.replace(config, seeds=(0,))
+        seeds.setdefault(alike, set()).update(config.seeds)
     sizes = [s.test for c in configs if (s := plan.subjects.get(c))]
     design = Design(
-        seeds=min(len(config.seeds) for config in configs),
+        seeds=min(map(len, seeds.values())),
         runs=max(1, min(robust.values()) // max(1, len(archs))),
         sets=len({config.dataset for config in configs}),
         radii=len(robust),

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from fastadv.attacks import PGD
-from fastadv.data import ImageSet, Loader, LoaderOptions, make_loader, subset
+from fastadv.data import ImageSet, Loader, LoaderOptions, make_loader
 from fastadv.data.sets.subsets import Downscaled
 from fastadv.device import resolve_device
 from fastadv.errors import ConfigError
@@ -25,6 +25,7 @@ from fastadv.transfer.history import History
 from fastadv.transfer.procedure import make_procedure
 from fastadv.transfer.target import (
     check_splits,
+    draw_pool,
     hold_out,
     open_target,
     target_preparation,
@@ -163,11 +164,14 @@ class Experiment:
         if config.robust_eps is None:
             return None
         threat = ThreatModel(config.norm, config.robust_eps)  # type: ignore[arg-type]
-        return PGD.judge(threat, config.robust_steps)
+        options: dict[str, Any] = {}
+        if config.protocol == "zhang2023":
+            options["step_size"] = 1.5 * threat.eps / config.judge_steps
+        return PGD.judge(threat, config.judge_steps, **options)
 
     def split(self, seed: int) -> SeedSplit:
         """Draw the training and validation images of a seed."""
-        pool = subset(self.splits.train, self.config.num_train, seed)
+        pool = draw_pool(self.config, self.splits.train, seed)
         if self.config.holds_out:
             return SeedSplit(seed, *hold_out(self.config, pool, seed), pool)
         on_test = self.procedure.select_on == "test"

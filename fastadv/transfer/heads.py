@@ -241,7 +241,6 @@ def _fit(
     progress = Progress(procedure.epochs * len(starts))
     minus_one = torch.full((1, 1, 1, 1), -1.0, device=device)
     for epoch in range(procedure.epochs):
-        factor = procedure.rate(1.0, epoch)
         order = np.stack([
             part[permutation(derive_key(seed, "order", epoch), n)]
             for seed, part in zip(seeds, rows, strict=True)
@@ -257,6 +256,7 @@ def _fit(
             error = error.view(seed_count, -1, size)
             velocity.baddbmm_(error, x, beta=procedure.momentum, alpha=1 / size)
             velocity.add_(weights, alpha=procedure.weight_decay)
+            factor = procedure.rate(1.0, epoch + step / len(starts))
             weights.addcmul_(velocity, rates, value=-factor)
             if title and step % 50 == 0:
                 progress.update(epoch * len(starts) + step + 1, title)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastadv.results.row import EpochRecord
+from fastadv.transfer.procedure import Rates
 
 
 @dataclass(eq=False)
@@ -16,7 +17,7 @@ class History:
     """One training, epoch by epoch; NaN where nothing was measured.
 
     Attributes:
-        lr: Its initial learning rate.
+        rates: Its initial learning rates.
         epochs: Its number of epochs, E.
         refit: Whether it trained on the validation images, too.
         loss: Mean training loss, float64 [E].
@@ -24,7 +25,7 @@ class History:
         test: Accuracy on the test images in [0, 1], float64 [E].
     """
 
-    lr: float
+    rates: Rates
     epochs: int
     refit: bool = False
     loss: NDArray[np.float64] = field(init=False)
@@ -49,7 +50,8 @@ def history_arrays(histories: Sequence[History]) -> dict[str, NDArray[np.generic
     """Return the histories of R trainings as arrays of a row.
 
     Returns:
-        `history_lr` and `history_refit` [R], and `history_loss`, `history_val` and
+        `history_lr` and `history_refit` [R], `history_lr_head` [R] where heads have
+        learning rates of their own, and `history_loss`, `history_val` and
         `history_test` [R, E]; nothing without a training.
     """
     if not histories:
@@ -58,6 +60,9 @@ def history_arrays(histories: Sequence[History]) -> dict[str, NDArray[np.generic
         f"history_{name}": np.stack([getattr(each, name) for each in histories])
         for name in ("loss", "val", "test")
     }
-    arrays["history_lr"] = np.array([each.lr for each in histories])
+    arrays["history_lr"] = np.array([each.rates.lr for each in histories])
+    heads = [each.rates.head for each in histories]
+    if None not in heads:
+        arrays["history_lr_head"] = np.array(heads, np.float64)
     arrays["history_refit"] = np.array([each.refit for each in histories])
     return arrays

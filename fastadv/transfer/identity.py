@@ -7,6 +7,7 @@ moving it recomputes nothing and replacing it does. A data set counts by
 
 from __future__ import annotations
 
+import math
 from collections.abc import Container
 from dataclasses import asdict, replace
 from typing import Any
@@ -16,6 +17,7 @@ from fastadv.data.loading.geometry import usual_preparation
 from fastadv.models.source import Source
 from fastadv.ranges import ordered_fields
 from fastadv.results.identity import digest
+from fastadv.training.method_config import METHODS
 from fastadv.transfer.config import TransferConfig
 from fastadv.transfer.target import target_preparation
 
@@ -55,18 +57,20 @@ def row_identity(
             nothing.
         seed: Seed of the row.
         source: The network that `config.source` names; its weights and architecture
-            count.
+            count, and for a network from scratch architecture and normalisation alone.
         splits: The data set that `config.dataset` names.
         resolution: Side of the images in pixels.
     """
-    chosen = changed_values(config, _NOT_DEFINING) | _selection(config)
+    chosen = changed_values(config, _NOT_DEFINING) | _resolved(config)
+    if config.robust_steps == replace(config, robust_steps=None).judge_steps:
+        chosen.pop("robust_steps", None)  # it was given, and is the default
     if config.solver and replace(config, solver=None).exact == config.exact:
         del chosen["solver"]  # it was given, and is the default for these choices
     what = {
         "version": _VERSION,
         "config": chosen,
         "seed": seed,
-        "source": [source.digest, source.arch],
+        "source": _origin(config, source),
         "dataset": [splits.name, splits.train.fingerprint, splits.test.fingerprint],
         "resolution": resolution,
     }
@@ -83,18 +87,40 @@ def row_identity(
     return digest(what)
 
 
-def _selection(config: TransferConfig) -> dict[str, Any]:
-    """Return how hyper-parameters are chosen, less what older tables took for granted.
+def _resolved(config: TransferConfig) -> dict[str, Any]:
+    """Return what choices amount to, less what older tables took for granted.
 
     There, images were held out even if there was nothing to choose, clean accuracy chose,
-    and nothing was fitted again.
+    nothing was fitted again, subsets were stratified, and attacks in more than three
+    steps took ones of 2/3 of the radius.
     """
-    usual = {"fastadv": "val", "salman2020": "test", "utrera2021": "none"}
+    chosen_on = {"fastadv": "val", "utrera2021": "none"}
     found: dict[str, Any] = {}
-    if config.selects_on != usual[config.protocol]:
+    if config.selects_on != chosen_on.get(config.protocol, "test"):
         found["select_on"] = config.selects_on
     if config.selects_by != "clean":
         found["select_by"] = config.selects_by
     if config.refits:
         found["refit"] = True
+    if config.subset_kind != "stratified":
+        found["subset"] = config.subset_kind
+    if (training := config.method_config) is not None:
+        if training.step_size != config.step_size:
+            found["step_size"] = training.step_size
+        if training.random_start != config.random_start:
+            found["random_start"] = training.random_start
+        if training.start_noise is not None:
+            found["start_noise"] = training.start_noise
+        usual = METHODS[training.method].parameters.get("beta", 0.0)
+        if config.beta is None and not math.isclose(training.beta or 0.0, usual):
+            found["beta"] = training.beta
     return found
+
+
+def _origin(config: TransferConfig, source: Source) -> list[Any]:
+    """Return what a network begins with, as plain values."""
+    if config.mode != "scratch":
+        return [source.digest, source.arch]
+    # These protocols normalise by statistics of their own.
+    published = config.protocol in ("salman2020", "zhang2023")
+    return ["scratch", source.arch, None if published else source.statistics]

@@ -15,7 +15,8 @@ from fastadv.reporting.literature import PUBLISHED_SIDE
 from fastadv.results.row import Defect, Departure
 from fastadv.results.settings import Statistics
 from fastadv.training.optimizer_config import scheduled
-from fastadv.transfer.config import SGD_CHOICES, TransferConfig
+from fastadv.transfer.config import TransferConfig
+from fastadv.transfer.tuning_config import SGD_CHOICES
 
 # Salman et al. normalised these two by their own statistics, every other set not at all.
 _PUBLISHED_STATISTICS = {
@@ -23,7 +24,17 @@ _PUBLISHED_STATISTICS = {
     "cifar100": Statistics(mean=(0.5071, 0.4867, 0.4408), std=(0.2675, 0.2565, 0.2761)),
 }
 _NO_STATISTICS = Statistics(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+# Zhang et al. normalised every set by these.
+_HALVES = Statistics(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 _SALMAN_MODES = ("fixed_feature", "full_network")
+
+_ZHANG_METHODS = ("standard", "pgd_at", "trades", "discrepancy")
+# Their images were resized without keeping the aspect ratio.
+_ZHANG_AUGMENT = Departure(
+    name="augment",
+    ours="flips and crops of padded images",
+    published="flips and crops of 224 px from images resized to 256 x 256",
+)
 
 _UTRERA_BLOCKS = (0, 1, 3, 9)
 _UTRERA_FEW = 1600  # images, and fewer epochs up to that number
@@ -40,6 +51,10 @@ _ON_TEST = Defect(
 _NOT_NORMALISED = Defect(
     code="inputs_not_normalised", text="inputs normalised by mean 0, std 1"
 )
+_NORMALISED_BY_HALVES = Defect(
+    code="normalised_by_halves",
+    text="inputs normalised by mean 0.5, std 0.5, not as the source's",
+)
 _TARGET_STATISTICS = Defect(
     code="target_statistics", text="inputs normalised by the target's statistics"
 )
@@ -50,6 +65,24 @@ _REPAIRS = {
 }
 
 
+@dataclass(frozen=True)
+class Rates:
+    """Initial learning rates of one training.
+
+    Attributes:
+        lr: Learning rate of all that trains, or of all but the head.
+        head: Learning rate of the head, where it has another; None if not.
+    """
+
+    lr: float
+    head: float | None = None
+
+    def __str__(self) -> str:
+        return (
+            f"{self.lr:g}" if self.head is None else f"{self.lr:g}, head {self.head:g}"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Procedure:
     """Every setting of a transfer.
@@ -57,17 +90,23 @@ class Procedure:
     Attributes:
         epochs: Epochs of SGD.
         batch_size: Images per step of SGD.
+        optimizer: Name of the optimiser.
         lrs: Learning rates to choose from.
-        momentum: Momentum of SGD.
-        weight_decay: Weight decay of SGD.
+        lrs_head: Those of the head, each of which is tried with each of `lrs`; empty
+            where the head has that of the rest.
+        momentum: Momentum of SGD; beta1 of adaptive optimisers.
+        weight_decay: Weight decay of the optimiser.
+        schedule: Learning rate over the run, a name of `optimizer_config.scheduled`.
+            With `floored_thirds` it falls every `epochs // 3` epochs, and so once more
+            in what that leaves over.
+        warmup_epochs: Epochs over which the learning rate rises linearly from 0.
+        lowest_rate: What the schedule adds to at its end.
         augment: Augmentation of the training images.
         frozen_bn: Mode of the BatchNorm of frozen layers.
         select_on: Images that learning rate and epoch are chosen on. With `none` there is
             one learning rate, the last epoch counts, and no image is held out.
         select_by: Accuracy on them that counts: `clean`, or `robust` under attack.
         refit: Whether the chosen network is fitted again to all images of the pool.
-        floored_thirds: Whether the learning rate falls every `epochs // 3` epochs, and so
-            once more in what that leaves over; otherwise it falls after each third.
         select_every: Epochs between evaluations of which the best counts; None if the
             last epoch counts.
         statistics: Mean and standard deviation of the inputs; None for the source's.
@@ -81,15 +120,19 @@ class Procedure:
 
     epochs: int = 150
     batch_size: int = 64
+    optimizer: str = "sgd"
     lrs: tuple[float, ...] = (0.01, 0.001)
+    lrs_head: tuple[float, ...] = ()
     momentum: float = 0.9
     weight_decay: float = 5e-4
+    schedule: str = "step"
+    warmup_epochs: int = 0
+    lowest_rate: float = 0.0
     augment: Literal["auto", "none", "crop_flip", "rrc", "utrera"] = "auto"
     frozen_bn: Literal["eval", "train"] = "eval"
     select_on: Literal["val", "test", "none"] = "val"
     select_by: Literal["clean", "robust"] = "clean"
     refit: bool = False
-    floored_thirds: bool = False
     select_every: int | None = None
     statistics: Statistics | None = None
     freeze_by_name: bool = False
@@ -101,17 +144,37 @@ class Procedure:
     def for_setting(self) -> dict[str, Any]:
         """Return the fields of a `TransferSetting` that say how SGD trained."""
         chosen_by = {"select_on", "select_by", "refit"}
-        left_out = {"defects", "departures", "floored_thirds"} | chosen_by
+        left_out = {"defects", "departures", "lowest_rate"} | chosen_by
         names = {field.name for field in fields(self)} - left_out
-        schedule = "floored_thirds" if self.floored_thirds else "thirds"
+        schedule = "thirds" if self.schedule == "step" else self.schedule
         return {name: getattr(self, name) for name in names} | {"schedule": schedule}
 
-    def rate(self, lr: float, epoch: int) -> float:
-        """Return the learning rate in `epoch` (from 0) of a run that begins with `lr`."""
-        if not self.floored_thirds:
-            return scheduled(lr, "step", epoch, self.epochs)
-        period = self.epochs // 3
-        return lr * 0.1 ** (epoch // period) if period else lr
+    def candidates(self) -> list[Rates]:
+        """Return the learning rates to choose from, those of the head varying fastest."""
+        heads: tuple[float | None, ...] = self.lrs_head or (None,)
+        return [Rates(lr, head) for lr in self.lrs for head in heads]
+
+    def rate(self, lr: float, epoch: float) -> float:
+        """Return the learning rate of an update of a run that begins with `lr`.
+
+        Args:
+            lr: Initial learning rate.
+            epoch: Epochs before the update, a fraction within an epoch. The rate that
+                falls by ten does so between epochs.
+        """
+        warmup = self.warmup_epochs
+        if epoch < warmup:
+            return lr * epoch / warmup
+        epoch, epochs = epoch - warmup, self.epochs - warmup
+        if self.schedule == "floored_thirds":
+            period = epochs // 3
+            return lr * 0.1 ** (int(epoch) // period) if period else lr
+        if self.schedule == "step":
+            epoch = int(epoch)
+        lowest = min(self.lowest_rate, lr)
+        # In thousandths of an epoch: `onecycle` begins one step into its rise.
+        now, total = 1000 * epoch, 1000 * epochs
+        return lowest + scheduled(lr - lowest, self.schedule, now, total)
 
 
 def make_procedure(
@@ -132,18 +195,21 @@ def make_procedure(
         misfreezing: What freezing by name does wrong to the network.
 
     Raises:
-        ConfigError: There are several learning rates and nothing to choose one on.
+        ConfigError: There are several learning rates and nothing to choose one on, or
+            the learning rate rises to the end.
     """
     frozen = config.mode in ("fixed_feature", "last_k_blocks")
     if config.protocol == "salman2020":
         published = _salman(dataset, frozen, config.freezes_by_name, misfreezing)
     elif config.protocol == "utrera2021":
         published = _utrera(dataset, num_pool, frozen)
+    elif config.protocol == "zhang2023":
+        published = _zhang(frozen)
     else:
         published = Procedure()
     given: dict[str, Any] = {
         name: getattr(config, name)
-        for name in SGD_CHOICES
+        for name in (*SGD_CHOICES, "optimizer", "lrs_head")
         if getattr(config, name) is not None
     }
     given |= {"select_on": config.selects_on, "select_by": config.selects_by}
@@ -157,12 +223,21 @@ def make_procedure(
     if config.augment != "auto":
         given["augment"] = config.augment
     departures = _never_run(config)
+    if config.protocol == "zhang2023" and "augment" not in given:
+        departures.append(_ZHANG_AUGMENT)
     if config.protocol != "fastadv":
         ours = given | {"resolution": resolution}
         ours |= {name: getattr(config, name) for name in ("precision", "method")}
         theirs = vars(published) | {"precision": "fp32", "method": "standard"}
         theirs["resolution"] = PUBLISHED_SIDE
         augment: Any = published.augment
+        if config.protocol == "zhang2023":
+            ours["robust_steps"], theirs["robust_steps"] = config.judge_steps, 10
+            if config.method in _ZHANG_METHODS:
+                theirs["method"] = config.method
+            if config.lrs_trunk is not None:  # a grid of both rates was published, too
+                theirs |= {name: ours[name] for name in ("lrs", "lrs_head")}
+            augment = "rrc"  # test images are resized to 256 px, as those are for
         theirs |= asdict(usual_preparation(augment, resolution))
         for name in ("resize", "interpolation"):
             if getattr(config, name) is not None:
@@ -176,6 +251,11 @@ def make_procedure(
     defects = tuple(d for d in published.defects if d not in repaired)
     given |= {"defects": defects, "departures": tuple(departures)}
     found = replace(published, **given)
+    if found.warmup_epochs >= found.epochs:
+        raise ConfigError(
+            f"`warmup_epochs={found.warmup_epochs}` leaves none of the {found.epochs} "
+            "`epochs` at the full learning rate; it must be below"
+        )
     exact = config.on_cached_features and config.exact
     if found.select_on == "none" and len(found.lrs) > 1 and not exact:
         raise ConfigError(
@@ -188,7 +268,7 @@ def make_procedure(
 
 def _text(value: Any) -> str:
     if isinstance(value, tuple):
-        return ", ".join(map(_text, value))
+        return ", ".join(map(_text, value)) or "none"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -246,8 +326,31 @@ def _utrera(dataset: str, num_pool: int, frozen: bool) -> Procedure:
         lrs=(0.1,),
         augment="none" if dataset in _UTRERA_GREY else "utrera",
         frozen_bn="train",
-        floored_thirds=True,  # StepLR(epochs // 3) in their code
+        schedule="floored_thirds",  # StepLR(epochs // 3) in their code
         select_on="none",
         normal_head=True,
         defects=(_TRAIN_BN,) if frozen else (),
+    )
+
+
+def _zhang(frozen: bool) -> Procedure:
+    """Return the procedure of Zhang et al. 2023.
+
+    Source: `train.py` and `train_dm.py` of their code (AAAI 2023, 2106.10989), whose
+    weights of the best epoch on the test images were kept.
+    """
+    return Procedure(
+        epochs=90,
+        batch_size=128,
+        optimizer="adam",
+        lrs=(3e-4,),
+        weight_decay=0.0,
+        schedule="cosine",
+        lowest_rate=1e-6,
+        augment="crop_flip",
+        frozen_bn="train",
+        select_on="test",
+        select_every=1,
+        statistics=_HALVES,
+        defects=(*((_TRAIN_BN,) if frozen else ()), _NORMALISED_BY_HALVES, _ON_TEST),
     )

@@ -12,8 +12,9 @@
     num_train: [100, 400, null]
 
 Every other key is a flag of `fastadv-transfer`. A list where the flag takes one value is
-an axis. `lr` is an axis of single learning rates, one row each, all judged on validation
-images unless `select_on` says otherwise; `lrs` are candidates that one row chooses from.
+an axis. `lr`, `lr_head` and `lr_trunk` are axes of single learning rates, one row each,
+all judged on validation images unless `select_on` says otherwise; `lrs`, `lrs_head` and
+`lrs_trunk` are candidates that one row chooses from.
 Keys of a protocol override those of a data set, these override keys of a source, and
 these the top level. This module imports no torch.
 
@@ -42,6 +43,8 @@ from fastadv.transfer.config import TransferConfig
 COMMAND = "fastadv-transfer sweep"
 # The lists of a recipe, and the flag that each of their entries sets.
 PARTS = {"sources": "source", "datasets": "dataset", "protocols": "mode"}
+# Axes of single learning rates, and the flag that takes several to choose from.
+_SINGLE_RATES = {"lr": "lrs", "lr_head": "lrs_head", "lr_trunk": "lrs_trunk"}
 _BRACES = re.compile(r"\{([^{}]*,[^{}]*)\}")
 
 
@@ -135,7 +138,7 @@ def _braces(text: str) -> list[str]:
 
 def _checked(path: Path, values: dict[Any, Any], where: str) -> dict[str, Any]:
     """Convert values to the types of their fields; axes stay lists."""
-    kinds = get_type_hints(TransferConfig) | {"lr": float}
+    kinds = get_type_hints(TransferConfig) | dict.fromkeys(_SINGLE_RATES, float)
     checked: dict[str, Any] = {}
     for key, value in values.items():
         if key not in kinds:
@@ -162,12 +165,11 @@ def _expanded(values: dict[str, Any]) -> Iterator[dict[str, Any]]:
     axes = {key: value for key, value in values.items() if isinstance(value, list)}
     for choice in itertools.product(*axes.values()):
         one = values | dict(zip(axes, choice, strict=True))
-        if "lr" in one:
-            one["lrs"] = (one.pop("lr"),)
-            if (
-                len(axes.get("lr", ())) > 1
-                and one.get("protocol", "fastadv") == "fastadv"
-            ):
-                # The rows are compared with each other, so each needs what chooses.
-                one.setdefault("select_on", "val")
+        for name, candidates in _SINGLE_RATES.items():
+            if name in one:
+                one[candidates] = (one.pop(name),)
+        several = any(len(axes.get(name, ())) > 1 for name in _SINGLE_RATES)
+        if several and one.get("protocol", "fastadv") == "fastadv":
+            # The rows are compared with each other, so each needs what chooses.
+            one.setdefault("select_on", "val")
         yield one

@@ -9,7 +9,7 @@ from fastadv.environment import provenance
 from fastadv.evaluation.accuracy import Evaluation
 from fastadv.evaluation.rows import accuracy_fields, source_record, target_record
 from fastadv.results.identity import attacked_identity
-from fastadv.results.row import AttackRecord, Provenance, Row
+from fastadv.results.row import AttackRecord, Provenance, Row, SourceRecord
 from fastadv.results.settings import TransferSetting
 from fastadv.transfer.experiment import Experiment, Fitted, SeedSplit
 from fastadv.transfer.identity import row_identity
@@ -40,7 +40,9 @@ def transfer_rows(
     num_val = len(split.val) if config.holds_out and split.val else 0
     common: dict[str, Any] = {
         "experiment": identity,
-        "source": replace(source_record(source), accuracy=config.source_accuracy),
+        "source": replace(source_record(source), accuracy=config.source_accuracy)
+        if config.mode != "scratch"
+        else SourceRecord(name=source.arch, arch=source.arch),
         "target": replace(
             target_record(splits.train, resolution, name),
             downscale=config.downscale,
@@ -57,6 +59,7 @@ def transfer_rows(
             num_val=num_val,
             num_pool=num_train + num_val,
             num_available=len(splits.train),
+            subset=config.subset_kind,
             val_fraction=config.val_fraction,
             preparation=options.unusual_preparation(splits.test),
             chose_preparation=experiment.prepared.chosen,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from fastadv.data import DatasetSplits, ImageSet, subset
+from fastadv.data import DatasetSplits, ImageSet
 from fastadv.errors import ConfigError, DataError, FastadvError
 from fastadv.models.published import facts_from_name
 from fastadv.models.source import Source, open_source
@@ -23,13 +23,14 @@ from fastadv.transfer.freezing import choose_trained
 from fastadv.transfer.identity import changed_values, row_identity
 from fastadv.transfer.keeping import expected_bytes
 from fastadv.transfer.protocol import TransferRun
-from fastadv.transfer.target import hold_out, open_target
+from fastadv.transfer.target import draw_pool, hold_out, open_target
 from fastadv.transfer.work import Subject, subject_of
 
 log = logging.getLogger(__name__)
 
 _NOT_IN_NAMES = (
-    "source", "name", "dataset", "mode", "seeds", "results", "source_accuracy",
+    "source", "name", "dataset", "mode", "seeds", "results", "source_accuracy", "keep",
+    "keep_limit", "save",
 )  # fmt: skip
 
 
@@ -147,6 +148,8 @@ def plan_sweep(
         seeds = [config.seeds] if config.on_cached_features else zip(config.seeds)
         for part in (dataclasses.replace(config, seeds=each) for each in seeds):
             identities = [row_identity(part, seed, *known) for seed in part.seeds]
+            if part.mode == "scratch" and identities[0] in seen:
+                continue  # sources of one architecture share the network without source
             for identity in identities:
                 if identity in seen:
                     raise ConfigError(
@@ -222,6 +225,8 @@ def _warn_of_other_descriptions(
     }
     differing: Counter[str] = Counter()
     for config, source, identities in checked:
+        if config.mode == "scratch":
+            continue  # such rows state no source
         now = (
             *(source.name, source.norm, source.eps, config.source_accuracy),
             source.kind,
@@ -248,7 +253,7 @@ def _warn_of_other_descriptions(
 
 def _draw(config: TransferConfig, train: ImageSet) -> ImageSet:
     """Draw the images of the first seed, to see whether there are enough."""
-    pool = subset(train, config.num_train, config.seeds[0])
+    pool = draw_pool(config, train, config.seeds[0])
     return hold_out(config, pool, config.seeds[0])[0] if config.holds_out else pool
 
 
@@ -280,8 +285,9 @@ class _Opened:
     ) -> bool:
         """Whether there are the images and blocks that are needed; note a problem if not."""
         train, part = splits.train, (config.num_train, config.val_fraction)
+        draw = config.subset_kind
         fits = self._try(
-            ("part", config.dataset, train.fingerprint, part, config.holds_out),
+            ("part", config.dataset, train.fingerprint, part, config.holds_out, draw),
             lambda: _draw(config, train),
             f"{config.dataset}: ",
         )

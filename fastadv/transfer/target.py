@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from fastadv.data import DatasetSplits, ImageSet, open_dataset, train_val_split
+from fastadv.data import DatasetSplits, ImageSet, open_dataset, subset, train_val_split
 from fastadv.data.config import dataset_options
 from fastadv.data.loading.geometry import usual_preparation
+from fastadv.data.sets.subsets import random_subset
 from fastadv.errors import ConfigError, DataError
 from fastadv.evaluation.preparing import Prepared, overruled, preparation_for
 from fastadv.models.source import Source
@@ -32,6 +33,17 @@ def open_target(config: TransferConfig, resolution: int) -> DatasetSplits:
     """
     options = dataset_options(config.dataset_option)
     return open_dataset(config.dataset, resolution=resolution, **options)
+
+
+def draw_pool(config: TransferConfig, train: ImageSet, seed: int) -> ImageSet:
+    """Draw the images that a seed has for training and validation.
+
+    Raises:
+        ConfigError: `config.num_train` is more images than there are, or fewer than
+            classes.
+    """
+    draw = random_subset if config.subset_kind == "random" else subset
+    return draw(train, config.num_train, seed)
 
 
 def target_preparation(
@@ -58,6 +70,8 @@ def target_preparation(
         ConfigError: The flags cannot be met.
     """
     ours = config.protocol == "fastadv"
+    if config.protocol == "zhang2023" and config.augment == "auto":
+        augment = "rrc"  # published: resized to 256 px, of which the middle is taken
     whole = images.augment_default != "rrc"
     found = preparation_for(source, images, side, whole=whole)
     if not ours or config.augment != "auto":

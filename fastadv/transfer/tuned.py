@@ -6,6 +6,7 @@ import copy
 import logging
 import time
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,14 +19,19 @@ from fastadv.evaluation.judging import evaluate
 from fastadv.models import NormalizedModel, create_model
 from fastadv.progress import Progress
 from fastadv.results.settings import MethodRecord, Parameter
-from fastadv.training.learner import attacked_view, training_attack
+from fastadv.training.learner import (
+    attacked_view,
+    needs_exact_input,
+    training_attack,
+)
 from fastadv.training.method_config import MethodConfig
 from fastadv.training.methods import CLASSES, DTYPES, Method, Net
+from fastadv.training.optimizers import make_optimizer
 from fastadv.training.step import train_step
 from fastadv.transfer.experiment import Experiment, Fitted, SeedSplit
 from fastadv.transfer.freezing import Trained, choose_trained, prepare_model
 from fastadv.transfer.history import History
-from fastadv.transfer.procedure import Procedure
+from fastadv.transfer.procedure import Procedure, Rates
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +57,7 @@ def fit(experiment: Experiment, split: SeedSplit) -> Fitted:
     judge = None if split.val is None else experiment.loader(split.val, train=False)
     best: tuple[float, History, int, NormalizedModel] | None = None
     diverged: TrainingDiverged | None = None
-    runs = [History(lr, procedure.epochs) for lr in procedure.lrs]
+    runs = [History(rates, procedure.epochs) for rates in procedure.candidates()]
     for run in runs:
         try:
             for epoch, model in _candidates(experiment, run, split.train, split.seed):
@@ -70,15 +76,22 @@ def fit(experiment: Experiment, split: SeedSplit) -> Fitted:
         experiment.note_bad(judge)
     value, run, epoch, model = best
     if procedure.refit:
-        run = History(run.lr, procedure.epochs, refit=True)
+        run = History(run.rates, procedure.epochs, refit=True)
         for again, trained in _candidates(experiment, run, split.pool, split.seed):
             model = trained
             if again == epoch:
                 break
-    chosen = procedure.for_setting() | {"chosen_lr": run.lr, "chosen_epoch": epoch}
+    chosen = procedure.for_setting() | {"chosen_epoch": epoch}
+    chosen |= {"chosen_lr": run.rates.lr, "chosen_lr_head": run.rates.head}
     config = experiment.config
     if config.precision != "fp32":
         chosen["precision"] = config.precision
+        dtype = DTYPES.get(config.precision)
+        attacked = config.method_config
+        if attacked and needs_exact_input(
+            attacked.threat, experiment.resolution, dtype
+        ):
+            chosen["precision"] += ", inputs fp32"
     if (training := config.method_config) is not None:
         given = training.parameters.items()
         chosen["method"] = MethodRecord(
@@ -87,6 +100,8 @@ def fit(experiment: Experiment, split: SeedSplit) -> Fitted:
             eps=training.threat.eps,
             num_steps=training.attack_steps,
             step_size=training.step_size,
+            random_start=training.random_start,
+            num_restarts=training.num_restarts,
             parameters=tuple(
                 Parameter(name=name, value=value) for name, value in given
             ),
@@ -114,7 +129,7 @@ def _candidates(
 
     Losses, and accuracies on test images where they were asked for, go into `run`.
     """
-    config, procedure, lr = experiment.config, experiment.procedure, run.lr
+    config, procedure = experiment.config, experiment.procedure
     model = experiment.load_model()
     if config.mode == "scratch":
         mean, std = model.mean.tolist(), model.std.tolist()
@@ -134,7 +149,7 @@ def _candidates(
     test = None
     if config.test_epochs:
         test = experiment.loader(experiment.splits.test, train=False)
-    finished = fine_tune(model, trained, loader, lr, procedure, method, title)
+    finished = fine_tune(model, trained, loader, run.rates, procedure, method, title)
     for epoch, loss in finished:
         run.loss[epoch - 1] = loss
         if test is not None and epoch in config.test_epochs:
@@ -154,19 +169,21 @@ def make_method(
     precision: str = "fp32",
 ) -> Method:
     """Make the training method of `model`; without `config` it is standard training."""
-    net = Net(model, precision)
     if config is None:
-        return Method(net)
-    attack = training_attack(config, side, DTYPES.get(precision))
+        return Method(Net(model, precision))
+    dtype = DTYPES.get(precision)
+    exact = needs_exact_input(config.threat, side, dtype)
+    net = Net(model, precision, exact_input=exact)
+    attack = training_attack(config, side, dtype)
     kind = CLASSES[config.method if attack else "standard"]
-    return kind(net, attack, attacked_view(model, attack), **config.parameters)
+    return kind(net, attack, attacked_view(model, attack, exact), **config.parameters)
 
 
 def fine_tune(
     model: NormalizedModel,
     trained: Trained,
     loader: Loader,
-    lr: float,
+    rates: Rates,
     procedure: Procedure,
     method: Method,
     title: str,
@@ -177,7 +194,7 @@ def fine_tune(
         model: The network, prepared and frozen.
         trained: The part of it that trains.
         loader: Training batches.
-        lr: Initial learning rate.
+        rates: Initial learning rates.
         procedure: The other settings.
         method: The training method, which gives the loss.
         title: Name of this training in progress messages.
@@ -185,9 +202,14 @@ def fine_tune(
     Raises:
         TrainingDiverged: A loss, a weight or a logit is not finite.
     """
-    optimizer = torch.optim.SGD(
-        trained.parameters, lr, procedure.momentum, weight_decay=procedure.weight_decay
+    optimizer = make_optimizer(
+        procedure.optimizer,
+        _groups(model, trained, rates),
+        lr=rates.lr,
+        momentum=procedure.momentum,
+        weight_decay=procedure.weight_decay,
     )
+    initial = [group["lr"] for group in optimizer.param_groups]
     progress = Progress(procedure.epochs * len(loader))
     began = time.monotonic()
     step, images_seen = 0, 0
@@ -196,12 +218,14 @@ def fine_tune(
         if procedure.frozen_bn == "eval":
             for module in trained.frozen:
                 module.eval()
-        optimizer.param_groups[0]["lr"] = procedure.rate(lr, epoch)
         losses, images_before = (
             torch.zeros((), device=loader.options.device),
             images_seen,
         )
-        for batch in loader:
+        for number, batch in enumerate(loader):
+            now = epoch + number / len(loader)
+            for group, lr in zip(optimizer.param_groups, initial, strict=True):
+                group["lr"] = procedure.rate(lr, now)
             seed = derive_key(loader.options.seed, "start", step)
             result = train_step(
                 model, batch.images, batch.labels, optimizer, method=method, seed=seed
@@ -212,7 +236,7 @@ def fine_tune(
             rate = images_seen / (time.monotonic() - began)
             progress.update(
                 step,
-                f"{title}, lr {lr:g}, epoch {epoch + 1}/{procedure.epochs}"
+                f"{title}, lr {rates}, epoch {epoch + 1}/{procedure.epochs}"
                 f"  {rate:.1f} images/s",
             )
         finite = bool(result.loss.isfinite()) and _all_finite(trained.parameters)
@@ -223,10 +247,24 @@ def fine_tune(
                 finite = _all_finite([model(batch.images.float() / 255)])
         if not finite:
             raise TrainingDiverged(
-                f"fine-tuning with lr {lr:g} diverged in epoch {epoch + 1}; leave that "
+                f"fine-tuning with lr {rates} diverged in epoch {epoch + 1}; leave that "
                 "value out of `lrs`"
             )
         yield epoch + 1, float(losses) / (images_seen - images_before)
+
+
+def _groups(
+    model: NormalizedModel, trained: Trained, rates: Rates
+) -> list[dict[str, Any]]:
+    """Return the parameters that train, by learning rate."""
+    if rates.head is None:
+        return [{"params": trained.parameters}]
+    head = {id(parameter) for parameter in model.head.parameters()}
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in trained.parameters if id(p) not in head]},
+        {"params": [p for p in trained.parameters if id(p) in head], "lr": rates.head},
+    ]
+    return [group for group in groups if group["params"]]
 
 
 def _all_finite(tensors: Iterable[Tensor]) -> bool:

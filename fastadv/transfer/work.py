@@ -135,7 +135,7 @@ def count_work(
     if config.on_cached_features:
         return _fixed(config, subject, procedure, n, held, embedded)
     judge = subject.test if procedure.select_on == "test" else held
-    runs, epochs = len(procedure.lrs), procedure.epochs
+    runs, epochs = len(procedure.candidates()), procedure.epochs
     every = procedure.select_every
     chosen_from = sum(
         epoch == epochs or bool(every and (epoch - 1) % every == 0)
@@ -155,7 +155,7 @@ def count_work(
 
 
 def _attack_steps(config: TransferConfig) -> int:
-    return 0 if config.robust_eps is None else config.robust_steps
+    return 0 if config.robust_eps is None else config.judge_steps
 
 
 def _held_out(config: TransferConfig, n: int, classes: int) -> int:

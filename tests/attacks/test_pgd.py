@@ -297,6 +297,37 @@ def test_perturb_is_the_attack_without_the_verdict(threat: ThreatModel) -> None:
     assert not torch.equal(reseeded, x_adv)
 
 
+@pytest.mark.parametrize("threat", THREATS)
+def test_training_takes_the_worst_of_several_starts(threat: ThreatModel) -> None:
+    options = {"num_steps": 1, "step_size": 0.2 * threat.eps, "random_start": True}
+    several = PGD(threat, num_restarts=3, seed=5, **options)
+    x_adv, z = several.perturb(MODEL, IMAGES, LABELS, seed=5)
+    found = [
+        PGD(threat, seed=(5 + k * GOLDEN) % 2**64, **options).perturb(
+            MODEL, IMAGES, LABELS
+        )
+        for k in range(3)
+    ]
+
+    def losses(images: Tensor) -> Tensor:
+        with torch.no_grad():
+            return torch.nn.functional.cross_entropy(
+                MODEL(images), LABELS, reduction="none"
+            )
+
+    each = torch.stack([losses(image) for image, _ in found])
+    best = each.argmax(0)
+    assert len(best.unique()) > 1
+    for row, k in enumerate(best.tolist()):
+        assert torch.equal(x_adv[row], found[k][0][row])
+        assert torch.equal(z[row], found[k][1][row])
+    one, _ = PGD(threat, seed=5, **options).perturb(MODEL, IMAGES, LABELS)
+    assert torch.equal(one, found[0][0])
+    # Without a seed, every call draws starts that none before has drawn.
+    assert torch.equal(several.perturb(MODEL, IMAGES, LABELS)[0], x_adv)
+    assert not torch.equal(several.perturb(MODEL, IMAGES, LABELS)[0], x_adv)
+
+
 def test_the_default_step_is_that_of_the_papers_and_crosses_the_ball() -> None:
     """Salman et al. take three steps of 2/3 eps, Madry et al. K of 2.5 eps / K."""
     for num_steps in (1, 2, 3, 4, 5, 20):

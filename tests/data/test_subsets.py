@@ -8,6 +8,7 @@ from hypothesis import given, settings, strategies as st
 
 from fastadv.data import ArraySet, subset, train_val_split
 from fastadv.data.counter import derive_key, permutation, uniforms
+from fastadv.data.sets.subsets import Subset, random_subset
 from fastadv.errors import ConfigError
 
 sizes = st.lists(st.integers(1, 30), min_size=1, max_size=8)
@@ -101,3 +102,52 @@ def test_counter_numbers_are_uniform_and_fixed():
     assert abs(np.corrcoef(u.T) - np.eye(3)).max() < 0.03
     np.testing.assert_array_equal(uniforms(derive_key(0, "test"), [7], 2)[0], u[7, :2])
     assert sorted(permutation(3, 50)) == list(range(50))
+
+
+# ---- random subsets ----
+
+
+def _skewed(counts: list[int]) -> ArraySet:
+    labels = np.repeat(np.arange(len(counts)), counts)
+    pixels = np.zeros((len(labels), 2, 2, 3), np.uint8)
+    classes = [str(c) for c in range(len(counts))]
+    return ArraySet(pixels, labels, classes, name="x", split="train")
+
+
+@pytest.mark.parametrize("n", [5, 6, 30, 60])
+def test_a_random_subset_has_every_class_and_no_image_twice(n: int) -> None:
+    images = _skewed([50, 4, 1, 2, 3])
+    seen = set()
+    for seed in range(20):
+        part = random_subset(images, n, seed)
+        assert isinstance(part, Subset)
+        assert len(part) == n == len(set(part.indices.tolist()))
+        assert set(part.labels.tolist()) == set(range(5))
+        assert (np.diff(part.indices) > 0).all()
+        assert np.array_equal(part.indices, random_subset(images, n, seed).indices)  # type: ignore[attr-defined]
+        seen.add(tuple(part.indices.tolist()))
+    assert len(seen) == 1 if n == 60 else len(seen) > 1
+
+
+def test_random_subsets_vary_in_their_classes_as_chance_has_it() -> None:
+    """Of 100 of 1,000 images in two halves: hypergeometric, variance 25 * 900 / 999."""
+    images = _skewed([500, 500])
+    counts = np.array([
+        np.bincount(random_subset(images, 100, seed).labels)[0] for seed in range(400)
+    ])  # fmt: skip
+    variance = 25 * 900 / 999
+    assert abs(counts.mean() - 50) < 4 * (variance / 400) ** 0.5
+    # The variance of a sample variance of 400: 2 sigma^4 / 399, four deviations.
+    assert abs(counts.var(ddof=1) - variance) < 4 * variance * (2 / 399) ** 0.5
+    even = [np.bincount(subset(images, 100, seed).labels)[0] for seed in range(20)]
+    assert set(even) == {50}
+
+
+def test_random_subsets_that_cannot_be() -> None:
+    images = _skewed([5, 0, 5])
+    assert random_subset(images, None, 0) is images
+    assert set(random_subset(images, 2, 0).labels.tolist()) == {0, 2}  # no class 1
+    with pytest.raises(ConfigError, match=r"n=1 images cannot contain all 2 classes"):
+        random_subset(images, 1, 0)
+    with pytest.raises(ConfigError, match="larger than x/train, which has 10"):
+        random_subset(images, 11, 0)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from fastadv.data import ArraySet, DatasetSplits
-from fastadv.models.source import Source
+from fastadv.models import create_model, save_model
+from fastadv.models.source import Source, open_source
 from fastadv.transfer import TransferConfig
 from fastadv.transfer.identity import row_identity
 
@@ -18,10 +19,10 @@ _KNOWN: list[tuple[dict[str, Any], str]] = [
     ({"refit": "none"}, "53cb42eaa8e359b1ad458284de71845f"),
     (
         {
-            "mode": "last_k_blocks", "k": 3, "protocol": "utrera2021", "num_train": 100,
-            "seeds": (0,), "device": "cuda", "workers": 3,
+            "mode": "last_k_blocks", "k": 3, "protocol": "utrera2021", "seeds": (0,),
+            "device": "cuda", "workers": 3,
         },
-        "502d5fbb81087afb65c53808851c04cf",
+        "acf6a1b0fc71ace4cb6f448d40b4e2dd",
     ),
     (
         {
@@ -49,10 +50,10 @@ _KNOWN: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {
-            "mode": "scratch", "precision": "bf16", "source_accuracy": 3.0,
-            "name": "other", "results": "elsewhere",
+            "mode": "full_network", "precision": "bf16", "source_accuracy": 3.0,
+            "name": "other", "results": "elsewhere", "robust_eps": 0.5, "robust_steps": 20,
         },
-        "dfe4dc568c6086aacb65c7f087d4be99",
+        "ad441fda4119defe52a2c1cab9d0e79d",
     ),
 ]  # fmt: skip
 
@@ -73,13 +74,17 @@ def _identity(convention: str | None = None, **choices: Any) -> str:
         num_classes=2,
         classes=(),
     )
+    config = TransferConfig(source="s", dataset="x", **choices)
+    return row_identity(config, 5, source, _splits(), 32)
+
+
+def _splits() -> DatasetSplits:
     pixels = np.arange(4 * 2 * 2 * 3, dtype=np.uint8).reshape(4, 2, 2, 3)
     train, test = (
         ArraySet(pixels, [0, 1, 0, 1], ["a", "b"], name="x", split=split)
         for split in ("train", "test")
     )
-    config = TransferConfig(source="s", dataset="x", **choices)
-    return row_identity(config, 5, source, DatasetSplits("x", train, test), 32)
+    return DatasetSplits("x", train, test)
 
 
 @pytest.mark.parametrize(("choices", "identity"), _KNOWN)
@@ -95,6 +100,10 @@ def test_identities_are_those_of_older_tables(
         ({}, {"refit": "none"}),
         ({"mode": "full_network", "lrs": (0.1,)}, {"select_on": "val"}),
         ({"mode": "full_network", "method": "trades"}, {"select_by": "clean"}),
+        (
+            {"mode": "full_network", "method": "pgd_at", "num_steps": 7, "eps": 1.0},
+            {"step_size": 2 / 3},
+        ),
     ],
 )
 def test_what_is_computed_otherwise_than_before_is_another_number(
@@ -106,3 +115,32 @@ def test_what_is_computed_otherwise_than_before_is_another_number(
 
 def test_the_input_convention_is_part_of_a_source() -> None:
     assert _identity("imagenet", refit="none") == "cbcfc95f8c4c331b5297adeaa388f80a"
+
+
+def test_subsets_are_drawn_as_published_and_that_is_another_number() -> None:
+    """Older tables have a stratified subset under this identity."""
+    drawn = _identity(
+        mode="last_k_blocks", k=3, protocol="utrera2021", num_train=100, seeds=(0,)
+    )
+    assert drawn != "502d5fbb81087afb65c53808851c04cf"
+
+
+def test_a_network_from_scratch_is_one_for_all_sources_of_an_architecture(
+    tmp_path: Path,
+) -> None:
+    def opened(arch: str, seed: int, **statistics: Any) -> Source:
+        file = tmp_path / f"{arch}-{seed}-{len(statistics)}.safetensors"
+        save_model(create_model(arch, 3, seed=seed, **statistics), file)
+        return open_source(str(file))
+
+    def identity(source: Source, mode: Any = "scratch") -> str:
+        config = TransferConfig(source="s", dataset="x", mode=mode)
+        return row_identity(config, 0, source, _splits(), 32)
+
+    first, second = opened("resnet8_cifar", 0), opened("resnet8_cifar", 1)
+    assert first.digest != second.digest
+    assert identity(first) == identity(second)
+    assert identity(first, "full_network") != identity(second, "full_network")
+    assert identity(first) != identity(opened("resnet20_cifar", 0))
+    halves = {"mean": [0.5] * 3, "std": [0.5] * 3}
+    assert identity(first) != identity(opened("resnet8_cifar", 0, **halves))

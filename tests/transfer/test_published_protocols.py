@@ -37,9 +37,9 @@ def test_salman2020_keeps_its_defects_and_says_so(
     judged: list[int] = []
     real = evaluate
 
-    def counting(model: Any, loader: Any, *rest: Any) -> Any:
+    def counting(model: Any, loader: Any, *rest: Any, **more: Any) -> Any:
         judged.append(len(loader.imageset))
-        return real(model, loader, *rest)
+        return real(model, loader, *rest, **more)
 
     monkeypatch.setattr(protocol, "evaluate", counting)
     monkeypatch.setattr("fastadv.transfer.tuned.evaluate", counting)

@@ -16,9 +16,10 @@ from tuned_runs import source_file, tuning_config
 from fastadv.data import DatasetSplits, open_dataset
 from fastadv.data.sets.subsets import Subset
 from fastadv.errors import ConfigError, DataError
-from fastadv.models import NormalizedModel
 from fastadv.transfer import TransferConfig, target, transfer, tuned as module
 from fastadv.transfer.experiment import Experiment
+from fastadv.transfer.history import History
+from fastadv.transfer.procedure import Rates
 from fastadv.transfer.recipe import read_recipe
 
 
@@ -98,15 +99,13 @@ def test_robust_selection_takes_another_learning_rate_than_clean(
     config = tuning_config(
         source, lrs=(0.05, 0.01), method="pgd_at", norm="linf", eps=0.4, num_steps=2
     )
-    accurate: list[NormalizedModel] = []
     real = module._candidates
 
-    def two(experiment: Experiment, lr: float, *rest: Any) -> Iterator[Any]:
-        if lr == 0.05:
+    def two(experiment: Experiment, run: History, *rest: Any) -> Iterator[Any]:
+        if run.rates.lr == 0.05:
             plain = tuning_config(source, lrs=(0.05,), num_train=300, epochs=3)
-            *_, last = real(Experiment(plain), 0.05, *rest)
-            accurate.append(last[1])
-            yield last
+            *_, last = real(Experiment(plain), History(Rates(0.05), 3), *rest)
+            yield 1, last[1]
         else:
             constant = Experiment(config).load_model()
             constant.replace_head(10, seed=0)

@@ -160,6 +160,8 @@ def test_workers_share_the_time_but_for_the_longest_task(
     whole = sum(found.seconds.values())
     assert found.total == max(whole / 2, found.longest) == found.longest
     assert found.longest < whole
+    with_seeds = [config(source, tmp_path, seeds=(0, 1, 2), epochs=1, **tuning)]
+    assert cost(with_seeds).tasks == 3
     assert set(found.seconds) == {"opening", "training", "judging"}
 
 

@@ -25,7 +25,7 @@ from fastadv.results.settings import MethodRecord, Parameter
 from fastadv.results.table import ResultsTable
 from fastadv.transfer import TransferConfig, target, transfer, tuned as module
 from fastadv.transfer.freezing import choose_trained, prepare_model
-from fastadv.transfer.procedure import Procedure
+from fastadv.transfer.procedure import Procedure, Rates
 from fastadv.transfer.protocol import TransferRun
 from fastadv.transfer.tuned import fine_tune, make_method
 
@@ -78,7 +78,7 @@ def test_an_update_moves_exactly_the_last_blocks(arch: str) -> None:
         keep_vars=True
     ).values()} | {id(p) for p in model.head.parameters()}  # fmt: skip
     method = make_method(model, None, 32)
-    finished = fine_tune(model, trained, loader, 0.1, procedure, method, "x")
+    finished = fine_tune(model, trained, loader, Rates(0.1), procedure, method, "x")
     assert [epoch for epoch, _ in finished] == [1]
     after = model.state_dict(keep_vars=True)
     moved = {k for k, v in after.items() if not torch.equal(v, before[k])}

@@ -1,7 +1,8 @@
-"""Sets made of another: seeded, stratified parts of it, and its images made smaller.
+"""Sets made of another: seeded parts of it, and its images made smaller.
 
-In a part, every class with images is represented in proportion, and the choice depends
-on labels and seed alone. For one seed a larger subset mostly adds images to a smaller one.
+In a part, every class with images is represented, in proportion but for `random_subset`,
+and the choice depends on labels and seed alone. For one seed a larger subset mostly adds
+images to a smaller one.
 """
 
 from __future__ import annotations
@@ -155,6 +156,45 @@ def subset(s: ImageSet, n: int | None, seed: int) -> ImageSet:
     """
     if n is None:
         return s
+    counts = _checked_counts(s, n)
+    take = allocate(counts, n, np.minimum(counts, 1), counts)
+    return Subset(s, stratified_pick(s.labels, take, seed))
+
+
+def random_subset(s: ImageSet, n: int | None, seed: int) -> ImageSet:
+    """Return a random seeded subset of `n` images with every class; `None` means all.
+
+    Images are taken in random order. One whose class is there already is passed over
+    where only as many places are left as there are classes still missing. Classes are
+    then as frequent as chance has it, unlike in `subset`.
+
+    Args:
+        s: The set to take from.
+        n: Number of images, from the number of (non-empty) classes to len(s).
+        seed: Chooses the images.
+
+    Raises:
+        ConfigError: As in `subset`.
+
+    Source:
+        Utrera et al. 2021 (2007.05869), the code at the time of the paper.
+    """
+    if n is None:
+        return s
+    missing = set(np.flatnonzero(_checked_counts(s, n)).tolist())
+    taken: list[int] = []
+    for index in permutation(derive_key(seed, "random"), len(s)).tolist():
+        label = int(s.labels[index])
+        if n - len(taken) > len(missing) or label in missing:
+            taken.append(index)
+            missing.discard(label)
+        if len(taken) == n:
+            break
+    return Subset(s, np.sort(taken))
+
+
+def _checked_counts(s: ImageSet, n: int) -> NDArray[np.int64]:
+    """Return the images of each class, if a subset of `n` can have all classes."""
     counts = np.bincount(s.labels, minlength=len(s.classes))
     present = int((counts > 0).sum())
     if n > len(s):
@@ -167,8 +207,12 @@ def subset(s: ImageSet, n: int | None, seed: int) -> ImageSet:
             f"a subset of n={n} images cannot contain all {present} classes of "
             f"{s.name}/{s.split}; use n >= {max(present, 1)}"
         )
-    take = allocate(counts, n, np.minimum(counts, 1), counts)
-    return Subset(s, stratified_pick(s.labels, take, seed))
+    return counts
+
+
+def at_most(images: ImageSet, n: int | None, seed: int) -> ImageSet:
+    """Return a subset of `n` images as `subset` does, or all where there are no more."""
+    return images if n is None or n >= len(images) else subset(images, n, seed)
 
 
 def train_val_split(

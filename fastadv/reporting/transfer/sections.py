@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from fastadv.reporting.page.html import Section
 from fastadv.reporting.transfer import (
+    study_attack,
     study_classes,
     study_epochs,
     study_images,
@@ -13,13 +14,17 @@ from fastadv.reporting.transfer import (
     study_sources,
 )
 from fastadv.reporting.transfer.cells import make_cells
+from fastadv.reporting.transfer.pairing import Pairing
 from fastadv.reporting.transfer.study import Study
 from fastadv.results.row import Row
+from fastadv.results.table import Arrays
 
 
-def transfer_sections(rows: Sequence[Row], names: Mapping[str, str]) -> list[Section]:
+def transfer_sections(
+    rows: Sequence[Row], names: Mapping[str, str], arrays: Arrays | None = None
+) -> list[Section]:
     """Make the sections of rows of kind "transfer"; see `report_sections`."""
-    study = Study(make_cells(rows), names)
+    study = Study(make_cells(rows), names, Pairing(arrays))
     return [*study_sections(study), all_numbers(study)]
 
 
@@ -38,7 +43,7 @@ def study_sections(study: Study) -> list[Section]:
         study_images.by_blocks,
         study_images.against_epochs,
         study_epochs.within_training,
-        study_classes.under_attack,
+        study_attack.under_attack,
         study_classes.per_class,
     )
     return [section for builder in builders if (section := builder(study)) is not None]

@@ -1,79 +1,16 @@
-"""Sections on what one number hides: robustness after transfer, and single classes."""
+"""The section on what one number hides: accuracy by class."""
 
 from __future__ import annotations
 
 from statistics import fmean
 
-from fastadv.reporting.figures.lines import Cloud
 from fastadv.reporting.page.html import Section, Table
-from fastadv.reporting.transfer.cells import Cell, seeds_interval, with_most_images
-from fastadv.reporting.transfer.comparisons import Comparison
-from fastadv.reporting.transfer.curves import draw_clouds
-from fastadv.reporting.transfer.study import (
-    Study,
-    format_interval,
-    line_colors,
-    line_name,
-    make_table,
-)
+from fastadv.reporting.transfer.pairs import Comparison, Runs
+from fastadv.reporting.transfer.study import Study
 from fastadv.statistics import wilson
 
 _PER_CLASS_TABLES = 8
 Count = tuple[float, float]  # correct test images of a class, and all of them
-
-
-def under_attack(study: Study) -> Section | None:
-    """Show robust accuracy of the transferred models, where it was measured."""
-    cells = [c for c in study.cells if c.attacked]
-    if not cells:
-        return None
-    drawn, name = with_most_images(cells), line_name(cells)
-    attacks = list(dict.fromkeys(str(attack) for c in drawn for attack in c.attacked))
-    several = len(attacks) > 1
-    clouds: dict[str, dict[str, Cloud]] = {}
-    drops: dict[bool, list[float]] = {False: [], True: []}
-    lines = []
-    for cell in cells:
-        for attack, pairs in cell.attacked.items():
-            robust = seeds_interval([attacked for _, attacked in pairs.values()])
-            # Of the same seeds: others may not have been attacked.
-            clean = seeds_interval([natural for natural, _ in pairs.values()])
-            label = str(attack)
-            lines.append(
-                study.place(cell)
-                | {
-                    "seeds": len(pairs),
-                    "clean": format_interval(*clean),
-                    "robust": format_interval(*robust),
-                    "attack": label,
-                }
-            )
-            if cell in drawn:
-                title = study.title(cell) + (f", {label}" if several else "")
-                cloud = Cloud([name(cell)], [clean[0]], [robust[0]], None)
-                clouds.setdefault(title, {})[name(cell)] = cloud
-            if cell.standard or cell.robust:
-                drops[cell.robust].append(clean[0] - robust[0])
-    under = "attack" if several else attacks[0]
-    labels = ("clean accuracy (%)", f"under {under} (%)")
-    caption = "Robust against clean accuracy, one point per source."
-    falls = [
-        f"{fmean(found):.1f} points with {'robust' if robust else 'standard'} sources "
-        f"({len(found)} measured)"
-        for robust, found in drops.items()
-        if found
-    ]
-    finding = f"Under attack, accuracy falls by {' and by '.join(falls)} on average. "
-    return Section(
-        "Robust accuracy after transfer",
-        [
-            "Accuracy of the transferred models under attack. " + study.interval_note,
-            *study.left_out(study.cells, cells, "not attacked", needs_eps=False),
-        ],
-        [draw_clouds(clouds, line_colors(cells, name), labels, caption)],
-        [make_table(lines, "Percent.")],
-        findings=[finding + "This is not tested."] if falls else [],
-    )
 
 
 def per_class(study: Study) -> Section | None:
@@ -113,7 +50,7 @@ def per_class(study: Study) -> Section | None:
 
 def _class_table(study: Study, each: Comparison) -> Table:
     standard, robust = _counts(each.standard), _counts(each.robust)
-    names = each.robust.first.target.class_names
+    names = each.robust.first.first.target.class_names
     rows = []
     for number, (ours, theirs) in enumerate(zip(robust, standard, strict=True)):
         if ours[1] and theirs[1]:
@@ -127,9 +64,10 @@ def _class_table(study: Study, each: Comparison) -> Table:
     return Table(columns, rows, caption)
 
 
-def _counts(cell: Cell) -> list[Count]:
-    """Return correct and all test images of each class, means over seeds."""
-    rows = [row for row in cell.rows.values() if row.per_class_total]
+def _counts(runs: Runs) -> list[Count]:
+    """Return correct and all test images of each class, means over seeds and source runs."""
+    every = [row for cell in runs.cells for row in cell.rows.values()]
+    rows = [row for row in every if row.per_class_total]
     if not rows:
         return []
     right = zip(*(row.per_class_correct for row in rows), strict=True)
