@@ -46,19 +46,6 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
     return mean, mean - half, mean + half
 
 
-def paired_t(differences: Sequence[float]) -> float | None:
-    """Return the two-sided p-value of the paired t-test.
-
-    It is None below two pairs, and for differences that agree exactly: on few test images
-    that happens by chance, and the test has no spread to measure them by.
-    """
-    n = len(differences)
-    if n < 2 or agree(differences):
-        return None
-    error = stdev(differences) / math.sqrt(n)
-    return t_two_sided(fmean(differences) / error, n - 1)
-
-
 def agree(values: Sequence[float]) -> bool:
     """Return whether all values are equal up to rounding."""
     return max(values) - min(values) <= 1e-9 * max(1.0, *map(abs, values))
