@@ -38,9 +38,12 @@ def t_quantile(dof: float, level: float = 0.95) -> float:
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Return the mean and the ends of its 95 % t-interval: itself for a single value."""
+    """Return the mean and the ends of its 95 % t-interval.
+
+    Of one or two values both ends are the mean: two give no useful interval.
+    """
     mean, n = fmean(values), len(values)
-    if n < 2:
+    if n < 3:
         return mean, mean, mean
     half = t_quantile(n - 1) * stdev(values) / math.sqrt(n)
     return mean, mean - half, mean + half
