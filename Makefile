@@ -17,7 +17,7 @@ FORMATTED := $(wildcard csrc/*/*) tests/kernels/cuda_emulator.h
 # conflict with each other and with current torch. The second line is for `import foolbox`.
 PEERS := torchattacks foolbox eagerpy robustness adversarial-robustness-toolbox \
          GitPython gitdb smmap requests charset_normalizer urllib3 certifi \
-         cox dill pandas tensorboardX protobuf
+         cox dill pandas tensorboardX protobuf dattri pytorch-cka
 
 .PHONY: demo test lint bench clean
 

@@ -36,6 +36,7 @@ LAYERS = (
     {"evaluation", "reporting"},
     {"training"},
     {"transfer"},
+    {"analysis"},
     {"cli"},
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}

@@ -71,7 +71,7 @@ def make_report(
     if not rows:
         raise DataError(f"the results table at {table.path} is empty")
     names = _names(command.compare, {row.target.name for row in rows})
-    sections = [*first, *report_sections(rows, names)]
+    sections = [*first, *report_sections(rows, names, table.arrays)]
     if command.examples is not None:
         from fastadv.reporting.examples import example_section
 

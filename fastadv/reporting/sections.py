@@ -8,27 +8,40 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from fastadv.reporting.evaluation import evaluation_sections
+from fastadv.reporting.influence import influence_sections
 from fastadv.reporting.page.html import Section
+from fastadv.reporting.similarity import similarity_sections
 from fastadv.reporting.transfer.sections import transfer_sections
 from fastadv.results.row import Row
+from fastadv.results.table import Arrays
 
-# Each is given the rows of its kind, and the published names of data sets by ours.
-SECTIONS: dict[str, Callable[[Sequence[Row], Mapping[str, str]], Sequence[Section]]] = {
-    "evaluation": evaluation_sections,
+# Each is given the rows of its kind, the published names of data sets by ours, and what
+# reads the arrays of a row.
+SECTIONS: dict[
+    str, Callable[[Sequence[Row], Mapping[str, str], Arrays], Sequence[Section]]
+] = {
+    "evaluation": lambda rows, names, arrays: evaluation_sections(rows, names),
     "transfer": transfer_sections,
+    "influence": influence_sections,
+    "similarity": similarity_sections,
 }
 
 
 def report_sections(
-    rows: Sequence[Row], names: Mapping[str, str] | None = None
+    rows: Sequence[Row],
+    names: Mapping[str, str] | None = None,
+    arrays: Arrays = lambda row: {},
 ) -> list[Section]:
     """Make the sections that rows of a results table have data for, in reading order.
 
-    `names` are the published names of data sets by ours, where they differ.
+    Args:
+        rows: Rows of a results table.
+        names: Published names of data sets by ours, where they differ.
+        arrays: Reads the arrays of a row; without it, figures of arrays are left out.
     """
     sections: list[Section] = []
     for kind, make_sections in SECTIONS.items():
         of_kind = [row for row in rows if row.kind == kind]
         if of_kind:
-            sections += make_sections(of_kind, names or {})
+            sections += make_sections(of_kind, names or {}, arrays)
     return sections

@@ -15,9 +15,10 @@ A field that is added later needs a default, which rows written before it are gi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 from fastadv.preparation import Preparation
+from fastadv.results.analysis_settings import InfluenceSetting, SimilaritySetting
 
 _MODE_LABELS = {
     "fixed_feature": "fixed features",
@@ -225,7 +226,5 @@ class EvaluationSetting:
         return f"{self.num_images} {self.split} images"
 
 
-Setting = TransferSetting | EvaluationSetting
-KINDS: dict[str, type[Setting]] = {
-    setting.kind: setting for setting in (TransferSetting, EvaluationSetting)
-}
+Setting = TransferSetting | EvaluationSetting | InfluenceSetting | SimilaritySetting
+KINDS: dict[str, type[Setting]] = {kind.kind: kind for kind in get_args(Setting)}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,9 @@ from fastadv.results.row import Row
 from fastadv.results.schema import SCHEMA, from_arrow, to_arrow
 
 log = logging.getLogger(__name__)
+
+Arrays = Callable[[Row], Mapping[str, np.ndarray]]
+"""Reads the arrays of a row, as `ResultsTable.arrays` does; empty if it has none."""
 
 
 class ResultsTable:

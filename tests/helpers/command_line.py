@@ -17,6 +17,7 @@ COMMANDS = (
     "models",
     "report",
     "results",
+    "analyze",
     "doctor",
     "demo",
 )

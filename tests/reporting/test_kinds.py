@@ -184,7 +184,7 @@ def test_a_table_of_two_kinds_has_the_sections_of_both(tmp_path: Path) -> None:
 
 def test_a_new_kind_needs_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(SECTIONS) == set(KINDS)
-    kinds = {"evaluation": lambda rows, names: [Section(f"{len(rows)} rows")]}
+    kinds = {"evaluation": lambda rows, names, arrays: [Section(f"{len(rows)} rows")]}
     monkeypatch.setattr("fastadv.reporting.sections.SECTIONS", kinds)
     assert [s.title for s in report_sections(EVALUATIONS)] == ["6 rows"]
     assert report_sections(typed(synthetic_rows())) == []

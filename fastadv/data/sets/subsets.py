@@ -210,6 +210,11 @@ def _checked_counts(s: ImageSet, n: int) -> NDArray[np.int64]:
     return counts
 
 
+def at_most(images: ImageSet, n: int | None, seed: int) -> ImageSet:
+    """Return a subset of `n` images as `subset` does, or all where there are no more."""
+    return images if n is None or n >= len(images) else subset(images, n, seed)
+
+
 def train_val_split(
     s: ImageSet, fraction: float, seed: int
 ) -> tuple[ImageSet, ImageSet]:

@@ -145,6 +145,21 @@ def visible_gradient(gradient: Tensor) -> Tensor:
     return (0.5 + centered / (6 * centered.std()).clamp_min(tiny)).clamp(0, 1)
 
 
+def image_rows(title: str, rows: Mapping[str, Tensor]) -> Figure:
+    """Draw rows of images below each other.
+
+    Args:
+        title: Title of the figure.
+        rows: Images uint8 [N, C, H, W], as many in each row, by the name of the row.
+    """
+    with house_style():
+        count = len(next(iter(rows.values())))
+        figure, axes = _grid(title, len(rows), count, captions=False)
+        for row, (name, images) in zip(axes, rows.items(), strict=True):
+            _show_row(row, images.float() / 255, "", name)
+    return figure
+
+
 # ---- parts ----
 
 

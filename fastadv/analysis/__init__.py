@@ -1,0 +1,1 @@
+"""Analyses of what a network learned, whose rows join the results table."""

@@ -1,0 +1,69 @@
+"""The settings of analyses: what was computed of a network, beside its accuracy.
+
+`fastadv.results.settings` lists them among all kinds of rows and says what each needs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfluenceSetting:
+    """Which images' influence on which others was computed, and how."""
+
+    kind: ClassVar[str] = "influence"
+
+    num_train: int  # Number of training images whose influence was computed.
+    num_test: int  # Number of images that they influence.
+    queries: str = "test"  # Split of the images that are influenced.
+    # Share of the largest eigenvalue at or below which one counts as zero; None with
+    # damping.
+    cutoff: float | None = None
+    # Number added to the diagonal of the Hessian; None for a pseudo-inverse.
+    damping: float | None = None
+
+    def key(self) -> tuple[Any, ...]:
+        """Return what must be equal for two numbers to be compared."""
+        return (
+            self.num_train,
+            self.num_test,
+            self.queries,
+            self.cutoff,
+            self.damping,
+        )
+
+    def label(self) -> str:
+        """Return how many images influence how many others."""
+        return (
+            f"{self.num_train} training images on {self.num_test} {self.queries} images"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimilaritySetting:
+    """Which two networks' layers were compared, on how many images."""
+
+    kind: ClassVar[str] = "similarity"
+
+    # Digest of the weights of the network that the source is compared with.
+    other_digest: str
+    other: str  # What tables and figures call it.
+    other_resolution: int  # Side of its images in pixels.
+    measure: str  # `cka` or `svcca`.
+    num_images: int  # Number of images.
+    layers: tuple[str, ...]  # Modules of the source.
+    other_layers: tuple[str, ...]  # Modules of the other network.
+    # Images per batch of the unbiased estimate of CKA, which is an average over batches.
+    batch_size: int | None = None
+    # Share of the variance that is kept before canonical correlations.
+    variance: float | None = None
+
+    def key(self) -> tuple[Any, ...]:
+        """Return what must be equal for two numbers to be compared."""
+        return self.measure, self.num_images, self.batch_size, self.variance
+
+    def label(self) -> str:
+        """Return the measure and the other network."""
+        return f"{self.measure} with {self.other}"
