@@ -35,7 +35,7 @@ Loss = Callable[[Tensor], Tensor]
 RECIPES = [  # those of this command; the others are sweeps of transfers
     path
     for path in sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
-    if "\nsources:" not in path.read_text()
+    if "\ncommand: fastadv-transfer" not in path.read_text()
 ]
 
 
