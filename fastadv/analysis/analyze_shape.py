@@ -71,13 +71,13 @@ def analyze_shape(config: ShapeConfig, name: str, table: ResultsTable) -> list[R
         bias = shape_bias(zip(names, decisions, strict=True))
         low, high = bias.interval()
         cued = bias.shape + bias.texture
-        ends = wilson(cued, len(names))
+        least, most = wilson(cued, len(names))
         if not cued:
             raise ConfigError(f"{name}: no decision is for the shape or the texture")
         numbers = [
             Measured("shape_share", 100 * bias.share, 100 * low, 100 * high, cued),
             Measured(
-                "cued_share", 100 * bias.cued, *(100 * e for e in ends), n=len(names)
+                "cued_share", 100 * bias.cued, 100 * least, 100 * most, n=len(names)
             ),
         ]
         arrays = {"images": np.array(names), "decisions": np.array(decisions)}
@@ -183,10 +183,11 @@ def _imagenet_names(source: Source) -> list[str]:
             "by which they belong to categories"
         )
     try:
-        from timm.data import ImageNetInfo
+        from timm.data.imagenet_info import ImageNetInfo
     except ImportError:
         raise ConfigError(
             f"{source.name} does not state the names of its 1000 classes; the identifiers "
             "of ImageNet's classes come with timm: pip install 'fastadv[timm]'"
         ) from None
-    return list(ImageNetInfo("imagenet-1k").label_names())
+    names = ImageNetInfo("imagenet-1k").label_names()  # type: ignore[no-untyped-call]
+    return list(names)
