@@ -96,7 +96,7 @@ def under_attack(study: Study) -> Section | None:
         [
             "Accuracy of the transferred models under attack. " + study.interval_note,
             "The relative decline is the share of the clean accuracy that the attack "
-            "takes away; its interval is over seeds alone.",
+            "takes away; its interval, of three seeds or more, is over seeds alone.",
             *study.left_out(study.cells, cells, "not attacked", needs_eps=False),
         ],
         [draw_clouds(clouds, line_colors(cells, name), labels, caption)],
