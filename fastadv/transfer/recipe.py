@@ -98,8 +98,8 @@ def _of_tier(path: Path, recipe: dict[str, Any], tier: str | None) -> dict[str, 
     chosen = tier or next(iter(tiers))
     if chosen not in tiers:
         raise ConfigError(f"{path}: {unknown_name('tier', chosen, tiers)}")
-    of_tier: dict[str, Any] = tiers[chosen]
-    return recipe | of_tier
+    keys: dict[str, Any] = tiers[chosen]
+    return recipe | keys
 
 
 def _entries(path: Path, given: Any, name: str) -> list[dict[str, Any]]:
