@@ -149,17 +149,23 @@ class Probe:
             options: Options of their loader.
         """
 
-        def measure() -> tuple[float, float]:
-            count = min(len(images), _FEW_IMAGES)
-            chosen = np.unique(np.linspace(0, len(images) - 1, count).astype(np.int64))
-            few = Subset(images, chosen)
-            loader, seconds = make_loader(few, **vars(options)), []
+        def passes(count: int) -> list[float]:
+            chosen = np.linspace(0, len(images) - 1, count).astype(np.int64)
+            loader = make_loader(Subset(images, chosen), **vars(options))
+            seconds = []
             for _ in range(2):
                 began = time.monotonic()
                 for batch in loader:
                     batch.images.sum()
-                seconds.append((time.monotonic() - began) / len(few))
-            return seconds[0], seconds[1]
+                seconds.append(time.monotonic() - began)
+            return seconds
+
+        def measure() -> list[float]:
+            many = min(len(images), _FEW_IMAGES)
+            few = max(many // 8, 1)
+            # The difference leaves out what a loader takes to start.
+            pairs = zip(passes(few), passes(many), strict=True)
+            return [max(0.0, b - a) / max(many - few, 1) for a, b in pairs]
 
         first, later = self._once(("reading", key), measure)
         return float(first), float(later)
