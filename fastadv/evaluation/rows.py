@@ -10,7 +10,7 @@ import numpy as np
 
 from fastadv.attacks.contract import Attack
 from fastadv.data import ImageSet
-from fastadv.data.sets.subsets import base_and_positions
+from fastadv.data.sets.subsets import Downscaled, base_and_positions
 from fastadv.evaluation.accuracy import (
     Accuracy,
     Evaluation,
@@ -84,6 +84,7 @@ def target_record(
         name=name or images.name,
         fingerprint=images.fingerprint,
         resolution=resolution,
+        downscale=images.side if isinstance(images, Downscaled) else None,
         num_test=len(images),
         num_classes=len(images.classes),
         class_names=images.classes,

@@ -16,7 +16,7 @@ from fastadv import __version__
 from fastadv.attacks import PGD, Attack, Budget, ThreatModel, make_attack
 from fastadv.attacks.package import check_classes
 from fastadv.data import Batch, ImageSet, Loader, make_loader, open_dataset, subset
-from fastadv.data.sets.subsets import readable
+from fastadv.data.sets.subsets import Downscaled, readable
 from fastadv.device import resolve_device
 from fastadv.environment import provenance
 from fastadv.errors import ConfigError
@@ -70,9 +70,11 @@ def evaluate_checkpoint(config: EvaluationConfig) -> SourceEvaluation:
     splits = open_dataset(config.data, resolution=resolution, **config.options)
     check_same_classes(source, splits.test)
     attack = _attack(config, _threat(config, source, resolution))
+    images = subset(splits.test, config.num_images, config.seed)
+    side = source.downscale
     prepared = preparation_for(source, splits.test, resolution, config)
     loader = make_loader(
-        subset(splits.test, config.num_images, config.seed),
+        images if side is None else Downscaled(images, side),
         batch_size=config.batch_size,
         resolution=resolution,
         train=False,
@@ -101,7 +103,7 @@ def evaluate_checkpoint(config: EvaluationConfig) -> SourceEvaluation:
             journal=journal,
         )
     evaluated.result["prepared"] = str(prepared)
-    judged = readable(loader.imageset, {name for name, _ in loader.bad_images})
+    judged = readable(images, {name for name, _ in loader.bad_images})
     rows = store(table, evaluated.rows, evaluated.found, judged, config)
     return replace(evaluated, rows=rows)
 

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -18,7 +18,6 @@ from fastadv.errors import CheckpointError, DataError
 from fastadv.files import file_sha256
 from fastadv.models.foreign_checkpoints import same_tensor
 from fastadv.models.normalized import NormalizedModel
-from fastadv.preparation import Preparation
 from fastadv.results.kept import WEIGHTS
 
 if TYPE_CHECKING:
@@ -159,23 +158,3 @@ def _row(folder: Path, begin: str) -> tuple[ResultsTable, Row]:
     rows = table.find(begin)
     keeping = [row for row in rows if row.weights is not None]
     return table, (keeping or rows)[-1]
-
-
-def network_metadata(
-    classes: tuple[str, ...], resolution: int, preparation: Preparation, **config: Any
-) -> dict[str, Any]:
-    """Return what the header of a kept network says for `open_source` to read.
-
-    Args:
-        classes: Names of the classes of the target.
-        resolution: Side of the images in pixels.
-        preparation: How images were resized and cropped to judge it.
-        config: `augment`, the augmentation of its training, and `norm` and `eps`, the
-            threat model of the training, where they are known.
-    """
-    return {
-        "classes": list(classes),
-        "resolution": resolution,
-        "preparation": asdict(preparation),
-        "config": config,
-    }

@@ -34,6 +34,8 @@ class Source(Weights):
         augment: The augmentation of its training, `auto` where it is unknown.
         num_classes: Number of classes that it tells apart.
         classes: Names of the classes it was trained on; empty if unknown.
+        downscale: Side in pixels that its images are first reduced to; None if they are
+            not.
         trained_here: Whether it is of fastadv-train. Such a network of unknown preparation
             expects the usual one of its augmentation.
     """
@@ -45,6 +47,7 @@ class Source(Weights):
     augment: str
     num_classes: int
     classes: tuple[str, ...]
+    downscale: int | None = None
     trained_here: bool = False
 
     @property
@@ -119,6 +122,7 @@ def open_source(
         augment=config.get("augment", "auto"),
         num_classes=model.num_classes,
         classes=tuple(trained.get("classes", ())),
+        downscale=trained.get("downscale"),
         preparation=_preparation(trained, weights),
         trained_here="augment" in config,
     )

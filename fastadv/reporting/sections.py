@@ -21,7 +21,7 @@ SECTIONS: dict[
     str, Callable[[Sequence[Row], Mapping[str, str], Arrays], Sequence[Section]]
 ] = {
     "evaluation": lambda rows, names, arrays: evaluation_sections(rows, names),
-    "transfer": lambda rows, names, arrays: transfer_sections(rows, names),
+    "transfer": transfer_sections,
     "influence": influence_sections,
     "similarity": similarity_sections,
 }

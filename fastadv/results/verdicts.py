@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from fastadv.errors import DataError
 from fastadv.results.row import Row
-from fastadv.results.table import ResultsTable
+from fastadv.results.table import Arrays
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,18 +29,18 @@ class Verdicts:
     image_set: str
 
 
-def read_verdicts(table: ResultsTable, row: Row) -> Verdicts:
+def read_verdicts(arrays: Arrays, row: Row) -> Verdicts:
     """Return the verdicts that a row was computed from, in the order of the data set.
 
     Args:
-        table: The table that the row is in.
+        arrays: Reads the arrays of the row: `ResultsTable.arrays` of its table.
         row: The row.
 
     Raises:
         DataError: No verdicts were kept, or they do not say which images they are on, or
             the file is missing or damaged.
     """
-    found = table.arrays(row)
+    found = arrays(row)
     if "fell_to" not in found:
         reason = row.not_kept or "`keep=none`, or a table of an older version"
         raise DataError(

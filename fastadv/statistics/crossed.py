@@ -122,7 +122,7 @@ def crossed_difference(groups: Sequence[Array], weights: Sequence[float]) -> Est
 def _too_few(seeds: int) -> str:
     if seeds >= LEAST_SEEDS:
         return "the seeds agree exactly"
-    return {1: "a single seed", 2: "two seeds"}[seeds]
+    return {1: "a single seed", 2: "two seeds give no interval"}[seeds]
 
 
 def _contrast(pairs: Sequence[tuple[Array, float]], *kept: int) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import asdict
 
 import torch
 
@@ -13,7 +14,6 @@ from fastadv.models.kept import (
     Origin,
     changed_tensors,
     head_alone_trained,
-    network_metadata,
 )
 from fastadv.models.source import Source
 from fastadv.models.weights import absolute_source
@@ -61,13 +61,14 @@ def kept_network(
     if changed is None and not config.keeps("networks"):
         return None, "weights: whole networks are kept with `save` alone"
     images = experiment.opened.test
-    metadata = network_metadata(
-        images.classes,
-        experiment.resolution,
-        experiment.prepared.how,
-        augment=experiment.options(train=False).augment_of(images),
-        **_threat(config, source),
-    )
+    augment = experiment.options(train=False).augment_of(images)
+    metadata = {
+        "classes": list(images.classes),
+        "resolution": experiment.resolution,
+        "preparation": asdict(experiment.prepared.how),
+        "downscale": config.downscale,
+        "config": {"augment": augment, **_threat(config, source)},
+    }
     trunk = None
     if changed is not None:
         given = absolute_source(source.given)

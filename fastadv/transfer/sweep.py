@@ -27,7 +27,8 @@ from fastadv.transfer.target import draw_pool, hold_out, open_target
 log = logging.getLogger(__name__)
 
 _NOT_IN_NAMES = (
-    "source", "name", "dataset", "mode", "seeds", "results", "source_accuracy",
+    "source", "name", "dataset", "mode", "seeds", "results", "source_accuracy", "keep",
+    "keep_limit", "save",
 )  # fmt: skip
 
 

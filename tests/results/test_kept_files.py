@@ -150,19 +150,19 @@ def test_verdicts_come_in_the_order_of_the_data_set(tmp_path: Path) -> None:
         "attacks": np.array(["apgd-ce", "square"]),
     }
     name = table.save_arrays("a", arrays)
-    clean = read_verdicts(table, transfer_row(identity="a", arrays=name))
+    clean = read_verdicts(table.arrays, transfer_row(identity="a", arrays=name))
     assert clean.indices.tolist() == [0, 1, 2]
     assert clean.labels.tolist() == [6, 7, 5]
     assert clean.right.tolist() == [True, True, False]
     attack = AttackRecord(name="autoattack")
     robust = transfer_row(identity="a", arrays=name, attack=attack)
-    assert read_verdicts(table, robust).right.tolist() == [False, True, False]
+    assert read_verdicts(table.arrays, robust).right.tolist() == [False, True, False]
 
 
 def test_verdicts_that_do_not_name_their_images_are_refused(tmp_path: Path) -> None:
     table = ResultsTable(tmp_path)
     name = table.save_arrays("a", {"labels": np.arange(2), "fell_to": np.arange(2)})
     with pytest.raises(DataError, match="an older version wrote them"):
-        read_verdicts(table, transfer_row(identity="a", arrays=name))
+        read_verdicts(table.arrays, transfer_row(identity="a", arrays=name))
     with pytest.raises(DataError, match="has no verdicts on single images"):
-        read_verdicts(table, transfer_row(identity="a"))
+        read_verdicts(table.arrays, transfer_row(identity="a"))

@@ -41,7 +41,7 @@ def test_the_table_holds_what_the_log_holds(
     # The verdicts on the images are there, also where only some of them were attacked.
     table = ResultsTable(out / "results")
     for row in (clean, *attacked):
-        verdicts = read_verdicts(table, row)
+        verdicts = read_verdicts(table.arrays, row)
         right = np.bincount(verdicts.labels[verdicts.right], minlength=10)
         assert right.tolist() == list(row.per_class_correct)
         np.testing.assert_array_equal(verdicts.labels, _LABELS[verdicts.indices])

@@ -23,6 +23,7 @@ from fastadv.results.verdicts import check_paired, read_verdicts
 from fastadv.transfer import transfer
 from fastadv.transfer.experiment import Experiment
 from fastadv.transfer.keeping import expected_bytes
+from fastadv.transfer.protocol import TransferRun
 
 # How a network is transferred, whether all of its weights are kept, and its default radius.
 MODES: dict[str, tuple[dict[str, Any], bool]] = {
@@ -31,6 +32,7 @@ MODES: dict[str, tuple[dict[str, Any], bool]] = {
     "head with moving statistics": (
         {"mode": "fixed_feature", "protocol": "fastadv", "frozen_bn": "train"}, False
     ),
+    "reduced images": ({"mode": "fixed_feature", "downscale": 6}, False),
     "last block": ({"mode": "last_k_blocks", "k": 1}, True),
     "whole network": ({"mode": "full_network"}, True),
     "from scratch": ({"mode": "scratch"}, True),
@@ -73,7 +75,7 @@ def test_a_row_is_a_source_with_the_accuracy_that_it_states(
     np.testing.assert_allclose(
         before["clean_logits"], after["clean_logits"], rtol=1e-3, atol=1e-3
     )
-    pair = [read_verdicts(table, each) for each in (row, again.rows[0])]
+    pair = [read_verdicts(table.arrays, each) for each in (row, again.rows[0])]
     check_paired(*pair)
     np.testing.assert_array_equal(pair[0].right, pair[1].right)
     assert 100 * pair[0].right.mean() == pytest.approx(row.value)
@@ -105,13 +107,15 @@ def test_clean_and_attacked_outcomes_are_kept(
     assert found["clean_logits"].shape == found["attacked_logits"].shape == (500, 10)
     np.testing.assert_array_equal(found["indices"], np.arange(500))
     for row in (clean, robust):
-        verdicts = read_verdicts(table, row)
+        verdicts = read_verdicts(table.arrays, row)
         right = np.bincount(verdicts.labels[verdicts.right], minlength=10)
         assert right.tolist() == list(row.per_class_correct)
     fooled = found["attacked_logits"].argmax(1) != found["labels"]
     assert (fooled == (found["fell_to"] < 1)).mean() > 0.99
     # Two seeds pair, and both rows of one network are the same network.
-    check_paired(read_verdicts(table, clean), read_verdicts(table, rows[2]))
+    check_paired(
+        read_verdicts(table.arrays, clean), read_verdicts(table.arrays, rows[2])
+    )
     names = [_row_source(results, row) for row in (clean, robust, rows[2])]
     first, same, other = (open_source(name).digest for name in names)
     assert first == same != other
@@ -233,7 +237,7 @@ def test_what_was_not_kept_is_said(tmp_path: Path) -> None:
     [bare] = transfer(tuning_config(file, mode="fixed_feature", keep="none"))
     assert (bare.weights, bare.arrays, bare.not_kept) == (None, None, None)
     with pytest.raises(DataError, match="no verdicts on single images"):
-        read_verdicts(ResultsTable(tmp_path / "results"), bare)
+        read_verdicts(ResultsTable(tmp_path / "results").arrays, bare)
     [some] = transfer(tuning_config(file, mode="fixed_feature", keep="verdicts"))
     arrays = ResultsTable(tmp_path / "results").arrays(some)
     assert set(arrays) == {"labels", "fell_to", "indices", "image_set", "attacks"}
@@ -273,3 +277,40 @@ def test_beyond_the_bound_the_row_stays(tmp_path: Path) -> None:
     assert stored.arrays is None
     assert stored.weights is not None  # 3 kB; there was room for that
     assert "would exceed `keep_limit`" in str(stored.not_kept)
+
+
+def test_an_interrupted_run_loses_no_row_and_leaves_nothing_that_is_in_the_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tuning_config(source_file(tmp_path), mode="fixed_feature", seeds=(0, 1))
+    real = ResultsTable.append
+
+    def killed(table: ResultsTable, rows: list[Row]) -> None:
+        if rows[0].seed == 1:  # its files are there, and its row is not
+            raise KeyboardInterrupt
+        real(table, rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ResultsTable, "append", killed)
+        with pytest.raises(KeyboardInterrupt):
+            transfer(config)
+    table = ResultsTable(config.results, once=True)
+    [first] = table.rows()
+    files = {path.name for path in table.path.glob("_*/*")}
+    assert len(files) == 4
+    list(TransferRun(config, table).rows())
+    assert table.rows()[0] == first
+    assert {row.seed for row in table.rows()} == {0, 1}
+    assert {path.name for path in table.path.glob("_*/*")} == files
+    for row in table.rows():
+        assert open_source(_row_source(table.path, row)).num_classes == 10
+
+
+def test_rows_of_older_tables_keep_nothing_and_say_so() -> None:
+    old = Path(__file__).parents[1] / "results" / "tables" / "schema3"
+    table = ResultsTable(old)
+    for row in table.rows()[:2]:
+        with pytest.raises(CheckpointError, match=r"keeps no network.*older version"):
+            open_source(_row_source(old, row, 32))
+        with pytest.raises(DataError, match="older version"):
+            read_verdicts(table, row)

@@ -240,7 +240,10 @@ def test_a_dry_run_lists_the_tasks(
     ]
     assert command.main([*words, "--dry-run"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-1] == f"{ROWS} rows, 0 done, 6 task(s) left"
+    line, size = lines[-1].split(", about ")
+    assert line == f"{ROWS} rows, 0 done, 6 task(s) left"
+    assert size.endswith(" MB to be written")
+    assert 0.1 < float(size.split()[0]) < 1  # 500 test images, ten logits each
     assert len(lines) == 7
     assert lines[0].startswith("eps0 digits fixed_feature num_train=60")
     assert lines[0].endswith("seeds=0,1,2")

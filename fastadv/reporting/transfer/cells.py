@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, TypeVar
 
+import numpy as np
+
 from fastadv.reporting.literature import (
     PUBLISHED_SIDE,
     Record,
@@ -27,12 +29,12 @@ from fastadv.reporting.threats import Threat, source_threat, threat, training_la
 from fastadv.reporting.transfer.condition import Condition, make_condition
 from fastadv.results.row import AttackRecord, Row
 from fastadv.results.settings import TransferSetting
-from fastadv.statistics import mean_interval
+from fastadv.statistics.crossed import crossed_difference
 
 K = TypeVar("K", bound=Hashable)
 
 # Modes by how much of the network trains.
-_RANK = {"fixed_feature": 0, "last_k_blocks": 1, "full_network": 2, "scratch": 3}
+RANK = {"fixed_feature": 0, "last_k_blocks": 1, "full_network": 2, "scratch": 3}
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,26 +216,31 @@ def transfer_setting(row: Row) -> TransferSetting:
     return row.setting
 
 
-def seeds_interval(rows: Sequence[Row]) -> tuple[float, float, float]:
-    """Return mean and 95 % interval over seeds and test images, percent.
+def seeds_interval(*runs: Sequence[Row]) -> tuple[float, float, float]:
+    """Return mean and 95 % interval over seeds, source runs and test images, percent.
 
     Seeds vary by what they draw, and all of them by the one draw of test images, which no
-    spread over seeds shows. The t-interval over seeds and the mean one of the test images
-    are combined by the square root of the sum of their squares on either side, as of two
-    independent estimates (MOVER). It covers a little more than 95 % where seeds err on
-    different images: that spread is then in both.
+    spread over seeds shows. The interval over seeds and source runs and the mean one of
+    the test images are combined by the square root of the sum of their squares on either
+    side, as of two independent estimates (MOVER). It covers a little more than 95 % where
+    seeds err on different images: that spread is then in both.
 
-    Of a single seed, and of seeds that agree exactly, it is the interval of the test
-    images.
+    Of fewer than three seeds, and of seeds that agree exactly, it is the interval of the
+    test images.
 
     Args:
-        rows: One per seed; where they have no interval of the test images, the result is
-            that of the seeds alone.
+        runs: Rows of one source run each, one row per seed and the same seeds in each;
+            where they have no interval of the test images, the result is that of the
+            seeds and runs alone.
 
     Source:
         Zou and Donner 2008, Construction of confidence limits about effect measures.
     """
-    mean, least, most = mean_interval([row.value for row in rows])
+    values = np.array([[row.value for row in run] for run in runs])
+    over = crossed_difference([values], [1.0])
+    mean = over.value
+    least, most = (mean if end is None else end for end in (over.low, over.high))
+    rows = [row for run in runs for row in run]
     below = [row.value - row.low for row in rows if row.low is not None]
     above = [row.high - row.value for row in rows if row.high is not None]
     if below and above:
@@ -306,7 +313,7 @@ def _versions(found: Iterable[tuple[K, str | None]]) -> dict[tuple[K, str | None
 def _order(cell: Cell) -> tuple[Any, ...]:
     norm, eps = cell.threat or ("", math.inf)
     condition = cell.condition
-    place = (condition.target, _RANK.get(condition.mode, len(_RANK)), condition)
+    place = (condition.target, RANK.get(condition.mode, len(RANK)), condition)
     return *place, cell.arch, norm or "", eps, cell.source, cell.n
 
 

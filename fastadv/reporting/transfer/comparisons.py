@@ -1,104 +1,64 @@
-"""Robust against standard sources: pairs of cells, tested over seeds."""
+"""Robust against standard sources: what is paired, and what the pairs are tested over.
+
+One family of tests is primary: on each target, the best robust radius against standard
+training. All other pairs are exploratory, and corrected apart.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import fmean
 
-from fastadv.reporting.transfer.cells import Cell, Place, with_most_images
+from fastadv.reporting.transfer.cells import RANK, Cell, Place, with_most_images
 from fastadv.reporting.transfer.condition import Condition
-from fastadv.statistics import holm, mean_interval, paired_t
+from fastadv.reporting.transfer.pairing import Pairing
+from fastadv.reporting.transfer.pairs import Comparison, Runs
+from fastadv.statistics import holm
 
 
-@dataclass(frozen=True, eq=False)
-class Comparison(Place):
-    """A robust source against the standard one of its architecture.
-
-    It has the condition, architecture, threat and number of images of the robust cell.
+@dataclass(frozen=True)
+class Comparisons:
+    """All comparisons that a report tests.
 
     Attributes:
-        robust: Cell of the robust source.
-        standard: Cell of the standard source, under the same condition.
-        by: What the best of several sources was chosen on, `val` or `test`; empty where
-            there was only one of each.
-        seeds: Seeds that both cells have; the differences are paired by them.
-        difference: Mean of robust - standard over those seeds, points of percent.
-        low: Lower end of the 95 % t-interval of the difference; equal to the difference
-            where it was not tested.
-        high: Upper end of that interval.
-        p: p-value of the paired t-test over seeds; None for one seed, and for
-            differences that agree exactly.
-        adjusted: `p` after Holm's correction for all comparisons of a report.
+        primary: One per target: the best robust radius against standard training, the
+            mean of all architectures that have both.
+        groups: Comparisons by question. `best`: the best robust radius under each
+            condition; `l2`, `linf`: the best one of that norm; `sides`: where images
+            were also reduced in size; `images`: every pair where the number of images
+            varies. A pair that answers several questions has one p-value everywhere.
+        exploratory: Number of p-values that the correction of all other pairs counts.
     """
 
-    robust: Cell
-    standard: Cell
-    by: str
-    seeds: tuple[int, ...]
-    difference: float
-    low: float
-    high: float
-    p: float | None
-    adjusted: float | None = None
+    primary: list[Comparison] = field(default_factory=list)
+    groups: dict[str, list[Comparison]] = field(default_factory=dict)
+    exploratory: int = 0
 
     @property
-    def label(self) -> str:
-        """Label of the robust source, and of the standard one where it has a name."""
-        beside = f" - {self.standard.label}" if self.standard.named else ""
-        return self.robust.label + beside
-
-    def interval(self) -> tuple[float, float, float]:
-        """Return the difference and the ends of its interval, points of percent."""
-        return self.difference, self.low, self.high
-
-    def published(self, names: Mapping[str, str]) -> float | None:
-        """Return the published difference, in points; see `Cell.published`."""
-        robust, standard = self.robust.published(names), self.standard.published(names)
-        return None if robust is None or standard is None else robust - standard
-
-    def unlike_published(self, names: Mapping[str, str]) -> list[str]:
-        """Return the differences of either cell from its published counterpart."""
-        cells = (self.robust, self.standard)
-        return list(
-            dict.fromkeys(how for c in cells for how in c.unlike_published(names))
-        )
-
-    @property
-    def significant(self) -> bool:
-        """Whether the corrected p-value is below 0.05."""
-        return self.adjusted is not None and self.adjusted < 0.05
-
-    @property
-    def untested(self) -> str:
-        """Why there is no p-value; empty where there is one."""
-        if self.p is not None:
-            return ""
-        why = "a single seed" if len(self.seeds) == 1 else "the seeds agree exactly"
-        return f"not tested: {why}"
+    def counted(self) -> int:
+        """Number of p-values that the correction of the primary family counts."""
+        return sum(each.among for each in self.primary if each.p is not None)
 
 
-def compare(cells: Sequence[Cell]) -> list[Comparison]:
-    """Pair the best robust and the best standard source per condition, arch and n.
+def compare(cells: Sequence[Cell], pairing: Pairing | None = None) -> list[Comparison]:
+    """Pair the best robust radius and the standard sources per condition, arch and n.
 
     The best is chosen by validation accuracy; only where there is none, by the test
-    accuracy itself, which flatters it.
+    accuracy itself, which flatters it. Sources that were trained alike count as runs of
+    one training and are averaged, never chosen among.
+
+    Args:
+        cells: Cells to compare.
+        pairing: Estimates differences; by default without verdicts on test images.
     """
     found = []
-    for group in _places(cells).values():
-        standard = [c for c in group if c.standard]
-        robust = [c for c in group if c.robust]
-        if not standard or not robust:
-            continue
-        judged = all(c.validation is not None for c in (*robust, *standard))
-        by = "val" if judged and group[0].condition.select_on == "val" else "test"
-        if len(robust) == len(standard) == 1:
-            by = ""
-        best, usual = (
-            max(each, key=lambda c: c.validation or 0.0 if judged else c.mean)
-            for each in (robust, standard)
-        )
-        found += compare_pair(best, usual, by)
+    for place in _places(cells).values():
+        standard, robust = _sources(place)
+        if standard and robust:
+            [chosen], by = _choose([robust], [standard])
+            found += compare_pair(chosen, standard, by, len(robust), pairing)
     return found
 
 
@@ -112,16 +72,142 @@ def _places(cells: Iterable[Cell]) -> dict[tuple[Condition, str, int], list[Cell
     return groups
 
 
-def compare_pair(robust: Cell, standard: Cell, by: str = "") -> list[Comparison]:
-    """Compare two cells, paired by seed; an empty list if they share none."""
-    ours, theirs = robust.values, standard.values
-    seeds = tuple(seed for seed in ours if seed in theirs)
-    if not seeds:
+def _sources(place: Iterable[Cell]) -> tuple[Runs | None, list[Runs]]:
+    """Return the standard source runs of a place, and the robust ones by radius."""
+    groups: dict[object, list[Cell]] = {}
+    for cell in place:
+        if cell.standard or cell.robust:
+            groups.setdefault(cell.threat if cell.robust else "standard", []).append(
+                cell
+            )
+    standard: Runs | None = None
+    robust = []
+    for cells in groups.values():
+        first = cells[0]
+        runs = Runs(first.condition, first.arch, first.threat, first.n, tuple(cells))
+        if first.standard:
+            standard = runs
+        else:
+            robust.append(runs)
+    return standard, robust
+
+
+def _choose(
+    robust: Sequence[Sequence[Runs]], standard: Sequence[Runs]
+) -> tuple[list[Runs], str]:
+    """Choose one radius of those that all architectures have.
+
+    Args:
+        robust: Robust sources of each architecture.
+        standard: Standard sources of each architecture.
+
+    Returns:
+        The sources of that radius by architecture, and what it was chosen on: `val`,
+        `test`, or nothing where there is only one.
+    """
+    by_radius = [{runs.threat: runs for runs in of_arch} for of_arch in robust]
+    radii = [
+        [of_arch[radius] for of_arch in by_radius]
+        for radius in by_radius[0]
+        if all(radius in of_arch for of_arch in by_radius)
+    ]
+    every = [runs for each in radii for runs in each]
+    judged = all(runs.validation is not None for runs in (*every, *standard))
+
+    def merit(runs: Sequence[Runs]) -> float:
+        return fmean((r.validation or 0.0) if judged else r.mean for r in runs)
+
+    validated = judged and every[0].condition.select_on == "val"
+    by = "" if len(radii) == 1 else "val" if validated else "test"
+    return max(radii, key=merit), by
+
+
+def compare_pair(
+    robust: Runs,
+    standard: Runs,
+    by: str = "",
+    among: int = 1,
+    pairing: Pairing | None = None,
+) -> list[Comparison]:
+    """Compare two sides, paired by seed; an empty list if they share no seed."""
+    return _compare([(robust, standard)], robust, standard, by, among, pairing)
+
+
+def _compare(
+    pairs: Sequence[tuple[Runs, Runs]],
+    robust: Runs,
+    standard: Runs,
+    by: str,
+    among: int,
+    pairing: Pairing | None,
+) -> list[Comparison]:
+    sides = [(ours.cells, theirs.cells) for ours, theirs in pairs]
+    found = (pairing or Pairing()).estimate(sides, robust.condition.metric)
+    if found is None:
         return []
-    differences = [ours[seed] - theirs[seed] for seed in seeds]
+    seeds, estimate, refused = found
+    if by != "test" and estimate.over == ("test images",):
+        among = 1  # other images chose, and these networks are what the claim is about
     place = (robust.condition, robust.arch, robust.threat, robust.n)
-    tested = (*mean_interval(differences), paired_t(differences))
-    return [Comparison(*place, robust, standard, by, seeds, *tested)]
+    return [Comparison(*place, robust, standard, by, among, seeds, estimate, refused)]
+
+
+def primary_comparisons(
+    cells: Sequence[Cell], pairing: Pairing | None = None
+) -> list[Comparison]:
+    """Compare the best robust radius with standard training, once per target.
+
+    The targets are those of one way to transfer: fixed features on images as they are
+    where the table has that, else what trains least. Architectures that have standard and
+    robust sources are averaged; the radius is one that all of them have, chosen by their
+    mean validation accuracy.
+
+    Args:
+        cells: Cells with the most training images of their condition.
+        pairing: Estimates differences; by default without verdicts on test images.
+    """
+    places: dict[Condition, list[tuple[Runs, list[Runs]]]] = {}
+    for (condition, _, _), place in _places(cells).items():
+        standard, robust = _sources(place)
+        if standard and robust:
+            places.setdefault(condition, []).append((standard, robust))
+    if not places:
+        return []
+    targets = Counter(way(c) for c in {(c.target, way(c)): c for c in places}.values())
+    chosen = min(targets, key=lambda w: (w.downscale, RANK[w.mode], -targets[w]))
+    found: dict[str, list[Comparison]] = {}
+    for condition, of_archs in places.items():
+        if way(condition) == chosen and condition.target not in found:
+            found[condition.target] = _over_archs(of_archs, pairing)
+    return [replace(each, primary=True) for of in found.values() for each in of]
+
+
+def _over_archs(
+    of_archs: Sequence[tuple[Runs, list[Runs]]], pairing: Pairing | None
+) -> list[Comparison]:
+    """Compare the mean of architectures; the first alone if they share no radius."""
+    radii = [{runs.threat for runs in robust} for _, robust in of_archs]
+    if not set.intersection(*radii):
+        of_archs, radii = of_archs[:1], radii[:1]
+    standards = [standard for standard, _ in of_archs]
+    chosen, by = _choose([robust for _, robust in of_archs], standards)
+    pairs = list(zip(chosen, standards, strict=True))
+    robust, standard = pairs[0]
+    if len(pairs) > 1:
+        name = f"mean of {len(pairs)} architectures"
+        robust, standard = (
+            replace(side[0], arch=name, cells=tuple(c for r in side for c in r.cells))
+            for side in (chosen, standards)
+        )
+    among = len(set.intersection(*radii))
+    return _compare(pairs, robust, standard, by, among, pairing)
+
+
+def way(condition: Condition) -> Condition:
+    """Return how a condition transfers, without the target and what is chosen for it."""
+    return replace(
+        condition, dataset="", version="", metric="", resolution=0, epochs=0, recipe=()
+    )
 
 
 def with_sides(cells: Sequence[Cell]) -> list[Cell]:
@@ -135,45 +221,73 @@ def native(item: Place) -> Condition:
     return replace(item.condition, downscale=0)
 
 
-def image_pairs(cells: Sequence[Cell]) -> list[Comparison]:
-    """Pair every robust source with every standard one, where images vary in number."""
-    places = _places(cells)
-    pairs = [
-        pair
-        for cell in cells
-        if cell.robust
-        for peer in places.get((cell.condition, cell.arch, cell.n), [])
-        if peer.standard
-        for pair in compare_pair(cell, peer)
-    ]
+def image_pairs(
+    cells: Sequence[Cell], pairing: Pairing | None = None
+) -> list[Comparison]:
+    """Pair every robust radius with standard training, where images vary in number."""
+    pairs = []
+    for place in _places(cells).values():
+        standard, robust = _sources(place)
+        for runs in robust if standard else ():
+            pairs += compare_pair(runs, standard, pairing=pairing) if standard else []
     sizes = Counter(condition for condition, _ in {(p.condition, p.n) for p in pairs})
     return [pair for pair in pairs if sizes[pair.condition] > 1]
 
 
-def study_comparisons(cells: Sequence[Cell]) -> dict[str, list[Comparison]]:
-    """Make all comparisons that a report tests, by question, corrected together.
-
-    Returns:
-        `best`: the best robust source under each condition; `l2`, `linf`: the best one
-        of that norm; `sides`: where images were also reduced in size; `images`: every
-        pair where the number of images varies. A pair that answers several questions
-        has one p-value everywhere.
-    """
+def study_comparisons(
+    cells: Sequence[Cell], pairing: Pairing | None = None
+) -> Comparisons:
+    """Make all comparisons that a report tests, and correct both families."""
+    pairing = (
+        pairing or Pairing()
+    )  # an estimate that several groups ask for is made once
     most = with_most_images(cells)
     of_norm = {
         norm: [c for c in most if c.threat is None or c.threat[0] in (norm, None)]
         for norm in ("l2", "linf")
     }
+    primary = primary_comparisons(most, pairing)
     groups = (
-        {"best": compare(most)}
-        | {norm: compare(found) for norm, found in of_norm.items()}
-        | {"sides": compare(with_sides(cells)), "images": image_pairs(cells)}
+        {"best": compare(most, pairing)}
+        | {norm: compare(found, pairing) for norm, found in of_norm.items()}
+        | {"sides": compare(with_sides(cells), pairing)}
+        | {"images": image_pairs(cells, pairing)}
     )
-    every = [each for group in groups.values() for each in group]
-    raw = {(c.robust, c.standard): c.p for c in every if c.p is not None}
-    # Holm's correction, for the number of distinct pairs in all groups.
-    adjusted = dict(zip(raw, holm(list(raw.values())), strict=True))
-    return {
-        name: [replace(c, adjusted=adjusted.get((c.robust, c.standard))) for c in group]
-        for name, group in groups.items()
-    }
+    first = _corrected(primary)
+    others = [c for group in groups.values() for c in group if c.key not in first]
+    second = _corrected(others)
+    return Comparisons(
+        primary=[replace(c, adjusted=first.get(c.key)) for c in primary],
+        groups={
+            name: [
+                replace(
+                    c,
+                    primary=c.key in first,
+                    adjusted=(first | second).get(c.key),
+                )
+                for c in group
+            ]
+            for name, group in groups.items()
+        },
+        exploratory=sum(_choices(others).values()),
+    )
+
+
+def _choices(found: Sequence[Comparison]) -> dict[tuple[Runs, Runs], int]:
+    """Return the number of radii each tested pair was chosen among."""
+    among: dict[tuple[Runs, Runs], int] = {}
+    for each in found:
+        if each.p is not None:
+            among[each.key] = max(each.among, among.get(each.key, 1))
+    return among
+
+
+def _corrected(found: Sequence[Comparison]) -> dict[tuple[Runs, Runs], float]:
+    """Return the p-values of a family after Holm's correction, by pair.
+
+    Every radius that a choice was among counts as a test that found nothing.
+    """
+    raw = {each.key: each.p for each in found if each.p is not None}
+    left_out = sum(_choices(found).values()) - len(raw)
+    adjusted = holm([*raw.values(), *[1.0] * left_out])
+    return dict(zip(raw, adjusted, strict=False))

@@ -20,7 +20,7 @@ from fastadv.reporting.figures.lines import (
     draw_panels,
     panel_caption,
 )
-from fastadv.reporting.transfer.comparisons import Comparison
+from fastadv.reporting.transfer.pairs import Comparison
 from fastadv.reporting.transfer.study import Study, T, line_colors
 
 V = TypeVar("V", int, float, str)

@@ -1,23 +1,28 @@
 """How comparisons are worded: findings, and the columns of a table on a pair.
 
-A finding calls a difference significant only after a paired t-test over seeds, corrected
-by Holm's method for all comparisons of the report.
+A finding calls a difference significant only after a paired test and Holm's correction for
+the family that the test is in.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from statistics import fmean
 
 from fastadv.reporting.figures.lines import Panel
-from fastadv.reporting.transfer.comparisons import Comparison
+from fastadv.reporting.transfer.comparisons import way
+from fastadv.reporting.transfer.condition import Condition, condition_labels
+from fastadv.reporting.transfer.pairs import Comparison
 from fastadv.reporting.transfer.study import FEW, Study, format_p, published_columns
-from fastadv.statistics import mean_interval
+from fastadv.statistics.across import sets_lead
+from fastadv.statistics.power import wins_needed
 
 
 def wins_finding(found: Sequence[Comparison]) -> str:
     """State how often the robust source is ahead, and how often significantly so."""
     total, tested = len(found), [each for each in found if each.adjusted is not None]
-    mean = lead(mean_interval([each.difference for each in found])[0])
+    mean = lead(fmean(each.difference for each in found))
     if total == 1:
         text = f"The robust source is {mean} in the one comparison there is. "
     else:
@@ -73,18 +78,125 @@ def rise_finding(panels: Iterable[Panel], span: str) -> list[str]:
     ]
 
 
-def comparison_columns(study: Study, each: Comparison) -> dict[str, object]:
-    """Return difference, test and published counterpart of a pair, for a table."""
-    theirs, unlike = each.published(study.names), each.unlike_published(study.names)
-    interval = f" [{each.low:+.1f}, {each.high:+.1f}]" if each.p is not None else ""
-    remarks = [each.untested] if each.untested else []
-    if theirs is not None and unlike:
-        remarks.append(f"not as published: {', '.join(unlike)}")
+def primary_findings(study: Study) -> list[str]:
+    """State on how many targets the best robust radius is certainly better or worse."""
+    found = study.tests.primary
+    if not found:
+        return []
+    if len(found) == 1:
+        [each] = found
+        return [
+            f"Primary test ({study.labels[each.condition]}, {each.arch}): "
+            f"{each.robust.first.training} is {verdict(each)} than standard training."
+        ]
+    trains = found[0].condition.trains
+    names = {each: each.condition.target for each in found}
+    up = [names[e] for e in found if e.significant and e.difference > 0]
+    down = [names[e] for e in found if e.significant and e.difference < 0]
+    untested = [names[e] for e in found if e.adjusted is None]
+    open_ = len(found) - len(up) - len(down) - len(untested)
+    chosen = {
+        "val": "the best robust radius (chosen on validation images)",
+        "test": "the best robust radius (chosen on the test images, which flatters it)",
+        "": "the robust source",
+    }[max((each.by for each in found), key=("", "val", "test").index)]
+    parts = [
+        f"significantly better on {len(up)}{_listed(up)}",
+        f"significantly worse on {len(down)}{_listed(down)}",
+        f"neither on {open_}",
+    ]
+    parts += [f"not tested on {len(untested)}{_listed(untested)}"] * bool(untested)
+    return [
+        f"Primary tests ({trains}): compared with standard training, {chosen} is "
+        f"{', '.join(parts)} of {len(found)} target(s), after Holm's correction for "
+        f"{study.tests.counted} p-value(s)."
+    ]
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - FEW} more" if len(names) > FEW else ""
+    return f" ({', '.join(names[:FEW])}{more})" if names else ""
+
+
+def sets_findings(found: Sequence[Comparison]) -> list[str]:
+    """Sum up the leads across data sets, once for each way to transfer.
+
+    Architectures are averaged first: they share the test images, and often more.
+    """
+    ways: dict[Condition, dict[str, list[Comparison]]] = {}
+    for each in found:
+        by_target = ways.setdefault(way(each.condition), {})
+        by_target.setdefault(each.condition.target, []).append(each)
+    titles = condition_labels(
+        replace(condition, dataset="all data sets") for condition in ways
+    )
+    lines = []
+    for condition, by_target in ways.items():
+        if len(by_target) < 2:
+            continue
+        of_sets = list(by_target.values())
+        lead_of = [fmean(each.difference for each in of_set) for of_set in of_sets]
+        found_ = sets_lead(lead_of)
+        title = titles[replace(condition, dataset="all data sets")]
+        text = (
+            f"Across data sets ({title.removeprefix('all data sets, ')}), robust sources "
+            f"are ahead on {found_.ahead} of {len(lead_of)} and behind on {found_.behind}"
+        )
+        text += f", {found_.ties} tied" * bool(found_.ties)
+        text += f"; the mean lead is {found_.mean:+.2f} points"
+        if any(each.by == "test" for of_set in of_sets for each in of_set):
+            text += (
+                ". The radius was chosen on the test images, which flatters it, so this "
+                "is not tested."
+            )
+        elif found_.low is None or found_.high is None:
+            text += ", without an interval."
+        else:
+            text += (
+                f", 95 % interval over data sets [{found_.low:+.2f}, {found_.high:+.2f}]. "
+                f"Sign test {_p_text(found_.sign_p)}{' without ties' * bool(found_.ties)}, "
+                f"Wilcoxon's signed-rank test {_p_text(found_.rank_p)}."
+            )
+            if wins_needed(len(lead_of) - found_.ties) is None:
+                text += " So few data sets cannot reach p < 0.05 in the sign test."
+        lines.append(text)
+    return lines
+
+
+def _p_text(p: float | None) -> str:
+    text = format_p(p) or "not possible"
+    return f"p {text}" if text.startswith("<") else f"p = {text}"
+
+
+def test_columns(each: Comparison) -> dict[str, object]:
+    """Return difference, test and what the test covers, for a table."""
+    low, high, over = each.estimate.low, each.estimate.high, each.estimate.over
+    interval = ""
+    if low is not None and high is not None:
+        interval = f" [{low:+.1f}, {high:+.1f}]"
+    seeds, runs = len(each.seeds), [len(side.cells) for side in each.key]
+    covered = {
+        "seeds": f"{seeds} seed{'s' * (seeds > 1)}",
+        "source runs": f"{runs[0]} and {runs[1]} runs",
+        "test images": "images",
+    }
     return {
-        "seeds": len(each.seeds),
+        "over": ", ".join(covered[factor] for factor in over or ["seeds"]),
         "difference": f"{each.difference:+.2f}{interval}",
         "p": format_p(each.p),
         "p (Holm)": format_p(each.adjusted),
+    }
+
+
+def comparison_columns(study: Study, each: Comparison) -> dict[str, object]:
+    """Return difference, test and published counterpart of a pair, for a table."""
+    theirs, unlike = each.published(study.names), each.unlike_published(study.names)
+    remarks = [each.untested] if each.untested else []
+    remarks += [each.refused] if each.refused else []
+    if theirs is not None and unlike:
+        remarks.append(f"not as published: {', '.join(unlike)}")
+    return {
+        **test_columns(each),
         **published_columns(each.difference, theirs, "+"),
         "remarks": "; ".join(remarks) or None,
     }

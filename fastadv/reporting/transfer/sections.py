@@ -14,13 +14,17 @@ from fastadv.reporting.transfer import (
     study_sources,
 )
 from fastadv.reporting.transfer.cells import make_cells
+from fastadv.reporting.transfer.pairing import Pairing
 from fastadv.reporting.transfer.study import Study
 from fastadv.results.row import Row
+from fastadv.results.table import Arrays
 
 
-def transfer_sections(rows: Sequence[Row], names: Mapping[str, str]) -> list[Section]:
+def transfer_sections(
+    rows: Sequence[Row], names: Mapping[str, str], arrays: Arrays | None = None
+) -> list[Section]:
     """Make the sections of rows of kind "transfer"; see `report_sections`."""
-    study = Study(make_cells(rows), names)
+    study = Study(make_cells(rows), names, Pairing(arrays))
     return [*study_sections(study), all_numbers(study)]
 
 

@@ -12,8 +12,11 @@ from fastadv.reporting.figures.palette import source_colors
 from fastadv.reporting.literature import Record
 from fastadv.reporting.page.html import Table
 from fastadv.reporting.transfer.cells import Cell, with_most_images
-from fastadv.reporting.transfer.comparisons import Comparison, study_comparisons
+from fastadv.reporting.transfer.comparisons import Comparisons, study_comparisons
 from fastadv.reporting.transfer.condition import Condition, condition_labels
+from fastadv.reporting.transfer.pairing import Pairing
+from fastadv.reporting.transfer.pairs import Comparison
+from fastadv.statistics.crossed import LEAST_RUNS, LEAST_SEEDS
 
 FEW = 6  # findings, or names, listed one by one
 Item = Cell | Comparison
@@ -27,10 +30,12 @@ class Study:
     Attributes:
         cells: Cells from `make_cells`.
         names: Published name of a data set by ours, where they differ.
+        pairing: Estimates differences; None knows no verdicts on test images.
     """
 
     cells: Sequence[Cell]
     names: Mapping[str, str]
+    pairing: Pairing | None = None
 
     @cached_property
     def labels(self) -> dict[Condition, str]:
@@ -43,32 +48,57 @@ class Study:
         return with_most_images(self.cells)
 
     @cached_property
+    def tests(self) -> Comparisons:
+        """All comparisons, corrected; see `study_comparisons`."""
+        return study_comparisons(self.cells, self.pairing)
+
+    @property
     def comparisons(self) -> dict[str, list[Comparison]]:
-        """What the sections test, by question; see `study_comparisons`."""
-        return study_comparisons(self.cells)
+        """What the sections compare, by question."""
+        return self.tests.groups
 
     @property
     def interval_note(self) -> str:
-        """How intervals are made, and that those of two seeds are very wide."""
-        wide = " Two seeds are too few for a useful interval: theirs is very wide."
+        """How intervals of accuracies are made."""
+        few = " With fewer than three seeds the interval is that of the test images alone."
         return (
             "Intervals of accuracies are 95 %. They combine two sources of error, other "
             "seeds (t-interval) and other test images (Wilson's interval, for top-1 "
             "accuracy), by the root of the sum of their squares. Training the source "
             "again is not covered."
-        ) + wide * any(len(cell.rows) == 2 for cell in self.cells)
+        ) + few * any(len(cell.rows) < LEAST_SEEDS for cell in self.cells)
 
     @property
     def test_note(self) -> str:
         """How differences are tested, and what that covers."""
-        every = [each for found in self.comparisons.values() for each in found]
-        tested = {(each.robust, each.standard) for each in every if each.p is not None}
+        tests = self.tests
+        every = [each for found in tests.groups.values() for each in found]
+        runs = any(len(r.cells) > 1 for each in every for r in each.key)
+        about = (
+            "Sources of one architecture, kind and radius count as runs of one training."
+            if runs
+            else "With one source run per radius, claims are about those very networks, "
+            "not about other networks that are trained in the same way."
+        )
         return (
-            "Differences are tested by a paired t-test over seeds (same subset, validation "
-            "split, order and test images). Their 95 % intervals are not corrected; their "
-            f"p-values are corrected by Holm's method for all {len(tested)} tests of this "
-            "report. Both describe a repetition of the transfer on these test images, "
-            "not other test images and not sources that were trained again."
+            "Differences are paired by seed (same subset, order and test images) and "
+            "tested over all that was drawn several times, as crossed random factors: "
+            f"seeds (at least {LEAST_SEEDS}), source runs (at least {LEAST_RUNS} per "
+            "radius), and test images where the verdicts on them were kept; the tables "
+            f"say which. {about} Primary is one test per target, of the best robust "
+            f"radius against standard training; Holm's correction counts {tests.counted} "
+            f"p-value(s). All other differences are exploratory, and corrected for "
+            f"{tests.exploratory} p-value(s) of their own. Where the best of several "
+            "radii is tested, each of them counts. Intervals are 95 % and not corrected."
+        )
+
+    @property
+    def more_tests(self) -> str:
+        """What is said of tests after the section that describes them."""
+        return (
+            'The tests are those described under "Robust against standard". Here they are '
+            "exploratory, but for pairs that are primary, too: Holm's correction counts "
+            f"{self.tests.exploratory} p-value(s) of this report."
         )
 
     @property

@@ -5,8 +5,7 @@ from __future__ import annotations
 from statistics import fmean
 
 from fastadv.reporting.page.html import Section, Table
-from fastadv.reporting.transfer.cells import Cell
-from fastadv.reporting.transfer.comparisons import Comparison
+from fastadv.reporting.transfer.pairs import Comparison, Runs
 from fastadv.reporting.transfer.study import Study
 from fastadv.statistics import wilson
 
@@ -51,7 +50,7 @@ def per_class(study: Study) -> Section | None:
 
 def _class_table(study: Study, each: Comparison) -> Table:
     standard, robust = _counts(each.standard), _counts(each.robust)
-    names = each.robust.first.target.class_names
+    names = each.robust.first.first.target.class_names
     rows = []
     for number, (ours, theirs) in enumerate(zip(robust, standard, strict=True)):
         if ours[1] and theirs[1]:
@@ -65,9 +64,10 @@ def _class_table(study: Study, each: Comparison) -> Table:
     return Table(columns, rows, caption)
 
 
-def _counts(cell: Cell) -> list[Count]:
-    """Return correct and all test images of each class, means over seeds."""
-    rows = [row for row in cell.rows.values() if row.per_class_total]
+def _counts(runs: Runs) -> list[Count]:
+    """Return correct and all test images of each class, means over seeds and source runs."""
+    every = [row for cell in runs.cells for row in cell.rows.values()]
+    rows = [row for row in every if row.per_class_total]
     if not rows:
         return []
     right = zip(*(row.per_class_correct for row in rows), strict=True)

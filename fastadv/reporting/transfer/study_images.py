@@ -7,7 +7,6 @@ from dataclasses import replace
 
 from fastadv.reporting.page.html import Section
 from fastadv.reporting.transfer.cells import Cell, with_most_images
-from fastadv.reporting.transfer.comparisons import Comparison
 from fastadv.reporting.transfer.condition import Condition
 from fastadv.reporting.transfer.curves import Axis, draw_curves, even_axis, log_axis
 from fastadv.reporting.transfer.findings import (
@@ -17,6 +16,7 @@ from fastadv.reporting.transfer.findings import (
     verdict,
     wins_finding,
 )
+from fastadv.reporting.transfer.pairs import Comparison
 from fastadv.reporting.transfer.study import (
     Item,
     Study,
@@ -73,9 +73,9 @@ def gain_against_images(study: Study) -> Section | None:
     return Section(
         "Gain with few training images",
         [
-            study.test_note,
-            "Points without a vertical line are of one seed, or of seeds that agree "
-            "exactly.",
+            study.more_tests,
+            "Points without a vertical line have no interval: they are of fewer than "
+            "three seeds, or of seeds that agree exactly.",
             *study.left_out(study.cells, pairs, why),
         ],
         [drawn.captioned("Robust - standard against the number of training images.")],

@@ -18,8 +18,8 @@ from fastadv.reporting.literature import (
 from fastadv.reporting.page.html import Section, Table
 from fastadv.reporting.threats import training_label
 from fastadv.reporting.transfer.cells import Cell
-from fastadv.reporting.transfer.comparisons import Comparison
 from fastadv.reporting.transfer.curves import draw_clouds
+from fastadv.reporting.transfer.pairs import Comparison, Runs
 from fastadv.reporting.transfer.study import (
     Study,
     arch_colors,
@@ -140,6 +140,7 @@ def texture_trained(study: Study) -> Section | None:
     ahead = 0
     for cell in cells:
         pair = found[cell.condition, cell.arch, cell.n]
+        three: dict[str, Runs | Cell]
         three = {"standard": pair.standard, name(cell): cell, "robust": pair.robust}
         label = f"{study.title(cell)}\n{cell.arch}"
         groups.setdefault(label, {}).update(

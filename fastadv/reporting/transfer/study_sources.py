@@ -11,20 +11,25 @@ from fastadv.reporting.figures.bars import MOST_GROUPS, Bar, grouped_bars
 from fastadv.reporting.figures.lines import Cloud, panel_caption
 from fastadv.reporting.figures.palette import source_colors
 from fastadv.reporting.literature import shares_explained
-from fastadv.reporting.page.html import Section
+from fastadv.reporting.page.html import Section, Table
 from fastadv.reporting.threats import threat
 from fastadv.reporting.transfer.cells import Cell
-from fastadv.reporting.transfer.comparisons import Comparison, native, with_sides
+from fastadv.reporting.transfer.comparisons import native, with_sides
 from fastadv.reporting.transfer.condition import Condition
 from fastadv.reporting.transfer.curves import Axis, draw_clouds, draw_curves, even_axis
 from fastadv.reporting.transfer.findings import (
     brief,
     comparison_columns,
+    primary_findings,
     published_finding,
     rise_finding,
+    sets_findings,
+    test_columns,
     verdict,
     wins_finding,
 )
+from fastadv.reporting.transfer.forecast import forecast_text
+from fastadv.reporting.transfer.pairs import Comparison
 from fastadv.reporting.transfer.study import (
     Study,
     arch_colors,
@@ -50,10 +55,10 @@ def robust_and_standard(study: Study) -> Section | None:
     groups = {}
     for each in found:
         parts = [*labels[each.condition].split(", "), f"n = {each.n}"]
-        cells = {"standard": each.standard, "robust": each.robust}
+        sides = {"standard": each.standard, "robust": each.robust}
         groups["\n".join(parts + [each.arch] * several)] = {
-            name: Bar(*cell.interval(), cell.published(study.names))
-            for name, cell in cells.items()
+            name: Bar(*side.interval(), side.published(study.names))
+            for name, side in sides.items()
         }
     lines = [
         {
@@ -62,7 +67,7 @@ def robust_and_standard(study: Study) -> Section | None:
             "n": each.n,
             "standard": format_interval(*each.standard.interval()),
             "robust": format_interval(*each.robust.interval()),
-            "source": each.label,
+            "source": each.robust.label,
         }
         | comparison_columns(study, each)
         for each in found
@@ -75,6 +80,7 @@ def robust_and_standard(study: Study) -> Section | None:
         [
             _chosen_by(found),
             study.test_note,
+            *forecast_text(study.tests.primary),
             study.interval_note,
             *study.most_note,
             *study.left_out(study.cells, found, why),
@@ -82,21 +88,50 @@ def robust_and_standard(study: Study) -> Section | None:
         [(figure, panel_caption(caption, len(groups), MOST_GROUPS))],
         [
             make_table(lines, "Robust against standard sources, percent."),
+            *_primary_table(study),
             *published_best(study, found),
         ],
-        findings=[wins_finding(found), *published_finding(study, found)],
+        findings=[
+            *primary_findings(study),
+            *sets_findings(found),
+            *([] if len(found) == 1 else [wins_finding(found)]),
+            *published_finding(study, found),
+        ],
     )
+
+
+def _primary_table(study: Study) -> list[Table]:
+    """Return the table of primary tests; none for a single one that is shown anyway."""
+    found = study.tests.primary
+    shown = {each.key for each in study.comparisons["best"]}
+    if len(found) == 1 and found[0].key in shown:
+        return []
+    lines = [
+        {
+            "setting": study.labels[each.condition],
+            "arch": each.arch,
+            "n": each.n,
+            "source": each.robust.first.training,
+        }
+        | test_columns(each)
+        for each in found
+    ]
+    caption = (
+        "Primary tests, one per target: robust - standard, points of percent. All other "
+        "differences of this page are exploratory."
+    )
+    return [make_table(lines, caption)]
 
 
 def _chosen_by(found: Sequence[Comparison]) -> str:
     by = {each.by for each in found}
     if "test" in by:
         return (
-            "Of several sources the best is shown; where nothing was held out it was "
+            "Of several radii the best is shown; where nothing was held out it was "
             "chosen on the test images, which flatters it."
         )
     if "val" in by:
-        return "Of several sources the one best on validation images is shown."
+        return "Of several radii the one best on validation images is shown."
     return "The one robust source of each architecture beside the standard one."
 
 
@@ -131,7 +166,9 @@ def against_eps(study: Study) -> Section | None:
         caption = f"Accuracy against the radius of pretraining ({norm})."
         figures.append(found.captioned(caption))
         drawn += [c for c in found.items if c not in drawn]
-        best[norm] = [c for c in study.comparisons[norm] if c.robust in found.items]
+        best[norm] = [
+            c for c in study.comparisons[norm] if c.robust.first in found.items
+        ]
     if not figures:
         return None
     table = study.pivot(
@@ -143,15 +180,15 @@ def against_eps(study: Study) -> Section | None:
     text = [
         "Radii are evenly spaced, not to scale. " + study.interval_note,
         "The best radius is chosen on validation images where there are any, and its lead "
-        "over standard training tested on the test images. " + study.test_note,
+        "over standard training tested on the test images. " + study.more_tests,
         *study.most_note,
         *study.left_out(study.cells, drawn, "fewer than three radii, or from scratch"),
     ]
     findings = []
     for norm, leads in best.items():
         chosen = {
-            each: f"{study.title(each)}, {each.arch}: {each.label} is {verdict(each)} than "
-            "standard training."
+            each: f"{study.title(each)}, {each.arch}: {each.robust.label} is "
+            f"{verdict(each)} than standard training."
             for each in leads
         }
         if leads:
@@ -194,7 +231,11 @@ def against_source_accuracy(study: Study) -> Section | None:
         known = cell.source_accuracy is not None and cell.threat is not None
         if known and cell.condition.mode != "scratch":
             groups.setdefault((cell.condition, cell.training), []).append(cell)
-    groups = {key: cells for key, cells in groups.items() if len(cells) >= 3}
+    groups = {
+        key: cells
+        for key, cells in groups.items()
+        if len({cell.arch for cell in cells}) >= 3
+    }
     if not groups:
         return None
     drawn = [cell for cells in groups.values() for cell in cells]
@@ -215,7 +256,7 @@ def against_source_accuracy(study: Study) -> Section | None:
                     "setting": study.labels[condition],
                     "n": cells[0].n,
                     "threat": trained,
-                    "architectures": len(cells),
+                    "architectures": len({cell.arch for cell in cells}),
                     "R^2": f"{line.r2:.2f}",
                     "published R^2": _published_share(study, cells[0]),
                     "slope": f"{line.slope:+.2f}",
@@ -292,7 +333,7 @@ def by_granularity(study: Study) -> Section | None:
         "Granularity",
         [
             _chosen_by(found),
-            study.test_note,
+            study.more_tests,
             *study.left_out(cells, found, "no robust and standard source to pair"),
         ],
         [drawn.captioned("Lead of robust sources by the side images were reduced to.")],

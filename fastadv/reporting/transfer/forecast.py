@@ -1,0 +1,90 @@
+"""What difference a design can find, from the spread that a results table shows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from statistics import fmean, median, variance
+
+from fastadv.reporting.transfer.cells import make_cells, with_most_images
+from fastadv.reporting.transfer.comparisons import primary_comparisons
+from fastadv.reporting.transfer.pairs import Comparison, Runs
+from fastadv.results.row import Row
+from fastadv.statistics.crossed import LEAST_RUNS, LEAST_SEEDS
+from fastadv.statistics.power import Design
+
+
+def planned_design(rows: Sequence[Row], **plan: int) -> Design:
+    """Return a planned design with the spread that rows of such experiments show.
+
+    Args:
+        rows: Rows of kind "transfer" that are there already; they may be few or none.
+        plan: `seeds`, `runs`, `sets`, `radii` and `images` of the plan; see `Design`.
+    """
+    found = primary_comparisons(with_most_images(make_cells(rows))) if rows else []
+    return _with_spread(found, **plan)
+
+
+def forecast_text(found: Sequence[Comparison]) -> list[str]:
+    """Say what the primary tests of a table can find; nothing where there are none.
+
+    Args:
+        found: The primary comparisons.
+    """
+    if not found:
+        return []
+    covered = all("test images" in each.estimate.over for each in found)
+    again = all("source runs" in each.estimate.over for each in found)
+    sizes = [n for each in found if (n := each.robust.first.first.target.num_test)]
+    design = _with_spread(
+        found,
+        seeds=min(len(each.seeds) for each in found),
+        runs=min(map(_runs, found)) if again else 1,
+        sets=len(found),
+        radii=max(each.among for each in found),
+        **({"images": round(median(sizes))} if covered and sizes else {}),
+    )
+    return [f"What this can find. {' '.join(design.sentences())}"]
+
+
+def _with_spread(found: Sequence[Comparison], **plan: int) -> Design:
+    """Return a design with the standard deviations of the comparisons, where known."""
+    seeds = [
+        variance(by_seed)
+        for each in found
+        if len(by_seed := _by_seed(each)) >= LEAST_SEEDS
+    ]
+    runs = [
+        variance([cell.mean for cell in side.cells])
+        for each in found
+        for side in each.key
+        if len(side.cells) >= LEAST_RUNS
+        and len({cell.arch for cell in side.cells}) == 1
+    ]
+    leads = [each.difference for each in found]
+    spread = {}
+    if seeds:
+        spread["sd_seeds"] = fmean(seeds) ** 0.5
+    if runs:
+        spread["sd_runs"] = fmean(runs) ** 0.5
+    if len(leads) >= LEAST_SEEDS:
+        spread["sd_sets"] = variance(leads) ** 0.5
+    return Design(**plan, **spread, measured=tuple(spread))
+
+
+def _runs(each: Comparison) -> int:
+    """Return the smallest number of source runs of an architecture on either side."""
+    return min(
+        count
+        for side in each.key
+        for count in Counter(cell.arch for cell in side.cells).values()
+    )
+
+
+def _by_seed(each: Comparison) -> list[float]:
+    """Return robust - standard by seed, means over source runs."""
+
+    def mean(side: Runs, seed: int) -> float:
+        return fmean(cell.rows[seed].value for cell in side.cells)
+
+    return [mean(each.robust, s) - mean(each.standard, s) for s in each.seeds]
