@@ -30,6 +30,10 @@ _NORM_ALIASES = {"linf": "linf", "inf": "linf", "l2": "l2", "2": "l2"}
 USUAL_L2 = {224: 3.0, 32: 0.5}
 # The largest ones are 5 at 224 px and 1 at 32 px, which is as much per pixel as 7 at 224.
 _LARGEST_AT_224 = 7.0
+# Smallest perturbation of a pixel value that survives rounding, in spacings of the dtype
+# at 1. Two roundings of values of about one standard deviation, 0.23 of the pixel range,
+# err by 0.06 spacings; a quarter of the perturbation is the sine of a cosine of 0.97.
+_ROUNDED = 0.25
 # Radii of linf that are usual, in 255ths.
 _LINF_LEVELS = (0.5, *range(1, 33))
 
@@ -155,6 +159,19 @@ class ThreatModel:
                 f"image box, sqrt(3 * {side}^2) = {diagonal:.1f}: eps is in [0, 1] pixel "
                 f"units, so {self.eps:g} of 255 is {self.eps / 255:.3g}"
             )
+
+    def survives(self, side: int, spacing: float) -> bool:
+        """Return whether images that are rounded still show a perturbation of this radius.
+
+        It compares the error of rounding with a perturbation that is spread evenly over
+        the image: they must leave a cosine of 0.97 with what was meant.
+
+        Args:
+            side: Side of the images in pixels.
+            spacing: Distance from 1 to the next number of the dtype, `torch.finfo().eps`.
+        """
+        values = math.sqrt(3 * side**2) if self.norm == "l2" else 1.0
+        return self.eps / values >= _ROUNDED * spacing
 
     def doubt(self, side: int) -> str | None:
         """Return a remark on a radius that may be a mistake for images of `side`, or None.

@@ -6,11 +6,12 @@ import subprocess
 import sys
 from dataclasses import FrozenInstanceError
 from fractions import Fraction
+from typing import Any
 
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from fastadv.threat import ThreatModel, parse_norm, parse_pixels
+from fastadv.threat import ThreatModel, parse_norm, parse_pixels, usual_l2
 
 
 @pytest.mark.parametrize("text", ["linf", "inf", "Linf", "INF", "l_inf"])
@@ -107,3 +108,50 @@ def test_importing_it_imports_no_torch() -> None:
     """Command lines parse radii before anything heavy is loaded."""
     code = "import sys, fastadv.threat; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("norm", "eps", "side", "said"),
+    [
+        (
+            "l2",
+            3,
+            32,
+            "eps 3 at 32 px is as large per pixel as eps 21 at 224 px; 0.5 is",
+        ),
+        (
+            "l2",
+            3,
+            64,
+            "eps 3 at 64 px is as large per pixel as eps 10.5 at 224 px; 0.86",
+        ),
+        ("l2", 3, 224, None),
+        ("l2", 5, 224, None),
+        ("l2", 1, 32, None),
+        ("l2", 0.5, 32, None),
+        ("l2", 0.1, 224, None),  # published radii that are no 255ths
+        ("l2", 0.01, 224, None),
+        ("l2", 0.03, 224, None),
+        ("l2", 0.05, 224, None),
+        ("linf", "8/255", 32, None),
+        ("linf", "128/255", 32, "reaches across much of the image box"),
+    ],
+)
+def test_a_radius_is_doubted_by_norm_and_size(
+    norm: Any, eps: Any, side: int, said: str | None
+) -> None:
+    found = ThreatModel(norm, eps).doubt(side)
+    assert (found is None) == (said is None)
+    assert said is None or said in str(found)
+
+
+@pytest.mark.parametrize("eps", ["8/255", "0.5/255", "1/255", 4 / 255])
+def test_an_l2_radius_of_linf_is_noticed_where_it_is_written(eps: Any) -> None:
+    with pytest.warns(UserWarning, match="did you mean `norm=linf`") as caught:
+        threat = ThreatModel("l2", eps)
+    assert [each.filename for each in caught] == [__file__]
+    assert "did you mean `norm=linf`?" in str(threat.doubt(224))
+
+
+def test_usual_radii_follow_the_size() -> None:
+    assert (usual_l2(224), usual_l2(32), usual_l2(64)) == (3.0, 0.5, 0.86)

@@ -311,7 +311,7 @@ class PGD(GradientAttack):
         """
         x_nat, x, labels, clean, mean, std, nonfinite = _Inputs(*tensors)  # type: ignore[arg-type]
         context = Context(labels, clean)
-        z = normalize(x, mean=mean, std=std, dtype=view.dtype)
+        z = normalize(x, mean=mean, std=std, dtype=view.input_dtype)
         step = partial(
             pgd_step_,
             x,

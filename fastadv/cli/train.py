@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 from fastadv.cli import common
+from fastadv.cli.trainwords import (
+    check_resumable,
+    plain_resume,
+    resumed,
+    resumes_or_starts,
+    tried_out,
+)
 from fastadv.cli.words import flag_value, without_flag
 from fastadv.errors import ConfigError
 from fastadv.flags import PrintJson, read_by
@@ -71,11 +76,11 @@ def _body(argv: list[str]) -> None:
             f"--norm {norm} over a --config file needs --eps as well: the file's radius is "
             "for the file's norm"
         )
-    command = common.parse(TrainCommand, _resumed(_plain_resume(argv)), PROG)
+    command = common.parse(TrainCommand, tried_out(resumed(plain_resume(argv))), PROG)
     config = TrainConfig(**ordered_values(command, TrainConfig))
     nproc, slurm, dry_run = command.nproc, command.slurm, command.dry_run
-    if config.resume and not _resumes_or_starts(argv):
-        _check_resumable(config.out_path)
+    if config.resume and not resumes_or_starts(argv):
+        check_resumable(config.out_path)
     if slurm is not None and nproc is not None:
         raise ConfigError(
             f"--nproc {nproc} starts ranks on this machine, --slurm a task for each GPU "
@@ -92,7 +97,7 @@ def _body(argv: list[str]) -> None:
 
         job = submit(
             MODULE,
-            _here(_plain_resume(argv)),
+            _here(plain_resume(argv)),
             slurm,
             config.out_path,
             program=PROG,
@@ -122,56 +127,6 @@ def _body(argv: list[str]) -> None:
 def _here(argv: list[str]) -> list[str]:
     """Return the arguments of each rank: `argv` without the flags that start ranks."""
     return without_flag(without_flag(argv, "--nproc"), "--slurm")
-
-
-def _resumes_or_starts(argv: list[str]) -> bool:
-    """Return whether `argv` says `--resume auto`."""
-    pairs = zip(argv, [*argv[1:], ""], strict=True)
-    return "--resume=auto" in argv or ("--resume", "auto") in pairs
-
-
-def _check_resumable(run: Path) -> None:
-    """Raise ConfigError unless a run was begun in the folder `run`."""
-    from fastadv.runs.directory import RunDirectory
-
-    if RunDirectory(run).began or (run / "config.yaml").exists():
-        return
-    folder = run.parent
-    others = [each.name for each in folder.iterdir()] if folder.is_dir() else []
-    near = difflib.get_close_matches(run.name, others, n=3)
-    meant = (
-        f" Perhaps you meant {', '.join(str(folder / n) for n in near)}."
-        if near
-        else ""
-    )
-    raise ConfigError(
-        f"`resume`: there is no run in {run} to continue.{meant} Check `out`; "
-        "--resume auto starts the run where there is none"
-    )
-
-
-def _plain_resume(argv: list[str]) -> list[str]:
-    """Return `argv` with `--resume` for `--resume auto`."""
-    words: list[str] = []
-    for word in argv:
-        if word == "auto" and words[-1:] == ["--resume"]:
-            continue
-        words.append("--resume" if word == "--resume=auto" else word)
-    return words
-
-
-def _resumed(argv: list[str]) -> list[str]:
-    """Return `argv` with the config of the run that --resume and --out name, if any."""
-    out = flag_value(argv, "--out", "--out-dir")
-    given = flag_value(argv, "--config") is not None
-    if "--resume" not in argv or out is None or given:
-        return argv
-    saved = Path(out).expanduser() / "config.yaml"
-    if saved.parent.is_dir() and not (saved.exists() and saved.read_bytes().strip()):
-        from fastadv.runs.directory import RunDirectory
-
-        RunDirectory(saved.parent).restore_config()
-    return ["--config", str(saved), *argv] if saved.exists() else argv
 
 
 main = functools.partial(common.run, PROG, _body)

@@ -261,6 +261,34 @@ def rewrite_convs(graph: fx.GraphModule) -> None:
             _fuse(graph, node, modules)
 
 
+def exact_input(z: Tensor, dtype: torch.dtype) -> AbstractContextManager[object]:
+    """Let the convolution that reads `z` compute in float32 under autocast meanwhile.
+
+    Its result is cast to `dtype`, so what follows computes as ever.
+    """
+    return _ExactInput(z, dtype)
+
+
+class _ExactInput(TorchFunctionMode):
+    def __init__(self, z: Tensor, dtype: torch.dtype) -> None:
+        super().__init__()
+        self._z, self._dtype = z, dtype
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if func is F.conv2d and args and args[0] is self._z:
+            with torch.autocast(self._z.device.type, enabled=False):
+                return func(self._z.float(), *args[1:], **(kwargs or {})).to(
+                    self._dtype
+                )
+        return func(*args, **(kwargs or {}))
+
+
 def quick_convs(device: torch.device) -> AbstractContextManager[object]:
     """Run 3x3 convolutions of stride 1 in float32 by `kernels.conv.conv3x3` meanwhile.
 

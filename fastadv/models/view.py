@@ -10,7 +10,8 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Sequence
-from typing import Literal, cast
+from functools import partial
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -43,8 +44,12 @@ class AttackView(nn.Module):
             the model's BatchNorm, as the attacks of the published single-step methods do.
         dtype: Compute dtype of the network (float32, bfloat16, ...); None keeps the
             model's.
+        exact_input: Keep normalised images, and the first convolution, in float32 where
+            the network computes in a shorter dtype, which would round away a small
+            perturbation; see `ThreatModel.survives`.
 
     Attributes:
+        input_dtype: Dtype of the normalised images.
         folded: Number of BatchNorm layers folded away.
         unfolded: The reason why each other BatchNorm of the graph was not, by its name.
         unfolded_reason: The reason why the graph could not be folded, or None.
@@ -57,6 +62,7 @@ class AttackView(nn.Module):
         mode: Literal["eval", "train"] = "eval",
         tracks: bool = False,
         dtype: torch.dtype | None = None,
+        exact_input: bool = False,
     ) -> None:
         super().__init__()
         if mode not in ("eval", "train"):
@@ -83,7 +89,22 @@ class AttackView(nn.Module):
             self.unfolded_reason = "BatchNorm in train mode uses batch statistics"
         else:
             self._fold_graph()
+        self.input_dtype, self._first = self.dtype, ""
+        if exact_input and self.dtype in (torch.bfloat16, torch.float16):
+            self._keep_input()
         self.refresh()
+
+    def _keep_input(self) -> None:
+        """Let the first convolution compute in float32, if there is one."""
+        convs = (n for n, m in self.net.named_modules() if isinstance(m, nn.Conv2d))
+        self._first = next(convs, "")
+        if not self._first:
+            log.info("there is no convolution that could read the input in float32")
+            return
+        first = self.net.get_submodule(self._first)
+        first.register_forward_pre_hook(_in_float32)
+        first.register_forward_hook(partial(_returned_in, self.dtype))
+        self.input_dtype = torch.float32
 
     @property
     def live(self) -> nn.Module:
@@ -136,11 +157,13 @@ class AttackView(nn.Module):
                 continue
             if name in self._folds:
                 norm = cast(nn.BatchNorm2d, live[self._folds[name]])
-                fold_weights(module, cast(nn.Conv2d, source), norm, self.dtype)
+                dtype = self.input_dtype if name == self._first else self.dtype
+                fold_weights(module, cast(nn.Conv2d, source), norm, dtype)
             elif isinstance(module, FrozenNorm):
                 module.follow(cast(nn.BatchNorm2d, source), self.dtype)
             else:
-                self._share_tensors(module, source)
+                wanted = torch.float32 if name == self._first else self._dtype
+                self._share_tensors(module, source, wanted)
             if isinstance(module, Frozen):
                 module.pack()
 
@@ -154,7 +177,9 @@ class AttackView(nn.Module):
         if _versions(held) != versions:
             self.refresh()
 
-    def _share_tensors(self, module: nn.Module, source: nn.Module) -> None:
+    def _share_tensors(
+        self, module: nn.Module, source: nn.Module, dtype: torch.dtype | None
+    ) -> None:
         if self.tracks and isinstance(source, nn.modules.batchnorm._BatchNorm):
             # The model's own, which stay float32 whatever the network computes in.
             module._parameters.update(
@@ -166,20 +191,25 @@ class AttackView(nn.Module):
         for key, value in source._parameters.items():
             frozen = None
             if value is not None:
-                mine = self._followed(module._parameters.get(key), value.detach())
+                held = module._parameters.get(key)
+                mine = self._followed(held, value.detach(), dtype)
                 frozen = nn.Parameter(mine, False)
             module._parameters[key] = frozen
         for key, buffer in source._buffers.items():
             if buffer is not None:
                 copied = self.mode == "train"  # BatchNorm would write to it
-                mine = self._followed(module._buffers[key], buffer, copied)
+                mine = self._followed(module._buffers[key], buffer, dtype, copied)
                 module._buffers[key] = mine
 
+    @staticmethod
     def _followed(
-        self, held: Tensor | None, live: Tensor, copied: bool = False
+        held: Tensor | None,
+        live: Tensor,
+        wanted: torch.dtype | None,
+        copied: bool = False,
     ) -> Tensor:
-        """Return `live`, or a copy of it where the view needs another dtype."""
-        dtype = self._dtype if live.is_floating_point() and self._dtype else live.dtype
+        """Return `live`, or a copy of it where the view wants another dtype."""
+        dtype = wanted if live.is_floating_point() and wanted else live.dtype
         if dtype == live.dtype and not copied:
             return live
         return own_tensor(held, live, dtype, live=live).copy_(live)
@@ -206,7 +236,7 @@ class AttackView(nn.Module):
     def normalize(self, x: Tensor) -> Tensor:
         """Normalise images `x` [N, C, H, W] (uint8, or float in [0, 1]), without gradient."""
         mean, std = self.statistics(x.shape[1])
-        z: Tensor = normalize(x, mean=mean, std=std, dtype=self.dtype)
+        z: Tensor = normalize(x, mean=mean, std=std, dtype=self.input_dtype)
         return z
 
     def forward(self, z: Tensor) -> Tensor:
@@ -250,3 +280,13 @@ class AttackView(nn.Module):
 def _versions(tensors: list[Tensor]) -> int:
     """Return a number that grows with every write to one of the tensors."""
     return sum(tensor._version for tensor in tensors)
+
+
+def _in_float32(_module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (inputs[0].float(), *inputs[1:])
+
+
+def _returned_in(
+    dtype: torch.dtype, _module: nn.Module, _inputs: Any, output: Tensor
+) -> Tensor:
+    return output.to(dtype)

@@ -133,7 +133,9 @@ class TransferSetting:
     statistics: Statistics | None = None  # What normalised inputs; None: its own.
     freeze_by_name: bool | None = None  # Whether layers were frozen by their names.
     normal_head: bool | None = None  # Whether the head's weights began as N(0, 1).
-    precision: str | None = None  # `fp32`, `bf16` or `fp16`, of a network that trained.
+    # `fp32`, `bf16` or `fp16`, of a network that trained; with `, inputs fp32` where small
+    # perturbations needed that.
+    precision: str | None = None
     method: MethodRecord | None = None  # Training method; None for standard training.
     depends_on_seed: bool = True  # Whether another seed could give another number.
     chosen_c: float | None = None  # Inverse regularisation that was chosen (`lbfgs`).

@@ -30,8 +30,9 @@ class TrainConfig(MethodConfig, OptimizerConfig, TrainingImagesConfig, DeviceCon
     The defaults are the recipe of Salman et al. 2020, its colour augmentation included:
     SGD with learning rate 0.1, momentum 0.9 and weight decay 1e-4, 90 epochs, the learning
     rate multiplied by 0.1 after every third of the run, and an attack of three steps of
-    2/3 eps. --help-all shows the rarer flags, too: augmentation, the parameters of single
-    methods, validation, ranks.
+    2/3 eps. One thing departs from it: training takes the last iterate of the attack, theirs
+    the iterate of the highest loss, the image itself included. --help-all shows the rarer
+    flags, too: augmentation, the parameters of single methods, validation, ranks.
 
     Raises:
         ConfigError: A value that cannot work, or values that do not go together.
@@ -50,7 +51,9 @@ class TrainConfig(MethodConfig, OptimizerConfig, TrainingImagesConfig, DeviceCon
     """Architecture: a torchvision name, a *_cifar variant or timm/NAME."""
     data: str = "shapetex"
     """A data set name (`fastadv-data list`), an ImageFolder (train/, val/) or a .zip of one,
-    packed shards, TFRecord, RecordIO or hf:NAME."""
+    packed shards, TFRecord, RecordIO or hf:NAME. Without it and --config, the command is a
+    try-out of some minutes on the built-in set shapetex_bold, with defaults of its own for
+    epochs, batches, optimiser, schedule and the warm-up of the radius."""
     epochs: Annotated[int, AT_LEAST_1] = 90
     """Number of passes over the training set."""
     batch_size: Annotated[int | None, AT_LEAST_1] = None

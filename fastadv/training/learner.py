@@ -83,7 +83,9 @@ def training_attack(
     )
 
 
-def attacked_view(model: NormalizedModel, attack: PGD | None) -> AttackView | None:
+def attacked_view(
+    model: NormalizedModel, attack: PGD | None, exact_input: bool
+) -> AttackView | None:
     """Return the view of `model` that `attack` works on in training, or None without one.
 
     In train mode its passes update the BatchNorm statistics of the model, as those of the
@@ -91,7 +93,22 @@ def attacked_view(model: NormalizedModel, attack: PGD | None) -> AttackView | No
     """
     if attack is None:
         return None
-    return AttackView(model, mode=attack.bn_mode, tracks=True, dtype=attack.dtype)
+    return AttackView(
+        model,
+        mode=attack.bn_mode,
+        tracks=True,
+        dtype=attack.dtype,
+        exact_input=exact_input,
+    )
+
+
+def needs_exact_input(
+    threat: ThreatModel, side: int, dtype: torch.dtype | None
+) -> bool:
+    """Return whether inputs of the network must stay float32 while it computes in `dtype`."""
+    if dtype is None or threat.eps == 0:
+        return False
+    return not threat.survives(side, torch.finfo(dtype).eps)
 
 
 def judging_attack(config: TrainConfig, num_steps: int) -> PGD:
@@ -121,6 +138,7 @@ class Learner:
         method: The training method.
         update: What surrounds the loss in an update.
         precision: `"fp32"`, `"bf16"` or `"fp16"`.
+        exact_input: Whether inputs of the network stay float32 in bf16 or fp16.
         attack: Attack of the method at full radius, or None.
         view: View of the model that is attacked, or None.
         eval_view: The same in evaluation mode, which checks of a one-step method attack.
@@ -168,16 +186,19 @@ class Learner:
     def _choose(self, precision: str) -> None:
         self.precision, dtype = precision, DTYPES.get(precision)
         self.attack = training_attack(self.config, self.side, dtype, self.config.seed)
-        self.view = attacked_view(self.model, self.attack)
+        self.exact_input = needs_exact_input(self.config.threat, self.side, dtype)
+        self.view = attacked_view(self.model, self.attack, self.exact_input)
         self.eval_view = self.view
         if self.attack is not None and self.attack.bn_mode == "train":
-            self.eval_view = AttackView(self.model, dtype=dtype)
+            judged = self.attack.in_mode("eval")
+            self.eval_view = attacked_view(self.model, judged, self.exact_input)
 
     def _assemble(self) -> None:
         config = self.config
         # pgd_at with eps 0 is standard training.
         kind = CLASSES[config.method if self.attack else "standard"]
-        net = Net(self.model, self.precision, self.parallel.network)
+        forward, exact = self.parallel.network, self.exact_input
+        net = Net(self.model, self.precision, forward, exact_input=exact)
         self.method = kind(net, self.attack, self.view, **config.parameters)
         half = self.precision == "fp16"
         self.update = Update(

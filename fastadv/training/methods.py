@@ -8,6 +8,7 @@ of each method.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ from fastadv.attacks.objectives import feature_distance, kl_to_clean
 from fastadv.kernels import ball_init, normalize, pgd_step_
 from fastadv.models import NormalizedModel
 from fastadv.models.intermediate import EMBEDDING, pooled, recording
-from fastadv.models.quick_convs import quick_convs
+from fastadv.models.quick_convs import exact_input, quick_convs
 from fastadv.models.view import AttackView
 from fastadv.phases import phase
 
@@ -36,6 +37,8 @@ class Net:
         precision: `"fp32"`, or `"bf16"` or `"fp16"` for autocast.
         forward: Function from normalised images to logits; by default that of the model.
             A wrapper such as `DistributedDataParallel` is passed here.
+        exact_input: Keep the images, and the convolution that reads them, in float32
+            under autocast, so that small perturbations are not rounded away.
     """
 
     def __init__(
@@ -43,8 +46,10 @@ class Net:
         model: NormalizedModel,
         precision: str = "fp32",
         forward: Callable[[Tensor], Tensor] | None = None,
+        *,
+        exact_input: bool = False,
     ) -> None:
-        self.model = model
+        self.model, self.exact_input = model, exact_input
         self.dtype = DTYPES.get(precision)
         self.forward = forward or model.forward_normalized
 
@@ -53,7 +58,8 @@ class Net:
         if self.dtype is None:
             with quick_convs(z.device):
                 return self.forward(z).float()
-        with torch.autocast(z.device.type, dtype=self.dtype):
+        exact = exact_input(z, self.dtype) if self.exact_input else nullcontext()
+        with torch.autocast(z.device.type, dtype=self.dtype), exact:
             return self.forward(z).float()
 
     def with_features(self, z: Tensor) -> tuple[Tensor, Tensor]:

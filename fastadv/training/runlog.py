@@ -223,7 +223,10 @@ class RunLog:
         if config.data.startswith("shapetex"):
             self.note(
                 f"`data` is {config.data}, a built-in procedural set, drawn at "
-                f"{images.resolution} px; `data=PATH` trains on your images"
+                f"{images.resolution} px; `data=PATH` trains on your images, by default "
+                "as published for ImageNet: 90 epochs of SGD with learning rate 0.1, "
+                "batches of 512, an l2 radius of 3 at 224 px, which per pixel is as large "
+                f"as {3 * images.resolution / 224:.2g} at {images.resolution} px"
             )
         self.note(
             f"{config.arch} on {images.train.name} at {images.resolution} px, {what}: "

@@ -242,6 +242,12 @@ class Trainer:
     def describe(self) -> None:
         """Print a description of the run, with warnings where due."""
         self.runlog.describe(self.images, self.device)
+        if self.learner.exact_input:
+            self.runlog.note(
+                f"inputs of the network stay float32: in {self.learner.precision}, much of "
+                f"a perturbation of {self.config.threat} at {self.resolution} px would be "
+                "rounded away"
+            )
 
     def _epoch(self, stop: StopRequest) -> None:
         config, epoch = self.config, self.loader.epoch

@@ -101,8 +101,8 @@ def hold_out(
         raise ConfigError(
             f"{pool.name}: no class of the {len(pool)} training images has two, so none "
             "can be held out to choose hyper-parameters; choose nothing "
-            "(`select_on=none`, with one value of `lrs`), or use more images in "
-            "`num_train`"
+            "(`select_on=none`, where a network trains with one value of `lrs`), or use "
+            "more images in `num_train`"
         )
     kept, val = train_val_split(pool, config.val_fraction, seed)
     if len(val) > _CLEARLY_MORE * config.val_fraction * len(pool):

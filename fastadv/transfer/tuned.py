@@ -19,7 +19,11 @@ from fastadv.evaluation.judging import evaluate
 from fastadv.models import NormalizedModel, create_model
 from fastadv.progress import Progress
 from fastadv.results.settings import MethodRecord, Parameter
-from fastadv.training.learner import attacked_view, training_attack
+from fastadv.training.learner import (
+    attacked_view,
+    needs_exact_input,
+    training_attack,
+)
 from fastadv.training.method_config import MethodConfig
 from fastadv.training.methods import CLASSES, DTYPES, Method, Net
 from fastadv.training.optimizers import make_optimizer
@@ -82,6 +86,12 @@ def fit(experiment: Experiment, split: SeedSplit) -> Fitted:
     config = experiment.config
     if config.precision != "fp32":
         chosen["precision"] = config.precision
+        dtype = DTYPES.get(config.precision)
+        attacked = config.method_config
+        if attacked and needs_exact_input(
+            attacked.threat, experiment.resolution, dtype
+        ):
+            chosen["precision"] += ", inputs fp32"
     if (training := config.method_config) is not None:
         given = training.parameters.items()
         chosen["method"] = MethodRecord(
@@ -159,12 +169,14 @@ def make_method(
     precision: str = "fp32",
 ) -> Method:
     """Make the training method of `model`; without `config` it is standard training."""
-    net = Net(model, precision)
     if config is None:
-        return Method(net)
-    attack = training_attack(config, side, DTYPES.get(precision))
+        return Method(Net(model, precision))
+    dtype = DTYPES.get(precision)
+    exact = needs_exact_input(config.threat, side, dtype)
+    net = Net(model, precision, exact_input=exact)
+    attack = training_attack(config, side, dtype)
     kind = CLASSES[config.method if attack else "standard"]
-    return kind(net, attack, attacked_view(model, attack), **config.parameters)
+    return kind(net, attack, attacked_view(model, attack, exact), **config.parameters)
 
 
 def fine_tune(

@@ -171,7 +171,7 @@ def test_eval_and_transfer_take_the_same_aliases() -> None:
 @pytest.mark.parametrize(
     ("name", "kind", "words"),
     [
-        ("train", TrainCommand, "--norm linf --eps 4/255 --random-start --num-train 9"),
+        ("train", TrainCommand, "--data d --norm linf --eps 4/255 --random-start"),
         ("train", TrainCommand, "--lr 1e-5 --data ./x --milestones 0.75 0.9"),
         ("eval", EvalCommand, "--checkpoint c --data d --eps 1/255 --num-images 5"),
         (
@@ -353,12 +353,53 @@ def test_the_published_command_starts_as_typed(tmp_path: Path) -> None:
     done = execute("fastadv-train", *words.split(), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     _, *lines = done.stderr.splitlines()
-    assert lines[0].startswith("--data is shapetex, the built-in procedural set")
+    assert lines[0].startswith("--data is shapetex_bold, a built-in procedural set")
     assert "drawn at 64 px" in lines[0]
-    assert lines[1].startswith("wide_resnet50_2 on shapetex at 64 px, l2 3, 3 steps: ")
-    assert "3800 training, 200 validation, 1000 test images, 12 classes" in lines[1]
-    assert "batch 128, 90 epochs, 2700 steps" in lines[1]
+    assert "as published for ImageNet: 90 epochs" in lines[0]
+    start = "wide_resnet50_2 on shapetex_bold at 64 px, l2 3, 3 steps: "
+    assert lines[1].startswith(start)
+    assert "1045 training, 55 validation, 1000 test images, 12 classes" in lines[1]
+    assert "batch 32, 4 epochs, 132 steps" in lines[1]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("", {"data": "shapetex_bold", "epochs": 4, "optimizer": "adamw", "lr": 2e-4}),
+        ("--epochs 6", {"epochs": 6, "eps_warmup": 3, "eval_every": 6}),
+        ("--epochs 1", {"epochs": 1, "eps_warmup": 0, "eval_every": 1}),
+        ("--lr 0.05", {"optimizer": "sgd", "lr": 0.05, "schedule": "onecycle"}),
+        ("--schedule cosine", {"schedule": "cosine", "optimizer": "adamw"}),
+        ("--batch-size=16 --eval-every 1", {"batch_size": 16, "eval_every": 1}),
+        ("--method standard", {"eps": 0, "eps_warmup": 0, "data": "shapetex_bold"}),
+        ("--method free", {"replays": 4, "eps_warmup": 2}),
+        # What names its data, or a file, is no try-out.
+        ("--data digits", {"epochs": 90, "optimizer": "sgd", "lr": 0.1}),
+        ("--data=shapetex", {"epochs": 90, "schedule": "step", "batch_size": None}),
+    ],
+)
+def test_a_try_out_has_defaults_of_its_own(
+    call: Caller, words: str, expected: dict[str, Any]
+) -> None:
+    done = call("train", *words.split(), "--print-config")
+    assert done.code == 0
+    values = yaml.safe_load(done.out)
+    assert {key: values[key] for key in expected} == expected
+
+
+def test_the_default_radius_follows_the_size(call: Caller) -> None:
+    for words, eps in (
+        ("--arch resnet18_cifar", 0.5),
+        ("--resolution 32", 0.5),
+        ("--resolution 112", 1.5),
+        ("--data images", 3.0),
+        ("--data shapetex", 0.86),
+        ("--norm linf", 4 / 255),
+        ("--arch resnet18_cifar --eps 1", 1.0),
+    ):
+        done = call("train", *words.split(), "--print-config")
+        assert yaml.safe_load(done.out)["eps"] == pytest.approx(eps)
 
 
 def test_a_dry_run_writes_nothing(

@@ -119,6 +119,33 @@ def test_the_outline_is_visible_against_the_background():
     assert np.quantile(away.mean(axis=(1, 2)), 0.02) > 0.05
 
 
+def test_bold_shapes_stand_out_and_their_textures_do_not():
+    """The same shapes at the same places, but figure and ground differ far more."""
+    luma = np.array([0.299, 0.587, 0.114]) / 255
+
+    def contrasts(s: ShapeTex) -> tuple[float, float]:
+        found = []
+        for pixels in s.images[np.isin(s.labels, full)]:
+            grey = pixels @ luma
+            corner, centre = grey[:3, :3], grey[12:20, 12:20]
+            found.append((abs(np.median(corner) - np.median(centre)), np.ptp(centre)))
+        return tuple(np.median(found, axis=0))
+
+    full = [list(SHAPES).index(name) for name in ("circle", "square", "hexagon")]
+    plain, bold = made(300), made(300, bold=True)
+    np.testing.assert_array_equal(plain.attributes, bold.attributes)
+    assert (plain.name, bold.name) == ("shapetex", "shapetex_bold")
+    assert plain.fingerprint != bold.fingerprint
+    (figure, texture), (bold_figure, bold_texture) = contrasts(plain), contrasts(bold)
+    assert bold_figure > 0.65 > 1.2 * figure
+    assert bold_texture < 0.3 < texture
+    # Neither the brightness of the ground nor that of the figure tells the shape.
+    dark = np.array([(image[:3, :3] @ luma).mean() < 0.5 for image in bold.images])
+    assert 0.35 < dark.mean() < 0.65
+    opened = open_dataset("shapetex_bold", resolution=32, n_train=24, n_test=12)
+    assert (opened.name, len(opened.train.classes)) == ("shapetex_bold", 12)
+
+
 def test_cache_file_is_reused(monkeypatch):
     first = made(cache=True).images
     (path,) = (fastadv_cache_dir() / "shapetex").iterdir()

@@ -90,6 +90,24 @@ def test_robust_accuracy_is_the_known_margin(
     assert found.robust.total.tolist() == [5, 4]
 
 
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"num_steps": 3}, "meant for training"),
+        ({"num_steps": 20, "keep": "last"}, "the last iterate alone"),
+        ({"num_steps": 20, "step_size": 0.001}, "shorter than the radius"),
+        ({"num_steps": 20}, None),
+        ({"num_steps": 2, "random_start": True}, None),
+    ],
+)
+def test_an_attack_that_is_meant_for_training_is_said_to_be(
+    options: dict[str, Any], reason: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    evaluate(_brightness(), _batches(9), PGD(ThreatModel("l2", 0.5), **options))
+    assert ("may be too high" in caplog.text) == (reason is not None)
+    assert reason is None or reason in caplog.text
+
+
 def test_only_what_was_right_can_be_robust() -> None:
     """An attack that finds nothing leaves the clean accuracy, not all images."""
 

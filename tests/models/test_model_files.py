@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from fastadv.errors import CheckpointError, OutputError
+from fastadv.errors import CheckpointError, ConfigError, OutputError
 from fastadv.files import file_sha256
 from fastadv.models import (
     NormalizedModel,
@@ -181,6 +181,15 @@ def test_full_disk_leaves_the_old_file(
         save_model(create_model("resnet8_cifar", 10, seed=1), path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_could_never_be_read_is_not_written(tmp_path: Path) -> None:
+    net = create_model("resnet8_cifar", 10, seed=1).net
+    own = NormalizedModel(net, (0.5,) * 3, (0.2,) * 3, "mine", 10)
+    path = tmp_path / "mine.safetensors"
+    with pytest.raises(ConfigError, match=r"unknown architecture 'mine'.*not written"):
+        save_model(own, path)
+    assert not path.exists()
 
 
 def test_write_cut_short_by_the_kernel(model: NormalizedModel, tmp_path: Path) -> None:

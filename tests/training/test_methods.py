@@ -35,7 +35,7 @@ Loss = Callable[[Tensor], Tensor]
 RECIPES = [  # those of this command; the others are sweeps of transfers
     path
     for path in sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
-    if "\nsources:" not in path.read_text()
+    if "\ncommand: fastadv-train --config\n" in path.read_text()
 ]
 
 
@@ -408,6 +408,8 @@ def test_it_begins_with_the_weights_given(tmp_path: Path) -> None:
             "so `step_size`, `random_start` would do nothing",
         ),
         ({"method": "standard", "eps_warmup": 3}, "so `eps_warmup` would do nothing"),
+        ({"method": "free", "bn_mode": "train"}, "has no passes of an attack"),
+        ({"method": "standard", "bn_mode": "eval"}, "has no passes of an attack"),
         ({"on_overfit": "stop"}, "which `method=pgd_at` is not"),
         ({"ema": 1.0}, "in (0, 1)"),
         ({"label_smoothing": 1.0}, "in [0, 1)"),

@@ -185,6 +185,20 @@ def test_resume_auto_starts_and_continues(tmp_path: Path) -> None:
     assert [e["event"] for e in events(run) if "config" in e] == ["start", "resume"]
 
 
+def test_resume_of_nothing_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "robust").mkdir()
+    words = ["--resume", "--out", str(tmp_path / "robsut")]
+    for given in (words, [*words, "--dry-run"], [*words, "--nproc", "2"]):
+        assert train_command.main(given) == 2
+        error = capsys.readouterr().err
+        assert f"--resume: there is no run in {tmp_path / 'robsut'}" in error
+        assert f"Perhaps you meant {tmp_path / 'robust'}." in error
+        assert "--resume auto starts the run" in error
+    assert not (tmp_path / "robsut").exists()
+
+
 def test_two_runs_cannot_write_one_directory(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -63,7 +63,7 @@ def test_the_command_learns_shapes(
         done = execute("fastadv-train", *words, cwd=tmp_path)
         out, err = done.stdout, done.stderr
         assert done.returncode == 0, err
-    assert "--data is shapetex, the built-in procedural set, drawn at 32" in err
+    assert "--data is shapetex_bold, a built-in procedural set, drawn at 32" in err
     result = json.loads(out)
     log = events(tmp_path / "run")
     losses = [e["loss"] for e in log if e["event"] == "train"]
@@ -299,6 +299,18 @@ def test_learning_rates(schedule: Any, expected: dict[int, float]) -> None:
     config = TrainConfig(lr=0.1, schedule=schedule)
     found = {step: learning_rate(config, step, 90) for step in expected}
     assert found == pytest.approx(expected)
+
+
+def test_onecycle_peaks_where_the_authors_of_single_steps_have_it() -> None:
+    """As torch's CyclicLR of `step_size_up` updates, which their scripts use, on from 0."""
+    for peak, total in ((0.5, 90), (0.4, 100)):
+        config = TrainConfig(lr=0.2, schedule="onecycle", peak=peak)
+        up = round(peak * total)
+        for step in range(1, total):
+            share = step / up if step <= up else (total - step) / (total - up)
+            assert learning_rate(config, step, total) == pytest.approx(0.2 * share)
+    with pytest.raises(ConfigError, match=r"`peak=0.5` belongs to `schedule=onecycle`"):
+        TrainConfig(peak=0.5)
 
 
 def test_milestones_are_where_the_authors_of_trades_decay() -> None:

@@ -176,7 +176,7 @@ def _typed(name: str, option: str, value: Any, hint: Any) -> Any:
     return value
 
 
-def _open_shapetex(label: str) -> Callable[..., DatasetSplits]:
+def _open_shapetex(label: str, bold: bool = False) -> Callable[..., DatasetSplits]:
     def opener(
         resolution: int,
         *,
@@ -192,6 +192,7 @@ def _open_shapetex(label: str) -> Callable[..., DatasetSplits]:
             "seed": seed,
             "resolution": min(max(resolution, low), high),
             "label": label,
+            "bold": bold,
             "cache": cache,
         }
         train = ShapeTex(n_train, split="train", correlation=correlation, **common)
@@ -205,6 +206,7 @@ def _open_shapetex(label: str) -> Callable[..., DatasetSplits]:
 BUILT_IN: dict[str, Callable[..., DatasetSplits]] = {
     "digits": lambda resolution: DatasetSplits("digits", *arrays.open_digits()),
     "shapetex": _open_shapetex("shape"),
+    "shapetex_bold": _open_shapetex("shape", bold=True),
     "shapetex_texture": _open_shapetex("texture"),
 }
 

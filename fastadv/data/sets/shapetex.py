@@ -46,6 +46,9 @@ class ShapeTex(ImageSet):
         label: Which attribute `labels` and `classes` are about.
         correlation: Probability in [0, 1] that an image's texture id is its
             shape id instead of the independent one.
+        bold: Draw shapes that stand out far more than their textures do, so that a network
+            learns them in minutes and can withstand large radii. The set is then called
+            shapetex_bold.
         cache: Keep the pixels in `fastadv_cache_dir()`.
 
     Attributes:
@@ -77,10 +80,14 @@ class ShapeTex(ImageSet):
         resolution: int = 64,
         label: Literal["shape", "texture"] = "shape",
         correlation: float = 0.0,
+        bold: bool = False,
         cache: bool = True,
     ) -> None:
         _check(n, resolution, label, correlation)
         self.name = "shapetex" if label == "shape" else "shapetex_texture"
+        if bold:
+            self.name += "_bold"
+        self.bold = bold
         self.split, self.seed = split, seed
         self.resolution, self.cache = resolution, cache
         self.correlation = float(correlation)
@@ -116,7 +123,7 @@ class ShapeTex(ImageSet):
         # Not the label: both labellings are of the same pixels.
         return (
             f"v{GENERATOR_VERSION}/{self.split}/{self.seed}/{len(self)}/"
-            f"{self.resolution}/{self.correlation!r}"
+            f"{self.resolution}/{self.correlation!r}{'/bold' if self.bold else ''}"
         )
 
     def _drawn(self) -> NDArray[np.uint8]:
@@ -128,7 +135,8 @@ class ShapeTex(ImageSet):
     def _draw(self) -> NDArray[np.uint8]:
         a = self.attributes
         draws = _draws(self.seed, self.split, len(self))
-        return render(a["shape"], a["texture"], a["background"], draws, self.resolution)
+        attributes = a["shape"], a["texture"], a["background"]
+        return render(*attributes, draws, self.resolution, self.bold)
 
 
 def _draws(seed: int, split: str, n: int) -> NDArray[np.float64]:

@@ -37,6 +37,10 @@ _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 _ORDERS = np.array(list(permutations(range(3))))
 _LEVEL_LOW = np.array([0.08, 0.43, 0.80], dtype=np.float32)
 _LEVEL_SPAN = np.array([0.10, 0.12, 0.14], dtype=np.float32)
+# Bold: the background, then the two colours of the texture, which are near each other; or
+# one minus all three.
+_BOLD_LOW = np.array([0.02, 0.75, 0.90], dtype=np.float32)
+_BOLD_SPAN = np.float32(0.08)
 _MAX_TURN = math.radians(25)
 _MAX_TILT = math.radians(6)
 _CHUNK_PIXELS = 1 << 19  # temporaries stay within a few MB each
@@ -55,6 +59,7 @@ def render(
     background: NDArray[Any],
     draws: NDArray[np.float64],
     resolution: int,
+    bold: bool = False,
 ) -> NDArray[np.uint8]:
     """Draw images.
 
@@ -64,6 +69,8 @@ def render(
         background: Integers [n], positions in `BACKGROUNDS`.
         draws: Everything else that varies, float64 [n, DRAWS] in [0, 1).
         resolution: Side R in pixels.
+        bold: Whether shapes stand out from the background far more than the two colours
+            of their textures do from each other.
 
     Returns:
         uint8 [n, R, R, 3] RGB in 0..255. Image i depends on row i alone.
@@ -73,7 +80,7 @@ def render(
     for start in range(0, len(shape), chunk):
         part = slice(start, start + chunk)
         u, back = draws[part].astype(np.float32), background[part]
-        out[part] = _render_chunk(shape[part], texture[part], back, u, resolution)
+        out[part] = _render_chunk(shape[part], texture[part], back, u, resolution, bold)
     return out
 
 
@@ -83,6 +90,7 @@ def _render_chunk(
     background: NDArray[Any],
     u: Field,
     resolution: int,
+    bold: bool,
 ) -> NDArray[np.uint8]:
     px = 2.0 / resolution
     axis = ((np.arange(resolution) + 0.5) * px - 1).astype(np.float32)
@@ -101,7 +109,7 @@ def _render_chunk(
     for rows, key in _groups(background):
         shade[rows] = _shade(BACKGROUNDS[key], x, y, u[rows][:, None, None, :])
 
-    back, first, second = _colours(u)
+    back, first, second = _colours(u, bold)
     out = np.empty((len(u), *size, 3), dtype=np.uint8)
     for c in range(3):
         inner = second[:, c] + (first[:, c] - second[:, c]) * mix
@@ -147,11 +155,18 @@ def _shade(style: str, x: Field, y: Field, v: Field) -> Field:
     return np.float32(0.12) * (noise - np.float32(0.5))
 
 
-def _colours(u: Field) -> tuple[Field, Field, Field]:
+def _colours(u: Field, bold: bool) -> tuple[Field, Field, Field]:
     """Return background, first and second texture colour, [b, 3, 1, 1] each."""
-    levels = _LEVEL_LOW + _LEVEL_SPAN * u[:, _LEVELS]
-    order = _ORDERS[(u[:, _ORDER] * len(_ORDERS)).astype(np.int64)]
-    back, first, second = np.take_along_axis(levels, order, axis=1).T
+    if bold:
+        quarter = (u[:, _ORDER] * 4).astype(np.int64)
+        levels: Field = _BOLD_LOW + _BOLD_SPAN * u[:, _LEVELS]
+        back, one, other = np.where(quarter[:, None] < 2, 1 - levels, levels).T
+        swapped = quarter % 2 == 1
+        first, second = np.where(swapped, other, one), np.where(swapped, one, other)
+    else:
+        levels = _LEVEL_LOW + _LEVEL_SPAN * u[:, _LEVELS]
+        order = _ORDERS[(u[:, _ORDER] * len(_ORDERS)).astype(np.int64)]
+        back, first, second = np.take_along_axis(levels, order, axis=1).T
     hues = u[:, _HUES]
     saturation = np.float32(0.5) + np.float32(0.5) * u[:, _SATURATION]
     colours = (
