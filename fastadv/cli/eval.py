@@ -42,7 +42,7 @@ def _body(argv: list[str]) -> None:
     else:
         print("  no attack: the checkpoint states no radius; give --eps for one")
     if result["bad_images"]:
-        print(f"{result['bad_images']} unreadable image(s) were replaced by others")
+        print(f"{result['bad_images']} unreadable image(s) were left out")
 
 
 def _print_robust(result: dict[str, Any]) -> None:
