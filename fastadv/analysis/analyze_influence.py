@@ -7,10 +7,10 @@ from numpy.typing import NDArray
 
 from fastadv.analysis.config import InfluenceConfig
 from fastadv.analysis.contract import Findings, Measured, measure_once
+from fastadv.analysis.images import options_for
 from fastadv.analysis.influence import Array, LastLayer, influence
 from fastadv.data import ImageSet, LoaderOptions, make_loader, open_dataset
 from fastadv.data.sets.subsets import Subset, at_most
-from fastadv.device import resolve_device
 from fastadv.errors import CheckpointError, ConfigError
 from fastadv.evaluation.rows import source_record, target_record
 from fastadv.evaluation.source import check_same_classes
@@ -50,9 +50,10 @@ def analyze_influence(
             or they do not fit together.
     """
     source = open_source(name, download=config.download)
-    resolution = config.resolution or source.resolution
-    splits = open_dataset(config.data, resolution=resolution, **config.options)
+    side = config.resolution or source.resolution
+    splits = open_dataset(config.data, resolution=side, **config.options)
     check_same_classes(source, splits.test)
+    options = options_for(source, splits.test, config)
     train = at_most(splits.train, config.num_train, config.seed)
     test = at_most(splits.test, config.num_test, config.seed)
     if config.queries == "train":
@@ -63,15 +64,6 @@ def analyze_influence(
         queries=config.queries,
         cutoff=config.cutoff if config.damping is None else None,
         damping=config.damping,
-    )
-    options = LoaderOptions(
-        batch_size=config.batch_size,
-        resolution=resolution,
-        train=False,
-        augment=source.augment,  # type: ignore[arg-type]
-        device=resolve_device(config.device),
-        workers=config.workers,
-        on_bad_image=config.on_bad_image,
     )
 
     def compute() -> Findings:
@@ -97,9 +89,7 @@ def analyze_influence(
         table,
         compute,
         source=source_record(source),
-        target=target_record(
-            splits.test, resolution, config.name_with_options(splits.name)
-        ),
+        target=target_record(splits.test, side, config.name_with_options(splits.name)),
         setting=setting,
         seed=config.seed,
     )

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from fastadv.analysis.config import SimilarityConfig
 from fastadv.analysis.contract import Findings, Measured, measure_once
+from fastadv.analysis.images import options_for
 from fastadv.analysis.similarity import SVCCA, LinearCKA
 from fastadv.data import Batch, make_loader, open_dataset
 from fastadv.data.sets.subsets import at_most
-from fastadv.device import resolve_device
 from fastadv.errors import ConfigError, unknown_name
 from fastadv.evaluation.rows import source_record, target_record
 from fastadv.models import NormalizedModel, activations
@@ -54,28 +54,16 @@ def analyze_similarity(
     others = config.other_layers or _same(models[1], layers)
     others = _layers(models[1], sources[1], others)
     sides = [config.resolution or source.resolution for source in sources]
-    device = resolve_device(config.device)
-    images = [
-        at_most(
-            open_dataset(config.data, resolution=side, **config.options).test,
-            config.num_images,
-            config.seed,
-        )
+    tests = [
+        open_dataset(config.data, resolution=side, **config.options).test
         for side in sides
     ]
+    images = [at_most(test, config.num_images, config.seed) for test in tests]
+    options = [options_for(*pair, config) for pair in zip(sources, tests, strict=True)]
 
     def batches(which: int) -> Iterator[dict[str, Tensor]]:
-        loader = make_loader(
-            images[which],
-            batch_size=config.batch_size,
-            resolution=sides[which],
-            train=False,
-            augment=sources[which].augment,
-            device=device,
-            workers=config.workers,
-            on_bad_image=config.on_bad_image,
-        )
-        model = models[which].to(device)
+        loader = make_loader(images[which], **vars(options[which]))
+        model = models[which].to(options[which].device)
         return (_record(model, batch, (layers, others)[which]) for batch in loader)
 
     def compute() -> Findings:
@@ -117,6 +105,8 @@ def analyze_similarity(
             other_resolution=sides[1],
             measure=config.measure,
             num_images=len(images[0]),
+            preparation=options[0].preparation,
+            other_preparation=options[1].preparation,
             layers=tuple(layers),
             other_layers=tuple(others),
             batch_size=config.batch_size if config.measure == "cka" else None,

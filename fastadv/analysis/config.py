@@ -88,3 +88,19 @@ class SimilarityConfig(AnalysisConfig):
     """Images per batch; the unbiased estimate needs four."""
     variance: Annotated[float, Range(0, 1, "(]")] = 0.99
     """Share of the variance that the principal components of SVCCA keep."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShapeConfig(AnalysisConfig):
+    """Count decisions for the shape and for the texture of cue conflict images.
+
+    The images of Geirhos et al. 2019 have the shape of one category and the texture of
+    another, and names such as airplane1-bicycle2.png. A network decides for the category
+    with the highest mean probability of its classes.
+    """
+
+    data: Annotated[str, arg(aliases=["--dataset"])]
+    """Folder or .zip archive of the images, with a file categories16.json."""
+    categories: str | None = None
+    """JSON file with the class names of each category. Default: categories16.json in the
+    folder or archive."""

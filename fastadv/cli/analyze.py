@@ -12,7 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from fastadv.analysis.config import AnalysisConfig, InfluenceConfig, SimilarityConfig
+from fastadv.analysis.config import (
+    AnalysisConfig,
+    InfluenceConfig,
+    ShapeConfig,
+    SimilarityConfig,
+)
 from fastadv.cli import common
 from fastadv.flags import PrintJson
 from fastadv.text_tables import text_table
@@ -28,6 +33,13 @@ class InfluenceCommand(InfluenceConfig):  # noqa: D101, it shows the help of its
 
 
 @dataclass(frozen=True, kw_only=True)
+class ShapeCommand(ShapeConfig):  # noqa: D101, it shows the help of its base
+    __doc__ = ShapeConfig.__doc__
+
+    json: PrintJson = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class SimilarityCommand(SimilarityConfig):  # noqa: D101, it shows the help of its base
     __doc__ = SimilarityConfig.__doc__
 
@@ -37,6 +49,7 @@ class SimilarityCommand(SimilarityConfig):  # noqa: D101, it shows the help of i
 # Command -> its flags, and the function that analyses one source.
 _KINDS: dict[str, tuple[type[AnalysisConfig], str]] = {
     "influence": (InfluenceCommand, "fastadv.analysis.analyze_influence"),
+    "shape": (ShapeCommand, "fastadv.analysis.analyze_shape"),
     "similarity": (SimilarityCommand, "fastadv.analysis.analyze_similarity"),
 }
 

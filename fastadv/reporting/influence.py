@@ -12,12 +12,18 @@ from fastadv.reporting.figures.lines import Panel, Point, draw_panels
 from fastadv.reporting.figures.matrices import Matrix, draw_matrices
 from fastadv.reporting.figures.palette import source_colors
 from fastadv.reporting.figures.pictures import image_rows
+from fastadv.reporting.literature import read_published
 from fastadv.reporting.page.html import Section, Table
+from fastadv.reporting.threats import threat, training_label
 from fastadv.results.row import Row
 from fastadv.results.table import Arrays
 from fastadv.statistics import wilson
 from fastadv.text_tables import format_percent_ci
 
+_PUBLISHED = {
+    "published, standard": "#767676",
+    "published, l2 3": "#a3a3a3",
+}
 _RANKS = (1, 2, 3, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100)
 
 
@@ -52,6 +58,15 @@ def influence_sections(
                 ]
             )
         figures += _figures(sources, arrays)
+    top, of_five = (
+        _published(f"share_{metric}_same_class")
+        for metric in ("most_influential", "at_least_3_of_top5")
+    )
+    for (name, first), (_, second) in zip(top, of_five, strict=True):
+        shares = f"{first['value']}%", f"{second['value']}%"
+        lines.append(
+            [first["dataset"], name, *shares, 10.0, f"{first['images']} images"]
+        )
     columns = [
         "target", "source", "most influential of the same class",
         "at least 3 of the top 5", "by chance", "images",
@@ -72,6 +87,27 @@ def influence_sections(
             [Table(columns, lines, "Most influential training images, percent.")],
         )
     ]
+
+
+def _published(metric: str, queries: str = "test") -> list[tuple[str, dict[str, str]]]:
+    """Return published numbers with the names of their sources."""
+    found = []
+    for each in read_published("utrera2021_influence"):
+        if each["metric"] == metric and each["queries"] == queries:
+            training = training_label(threat(each["norm"], each["eps"]))
+            name = f"{each['architecture']} {training}, {each['dataset']} (published)"
+            found.append((name, each))
+    return found
+
+
+def _published_curves() -> dict[str, dict[float, Point]]:
+    found: dict[str, dict[float, Point]] = {}
+    for _, each in _published("share_rank_r_same_class"):
+        value = float(each["value"])
+        name = training_label(threat(each["norm"], each["eps"]))
+        curve = found.setdefault(f"published, {name}", {})
+        curve[float(each["rank"])] = Point(value, value, value)
+    return found
 
 
 def _percent(row: Row | None) -> str | None:
@@ -102,6 +138,7 @@ def _figures(sources: Mapping[str, Row], arrays: Arrays) -> list[tuple[Figure, s
             for rank in _RANKS
             if rank <= len(shares)
         }
+    curves |= _published_curves()
     panel = Panel(first.target.name, curves)
     labels = "rank of the training image by influence", "same class, percent"
     maps = [
@@ -110,8 +147,9 @@ def _figures(sources: Mapping[str, Row], arrays: Arrays) -> list[tuple[Figure, s
     ]
     figures = [
         (
-            draw_panels([panel], source_colors(eps, eps), *labels),
-            "Share of test images whose training image of each rank is of their class.",
+            draw_panels([panel], source_colors(eps, eps) | _PUBLISHED, *labels),
+            "Share of test images whose training image of each rank is of their class. "
+            "Published: ResNet-50, CIFAR-10, 3,200 training images (Utrera et al. 2021).",
         ),
         (
             draw_matrices(maps, _scale(maps), "influence, relative"),

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from fastadv.reporting.evaluation import evaluation_sections
 from fastadv.reporting.influence import influence_sections
 from fastadv.reporting.page.html import Section
+from fastadv.reporting.shape import shape_sections
 from fastadv.reporting.similarity import similarity_sections
 from fastadv.reporting.transfer.sections import transfer_sections
 from fastadv.results.row import Row
@@ -23,6 +24,7 @@ SECTIONS: dict[
     "evaluation": lambda rows, names, arrays: evaluation_sections(rows, names),
     "transfer": transfer_sections,
     "influence": influence_sections,
+    "shape": shape_sections,
     "similarity": similarity_sections,
 }
 

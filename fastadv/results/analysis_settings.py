@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from fastadv.preparation import Preparation
+
 
 @dataclass(frozen=True, kw_only=True)
 class InfluenceSetting:
@@ -23,6 +25,7 @@ class InfluenceSetting:
     cutoff: float | None = None
     # Number added to the diagonal of the Hessian; None for a pseudo-inverse.
     damping: float | None = None
+    preparation: Preparation | None = None  # How images were resized and cropped.
 
     def key(self) -> tuple[Any, ...]:
         """Return what must be equal for two numbers to be compared."""
@@ -59,6 +62,8 @@ class SimilaritySetting:
     batch_size: int | None = None
     # Share of the variance that is kept before canonical correlations.
     variance: float | None = None
+    preparation: Preparation | None = None  # How images were resized and cropped.
+    other_preparation: Preparation | None = None  # Those of the other network.
 
     def key(self) -> tuple[Any, ...]:
         """Return what must be equal for two numbers to be compared."""
@@ -67,3 +72,22 @@ class SimilaritySetting:
     def label(self) -> str:
         """Return the measure and the other network."""
         return f"{self.measure} with {self.other}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShapeSetting:
+    """Which images with a shape and a texture were classified into which categories."""
+
+    kind: ClassVar[str] = "shape"
+
+    num_images: int  # Number of images whose shape and texture are of known categories.
+    categories: tuple[str, ...]  # Categories that the network tells apart.
+    preparation: Preparation | None = None  # How images were resized and cropped.
+
+    def key(self) -> tuple[Any, ...]:
+        """Return the images and the categories."""
+        return self.num_images, self.categories
+
+    def label(self) -> str:
+        """Return how many images and categories there are."""
+        return f"{self.num_images} cue conflicts of {len(self.categories)} categories"

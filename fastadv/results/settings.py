@@ -18,7 +18,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, get_args
 
 from fastadv.preparation import Preparation
-from fastadv.results.analysis_settings import InfluenceSetting, SimilaritySetting
+from fastadv.results.analysis_settings import (
+    InfluenceSetting,
+    ShapeSetting,
+    SimilaritySetting,
+)
 
 _MODE_LABELS = {
     "fixed_feature": "fixed features",
@@ -228,5 +232,11 @@ class EvaluationSetting:
         return f"{self.num_images} {self.split} images"
 
 
-Setting = TransferSetting | EvaluationSetting | InfluenceSetting | SimilaritySetting
+Setting = (
+    TransferSetting
+    | EvaluationSetting
+    | InfluenceSetting
+    | ShapeSetting
+    | SimilaritySetting
+)
 KINDS: dict[str, type[Setting]] = {kind.kind: kind for kind in get_args(Setting)}

@@ -98,7 +98,8 @@ def _of_tier(path: Path, recipe: dict[str, Any], tier: str | None) -> dict[str, 
     chosen = tier or next(iter(tiers))
     if chosen not in tiers:
         raise ConfigError(f"{path}: {unknown_name('tier', chosen, tiers)}")
-    return recipe | tiers[chosen]
+    keys: dict[str, Any] = tiers[chosen]
+    return recipe | keys
 
 
 def _entries(path: Path, given: Any, name: str) -> list[dict[str, Any]]:

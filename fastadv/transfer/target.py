@@ -70,14 +70,17 @@ def target_preparation(
         ConfigError: The flags cannot be met.
     """
     ours = config.protocol == "fastadv"
-    if config.protocol == "zhang2023" and config.augment == "auto":
-        augment = "rrc"  # published: resized to 256 px, of which the middle is taken
+    # Published: both sides resized to 256 px, of which the middle 224 px are taken.
+    squash = config.protocol == "zhang2023" and config.augment == "auto"
+    if squash:
+        augment = "rrc"
     whole = images.augment_default != "rrc"
     found = preparation_for(source, images, side, whole=whole)
     if not ours or config.augment != "auto":
         usual = usual_preparation(
             images.augment_default if augment == "auto" else augment, side
         )
+        usual = replace(usual, squash=squash)
         if ours and source.preparation is not None:
             usual = replace(usual, interpolation=source.preparation.interpolation)
         why = "`augment`" if ours else f"the protocol {config.protocol}"
@@ -101,8 +104,8 @@ def hold_out(
         raise ConfigError(
             f"{pool.name}: no class of the {len(pool)} training images has two, so none "
             "can be held out to choose hyper-parameters; choose nothing "
-            "(`select_on=none`, with one value of `lrs`), or use more images in "
-            "`num_train`"
+            "(`select_on=none`, where a network trains with one value of `lrs`), or use "
+            "more images in `num_train`"
         )
     kept, val = train_val_split(pool, config.val_fraction, seed)
     if len(val) > _CLEARLY_MORE * config.val_fraction * len(pool):

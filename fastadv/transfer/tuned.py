@@ -55,15 +55,16 @@ def fit(experiment: Experiment, split: SeedSplit) -> Fitted:
     """
     procedure = experiment.procedure
     judge = None if split.val is None else experiment.loader(split.val, train=False)
-    best: tuple[float, History, int, NormalizedModel] | None = None
+    best: tuple[tuple[float, float], History, int, NormalizedModel] | None = None
     diverged: TrainingDiverged | None = None
     runs = [History(rates, procedure.epochs) for rates in procedure.candidates()]
     for run in runs:
         try:
             for epoch, model in _candidates(experiment, run, split.train, split.seed):
-                value = 0.0
+                value = 0.0, 0.0
                 if judge is not None:
-                    value = run.val[epoch - 1] = _value(experiment, model, judge)
+                    value = _value(experiment, model, judge)
+                    run.val[epoch - 1] = value[0]
                 if best is None or value > best[0]:
                     last = epoch == procedure.epochs
                     best = value, run, epoch, model if last else copy.deepcopy(model)
@@ -108,18 +109,25 @@ def fit(experiment: Experiment, split: SeedSplit) -> Fitted:
             start_noise=training.start_noise,
         )
     others = [other for other in runs if other is not run]
-    found = None if judge is None else value
+    found = None if judge is None else value[0]
     return Fitted(model, chosen, found, history=(*others, run))
 
 
-def _value(experiment: Experiment, model: NormalizedModel, judge: Loader) -> float:
-    """Return the accuracy that hyper-parameters are chosen by, in [0, 1]."""
+def _value(
+    experiment: Experiment, model: NormalizedModel, judge: Loader
+) -> tuple[float, float]:
+    """Return the accuracy that hyper-parameters are chosen by, and the clean one.
+
+    Both are in [0, 1]. Clean accuracy decides among equals: few images under attack often
+    leave some.
+    """
     training, attack = experiment.config.method_config, None
     if experiment.procedure.select_by == "robust" and training is not None:
         attack = PGD.judge(training.threat, _SELECTION_STEPS)
     found = evaluate(model, judge, attack)
-    accuracy = found.clean if found.robust is None else found.robust
-    return accuracy.value(experiment.splits.metric)
+    metric = experiment.splits.metric
+    clean = found.clean.value(metric)
+    return (clean if found.robust is None else found.robust.value(metric)), clean
 
 
 def _candidates(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from command_line import Caller
+from PIL import Image
 
 from fastadv.models import create_model, save_model
 from fastadv.results.table import ResultsTable
@@ -134,3 +137,86 @@ def test_the_head_must_be_linear(call: Caller, tmp_path: Path) -> None:
     save_model(create_model("squeezenet1_1", 10, seed=0), file, {"resolution": 32})
     words = ["--source", file, "--data", "digits", "--results", tmp_path / "results"]
     assert "not a linear function" in call("analyze", "influence", *words).error
+
+
+# ---- shape and texture ----
+
+
+@pytest.fixture(scope="module")
+def cues(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images called as of cue conflicts: bright, or dark, and the categories of classes."""
+    folder = tmp_path_factory.mktemp("cues")
+    names = ["cat1-dog1", "dog1-cat1", "cat2-bear1", "cat3-cat1", "knife1-cat1"]
+    for name in names:
+        place = folder / "style-transfer" / name.partition("1")[0]
+        place.mkdir(parents=True, exist_ok=True)
+        level = 250 if name.startswith("cat") else 5
+        Image.new("RGB", (16, 16), (level,) * 3).save(place / f"{name}.png")
+    categories = {"cat": ["n1", "n2"], "dog": ["n3"], "bear": ["n4"], "knife": ["n9"]}
+    (folder / "categories16.json").write_text(json.dumps(categories))
+    return folder
+
+
+def decided(folder: Path, bright: int, dark: int) -> Path:
+    """A network of classes n1 to n4 that sees brightness alone."""
+    model = create_model("resnet8_cifar", 4, seed=0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        conv, norm = model.net.conv1, model.net.bn1
+        conv.weight[0, :, 1, 1] = 1
+        norm.weight.fill_(1)
+        model.head.weight[bright] = 5
+        model.head.bias[dark] = 1
+    file = folder / f"bright{bright}dark{dark}.safetensors"
+    classes = ["n1", "n2", "n3", "n4"]
+    save_model(model, file, {"resolution": 16, "classes": classes})
+    return file
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_shape_decisions(
+    call: Caller, cues: Path, tmp_path: Path, packed: bool
+) -> None:
+    """Cats are bright: who calls bright images cats decides by the shape of cats."""
+    data = cues
+    if packed:
+        data = Path(shutil.make_archive(str(tmp_path / "cues"), "zip", cues))
+    by_shape, by_texture = decided(tmp_path, 0, 2), decided(tmp_path, 2, 1)
+    words = ["--data", data, "--results", tmp_path / "results"]
+    done = call("analyze", "shape", "--source", by_shape, by_texture, *words)
+    assert done.code == 0, done.err
+    rows = ResultsTable(tmp_path / "results").rows(kind="shape")
+    # The knife is no class of the network, and two cats are no conflict.
+    assert [(row.metric, row.value, row.n) for row in rows] == [
+        ("shape_share", 100, 3),
+        ("cued_share", 100, 3),
+        ("shape_share", 0, 2),  # a dog for the cat with a bear's texture: neither
+        ("cued_share", pytest.approx(200 / 3), 3),
+    ]
+    page = tmp_path / "report.html"
+    assert call("report", tmp_path / "results", "-o", page).code == 0
+    assert "resnet50 (published)" in page.read_text()
+
+
+def test_bad_cue_conflicts(
+    call: Caller, cues: Path, networks: dict[str, Path], tmp_path: Path
+) -> None:
+    def error(source: Path, *words: object) -> str:
+        more = ["--source", source, "--results", tmp_path / "results"]
+        return call("analyze", "shape", *more, "--data", *words).error
+
+    source = decided(tmp_path, 0, 2)
+    assert "does not state the names" in error(networks["one"], cues)
+    other = tmp_path / "other.json"
+    other.write_text('{"cat": ["n1"], "chair": ["n77"]}')
+    assert "knows classes of 1 of" in error(source, cues, "--categories", other)
+    other.write_text("[1, 2]")
+    assert "cannot be read" in error(source, cues, "--categories", other)
+    plain = tmp_path / "plain"
+    (plain / "cat").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(plain / "cat" / "IMG_1.png")
+    assert "cannot be read" in error(source, plain)
+    shutil.copy(cues / "categories16.json", plain)
+    assert "no cue conflict images" in error(source, plain)
+    assert "no images" in error(source, tmp_path / "results")

@@ -125,6 +125,25 @@ def test_robust_selection_takes_another_learning_rate_than_clean(
     assert chosen["robust"] == chosen[None] == (0.01, "robust")
 
 
+def test_clean_accuracy_decides_among_equals(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both networks fall to every attack, and the later is right more often."""
+    config = tuning_config(
+        source_file(tmp_path), lrs=(0.05, 0.01), method="pgd_at", norm="linf", eps=0.4
+    )
+
+    def judged(experiment: Experiment, model: Any, judge: Any) -> tuple[float, float]:
+        values.append((0.0, 0.25 * len(values)))
+        return values[-1]
+
+    values: list[tuple[float, float]] = []
+    monkeypatch.setattr(module, "_value", judged)
+    [row] = transfer(config)
+    assert values == [(0.0, 0.0), (0.0, 0.25)]
+    assert (row.setting.chosen_lr, row.val_value) == (0.01, 0.0)
+
+
 # ---- nothing is held out where nothing is chosen ----
 
 

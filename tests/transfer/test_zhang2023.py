@@ -28,6 +28,7 @@ from fastadv.transfer.procedure import Procedure, Rates, make_procedure
 from fastadv.transfer.protocol import TransferRun
 from fastadv.transfer.recipe import read_recipe
 from fastadv.transfer.sweep import plan_sweep, run_transfer
+from fastadv.transfer.target import target_preparation
 
 _ZHANG: dict[str, Any] = {
     "protocol": "zhang2023",
@@ -68,6 +69,21 @@ def test_settings_are_those_of_their_code() -> None:
         ("optimizer", "sgd", "adam"),
         ("robust_steps", "20", "10"),
     }
+
+
+def test_test_images_are_resized_as_in_their_code(tmp_path: Path) -> None:
+    config = tuning_config(source_file(tmp_path), resolution=224, **_ZHANG)
+    run = TransferRun(config)
+    experiment = run.experiment
+    found = target_preparation(
+        config, experiment.source, experiment.splits.test, 224, "crop_flip"
+    ).how
+    assert (found.resize, found.crop, found.squash) == (256, 224, True)
+    plain = dataclasses.replace(config, protocol="salman2020")
+    other = target_preparation(
+        plain, experiment.source, experiment.splits.test, 224, "rrc"
+    ).how
+    assert not other.squash
 
 
 def test_their_cosine_falls_after_every_update() -> None:

@@ -163,13 +163,7 @@ def open_zip(path: Path) -> tuple[ZipSet, ZipSet]:
         DataError: Not a readable zip, an unsafe member path, a member
             that is encrypted or compressed otherwise, or a wrong layout.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            infos = archive.infolist()
-    except (OSError, zipfile.BadZipFile) as error:
-        raise DataError(f"cannot read {path} as a zip archive: {error}") from error
-    _refuse_unsafe(infos, path)
-    infos = [i for i in infos if not any(map(_skipped, i.filename.split("/")))]
+    infos = _infos(path)
     prefix = _common_folder([i.filename for i in infos])
     layout: Layout = {}
     entries: dict[str, ZipEntry] = {}
@@ -194,6 +188,47 @@ def open_zip(path: Path) -> tuple[ZipSet, ZipSet]:
         ZipSet(path, "train", classes, layout["train"], entries),
         ZipSet(path, evaluation, classes, layout[evaluation], entries),
     )
+
+
+def open_all(path: Path) -> FileSet:
+    """Open every image below a folder or in a .zip archive as images of one class.
+
+    Args:
+        path: The folder or the archive, of any layout.
+
+    Returns:
+        The images, whose `members` are their paths; split and class are called `all`.
+
+    Raises:
+        DataError: There are no images, or the archive is unusable; see `open_zip`.
+    """
+    entries: dict[str, ZipEntry] = {}
+    if path.is_dir():
+        members = sorted(p.relative_to(path).as_posix() for p in _images_below(path))
+    else:
+        entries = {
+            info.filename: _entry(info, path)
+            for info in _infos(path)
+            if Path(info.filename).suffix.lower() in IMAGE_SUFFIXES
+            and not info.is_dir()
+        }
+        members = sorted(entries)
+    if not members:
+        raise DataError(f"{path} has no images ({' '.join(sorted(IMAGE_SUFFIXES))})")
+    if entries:
+        return ZipSet(path, "all", ["all"], {"all": members}, entries)
+    return FolderSet(path, "all", ["all"], {"all": members})
+
+
+def _infos(path: Path) -> list[zipfile.ZipInfo]:
+    """Return the members of an archive that may be images, or raise DataError."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            infos = archive.infolist()
+    except (OSError, zipfile.BadZipFile) as error:
+        raise DataError(f"cannot read {path} as a zip archive: {error}") from error
+    _refuse_unsafe(infos, path)
+    return [i for i in infos if not any(map(_skipped, i.filename.split("/")))]
 
 
 def _list_classes(root: Path, split: str) -> dict[str, list[str]]:

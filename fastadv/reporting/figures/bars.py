@@ -47,7 +47,9 @@ class Bar:
 
 
 def grouped_bars(
-    groups: Mapping[str, Mapping[str, Bar]], colors: Mapping[str, str]
+    groups: Mapping[str, Mapping[str, Bar]],
+    colors: Mapping[str, str],
+    y_label: str = "accuracy (%)",
 ) -> Figure:
     """Draw groups of bars side by side, eight to a panel; no more than `MOST_GROUPS`.
 
@@ -55,6 +57,7 @@ def grouped_bars(
         groups: Bars by the name of their series, by the label of their group. A series
             that a group lacks leaves its place empty.
         colors: Colour of each series, in the order of the bars within a group.
+        y_label: Title of the y axis.
 
     Raises:
         ValueError: There is nothing to draw.
@@ -75,7 +78,7 @@ def grouped_bars(
             labelled = len(bars) <= _LABELLED and not diamonds
             _draw(ax, {label: groups[label] for label in panel}, colors, labelled)
             ax.set_xlim(-0.6, widest - 0.4)
-            ax.set_ylabel("accuracy (%)")
+            ax.set_ylabel(y_label)
         handles = [Line2D([], [], color=c, lw=7, label=n) for n, c in colors.items()]
         columns = min(4, len(handles))
         figure.legend(handles=handles, loc="outside upper left", ncols=columns)

@@ -28,6 +28,8 @@ from fastadv.reporting.transfer.study import (
 from fastadv.results.row import AttackRecord
 from fastadv.statistics import mean_interval
 
+# Fewer seeds give no useful interval.
+_LEAST_SEEDS = 3
 # Columns of the comparison of Zhang et al., by the mode that they are measured in.
 _MODELS = {
     "fixed_feature": "source with a new head",
@@ -95,7 +97,7 @@ def under_attack(study: Study) -> Section | None:
         [
             "Accuracy of the transferred models under attack. " + study.interval_note,
             "The relative decline is the share of the clean accuracy that the attack "
-            "takes away; its interval is over seeds alone.",
+            "takes away; its interval, of three seeds or more, is over seeds alone.",
             *study.left_out(study.cells, cells, "not attacked", needs_eps=False),
         ],
         [draw_clouds(clouds, line_colors(cells, name), labels, caption)],
@@ -139,7 +141,7 @@ def _all(study: Study, falls: Iterable[Fall]) -> Table:
 def _decline(fall: Fall) -> str | None:
     if fall.decline is None:
         return None
-    if len(fall.cell.attacked[fall.attack]) == 1:
+    if len(fall.cell.attacked[fall.attack]) < _LEAST_SEEDS:
         return f"{fall.decline[0]:.1f}"
     return format_interval(*fall.decline)
 

@@ -1,0 +1,193 @@
+"""The analysis of shape and texture: which cue a network's decisions follow."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import torch
+
+from fastadv.analysis.config import ShapeConfig
+from fastadv.analysis.contract import Findings, Measured, measure_once
+from fastadv.analysis.images import options_for
+from fastadv.analysis.shape import conflict_of, decide, shape_bias
+from fastadv.data import make_loader
+from fastadv.data.sets.folders import open_all
+from fastadv.data.sets.image_set import FileSet
+from fastadv.data.sets.subsets import Subset
+from fastadv.errors import ConfigError, DataError
+from fastadv.evaluation.rows import source_record, target_record
+from fastadv.models.source import Source, open_source
+from fastadv.models.view import AttackView
+from fastadv.results.analysis_settings import ShapeSetting
+from fastadv.results.row import Row
+from fastadv.results.table import ResultsTable
+from fastadv.statistics import wilson
+
+CATEGORIES = "categories16.json"  # Beside the images, unless another file is given.
+
+
+def analyze_shape(config: ShapeConfig, name: str, table: ResultsTable) -> list[Row]:
+    """Classify cue conflict images, and count decisions for the shape and the texture.
+
+    Images count whose shape and texture are of different categories that the network
+    knows classes of.
+
+    Args:
+        config: The choices.
+        name: The source, one of `config.source`.
+        table: Results table of the rows.
+
+    Returns:
+        Rows of the share of shape decisions among those for either cue (`shape_share`),
+        and of the decisions for either cue (`cued_share`), in percent. Arrays beside
+        them: `images`, names; `decisions`, categories that were decided.
+
+    Raises:
+        CheckpointError, DataError, ConfigError: The source or the images are unusable, or
+            the source knows fewer than two of the categories.
+    """
+    source = open_source(name, download=config.download)
+    path = Path(config.data).expanduser()
+    every = open_all(path)
+    categories = known_categories(source, _read_categories(config, path))
+    chosen = _conflicts(every, categories)
+    images = Subset(every, chosen)
+    options = options_for(source, every, config)
+
+    def compute() -> Findings:
+        model = source.load().eval().to(options.device)
+        view = AttackView(model)
+        found = []
+        with torch.no_grad():
+            for batch in make_loader(images, **vars(options)):
+                z = model.normalize(batch.images.float() / 255)
+                found.append(view(z).float().softmax(1).cpu().numpy())
+        decisions = decide(np.concatenate(found), categories)
+        names = [_stem(every.members[i]) for i in chosen]
+        bias = shape_bias(zip(names, decisions, strict=True))
+        low, high = bias.interval()
+        cued = bias.shape + bias.texture
+        least, most = wilson(cued, len(names))
+        if not cued:
+            raise ConfigError(f"{name}: no decision is for the shape or the texture")
+        numbers = [
+            Measured("shape_share", 100 * bias.share, 100 * low, 100 * high, cued),
+            Measured(
+                "cued_share", 100 * bias.cued, 100 * least, 100 * most, n=len(names)
+            ),
+        ]
+        arrays = {"images": np.array(names), "decisions": np.array(decisions)}
+        return Findings(numbers, arrays)
+
+    return measure_once(
+        table,
+        compute,
+        source=source_record(source),
+        target=target_record(images, options.resolution),
+        setting=ShapeSetting(
+            num_images=len(images),
+            categories=tuple(sorted(categories)),
+            preparation=options.preparation,
+        ),
+        seed=config.seed,
+    )
+
+
+def _stem(member: str) -> str:
+    return PurePosixPath(member).stem
+
+
+def _conflicts(images: FileSet, categories: Mapping[str, Sequence[int]]) -> list[int]:
+    """Return the positions of images whose two cues are different known categories."""
+    cues = {i: conflict_of(_stem(name)) for i, name in enumerate(images.members)}
+    named = [i for i, each in cues.items() if each is not None]
+    if not named:
+        raise DataError(
+            f"{images.name} has no cue conflict images, which are called for example "
+            "airplane1-bicycle2.png: shape and texture, a number behind each"
+        )
+    found = [
+        i
+        for i in named
+        if (each := cues[i]) and {each.shape, each.texture} <= categories.keys()
+    ]
+    if not found:
+        raise ConfigError(
+            f"no image of {images.name} has two of the categories that the network knows: "
+            f"{', '.join(sorted(categories))}"
+        )
+    return found
+
+
+def _read_categories(config: ShapeConfig, path: Path) -> dict[str, list[str]]:
+    """Return the class names of each category."""
+    where = f"{path}/{CATEGORIES}"
+    try:
+        if config.categories is not None:
+            where = config.categories
+            text = Path(where).expanduser().read_text()
+        elif path.is_dir():
+            text = (path / CATEGORIES).read_text()
+        else:
+            with zipfile.ZipFile(path) as archive:
+                text = archive.read(CATEGORIES).decode()
+        found = json.loads(text)
+        return {str(name): [str(c) for c in classes] for name, classes in found.items()}
+    except (OSError, KeyError, ValueError, AttributeError, TypeError) as error:
+        raise DataError(
+            f"the categories of the images cannot be read from {where}: {error}; "
+            "`categories` names a JSON file of class names by category, for example "
+            '{"bear": ["n02132136", "n02133161"], "clock": ["n04548280"]}'
+        ) from None
+
+
+def known_categories(
+    source: Source, categories: Mapping[str, Sequence[str]]
+) -> dict[str, list[int]]:
+    """Return the classes of the network in each category that it has any of.
+
+    Args:
+        source: The network. Where the names of its classes are unknown and there are a
+            thousand, they are those of ImageNet.
+        categories: Names of classes (for example WordNet identifiers) by category; a
+            class that is called like a category belongs to it, too.
+
+    Raises:
+        ConfigError: The names of the classes are unknown, or the network knows fewer than
+            two categories.
+    """
+    names = list(source.classes) or _imagenet_names(source)
+    found = {
+        category: [
+            i for i, name in enumerate(names) if name == category or name in classes
+        ]
+        for category, classes in categories.items()
+    }
+    found = {category: classes for category, classes in found.items() if classes}
+    if len(found) < 2:
+        raise ConfigError(
+            f"{source.name} knows classes of {len(found)} of the categories "
+            f"{', '.join(sorted(categories))}; a conflict needs two"
+        )
+    return found
+
+
+def _imagenet_names(source: Source) -> list[str]:
+    if source.num_classes != 1000:
+        raise ConfigError(
+            f"{source.name} does not state the names of its {source.num_classes} classes, "
+            "by which they belong to categories"
+        )
+    try:
+        from timm.data.imagenet_info import ImageNetInfo
+    except ImportError:
+        raise ConfigError(
+            f"{source.name} does not state the names of its 1000 classes; the identifiers "
+            "of ImageNet's classes come with timm: pip install 'fastadv[timm]'"
+        ) from None
+    names = ImageNetInfo("imagenet-1k").label_names()  # type: ignore[no-untyped-call]
+    return list(names)
