@@ -86,7 +86,8 @@ def tried_out(argv: list[str]) -> list[str]:
     if flag_value(argv, "--method") != "standard":
         words["--eps-warmup"] = str(5 * epochs // 8)
     if not any(flag_value(argv, name) for name in ("--optimizer", "--lr")):
-        words |= {"--optimizer": "adamw", "--lr": "2e-4"}
+        small = (flag_value(argv, "--arch") or "").endswith("_cifar")
+        words |= {"--optimizer": "adamw", "--lr": "3e-3" if small else "2e-4"}
     if not any(flag_value(argv, name) for name in ("--schedule", "--milestones")):
         words["--schedule"] = "onecycle"
     missing = [name for name in words if flag_value(argv, name) is None]

@@ -367,6 +367,7 @@ def test_the_published_command_starts_as_typed(tmp_path: Path) -> None:
     ("words", "expected"),
     [
         ("", {"data": "shapetex_bold", "epochs": 8, "optimizer": "adamw", "lr": 2e-4}),
+        ("--arch resnet8_cifar", {"eps": 0.5, "lr": 3e-3, "optimizer": "adamw"}),
         ("--epochs 6", {"epochs": 6, "eps_warmup": 3, "eval_every": 6}),
         ("--epochs 1", {"epochs": 1, "eps_warmup": 0, "eval_every": 1}),
         ("--lr 0.05", {"optimizer": "sgd", "lr": 0.05, "schedule": "onecycle"}),
