@@ -181,6 +181,7 @@ def main() -> None:
             ),
             detectable=least,
             power=power(design, least, repeats),
+            power_both=power(design, least, repeats, both=0.15),
             power_of_half=power(design, least / 2, repeats),
             forecast_of_half=design.power(least / 2),
         )

@@ -22,6 +22,7 @@ PAGES = [
     ROOT / "README.md",
     ROOT / "docs" / "performance.md",
     ROOT / "docs" / "robust-accuracy.md",
+    ROOT / "docs" / "statistics.md",
     ROOT / "docs" / "studies" / "README.md",
 ]
 _SLOT = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -306,6 +307,57 @@ def summary() -> str:
     return markdown(["what", "result", "command"], rows)
 
 
+def statistics_designs() -> str:
+    """Every design of simulate_tests."""
+    rows = [
+        [
+            str(r["seeds"]),
+            str(r["runs"]),
+            *(
+                f"{100 * r[key]:.1f} %"
+                for key in ("coverage", "coverage_images", "coverage_no_effects")
+            ),
+            f"{r['detectable']:.2f}",
+            f"{100 * r['power']:.1f} %",
+            f"{100 * r['power_both']:.1f} %",
+            f"{100 * r['power_of_half']:.1f} % ({100 * r['forecast_of_half']:.1f} %)",
+            f"{100 * r['family_error']:.1f} %",
+            f"{100 * r['family_error_uncorrected']:.1f} %",
+        ]
+        for r in read("statistics")
+        if "seeds" in r
+    ]
+    columns = [
+        "seeds",
+        "source runs",
+        "95 % intervals cover",
+        "with test images",
+        "no effects",
+        "lead",
+        "found (forecast 80 %)",
+        "found, with interaction",
+        "half of it, found (forecast)",
+        "families with a wrong finding",
+        "choice not counted",
+    ]
+    return markdown(columns, rows)
+
+
+def statistics_sets() -> str:
+    """The tests across data sets of simulate_tests."""
+    rows = [
+        [
+            str(r["sets"]),
+            f"{r['lead']:.0f}",
+            *(f"{100 * r[key]:.1f} %" for key in ("coverage", "sign_test", "wilcoxon")),
+        ]
+        for r in read("statistics")
+        if "sets" in r
+    ]
+    columns = ["data sets", "mean lead", "95 % intervals cover"]
+    return markdown([*columns, "sign test finds a lead", "Wilcoxon finds one"], rows)
+
+
 def small_run(row: dict[str, Any]) -> str:
     """The command of bench/recipes.py for one recipe, and what came of it, as comments."""
     on = row["ran_on"]
@@ -355,6 +407,8 @@ def main() -> None:
         "convs": convs,
         "pretraining": pretraining,
         "study": study,
+        "statistics": statistics_designs,
+        "statistics_sets": statistics_sets,
     }
     for page in PAGES:
         text = page.read_text()

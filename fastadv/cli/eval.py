@@ -27,11 +27,14 @@ def _body(argv: list[str]) -> None:
     command = common.parse(EvalCommand, argv, PROG)
     from fastadv.evaluation.source import evaluate_checkpoint
 
-    result = evaluate_checkpoint(command).result
+    evaluated = evaluate_checkpoint(command)
+    result = evaluated.result
     if command.json:
         print(json.dumps(result))
         return
-    print(f"{result['checkpoint']} ({result['arch']}) on {result['data']}")
+    row = command.checkpoint.startswith("row:")  # its file has a hash for a name
+    name = evaluated.rows[0].source.name if row else result["checkpoint"]
+    print(f"{name} ({result['arch']}) on {result['data']}")
     print(f"  images: {result['prepared']}")
     _print_share("clean", result["clean_acc"], result["clean_ci"], result["n"])
     if "robust_acc" in result:
@@ -39,7 +42,7 @@ def _body(argv: list[str]) -> None:
     else:
         print("  no attack: the checkpoint states no radius; give --eps for one")
     if result["bad_images"]:
-        print(f"{result['bad_images']} unreadable image(s) were replaced by others")
+        print(f"{result['bad_images']} unreadable image(s) were left out")
 
 
 def _print_robust(result: dict[str, Any]) -> None:

@@ -59,8 +59,8 @@ class ImagesConfig(Checked):
     workers: Annotated[int | None, AT_LEAST_0] = None
     """Number of decoding threads or processes. Default: one per core, at most 8."""
     on_bad_image: OnBadImage = "skip"
-    """What happens at an unreadable image. With skip, it is counted, named and replaced by
-    another of its class; with fail, the command stops."""
+    """What happens at an unreadable image. With skip, it is counted, named, and in training
+    replaced by another of its class, in tests left out; with fail, the command stops."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -65,7 +65,8 @@ class EvaluationConfig(AttackConfig, ImagesConfig, DeviceConfig, KeepConfig):
     objective: Literal["cross_entropy", "margin", "dlr"] = "cross_entropy"
     """Loss that PGD maximises."""
     num_images: Annotated[int | None, AT_LEAST_1] = None
-    """Evaluate a stratified, seeded subset of N images. Default: all of them."""
+    """Evaluate a stratified, seeded subset of N images, which is not the fixed list of 5,000
+    ImageNet images of RobustBench: accuracies on the two differ. Default: all images."""
     batch_size: Annotated[int, AT_LEAST_1] = 64
     """Images per batch. It changes the results of what pyautoattack runs."""
     seed: int = 0

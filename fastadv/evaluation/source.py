@@ -16,7 +16,7 @@ from fastadv import __version__
 from fastadv.attacks import PGD, Attack, Budget, ThreatModel, make_attack
 from fastadv.attacks.package import check_classes
 from fastadv.data import Batch, ImageSet, Loader, make_loader, open_dataset, subset
-from fastadv.data.sets.subsets import Downscaled
+from fastadv.data.sets.subsets import Downscaled, readable
 from fastadv.device import resolve_device
 from fastadv.environment import provenance
 from fastadv.errors import ConfigError
@@ -103,7 +103,8 @@ def evaluate_checkpoint(config: EvaluationConfig) -> SourceEvaluation:
             journal=journal,
         )
     evaluated.result["prepared"] = str(prepared)
-    rows = store(table, evaluated.rows, evaluated.found, images, config)
+    judged = readable(images, {name for name, _ in loader.bad_images})
+    rows = store(table, evaluated.rows, evaluated.found, judged, config)
     return replace(evaluated, rows=rows)
 
 

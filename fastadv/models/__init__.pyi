@@ -10,6 +10,7 @@ from fastadv.models.checkpoint import (
     save_model as save_model,
     state_hash as state_hash,
 )
+from fastadv.models.checkpoint_files import resolve_checkpoint as resolve_checkpoint
 from fastadv.models.create import create_model as create_model
 from fastadv.models.export import (
     export_model as export_model,
@@ -20,8 +21,4 @@ from fastadv.models.normalized import NormalizedModel as NormalizedModel
 from fastadv.models.registry import ArchSpec as ArchSpec, get_spec as get_spec
 from fastadv.models.source import Source as Source, open_source as open_source
 from fastadv.models.view import AttackView as AttackView
-from fastadv.models.weights import (
-    Weights as Weights,
-    find_weights as find_weights,
-    resolve_checkpoint as resolve_checkpoint,
-)
+from fastadv.models.weights import Weights as Weights, find_weights as find_weights

@@ -29,6 +29,7 @@ from fastadv.models.architecture_names import (
     IMAGENET_STD,
     TIMM_PREFIX,
 )
+from fastadv.models.checkpoint_files import resolve_checkpoint
 from fastadv.models.fill_network import fill_network, fitting_archs
 from fastadv.models.foreign_checkpoints import (
     BareWeights,
@@ -39,7 +40,7 @@ from fastadv.models.foreign_checkpoints import (
 from fastadv.models.input_conventions import CONVENTIONS, make_rgb
 from fastadv.models.normalized import NormalizedModel
 from fastadv.models.registry import get_spec
-from fastadv.models.weights import Weights, find_weights, resolve_checkpoint
+from fastadv.models.weights import Weights, find_weights
 
 log = logging.getLogger(__name__)
 

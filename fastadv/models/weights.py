@@ -21,10 +21,8 @@ downloaded without that, or the flag of its name.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib.metadata
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -34,7 +32,8 @@ from typing import Any
 from fastadv.errors import CheckpointError, ConfigError, FastadvError, unknown_name
 from fastadv.files import file_sha256
 from fastadv.models import hub, published, timm_models
-from fastadv.models.architecture_names import ARCHITECTURES, MODEL_FILE, TIMM_PREFIX
+from fastadv.models.architecture_names import ARCHITECTURES, TIMM_PREFIX
+from fastadv.models.checkpoint_files import our_header, resolve_checkpoint
 from fastadv.models.foreign_checkpoints import facts_from_filename
 from fastadv.models.input_conventions import (
     CONVENTIONS,
@@ -69,7 +68,6 @@ _OPTION = re.compile(r",(\w+)=([^,]*)$")
 ROBUSTBENCH_URL = (
     "https://drive.usercontent.google.com/download?id={}&export=download&confirm=t"
 )
-_LONGEST_HEADER = 100 << 20  # what safetensors itself accepts, bytes
 _SCHEME = re.compile(r"([A-Za-z][\w-]+):(.*)$")
 
 
@@ -192,44 +190,6 @@ def _split_options(source: str) -> tuple[str, dict[str, Any]]:
     return text, known
 
 
-def resolve_checkpoint(path: str | Path) -> Path:
-    """Return the weights file that `path`, a file or a run folder, stands for.
-
-    Raises:
-        CheckpointError: There is no such file, or the folder holds no checkpoint.
-    """
-    given = Path(path)
-    if given.is_file():
-        return given
-    if not given.exists():
-        raise CheckpointError(
-            f"there is no file or folder {given}{_near_paths(given)}; give a checkpoint "
-            "file, the folder of a training run, or a name such as torchvision:resnet18, "
-            "timm:NAME, salman2020:resnet50_l2_eps3 or hf:org/name"
-        )
-    choices = [given / "checkpoints" / which / MODEL_FILE for which in ("best", "last")]
-    for choice in (*choices, given / MODEL_FILE):
-        if choice.is_file():
-            return choice
-    raise CheckpointError(
-        f"the folder {given} holds no checkpoint; looked for "
-        + ", ".join(str(choice.relative_to(given)) for choice in choices)
-        + f", {MODEL_FILE}"
-    )
-
-
-def _near_paths(missing: Path) -> str:
-    """Return `; perhaps you meant: ...` with paths like `missing`, or nothing."""
-    hints = []
-    if missing.parent.is_dir():
-        names = [path.name for path in missing.parent.iterdir()]
-        near = difflib.get_close_matches(missing.name, names, n=3, cutoff=0.6)
-        hints = [str(missing.parent / name) for name in near]
-    if str(missing) in ARCHITECTURES:
-        hints.append(f"torchvision:{missing}")
-    return f"; perhaps you meant: {', '.join(hints)}" if hints else ""
-
-
 def _from_path(path: Path) -> Weights:
     file = resolve_checkpoint(path)
     known = facts_from_filename(file)
@@ -246,20 +206,6 @@ def _from_path(path: Path) -> Weights:
             about = config.get("pretrained_cfg") or {}
             known |= _of_timm(str(config["architecture"]), about)
     return Weights(file=file, name=path.name if path.is_dir() else path.stem, **known)
-
-
-def our_header(file: Path) -> dict[str, str]:
-    """Return the texts in the header of a file of `save_model`; of others, nothing."""
-    if file.suffix != ".safetensors":
-        return {}
-    with open(file, "rb") as stream:
-        size = int.from_bytes(stream.read(8), "little")
-        start = stream.read(min(size, _LONGEST_HEADER))
-    try:
-        texts = json.loads(start)["__metadata__"]
-        return dict(texts) if "fastadv_format" in texts else {}
-    except (ValueError, KeyError, TypeError):
-        return {}
 
 
 def _of_timm(arch: str, config: dict[str, Any]) -> dict[str, Any]:

@@ -219,7 +219,7 @@ class Row:
     history: tuple[EpochRecord, ...] = ()
     # The value that hyper-parameters were chosen on; None without a choice.
     val_value: float | None = None
-    bad_images: int | None = None  # Number of unreadable images that were replaced.
+    bad_images: int | None = None  # Number of unreadable images met.
     wall_seconds: float | None = None  # Wall time.
     provenance: Provenance = Provenance()  # Versions, machine and commit.
     arrays: str | None = None  # Name of the file with its arrays; None without one.

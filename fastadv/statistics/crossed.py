@@ -18,7 +18,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -54,6 +54,8 @@ class Estimate:
         over: What could have been drawn otherwise, as far as the interval and the test
             cover it: some of `source runs`, `seeds`, `test images`.
         why: Why there is no test; empty where there is one.
+        sd_images: Standard deviation of the difference over test images; None where
+            single images are not known.
     """
 
     value: float
@@ -62,6 +64,7 @@ class Estimate:
     p: float | None = None
     over: tuple[str, ...] = ()
     why: str = ""
+    sd_images: float | None = None
 
 
 def crossed_difference(groups: Sequence[Array], weights: Sequence[float]) -> Estimate:
@@ -103,20 +106,24 @@ def crossed_difference(groups: Sequence[Array], weights: Sequence[float]) -> Est
     agree = bool(np.ptp(seeds) <= 1e-9 * max(1.0, np.abs(seeds).max()))
     if len(seeds) >= LEAST_SEEDS and not agree:
         factors.append(_SEEDS)
-    if not factors and dims == 3:
-        return images_difference(_contrast(pairs, _IMAGES))
+    sd_images = None
     if dims == 3:
+        differences = _contrast(pairs, _IMAGES)
+        sd_images = float(differences.std())
+        if not factors:
+            return replace(images_difference(differences), sd_images=sd_images)
         factors.append(_IMAGES)
     if not factors:
         return Estimate(value, why=_too_few(len(seeds)))
     variance, dof = _variance(pairs, factors)
     over = tuple(_NAMES[factor] for factor in factors)
     if variance <= 0:
-        return Estimate(value, over=over, why="nothing varies")
+        return Estimate(value, over=over, why="nothing varies", sd_images=sd_images)
     error = math.sqrt(variance)
     half = t_quantile(dof) * error
     p = t_two_sided(value / error, dof)
-    return Estimate(value, value - half, value + half, p, over)
+    ends = (value - half, value + half)
+    return Estimate(value, *ends, p, over, sd_images=sd_images)
 
 
 def _too_few(seeds: int) -> str:

@@ -38,25 +38,15 @@ def t_quantile(dof: float, level: float = 0.95) -> float:
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Return the mean and the ends of its 95 % t-interval: itself for a single value."""
+    """Return the mean and the ends of its 95 % t-interval.
+
+    Of one or two values both ends are the mean: two give no useful interval.
+    """
     mean, n = fmean(values), len(values)
-    if n < 2:
+    if n < 3:
         return mean, mean, mean
     half = t_quantile(n - 1) * stdev(values) / math.sqrt(n)
     return mean, mean - half, mean + half
-
-
-def paired_t(differences: Sequence[float]) -> float | None:
-    """Return the two-sided p-value of the paired t-test.
-
-    It is None below two pairs, and for differences that agree exactly: on few test images
-    that happens by chance, and the test has no spread to measure them by.
-    """
-    n = len(differences)
-    if n < 2 or agree(differences):
-        return None
-    error = stdev(differences) / math.sqrt(n)
-    return t_two_sided(fmean(differences) / error, n - 1)
 
 
 def agree(values: Sequence[float]) -> bool:

@@ -198,10 +198,9 @@ class MethodConfig(AttackConfig):
             )
         starts = self.random_start or entry.small_start
         if self.num_restarts > 1 and not starts:
-            reason = (
-                "has a start of its own" if entry.own_start else "has one start alone"
-            )
-            hint = "leave it out" if entry.own_start else "add `random_start`"
+            reason, hint = "begins at the image itself", "add `random_start`"
+            if entry.own_start:
+                reason, hint = "has a start of its own", "leave it out"
             raise ConfigError(
                 f"`num_restarts={self.num_restarts}`: `method={name}` {reason}; {hint}"
             )

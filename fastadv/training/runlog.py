@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fastadv.attacks import PGD
+from fastadv.data import ImageSet
 from fastadv.environment import provenance
 from fastadv.errors import TrainingDiverged
 from fastadv.evaluation.accuracy import Evaluation
@@ -119,6 +120,7 @@ def store_final_test(
     images: RunImages,
     found: Evaluation,
     judge: PGD | None,
+    judged: ImageSet,
 ) -> None:
     """Add what the test of the best weights found to the table `FOLDER/results`.
 
@@ -130,6 +132,7 @@ def store_final_test(
         images: Images of the run.
         found: Accuracies of the best weights on the evaluation split.
         judge: Attack that the robust accuracy was measured under.
+        judged: The images of the evaluation split that could be read.
     """
     source, test = open_source(str(folder)), images.test
     name = config.name_with_options(test.name)
@@ -147,7 +150,7 @@ def store_final_test(
         seed=config.seed,
         provenance=Provenance.from_facts(provenance(), "fastadv-train"),
     )
-    store(ResultsTable(folder / "results", once=True), rows, found, test)
+    store(ResultsTable(folder / "results", once=True), rows, found, judged)
 
 
 @dataclass(frozen=True)
@@ -309,14 +312,14 @@ class RunLog:
         Args:
             found: The accuracies.
             step: Number of training steps done.
-            bad_images: Names of the unreadable images that were replaced on any rank.
+            bad_images: Names of the unreadable images that any rank met.
             compiled: How the attack was compiled; None without an attack.
         """
         if bad_images:
             self._run.log("bad_images", count=len(bad_images), images=bad_images)
             self.note(
                 f"{len(bad_images)} unreadable image(s) were replaced by others of "
-                "their class"
+                "their class in training, or left out of tests"
             )
         if compiled is not None:
             self._run.log("compile", step=step, **compiled)

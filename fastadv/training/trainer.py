@@ -379,9 +379,15 @@ class Trainer:
         attack = self.learner.attack
         compiled = asdict(attack.compile_report()) if attack else None
         summary = self.runlog.tested(found, self.step, names, compiled)
+        judged = self.validation.readable(self.test_set)
         if self.world.leads:
             store_final_test(
-                self.run.path, self.config, self.images, found, self.validation.judge
+                self.run.path,
+                self.config,
+                self.images,
+                found,
+                self.validation.judge,
+                judged,
             )
         return summary
 

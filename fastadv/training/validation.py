@@ -12,7 +12,7 @@ import torch
 
 from fastadv.attacks import PGD
 from fastadv.data import Batch, ImageSet, Loader, subset
-from fastadv.data.sets.subsets import Subset
+from fastadv.data.sets.subsets import Subset, readable
 from fastadv.evaluation.accuracy import Accuracy, Evaluation, ImageVerdicts
 from fastadv.evaluation.judging import evaluate
 from fastadv.models import NormalizedModel
@@ -67,8 +67,14 @@ class Validation:
         attacked = subset(images, most, self.seed)
         whole = self._measure(model, images, None, stop)
         some = self._measure(model, attacked, self.judge, stop)
-        part = None if some.images is None else (attacked, some.images)
+        judged = self.readable(attacked)  # of every rank
+        part = None if some.images is None else (judged, some.images)
         return replace(whole, robust=some.robust, stages=some.stages, part=part)
+
+    def readable(self, images: ImageSet) -> ImageSet:
+        """Return the images that no rank found unreadable. Every rank must call it."""
+        bad: set[str] = set().union(*self.world.gather(self.bad_images))
+        return readable(images, bad)
 
     def saw(self, loader: Loader) -> None:
         """Remember the unreadable images that `loader` met."""

@@ -30,6 +30,7 @@ from fastadv.data import (
     subset,
 )
 from fastadv.data.cache import read_array, write_array
+from fastadv.data.loading.loader import replacements
 from fastadv.data.loading.make_loader import choose_backend
 from fastadv.data.sets.subsets import base_and_positions
 from fastadv.files import fastadv_cache_dir
@@ -58,15 +59,41 @@ class Features:
         values: Embeddings, float32 [n, D]; mapped from the cache if there is one.
         labels: Classes, int64 [n].
         bad_images: (name, reason) of images that others of their class replace.
+        stands_in: Which rows are those replacements, bool [n]; None if there are none.
     """
 
     values: NDArray[np.float32]
     labels: NDArray[np.int64]
     bad_images: tuple[tuple[str, str], ...] = ()
+    stands_in: NDArray[np.bool_] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        images: ImageSet,
+        values: NDArray[np.float32],
+        bad: Sequence[tuple[str, str]],
+    ) -> Features:
+        """Return the embeddings `values` of `images`, of which `bad` were replaced."""
+        names = {name for name, _ in bad}
+        stands_in = None
+        if names:
+            found = [images.describe(i) in names for i in range(len(images))]
+            stands_in = np.array(found, dtype=np.bool_)
+        return cls(values, images.labels, tuple(bad), stands_in)
+
+    def judged(self) -> Features:
+        """Return the features without replacements, so that no image is judged twice."""
+        if self.stands_in is None or not self.stands_in.any():
+            return self
+        return self.at(np.flatnonzero(~self.stands_in))
 
     def at(self, rows: NDArray[np.int64]) -> Features:
         """Return the features of the images at the positions `rows`, int64 [m]."""
-        return Features(self.values[rows], self.labels[rows], self.bad_images)
+        stands_in = None if self.stands_in is None else self.stands_in[rows]
+        return Features(
+            self.values[rows], self.labels[rows], self.bad_images, stands_in
+        )
 
 
 def rows_of(part: ImageSet, held: ImageSet) -> NDArray[np.int64]:
@@ -96,18 +123,22 @@ def extract(model: NormalizedModel, loader: Loader, what: str) -> Features:
     # The folded view gives the same features with less work; a head that is no linear
     # function of them (SqueezeNet) has its own definition of the embedding.
     embed = AttackView(model).features
-    labels = loader.imageset.labels
-    values = np.empty((len(labels), model.embedding_dim), np.float32)
+    images = loader.imageset
+    values = np.empty((len(images), model.embedding_dim), np.float32)
+    read = np.zeros(len(images), dtype=np.bool_)
     progress = Progress(len(loader))
     began, done = time.monotonic(), 0
     for number, batch in enumerate(loader, start=1):
         z = normalize(batch.images, mean=model.mean, std=model.std)
-        rows = slice(done, done + len(batch.labels))
-        values[rows] = embed(z).float().cpu().numpy()
-        done = rows.stop
+        rows = batch.indices.cpu().numpy()
+        values[rows], read[rows] = embed(z).float().cpu().numpy(), True
+        done += len(rows)
         rate = done / (time.monotonic() - began)
         progress.update(number, f"{what}  {rate:.1f} images/s")
-    return Features(values, labels, tuple(loader.bad_images))
+    for row in np.flatnonzero(~read):
+        others = replacements(images, int(row), loader.options.seed)
+        values[row] = values[next(other for other in others if read[other])]
+    return Features.of(images, values, loader.bad_images)
 
 
 class FeatureCache:
@@ -184,7 +215,7 @@ class FeatureCache:
         bad = json.loads(stored.tobytes())
         if bad and options.on_bad_image == "fail":
             return None  # embedding them names the image and stops
-        return Features(values, images.labels, tuple(map(tuple, bad)))
+        return Features.of(images, values, [(name, reason) for name, reason in bad])
 
 
 @contextlib.contextmanager
@@ -253,8 +284,8 @@ class SplitFeatures:
         self._embed = cache(embed)
 
     def test(self) -> Features:
-        """Return the features of the evaluation split."""
-        return self._embed(self._test)
+        """Return the features of the images of the evaluation split that can be read."""
+        return self._embed(self._test).judged()
 
     def of(self, part: ImageSet, seed: int) -> Features:
         """Return the features of the evaluation split or of training images of `seed`."""

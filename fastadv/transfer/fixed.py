@@ -103,7 +103,7 @@ def _chosen(
     if split.val is None:
         [(only, head)] = heads.items()
         return head, only, None
-    val = experiment.features.of(split.val, split.seed)
+    val = experiment.features.of(split.val, split.seed).judged()
     return choose_head(heads, val, experiment.splits.metric)
 
 

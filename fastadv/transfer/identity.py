@@ -14,6 +14,7 @@ from typing import Any
 
 from fastadv.data import DatasetSplits
 from fastadv.data.loading.geometry import usual_preparation
+from fastadv.data.opening.by_path import once_mean_per_class
 from fastadv.models.source import Source
 from fastadv.ranges import ordered_fields
 from fastadv.results.identity import digest
@@ -81,6 +82,9 @@ def row_identity(
         found = target_preparation(config, source, images, resolution, augment)
         if found.how != usual_preparation(usual, resolution):
             what["preparation"] = asdict(found.how)
+    # Older rows of such names hold the mean per class.
+    if splits.metric == "top1" and once_mean_per_class(splits.name):
+        what["metric"] = splits.metric
     # Only if there are any, so that older rows keep their identity.
     if options := config.defining_options:
         what["dataset_options"] = options

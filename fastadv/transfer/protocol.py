@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 
+from fastadv.data.sets.subsets import readable
 from fastadv.errors import FastadvError
 from fastadv.evaluation.accuracy import Evaluation
 from fastadv.evaluation.judging import evaluate
@@ -97,7 +98,7 @@ class TransferRun:
                 self.table,
                 rows,
                 found,
-                self.experiment.opened.test,
+                readable(self.experiment.opened.test, self.experiment.bad_images),
                 self.config,
                 more=history_arrays(fitted.history),
                 network=network,

@@ -105,9 +105,10 @@ def test_lines_for_people(call: Caller, run: Path) -> None:
     assert result.code == 0
     lines = result.out.splitlines()
     assert "(resnet8_cifar) on digits" in lines[0]
-    assert lines[1].startswith("  clean: ")
-    assert "PGD-2 linf 4/255, 1 restart(s), cross_entropy: " in lines[2]
-    assert lines[2].endswith(" of 50")
+    assert lines[1].startswith("  images: shorter side resized to 16 px")
+    assert lines[2].startswith("  clean: ")
+    assert "PGD-2 linf 4/255, 1 restart(s), cross_entropy: " in lines[3]
+    assert lines[3].endswith(" of 50")
 
 
 def test_the_threat_of_training_is_the_default(call: Caller, tmp_path: Path) -> None:

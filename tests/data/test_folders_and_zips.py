@@ -212,13 +212,35 @@ def test_unknown_names_and_paths(tmp_path):
     assert {"digits", "shapetex", "cifar100"} <= set(dataset_names())
 
 
-def test_metric_is_the_literatures_unless_chosen(tmp_path):
-    root = write_folder(tmp_path / "caltech101-96px", FILES)
+def test_metric_is_the_literatures_unless_chosen(tmp_path, caplog):
+    root = write_folder(tmp_path / "Caltech-101", FILES)
     assert open_dataset(root).metric == "mean_per_class"
     assert open_dataset(root, metric="top1").metric == "top1"
     assert open_dataset(write_folder(tmp_path / "x", FILES)).metric == "top1"
+    assert not caplog.text
+    # A name that only begins so may be of anything; what it could be is said.
+    for name in ("caltech101-96px", "flowershop", "petstore"):
+        assert open_dataset(write_folder(tmp_path / name, FILES)).metric == "top1"
+        assert f"{name}: accuracy is top-1" in caplog.text
     with pytest.raises(ConfigError, match="mean_per_class"):
         open_dataset(root, metric="mean_class")
+
+
+def test_the_evaluation_split_can_be_chosen(tmp_path, caplog):
+    root = write_folder(tmp_path / "x", FILES)
+    (root / "val").rename(root / "test")
+    write_folder(root, FILES)
+    assert open_dataset(root).test.split == "val"
+    assert "eval_split=test" in caplog.text
+    caplog.clear()
+    chosen = open_dataset(root, eval_split="test")
+    assert chosen.test.split == "test"
+    assert all("test/" in member for member in chosen.test.members)
+    assert not caplog.text
+    with pytest.raises(DataError, match="no folder valid/"):
+        open_dataset(root, eval_split="valid")
+    with pytest.raises(ConfigError, match="unknown eval_split 'tset'"):
+        open_dataset(root, eval_split="tset")
 
 
 def test_digits():

@@ -189,16 +189,45 @@ def test_backends_deliver_the_same_pixels(augment, train):
     options = {"augment": augment, "train": train}
     for images in (toy(30, height=32, width=32), toy(30, height=80, width=80)):
         a, b = (list(loader(images, k, **options)) for k in BACKENDS)
-        if train and augment == "rrc":
-            for p, q in zip(a, b, strict=True):
-                assert torch.equal(p.indices, q.indices)
-                # Boxes are rounded to the pixels of different sizes: up to half
-                # a pixel, where another box or flip would be off by tens.
-                x, y = p.images.float(), q.images.float()
-                assert (x - y).abs().mean() < 6
-                assert (x - y.flip(3)).abs().mean() > 25
-        else:
-            assert_same(a, b)
+        assert_same(a, b)
+
+
+@pytest.mark.parametrize("side", [20, 32, 224])
+def test_pixels_do_not_depend_on_the_free_memory(side, monkeypatch):
+    images = toy(30, height=32, width=32)
+    options = {"augment": "rrc", "train": True, "resolution": side, "batch_size": 10}
+    kept = loader(images, "auto", **options)
+    assert isinstance(kept, MemoryLoader)
+    assert kept.held_bytes == 30 * 32 * 32 * 3  # neither enlarged nor reduced
+    monkeypatch.setattr(choosing, "available_memory", lambda: 1000)
+    streamed = loader(images, "auto", **options)
+    assert isinstance(streamed, TorchvisionLoader)
+    assert_same(list(kept), list(streamed))
+
+
+class Uneven(ArraySet):
+    """A toy set of which one image, which no sample shows, is larger."""
+
+    def load(self, index):
+        image = super().load(index)
+        return np.pad(image, ((0, 8), (0, 8), (0, 0))) if index == 1 else image
+
+
+def test_images_of_another_size_are_not_cropped_in_memory():
+    base = toy(200)
+    images = Uneven(base.images, base.labels, base.classes, name="toy", split="t")
+    options = {"augment": "rrc", "train": True}
+    assert not loader(images, "memory", **options).exact
+    assert isinstance(loader(images, "auto", **options), TorchvisionLoader)
+    assert isinstance(loader(base, "auto", **options), MemoryLoader)
+    # Without crops of random size, each is resized in the same way everywhere.
+    plain = loader(images, "auto", augment="none", train=True)
+    assert isinstance(plain, MemoryLoader)
+    assert_same(list(plain), list(loader(images, "torchvision", augment="none")))
+    tall = toy(10, height=50, width=40)
+    kept = loader(tall, "memory", resolution=64, **options)
+    assert kept.held_bytes == 10 * 40 * 40 * 3
+    assert not kept.exact
 
 
 def test_evaluation_equals_torchvisions_transforms():
@@ -272,7 +301,7 @@ def test_bad_images_are_replaced_by_their_class_counted_and_logged_once(
     backend, caplog
 ):
     images = damaged(7, 12)
-    options = {"train": False, "batch_size": 50, "augment": "none", "resolution": 40}
+    options = {"train": True, "batch_size": 50, "augment": "none", "resolution": 40}
     ld = loader(images, backend, **options)
     with caplog.at_level(logging.WARNING):
         (batch,) = list(ld)
@@ -283,9 +312,9 @@ def test_bad_images_are_replaced_by_their_class_counted_and_logged_once(
     ]
     assert len(caplog.records) == 2
     assert "toy/t[7]" in caplog.text
-    assert seen([batch]) == list(range(50))
-    for i in range(50):
-        shown = batch.images[i].permute(1, 2, 0).numpy()
+    assert sorted(seen([batch])) == list(range(50))
+    for shown_at, i in enumerate(batch.indices.tolist()):
+        shown = batch.images[shown_at].permute(1, 2, 0).numpy()
         same = [j for j in range(50) if (shown == images.images[j]).all()]
         if i in images.bad:
             assert same
@@ -295,6 +324,23 @@ def test_bad_images_are_replaced_by_their_class_counted_and_logged_once(
         else:
             assert same == [i]
     assert_same([batch], list(loader(images, backend, **options)))
+
+
+@both
+def test_bad_images_are_left_out_of_evaluations(backend, caplog):
+    options = {"train": False, "augment": "none", "resolution": 40, "batch_size": 5}
+    ld = loader(damaged(7, 12, 20, 21, 22, 23, 24), backend, **options)
+    with caplog.at_level(logging.WARNING):
+        batches = list(ld)
+    expected = [i for i in range(50) if i not in ld.imageset.bad]
+    assert seen(batches) == expected  # and a batch without any is none
+    images = torch.cat([batch.images for batch in batches])
+    for image, index in zip(images, expected, strict=True):
+        assert (image.permute(1, 2, 0).numpy() == ld.imageset.images[index]).all()
+    labels = torch.cat([batch.labels for batch in batches])
+    np.testing.assert_array_equal(labels, ld.imageset.labels[expected])
+    assert "toy/t[7] (cut short): left out" in caplog.text
+    assert_same(batches, list(ld))
 
 
 @both

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import pickle
 from collections import OrderedDict
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,8 @@ from fastadv.models import (
 from fastadv.models.architecture_names import EXPORT_FORMATS
 from fastadv.models.dialects import DETECTRON2_CONFIGS, TIMM_TWINS
 from fastadv.models.export import export_model, plain_module
+from fastadv.models.source import open_source
+from fastadv.preparation import Preparation
 
 MEAN, STD = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
 
@@ -104,11 +108,19 @@ def test_torchvision_loads_its_state_dict_strictly(
 def test_timm_loads_the_folder(arch: str, tmp_path: Path) -> None:
     timm = pytest.importorskip("timm")
     model = trained(arch)
-    written = export_model(model, tmp_path / "f", "timm", resolution=96)
+    how = Preparation(resize=110, crop=96)
+    about = {"preparation": asdict(how)}
+    written = export_model(model, tmp_path / "f", "timm", resolution=96, about=about)
     names = ["config.json", "model.safetensors", "card.json"]
     assert [path.name for path in written] == names
     theirs = timm.create_model(f"local-dir:{tmp_path / 'f'}", pretrained=True).eval()
     assert same_state(theirs.state_dict(), model.net.state_dict())
+    stated = timm.data.resolve_data_config({}, pretrained_cfg=theirs.pretrained_cfg)
+    assert math.floor(96 / stated["crop_pct"]) == 110
+    assert (stated["interpolation"], stated["crop_mode"]) == ("bilinear", "center")
+    card = json.loads((tmp_path / "f" / "card.json").read_text())
+    assert card["preparation"] == str(how)
+    assert open_source(str(tmp_path / "f")).preparation == how
     assert tuple(theirs.pretrained_cfg["mean"]) == MEAN
     assert list(theirs.pretrained_cfg["input_size"]) == [3, 96, 96]
     x = images()

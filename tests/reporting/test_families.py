@@ -164,6 +164,7 @@ def test_source_runs_are_a_factor_of_the_test() -> None:
 
 def test_one_seed_is_tested_over_the_images_that_were_kept(tmp_path: Path) -> None:
     rows = typed([row(source_eps=eps, source=str(eps)) for eps in (0.0, 1.0)])
+    rows = [replace(r, target=replace(r.target, num_test=200)) for r in rows]
     standard = np.arange(200) % 2 == 0
     robust = standard.copy()
     robust[1:19:2] = True
@@ -173,6 +174,10 @@ def test_one_seed_is_tested_over_the_images_that_were_kept(tmp_path: Path) -> No
     assert found.estimate.over == ("test images",)
     assert found.p == pytest.approx(stats.binomtest(9, 10).pvalue)  # McNemar, exact
     assert found.difference == pytest.approx(100 * 8 / 200)
+    [text] = forecast_text([found])
+    assert (
+        "Of 200 test images, 5 % are taken to be judged differently (measured)" in text
+    )
     # Without the table nothing is known of single images.
     [blind] = compare(make_cells(rows))
     assert blind.untested == "not tested: a single seed"
@@ -221,6 +226,15 @@ def test_two_seeds_have_no_interval_and_say_so() -> None:
     assert section.tables[0].rows[0][-1] == primary.untested
     difference = list(section.tables[0].columns).index("difference")
     assert "[" not in str(section.tables[0].rows[0][difference])
+
+
+def test_one_source_alone_is_compared_with_nothing() -> None:
+    rows = [row(source_eps=1.0, seed=seed) for seed in range(3)]
+    study = Study(make_cells(typed(rows)), {})
+    assert study.tests.primary == []
+    assert not any(study.comparisons.values())
+    assert forecast_text(study.tests.primary) == []
+    assert "Robust against standard" not in [s.title for s in study_sections(study)]
 
 
 # ---- across data sets ----

@@ -15,7 +15,6 @@ from fastadv.statistics import (
     fit_line,
     holm,
     mean_interval,
-    paired_t,
     t_quantile,
     t_two_sided,
     wilson,
@@ -34,10 +33,9 @@ def test_student_t_is_scipys(dof: int) -> None:
     assert t_quantile(dof) == pytest.approx(stats.t.ppf(0.975, dof))
 
 
-def test_paired_tests_intervals_and_lines_are_scipys() -> None:
+def test_intervals_and_lines_are_scipys() -> None:
     draw = np.random.default_rng(0)
     a, b = draw.normal(1, 1, 6), draw.normal(0, 1, 6)
-    assert paired_t(list(a - b)) == pytest.approx(stats.ttest_rel(a, b).pvalue)
     low, high = stats.t.interval(0.95, 5, a.mean(), stats.sem(a))
     assert mean_interval(list(a)) == pytest.approx((a.mean(), low, high))
     line, theirs = fit_line(list(a), list(b)), stats.linregress(a, b)
@@ -47,10 +45,6 @@ def test_paired_tests_intervals_and_lines_are_scipys() -> None:
     )
     assert (line.r2, line.p) == pytest.approx((theirs.rvalue**2, theirs.pvalue))
     assert fit_line([1.0, 1.0], [1.0, 2.0]) is None
-    assert paired_t([1.0]) is None
-    # No spread is no test, whatever rounding makes of it.
-    assert paired_t([0.0, 0.0]) is None
-    assert paired_t([90.3 - 90.1, 70.3 - 70.1, 0.2]) is None
 
 
 def test_holm_by_hand() -> None:

@@ -116,6 +116,13 @@ def test_too_few_seeds_give_no_interval(seeds: int, why: str) -> None:
     assert "test images" in crossed_difference(images, (1, -1)).over
 
 
+def test_no_spread_is_no_test_whatever_rounding_makes_of_it() -> None:
+    groups = (np.array([[90.3, 70.3, 0.3]]), np.array([[90.1, 70.1, 0.1]]))
+    assert np.ptp(groups[0] - groups[1]) > 0
+    found = crossed_difference(groups, (1, -1))
+    assert (found.p, found.why) == (None, "the seeds agree exactly")
+
+
 def test_groups_of_other_seeds_or_images_are_refused() -> None:
     for shapes in (
         ((1, 3), (1, 4)),

@@ -313,4 +313,4 @@ def test_rows_of_older_tables_keep_nothing_and_say_so() -> None:
         with pytest.raises(CheckpointError, match=r"keeps no network.*older version"):
             open_source(_row_source(old, row, 32))
         with pytest.raises(DataError, match="older version"):
-            read_verdicts(table, row)
+            read_verdicts(table.arrays, row)

@@ -26,6 +26,7 @@ from fastadv.data import (
 )
 from fastadv.data.sets.subsets import Downscaled
 from fastadv.models import NormalizedModel, create_model
+from fastadv.preparation import Preparation
 from fastadv.transfer import features as module
 from fastadv.transfer.features import FeatureCache, Features, extract, feature_key
 
@@ -260,6 +261,25 @@ def test_content_is_the_key(tmp_path: Path, passes: list[str]) -> None:
     assert len(passes) == 5
 
 
+def test_features_are_kept_by_how_images_are_prepared(
+    tmp_path: Path, passes: list[str]
+) -> None:
+    images = open_dataset(_folder(tmp_path / "data")).train  # a folder: zoomed usually
+    usual = _get(tmp_path / "c", images)
+    keys = {feature_key(_model(), images, _options())}
+    for how in (
+        Preparation(resize=18, crop=16),
+        Preparation(resize=17, crop=16),
+        Preparation(resize=18, crop=16, interpolation="bicubic"),
+        Preparation(resize=18, crop=16, squash=True),
+    ):
+        _get(tmp_path / "c", images, preparation=how)
+        keys.add(feature_key(_model(), images, _options(preparation=how)))
+    assert len(passes) == len(keys) == 4  # the first of them is the usual way
+    same = _get(tmp_path / "c", images, preparation=Preparation(resize=18, crop=16))
+    assert same.values.tobytes() == usual.values.tobytes()
+
+
 def test_bad_images_are_remembered(tmp_path: Path, passes: list[str]) -> None:
     root = _folder(tmp_path / "data")
     (root / "train" / "a" / "1.bmp").write_bytes(b"BM no image")
@@ -268,6 +288,15 @@ def test_bad_images_are_remembered(tmp_path: Path, passes: list[str]) -> None:
     assert len(passes) == 1
     assert [name for name, _ in found.bad_images] == ["data:train/a/1.bmp"]
     assert found.bad_images == first.bad_images
+    # A class mate stands in for it where a network trains; none is judged twice.
+    for features in (first, found):
+        twins = (features.values == features.values[1]).all(axis=1)
+        assert np.flatnonzero(twins).tolist() in ([0, 1], [1, 2])
+        assert features.stands_in is not None
+        assert np.flatnonzero(features.stands_in).tolist() == [1]
+        judged = features.judged()
+        assert np.array_equal(judged.values, features.values[[0, 2, 3, 4, 5]])
+        assert judged.judged() is judged
     with pytest.raises(BadImage, match=r"train/a/1\.bmp"):
         _get(tmp_path / "c", images, on_bad_image="fail")
 

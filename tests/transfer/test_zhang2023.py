@@ -143,7 +143,7 @@ def test_warm_up_and_what_follows() -> None:
         ({"num_restarts": 2}, "`num_restarts` belongs to adversarial fine-tuning"),
         (
             {"method": "pgd_at", "num_restarts": 2},
-            "`method=pgd_at` has one start alone; add `random_start`",
+            "`method=pgd_at` begins at the image itself; add `random_start`",
         ),
         ({"method": "rs_fgsm", "num_restarts": 2}, "has a start of its own; leave"),
     ],

@@ -84,14 +84,22 @@ def resized_crop(
 ) -> NDArray[np.uint8]:
     """Cut the first of `boxes` out of `image` and resize it (antialiased).
 
+    The operator is that of images in memory, so that both give the same pixels.
+
     Returns:
         uint8 [resolution, resolution, 3], flipped if the box has `flip`.
     """
-    top, left, height, width = (int(v[0]) for v in boxes[:4])
-    cut = _resize(
-        image[top : top + height, left : left + width], resolution, resolution
-    )
-    return cut[:, ::-1] if boxes.flip[0] else cut
+    import torch
+
+    from fastadv.kernels.crops import resized_crops
+
+    table = torch.from_numpy(np.stack([v[:1] for v in boxes], axis=1).astype(np.int32))
+    whole = torch.from_numpy(np.array(image, order="C", copy=None))[None]
+    first = torch.zeros(1, dtype=torch.int64)
+    # In one thread: this runs in forked processes, which share no others.
+    cut = resized_crops(whole, first, table, resolution, threads=1)
+    out: NDArray[np.uint8] = cut[0].numpy()
+    return out
 
 
 def crop_flip_boxes(draws: NDArray[np.float64], resolution: int) -> Boxes:

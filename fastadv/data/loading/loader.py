@@ -33,7 +33,7 @@ from fastadv.data.loading.geometry import (
     usual_preparation,
 )
 from fastadv.data.loading.order import EpochOrder, OrderOptions
-from fastadv.data.sets.image_set import Augment, ImageSet
+from fastadv.data.sets.image_set import Augment, ImageSet, sampled_sizes
 from fastadv.errors import ConfigError, DataError
 from fastadv.kernels.crops import resized_crops
 from fastadv.machine import ranks_on_this_machine, usable_cores
@@ -42,12 +42,13 @@ from fastadv.ranges import AT_LEAST_0, AT_LEAST_1, Range
 
 log = logging.getLogger(__name__)
 
-# Stored images are this much larger than random resized crops of them, so that
-# a full-size crop is still shrunk slightly, never enlarged.
+# Images that have to be reduced to be stored stay this much larger than random resized
+# crops of them, so that a full-size crop is still shrunk slightly, never enlarged.
 RRC_STORAGE = 1.15
 # Share of the available memory that decoded images may take: the model and its attack
 # need the rest.
 MEMORY_SHARE = 0.25
+_SAMPLE = 64  # images looked at to learn whether all are squares of one size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +73,8 @@ class LoaderOptions(OrderOptions):
     device: str | torch.device = "cpu"
     """Where batches are put."""
     on_bad_image: OnBadImage = "skip"
-    """With skip, a bad image is counted, named and replaced by one of its class; with fail,
-    it is an error."""
+    """With skip, a bad image is counted, named, and in training replaced by one of its
+    class, in evaluation left out; with fail, it is an error."""
     workers: Annotated[int | None, AT_LEAST_0] = None
     """Decoding threads (memory, dali) or processes (torchvision; 0: none); by
     default one per core this process may use (ranks on one machine share its cores), at
@@ -122,8 +123,9 @@ class Batch:
         images: Pixels in 0..255, uint8 [N, 3, H, W] on the device, channels_last: the
             memory is [N, H, W, 3].
         labels: Class ids, int64 [N] on the device.
-        indices: Positions in the image set, int64 [N] on the device. A bad image's
-            replacement keeps the position it stands in for.
+        indices: Positions in the image set, int64 [N] on the device. In training, the
+            replacement of a bad image keeps its position; in evaluation, bad images are
+            left out, so that none is judged twice.
     """
 
     images: torch.Tensor
@@ -190,6 +192,12 @@ class Loader(ABC):
         for indices, images in zip(batches, self._images(batches), strict=True):
             # Before the yield: whoever holds a batch has consumed it.
             self.order.take(indices)
+            if self.bad_images and not self.options.train:
+                readable = self._readable(indices)
+                images = images[torch.from_numpy(readable).to(images.device)]
+                indices = indices[readable]
+                if not len(indices):
+                    continue
             labels = torch.from_numpy(self.imageset.labels[indices])
             yield Batch(
                 images.permute(0, 3, 1, 2),
@@ -277,12 +285,19 @@ class Loader(ABC):
         zero = np.zeros(len(indices), dtype=np.int64)
         return Boxes(zero, zero, whole, whole, zero > 0)
 
+    def _readable(self, indices: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return which images were decoded and not replaced by another of their class."""
+        bad = {name for name, _ in self.bad_images}
+        names = (self.imageset.describe(int(index)) for index in indices)
+        return np.array([name not in bad for name in names], dtype=np.bool_)
+
     def _note_bad(self, bad: list[tuple[str, str]]) -> None:
         self.bad_images.extend(b for b in bad if b not in self.bad_images)
 
     def _log_bad_images(self) -> None:
         for name, reason in self.bad_images[self._logged :]:
-            log.warning("bad image %s (%s): replaced by one of its class", name, reason)
+            what = "replaced by one of its class" if self.options.train else "left out"
+            log.warning("bad image %s (%s): %s", name, reason, what)
         self._logged = len(self.bad_images)
 
 
@@ -353,8 +368,24 @@ def no_readable_image(
     )
 
 
-def storage_side(augment: Augment, options: LoaderOptions) -> int:
-    """Return the side at which decoded images are kept in memory."""
-    if options.train and augment == "rrc":
-        return round(RRC_STORAGE * options.resolution)
-    return options.resolution
+def storage_side(imageset: ImageSet, options: LoaderOptions) -> int:
+    """Return the side at which decoded images are kept in memory, in pixels.
+
+    Squares of one size stay as they are where random resized crops are cut from them.
+    Others are reduced to a common side, never enlarged, and other crops result.
+    """
+    if not (options.train and options.augment_of(imageset) == "rrc"):
+        return options.resolution
+    if (side := common_side(imageset)) is not None:
+        return side
+    shorter = map(min, sampled_sizes(imageset, _SAMPLE))
+    return min([round(RRC_STORAGE * options.resolution), *shorter])
+
+
+def common_side(imageset: ImageSet) -> int | None:
+    """Return the side of images that are squares of one size, by a sample; else None."""
+    sizes = set(sampled_sizes(imageset, _SAMPLE))
+    if len(sizes) != 1:
+        return None
+    [(height, width)] = sizes
+    return height if height == width else None

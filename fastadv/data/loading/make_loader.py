@@ -17,17 +17,17 @@ from fastadv.data.loading.loader import (
     MEMORY_SHARE,
     Loader,
     LoaderOptions,
+    common_side,
     storage_side,
 )
 from fastadv.data.loading.memory_loader import MemoryLoader
 from fastadv.data.loading.torchvision_loader import TorchvisionLoader
-from fastadv.data.sets.image_set import Augment, ImageSet, sampled_sizes
+from fastadv.data.sets.image_set import ImageSet
 from fastadv.errors import ConfigError, unknown_name
 from fastadv.machine import available_memory, ranks_on_this_machine
 
 log = logging.getLogger(__name__)
 
-_SAMPLE = 64  # images looked at to learn whether a set is square
 _LOADERS: dict[str, type[Loader]] = {
     "memory": MemoryLoader,
     "dali": DALILoader,
@@ -71,6 +71,11 @@ def make_loader(
         )
     if backend == "auto":
         backend = choose_backend(imageset, chosen)
+        if backend == "memory":
+            loader = MemoryLoader(imageset, chosen)
+            if loader.exact:
+                return loader
+            backend = _streaming(imageset, chosen)  # an image was of another size
     elif backend == "dali":
         # A run may go on where DALI is not: on another node, after an update of CUDA.
         backend = _dali_or_not(imageset, chosen)
@@ -80,21 +85,23 @@ def make_loader(
 def choose_backend(imageset: ImageSet, options: LoaderOptions) -> Backend:
     """Choose the backend that `auto` stands for: `"memory"`, `"dali"` or `"torchvision"`.
 
-    It is memory if the set takes at most a quarter of what is available, and if keeping
-    square images loses nothing: random resized crops of images that are not square
-    reach their borders only when decoded anew. Otherwise DALI on CUDA, where it decodes
-    on the device, if it can run; its absence is logged once. Training images augmented as
-    by Utrera et al. are always decoded by torchvision.
+    It is memory if the set takes at most a quarter of what is available, and if that
+    changes no pixel: random resized crops are cut from images in memory only where these
+    are squares of one size. Otherwise DALI on CUDA, where it decodes on the device, if it
+    can run; its absence is logged once. Training images augmented as by Utrera et al. are
+    always decoded by torchvision.
     """
     if options.train and options.augment == "utrera":
         return "torchvision"
-    augment = options.augment_of(imageset)
-    cropped = options.train and augment == "rrc"
-    sides = sampled_sizes(imageset, _SAMPLE)
-    if _fits(imageset, options, augment) and (
-        not cropped or all(height == width for height, width in sides)
-    ):
+    cropped = options.train and options.augment_of(imageset) == "rrc"
+    same = not cropped or common_side(imageset) is not None
+    if same and _fits(imageset, options):
         return "memory"
+    return _streaming(imageset, options)
+
+
+def _streaming(imageset: ImageSet, options: LoaderOptions) -> Backend:
+    """Return the backend for images that are decoded anew in every epoch."""
     if torch.device(options.device).type == "cuda":
         return _dali_or_not(imageset, options)
     return "torchvision"
@@ -113,8 +120,8 @@ def _say_once(reason: str) -> None:
     log.warning("images are decoded by torchvision, not by DALI: %s", reason)
 
 
-def _fits(imageset: ImageSet, options: LoaderOptions, augment: Augment) -> bool:
-    size = len(imageset) * storage_side(augment, options) ** 2 * 3
+def _fits(imageset: ImageSet, options: LoaderOptions) -> bool:
+    size = len(imageset) * storage_side(imageset, options) ** 2 * 3
     # Every rank on this machine keeps its own copy.
     size *= ranks_on_this_machine()
     return size <= MEMORY_SHARE * available_memory()

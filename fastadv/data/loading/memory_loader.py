@@ -39,6 +39,10 @@ _DECODE_CHUNK = 64  # images per task: small ones cost less than scheduling them
 class MemoryLoader(Loader):
     """Batches of images decoded at construction; see `Loader`.
 
+    Attributes:
+        exact: Whether the pixels are those of every other loader. Where random resized
+            crops are cut from images that had to be resized to be kept, they are not.
+
     Raises:
         BadImage: With `on_bad_image="fail"`, the first bad image.
         DataError: The set, or one class of it, has no readable image.
@@ -50,8 +54,9 @@ class MemoryLoader(Loader):
         super().__init__(imageset, options)
         how = self.preparation
         if options.train:
-            side = storage_side(self.augment, options)
+            side = storage_side(imageset, options)
             how = Preparation(resize=side, crop=side)
+        self.exact = True
         self._store = torch.from_numpy(self._decode(how))
         device = torch.device(options.device)
         if device.type == "cuda":
@@ -63,6 +68,7 @@ class MemoryLoader(Loader):
     def _decode(self, how: Preparation) -> NDArray[np.uint8]:
         """Return all images, uint8 [n, side, side, 3]; bad ones replaced."""
         n, side = len(self.imageset), how.crop
+        cropped = self.options.train and self.augment == "rrc"
         store = np.empty((n, side, side, 3), dtype=np.uint8)
 
         def decode(chunk: range) -> list[tuple[int, BadImage]]:
@@ -76,6 +82,8 @@ class MemoryLoader(Loader):
                     bad.append((i, error))
                 else:
                     store[i] = resize_center_crop(image, how)
+                    if cropped and image.shape != store[i].shape:
+                        self.exact = False
             return bad
 
         chunks = [range(n)[i : i + _DECODE_CHUNK] for i in range(0, n, _DECODE_CHUNK)]

@@ -23,14 +23,30 @@ from fastadv.data.files.patterns import (
     names_file,
 )
 from fastadv.data.sets.folders import EVAL_FOLDERS, open_folder, open_zip
-from fastadv.data.sets.image_set import Damage, DatasetSplits, ImageSet, Metric
+from fastadv.data.sets.image_set import (
+    Damage,
+    DatasetSplits,
+    ImageSet,
+    Metric,
+    option_hint,
+)
 from fastadv.data.sets.subsets import pair_splits
 from fastadv.errors import ConfigError, DataError, unknown_name
 
 log = logging.getLogger(__name__)
 
-# What the transfer literature reports; everything else is top-1.
-_MEAN_PER_CLASS = ("aircraft", "caltech", "flowers", "oxford_pets", "pets")
+# Sets of which the transfer literature reports the mean of the accuracies of the classes,
+# under the names that their folders usually have, in lower case and with underscores.
+_MEAN_PER_CLASS = frozenset(
+    {
+        *("aircraft", "fgvc_aircraft", "fgvc_aircraft_2013b"),
+        *("caltech101", "caltech_101", "caltech256", "caltech_256"),
+        *("flowers", "flowers102", "oxford_flowers102", "flowers_102"),
+        *("oxford_pets", "pets", "oxford_iiit_pet"),
+    }
+)
+# Older versions took every name that begins so for one of them.
+_BEGINNINGS = ("aircraft", "caltech", "flowers", "oxford_pets", "pets")
 _TRAIN_WORDS = ("train", "training")
 
 _IN_FOLDERS = ("tar", "tfrecord", "recordio", "columns")  # formats
@@ -50,6 +66,7 @@ def open_path(
     label_column: str | None = None,
     strict: bool = True,
     download: bool = False,
+    eval_split: str | None = None,
 ) -> DatasetSplits:
     """Open a data set by path or pattern.
 
@@ -58,7 +75,8 @@ def open_path(
             pattern of files.
         damage: List to which files that are missing or cannot be scanned are added; they
             are then left out instead of raising an error.
-        metric: The accuracy to report; by default the one of its literature.
+        metric: The accuracy to report; by default that of the literature for a folder
+            with the usual name of one of its data sets, else top-1.
         test: Path or pattern of the evaluation files; `text` then names the training
             files.
         holdout: Share held out for evaluation where the data have one split only.
@@ -66,6 +84,8 @@ def open_path(
         label_column: Parquet and Arrow: the column of labels.
         strict: Refuse an evaluation split that lacks classes, instead of warning.
         download: Fetch what http(s) addresses name; without, only the cache is read.
+        eval_split: Name of the evaluation split where there are several; by default the
+            first of val, test, valid, validation.
 
     Raises:
         DataError: There is no data set, or its layout is wrong; shards that its manifest
@@ -78,17 +98,40 @@ def open_path(
         raise ConfigError(f"holdout={holdout} is outside (0, 1); use for example 0.1")
     columns = {"image_column": image_column, "label_column": label_column}
     held_out = os.fspath(test) if test is not None else None
-    name, sets = _open(text, held_out, columns, download, damage)
+    if eval_split not in (None, *EVAL_FOLDERS):
+        raise ConfigError(unknown_name("eval_split", str(eval_split), EVAL_FOLDERS))
+    if eval_split is not None and test is not None:
+        raise ConfigError(
+            f"eval_split={eval_split} and test={held_out} both name the evaluation split; "
+            "give one of them"
+        )
+    name, sets = _open(text, held_out, columns, download, damage, eval_split)
     train, held = pair_splits(name, sets, holdout, strict=strict, damage=damage)
-    usual: Metric = (
-        "mean_per_class" if name.lower().startswith(_MEAN_PER_CLASS) else "top1"
-    )
-    packed = _manifest_metric(Path(text).expanduser())
-    return DatasetSplits(name, train, held, metric or packed or usual)
+    given = metric or _manifest_metric(Path(text).expanduser())
+    if given is None and name.lower().replace("-", "_") in _MEAN_PER_CLASS:
+        given = "mean_per_class"
+    if given is None and once_mean_per_class(name):
+        log.warning(
+            "%s: accuracy is top-1; if this is the data set that its name resembles, its "
+            "literature reports the mean per class: give %s",
+            name,
+            option_hint("metric", "mean_per_class"),
+        )
+    return DatasetSplits(name, train, held, given or "top1")
+
+
+def once_mean_per_class(name: str) -> bool:
+    """Return whether older versions reported the mean per class for this name of a path."""
+    return name.lower().startswith(_BEGINNINGS)
 
 
 def _open(
-    text: str, test: str | None, columns: Columns, download: bool, damage: Damage | None
+    text: str,
+    test: str | None,
+    columns: Columns,
+    download: bool,
+    damage: Damage | None,
+    eval_split: str | None,
 ) -> tuple[str, dict[str, ImageSet]]:
     path = Path(text).expanduser()
     if path.is_dir():
@@ -96,7 +139,9 @@ def _open(
         _check_whole(path, damage)
         found = _files_in(path)
         if not found and test is None:
-            return path.name, {part.split: part for part in open_folder(path)}
+            return path.name, {
+                part.split: part for part in open_folder(path, eval_split)
+            }
         name, files = path.name, found
     elif is_pattern(text) and not path.exists():
         _check_whole(path.parent, damage, pattern=text)
@@ -110,7 +155,7 @@ def _open(
         name, files = path.name.partition(".")[0], [path]
         kind = file_format(path.name)
         if kind == "zip":
-            return path.stem, {part.split: part for part in open_zip(path)}
+            return path.stem, {part.split: part for part in open_zip(path, eval_split)}
         if kind == "npz":
             from fastadv.data.sets.arrays import open_npz
 
@@ -135,7 +180,7 @@ def _open(
             held = expand(test, download=download)
         groups = {"train": files, "test": held}
     else:
-        groups = _by_split(files)
+        groups = _by_split(files, eval_split)
     return name, _read(kind, name, groups, columns, damage)
 
 
@@ -190,13 +235,21 @@ def _read(
     }
 
 
-def _by_split(files: Sequence[Path]) -> Groups:
+def _by_split(files: Sequence[Path], eval_split: str | None) -> Groups:
     """Group files by the split in their names, the training split first."""
     groups: Groups = {}
     for file in files:
         groups.setdefault(_split_of(file), []).append(file)
     # Without a training split, the first is the only one there is.
     order = [s for s in ("train", "", *EVAL_FOLDERS) if s in groups]
+    if eval_split is not None:
+        if eval_split not in groups:
+            raise DataError(
+                f"there are no files of eval_split={eval_split}; their splits are "
+                f"{', '.join(order)}"
+            )
+        first = next((s for s in order if s != eval_split), eval_split)
+        return {split: groups[split] for split in dict.fromkeys((first, eval_split))}
     if order[2:]:
         log.warning("evaluating on %s; %s ignored", order[1] or "the rest", order[2:])
     return {split: groups[split] for split in order[:2]}

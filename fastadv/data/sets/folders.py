@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fastadv.data.sets.image_set import FileSet, SharedFile
+from fastadv.data.sets.image_set import FileSet, SharedFile, option_hint
 from fastadv.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -128,11 +128,14 @@ class ZipSet(FileSet):
         return [e.size for e in self.entries]
 
 
-def open_folder(root: Path) -> tuple[FolderSet, FolderSet]:
+def open_folder(
+    root: Path, eval_split: str | None = None
+) -> tuple[FolderSet, FolderSet]:
     """Open an image folder.
 
     Args:
         root: Folder holding `train/` and an evaluation split.
+        eval_split: Which evaluation split, where there are several; None takes the first.
 
     Returns:
         (train, evaluation).
@@ -143,18 +146,19 @@ def open_folder(root: Path) -> tuple[FolderSet, FolderSet]:
     top = sorted((e.name for e in os.scandir(root) if e.is_dir()), key=os.fsencode)
     splits = [name for name in top if name in ("train", *EVAL_FOLDERS)]
     layout = {split: _list_classes(root, split) for split in splits}
-    classes, evaluation = _judge(layout, top, str(root))
+    classes, evaluation = _judge(layout, top, str(root), eval_split)
     return (
         FolderSet(root, "train", classes, layout["train"]),
         FolderSet(root, evaluation, classes, layout[evaluation]),
     )
 
 
-def open_zip(path: Path) -> tuple[ZipSet, ZipSet]:
+def open_zip(path: Path, eval_split: str | None = None) -> tuple[ZipSet, ZipSet]:
     """Open a zip archive of the same layout, with or without one folder on top.
 
     Args:
         path: The archive; members stored or deflated.
+        eval_split: Which evaluation split, where there are several; None takes the first.
 
     Returns:
         (train, evaluation).
@@ -183,7 +187,9 @@ def open_zip(path: Path) -> tuple[ZipSet, ZipSet]:
         if Path(member).suffix.lower() in IMAGE_SUFFIXES and not info.is_dir():
             images.append(member)
             entries[member] = _entry(info, path)
-    classes, evaluation = _judge(layout, sorted(top, key=os.fsencode), str(path))
+    classes, evaluation = _judge(
+        layout, sorted(top, key=os.fsencode), str(path), eval_split
+    )
     return (
         ZipSet(path, "train", classes, layout["train"], entries),
         ZipSet(path, evaluation, classes, layout[evaluation], entries),
@@ -254,7 +260,9 @@ def _images_below(folder: Path) -> Iterator[Path]:
                 yield Path(here, file)
 
 
-def _judge(layout: Layout, top: Sequence[str], where: str) -> tuple[list[str], str]:
+def _judge(
+    layout: Layout, top: Sequence[str], where: str, eval_split: str | None
+) -> tuple[list[str], str]:
     """Return (classes in id order, evaluation split), or raise DataError."""
     found = f"found {abridged(top)}" if top else "found no folders"
     if "train" not in layout:
@@ -267,10 +275,19 @@ def _judge(layout: Layout, top: Sequence[str], where: str) -> tuple[list[str], s
             f"{where} has no evaluation split: {_EXPECTED}; {found}. Make a val/ "
             "folder with images held out of train/"
         )
-    evaluation = candidates[0]
-    if len(candidates) > 1:
+    if eval_split is not None and eval_split not in candidates:
+        raise DataError(
+            f"{where} has no folder {eval_split}/, which eval_split names; it has "
+            f"{', '.join(f'{name}/' for name in candidates)}"
+        )
+    evaluation = eval_split or candidates[0]
+    if len(candidates) > 1 and eval_split is None:
         log.warning(
-            "%s: evaluating on %s/; %s ignored", where, evaluation, candidates[1:]
+            "%s: evaluating on %s/; %s ignored. To evaluate there, give %s",
+            where,
+            evaluation,
+            candidates[1:],
+            option_hint("eval_split", candidates[1]),
         )
     train, held = layout["train"], layout[evaluation]
     return agreed_classes(train, held, where, evaluation), evaluation

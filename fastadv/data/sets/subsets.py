@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Collection
 from functools import cached_property
 
 import numpy as np
@@ -122,6 +123,16 @@ class Downscaled(ImageSet):
     def fingerprint(self) -> str:
         """Key of the base set and the side, hex."""
         return text_key(f"downscaled {self.side} {self.base.fingerprint}")
+
+
+def readable(images: ImageSet, bad: Collection[str]) -> ImageSet:
+    """Return the images of a set whose names are not among those of unreadable ones."""
+    if not bad:
+        return images
+    good = [i for i in range(len(images)) if images.describe(i) not in bad]
+    if len(good) == len(images):
+        return images
+    return Subset(images, good, split=images.split)
 
 
 def base_and_positions(images: ImageSet) -> tuple[ImageSet, NDArray[np.int64]]:

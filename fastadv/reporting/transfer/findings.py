@@ -177,7 +177,7 @@ def test_columns(each: Comparison) -> dict[str, object]:
     seeds, runs = len(each.seeds), [len(side.cells) for side in each.key]
     covered = {
         "seeds": f"{seeds} seed{'s' * (seeds > 1)}",
-        "source runs": f"{runs[0]} and {runs[1]} runs",
+        "source runs": f"{runs[0]}+{runs[1]} runs",
         "test images": "images",
     }
     return {

@@ -61,6 +61,7 @@ def _with_spread(found: Sequence[Comparison], **plan: int) -> Design:
         if len(side.cells) >= LEAST_RUNS
         and len({cell.arch for cell in side.cells}) == 1
     ]
+    images = [sd for each in found if (sd := each.estimate.sd_images) is not None]
     leads = [each.difference for each in found]
     spread = {}
     if seeds:
@@ -69,6 +70,8 @@ def _with_spread(found: Sequence[Comparison], **plan: int) -> Design:
         spread["sd_runs"] = fmean(runs) ** 0.5
     if len(leads) >= LEAST_SEEDS:
         spread["sd_sets"] = variance(leads) ** 0.5
+    if images:  # the variance of points of 100 where a share of images differs
+        spread["disagreement"] = min(1.0, fmean((sd / 100) ** 2 for sd in images))
     return Design(**plan, **spread, measured=tuple(spread))
 
 

@@ -65,7 +65,7 @@ class Study:
             "Intervals of accuracies are 95 %. They combine two sources of error, other "
             "seeds (t-interval) and other test images (Wilson's interval, for top-1 "
             "accuracy), by the root of the sum of their squares. Training the source "
-            "again is not covered."
+            "again is covered only where several source runs were averaged."
         ) + few * any(len(cell.rows) < LEAST_SEEDS for cell in self.cells)
 
     @property

@@ -27,9 +27,8 @@ from fastadv.reporting.transfer.study import (
 )
 from fastadv.results.row import AttackRecord
 from fastadv.statistics import mean_interval
+from fastadv.statistics.crossed import LEAST_SEEDS
 
-# Fewer seeds give no useful interval.
-_LEAST_SEEDS = 3
 # Columns of the comparison of Zhang et al., by the mode that they are measured in.
 _MODELS = {
     "fixed_feature": "source with a new head",
@@ -141,7 +140,7 @@ def _all(study: Study, falls: Iterable[Fall]) -> Table:
 def _decline(fall: Fall) -> str | None:
     if fall.decline is None:
         return None
-    if len(fall.cell.attacked[fall.attack]) < _LEAST_SEEDS:
+    if len(fall.cell.attacked[fall.attack]) < LEAST_SEEDS:
         return f"{fall.decline[0]:.1f}"
     return format_interval(*fall.decline)
 
