@@ -14,7 +14,7 @@ from fastadv.ranges import ABOVE_0, AT_LEAST_1, Range
 
 @dataclass(frozen=True, kw_only=True)
 class AnalysisConfig(ImagesConfig, DeviceConfig):
-    """What every analysis takes."""
+    """The sources, images and results table that every analysis takes."""
 
     source: Annotated[tuple[str, ...], arg(aliases=["--checkpoint", "--model-path"])]
     """The networks, each analysed by itself: run directories, checkpoint files, kept

@@ -117,7 +117,7 @@ class Hessian:
 
     @property
     def size(self) -> int:
-        """The number of rows."""
+        """The number of rows, which is that of columns."""
         return int(np.prod(self.shape))
 
     def times(self, vector: Array) -> Array:

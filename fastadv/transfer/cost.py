@@ -70,7 +70,7 @@ class SweepCost:
         return max(sum(self.seconds.values()) / self.workers, self.longest)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values."""
+        """Return the cost as plain values that JSON can hold."""
         passes = [
             {"arch": arch, "side": side, "pass": kind, "images": images}
             for (arch, side, kind), images in self.passes.items()

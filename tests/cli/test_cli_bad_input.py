@@ -177,7 +177,7 @@ def test_bad_images_are_counted_in_results(
     result = call("eval", *words, "--json")
     assert result.code == 0
     assert json.loads(result.out)["bad_images"] == 1
-    assert "1 unreadable image(s) were replaced" in call("eval", *words).out
+    assert "1 unreadable image(s) were left out" in call("eval", *words).out
     failed = call("eval", *words, "--on-bad-image", "fail")
     assert failed.code == 1
     assert "cannot decode image data:val/above/01.jpg" in failed.error

@@ -100,13 +100,14 @@ def test_lines_for_people(call: Caller, run: Path) -> None:
     result = call("eval", *_words(run, words))
     assert result.code == 0
     lines = result.out.splitlines()
-    assert lines[1].startswith("  clean: ")
+    assert lines[1].startswith("  images: ")
+    assert lines[2].startswith("  clean: ")
     for line, name in zip(
-        lines[2:], ("apgd-ce", "apgd-t", "fab", "square"), strict=False
+        lines[3:], ("apgd-ce", "apgd-t", "fab", "square"), strict=False
     ):
         assert line.startswith(f"  after {name} (")
         assert line.endswith("of 30")
-    assert lines[6].startswith("  autoattack linf 10/255: ")
+    assert lines[7].startswith("  autoattack linf 10/255: ")
     assert "batches" in result.err
 
 

@@ -99,18 +99,18 @@ def test_rows_of_before_a_field_was_added_get_its_default(tmp_path: Path) -> Non
 def test_a_kind_of_a_later_version_is_left_to_it(tmp_path: Path) -> None:
     later = to_arrow([transfer_row()], "part-1-0")
     number = later.column_names.index("kind")
-    later = later.set_column(number, "kind", pa.array(["influence"]))
-    later = later.append_column("influence", pa.array([{"rank": 3}]))
+    later = later.set_column(number, "kind", pa.array(["dreams"]))
+    later = later.append_column("dreams", pa.array([{"rank": 3}]))
     _store(later, tmp_path / "part-00000000000000000001-00000000.parquet")
     table = ResultsTable(tmp_path)
     table.append([transfer_row(), evaluation_row()])
     assert table.rows(kind=list(KINDS)) == [transfer_row(), evaluation_row()]
     assert len(table.columns("value")) == 3
-    with pytest.raises(DataError, match="rows of kind 'influence', which this fastadv"):
+    with pytest.raises(DataError, match="rows of kind 'dreams', which this fastadv"):
         table.rows()
     # A merge does not drop what it does not know.
     assert table.compact() == 0
     table.append([transfer_row(seed=5)])
     assert table.compact() == 2
     stored = pq.read_table(tmp_path / "part-00000000000000000001-00000000.parquet")
-    assert stored["influence"].to_pylist() == [{"rank": 3}]
+    assert stored["dreams"].to_pylist() == [{"rank": 3}]
