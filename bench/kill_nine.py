@@ -49,7 +49,7 @@ _KILLS = 3  # at most, in one run
 def _words(out: Path, loader: str) -> list[str]:
     values = RECIPE | {"loader": loader, "out": out}
     words = [f"--{k.replace('_', '-')}={v}" for k, v in values.items()]
-    return [*words, "--random-start", "--resume"]
+    return [*words, "--random-start", "--resume=auto"]
 
 
 def _start(out: Path, loader: str) -> int:

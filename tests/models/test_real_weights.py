@@ -80,9 +80,11 @@ def test_resnet20_on_compressed_images(resnet20: NormalizedModel) -> None:
     assert accuracy(resnet20(x.flip(1)), y) < 0.76
 
 
-def test_resnet20_without_arch_is_told_its_name() -> None:
-    with pytest.raises(CheckpointError, match="fit resnet20_cifar"):
-        load_model(shared("weights/resnet20-12fca82f.th"))
+def test_resnet20_is_recognised_by_its_weights(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert load_model(shared("weights/resnet20-12fca82f.th")).arch == "resnet20_cifar"
+    assert "its weights fit resnet20_cifar alone, which is taken" in caplog.text
 
 
 def imagenet_images(per_class: int, side: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -136,7 +136,7 @@ class _Disk:
 # folders (whose failure is no failure); replace of weights, sums and two or three links.
 @pytest.mark.parametrize(
     ("module", "name", "uses"),
-    [(torch, "save", 1), (os, "fsync", 11), (os, "replace", 5)],
+    [(torch, "save", 1), (os, "fsync", 11), (os, "replace", 6)],
     ids=["torch.save", "fsync", "replace"],
 )
 def test_a_full_disk_leaves_the_old_checkpoint(
