@@ -16,7 +16,6 @@ from PIL import Image
 from shared_data import shared
 from torch import Tensor
 
-from fastadv.errors import CheckpointError
 from fastadv.models import NormalizedModel, load_model
 
 PER_CLASS = 30
