@@ -224,7 +224,7 @@ class Row:
     provenance: Provenance = Provenance()  # Versions, machine and commit.
     arrays: str | None = None  # Name of the file with its arrays; None without one.
     weights: str | None = None  # Name of the file of its network; None without one.
-    # Why arrays or weights that were asked for are not there; None if they are.
+    # Why arrays or weights that `keep` includes are missing; None if none is.
     not_kept: str | None = None
     # Hash of what must be equal for two numbers to be compared: kind, target, metric and
     # `setting.key()`; not the source, the seed, the number of training images or the

@@ -135,7 +135,7 @@ def _candidates(
 ) -> Iterator[tuple[int, NormalizedModel]]:
     """Yield the network after each epoch that may be chosen; it trains on afterwards.
 
-    Losses, and accuracies on test images where they were asked for, go into `run`.
+    Losses, and accuracies on test images after `test_epochs`, go into `run`.
     """
     config, procedure = experiment.config, experiment.procedure
     model = experiment.load_model()
