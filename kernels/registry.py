@@ -140,7 +140,7 @@ class BackendInfo:
 
     def has(self, op: str) -> bool:
         """Return whether the backend implements an operator."""
-        return op in (*EVERYWHERE, *self.extra)
+        return op in EVERYWHERE or op in self.extra
 
 
 EVERYWHERE = ("pgd_step", "apgd_step", "ball_init", "normalize")
@@ -225,15 +225,14 @@ def select(operands: Operands, instead: str | None = None) -> tuple[str, ModuleT
         BackendError: No backend accepts the call; the message gives their reasons.
     """
     forced = forced_backend()
-    declined = []
-    for info in [BACKENDS[forced]] if forced else BACKENDS.values():
-        reasons = info.declines(operands)
-        if not reasons:
+    infos = [BACKENDS[forced]] if forced else BACKENDS.values()
+    for info in infos:
+        if info.has(operands.op) and not info.declines(operands):
             _launches[info.name, operands.op] += 1
             return info.name, info.load()
-        declined.append(f"{info.name}: {'; '.join(reasons)}")
     if forced and instead and not BACKENDS[instead].declines(operands):
         return instead, BACKENDS[instead].load()
+    declined = [f"{info.name}: {'; '.join(info.declines(operands))}" for info in infos]
     hint = f" {ENV_VAR} or use_backend() forces {forced}." if forced else ""
     raise BackendError(
         f"no backend can run {operands}:{hint}\n  " + "\n  ".join(declined)
