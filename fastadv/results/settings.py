@@ -20,6 +20,7 @@ from typing import Any, ClassVar, get_args
 from fastadv.preparation import Preparation
 from fastadv.results.analysis_settings import (
     InfluenceSetting,
+    ManipulationSetting,
     ShapeSetting,
     SimilaritySetting,
 )
@@ -236,6 +237,7 @@ Setting = (
     TransferSetting
     | EvaluationSetting
     | InfluenceSetting
+    | ManipulationSetting
     | ShapeSetting
     | SimilaritySetting
 )
