@@ -166,7 +166,10 @@ def _drawn(config: ShapeConfig, source: Source, side: int) -> _Cues:
         ).test
         for correlation in (0.0, 1.0)
     )
-    assert isinstance(images, ShapeTex)  # it is known by that name
+    if not isinstance(images, ShapeTex):
+        raise ConfigError(
+            f"{config.data} draws its own textures: leave out the option texture"
+        )
     classes = ShapeTex.SHAPE_NAMES, ShapeTex.TEXTURE_NAMES
     if source.num_classes != len(images.classes) or (
         source.classes and tuple(source.classes) not in classes

@@ -234,4 +234,5 @@ def test_bad_cues(call: Caller, shades: Path, tmp_path: Path) -> None:
     elsewhere = ("--dataset-option", f"texture={shades}")
     assert "texture=exchange" in error("--data", shades, *elsewhere)
     exchange = ("--dataset-option", "texture=exchange")
+    assert "draws its own textures" in error("--data", "shapetex", *exchange)
     assert "has 10" in error("--data", "digits", *exchange)
