@@ -13,7 +13,7 @@ import tyro
 import yaml
 
 from fastadv import __version__
-from fastadv.cli.flagrules import description, make_rules
+from fastadv.cli.flagrules import commands_help, description, make_rules
 from fastadv.cli.words import flag_value, read_yaml_config, without_flag
 from fastadv.errors import (
     EXIT_OK,
@@ -81,16 +81,11 @@ def run_commands(
 
     def body(words: list[str]) -> int:
         if not words or words[0] in ("-h", "--help"):
-            lines = [
-                f"usage: {prog} COMMAND [-h] [OPTIONS]",
-                "",
-                (about or "").strip(),
-                "",
-            ]
-            for name, (kind, _) in commands.items():
-                first = (kind.__doc__ or "").strip().splitlines()[0]
-                lines.append(f"  {name:8} {first}")
-            print("\n".join(lines))
+            print(
+                commands_help(
+                    prog, about, {name: commands[name][0] for name in commands}
+                )
+            )
             raise SystemExit(EXIT_OK if words else EXIT_USAGE)
         if words[0] not in commands:
             raise ConfigError(unknown_name("command", words[0], commands))
