@@ -18,6 +18,7 @@ from fastadv.attacks.apgd import APGD
 from fastadv.attacks.contract import Attack, AttackResult
 from fastadv.attacks.objectives import DLR_TARGETED
 from fastadv.attacks.package import STANDARD_BUDGET, AttackName, Budget, PackageAttack
+from fastadv.device import wait_for
 from fastadv.errors import unknown_name
 from fastadv.kernels.pixels import to_pixels
 from fastadv.threat import ThreatModel
@@ -86,7 +87,7 @@ class Cascade:
         nonfinite = torch.zeros(1, dtype=torch.int64, device=y.device)
         seconds = []
         for stage in self.stages:
-            _synchronize(x.device)
+            wait_for(x.device)
             began = time.perf_counter()
             if left.any():
                 found = stage(network, x, y, offset=offset, active=left)
@@ -96,7 +97,7 @@ class Cascade:
                 nonfinite += found.nonfinite
                 left = left & ~found.success
             stage_of += left | ~attacked
-            _synchronize(x.device)
+            wait_for(x.device)
             seconds.append(time.perf_counter() - began)
         success = attacked & ~left
         return AttackResult(x_adv, success, loss, nonfinite, tuple(seconds), stage_of)
@@ -151,8 +152,3 @@ def make_attack(
         {"name": name, "norm": threat.norm, "eps": threat.eps, "judge": judge}
         | asdict(budget),
     )
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fastadv.attacks import PGD
 from fastadv.data import Batch
 from fastadv.data.sets.subsets import Subset
+from fastadv.device import wait_for
 from fastadv.evaluation.judging import evaluate
 from fastadv.phases import marked
 from fastadv.training.images import EVAL_BATCH
@@ -33,7 +34,7 @@ def time_steps(trainer: Trainer, batches: Iterator[Batch]) -> dict[str, Any]:
     """
     for _ in range(WARMUP):
         trainer.update(next(batches))
-    _settle(trainer.device)
+    wait_for(trainer.device)
     began, steps, images, waited = time.monotonic(), 0, 0, 0.0
     while steps < STEPS and time.monotonic() - began < _MOST_SECONDS:
         requested = time.monotonic()
@@ -41,7 +42,7 @@ def time_steps(trainer: Trainer, batches: Iterator[Batch]) -> dict[str, Any]:
         waited += time.monotonic() - requested
         trainer.update(batch)
         steps, images = steps + 1, images + len(batch.labels)
-    _settle(trainer.device)
+    wait_for(trainer.device)
     seconds = time.monotonic() - began
     return {
         "measured_steps": steps,
@@ -49,11 +50,6 @@ def time_steps(trainer: Trainer, batches: Iterator[Batch]) -> dict[str, Any]:
         "images_per_s": images / seconds,
         "data_wait": waited / seconds,
     }
-
-
-def _settle(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def time_evaluation(trainer: Trainer) -> Callable[[int], float]:
@@ -70,7 +66,7 @@ def time_evaluation(trainer: Trainer) -> Callable[[int], float]:
         began = time.monotonic()
         batch = next(iter(trainer.images.eval_loader(Subset(images, np.arange(count)))))
         evaluate(trainer.model, [batch], attack)
-        _settle(trainer.device)
+        wait_for(trainer.device)
         return time.monotonic() - began
 
     def each(attack: PGD | None) -> tuple[float, float]:
