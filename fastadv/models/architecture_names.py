@@ -58,6 +58,7 @@ EXPORT_FORMATS: Final = {
 _SUFFIXES: Final = {
     "safetensors": (".safetensors",),
     "torchvision": (".pth", ".pt"),
+    "timm": (),  # a folder, of any name
     "detectron2": (".pkl",),
     "robustbench": (".pt", ".pth"),
     "onnx": (".onnx",),
@@ -72,7 +73,7 @@ def check_export(to: str, path: Path) -> None:
     """
     if to not in EXPORT_FORMATS:
         raise ConfigError(unknown_name("`to`", to, EXPORT_FORMATS))
-    wanted = _SUFFIXES.get(to)  # timm writes a folder, of any name
+    wanted = _SUFFIXES[to]
     if wanted and path.suffix not in wanted:
         raise ConfigError(
             f"{path} must end in {' or '.join(wanted)} for `to={to}`, by which its "

@@ -40,7 +40,7 @@ def across_radii(study: Study) -> Section | None:
     groups: dict[tuple[str, str, str], list[Cell]] = {}
     for cell in study.most:
         norm = cell.threat[0] if cell.threat else None
-        usual = (cell.standard or cell.robust) and cell.condition.mode != "scratch"
+        usual = cell.plain and cell.condition.mode != "scratch"
         if not usual or cell.source_accuracy is None:
             continue
         for wanted in ("l2", "linf") if norm is None else (norm,):
@@ -197,7 +197,7 @@ def published_best(study: Study, found: Sequence[Comparison]) -> list[Table]:
     lines: dict[tuple[str, str, str], dict[str, object]] = {}
     for each in found:
         condition = each.condition
-        dataset = study.names.get(condition.dataset, condition.dataset)
+        dataset = condition.published(study.names)
         for arch in (each.arch, _BEST_ARCH):
             if not condition.downscale and each.robust.complete:
                 line = _published_line(dataset, condition.mode, arch)

@@ -7,6 +7,7 @@ from operator import attrgetter
 
 from matplotlib.figure import Figure
 
+from fastadv.groups import grouped
 from fastadv.reporting.figures.bars import MOST_GROUPS, Bar, grouped_bars
 from fastadv.reporting.figures.lines import Cloud, panel_caption
 from fastadv.reporting.figures.palette import source_colors
@@ -15,7 +16,6 @@ from fastadv.reporting.page.html import Section, Table
 from fastadv.reporting.threats import threat
 from fastadv.reporting.transfer.cells import Cell
 from fastadv.reporting.transfer.comparisons import native, with_sides
-from fastadv.reporting.transfer.condition import Condition
 from fastadv.reporting.transfer.curves import Axis, draw_clouds, draw_curves, even_axis
 from fastadv.reporting.transfer.findings import (
     brief,
@@ -137,11 +137,7 @@ def _chosen_by(found: Sequence[Comparison]) -> str:
 
 def against_eps(study: Study) -> Section | None:
     """Show accuracy against the radius of pretraining."""
-    cells = [
-        c
-        for c in study.most
-        if (c.standard or c.robust) and c.condition.mode != "scratch"
-    ]
+    cells = [c for c in study.most if c.plain and c.condition.mode != "scratch"]
     drawn: list[Cell] = []
     best: dict[str, list[Comparison]] = {}
     figures: list[tuple[Figure, str]] = []
@@ -226,14 +222,16 @@ def by_width(study: Study) -> Section | None:
 
 def against_source_accuracy(study: Study) -> Section | None:
     """Show transfer against the accuracy of the source, at one radius."""
-    groups: dict[tuple[Condition, str], list[Cell]] = {}
-    for cell in study.most:
-        known = cell.source_accuracy is not None and cell.threat is not None
-        if known and cell.condition.mode != "scratch":
-            groups.setdefault((cell.condition, cell.training), []).append(cell)
+    known = [
+        cell
+        for cell in study.most
+        if cell.source_accuracy is not None
+        and cell.threat is not None
+        and cell.condition.mode != "scratch"
+    ]
     groups = {
         key: cells
-        for key, cells in groups.items()
+        for key, cells in grouped(known, lambda c: (c.condition, c.training)).items()
         if len({cell.arch for cell in cells}) >= 3
     }
     if not groups:
@@ -300,10 +298,10 @@ def against_source_accuracy(study: Study) -> Section | None:
 def _published_share(study: Study, cell: Cell) -> str | None:
     """Return the published R^2 at the radius of a cell, on native images."""
     condition = cell.condition
-    usual = (cell.standard or cell.robust) and not condition.downscale and cell.complete
+    usual = cell.plain and not condition.downscale and cell.complete
     if cell.threat is None or not usual:
         return None
-    dataset = study.names.get(condition.dataset, condition.dataset)
+    dataset = condition.published(study.names)
     share = shares_explained().get((dataset, condition.mode, threat(*cell.threat)))
     return None if share is None else f"{share:.2f}"
 
