@@ -88,6 +88,16 @@ def first_few(names: Sequence[str], limit: int, separator: str = ", ") -> str:
     return separator.join(names[:limit]) + more
 
 
+def is_ours(error: BaseException) -> bool:
+    """Whether fastadv's own code raised an error: then its message is for the user."""
+    trace = error.__traceback__
+    name = ""
+    while trace is not None:  # to the innermost frame
+        name = trace.tb_frame.f_globals.get("__name__", "")
+        trace = trace.tb_next
+    return name.startswith("fastadv")
+
+
 def in_flags(message: str) -> str:
     """Write the arguments that a library's message names as flags.
 

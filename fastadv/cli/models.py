@@ -131,16 +131,12 @@ def _convert(command: ConvertCommand) -> int:
     return common.show(command, {"files": files}, text)
 
 
-main = functools.partial(
-    common.run_commands,
-    PROG,
-    __doc__,
-    {
-        "list": (ListCommand, _list),
-        "show": (ShowCommand, _show),
-        "convert": (ConvertCommand, _convert),
-    },
-)
+_COMMANDS: common.Commands = {
+    "list": (ListCommand, _list),
+    "show": (ShowCommand, _show),
+    "convert": (ConvertCommand, _convert),
+}
+main = functools.partial(common.run_commands, PROG, __doc__, _COMMANDS)
 
 if __name__ == "__main__":
     raise SystemExit(main())

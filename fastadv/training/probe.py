@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -102,21 +103,18 @@ class Units:
     @contextmanager
     def counting(self, trainer: Trainer) -> Iterator[None]:
         """Count inside the block, but for the work that a CUDA graph replays."""
-        handles = [trainer.model.net.register_forward_hook(self._training)]
+        handles = [trainer.model.net.register_forward_hook(partial(self._count, 3))]
         view = trainer.learner.view
         if view is not None:
-            handles.append(view.net.register_forward_hook(self._attack))
+            handles.append(view.net.register_forward_hook(partial(self._count, 2)))
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _training(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        self.total += len(inputs[0]) * (3 if torch.is_grad_enabled() else 1)
-
-    def _attack(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        self.total += len(inputs[0]) * (2 if torch.is_grad_enabled() else 1)
+    def _count(self, units: int, module: nn.Module, inputs: Any, output: Any) -> None:
+        self.total += len(inputs[0]) * (units if torch.is_grad_enabled() else 1)
 
 
 # ---- memory ----

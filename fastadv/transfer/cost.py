@@ -75,8 +75,7 @@ class SweepCost:
             {"arch": arch, "side": side, "pass": kind, "images": images}
             for (arch, side, kind), images in self.passes.items()
         ]
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return values | {"passes": passes, "total_seconds": self.total}
+        return vars(self) | {"passes": passes, "total_seconds": self.total}
 
     def text(self) -> str:
         """Return the cost as text for a terminal."""

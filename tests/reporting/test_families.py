@@ -87,7 +87,7 @@ def test_every_target_has_one_primary_test_and_all_else_is_corrected_apart() -> 
     raw = [each.p or 1.0 for each in primary]
     assert [e.adjusted for e in primary] == pytest.approx(holm([*raw, *[1.0] * 7])[:7])
     assert study.tests.counted == study.tests.exploratory == 14
-    best = study.comparisons["best"]
+    best = study.tests.groups["best"]
     others = [e for e in best if e.condition.mode == "full_network"]
     raw = [each.p or 1.0 for each in others]
     assert [e.adjusted for e in others] == pytest.approx(holm([*raw, *[1.0] * 7])[:7])
@@ -125,9 +125,9 @@ def test_architectures_are_averaged_at_one_radius() -> None:
     differences = [(4 + 1) / 2 + 0.1 * s for s in range(3)]
     assert primary.difference == pytest.approx(np.mean(differences))
     assert primary.p == pytest.approx(stats.ttest_1samp(differences, 0).pvalue)
-    chosen = {e.arch: e.robust.first.radius for e in study.comparisons["best"]}
+    chosen = {e.arch: e.robust.first.radius for e in study.tests.groups["best"]}
     assert chosen == {"resnet18": 1.0, "resnet50": 0.5}
-    assert not any(each.primary for each in study.comparisons["best"])
+    assert not any(each.primary for each in study.tests.groups["best"])
 
 
 # ---- source runs ----
@@ -233,7 +233,7 @@ def test_one_source_alone_is_compared_with_nothing() -> None:
     rows = [row(source_eps=1.0, seed=seed) for seed in range(3)]
     study = Study(make_cells(typed(rows)), {})
     assert study.tests.primary == []
-    assert not any(study.comparisons.values())
+    assert not any(study.tests.groups.values())
     assert forecast_text(study.tests.primary) == []
     assert "Robust against standard" not in [s.title for s in study_sections(study)]
 

@@ -54,11 +54,6 @@ class Study:
         return study_comparisons(self.cells, self.pairing)
 
     @property
-    def comparisons(self) -> dict[str, list[Comparison]]:
-        """What the sections compare, by question."""
-        return self.tests.groups
-
-    @property
     def interval_note(self) -> str:
         """How intervals of accuracies are made."""
         few = " With fewer than three seeds the interval is that of the test images alone."

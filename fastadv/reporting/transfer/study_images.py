@@ -57,7 +57,7 @@ def against_images(study: Study) -> Section | None:
 
 def gain_against_images(study: Study) -> Section | None:
     """Show robust - standard against the number of training images."""
-    pairs = study.comparisons["images"]
+    pairs = study.tests.groups["images"]
     several = len({pair.arch for pair in pairs}) > 1
 
     def name(pair: Comparison) -> str:

@@ -48,7 +48,7 @@ _WIDTHS = ("resnet18", "resnet50", "wide_resnet50_2", "wide_resnet50_4")
 
 def robust_and_standard(study: Study) -> Section | None:
     """Show bars of the best robust source beside the standard one."""
-    found = study.comparisons["best"]
+    found = study.tests.groups["best"]
     if not found:
         return None
     labels, several = study.labels, len({each.arch for each in found}) > 1
@@ -103,7 +103,7 @@ def robust_and_standard(study: Study) -> Section | None:
 def _primary_table(study: Study) -> list[Table]:
     """Return the table of primary tests; none for a single one that is shown anyway."""
     found = study.tests.primary
-    shown = {each.key for each in study.comparisons["best"]}
+    shown = {each.key for each in study.tests.groups["best"]}
     if len(found) == 1 and found[0].key in shown:
         return []
     lines = [
@@ -163,7 +163,7 @@ def against_eps(study: Study) -> Section | None:
         figures.append(found.captioned(caption))
         drawn += [c for c in found.items if c not in drawn]
         best[norm] = [
-            c for c in study.comparisons[norm] if c.robust.first in found.items
+            c for c in study.tests.groups[norm] if c.robust.first in found.items
         ]
     if not figures:
         return None
@@ -268,6 +268,7 @@ def against_source_accuracy(study: Study) -> Section | None:
         else f"{trained}: R^2 = {found[0]:.2f}."
         for trained, found in shares.items()
     ]
+    colors = line_colors(drawn, lambda c: c.training)
     labels = ("source accuracy (%)", "transfer accuracy (%)")
     caption = "Accuracy on the target against accuracy of the source."
     why = (
@@ -285,11 +286,7 @@ def against_source_accuracy(study: Study) -> Section | None:
             *study.most_note,
             *study.left_out(study.cells, drawn, why),
         ],
-        [
-            draw_clouds(
-                clouds, line_colors(drawn, lambda c: c.training), labels, caption
-            )
-        ],
+        [draw_clouds(clouds, colors, labels, caption)],
         [make_table(lines, "Least-squares lines, by setting and threat.")],
         findings=findings,
     )
@@ -308,7 +305,7 @@ def _published_share(study: Study, cell: Cell) -> str | None:
 
 def by_granularity(study: Study) -> Section | None:
     """Show what robust sources gain when targets are reduced to fewer pixels first."""
-    cells, found = with_sides(study.cells), study.comparisons["sides"]
+    cells, found = with_sides(study.cells), study.tests.groups["sides"]
     sides = sorted(
         {c.condition.downscale for c in found}, key=lambda side: (side == 0, side)
     )
