@@ -59,9 +59,8 @@ class MethodRecord:
     # Length of a step in pixel units; None for that of the method, for example 2/3 of
     # the radius for `pgd_at`.
     step_size: float | None = None
-    random_start: bool = (
-        False  # Whether the attack began at a random point of the ball.
-    )
+    # Whether the attack began at a random point of the ball.
+    random_start: bool = False
     num_restarts: int = 1  # Number of starts per update, of which the worst counts.
     # What the method takes besides the attack, for example `beta`.
     parameters: tuple[Parameter, ...] = ()
