@@ -10,9 +10,10 @@ from fastadv.errors import ConfigError
 
 # Flags of a try-out: training on a small built-in set that a processor learns in minutes,
 # with a radius that its bold shapes let a network withstand.
-_TRY_OUT_EPOCHS = 8
+_TRY_OUT_EPOCHS = 30
 _TRY_OUT = {
     "--data": "shapetex_bold",
+    "--resolution": "32",
     "--num-train": "1100",
     "--batch-size": "32",
     "--eval-images": "240",
@@ -84,10 +85,11 @@ def tried_out(argv: list[str]) -> list[str]:
     epochs = int(given) if given is not None and given.isdecimal() else _TRY_OUT_EPOCHS
     words |= {"--epochs": str(epochs), "--eval-every": str(max(epochs, 1))}
     if flag_value(argv, "--method") != "standard":
-        words["--eps-warmup"] = str(5 * epochs // 8)
+        words["--clean-epochs"] = str(2 * epochs // 5)
+        words["--eps-warmup"] = str(2 * epochs // 5)
     if not any(flag_value(argv, name) for name in ("--optimizer", "--lr")):
         small = (flag_value(argv, "--arch") or "").endswith("_cifar")
-        words |= {"--optimizer": "adamw", "--lr": "3e-3" if small else "2e-4"}
+        words |= {"--optimizer": "adamw", "--lr": "3e-3" if small else "1e-3"}
     if not any(flag_value(argv, name) for name in ("--schedule", "--milestones")):
         words["--schedule"] = "onecycle"
     missing = [name for name in words if flag_value(argv, name) is None]

@@ -41,7 +41,7 @@ class TrainConfig(MethodConfig, OptimizerConfig, TrainingImagesConfig, DeviceCon
     # Flags that only --help-all shows.
     RARE: ClassVar[tuple[str, ...]] = (
         "resize", "interpolation", "color_jitter", "lighting", "noise", "replays",
-        "num_restarts", "eps_warmup", "accumulate", "clip_grad", "label_smoothing", "mixup",
+        "num_restarts", "clean_epochs", "eps_warmup", "accumulate", "clip_grad", "label_smoothing", "mixup",
         "cutmix", "progressive", "on_overfit", "bn_mode", "milestones", "peak", "val_size",
         "eval_every", "eval_steps",
         "eval_images", "pictures_every", "keep_every", "sync_bn", "parallel",
@@ -78,8 +78,11 @@ class TrainConfig(MethodConfig, OptimizerConfig, TrainingImagesConfig, DeviceCon
     progressive: Annotated[int | None, AT_LEAST_1] = None
     """Side of the images in the first quarter of the epochs; it grows to --resolution in
     the last. An l2 radius shrinks with the side. Default: the side is constant."""
+    clean_epochs: Annotated[int, AT_LEAST_0] = 0
+    """Number of first epochs without an attack. Deep networks that find no start under a
+    large radius learn something first, in a quarter of the time of attacked epochs."""
     eps_warmup: Annotated[int, AT_LEAST_0] = 0
-    """Number of epochs over which the radius grows linearly to eps."""
+    """Number of epochs, after the clean ones, over which the radius grows linearly to eps."""
     label_smoothing: Annotated[float, Range(0, 1)] = 0.0
     """Share of each label that is spread over all classes, for the attack as well."""
     mixup: Annotated[float, AT_LEAST_0] = 0.0
@@ -136,10 +139,12 @@ class TrainConfig(MethodConfig, OptimizerConfig, TrainingImagesConfig, DeviceCon
         super().__post_init__()
         if self.arch not in ARCHITECTURES and not self.arch.startswith("timm/"):
             raise ConfigError(unknown_name("architecture", self.arch, ARCHITECTURES))
-        if self.eps_warmup >= self.epochs:
+        if self.clean_epochs + self.eps_warmup >= self.epochs:
+            clean = f"`clean_epochs={self.clean_epochs}` and " if self.clean_epochs else ""
             raise ConfigError(
-                f"`eps_warmup={self.eps_warmup}` never reaches eps in "
-                f"`epochs={self.epochs}`; it must be below `epochs`"
+                f"{clean}`eps_warmup={self.eps_warmup}` never reaches eps in "
+                f"`epochs={self.epochs}`; {'their sum' if clean else 'it'} must be below "
+                "`epochs`"
             )
         mixes_labels = bool(self.label_smoothing or self.mixup or self.cutmix)
         if mixes_labels and not self.entry.soft_labels:
@@ -168,6 +173,7 @@ class TrainConfig(MethodConfig, OptimizerConfig, TrainingImagesConfig, DeviceCon
                 "num_steps": self.num_steps != self.entry.num_steps,
                 "step_size": self.step_size is not None,
                 "random_start": self.random_start,
+                "clean_epochs": self.clean_epochs > 0,
                 "eps_warmup": self.eps_warmup > 0,
             }
             if idle := ", ".join(f"`{name}`" for name, used in given.items() if used):

@@ -200,6 +200,7 @@ class Learner:
         forward, exact = self.parallel.network, self.exact_input
         net = Net(self.model, self.precision, forward, exact_input=exact)
         self.method = kind(net, self.attack, self.view, **config.parameters)
+        self._plain = CLASSES["standard"](net, None, None)
         half = self.precision == "fp16"
         self.update = Update(
             mixing=Mixing(config.label_smoothing, config.mixup, config.cutmix),
@@ -216,11 +217,21 @@ class Learner:
         return self.ema.model if self.ema is not None else self.parallel.plain()
 
     def begin_epoch(self, scale: float) -> None:
-        """Scale the radius of the attack by `scale` in the epoch that begins."""
+        """Scale the radius of the attack by `scale` in the epoch that begins.
+
+        With 0 the epoch trains on images as they are, at the cost of standard training.
+        """
         self._scale = scale
+        if scale == 0:
+            return
         self.method.scale(scale)
         if self.watch is not None:
             self.watch.scale(scale)
+
+    @property
+    def epoch_method(self) -> Method:
+        """The method of this epoch: without an attack while the radius is 0."""
+        return self.method if self._scale else self._plain
 
     def after_step(self) -> None:
         """Average statistics over ranks and update the average, after an update."""
@@ -243,7 +254,9 @@ class Learner:
         it.
         """
         watch, attack, view = self.watch, self.method.attack, self.eval_view
-        if watch is None or attack is None or view is None or not watch.due(step):
+        if watch is None or attack is None or view is None or not self._scale:
+            return None
+        if not watch.due(step):
             return None
         self.parallel.gather_weights()
         check = self.world.share(watch.check(view, attack.in_mode("eval"), step))

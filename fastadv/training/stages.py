@@ -31,8 +31,10 @@ def side_at(config: TrainConfig, resolution: int, epoch: int) -> int:
 def radius_at(config: TrainConfig, side: int, resolution: int, epoch: int) -> float:
     """Return the radius of the training attack in `epoch`, as a share of the full one.
 
-    It grows linearly over the first `config.eps_warmup` epochs. An l2 radius is
-    proportional to the side of the images, so that each pixel may change as much.
+    It is 0 in the first `config.clean_epochs` epochs and grows linearly over the
+    `config.eps_warmup` that follow. An l2 radius is proportional to the side of the
+    images, so that each pixel may change as much.
     """
-    warm = min(1.0, (epoch + 1) / (config.eps_warmup + 1))
+    attacked = max(0, epoch + 1 - config.clean_epochs)
+    warm = min(1.0, attacked / (config.eps_warmup + 1))
     return warm * (side / resolution if config.norm == "l2" else 1.0)

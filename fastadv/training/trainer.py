@@ -298,7 +298,7 @@ class Trainer:
             batch.images,
             batch.labels,
             self.optimizer,
-            method=self.learner.method,
+            method=self.learner.epoch_method,
             update=self.learner.update,
             seed=derive_key(self.config.seed, "start", self.step),
             # Ranks hold consecutive parts of one batch.

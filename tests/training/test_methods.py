@@ -467,6 +467,8 @@ def test_the_radius_warms_up_and_follows_the_side() -> None:
     config = TrainConfig(norm="linf", eps_warmup=3)
     radii = [radius_at(config, 32, 32, epoch) for epoch in range(5)]
     assert radii == [0.25, 0.5, 0.75, 1.0, 1.0]
+    late = TrainConfig(norm="linf", clean_epochs=2, eps_warmup=1)
+    assert [radius_at(late, 32, 32, epoch) for epoch in range(5)] == [0, 0, 0.5, 1, 1]
     assert radius_at(TrainConfig(norm="linf"), 16, 32, 0) == 1.0
     assert radius_at(TrainConfig(norm="l2"), 16, 32, 0) == 0.5
     learner = _learner(_model(), eps_warmup=3)
@@ -478,6 +480,23 @@ def test_the_radius_warms_up_and_follows_the_side() -> None:
         x_adv, _ = learner.method.attack.perturb(learner.view, images, labels)
         far = (x_adv - images / 255).abs().max().item()
         assert far == pytest.approx(scale * EPS, rel=1e-3)
+
+
+@pytest.mark.parametrize("method", ["pgd_at", "free", "trades", "rs_fgsm"])
+def test_clean_epochs_are_standard_training(method: str) -> None:
+    images, labels = _batch()
+    weights = []
+    for choices in ({"method": method}, {"eps": 0}):
+        learner = _learner(_model(), **choices)
+        learner.begin_epoch(0)
+        train_step(
+            learner.model, images, labels, learner.optimizer, method=learner.epoch_method
+        )
+        weights.append(learner.model.state_dict())
+        assert learner.check_overfit(1) is None
+        learner.begin_epoch(1)
+        assert learner.epoch_method is learner.method
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 
 
 def test_the_watch_keeps_a_copy() -> None:
