@@ -18,6 +18,11 @@ from fastadv.analysis.config import (
     ShapeConfig,
     SimilarityConfig,
 )
+from fastadv.analysis.seeing_config import (
+    GradientsConfig,
+    InversionConfig,
+    VisualizationConfig,
+)
 from fastadv.cli import common
 from fastadv.flags import PrintJson
 from fastadv.text_tables import text_table
@@ -46,11 +51,35 @@ class SimilarityCommand(SimilarityConfig):  # noqa: D101, it shows the help of i
     json: PrintJson = False
 
 
+@dataclass(frozen=True, kw_only=True)
+class GradientsCommand(GradientsConfig):  # noqa: D101, it shows the help of its base
+    __doc__ = GradientsConfig.__doc__
+
+    json: PrintJson = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisualizationCommand(VisualizationConfig):  # noqa: D101, it shows the help of its base
+    __doc__ = VisualizationConfig.__doc__
+
+    json: PrintJson = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class InversionCommand(InversionConfig):  # noqa: D101, it shows the help of its base
+    __doc__ = InversionConfig.__doc__
+
+    json: PrintJson = False
+
+
 # Command -> its flags, and the function that analyses one source.
 _KINDS: dict[str, tuple[type[AnalysisConfig], str]] = {
     "influence": (InfluenceCommand, "fastadv.analysis.analyze_influence"),
     "shape": (ShapeCommand, "fastadv.analysis.analyze_shape"),
     "similarity": (SimilarityCommand, "fastadv.analysis.analyze_similarity"),
+    "gradients": (GradientsCommand, "fastadv.analysis.analyze_gradients"),
+    "visualization": (VisualizationCommand, "fastadv.analysis.analyze_visualization"),
+    "inversion": (InversionCommand, "fastadv.analysis.analyze_inversion"),
 }
 
 
@@ -69,7 +98,7 @@ def _act(command: Any, module: str) -> int:
             rows += analyze(command, source, table)
     lines = []
     for row in rows:
-        ends = None if row.low is None else f"[{row.low:.2f}, {row.high:.2f}]"
+        ends = None if row.low is None else f"[{row.low:.4g}, {row.high:.4g}]"
         lines.append(
             [row.source.name, row.setting_label, row.metric, row.value, ends, row.n]
         )

@@ -36,6 +36,8 @@ class ReportCommand:
     """HTML file to write; an existing one is replaced."""
     export: str | None = None
     """Folder for every figure as PNG and SVG and every table as CSV and LaTeX."""
+    gallery: str | None = None
+    """HTML file for a second page, of all pictures of what networks see."""
     title: str = "Transfer of robust and standard models"
     """Heading of the report."""
     compare: tuple[str, ...] = ()
@@ -90,6 +92,16 @@ def make_report(
         "commit": facts.get("commit"),
     }
     path = write_report(command.out, command.title, sections, about)
+    if command.gallery is not None:
+        from fastadv.reporting.seeing import gallery_sections
+
+        if not (pictures := gallery_sections(rows, table.arrays)):
+            raise DataError(
+                f"`gallery={command.gallery}`: {table.path} has no pictures; "
+                "fastadv-analyze gradients, visualization and inversion make them"
+            )
+        pictures[-1] = replace(pictures[-1], command=again)
+        write_report(command.gallery, "What networks see", pictures, about)
     if command.export is not None:
         export_sections(sections, Path(command.export).expanduser())
     return path, sections
@@ -127,6 +139,8 @@ def _body(argv: list[str]) -> None:
         for finding in section.findings:
             print(f"{section.title}: {finding}")
     print(f"report: {path.resolve()}")
+    if command.gallery is not None:
+        print(f"gallery: {Path(command.gallery).resolve()}")
     sys.stdout.flush()
 
 

@@ -23,6 +23,11 @@ from fastadv.results.analysis_settings import (
     ShapeSetting,
     SimilaritySetting,
 )
+from fastadv.results.seeing_settings import (
+    GradientSetting,
+    InversionSetting,
+    VisualizationSetting,
+)
 
 _MODE_LABELS = {
     "fixed_feature": "fixed features",
@@ -238,5 +243,8 @@ Setting = (
     | InfluenceSetting
     | ShapeSetting
     | SimilaritySetting
+    | GradientSetting
+    | VisualizationSetting
+    | InversionSetting
 )
 KINDS: dict[str, type[Setting]] = {kind.kind: kind for kind in get_args(Setting)}
