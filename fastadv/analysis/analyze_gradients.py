@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastadv.analysis.contract import Findings, Measured, measure_once
+from fastadv.analysis.contract import Analysis, Findings, Measured
 from fastadv.analysis.images import options_for
+from fastadv.analysis.portions import Portions, count_batches, numbered_batches
 from fastadv.analysis.seeing_config import GradientsConfig
 from fastadv.data import Batch, ImageSet, make_loader, open_dataset
 from fastadv.data.sets.subsets import at_most
@@ -21,33 +23,28 @@ from fastadv.models import NormalizedModel
 from fastadv.models.source import Source, open_source
 from fastadv.models.view import AttackView
 from fastadv.reporting.figures.pictures import pixel_gradients, visible_gradient
-from fastadv.results.row import Row
 from fastadv.results.seeing_settings import GradientSetting
-from fastadv.results.table import ResultsTable
-from fastadv.statistics import mean_interval
 
 log = logging.getLogger(__name__)
 
 PICTURES = 16  # Images whose gradient is kept to be looked at.
 
 
-def analyze_gradients(
-    config: GradientsConfig, name: str, table: ResultsTable
-) -> list[Row]:
-    """Compute input gradients of test images, and their alignment with the images.
+def prepare(config: GradientsConfig, name: str) -> Analysis:
+    """Prepare to compute input gradients, and their alignment with the images.
 
     Args:
         config: The choices.
         name: The source, one of `config.source`.
-        table: Results table of the rows.
 
     Returns:
-        Rows of the mean `alignment` |<x, g>| / |g| of Etmann et al. 2019, in units of the
-        normalised input, and of the mean `cosine` |<x, g>| / (|x| |g|), in [0, 1]; x is the
-        normalised image and g the gradient of the logit that is predicted. Arrays beside
-        them: `alignment` and `cosine` float64 [n], NaN where the gradient is zero or not
-        finite; and of the first images `images` and `gradients`, uint8 [m, C, H, W], whether
-        these are `finite`, and their `classes` in the data set.
+        The analysis. It has rows of the mean `alignment` |<x, g>| / |g| of Etmann et al.
+        2019, in units of the normalised input, and of the mean `cosine` |<x, g>| /
+        (|x| |g|), in [0, 1]; x is the normalised image and g the gradient of the logit
+        that is predicted. Arrays beside them: `alignment` and `cosine` float64 [n], NaN
+        where the gradient is zero or not finite; and of the first images `images` and
+        `gradients`, uint8 [m, C, H, W], whether these are `finite`, and their `classes`
+        in the data set.
 
     Raises:
         CheckpointError, DataError, ConfigError: The source or the images are unusable, or
@@ -60,30 +57,36 @@ def analyze_gradients(
     options = options_for(source, test, config)
     loss_of = "label" if _knows(source, test) else "prediction"
 
-    def compute() -> Findings:
+    def batches(first: int) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
         model = source.load().eval().to(options.device)
         view = AttackView(model)
-        found, indices = [], []
-        pictures: dict[str, np.ndarray] = {}
-        for batch in make_loader(images, **vars(options)):
-            if not pictures:
-                pictures = _pictures(model, view, batch, loss_of)
-            found.append(alignments(view, batch.images).cpu().numpy())
-            indices.append(batch.indices.cpu().numpy())
-        values = np.concatenate(found, 1)
-        good = np.isfinite(values).all(0)
-        _tell_bad(source, images, np.concatenate(indices)[~good], len(good))
-        numbers = []
-        for metric, each in zip(("alignment", "cosine"), values, strict=True):
-            mean, low, high = mean_interval(each[good].tolist())
-            numbers.append(Measured(metric, mean, low, high, int(good.sum())))
-        return Findings(
-            numbers, {"alignment": values[0], "cosine": values[1], **pictures}
-        )
+        for number, batch in numbered_batches(
+            make_loader(images, **vars(options)), first
+        ):
+            found = {
+                "values": alignments(view, batch.images).cpu().numpy(),
+                "rows": batch.indices.cpu().numpy(),
+            }
+            if not number:
+                found |= _pictures(model, view, batch, loss_of)
+            yield number, found
 
-    return measure_once(
-        table,
-        compute,
+    def compute(portions: Portions) -> Findings:
+        total = count_batches(images, options)
+        key = f"batches-of-{config.batch_size}"
+        found = list(portions.each(key, total, batches))
+        values = np.concatenate([each.pop("values") for each in found], 1)
+        rows = np.concatenate([each.pop("rows") for each in found])
+        good = np.isfinite(values).all(0)
+        _tell_bad(source, images, rows[~good], len(good))
+        numbers = [
+            Measured.mean_of(metric, each[good])
+            for metric, each in zip(("alignment", "cosine"), values, strict=True)
+        ]
+        arrays = {"alignment": values[0], "cosine": values[1], **found[0]}
+        return Findings(numbers, arrays)
+
+    return Analysis(
         source=source_record(source),
         target=target_record(images, side, config.name_with_options(images.name)),
         setting=GradientSetting(
@@ -91,6 +94,7 @@ def analyze_gradients(
             loss_of=loss_of,
             preparation=options.preparation,
         ),
+        compute=compute,
         seed=config.seed,
     )
 

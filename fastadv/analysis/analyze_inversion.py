@@ -16,8 +16,9 @@ from fastadv.analysis.ascent import (
     represent,
     view_of_layer,
 )
-from fastadv.analysis.contract import Findings, Measured, measure_once
+from fastadv.analysis.contract import Analysis, Findings, Measured
 from fastadv.analysis.images import a_few, options_for, pixels
+from fastadv.analysis.portions import Portions
 from fastadv.analysis.seeing_config import InversionConfig
 from fastadv.analysis.starts import noise_image
 from fastadv.data import open_dataset
@@ -25,32 +26,27 @@ from fastadv.errors import ConfigError
 from fastadv.evaluation.rows import source_record, target_record
 from fastadv.models.source import Source, open_source
 from fastadv.models.view import AttackView
-from fastadv.results.row import Row
 from fastadv.results.seeing_settings import InversionSetting
-from fastadv.results.table import ResultsTable
-from fastadv.statistics import mean_interval
 
 log = logging.getLogger(__name__)
 
 
-def analyze_inversion(
-    config: InversionConfig, name: str, table: ResultsTable
-) -> list[Row]:
-    """Move images until their representation is that of target images.
+def prepare(config: InversionConfig, name: str) -> Analysis:
+    """Prepare to move images until their representation is that of target images.
 
     Args:
         config: The choices.
         name: The source, one of `config.source`.
-        table: Results table of the rows.
 
     Returns:
-        Rows of the mean relative distance |r(x) - r| / |r| that was reached, `distance`
-        (with several blends, or one that is not 1, `distance:BLEND` for each); and where
-        1 is among them of `image_distance`, the distance to the target image divided by
-        that of the start, below 1 where what the network sees brings the image nearer.
-        Arrays beside them, of B blends and n targets: `images` uint8 [B, n, C, H, W];
-        `starts`, `targets` and `others` uint8 [n, C, H, W]; `before`, `after` (relative
-        distances) and `distance` (L2 to the start, pixel units), float32 [B, n].
+        The analysis. It has rows of the mean relative distance |r(x) - r| / |r| that was
+        reached, `distance` (with several blends, or one that is not 1, `distance:BLEND`
+        for each); and where 1 is among them of `image_distance`, the distance to the
+        target image divided by that of the start, below 1 where what the network sees
+        brings the image nearer. Arrays beside them, of B blends and n targets: `images`
+        uint8 [B, n, C, H, W]; `starts`, `targets` and `others` uint8 [n, C, H, W];
+        `before`, `after` (relative distances) and `distance` (L2 to the start, pixel
+        units), float32 [B, n].
 
     Raises:
         CheckpointError, DataError, ConfigError: The source or the images are unusable,
@@ -61,8 +57,12 @@ def analyze_inversion(
     side = config.resolution or source.resolution
     test = open_dataset(config.data, resolution=side, **config.options).test
     options = options_for(source, test, config)
-    model = source.load().eval().to(options.device)
-    view = view_of_layer(model, config.layer, side)
+
+    def make_view() -> AttackView:
+        model = source.load().eval().to(options.device)
+        return view_of_layer(model, config.layer, side)
+
+    make_view()  # A layer that does not exist is found before anything is computed.
     images = a_few(test, 2 * config.num_images, config.seed)
     count = len(images) // 2
     if not count:
@@ -75,16 +75,17 @@ def analyze_inversion(
             count,
             config.num_images,
         )
-    budget = config.budget(side, (model.mean.numel() * side**2) ** 0.5)
+    budget = config.budget(side, (3 * side**2) ** 0.5)
 
-    def compute() -> Findings:
+    def compute(portions: Portions) -> Findings:
         both = pixels(images, range(len(images)), options)
         targets, others = both[: len(both) // 2 * 2].chunk(2)
         starts = others.float() / 255
         if config.start == "noise":
-            shape = tuple(starts.shape[1:])
+            shape = 3, side, side
             drawn = [noise_image(shape, config.seed, i) for i in range(len(starts))]
             starts = torch.stack(drawn)
+        view = make_view()
         of_target, of_other = (
             _representations(view, each, config) for each in (targets, others)
         )
@@ -93,13 +94,9 @@ def analyze_inversion(
             for blend in config.blends
             for i in range(len(starts))
         ]
-        found = ascend_all(
-            view,
-            cells,
-            likeness_objective(config.layer),
-            Budget(**budget),
-            config.batch_size,
-        )
+        objective = likeness_objective(config.layer)
+        work = cells, objective, Budget(**budget), config.batch_size
+        found = ascend_all(portions, lambda: view, *work)
         arrays = {
             key: each.reshape(len(config.blends), len(starts), *each.shape[1:])
             for key, each in found.items()
@@ -114,9 +111,7 @@ def analyze_inversion(
         }
         return Findings(_numbers(arrays, config, source), arrays)
 
-    return measure_once(
-        table,
-        compute,
+    return Analysis(
         source=source_record(source),
         target=target_record(images, side, config.name_with_options(images.name)),
         setting=InversionSetting(
@@ -127,6 +122,7 @@ def analyze_inversion(
             preparation=options.preparation,
             **budget,
         ),
+        compute=compute,
         seed=config.seed,
     )
 
@@ -139,7 +135,7 @@ def _representations(
     device = view.statistics(3)[0].device
     found = [
         represent(view, view.normalize(some.to(device)), config.layer).flatten(1)
-        for some in images.split(config.batch_size)
+        for some in torch.split(images, config.batch_size)
     ]
     return torch.cat(found).float().cpu()
 
@@ -172,10 +168,12 @@ def _numbers(
     numbers = []
     for blend, values, which in zip(config.blends, arrays["after"], good, strict=True):
         metric = "distance" if config.blends == (1.0,) else f"distance:{blend:g}"
-        numbers.append(_mean(metric, values[which]))
+        numbers.append(Measured.mean_of(metric, values[which]))
     if 1.0 in config.blends:
         at = config.blends.index(1.0)
-        numbers.append(_mean("image_distance", _nearer(arrays, at)[good[at]]))
+        numbers.append(
+            Measured.mean_of("image_distance", _nearer(arrays, at)[good[at]])
+        )
     return numbers
 
 
@@ -186,10 +184,4 @@ def _nearer(arrays: dict[str, np.ndarray], at: int) -> np.ndarray:
         np.sqrt(((each - target) ** 2).sum((1, 2, 3)))
         for each in (arrays["images"][at], arrays["starts"])
     )
-    return reached / np.maximum(start, 1e-12)
-
-
-def _mean(metric: str, values: np.ndarray) -> Measured:
-    mean, low, high = mean_interval(values.tolist())
-    ends = (low, high) if len(values) > 2 else (None, None)
-    return Measured(metric, mean, *ends, len(values))
+    return np.asarray(reached / np.maximum(start, 1e-12))

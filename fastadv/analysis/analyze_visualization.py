@@ -19,8 +19,9 @@ from fastadv.analysis.ascent import (
     unit_objective,
     view_of_layer,
 )
-from fastadv.analysis.contract import Findings, Measured, measure_once
+from fastadv.analysis.contract import Analysis, Findings, Measured
 from fastadv.analysis.images import a_few, options_for, pixels
+from fastadv.analysis.portions import Portions
 from fastadv.analysis.seeing_config import VisualizationConfig
 from fastadv.analysis.starts import GaussianImages, noise_image
 from fastadv.data import DatasetSplits, ImageSet, LoaderOptions, open_dataset
@@ -29,10 +30,8 @@ from fastadv.errors import ConfigError, DataError, unknown_name
 from fastadv.evaluation.rows import source_record, target_record
 from fastadv.evaluation.source import check_same_classes
 from fastadv.models.source import Source, open_source
-from fastadv.results.row import Row
+from fastadv.models.view import AttackView
 from fastadv.results.seeing_settings import VisualizationSetting
-from fastadv.results.table import ResultsTable
-from fastadv.statistics import mean_interval
 
 log = logging.getLogger(__name__)
 
@@ -41,22 +40,19 @@ _UNITS = 8  # Units that are maximised where none are chosen.
 _EPS_AT_224 = 40.0  # Radius of Santurkar et al. 2019 for ImageNet.
 
 
-def analyze_visualization(
-    config: VisualizationConfig, name: str, table: ResultsTable
-) -> list[Row]:
-    """Maximise units of a layer, or the log-probability of classes.
+def prepare(config: VisualizationConfig, name: str) -> Analysis:
+    """Prepare to maximise units of a layer, or the log-probability of classes.
 
     Args:
         config: The choices.
         name: The source, one of `config.source`.
-        table: Results table of the rows.
 
     Returns:
-        One row for each unit, `activation:UNIT`, or class, `log_probability:CLASS`: the
-        mean that was reached over the starting images. Arrays beside them, of U units and
-        S starting images: `images` uint8 [U, S, C, H, W]; `starts`, the same with U = 1
-        where all units start alike; `before`, `after` and `distance` (L2, pixel units),
-        float32 [U, S]; `names`.
+        The analysis. It has one row for each unit, `activation:UNIT`, or class,
+        `log_probability:CLASS`: the mean that was reached over the starting images.
+        Arrays beside them, of U units and S starting images: `images` uint8
+        [U, S, C, H, W]; `starts`, the same with U = 1 where all units start alike;
+        `before`, `after` and `distance` (L2, pixel units), float32 [U, S]; `names`.
 
     Raises:
         CheckpointError, DataError, ConfigError: The source or the images are unusable,
@@ -66,13 +62,18 @@ def analyze_visualization(
     side = config.resolution or source.resolution
     splits = open_dataset(config.data, resolution=side, **config.options)
     options = options_for(source, splits.test, config)
-    model = source.load().eval().to(options.device)
     layer = LOGITS if config.classes else config.layer
-    view = view_of_layer(model, layer, side)
+
+    def make_view() -> AttackView:
+        model = source.load().eval().to(options.device)
+        return view_of_layer(model, layer, side)
+
     if config.classes:
         units = _classes(config.classes, source, splits.test)
     else:
-        units = _units(config.units, source, layer, count_units(view, layer, side))
+        units = _units(
+            config.units, source, layer, count_units(make_view(), layer, side)
+        )
     photos = a_few(splits.test, config.num_images, config.seed)
     if config.start == "images" and len(photos) < config.num_images:
         log.warning(
@@ -80,7 +81,7 @@ def analyze_visualization(
         )
     budget = config.budget(side, _EPS_AT_224 * side / 224)
 
-    def compute() -> Findings:
+    def compute(portions: Portions) -> Findings:
         starts = _starts(config, source, splits, photos, options, units)
         objective = class_objective() if config.classes else unit_objective(layer)
         count = starts.shape[1]
@@ -89,7 +90,8 @@ def analyze_visualization(
             for i, unit in enumerate(units)
             for number in range(count)
         ]
-        found = ascend_all(view, cells, objective, Budget(**budget), config.batch_size)
+        work = cells, objective, Budget(**budget), config.batch_size
+        found = ascend_all(portions, make_view, *work)
         arrays = {
             key: each.reshape(len(units), count, *each.shape[1:])
             for key, each in found.items()
@@ -100,9 +102,7 @@ def analyze_visualization(
         more = {"names": np.array(names), "starts": _rounded(starts)}
         return Findings(numbers, arrays | more)
 
-    return measure_once(
-        table,
-        compute,
+    return Analysis(
         source=source_record(source),
         target=target_record(photos, side, config.name_with_options(photos.name)),
         setting=VisualizationSetting(
@@ -114,6 +114,7 @@ def analyze_visualization(
             preparation=options.preparation,
             **budget,
         ),
+        compute=compute,
         seed=config.seed,
     )
 
@@ -138,9 +139,7 @@ def _numbers(
         if len(good) < len(values):
             unknown.append(name)
         if len(good):
-            mean, low, high = mean_interval(good.tolist())
-            ends = (low, high) if len(good) > 2 else (None, None)
-            numbers.append(Measured(f"{what}:{name}", mean, *ends, len(good)))
+            numbers.append(Measured.mean_of(f"{what}:{name}", good))
     if not numbers:
         raise ConfigError(f"{source.name}: no activation is finite")
     if unknown:
@@ -150,7 +149,9 @@ def _numbers(
             ", ".join(unknown),
         )
     moved = arrays["distance"].any(1) | ~np.isfinite(after).any(1)
-    still = [name for name, any_moved in zip(names, moved, strict=True) if not any_moved]
+    still = [
+        name for name, any_moved in zip(names, moved, strict=True) if not any_moved
+    ]
     if still:
         log.warning(
             "%s: no starting image moved for %s: the gradient is zero there, as behind a "

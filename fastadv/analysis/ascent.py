@@ -7,7 +7,7 @@ steps of `fastadv.attacks.PGD`, as the library `robustness` does it (Engstrom et
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastadv.analysis.portions import Portions
 from fastadv.attacks import PGD
 from fastadv.attacks.objectives import Context, Objective, targeted
 from fastadv.errors import ConfigError, unknown_name
 from fastadv.models import NormalizedModel
 from fastadv.models.intermediate import EMBEDDING
 from fastadv.models.view import AttackView
-from fastadv.progress import Progress
 from fastadv.threat import ThreatModel
 
 LOGITS = "logits"
@@ -94,7 +94,8 @@ def ascend(
 
 
 def ascend_all(
-    view: AttackView,
+    portions: Portions,
+    make_view: Callable[[], AttackView],
     cells: Sequence[Cell],
     objective: Objective,
     budget: Budget,
@@ -103,7 +104,8 @@ def ascend_all(
     """Move any number of images, batch by batch; see `ascend`.
 
     Args:
-        view: View of the network.
+        portions: Where finished batches are kept.
+        make_view: Makes the view of the network; it is called if a batch is not known.
         cells: A function for each image, which returns the image [C, H, W] and what the
             objective reads as its label.
         objective: The objective.
@@ -114,26 +116,29 @@ def ascend_all(
         `images` uint8 [n, C, H, W], rounded, and `before`, `after`, `distance`, float32
         [n], in the order of the cells.
     """
-    device = view.statistics(3)[0].device
-    progress = Progress(len(cells), delay=2)
-    found: list[Ascended] = []
-    for first in range(0, len(cells), batch_size):
-        some = [cell() for cell in cells[first : first + batch_size]]
-        x, wanted = (torch.stack(each).to(device) for each in zip(*some, strict=True))
-        reached = ascend(view, x, wanted, objective, budget)
-        rounded = reached.images.mul(255).round().byte()
-        found.append(reached._replace(images=rounded))
-        progress.update(first + len(some), "images")
-    whole = [torch.cat(each).cpu().contiguous() for each in zip(*found, strict=True)]
-    return {
-        name: each.numpy() if name == "images" else each.float().numpy()
-        for name, each in zip(Ascended._fields, whole, strict=True)
-    }
+    total = -(-len(cells) // batch_size)
+
+    def batches(first: int) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+        view = make_view()
+        device = view.statistics(3)[0].device
+        for number in range(first, total):
+            some = [cell() for cell in cells[number * batch_size :][:batch_size]]
+            x, wanted = (
+                torch.stack(each).to(device) for each in zip(*some, strict=True)
+            )
+            reached = ascend(view, x, wanted, objective, budget)
+            values = {k: v.float().cpu() for k, v in reached._asdict().items()}
+            values["images"] = values["images"].mul(255).round().byte().contiguous()
+            yield number, {k: v.numpy() for k, v in values.items()}
+
+    found = list(portions.each(f"batches-of-{batch_size}", total, batches))
+    return {name: np.concatenate([each[name] for each in found]) for name in found[0]}
 
 
 def represent(view: AttackView, z: Tensor, layer: str) -> Tensor:
     """Return the activation of a layer, or the logits, for normalised images."""
-    return view(z) if layer == LOGITS else view.activations(z, (layer,))[layer]
+    found: Tensor = view(z) if layer == LOGITS else view.activations(z, (layer,))[layer]
+    return found
 
 
 # ---- objectives ----

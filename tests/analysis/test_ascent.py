@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from fastadv.analysis.ascent import (
     units_of,
     view_of_layer,
 )
+from fastadv.analysis.portions import Portions
 from fastadv.analysis.starts import GaussianImages, noise_image
 from fastadv.attacks.objectives import Objective
 from fastadv.errors import ConfigError
@@ -180,12 +182,17 @@ def test_an_invertible_network_gives_the_image_back() -> None:
 
 
 def test_results_do_not_depend_on_the_batch_size(
-    model: NormalizedModel, images: Tensor
+    model: NormalizedModel, images: Tensor, tmp_path: Path
 ) -> None:
     objective = unit_objective("layer2")
     view = AttackView(model)
     cells = [lambda i=i: (images[i], torch.tensor(i % 3)) for i in range(7)]
-    found = [ascend_all(view, cells, objective, BUDGET, size) for size in (1, 3, 7)]
+    found = [
+        ascend_all(
+            Portions(tmp_path), lambda: view, cells, objective, BUDGET, batch_size
+        )
+        for batch_size in (1, 3, 7)
+    ]
     for other in found[1:]:
         pixels = (each["images"].astype(int) for each in (found[0], other))
         assert abs(np.subtract(*pixels)).max() <= 1
