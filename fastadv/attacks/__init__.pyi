@@ -11,4 +11,5 @@ from fastadv.attacks.objectives import (
 )
 from fastadv.attacks.package import Budget as Budget, PackageAttack as PackageAttack
 from fastadv.attacks.pgd import PGD as PGD
+from fastadv.attacks.universal import UniversalAttack as UniversalAttack
 from fastadv.threat import ThreatModel as ThreatModel
