@@ -148,10 +148,8 @@ def _numbers(
             source.name,
             ", ".join(unknown),
         )
-    moved = arrays["distance"].any(1) | ~np.isfinite(after).any(1)
-    still = [
-        name for name, any_moved in zip(names, moved, strict=True) if not any_moved
-    ]
+    moved = (arrays["distance"] > 0) | ~np.isfinite(after)
+    still = [name for i, name in enumerate(names) if not moved[i].any()]
     if still:
         log.warning(
             "%s: no starting image moved for %s: the gradient is zero there, as behind a "

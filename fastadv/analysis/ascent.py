@@ -137,8 +137,10 @@ def ascend_all(
 
 def represent(view: AttackView, z: Tensor, layer: str) -> Tensor:
     """Return the activation of a layer, or the logits, for normalised images."""
-    found: Tensor = view(z) if layer == LOGITS else view.activations(z, (layer,))[layer]
-    return found
+    if layer != LOGITS:
+        return view.activations(z, (layer,))[layer]
+    logits: Tensor = view(z)
+    return logits
 
 
 # ---- objectives ----
@@ -166,7 +168,8 @@ def _likeness(outputs: Tensor, context: Context) -> Tensor:
     length = torch.linalg.vector_norm(wanted, dim=1)
     tiny = torch.finfo(wanted.dtype).tiny
     apart = outputs.float().flatten(1) - wanted
-    return -torch.linalg.vector_norm(apart, dim=1) / length.clamp_min(tiny)
+    distance: Tensor = torch.linalg.vector_norm(apart, dim=1) / length.clamp_min(tiny)
+    return -distance
 
 
 def unit_objective(layer: str) -> Objective:
