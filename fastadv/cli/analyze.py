@@ -15,6 +15,7 @@ from typing import Annotated, Any
 from fastadv.analysis.config import (
     AnalysisConfig,
     InfluenceConfig,
+    ManipulationConfig,
     ShapeConfig,
     SimilarityConfig,
 )
@@ -57,6 +58,11 @@ class InfluenceCommand(InfluenceConfig, RunConfig):  # noqa: D101, help of its b
 
 
 @dataclass(frozen=True, kw_only=True)
+class ManipulationCommand(ManipulationConfig, RunConfig):  # noqa: D101, help of its base
+    __doc__ = ManipulationConfig.__doc__
+
+
+@dataclass(frozen=True, kw_only=True)
 class ShapeCommand(ShapeConfig, RunConfig):  # noqa: D101, help of its base
     __doc__ = ShapeConfig.__doc__
 
@@ -84,6 +90,7 @@ class InversionCommand(InversionConfig, RunConfig):  # noqa: D101, help of its b
 # Command -> its flags, and the module that analyses one source.
 _KINDS: dict[str, tuple[type[AnalysisConfig], str]] = {
     "influence": (InfluenceCommand, "fastadv.analysis.analyze_influence"),
+    "manipulation": (ManipulationCommand, "fastadv.analysis.analyze_manipulation"),
     "shape": (ShapeCommand, "fastadv.analysis.analyze_shape"),
     "similarity": (SimilarityCommand, "fastadv.analysis.analyze_similarity"),
     "gradients": (GradientsCommand, "fastadv.analysis.analyze_gradients"),

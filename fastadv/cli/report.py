@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-import json
 import shlex
-import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -131,17 +129,13 @@ def _names(pairs: Sequence[str], ours: Collection[str]) -> dict[str, str]:
 def _body(argv: list[str]) -> None:
     command = common.parse(ReportCommand, argv, PROG)
     path, sections = make_report(command, [PROG, *argv])
-    if command.json:
-        found = {s.title: list(s.findings) for s in sections if s.findings}
-        print(json.dumps({"report": str(path), "findings": found}))
-        return
-    for section in sections:
-        for finding in section.findings:
-            print(f"{section.title}: {finding}")
-    print(f"report: {path.resolve()}")
+    found = {s.title: list(s.findings) for s in sections if s.findings}
+    lines = [f"{s.title}: {finding}" for s in sections for finding in s.findings]
+    pages = {"report": str(path.resolve())}
     if command.gallery is not None:
-        print(f"gallery: {Path(command.gallery).resolve()}")
-    sys.stdout.flush()
+        pages["gallery"] = str(Path(command.gallery).resolve())
+    text = "\n".join([*lines, *(f"{name}: {page}" for name, page in pages.items())])
+    common.show(command, pages | {"report": str(path), "findings": found}, text)
 
 
 main = functools.partial(common.run, PROG, _body)
