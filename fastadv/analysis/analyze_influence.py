@@ -14,7 +14,7 @@ from fastadv.analysis.images import options_for, pixels
 from fastadv.analysis.influence import Array, LastLayer, influence
 from fastadv.analysis.portions import Portions, numbered_batches
 from fastadv.data import ImageSet, Loader, LoaderOptions, open_dataset
-from fastadv.data.sets.subsets import at_most
+from fastadv.data.sets.subsets import Subset, at_most
 from fastadv.errors import CheckpointError, ConfigError
 from fastadv.evaluation.rows import source_record, target_record
 from fastadv.evaluation.source import check_same_classes
