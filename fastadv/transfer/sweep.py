@@ -125,7 +125,7 @@ def plan_sweep(
     """
     opened = _Opened()
     checked: list[tuple[TransferConfig, Source, set[str]]] = []
-    finished = table.identities() if table.path.exists() else set()
+    finished = table.finished() if table.path.exists() else set()
     tasks: list[TransferTask] = []
     seen: dict[str, TransferConfig] = {}
     rows = done = size = 0
@@ -220,8 +220,8 @@ def _warn_of_other_descriptions(
     names = ("source", "source_norm", "source_eps", "source_accuracy", "source_kind")
     columns = ("source.name", "source.norm", "source.eps", "source.accuracy")
     rows = {
-        row["identity"]: row
-        for row in table.columns("identity", *columns, "source.kind")
+        row["experiment"]: row
+        for row in table.columns("experiment", *columns, "source.kind")
     }
     differing: Counter[str] = Counter()
     for config, source, identities in checked:

@@ -282,9 +282,10 @@ def test_ties_and_few_data_sets_are_said() -> None:
 def test_plans_take_the_spread_that_a_table_shows() -> None:
     rows = typed(grid(dict.fromkeys(SETS, 1.0), seeds=6, runs=2))
     design = planned_design(rows, seeds=10, runs=3, sets=12, radii=5)
-    assert design.measured == ("sd_seeds", "sd_runs", "sd_sets")
-    # Differences of means over two runs of noise with SD 0.2 each.
-    assert design.sd_seeds == pytest.approx(0.2, rel=0.25)
+    assert design.measured == ("sd_seeds", "sd_runs", "sd_both", "sd_sets")
+    # Every pair of run and seed has noise with SD 0.2, two runs differ by that of both.
+    assert design.sd_both == pytest.approx(0.2, rel=0.25)
+    assert design.sd_seeds == pytest.approx(0.2 * 2**0.5, rel=0.25)
     nothing = planned_design([], seeds=10, runs=1, sets=12)
     assert nothing.measured == ()
     study = Study(make_cells(rows), {})

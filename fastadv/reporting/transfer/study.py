@@ -31,11 +31,13 @@ class Study:
         cells: Cells from `make_cells`.
         names: Published name of a data set by ours, where they differ.
         pairing: Estimates differences; None knows no verdicts on test images.
+        evaluations: Rows of kind "evaluation": what sources reach on their own data.
     """
 
     cells: Sequence[Cell]
     names: Mapping[str, str]
     pairing: Pairing | None = None
+    evaluations: Sequence[Row] = ()
 
     @cached_property
     def labels(self) -> dict[Condition, str]:
