@@ -24,7 +24,15 @@ from fastadv.statistics.crossed import Array, crossed_difference
 from fastadv.statistics.power import Design
 
 SETS, RADII = 12, 5
-DESIGNS = ((3, 1), (3, 3), (5, 1), (5, 2), (5, 3), (10, 1), (10, 3))  # seeds, source runs
+DESIGNS = (
+    (3, 1),
+    (3, 3),
+    (5, 1),
+    (5, 2),
+    (5, 3),
+    (10, 1),
+    (10, 3),
+)  # seeds, source runs
 # Sizes of the effects of source runs and of seeds, where that of both together is 1.
 EFFECTS = ((0, 0), (0.5, 0), (1, 0), (0, 0.5), (0, 1), (0.5, 0.5), (1, 1), (2, 2))
 

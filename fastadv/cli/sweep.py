@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,7 @@ from tyro.conf import Positional, arg
 from fastadv.cli import common
 from fastadv.errors import ConfigError, FastadvError, in_flags
 from fastadv.machine import usable_cores
-from fastadv.ranges import AT_LEAST_0, Checked
-from fastadv.runs.executors import EngineName
+from fastadv.runs.engine_config import EngineConfig
 
 if TYPE_CHECKING:
     from fastadv.transfer.sweep import SweepPlan
@@ -24,7 +22,7 @@ PROG = "fastadv-transfer sweep"
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepCommand(Checked):
+class SweepCommand(EngineConfig):
     """Run every experiment of a recipe and append the results to one table.
 
     After an interruption, the same command goes on: finished rows are never computed
@@ -37,19 +35,9 @@ class SweepCommand(Checked):
     fastadv-transfer. A list is an axis of the sweep."""
     tier: str | None = None
     """Tier of the recipe to run; its header lists them. Default: the first."""
-    engine: EngineName = "serial"
-    """Where tasks run: in this process (serial), in local processes, or on Ray."""
-    workers: int | None = None
+    workers: Annotated[int | None, arg(aliases=["--jobs"])] = None
     """Number of tasks at once with processes and ray. Default: as many as there is room
     for."""
-    address: str | None = None
-    """Address of an existing Ray cluster: auto or host:port. Default: start a local one."""
-    cpus_per_task: float = 1.0
-    """Number of cores that a Ray task reserves."""
-    gpus_per_task: float = 0.0
-    """Number of GPUs that a Ray task reserves; tasks with a fraction share one."""
-    retries: Annotated[int, AT_LEAST_0] = 2
-    """Number of times that a task is started again after its process died."""
     results: str | None = None
     """Results table. Default: that of the recipe, else ./results."""
     skip_missing: bool = False
@@ -62,11 +50,6 @@ class SweepCommand(Checked):
     """Print the tasks that are left without running them."""
     json: bool = False
     """Print the summary as JSON."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.engine != "ray" and self.address is not None:
-            raise ConfigError(f"`address={self.address}` needs `engine=ray`")
 
 
 def body(argv: list[str]) -> None:
@@ -112,22 +95,16 @@ def body(argv: list[str]) -> None:
             plan.tasks, executor, table, done=plan.done, retries=command.retries
         )
     given_up = sum(len(failure.task.identities) for failure in failures)
-    if command.json:
-        summary = {
-            "results": str(table.path),
-            "rows": plan.rows,
-            "before": plan.done,
-            "failed": [
-                {"task": str(f.task), "reason": in_flags(str(f.error))}
-                for f in failures
-            ],
-        }
-        print(json.dumps(summary))
-    else:
-        print(
-            f"{plan.rows - given_up} of {plan.rows} rows are in {table.path} "
-            f"({plan.done} were before)"
-        )
+    summary = {
+        "results": str(table.path),
+        "rows": plan.rows,
+        "before": plan.done,
+        "failed": [
+            {"task": str(f.task), "reason": in_flags(str(f.error))} for f in failures
+        ],
+    }
+    text = f"{plan.rows - given_up} of {plan.rows} rows are in {table.path} "
+    common.show(command, summary, f"{text}({plan.done} were before)")
     if failures:
         listed = "\n  ".join(f"{each.task}: {each.error}" for each in failures)
         raise FastadvError(f"{given_up} row(s) could not be computed:\n  {listed}")
@@ -139,10 +116,7 @@ def _print_cost(plan: SweepPlan, command: SweepCommand) -> None:
 
     usual = usable_cores() if command.engine == "processes" else 1
     cost = sweep_cost(plan, command.workers or usual)
-    if command.json:
-        print(json.dumps(cost.to_dict()))
-    else:
-        print(in_flags(cost.text()))
+    common.show(command, cost.to_dict(), in_flags(cost.text()))
 
 
 def _announce(plan: SweepPlan, command: SweepCommand) -> None:
@@ -151,11 +125,8 @@ def _announce(plan: SweepPlan, command: SweepCommand) -> None:
     line = f"{plan.rows} rows, {plan.done} done, {len(plan.tasks)} task(s) left"
     if plan.tasks:
         line += f", about {plan.bytes_left / 1e6:.3g} MB to be written"
-    if not command.dry_run:
-        print(line, file=sys.stderr, flush=True)
-    elif command.json:
-        print(json.dumps([str(task) for task in plan.tasks]))
+    if command.dry_run:
+        tasks = [str(task) for task in plan.tasks]
+        common.show(command, tasks, "\n".join([*tasks, line]))
     else:
-        for task in plan.tasks:
-            print(task)
-        print(line)
+        print(line, file=sys.stderr, flush=True)

@@ -83,7 +83,10 @@ def _say_what_is_missing(row: Row, table: ResultsTable) -> None:
     from fastadv.reporting.transfer.study_attack import own_command, own_decline
 
     known = table.rows(kind="evaluation", **{"source.digest": row.source.digest})
-    if row.attack is not None and own_decline(known, row.source.digest, row.attack) is None:
+    if (
+        row.attack is not None
+        and own_decline(known, row.source.digest, row.attack) is None
+    ):
         print(
             "the comparison lacks the source on its own data: "
             f"{own_command(row, str(table.path))}",

@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 
 from fastadv.reporting.figures.bars import Bar, grouped_bars
 from fastadv.reporting.figures.palette import source_colors
-from fastadv.reporting.page.html import Section, Table
 from fastadv.reporting.literature import Judged, judged_accuracy
+from fastadv.reporting.page.html import Section, Table
 from fastadv.reporting.threats import source_threat, threat, training_label
 from fastadv.results.row import AttackRecord, Row
 from fastadv.results.settings import TransferSetting
@@ -137,9 +137,7 @@ def _figure(found: Evaluated) -> tuple[Figure, str]:
     return figure, f"Accuracy on {row.setting_label}."
 
 
-def _published(
-    found: Mapping[str, Evaluated], names: Mapping[str, str]
-) -> list[Table]:
+def _published(found: Mapping[str, Evaluated], names: Mapping[str, str]) -> list[Table]:
     """Make the table of published accuracies beside ours; none where there are none."""
     lines: list[list[object]] = []
     for of_images in found.values():
@@ -148,11 +146,10 @@ def _published(
                 if (record := _judged(row)) is None:
                     continue
                 of = CLEAN if attack is None else str(attack)
-                differs = _differences(row, record, names)
-                lines.append(
-                    [name, of, _accuracy(row), f"{record.value:.2f}%", record.by]
-                    + ["; ".join(differs) or "nothing that is known"]
-                )
+                differs = "; ".join(_differences(row, record, names))
+                value = f"{record.value:.2f}%"
+                line = [name, of, _accuracy(row), value, record.by]
+                lines.append([*line, differs or "nothing that is known"])
     columns = ["source", "accuracy", "ours", "published", "by", "what differs"]
     caption = (
         "Published accuracies of the same networks, percent. Salman et al. state that of all "

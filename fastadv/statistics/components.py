@@ -50,7 +50,9 @@ def sum_of_components(
         The variance and Satterthwaite's degrees of freedom, in the shape of the mean
         squares. Both are 0 where nothing varies.
     """
-    value = {key: _sum(np.asarray(p, float) for p, _ in squares[key]) for key in squares}
+    value = {
+        key: _sum(np.asarray(p, float) for p, _ in squares[key]) for key in squares
+    }
     dof = {key: _satterthwaite(squares[key]) for key in squares}
     components: dict[Factors, dict[Factors, Array]] = {}
     for kept in sorted(squares, key=len, reverse=True):
@@ -107,7 +109,9 @@ def _added(terms: Sequence[Mapping[Factors, Array]]) -> dict[Factors, Array]:
 def _satterthwaite(parts: Sequence[tuple[Any, Any]]) -> Array:
     """Return the degrees of freedom of a sum of mean squares; 0 where all are 0."""
     total = _sum(np.asarray(part, float) for part, _ in parts)
-    spread = _sum(_ratio(np.square(part), np.asarray(dof, float)) for part, dof in parts)
+    spread = _sum(
+        _ratio(np.square(part), np.asarray(dof, float)) for part, dof in parts
+    )
     return _ratio(total**2, spread)
 
 

@@ -18,8 +18,26 @@ def test_zhang2023_says_how_to_measure_the_source_on_its_own_data(
     model = create_model("resnet8_cifar", 2, seed=0)
     save_model(model, source, metadata={"resolution": 16})
     words = ["--source", source, "--dataset", data, "--results", tmp_path / "r"]
-    words += "--mode last_k_blocks --k 0 --protocol zhang2023 --norm linf".split()
-    words += "--robust-eps 8/255 --robust-steps 2 --epochs 1 --batch-size 8".split()
+    words += [
+        "--mode",
+        "last_k_blocks",
+        "--k",
+        "0",
+        "--protocol",
+        "zhang2023",
+        "--norm",
+        "linf",
+    ]
+    words += [
+        "--robust-eps",
+        "8/255",
+        "--robust-steps",
+        "2",
+        "--epochs",
+        "1",
+        "--batch-size",
+        "8",
+    ]
     words += ["--resolution", "16"]
     said = call("transfer", *words)
     assert said.code == 0

@@ -329,7 +329,9 @@ def test_dali_declines_filters_that_are_not_pillows(
     taken = loader(plain.test, "dali", resolution=16, train=False, preparation=how)
     assert taken.backend == "torchvision"
     assert f"its {interpolation} filter is not that of Pillow" in caplog.text
-    theirs = loader(plain.test, "torchvision", resolution=16, train=False, preparation=how)
+    theirs = loader(
+        plain.test, "torchvision", resolution=16, train=False, preparation=how
+    )
     for ours, other in zip(taken, theirs, strict=True):
         assert torch.equal(ours.images, other.images)
 

@@ -73,7 +73,7 @@ def test_comparisons_choose_on_validation_and_test_by_seed() -> None:
     assert found.p == pytest.approx(theirs.pvalue)
     interval = theirs.confidence_interval(0.95)
     assert found.interval()[1:] == pytest.approx((interval.low, interval.high))
-    [corrected] = Study(make_cells(typed(rows)), {}).comparisons["best"]
+    [corrected] = Study(make_cells(typed(rows)), {}).tests.groups["best"]
     # The better of two radii is tested, so both count.
     assert corrected.primary
     assert corrected.adjusted == pytest.approx(2 * theirs.pvalue)

@@ -197,7 +197,9 @@ def test_intervals_cover_and_power_is_as_forecast(
     repeats = 1200
     spread = simulate.Spread()
     few = runs > 1 and seeds == 3
-    covers(simulate.coverage(seeds, runs, spread, repeats), repeats, 0.98 if few else 0.97)
+    covers(
+        simulate.coverage(seeds, runs, spread, repeats), repeats, 0.98 if few else 0.97
+    )
     design = simulate.Design(seeds=seeds, runs=runs, sets=simulate.SETS)
     least = design.detectable()
     assert abs(simulate.power(design, least, repeats) - 0.8) < 0.05
@@ -207,7 +209,8 @@ def test_intervals_cover_and_power_is_as_forecast(
 
 
 @pytest.mark.parametrize(
-    ("seeds", "runs", "most"), [(3, 3, 0.98), (5, 2, 0.98), (5, 3, 0.975), (10, 5, 0.97)]
+    ("seeds", "runs", "most"),
+    [(3, 3, 0.98), (5, 2, 0.98), (5, 3, 0.975), (10, 5, 0.97)],
 )
 def test_intervals_are_not_too_wide_where_nothing_has_an_effect(
     simulate: ModuleType, seeds: int, runs: int, most: float

@@ -84,9 +84,17 @@ TRAINING: dict[str, dict[str, Any]] = {
     # CIFAR10/train_fgsm.py of locuslab/fast_adversarial.
     "rs_fgsm": CIFAR
     | SINGLE
-    | {"method": "rs_fgsm", "step_size": 10 / 255, "epochs": 15, "lr": 0.2, "peak": 0.5},
+    | {
+        "method": "rs_fgsm",
+        "step_size": 10 / 255,
+        "epochs": 15,
+        "lr": 0.2,
+        "peak": 0.5,
+    },
     # train.py of pdejorge/N-FGSM.
-    "n_fgsm": CIFAR | SINGLE | {"method": "n_fgsm", "noise": 2.0, "lr": 0.2, "peak": 0.5},
+    "n_fgsm": CIFAR
+    | SINGLE
+    | {"method": "n_fgsm", "noise": 2.0, "lr": 0.2, "peak": 0.5},
     # The command for CIFAR-10 in the README of tml-epfl/understanding-fast-adv-training.
     "gradalign": CIFAR
     | SINGLE
@@ -179,14 +187,19 @@ def test_colours_of_imagenet_are_those_of_the_robustness_package() -> None:
 
 
 def _tiers(name: str) -> list[str | None]:
-    return list(yaml.safe_load((RECIPES / f"{name}.yaml").read_text()).get("tiers", [None]))
+    return list(
+        yaml.safe_load((RECIPES / f"{name}.yaml").read_text()).get("tiers", [None])
+    )
 
 
 def _experiments(name: str, *tiers: str) -> Iterator[tuple[TransferConfig, Procedure]]:
     for tier in tiers or _tiers(name):
         for config in read_recipe(RECIPES / f"{name}.yaml", tier):
             images = config.num_train or IMAGES.get(config.dataset, 60_000)
-            yield config, make_procedure(config, config.dataset, images, config.side(224))
+            yield (
+                config,
+                make_procedure(config, config.dataset, images, config.side(224)),
+            )
 
 
 def test_settings_of_salman2020() -> None:
@@ -196,7 +209,11 @@ def test_settings_of_salman2020() -> None:
         assert found.weight_decay == 5e-4
         rates = [found.rate(1.0, e) for e in (0, 49.9, 50, 99.9, 100, 149.9)]
         assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
-        assert (found.select_on, found.augment, config.side(224)) == ("test", "rrc", 224)
+        assert (found.select_on, found.augment, config.side(224)) == (
+            "test",
+            "rrc",
+            224,
+        )
         assert (config.seeds, config.robust_eps, config.method) == (
             (0, 1, 2), None, "standard",
         )  # fmt: skip

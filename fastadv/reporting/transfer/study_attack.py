@@ -11,6 +11,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from fastadv.groups import grouped
 from fastadv.reporting.figures.lines import Cloud
 from fastadv.reporting.page.html import Section, Table
 from fastadv.reporting.transfer.cells import (
@@ -26,14 +27,13 @@ from fastadv.reporting.transfer.study import (
     line_name,
     make_table,
 )
-from fastadv.results.row import AttackRecord
+from fastadv.results.row import AttackRecord, Row
 from fastadv.statistics import mean_interval
 from fastadv.statistics.crossed import LEAST_SEEDS
 
 # Columns of the comparison of Zhang et al., by the mode that they are measured in.
-_OWN = "source on its own data"
 _MODELS = {
-    "own": _OWN,
+    "own": "source on its own data",
     "fixed_feature": "source with a new head",
     "last_k_blocks": "fine-tuned in part",
     "full_network": "fine-tuned",
@@ -223,13 +223,10 @@ def _models(
         their own data, if there are any.
     """
     plain = [fall for fall in falls if fall.plain and fall.decline is not None]
-    scratch: dict[Hashable, list[float]] = {}
+    scratch = grouped((fall for fall in plain if fall.scratch), _target)
     lines: dict[Hashable, dict[str, object]] = {}
     values: dict[Hashable, dict[str, list[float]]] = {}
     absent: dict[str, str] = {}
-    for fall in plain:
-        if fall.scratch:
-            scratch.setdefault(_target(fall), []).append(_mean(fall))
     for fall in plain:
         condition, cell = fall.cell.condition, fall.cell
         if fall.scratch:
@@ -242,7 +239,8 @@ def _models(
             "n": cell.n,
             "attack": str(fall.attack),
         }
-        of_line = values.setdefault(key, {"scratch": scratch.get(_target(fall), [])})
+        base = [_mean(other) for other in scratch.get(_target(fall), ())]
+        of_line = values.setdefault(key, {"scratch": base})
         of_line.setdefault(condition.mode, []).append(_mean(fall))
         own = own_decline(evaluations, cell.first.source.digest, fall.attack)
         of_line["own"] = [] if own is None else [own]
@@ -307,12 +305,7 @@ def _compared(
     sides: dict[str, list[Fall]], place: Callable[[Fall], Hashable]
 ) -> str | None:
     """Say how far accuracy falls on two sides, over the places that both have."""
-    groups: list[dict[Hashable, list[Fall]]] = []
-    for falls in sides.values():
-        of_side: dict[Hashable, list[Fall]] = {}
-        for fall in falls:
-            of_side.setdefault(place(fall), []).append(fall)
-        groups.append(of_side)
+    groups = [grouped(falls, place) for falls in sides.values()]
     shared = [key for key in groups[0] if key in groups[1]]
     if not shared:
         return None
