@@ -315,14 +315,8 @@ def statistics_designs() -> str:
             str(r["seeds"]),
             str(r["runs"]),
             *(
-                f"{100 * r[key]:.1f} %"
-                for key in (
-                    "coverage",
-                    "coverage_images",
-                    "coverage_no_effects",
-                    "coverage_lowest",
-                    "coverage_highest",
-                )
+                f"{100 * r[f'coverage{kind}']:.1f} %"
+                for kind in ("", "_images", "_no_effects", "_lowest", "_highest")
             ),
             f"{r['detectable']:.2f}",
             f"{100 * r['power']:.1f} %",

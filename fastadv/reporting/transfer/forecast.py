@@ -81,7 +81,7 @@ def _interaction(values: NDArray[np.float64]) -> float:
     """Return the variance of what pairs of run and seed draw, of values [runs, seeds]."""
     runs, seeds = values.shape
     rest = values - values.mean(0) - values.mean(1, keepdims=True) + values.mean()
-    return float((rest**2).sum()) / ((runs - 1) * (seeds - 1))
+    return float((rest**2).sum() / ((runs - 1) * (seeds - 1)))
 
 
 def _runs(each: Comparison) -> int:
