@@ -11,6 +11,11 @@ from fastadv.reporting.evaluation import evaluation_sections
 from fastadv.reporting.influence import influence_sections
 from fastadv.reporting.manipulation import manipulation_sections
 from fastadv.reporting.page.html import Section
+from fastadv.reporting.seeing import (
+    gradient_sections,
+    inversion_sections,
+    visualization_sections,
+)
 from fastadv.reporting.shape import shape_sections
 from fastadv.reporting.similarity import similarity_sections
 from fastadv.reporting.transfer.sections import transfer_sections
@@ -28,6 +33,9 @@ SECTIONS: dict[
     "shape": shape_sections,
     "manipulation": manipulation_sections,
     "similarity": similarity_sections,
+    "gradients": gradient_sections,
+    "visualization": visualization_sections,
+    "inversion": inversion_sections,
 }
 
 # Kinds whose rows the sections of a kind read besides its own.

@@ -24,6 +24,11 @@ from fastadv.results.analysis_settings import (
     ShapeSetting,
     SimilaritySetting,
 )
+from fastadv.results.seeing_settings import (
+    GradientSetting,
+    InversionSetting,
+    VisualizationSetting,
+)
 
 _MODE_LABELS = {
     "fixed_feature": "fixed features",
@@ -239,5 +244,8 @@ Setting = (
     | ManipulationSetting
     | ShapeSetting
     | SimilaritySetting
+    | GradientSetting
+    | VisualizationSetting
+    | InversionSetting
 )
 KINDS: dict[str, type[Setting]] = {kind.kind: kind for kind in get_args(Setting)}
