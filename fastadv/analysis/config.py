@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from tyro.conf import arg
 
 from fastadv.data.config import ImagesConfig
 from fastadv.device import DeviceConfig
+from fastadv.errors import ConfigError
+from fastadv.flags import NormName, Pixels
 from fastadv.ranges import ABOVE_0, AT_LEAST_1, Range
 
 
@@ -32,6 +34,11 @@ class AnalysisConfig(ImagesConfig, DeviceConfig):
     results: str = "results"
     """Results table: a directory of Parquet files to which rows are added, with arrays
     beside them. What it already holds is not computed again."""
+
+    @property
+    def subjects(self) -> tuple[Any, ...]:
+        """What is analysed, each by itself: the names of the sources."""
+        return self.source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,3 +111,115 @@ class ShapeConfig(AnalysisConfig):
     categories: str | None = None
     """JSON file with the class names of each category. Default: categories16.json in the
     folder or archive."""
+
+
+Role = Literal["source", "fine_tuned", "scratch"]
+
+
+class Network(NamedTuple):
+    """A network of an analysis of vulnerability, by its name and its role."""
+
+    name: str
+    role: Role
+
+
+class Crafted(NamedTuple):
+    """Two networks: a universal perturbation of the first is shown to the second."""
+
+    on: Network
+    shown_to: Network
+
+
+@dataclass(frozen=True, kw_only=True)
+class VulnerabilityConfig(AnalysisConfig):
+    """Compare the vulnerability of a source, of networks tuned from it, and from scratch.
+
+    For each network: accuracy on clean and on attacked images of the target, its relative
+    decline, distances to the decision boundary, and how steep the boundary is along the
+    direction of the attack (Zhang et al. 2023). For each pair: how often a universal
+    perturbation that was crafted on one changes the decisions of the other. A source that
+    does not know the classes of the target is judged by its own decisions.
+    """
+
+    source: Annotated[tuple[str, ...], arg(aliases=["--checkpoint", "--model-path"])]
+    """The pretrained networks: run directories, checkpoint files, kept networks of a
+    results table, or names. `fastadv-models show SOURCE` describes one."""
+    fine_tuned: tuple[str, ...] = ()
+    """Networks that were fine-tuned from a source on the data, named likewise; for example
+    row:IDENTITY, the network that a transfer has kept."""
+    scratch: tuple[str, ...] = ()
+    """Networks that were trained on the data from random weights, named likewise."""
+    norm: NormName = "linf"
+    """Norm of all perturbations."""
+    eps: Pixels | None = None
+    """Radius of the attack in [0, 1] pixel units. Default: 1/255 for linf; l2 needs one."""
+    num_steps: Annotated[int, AT_LEAST_1] = 10
+    """Number of steps of the attack, PGD with a random start."""
+    step_size: Pixels | None = None
+    """Length of a step in [0, 1] pixel units. Default: 1.5 eps / num_steps."""
+    distance: Literal["deepfool", "fmn", "ddn"] = "deepfool"
+    """Attack that searches for the shortest perturbation of each image; ddn is for l2."""
+    distance_steps: Annotated[int | None, AT_LEAST_1] = None
+    """Largest number of its steps. Default: 50 for deepfool, 100 for the others."""
+    num_images: Annotated[int | None, AT_LEAST_1] = 1000
+    """Number of test images, a stratified, seeded subset; none means all. Fewer are used
+    where the data set has fewer."""
+    universal: Literal["all", "source", "none"] = "all"
+    """Networks that universal perturbations are crafted on; each is shown to all."""
+    universal_eps: Pixels | None = None
+    """Radius of universal perturbations in [0, 1] pixel units. Default: 10/255 for linf; l2
+    needs one."""
+    universal_images: Annotated[int | None, AT_LEAST_1] = 2000
+    """Number of training images that a universal perturbation is crafted on, a stratified,
+    seeded subset; none means all."""
+    universal_epochs: Annotated[int, AT_LEAST_1] = 5
+    """Number of passes over these images."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        names = [network.name for network in self.networks]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ConfigError(
+                f"{', '.join(sorted(twice))} is given more than once in `source`, "
+                "`fine_tuned` and `scratch`; a network has one role"
+            )
+        if self.distance == "ddn" and self.norm != "l2":
+            raise ConfigError(
+                f"`distance=ddn` minimises l2, the norm is {self.norm}; use "
+                "`distance=fmn`, or `norm=l2`"
+            )
+        needed = {"eps": self.eps}
+        if self.universal != "none":
+            needed["universal_eps"] = self.universal_eps
+        for name, given in needed.items():
+            if given is None and self.norm == "l2":
+                raise ConfigError(f"`norm=l2` needs `{name}`, e.g. 0.5")
+            if given == 0:
+                raise ConfigError(f"`{name}=0` leaves no room for a perturbation")
+
+    @property
+    def networks(self) -> tuple[Network, ...]:
+        """All networks with their roles."""
+        roles: dict[Role, tuple[str, ...]] = {
+            "source": self.source,
+            "fine_tuned": self.fine_tuned,
+            "scratch": self.scratch,
+        }
+        return tuple(Network(name, role) for role in roles for name in roles[role])
+
+    @property
+    def subjects(self) -> tuple[Network | Crafted, ...]:
+        """The networks, and the pairs that universal perturbations are tried on."""
+        networks = self.networks
+        crafted = {
+            "all": networks,
+            "source": networks[: len(self.source)],
+            "none": (),
+        }[self.universal]
+        pairs = (
+            # First to itself: that row keeps the perturbation, which the others read.
+            Crafted(on, to)
+            for on in crafted
+            for to in (on, *(other for other in networks if other != on))
+        )
+        return (*networks, *pairs)

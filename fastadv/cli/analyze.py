@@ -17,13 +17,14 @@ from fastadv.analysis.config import (
     InfluenceConfig,
     ShapeConfig,
     SimilarityConfig,
+    VulnerabilityConfig,
 )
 from fastadv.cli import common
 from fastadv.errors import ConfigError
 from fastadv.flags import PrintJson
 from fastadv.ranges import AT_LEAST_1
 from fastadv.runs.engine_config import EngineConfig
-from fastadv.text_tables import text_table
+from fastadv.text_tables import format_cell, text_table
 
 PROG = "fastadv-analyze"
 
@@ -61,11 +62,20 @@ class SimilarityCommand(SimilarityConfig, RunConfig):  # noqa: D101, help of its
     __doc__ = SimilarityConfig.__doc__
 
 
+@dataclass(frozen=True, kw_only=True)
+class VulnerabilityCommand(VulnerabilityConfig, RunConfig):  # noqa: D101, help of its base
+    __doc__ = VulnerabilityConfig.__doc__
+
+
 # Command -> its flags, and the module that analyses one source.
 _KINDS: dict[str, tuple[type[AnalysisConfig], str]] = {
     "influence": (InfluenceCommand, "fastadv.analysis.analyze_influence"),
     "shape": (ShapeCommand, "fastadv.analysis.analyze_shape"),
     "similarity": (SimilarityCommand, "fastadv.analysis.analyze_similarity"),
+    "vulnerability": (
+        VulnerabilityCommand,
+        "fastadv.analysis.analyze_vulnerability",
+    ),
 }
 
 
@@ -88,7 +98,9 @@ def _act(command: Any, module: str) -> int:
     rows = run_analyses(module, command, executor, retries=retries)
     lines = []
     for row in rows:
-        ends = None if row.low is None else f"[{row.low:.2f}, {row.high:.2f}]"
+        ends = None
+        if row.low is not None:
+            ends = f"[{format_cell(row.low)}, {format_cell(row.high)}]"
         lines.append(
             [row.source.name, row.setting_label, row.metric, row.value, ends, row.n]
         )

@@ -13,6 +13,7 @@ from fastadv.reporting.page.html import Section
 from fastadv.reporting.shape import shape_sections
 from fastadv.reporting.similarity import similarity_sections
 from fastadv.reporting.transfer.sections import transfer_sections
+from fastadv.reporting.vulnerability import universal_sections, vulnerability_sections
 from fastadv.results.row import Row
 from fastadv.results.table import Arrays
 
@@ -26,6 +27,8 @@ SECTIONS: dict[
     "influence": influence_sections,
     "shape": shape_sections,
     "similarity": similarity_sections,
+    "vulnerability": vulnerability_sections,
+    "universal": universal_sections,
 }
 
 

@@ -22,6 +22,8 @@ from fastadv.results.analysis_settings import (
     InfluenceSetting,
     ShapeSetting,
     SimilaritySetting,
+    UniversalSetting,
+    VulnerabilitySetting,
 )
 
 _MODE_LABELS = {
@@ -238,5 +240,7 @@ Setting = (
     | InfluenceSetting
     | ShapeSetting
     | SimilaritySetting
+    | UniversalSetting
+    | VulnerabilitySetting
 )
 KINDS: dict[str, type[Setting]] = {kind.kind: kind for kind in get_args(Setting)}
