@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 from tyro.conf import arg
 
 from fastadv.data.config import ImagesConfig
 from fastadv.device import DeviceConfig
-from fastadv.errors import ConfigError
-from fastadv.flags import NormName, Pixels
 from fastadv.ranges import ABOVE_0, AT_LEAST_1, Range
 
 
@@ -98,128 +96,42 @@ class SimilarityConfig(AnalysisConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShapeConfig(AnalysisConfig):
-    """Count decisions for the shape and for the texture of cue conflict images.
+class ManipulationConfig(AnalysisConfig):
+    """Measure accuracy on images without their layout, or without some frequencies.
 
-    The images of Geirhos et al. 2019 have the shape of one category and the texture of
-    another, and names such as airplane1-bicycle2.png. A network decides for the category
-    with the highest mean probability of its classes.
+    Patches in random order show what needs no global shape (Zhang and Zhu 2019); low-,
+    high- and band-passed images show which frequencies decisions rest on (Yin et al. 2019).
+    The accuracy on the images as they are is measured beside it.
     """
 
-    data: Annotated[str, arg(aliases=["--dataset"])]
-    """Folder or .zip archive of the images, with a file categories16.json."""
-    categories: str | None = None
-    """JSON file with the class names of each category. Default: categories16.json in the
-    folder or archive."""
-
-
-Role = Literal["source", "fine_tuned", "scratch"]
-
-
-class Network(NamedTuple):
-    """A network of an analysis of vulnerability, by its name and its role."""
-
-    name: str
-    role: Role
-
-
-class Crafted(NamedTuple):
-    """Two networks: a universal perturbation of the first is shown to the second."""
-
-    on: Network
-    shown_to: Network
+    how: Literal["patch_shuffle", "low_pass", "high_pass", "band_pass"]
+    """What is done to the images: patches in random order, or only frequencies below, above
+    or between radii are kept, with the mean of each channel."""
+    levels: tuple[float, ...] = ()
+    """Patches per side; or radii in cycles per image, of which two neighbours enclose a
+    band. Default: powers of two that the side of the images allows."""
+    num_images: Annotated[int | None, AT_LEAST_1] = 2000
+    """Number of test images, a stratified, seeded subset; none means all. Fewer are used
+    where the data set has fewer."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class VulnerabilityConfig(AnalysisConfig):
-    """Compare the vulnerability of a source, of networks tuned from it, and from scratch.
+class ShapeConfig(AnalysisConfig):
+    """Count decisions for the shape and for the texture of images that have two.
 
-    For each network: accuracy on clean and on attacked images of the target, its relative
-    decline, distances to the decision boundary, and how steep the boundary is along the
-    direction of the attack (Zhang et al. 2023). For each pair: how often a universal
-    perturbation that was crafted on one changes the decisions of the other. A source that
-    does not know the classes of the target is judged by its own decisions.
+    The images of Geirhos et al. 2019 have the shape of one category and the texture of
+    another, and names such as airplane1-bicycle2.png. A network decides for the category
+    with the highest mean probability of its classes. With data=shapetex, shapes and
+    textures are drawn independently. Any other data set needs
+    dataset-option=texture=exchange, which gives images the spectrum of others.
     """
 
-    source: Annotated[tuple[str, ...], arg(aliases=["--checkpoint", "--model-path"])]
-    """The pretrained networks: run directories, checkpoint files, kept networks of a
-    results table, or names. `fastadv-models show SOURCE` describes one."""
-    fine_tuned: tuple[str, ...] = ()
-    """Networks that were fine-tuned from a source on the data, named likewise; for example
-    row:IDENTITY, the network that a transfer has kept."""
-    scratch: tuple[str, ...] = ()
-    """Networks that were trained on the data from random weights, named likewise."""
-    norm: NormName = "linf"
-    """Norm of all perturbations."""
-    eps: Pixels | None = None
-    """Radius of the attack in [0, 1] pixel units. Default: 1/255 for linf; l2 needs one."""
-    num_steps: Annotated[int, AT_LEAST_1] = 10
-    """Number of steps of the attack, PGD with a random start."""
-    step_size: Pixels | None = None
-    """Length of a step in [0, 1] pixel units. Default: 1.5 eps / num_steps."""
-    distance: Literal["deepfool", "fmn", "ddn"] = "deepfool"
-    """Attack that searches for the shortest perturbation of each image; ddn is for l2."""
-    distance_steps: Annotated[int | None, AT_LEAST_1] = None
-    """Largest number of its steps. Default: 50 for deepfool, 100 for the others."""
-    num_images: Annotated[int | None, AT_LEAST_1] = 1000
-    """Number of test images, a stratified, seeded subset; none means all. Fewer are used
-    where the data set has fewer."""
-    universal: Literal["all", "source", "none"] = "all"
-    """Networks that universal perturbations are crafted on; each is shown to all."""
-    universal_eps: Pixels | None = None
-    """Radius of universal perturbations in [0, 1] pixel units. Default: 10/255 for linf; l2
-    needs one."""
-    universal_images: Annotated[int | None, AT_LEAST_1] = 2000
-    """Number of training images that a universal perturbation is crafted on, a stratified,
-    seeded subset; none means all."""
-    universal_epochs: Annotated[int, AT_LEAST_1] = 5
-    """Number of passes over these images."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        names = [network.name for network in self.networks]
-        if twice := {name for name in names if names.count(name) > 1}:
-            raise ConfigError(
-                f"{', '.join(sorted(twice))} is given more than once in `source`, "
-                "`fine_tuned` and `scratch`; a network has one role"
-            )
-        if self.distance == "ddn" and self.norm != "l2":
-            raise ConfigError(
-                f"`distance=ddn` minimises l2, the norm is {self.norm}; use "
-                "`distance=fmn`, or `norm=l2`"
-            )
-        needed = {"eps": self.eps}
-        if self.universal != "none":
-            needed["universal_eps"] = self.universal_eps
-        for name, given in needed.items():
-            if given is None and self.norm == "l2":
-                raise ConfigError(f"`norm=l2` needs `{name}`, e.g. 0.5")
-            if given == 0:
-                raise ConfigError(f"`{name}=0` leaves no room for a perturbation")
-
-    @property
-    def networks(self) -> tuple[Network, ...]:
-        """All networks with their roles."""
-        roles: dict[Role, tuple[str, ...]] = {
-            "source": self.source,
-            "fine_tuned": self.fine_tuned,
-            "scratch": self.scratch,
-        }
-        return tuple(Network(name, role) for role in roles for name in roles[role])
-
-    @property
-    def subjects(self) -> tuple[Network | Crafted, ...]:
-        """The networks, and the pairs that universal perturbations are tried on."""
-        networks = self.networks
-        crafted = {
-            "all": networks,
-            "source": networks[: len(self.source)],
-            "none": (),
-        }[self.universal]
-        pairs = (
-            # First to itself: that row keeps the perturbation, which the others read.
-            Crafted(on, to)
-            for on in crafted
-            for to in (on, *(other for other in networks if other != on))
-        )
-        return (*networks, *pairs)
+    data: Annotated[str, arg(aliases=["--dataset"])]
+    """Folder or .zip archive of cue conflict images, with a file categories16.json; or
+    shapetex; or a data set with exchanged textures."""
+    categories: str | None = None
+    """JSON file with the class names of each category. Default: categories16.json in the
+    folder or archive."""
+    num_images: Annotated[int | None, AT_LEAST_1] = 2000
+    """Number of images with exchanged textures, a stratified, seeded subset; none means
+    all. Cue conflict images and drawn ones are all used."""

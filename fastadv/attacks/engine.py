@@ -50,6 +50,8 @@ class GradientAttack(SingleAttack):
     The arguments are those of `PGD`. The random start has the radius `start_eps`.
     """
 
+    _described: tuple[str, ...] = ()  # attributes that `describe` adds
+
     def __init__(
         self,
         threat: ThreatModel,
@@ -77,10 +79,9 @@ class GradientAttack(SingleAttack):
 
     def describe(self) -> dict[str, Any]:
         """Return the settings of this attack; see `Attack.describe`."""
-        return super().describe() | {
-            "objective": self.objective.name,
-            "num_restarts": self.num_restarts,
-        }
+        shared = {"objective": self.objective.name, "num_restarts": self.num_restarts}
+        own = {name: getattr(self, name) for name in self._described}
+        return super().describe() | shared | own
 
     def prepare(self, model: nn.Module) -> AttackView:
         """Return the view of `model` that this attack works on.

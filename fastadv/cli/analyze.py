@@ -15,10 +15,11 @@ from typing import Annotated, Any
 from fastadv.analysis.config import (
     AnalysisConfig,
     InfluenceConfig,
+    ManipulationConfig,
     ShapeConfig,
     SimilarityConfig,
-    VulnerabilityConfig,
 )
+from fastadv.analysis.vulnerability_config import VulnerabilityConfig
 from fastadv.cli import common
 from fastadv.errors import ConfigError
 from fastadv.flags import PrintJson
@@ -53,6 +54,11 @@ class InfluenceCommand(InfluenceConfig, RunConfig):  # noqa: D101, help of its b
 
 
 @dataclass(frozen=True, kw_only=True)
+class ManipulationCommand(ManipulationConfig, RunConfig):  # noqa: D101, help of its base
+    __doc__ = ManipulationConfig.__doc__
+
+
+@dataclass(frozen=True, kw_only=True)
 class ShapeCommand(ShapeConfig, RunConfig):  # noqa: D101, help of its base
     __doc__ = ShapeConfig.__doc__
 
@@ -70,6 +76,7 @@ class VulnerabilityCommand(VulnerabilityConfig, RunConfig):  # noqa: D101, help 
 # Command -> its flags, and the module that analyses one source.
 _KINDS: dict[str, tuple[type[AnalysisConfig], str]] = {
     "influence": (InfluenceCommand, "fastadv.analysis.analyze_influence"),
+    "manipulation": (ManipulationCommand, "fastadv.analysis.analyze_manipulation"),
     "shape": (ShapeCommand, "fastadv.analysis.analyze_shape"),
     "similarity": (SimilarityCommand, "fastadv.analysis.analyze_similarity"),
     "vulnerability": (

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-import json
 import shlex
-import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -119,15 +117,10 @@ def _names(pairs: Sequence[str], ours: Collection[str]) -> dict[str, str]:
 def _body(argv: list[str]) -> None:
     command = common.parse(ReportCommand, argv, PROG)
     path, sections = make_report(command, [PROG, *argv])
-    if command.json:
-        found = {s.title: list(s.findings) for s in sections if s.findings}
-        print(json.dumps({"report": str(path), "findings": found}))
-        return
-    for section in sections:
-        for finding in section.findings:
-            print(f"{section.title}: {finding}")
-    print(f"report: {path.resolve()}")
-    sys.stdout.flush()
+    found = {s.title: list(s.findings) for s in sections if s.findings}
+    lines = [f"{s.title}: {finding}" for s in sections for finding in s.findings]
+    text = "\n".join([*lines, f"report: {path.resolve()}"])
+    common.show(command, {"report": str(path), "findings": found}, text)
 
 
 main = functools.partial(common.run, PROG, _body)

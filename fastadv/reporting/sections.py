@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from fastadv.reporting.evaluation import evaluation_sections
 from fastadv.reporting.influence import influence_sections
+from fastadv.reporting.manipulation import manipulation_sections
 from fastadv.reporting.page.html import Section
 from fastadv.reporting.shape import shape_sections
 from fastadv.reporting.similarity import similarity_sections
@@ -26,6 +27,7 @@ SECTIONS: dict[
     "transfer": transfer_sections,
     "influence": influence_sections,
     "shape": shape_sections,
+    "manipulation": manipulation_sections,
     "similarity": similarity_sections,
     "vulnerability": vulnerability_sections,
     "universal": universal_sections,

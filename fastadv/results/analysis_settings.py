@@ -10,10 +10,6 @@ from typing import Any, ClassVar
 
 from fastadv.preparation import Preparation
 
-# Places on the way in the direction of an attack, in radii, at which rows of kind
-# `vulnerability` keep the margin of each image.
-PROFILE_RADII = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)
-
 
 @dataclass(frozen=True, kw_only=True)
 class InfluenceSetting:
@@ -79,6 +75,28 @@ class SimilaritySetting:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ManipulationSetting:
+    """What was taken from images before they were classified."""
+
+    kind: ClassVar[str] = "manipulation"
+
+    # `patch_shuffle` (the layout), `low_pass`, `high_pass` or `band_pass` (frequencies).
+    how: str
+    # Grids of patches per side, radii in cycles per image, or bands such as `2-4`.
+    levels: tuple[str, ...]
+    num_images: int  # Number of images.
+    preparation: Preparation | None = None  # How images were resized and cropped.
+
+    def key(self) -> tuple[Any, ...]:
+        """Return what must be equal for two numbers to be compared."""
+        return self.how, self.num_images
+
+    def label(self) -> str:
+        """Return what was taken."""
+        return f"{self.how.replace('_', ' ')}, {self.num_images} images"
+
+
+@dataclass(frozen=True, kw_only=True)
 class ShapeSetting:
     """Which images with a shape and a texture were classified into which categories."""
 
@@ -87,91 +105,20 @@ class ShapeSetting:
     num_images: int  # Number of images whose shape and texture are of known categories.
     categories: tuple[str, ...]  # Categories that the network tells apart.
     preparation: Preparation | None = None  # How images were resized and cropped.
+    # Where shape and texture come from: `cue_conflict` for the images of Geirhos et al.,
+    # `shapetex` for drawn ones, `exchange` for images with the spectrum of another.
+    images: str = "cue_conflict"
 
     def key(self) -> tuple[Any, ...]:
         """Return the images and the categories."""
-        return self.num_images, self.categories
+        other = () if self.images == "cue_conflict" else (self.images,)
+        return self.num_images, self.categories, *other
 
     def label(self) -> str:
         """Return how many images and categories there are."""
-        return f"{self.num_images} cue conflicts of {len(self.categories)} categories"
-
-
-@dataclass(frozen=True, kw_only=True)
-class VulnerabilitySetting:
-    """How a network was attacked, and how far its decision boundary was searched."""
-
-    kind: ClassVar[str] = "vulnerability"
-
-    role: str  # What the network is: `source`, `fine_tuned` or `scratch`.
-    # What attacks turn away from: `true` classes, or the `own` decisions of a network
-    # that does not know them.
-    labels: str = "true"
-    num_images: int  # Number of images.
-    norm: str  # Norm of all perturbations, `l2` or `linf`.
-    eps: float  # Radius of PGD in pixel units.
-    num_steps: int  # Number of steps of PGD.
-    step_size: float  # Length of a step of PGD in pixel units.
-    # What searched for the shortest perturbation: `deepfool`, `fmn` or `ddn`.
-    distance: str
-    distance_steps: int  # Largest number of its steps.
-    preparation: Preparation | None = None  # How images were resized and cropped.
-
-    def key(self) -> tuple[Any, ...]:
-        """Return what must be equal for two numbers to be compared."""
-        return (
-            self.labels,
-            self.num_images,
-            self.norm,
-            self.eps,
-            self.num_steps,
-            self.step_size,
-            self.distance,
-            self.distance_steps,
-        )
-
-    def label(self) -> str:
-        """Return the role of the network, and the attack."""
-        radius = f"{self.eps * 255:g}/255" if self.norm == "linf" else f"{self.eps:g}"
-        return f"{self.role.replace('_', '-')}, {self.norm} {radius}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class UniversalSetting:
-    """How a universal perturbation was crafted on the source, and what it was shown to."""
-
-    kind: ClassVar[str] = "universal"
-
-    role: str  # What the source is: `source`, `fine_tuned` or `scratch`.
-    # Digest of the weights of the network that the perturbation was shown to.
-    other_digest: str
-    other: str  # What tables and figures call it.
-    other_role: str  # What it is.
-    labels: str = "true"  # Whether it knows the classes; see `VulnerabilitySetting`.
-    resolution: int  # Side in pixels of the images that it was crafted on.
-    num_images: int  # Number of images that it was shown with.
-    num_train: int  # Number of images that it was crafted on.
-    num_epochs: int  # Number of passes over these.
-    norm: str  # Norm of the perturbation, `l2` or `linf`.
-    eps: float  # Its radius in pixel units.
-    step_size: float  # Length of the first step in pixel units.
-    batch_size: int  # Number of images per step.
-    preparation: Preparation | None = None  # How images of the source were prepared.
-    other_preparation: Preparation | None = None  # Those of the other network.
-
-    def key(self) -> tuple[Any, ...]:
-        """Return what must be equal for two numbers to be compared."""
-        return (
-            self.num_images,
-            self.num_train,
-            self.num_epochs,
-            self.norm,
-            self.eps,
-            self.step_size,
-            self.batch_size,
-        )
-
-    def label(self) -> str:
-        """Return what the perturbation was shown to, and its radius."""
-        radius = f"{self.eps * 255:g}/255" if self.norm == "linf" else f"{self.eps:g}"
-        return f"universal {self.norm} {radius}, shown to {self.other}"
+        what = {
+            "shapetex": "drawn images",
+            "exchange": "images with exchanged textures",
+        }
+        named = what.get(self.images, "cue conflicts")
+        return f"{self.num_images} {named} of {len(self.categories)} categories"

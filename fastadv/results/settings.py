@@ -20,8 +20,11 @@ from typing import Any, ClassVar, get_args
 from fastadv.preparation import Preparation
 from fastadv.results.analysis_settings import (
     InfluenceSetting,
+    ManipulationSetting,
     ShapeSetting,
     SimilaritySetting,
+)
+from fastadv.results.vulnerability_settings import (
     UniversalSetting,
     VulnerabilitySetting,
 )
@@ -60,9 +63,8 @@ class MethodRecord:
     # Length of a step in pixel units; None for that of the method, for example 2/3 of
     # the radius for `pgd_at`.
     step_size: float | None = None
-    random_start: bool = (
-        False  # Whether the attack began at a random point of the ball.
-    )
+    # Whether the attack began at a random point of the ball.
+    random_start: bool = False
     num_restarts: int = 1  # Number of starts per update, of which the worst counts.
     # What the method takes besides the attack, for example `beta`.
     parameters: tuple[Parameter, ...] = ()
@@ -238,6 +240,7 @@ Setting = (
     TransferSetting
     | EvaluationSetting
     | InfluenceSetting
+    | ManipulationSetting
     | ShapeSetting
     | SimilaritySetting
     | UniversalSetting
