@@ -24,6 +24,11 @@ from fastadv.results.analysis_settings import (
     ShapeSetting,
     SimilaritySetting,
 )
+from fastadv.results.seeing_settings import (
+    GradientSetting,
+    InversionSetting,
+    VisualizationSetting,
+)
 from fastadv.results.vulnerability_settings import (
     UniversalSetting,
     VulnerabilitySetting,
@@ -243,6 +248,9 @@ Setting = (
     | ManipulationSetting
     | ShapeSetting
     | SimilaritySetting
+    | GradientSetting
+    | VisualizationSetting
+    | InversionSetting
     | UniversalSetting
     | VulnerabilitySetting
 )
