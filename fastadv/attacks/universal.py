@@ -89,10 +89,9 @@ class UniversalAttack:
                 or outputs are not finite.
             TypeError: The model does not return logits [N, K].
         """
-        found: Universal | None = None
-        for epoch in range(self.num_epochs):
-            found = self.epoch(model, batches, epoch, found)
-        assert found is not None  # there is at least one epoch
+        found = self.epoch(model, batches, 0)
+        for number in range(1, self.num_epochs):
+            found = self.epoch(model, batches, number, found)
         return found
 
     def epoch(
