@@ -113,7 +113,7 @@ def readable(name: str) -> str:
     try:
         from timm.data.imagenet_info import ImageNetInfo
 
-        info = ImageNetInfo("imagenet-22k")  # type: ignore[no-untyped-call]
+        info = ImageNetInfo("imagenet-22k")
         return str(info.label_name_to_description(name)).partition(",")[0]
     except (ImportError, KeyError):
         return name
@@ -308,7 +308,10 @@ def _ascended(row: Row, values: Values, which: Any) -> PictureRow:
     """Return the images that a network moved, with what they reached."""
     setting = cast(VisualizationSetting | InversionSetting, row.setting)
     before, after = values["before"][which], values["after"][which]
-    form = ".2f" if isinstance(setting, InversionSetting) else ".3g"
+    # Relative distances and log-probabilities end near 0.
+    form = ".3g"
+    if isinstance(setting, InversionSetting) or setting.layer == "log_softmax":
+        form = ".2f"
     return PictureRow(
         row.source.name,
         _note(row, f"l2 {setting.eps:.3g}, {setting.num_steps} steps"),
