@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import logging
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 
 from fastadv.analysis.config import ShapeConfig
-from fastadv.analysis.contract import Findings, Measured, measure_once
+from fastadv.analysis.contract import Analysis, Findings, Measured
+from fastadv.analysis.cues import prepare_cues
+from fastadv.analysis.decisions import finite_logits
 from fastadv.analysis.images import options_for
+from fastadv.analysis.portions import Portions, count_batches, numbered_batches
 from fastadv.analysis.shape import conflict_of, decide, shape_bias
-from fastadv.data import make_loader
+from fastadv.data import Batch, make_loader
 from fastadv.data.sets.folders import open_all
 from fastadv.data.sets.image_set import FileSet
 from fastadv.data.sets.subsets import Subset
@@ -23,33 +28,36 @@ from fastadv.evaluation.rows import source_record, target_record
 from fastadv.models.source import Source, open_source
 from fastadv.models.view import AttackView
 from fastadv.results.analysis_settings import ShapeSetting
-from fastadv.results.row import Row
-from fastadv.results.table import ResultsTable
 from fastadv.statistics import wilson
+
+log = logging.getLogger(__name__)
 
 CATEGORIES = "categories16.json"  # Beside the images, unless another file is given.
 
 
-def analyze_shape(config: ShapeConfig, name: str, table: ResultsTable) -> list[Row]:
-    """Classify cue conflict images, and count decisions for the shape and the texture.
+def prepare(config: ShapeConfig, name: str) -> Analysis:
+    """Prepare to count decisions for the shape and the texture of cue conflict images.
 
-    Images count whose shape and texture are of different categories that the network
-    knows classes of.
+    shapetex and data sets with exchanged textures are left to `prepare_cues`. Of the
+    images of a folder or an archive, those count whose shape and texture are of different
+    categories that the network knows classes of.
 
     Args:
         config: The choices.
         name: The source, one of `config.source`.
-        table: Results table of the rows.
 
     Returns:
-        Rows of the share of shape decisions among those for either cue (`shape_share`),
-        and of the decisions for either cue (`cued_share`), in percent. Arrays beside
-        them: `images`, names; `decisions`, categories that were decided.
+        The analysis. Its rows are the share of shape decisions among those for either cue
+        (`shape_share`), and the share of decisions for either cue (`cued_share`), in
+        percent. Arrays beside them: `images`, names; `decisions`, categories that were
+        decided.
 
     Raises:
         CheckpointError, DataError, ConfigError: The source or the images are unusable, or
             the source knows fewer than two of the categories.
     """
+    if config.data.startswith("shapetex") or "texture" in config.options:
+        return prepare_cues(config, name)
     source = open_source(name, download=config.download)
     path = Path(config.data).expanduser()
     every = open_all(path)
@@ -58,16 +66,28 @@ def analyze_shape(config: ShapeConfig, name: str, table: ResultsTable) -> list[R
     images = Subset(every, chosen)
     options = options_for(source, every, config)
 
-    def compute() -> Findings:
-        model = source.load().eval().to(options.device)
-        view = AttackView(model)
-        found = []
-        with torch.no_grad():
-            for batch in make_loader(images, **vars(options)):
-                z = model.normalize(batch.images.float() / 255)
-                found.append(view(z).float().softmax(1).cpu().numpy())
-        decisions = decide(np.concatenate(found), categories)
-        names = [_stem(every.members[i]) for i in chosen]
+    def classify(first: int) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+        view = AttackView(source.load().eval().to(options.device))
+        loader = make_loader(images, **vars(options))
+        for number, batch in numbered_batches(loader, first):
+            rows = batch.indices.cpu().numpy()
+            yield (
+                number,
+                {
+                    "rows": rows,
+                    "probabilities": _probabilities(view, batch, source.name),
+                },
+            )
+
+    def compute(portions: Portions) -> Findings:
+        total = count_batches(images, options)
+        key = f"batches-of-{config.batch_size}"
+        found = list(portions.each(key, total, classify))
+        decisions = decide(
+            np.concatenate([each["probabilities"] for each in found]), categories
+        )
+        rows = np.concatenate([each["rows"] for each in found])
+        names = [_stem(every.members[chosen[row]]) for row in rows]
         bias = shape_bias(zip(names, decisions, strict=True))
         low, high = bias.interval()
         cued = bias.shape + bias.texture
@@ -83,9 +103,7 @@ def analyze_shape(config: ShapeConfig, name: str, table: ResultsTable) -> list[R
         arrays = {"images": np.array(names), "decisions": np.array(decisions)}
         return Findings(numbers, arrays)
 
-    return measure_once(
-        table,
-        compute,
+    return Analysis(
         source=source_record(source),
         target=target_record(images, options.resolution),
         setting=ShapeSetting(
@@ -93,8 +111,14 @@ def analyze_shape(config: ShapeConfig, name: str, table: ResultsTable) -> list[R
             categories=tuple(sorted(categories)),
             preparation=options.preparation,
         ),
+        compute=compute,
         seed=config.seed,
     )
+
+
+def _probabilities(view: AttackView, batch: Batch, name: str) -> NDArray[np.float32]:
+    found = finite_logits(view, batch.images.float() / 255, name).softmax(1)
+    return np.asarray(found.cpu().numpy())
 
 
 def _stem(member: str) -> str:
@@ -120,6 +144,14 @@ def _conflicts(images: FileSet, categories: Mapping[str, Sequence[int]]) -> list
             f"no image of {images.name} has two of the categories that the network knows: "
             f"{', '.join(sorted(categories))}"
         )
+    unknown = {cue for i in named if (each := cues[i]) for cue in vars(each).values()}
+    if unknown := unknown - categories.keys():
+        log.warning(
+            "%d of %d images with a conflict are left out: the network knows no class of %s",
+            len(named) - len(found),
+            len(named),
+            ", ".join(sorted(unknown)),
+        )
     return found
 
 
@@ -135,14 +167,26 @@ def _read_categories(config: ShapeConfig, path: Path) -> dict[str, list[str]]:
         else:
             with zipfile.ZipFile(path) as archive:
                 text = archive.read(CATEGORIES).decode()
-        found = json.loads(text)
-        return {str(name): [str(c) for c in classes] for name, classes in found.items()}
+        found: Mapping[str, list[object]] = json.loads(text)
+        for name, classes in found.items():
+            if not isinstance(classes, list):
+                raise ValueError(
+                    f"{name!r} has {classes!r} instead of a list of classes"
+                )
+        named = {name: [str(c) for c in classes] for name, classes in found.items()}
     except (OSError, KeyError, ValueError, AttributeError, TypeError) as error:
         raise DataError(
             f"the categories of the images cannot be read from {where}: {error}; "
             "`categories` names a JSON file of class names by category, for example "
             '{"bear": ["n02132136", "n02133161"], "clock": ["n04548280"]}'
         ) from None
+    of_class = Counter(c for classes in named.values() for c in set(classes))
+    if shared := sorted(c for c, count in of_class.items() if count > 1):
+        raise DataError(
+            f"{where} lists {', '.join(shared[:5])} under more than one category; a class "
+            "decides for one"
+        )
+    return named
 
 
 def known_categories(

@@ -91,16 +91,42 @@ class SimilarityConfig(AnalysisConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ManipulationConfig(AnalysisConfig):
+    """Measure accuracy on images without their layout, or without some frequencies.
+
+    Patches in random order show what needs no global shape (Zhang and Zhu 2019); low-,
+    high- and band-passed images show which frequencies decisions rest on (Yin et al. 2019).
+    The accuracy on the images as they are is measured beside it.
+    """
+
+    how: Literal["patch_shuffle", "low_pass", "high_pass", "band_pass"]
+    """What is done to the images: patches in random order, or only frequencies below, above
+    or between radii are kept, with the mean of each channel."""
+    levels: tuple[float, ...] = ()
+    """Patches per side; or radii in cycles per image, of which two neighbours enclose a
+    band. Default: powers of two that the side of the images allows."""
+    num_images: Annotated[int | None, AT_LEAST_1] = 2000
+    """Number of test images, a stratified, seeded subset; none means all. Fewer are used
+    where the data set has fewer."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ShapeConfig(AnalysisConfig):
-    """Count decisions for the shape and for the texture of cue conflict images.
+    """Count decisions for the shape and for the texture of images that have two.
 
     The images of Geirhos et al. 2019 have the shape of one category and the texture of
     another, and names such as airplane1-bicycle2.png. A network decides for the category
-    with the highest mean probability of its classes.
+    with the highest mean probability of its classes. With data=shapetex, shapes and
+    textures are drawn independently. Any other data set needs
+    dataset-option=texture=exchange, which gives images the spectrum of others.
     """
 
     data: Annotated[str, arg(aliases=["--dataset"])]
-    """Folder or .zip archive of the images, with a file categories16.json."""
+    """Folder or .zip archive of cue conflict images, with a file categories16.json; or
+    shapetex; or a data set with exchanged textures."""
     categories: str | None = None
     """JSON file with the class names of each category. Default: categories16.json in the
     folder or archive."""
+    num_images: Annotated[int | None, AT_LEAST_1] = 2000
+    """Number of images with exchanged textures, a stratified, seeded subset; none means
+    all. Cue conflict images and drawn ones are all used."""

@@ -1,75 +1,124 @@
 """fastadv-analyze: what a network learned, as numbers of the results table.
 
 Analyses of robust and standard networks that explain how they transfer. Each adds rows to
-the results table, of which `fastadv-report` makes a section, and is computed once.
+the results table, of which `fastadv-report` makes a section, and is computed once. After
+an interruption, the same command continues.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from fastadv.analysis.config import (
     AnalysisConfig,
     InfluenceConfig,
+    ManipulationConfig,
     ShapeConfig,
     SimilarityConfig,
 )
+from fastadv.analysis.seeing_config import (
+    GradientsConfig,
+    InversionConfig,
+    VisualizationConfig,
+)
 from fastadv.cli import common
+from fastadv.errors import ConfigError
 from fastadv.flags import PrintJson
+from fastadv.ranges import AT_LEAST_1
+from fastadv.runs.engine_config import EngineConfig
 from fastadv.text_tables import text_table
 
 PROG = "fastadv-analyze"
 
 
 @dataclass(frozen=True, kw_only=True)
-class InfluenceCommand(InfluenceConfig):  # noqa: D101, it shows the help of its base
+class RunConfig(EngineConfig):
+    """Where analyses run, one task for each source, and what is printed."""
+
+    jobs: Annotated[int | None, AT_LEAST_1] = None
+    """Number of sources that are analysed at once with processes and ray. Default: as many
+    as there is room for."""
+    json: PrintJson = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.engine == "serial" and self.jobs not in (None, 1):
+            raise ConfigError(
+                f"`jobs={self.jobs}` needs `engine=processes` or `engine=ray`; serial "
+                "analyses one source at a time"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfluenceCommand(InfluenceConfig, RunConfig):  # noqa: D101, help of its base
     __doc__ = InfluenceConfig.__doc__
 
-    json: PrintJson = False
+
+@dataclass(frozen=True, kw_only=True)
+class ManipulationCommand(ManipulationConfig, RunConfig):  # noqa: D101, help of its base
+    __doc__ = ManipulationConfig.__doc__
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShapeCommand(ShapeConfig):  # noqa: D101, it shows the help of its base
+class ShapeCommand(ShapeConfig, RunConfig):  # noqa: D101, help of its base
     __doc__ = ShapeConfig.__doc__
 
-    json: PrintJson = False
+
+@dataclass(frozen=True, kw_only=True)
+class SimilarityCommand(SimilarityConfig, RunConfig):  # noqa: D101, help of its base
+    __doc__ = SimilarityConfig.__doc__
 
 
 @dataclass(frozen=True, kw_only=True)
-class SimilarityCommand(SimilarityConfig):  # noqa: D101, it shows the help of its base
-    __doc__ = SimilarityConfig.__doc__
-
-    json: PrintJson = False
+class GradientsCommand(GradientsConfig, RunConfig):  # noqa: D101, help of its base
+    __doc__ = GradientsConfig.__doc__
 
 
-# Command -> its flags, and the function that analyses one source.
+@dataclass(frozen=True, kw_only=True)
+class VisualizationCommand(VisualizationConfig, RunConfig):  # noqa: D101, help of its base
+    __doc__ = VisualizationConfig.__doc__
+
+
+@dataclass(frozen=True, kw_only=True)
+class InversionCommand(InversionConfig, RunConfig):  # noqa: D101, help of its base
+    __doc__ = InversionConfig.__doc__
+
+
+# Command -> its flags, and the module that analyses one source.
 _KINDS: dict[str, tuple[type[AnalysisConfig], str]] = {
     "influence": (InfluenceCommand, "fastadv.analysis.analyze_influence"),
+    "manipulation": (ManipulationCommand, "fastadv.analysis.analyze_manipulation"),
     "shape": (ShapeCommand, "fastadv.analysis.analyze_shape"),
     "similarity": (SimilarityCommand, "fastadv.analysis.analyze_similarity"),
+    "gradients": (GradientsCommand, "fastadv.analysis.analyze_gradients"),
+    "visualization": (VisualizationCommand, "fastadv.analysis.analyze_visualization"),
+    "inversion": (InversionCommand, "fastadv.analysis.analyze_inversion"),
 }
 
 
 def _act(command: Any, module: str) -> int:
-    analyze = getattr(importlib.import_module(module), module.rpartition(".")[2])
-    from fastadv.kernels import use_backend
+    from fastadv.analysis.running import run_analyses
     from fastadv.results.export import plain_rows
     from fastadv.results.schema import to_arrow
-    from fastadv.results.table import ResultsTable
+    from fastadv.runs.executors import make_executor
 
-    table = ResultsTable(command.results)
-    table.prepare()
-    rows = []
-    with use_backend(command.backend):
-        for source in command.source:
-            rows += analyze(command, source, table)
+    executor = functools.partial(
+        make_executor,
+        command.engine,
+        workers=command.jobs,
+        address=command.address,
+        cpus_per_task=command.cpus_per_task,
+        gpus_per_task=command.gpus_per_task,
+    )
+    # In this process, what failed would fail again.
+    retries = 0 if command.engine == "serial" else command.retries
+    rows = run_analyses(module, command, executor, retries=retries)
     lines = []
     for row in rows:
-        ends = None if row.low is None else f"[{row.low:.2f}, {row.high:.2f}]"
+        ends = None if row.low is None else f"[{row.low:.4g}, {row.high:.4g}]"
         lines.append(
             [row.source.name, row.setting_label, row.metric, row.value, ends, row.n]
         )

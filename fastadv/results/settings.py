@@ -20,8 +20,14 @@ from typing import Any, ClassVar, get_args
 from fastadv.preparation import Preparation
 from fastadv.results.analysis_settings import (
     InfluenceSetting,
+    ManipulationSetting,
     ShapeSetting,
     SimilaritySetting,
+)
+from fastadv.results.seeing_settings import (
+    GradientSetting,
+    InversionSetting,
+    VisualizationSetting,
 )
 
 _MODE_LABELS = {
@@ -223,7 +229,11 @@ Setting = (
     TransferSetting
     | EvaluationSetting
     | InfluenceSetting
+    | ManipulationSetting
     | ShapeSetting
     | SimilaritySetting
+    | GradientSetting
+    | VisualizationSetting
+    | InversionSetting
 )
 KINDS: dict[str, type[Setting]] = {kind.kind: kind for kind in get_args(Setting)}
