@@ -29,6 +29,10 @@ from fastadv.results.seeing_settings import (
     InversionSetting,
     VisualizationSetting,
 )
+from fastadv.results.vulnerability_settings import (
+    UniversalSetting,
+    VulnerabilitySetting,
+)
 
 _MODE_LABELS = {
     "fixed_feature": "fixed features",
@@ -235,5 +239,7 @@ Setting = (
     | GradientSetting
     | VisualizationSetting
     | InversionSetting
+    | UniversalSetting
+    | VulnerabilitySetting
 )
 KINDS: dict[str, type[Setting]] = {kind.kind: kind for kind in get_args(Setting)}
