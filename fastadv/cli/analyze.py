@@ -24,6 +24,7 @@ from fastadv.analysis.seeing_config import (
     InversionConfig,
     VisualizationConfig,
 )
+from fastadv.analysis.vulnerability_config import VulnerabilityConfig
 from fastadv.cli import common
 from fastadv.errors import ConfigError
 from fastadv.flags import PrintJson
@@ -87,6 +88,11 @@ class InversionCommand(InversionConfig, RunConfig):  # noqa: D101, help of its b
     __doc__ = InversionConfig.__doc__
 
 
+@dataclass(frozen=True, kw_only=True)
+class VulnerabilityCommand(VulnerabilityConfig, RunConfig):  # noqa: D101, help of its base
+    __doc__ = VulnerabilityConfig.__doc__
+
+
 # Command -> its flags, and the module that analyses one source.
 _KINDS: dict[str, tuple[type[AnalysisConfig], str]] = {
     "influence": (InfluenceCommand, "fastadv.analysis.analyze_influence"),
@@ -96,6 +102,10 @@ _KINDS: dict[str, tuple[type[AnalysisConfig], str]] = {
     "gradients": (GradientsCommand, "fastadv.analysis.analyze_gradients"),
     "visualization": (VisualizationCommand, "fastadv.analysis.analyze_visualization"),
     "inversion": (InversionCommand, "fastadv.analysis.analyze_inversion"),
+    "vulnerability": (
+        VulnerabilityCommand,
+        "fastadv.analysis.analyze_vulnerability",
+    ),
 }
 
 

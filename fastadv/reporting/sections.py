@@ -19,6 +19,7 @@ from fastadv.reporting.seeing import (
 from fastadv.reporting.shape import shape_sections
 from fastadv.reporting.similarity import similarity_sections
 from fastadv.reporting.transfer.sections import transfer_sections
+from fastadv.reporting.vulnerability import universal_sections, vulnerability_sections
 from fastadv.results.row import Row
 from fastadv.results.table import Arrays
 
@@ -36,6 +37,8 @@ SECTIONS: dict[
     "gradients": gradient_sections,
     "visualization": visualization_sections,
     "inversion": inversion_sections,
+    "vulnerability": vulnerability_sections,
+    "universal": universal_sections,
 }
 
 # Kinds whose rows the sections of a kind read besides its own.
