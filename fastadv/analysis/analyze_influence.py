@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from fastadv.analysis.config import InfluenceConfig
 from fastadv.analysis.contract import Analysis, Findings, Measured
-from fastadv.analysis.images import options_for
+from fastadv.analysis.images import options_for, pixels, seen_by
 from fastadv.analysis.influence import Array, LastLayer, influence
 from fastadv.analysis.portions import Portions, numbered_batches
-from fastadv.data import ImageSet, Loader, LoaderOptions, make_loader, open_dataset
+from fastadv.data import ImageSet, Loader, LoaderOptions, open_dataset
 from fastadv.data.sets.subsets import Subset, at_most
 from fastadv.errors import CheckpointError, ConfigError
 from fastadv.evaluation.rows import source_record, target_record
@@ -53,9 +53,10 @@ def prepare(config: InfluenceConfig, name: str) -> Analysis:
     side = config.resolution or source.resolution
     splits = open_dataset(config.data, resolution=side, **config.options)
     check_same_classes(source, splits.test)
+    judged = seen_by(source, splits.test)
     options = options_for(source, splits.test, config)
-    train = at_most(splits.train, config.num_train, config.seed)
-    test = at_most(splits.test, config.num_test, config.seed)
+    train = at_most(seen_by(source, splits.train), config.num_train, config.seed)
+    test = at_most(judged, config.num_test, config.seed)
     if config.queries == "train":
         test = train
     setting = InfluenceSetting(
@@ -69,13 +70,17 @@ def prepare(config: InfluenceConfig, name: str) -> Analysis:
     def compute(portions: Portions) -> Findings:
         model = source.load().to(options.device)
         cache = FeatureCache.at(config.feature_cache)
+        read: dict[str, ImageSet] = {}
         layers: dict[str, LastLayer] = {}
-        for images in (train, test):
-            what = f"{source.name}, {images.split}"
-            extractor = partial(_extract, portions, images.split)
-            found = cache.features(model, images, options, what, extractor)
-            layers[images.split] = _last_layer(model, source, found)
         try:
+            for images in (train, test):
+                extractor = partial(_extract, portions, images.split)
+                what = f"{source.name}, {images.split}"
+                found = cache.features(model, images, options, what, extractor)
+                if found.stands_in is not None:  # no image may count twice
+                    images = Subset(images, np.flatnonzero(~found.stands_in))
+                read[images.split] = images
+                layers[images.split] = _last_layer(model, source, found.judged())
             influences = influence(
                 layers[train.split],
                 layers[test.split],
@@ -84,11 +89,11 @@ def prepare(config: InfluenceConfig, name: str) -> Analysis:
             )
         except ValueError as error:
             raise ConfigError(f"{source.name}: {error}") from None
-        return _summarize(influences, train, test, options)
+        return _summarize(influences, read[train.split], read[test.split], options)
 
     return Analysis(
         source=source_record(source),
-        target=target_record(splits.test, side, config.name_with_options(splits.name)),
+        target=target_record(judged, side, config.name_with_options(splits.name)),
         setting=setting,
         compute=compute,
         seed=config.seed,
@@ -208,16 +213,4 @@ def _pairs(
     _, first = np.unique(test.labels, return_index=True)
     shown = first[:: max(1, len(first) // _EXAMPLES)][:_EXAMPLES]
     chosen = ((test, shown), (train, best[shown]))
-    return np.stack([_pixels(images, rows, options) for images, rows in chosen], 1)
-
-
-def _pixels(
-    images: ImageSet, rows: NDArray[np.int64], options: LoaderOptions
-) -> NDArray[np.uint8]:
-    """Return some images as the network sees them before normalisation."""
-    loader = make_loader(
-        Subset(images, rows),
-        **(vars(options) | {"batch_size": len(rows), "device": "cpu"}),
-    )
-    found: NDArray[np.uint8] = next(iter(loader)).images.contiguous().numpy()
-    return found
+    return np.stack([pixels(*each, options).numpy() for each in chosen], 1)

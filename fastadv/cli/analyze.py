@@ -19,6 +19,12 @@ from fastadv.analysis.config import (
     ShapeConfig,
     SimilarityConfig,
 )
+from fastadv.analysis.seeing_config import (
+    GradientsConfig,
+    InversionConfig,
+    VisualizationConfig,
+)
+from fastadv.analysis.vulnerability_config import VulnerabilityConfig
 from fastadv.cli import common
 from fastadv.errors import ConfigError
 from fastadv.flags import PrintJson
@@ -67,12 +73,39 @@ class SimilarityCommand(SimilarityConfig, RunConfig):  # noqa: D101, help of its
     __doc__ = SimilarityConfig.__doc__
 
 
+@dataclass(frozen=True, kw_only=True)
+class GradientsCommand(GradientsConfig, RunConfig):  # noqa: D101, help of its base
+    __doc__ = GradientsConfig.__doc__
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisualizationCommand(VisualizationConfig, RunConfig):  # noqa: D101, help of its base
+    __doc__ = VisualizationConfig.__doc__
+
+
+@dataclass(frozen=True, kw_only=True)
+class InversionCommand(InversionConfig, RunConfig):  # noqa: D101, help of its base
+    __doc__ = InversionConfig.__doc__
+
+
+@dataclass(frozen=True, kw_only=True)
+class VulnerabilityCommand(VulnerabilityConfig, RunConfig):  # noqa: D101, help of its base
+    __doc__ = VulnerabilityConfig.__doc__
+
+
 # Command -> its flags, and the module that analyses one source.
 _KINDS: dict[str, tuple[type[AnalysisConfig], str]] = {
     "influence": (InfluenceCommand, "fastadv.analysis.analyze_influence"),
     "manipulation": (ManipulationCommand, "fastadv.analysis.analyze_manipulation"),
     "shape": (ShapeCommand, "fastadv.analysis.analyze_shape"),
     "similarity": (SimilarityCommand, "fastadv.analysis.analyze_similarity"),
+    "gradients": (GradientsCommand, "fastadv.analysis.analyze_gradients"),
+    "visualization": (VisualizationCommand, "fastadv.analysis.analyze_visualization"),
+    "inversion": (InversionCommand, "fastadv.analysis.analyze_inversion"),
+    "vulnerability": (
+        VulnerabilityCommand,
+        "fastadv.analysis.analyze_vulnerability",
+    ),
 }
 
 
@@ -95,7 +128,7 @@ def _act(command: Any, module: str) -> int:
     rows = run_analyses(module, command, executor, retries=retries)
     lines = []
     for row in rows:
-        ends = None if row.low is None else f"[{row.low:.2f}, {row.high:.2f}]"
+        ends = None if row.low is None else f"[{row.low:.4g}, {row.high:.4g}]"
         lines.append(
             [row.source.name, row.setting_label, row.metric, row.value, ends, row.n]
         )

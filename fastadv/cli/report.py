@@ -34,6 +34,8 @@ class ReportCommand:
     """HTML file to write; an existing one is replaced."""
     export: str | None = None
     """Folder for every figure as PNG and SVG and every table as CSV and LaTeX."""
+    gallery: str | None = None
+    """HTML file for a second page, of all pictures of what networks see."""
     title: str = "Transfer of robust and standard models"
     """Heading of the report."""
     compare: tuple[str, ...] = ()
@@ -88,6 +90,16 @@ def make_report(
         "commit": facts.get("commit"),
     }
     path = write_report(command.out, command.title, sections, about)
+    if command.gallery is not None:
+        from fastadv.reporting.seeing import gallery_sections
+
+        if not (pictures := gallery_sections(rows, table.arrays)):
+            raise DataError(
+                f"`gallery={command.gallery}`: {table.path} has no pictures; "
+                "fastadv-analyze gradients, visualization and inversion make them"
+            )
+        pictures[-1] = replace(pictures[-1], command=again)
+        write_report(command.gallery, "What networks see", pictures, about)
     if command.export is not None:
         export_sections(sections, Path(command.export).expanduser())
     return path, sections
@@ -119,8 +131,11 @@ def _body(argv: list[str]) -> None:
     path, sections = make_report(command, [PROG, *argv])
     found = {s.title: list(s.findings) for s in sections if s.findings}
     lines = [f"{s.title}: {finding}" for s in sections for finding in s.findings]
-    text = "\n".join([*lines, f"report: {path.resolve()}"])
-    common.show(command, {"report": str(path), "findings": found}, text)
+    pages = {"report": str(path.resolve())}
+    if command.gallery is not None:
+        pages["gallery"] = str(Path(command.gallery).resolve())
+    text = "\n".join([*lines, *(f"{name}: {page}" for name, page in pages.items())])
+    common.show(command, pages | {"report": str(path), "findings": found}, text)
 
 
 main = functools.partial(common.run, PROG, _body)

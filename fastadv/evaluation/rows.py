@@ -11,6 +11,7 @@ import numpy as np
 from fastadv.attacks.contract import Attack
 from fastadv.data import ImageSet
 from fastadv.data.sets.subsets import Downscaled, base_and_positions
+from fastadv.environment import provenance
 from fastadv.evaluation.accuracy import (
     Accuracy,
     Evaluation,
@@ -19,10 +20,11 @@ from fastadv.evaluation.accuracy import (
 )
 from fastadv.models.source import Source
 from fastadv.results.config import KeepConfig
-from fastadv.results.identity import make_identity
+from fastadv.results.identity import make_identity, measured_identity
 from fastadv.results.row import (
     AttackRecord,
     ChecksRecord,
+    Provenance,
     Row,
     SourceRecord,
     StageRecord,
@@ -32,26 +34,39 @@ from fastadv.results.table import ResultsTable
 
 
 def evaluation_rows(
-    found: Evaluation, attack: Attack | None, **common: Any
+    found: Evaluation,
+    attack: Attack | None,
+    source: Source,
+    *,
+    command: str,
+    **common: Any,
 ) -> list[Row]:
     """Return the row of the clean accuracy and, after an attack, that of the robust one.
 
     Args:
         found: Accuracies of the network.
         attack: The attack that `found.robust` was measured under.
-        common: Fields of `Row` that both share; `source`, `target` and `setting` are
-            required.
+        source: The network.
+        command: What evaluated it, for example `fastadv-eval`.
+        common: Other fields of `Row` that both share; `target` and `setting` are
+            required. `bad_images` counts test images alone.
     """
+    common["source"] = source_record(source)
+    common["provenance"] = Provenance.from_facts(provenance(), command)
     defines = {key: common[key] for key in ("source", "target", "setting")}
     defines["seed"] = common.get("seed", 0)
-    identity = make_identity(**defines)
-    common["experiment"] = identity
-    rows = [Row(identity=identity, **accuracy_fields(found.clean), **common)]
+    common["experiment"] = make_identity(**defines)
+    bad = common.get("bad_images") or 0
+
+    def identity(**more: Any) -> str:
+        return measured_identity(make_identity(**defines, **more), bad, bad)
+
+    rows = [Row(identity=identity(), **accuracy_fields(found.clean), **common)]
     if attack is not None and found.robust is not None:
         record = AttackRecord.from_description(attack.describe())
         rows.append(
             Row(
-                identity=make_identity(**defines, attack=record),
+                identity=identity(attack=record),
                 attack=record,
                 stages=tuple(map(_stage, found.stages)) if found.stages[1:] else (),
                 checks=checks_record(found),

@@ -11,9 +11,15 @@ from fastadv.reporting.evaluation import evaluation_sections
 from fastadv.reporting.influence import influence_sections
 from fastadv.reporting.manipulation import manipulation_sections
 from fastadv.reporting.page.html import Section
+from fastadv.reporting.seeing import (
+    gradient_sections,
+    inversion_sections,
+    visualization_sections,
+)
 from fastadv.reporting.shape import shape_sections
 from fastadv.reporting.similarity import similarity_sections
 from fastadv.reporting.transfer.sections import transfer_sections
+from fastadv.reporting.vulnerability import universal_sections, vulnerability_sections
 from fastadv.results.row import Row
 from fastadv.results.table import Arrays
 
@@ -28,7 +34,15 @@ SECTIONS: dict[
     "shape": shape_sections,
     "manipulation": manipulation_sections,
     "similarity": similarity_sections,
+    "gradients": gradient_sections,
+    "visualization": visualization_sections,
+    "inversion": inversion_sections,
+    "vulnerability": vulnerability_sections,
+    "universal": universal_sections,
 }
+
+# Kinds whose rows the sections of a kind read besides its own.
+_ALSO_READ = {"transfer": "evaluation"}
 
 
 def report_sections(
@@ -45,7 +59,8 @@ def report_sections(
     """
     sections: list[Section] = []
     for kind, make_sections in SECTIONS.items():
-        of_kind = [row for row in rows if row.kind == kind]
-        if of_kind:
-            sections += make_sections(of_kind, names or {}, arrays)
+        if not any(row.kind == kind for row in rows):
+            continue
+        read = [row for row in rows if row.kind in (kind, _ALSO_READ.get(kind))]
+        sections += make_sections(read, names or {}, arrays)
     return sections

@@ -8,6 +8,7 @@ from fastadv.reporting.page.html import Section
 from fastadv.reporting.transfer import (
     study_attack,
     study_classes,
+    study_decline,
     study_epochs,
     study_images,
     study_published,
@@ -23,8 +24,15 @@ from fastadv.results.table import Arrays
 def transfer_sections(
     rows: Sequence[Row], names: Mapping[str, str], arrays: Arrays | None = None
 ) -> list[Section]:
-    """Make the sections of rows of kind "transfer"; see `report_sections`."""
-    study = Study(make_cells(rows), names, Pairing(arrays))
+    """Make the sections of rows of kind "transfer"; see `report_sections`.
+
+    Rows of kind "evaluation" may be among them: what sources reach on their own data.
+    """
+    kinds: dict[str, list[Row]] = {"transfer": [], "evaluation": []}
+    for row in rows:
+        kinds[row.kind].append(row)
+    cells = make_cells(kinds["transfer"])
+    study = Study(cells, names, Pairing(arrays), kinds["evaluation"])
     return [*study_sections(study), all_numbers(study)]
 
 
@@ -44,6 +52,7 @@ def study_sections(study: Study) -> list[Section]:
         study_images.against_epochs,
         study_epochs.within_training,
         study_attack.under_attack,
+        study_decline.decline_against_factors,
         study_classes.per_class,
     )
     return [section for builder in builders if (section := builder(study)) is not None]

@@ -10,13 +10,13 @@ from typing import Any, TypeVar
 
 from fastadv.errors import first_few
 from fastadv.reporting.figures.palette import source_colors
-from fastadv.reporting.literature import Record
 from fastadv.reporting.page.html import Table
 from fastadv.reporting.transfer.cells import Cell, with_most_images
 from fastadv.reporting.transfer.comparisons import Comparisons, study_comparisons
 from fastadv.reporting.transfer.condition import Condition, condition_labels
 from fastadv.reporting.transfer.pairing import Pairing
 from fastadv.reporting.transfer.pairs import Comparison
+from fastadv.results.row import Row
 from fastadv.statistics.crossed import LEAST_RUNS, LEAST_SEEDS
 
 FEW = 6  # findings, or names, listed one by one
@@ -32,11 +32,13 @@ class Study:
         cells: Cells from `make_cells`.
         names: Published name of a data set by ours, where they differ.
         pairing: Estimates differences; None knows no verdicts on test images.
+        evaluations: Rows of kind "evaluation": what sources reach on their own data.
     """
 
     cells: Sequence[Cell]
     names: Mapping[str, str]
     pairing: Pairing | None = None
+    evaluations: Sequence[Row] = ()
 
     @cached_property
     def labels(self) -> dict[Condition, str]:
@@ -155,7 +157,7 @@ class Study:
             | {"seeds": len(cell.rows), "accuracy": format_interval(*cell.interval())}
             | published_columns(cell.mean, cell.published(self.names))
             | {
-                "published is": _selected(cell.published_record(self.names)),
+                "published is": (r := cell.published_record(self.names)) and r.selected,
                 "rerun by others": _decimals(cell.rerun(self.names)),
                 "not as published": ", ".join(cell.unlike_published(self.names))
                 or None,
@@ -270,10 +272,6 @@ def published_columns(
         "published": f"{theirs:{sign}.2f}",
         "ours - published": f"{ours - theirs:+.2f}",
     }
-
-
-def _selected(record: Record | None) -> str | None:
-    return None if record is None else record.selected
 
 
 def _decimals(value: float | None) -> str | None:
