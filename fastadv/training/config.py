@@ -41,8 +41,8 @@ class TrainConfig(MethodConfig, OptimizerConfig, TrainingImagesConfig, DeviceCon
     # Flags that only --help-all shows.
     RARE: ClassVar[tuple[str, ...]] = (
         "resize", "interpolation", "color_jitter", "lighting", "noise", "replays",
-        "num_restarts", "clean_epochs", "eps_warmup", "accumulate", "clip_grad", "label_smoothing", "mixup",
-        "cutmix", "progressive", "on_overfit", "bn_mode", "milestones", "peak", "val_size",
+        "num_restarts", "clean_epochs", "eps_warmup", "accumulate", "clip_grad",
+        "label_smoothing", "mixup", "cutmix", "progressive", "on_overfit", "bn_mode", "milestones", "peak", "val_size",
         "eval_every", "eval_steps",
         "eval_images", "pictures_every", "keep_every", "sync_bn", "parallel",
     )  # fmt: skip
@@ -52,8 +52,8 @@ class TrainConfig(MethodConfig, OptimizerConfig, TrainingImagesConfig, DeviceCon
     data: str = "shapetex"
     """A data set name (`fastadv-data list`), an ImageFolder (train/, val/) or a .zip of one,
     packed shards, TFRecord, RecordIO or hf:NAME. Without it and --config, the command is a
-    try-out of some minutes on the built-in set shapetex_bold, with defaults of its own for
-    epochs, batches, optimiser, schedule and the warm-up of the radius."""
+    try-out on the built-in set shapetex_bold, with defaults of its own for
+    resolution, epochs, batches, optimiser, schedule and the growth of the radius."""
     epochs: Annotated[int, AT_LEAST_1] = 90
     """Number of passes over the training set."""
     batch_size: Annotated[int | None, AT_LEAST_1] = None
@@ -140,7 +140,9 @@ class TrainConfig(MethodConfig, OptimizerConfig, TrainingImagesConfig, DeviceCon
         if self.arch not in ARCHITECTURES and not self.arch.startswith("timm/"):
             raise ConfigError(unknown_name("architecture", self.arch, ARCHITECTURES))
         if self.clean_epochs + self.eps_warmup >= self.epochs:
-            clean = f"`clean_epochs={self.clean_epochs}` and " if self.clean_epochs else ""
+            clean = (
+                f"`clean_epochs={self.clean_epochs}` and " if self.clean_epochs else ""
+            )
             raise ConfigError(
                 f"{clean}`eps_warmup={self.eps_warmup}` never reaches eps in "
                 f"`epochs={self.epochs}`; {'their sum' if clean else 'it'} must be below "

@@ -333,7 +333,8 @@ class RunLog:
                 log.warning(
                     f"the {what} accuracy is not above that of guessing, "
                     f"{100 * chance:.1f} %: the network has learnt too little. Try a "
-                    "smaller `eps`, more `eps_warmup`, a smaller `lr` or more `epochs`"
+                    "smaller `eps`, more `clean_epochs` or `eps_warmup`, a smaller `lr` or "
+                    "more `epochs`"
                 )
                 break
         robust = found.robust.top1 if found.robust else None

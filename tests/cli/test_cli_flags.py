@@ -368,7 +368,10 @@ def test_the_published_command_starts_as_typed(tmp_path: Path) -> None:
     [
         ("", {"data": "shapetex_bold", "epochs": 30, "optimizer": "adamw", "lr": 1e-3}),
         ("--arch resnet8_cifar", {"eps": 0.5, "lr": 3e-3, "optimizer": "adamw"}),
-        ("--epochs 6", {"epochs": 6, "clean_epochs": 2, "eps_warmup": 2, "eval_every": 6}),
+        (
+            "--epochs 6",
+            {"epochs": 6, "clean_epochs": 2, "eps_warmup": 2, "eval_every": 6},
+        ),
         ("--epochs 1", {"epochs": 1, "eps_warmup": 0, "eval_every": 1}),
         ("--lr 0.05", {"optimizer": "sgd", "lr": 0.05, "schedule": "onecycle"}),
         ("--schedule cosine", {"schedule": "cosine", "optimizer": "adamw"}),
