@@ -42,9 +42,9 @@ class TrainConfig(MethodConfig, OptimizerConfig, TrainingImagesConfig, DeviceCon
     RARE: ClassVar[tuple[str, ...]] = (
         "resize", "interpolation", "color_jitter", "lighting", "noise", "replays",
         "num_restarts", "clean_epochs", "eps_warmup", "accumulate", "clip_grad",
-        "label_smoothing", "mixup", "cutmix", "progressive", "on_overfit", "bn_mode", "milestones", "peak", "val_size",
-        "eval_every", "eval_steps",
-        "eval_images", "pictures_every", "keep_every", "sync_bn", "parallel",
+        "label_smoothing", "mixup", "cutmix", "progressive", "on_overfit", "bn_mode",
+        "milestones", "peak", "val_size", "eval_every", "eval_steps", "eval_images",
+        "pictures_every", "keep_every", "sync_bn", "parallel",
     )  # fmt: skip
 
     arch: str = "resnet18"
