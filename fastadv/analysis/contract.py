@@ -16,7 +16,13 @@ import numpy as np
 
 from fastadv.environment import provenance
 from fastadv.results.identity import digest, make_identity
-from fastadv.results.row import Provenance, Row, SourceRecord, TargetRecord
+from fastadv.results.row import (
+    AttackRecord,
+    Provenance,
+    Row,
+    SourceRecord,
+    TargetRecord,
+)
 from fastadv.results.settings import Setting
 from fastadv.results.table import ResultsTable
 
@@ -57,6 +63,7 @@ def measure_once(
     target: TargetRecord,
     setting: Setting,
     seed: int = 0,
+    attack: AttackRecord | None = None,
 ) -> list[Row]:
     """Return the rows of an analysis: those of the table, or newly computed ones.
 
@@ -68,12 +75,13 @@ def measure_once(
         setting: What is computed and how. With source, target and seed it defines the
             numbers.
         seed: Seed of everything that is drawn.
+        attack: The attack that the numbers are about; None for clean images.
 
     Raises:
         DataError: The table cannot be read.
         OutputError: The table cannot be written.
     """
-    experiment = make_identity(source, target, setting, seed=seed)
+    experiment = make_identity(source, target, setting, seed=seed, attack=attack)
     if known := table.rows(experiment=experiment):
         log.info("%s is in %s already", known[0].setting_label, table.path)
         return known
@@ -88,6 +96,7 @@ def measure_once(
             target=target,
             setting=setting,
             seed=seed,
+            attack=attack,
             metric=number.metric,
             value=number.value,
             low=number.low,

@@ -14,8 +14,13 @@ from typing import Any
 
 from fastadv.analysis.config import (
     AnalysisConfig,
+    CalibrationConfig,
+    CorruptionErrorConfig,
+    DerivedConfig,
+    EffectiveConfig,
     InfluenceConfig,
     ShapeConfig,
+    ShiftConfig,
     SimilarityConfig,
 )
 from fastadv.cli import common
@@ -40,16 +45,51 @@ class ShapeCommand(ShapeConfig):  # noqa: D101, it shows the help of its base
 
 
 @dataclass(frozen=True, kw_only=True)
+class ShiftCommand(ShiftConfig):  # noqa: D101, it shows the help of its base
+    __doc__ = ShiftConfig.__doc__
+
+    json: PrintJson = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class SimilarityCommand(SimilarityConfig):  # noqa: D101, it shows the help of its base
     __doc__ = SimilarityConfig.__doc__
 
     json: PrintJson = False
 
 
+@dataclass(frozen=True, kw_only=True)
+class CalibrationCommand(CalibrationConfig):  # noqa: D101, help of its base
+    __doc__ = CalibrationConfig.__doc__
+
+    json: PrintJson = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorruptionErrorCommand(CorruptionErrorConfig):  # noqa: D101, help of its base
+    __doc__ = CorruptionErrorConfig.__doc__
+
+    json: PrintJson = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class EffectiveCommand(EffectiveConfig):  # noqa: D101, help of its base
+    __doc__ = EffectiveConfig.__doc__
+
+    json: PrintJson = False
+
+
 # Command -> its flags, and the function that analyses one source.
-_KINDS: dict[str, tuple[type[AnalysisConfig], str]] = {
+_KINDS: dict[str, tuple[type[AnalysisConfig | DerivedConfig], str]] = {
+    "calibration": (CalibrationCommand, "fastadv.analysis.analyze_calibration"),
+    "corruption-error": (
+        CorruptionErrorCommand,
+        "fastadv.analysis.analyze_corruption_error",
+    ),
+    "effective-robustness": (EffectiveCommand, "fastadv.analysis.analyze_effective"),
     "influence": (InfluenceCommand, "fastadv.analysis.analyze_influence"),
     "shape": (ShapeCommand, "fastadv.analysis.analyze_shape"),
+    "shift": (ShiftCommand, "fastadv.analysis.analyze_shift"),
     "similarity": (SimilarityCommand, "fastadv.analysis.analyze_similarity"),
 }
 
@@ -64,9 +104,12 @@ def _act(command: Any, module: str) -> int:
     table = ResultsTable(command.results)
     table.prepare()
     rows = []
-    with use_backend(command.backend):
-        for source in command.source:
-            rows += analyze(command, source, table)
+    if isinstance(command, DerivedConfig):
+        rows = analyze(command, table)
+    else:
+        with use_backend(command.backend):
+            for source in command.source:
+                rows += analyze(command, source, table)
     lines = []
     for row in rows:
         ends = None if row.low is None else f"[{row.low:.2f}, {row.high:.2f}]"

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from fastadv.reporting.calibration import calibration_sections
+from fastadv.reporting.effective import effective_sections
 from fastadv.reporting.evaluation import evaluation_sections
 from fastadv.reporting.influence import influence_sections
 from fastadv.reporting.page.html import Section
 from fastadv.reporting.shape import shape_sections
+from fastadv.reporting.shift import corruption_error_sections, shift_sections
 from fastadv.reporting.similarity import similarity_sections
 from fastadv.reporting.transfer.sections import transfer_sections
 from fastadv.results.row import Row
@@ -26,6 +29,10 @@ SECTIONS: dict[
     "influence": influence_sections,
     "shape": shape_sections,
     "similarity": similarity_sections,
+    "shift": shift_sections,
+    "corruption_error": corruption_error_sections,
+    "calibration": calibration_sections,
+    "effective_robustness": effective_sections,
 }
 
 

@@ -23,6 +23,12 @@ from fastadv.results.analysis_settings import (
     ShapeSetting,
     SimilaritySetting,
 )
+from fastadv.results.shift_settings import (
+    CalibrationSetting,
+    CorruptionErrorSetting,
+    EffectiveSetting,
+    ShiftSetting,
+)
 
 _MODE_LABELS = {
     "fixed_feature": "fixed features",
@@ -238,5 +244,9 @@ Setting = (
     | InfluenceSetting
     | ShapeSetting
     | SimilaritySetting
+    | ShiftSetting
+    | CorruptionErrorSetting
+    | CalibrationSetting
+    | EffectiveSetting
 )
 KINDS: dict[str, type[Setting]] = {kind.kind: kind for kind in get_args(Setting)}

@@ -1,0 +1,52 @@
+"""What analyses of measured numbers have in common: they choose rows of the table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from fastadv.errors import ConfigError, unknown_name
+from fastadv.results.row import Row
+from fastadv.results.table import ResultsTable
+
+
+def chosen_rows(
+    table: ResultsTable,
+    given: Sequence[str],
+    usable: Sequence[Row],
+    what: str,
+) -> list[Row]:
+    """Return the rows that a user named, out of those that an analysis can use.
+
+    Args:
+        table: The results table.
+        given: First digits of identities, or names of networks; none chooses all.
+        usable: The rows that can be used, oldest first; of equal ones the newest counts.
+        what: What they are, in messages, with the command that makes them.
+
+    Raises:
+        ConfigError: There are none, or a name fits none of them.
+    """
+    rows = list({row.identity: row for row in usable}.values())
+    if not rows:
+        raise ConfigError(f"{table.path} has no {what}")
+    if not given:
+        return rows
+    found: dict[str | None, Row] = {}
+    for name in given:
+        text = name.removeprefix("row:")
+        hits = [row for row in rows if row.source.name == name]
+        if len(text) >= 4:
+            hits = hits or [row for row in rows if str(row.identity).startswith(text)]
+        if not hits:
+            names = dict.fromkeys(row.source.name for row in rows)
+            known = unknown_name("network or row", name, names)
+            raise ConfigError(f"{known}; {table.path} has these with {what}")
+        found |= {row.identity: row for row in hits}
+    return list(found.values())
+
+
+def newest(
+    rows: Sequence[Row], belongs: Callable[[Row], bool]
+) -> dict[str | None, Row]:
+    """Return the newest of the rows that belong, by the digest of their network."""
+    return {row.source.digest: row for row in rows if belongs(row)}
