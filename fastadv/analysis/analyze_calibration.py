@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastadv.analysis.config import CalibrationConfig
-from fastadv.analysis.contract import Findings, Measured, measure_once
+from fastadv.analysis.contract import Analysis, Findings, Measured
 from fastadv.analysis.derived import chosen_rows
+from fastadv.analysis.portions import Portions
 from fastadv.errors import ConfigError, DataError
 from fastadv.results.row import Row
 from fastadv.results.shift_settings import CalibrationSetting
@@ -36,21 +38,22 @@ _WHAT = (
 )
 
 
-def analyze_calibration(config: CalibrationConfig, table: ResultsTable) -> list[Row]:
-    """Measure the calibration of rows from the logits that they have kept.
+def prepare(config: CalibrationConfig, table: ResultsTable) -> list[Analysis]:
+    """Prepare to measure the calibration of rows from the logits that they have kept.
 
     Args:
         config: The choices.
-        table: Results table; rows are read from it and added to it.
+        table: Results table with the rows.
 
     Returns:
-        Rows for each: `accuracy` and mean `confidence` in percent; `ece`, `adaptive_ece`
-        and `ece_by_chance` (that of a calibrated network with these confidences) in
-        points of percent; `nll` in nats; `brier` from 0 to 2; with a temperature also
-        `temperature`, `ece_scaled`, `nll_scaled` and `brier_scaled`. Of shifts also
-        `corrupted_ece`, `corrupted_nll` and `corrupted_brier`, means over corruptions.
-        Arrays: `count`, `bin_confidence` and `bin_accuracy` of the reliability diagram,
-        `ece_by_corruption` [kinds, severities].
+        One for each row. Its rows are `accuracy` and mean `confidence` in percent;
+        `ece`, `adaptive_ece` and `ece_by_chance` (that of a calibrated network with
+        these confidences) in points of percent; `nll` in nats; `brier` from 0 to 2;
+        with a temperature also `temperature`, `ece_scaled`, `nll_scaled` and
+        `brier_scaled`. Of shifts also `corrupted_ece`, `corrupted_nll` and
+        `corrupted_brier`, means over corruptions. Arrays: `count`, `bin_confidence` and
+        `bin_accuracy` of the reliability diagram, `ece_by_corruption` [kinds,
+        severities].
 
     Raises:
         ConfigError: No row has kept logits, or one that was named has not.
@@ -65,21 +68,23 @@ def analyze_calibration(config: CalibrationConfig, table: ResultsTable) -> list[
         if _logits_name(row) not in arrays:
             without.append(row)
             continue
-        found += measure_once(
-            table,
-            lambda row=row, arrays=arrays: _measure(row, arrays, config),  # type: ignore[misc]
-            source=row.source,
-            target=row.target,
-            setting=CalibrationSetting(
-                measured=str(row.identity),
-                measured_kind=row.kind,
-                measured_label=row.setting.label(),
-                num_images=len(arrays["labels"]),
-                bins=config.bins,
-                scaled=config.temperature,
-            ),
-            seed=row.seed,
-            attack=row.attack,
+        setting = CalibrationSetting(
+            measured=str(row.identity),
+            measured_kind=row.kind,
+            measured_label=row.setting.label(),
+            num_images=len(arrays["labels"]),
+            bins=config.bins,
+            scaled=config.temperature,
+        )
+        found.append(
+            Analysis(
+                source=row.source,
+                target=row.target,
+                setting=setting,
+                compute=partial(_measure, row, table, config),
+                seed=row.seed,
+                attack=row.attack,
+            )
         )
     if without and (config.source or not found):
         raise ConfigError(_no_logits(without))
@@ -115,8 +120,9 @@ def _no_logits(rows: list[Row]) -> str:
 
 
 def _measure(
-    row: Row, arrays: dict[str, NDArray[Any]], config: CalibrationConfig
+    row: Row, table: ResultsTable, config: CalibrationConfig, portions: Portions
 ) -> Findings:
+    arrays = table.arrays(row)
     logits, labels = arrays[_logits_name(row)], arrays["labels"].astype(np.int64)
     try:
         found = decisions(logits, labels)

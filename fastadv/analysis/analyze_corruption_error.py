@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastadv.analysis.config import CorruptionErrorConfig
-from fastadv.analysis.contract import Findings, Measured, measure_once
+from fastadv.analysis.contract import Analysis, Findings, Measured
 from fastadv.analysis.derived import chosen_rows
+from fastadv.analysis.portions import Portions
 from fastadv.data.corruptions.severities import KINDS, SEVERITIES
 from fastadv.errors import ConfigError, DataError
 from fastadv.reporting.literature import read_published
@@ -27,21 +29,19 @@ _DRAWS = 1000
 Errors = NDArray[np.float64]
 
 
-def analyze_corruption_error(
-    config: CorruptionErrorConfig, table: ResultsTable
-) -> list[Row]:
-    """Divide the errors of networks under corruption by those of a reference.
+def prepare(config: CorruptionErrorConfig, table: ResultsTable) -> list[Analysis]:
+    """Prepare to divide the errors of networks under corruption by those of a reference.
 
     Args:
         config: The choices.
-        table: Results table; rows are read from it and added to it.
+        table: Results table with the rows.
 
     Returns:
-        Rows for each network, in percent: `mce`, the mean over kinds of `ce:KIND`, the
-        error summed over severities divided by the reference's; and `relative_mce`, the
-        same of the increase over the error on clean images. 100 is as good as the
-        reference, less is better. Intervals are over the draw of images, which network
-        and reference share (published errors count as exact).
+        One for each network. Its rows are, in percent, `mce`, the mean over kinds of
+        `ce:KIND`, the error summed over severities divided by the reference's; and
+        `relative_mce`, the same of the increase over the error on clean images. 100 is
+        as good as the reference, less is better. Intervals are over the draw of images,
+        which network and reference share (published errors count as exact).
 
     Raises:
         ConfigError: There are no such rows, the reference is unknown, was measured on
@@ -83,22 +83,21 @@ def analyze_corruption_error(
                 )
             reference = alike[-1]
         setting = cast(ShiftSetting, row.setting)
-        found += measure_once(
-            table,
-            lambda row=row, reference=reference: _measure(table, row, reference),  # type: ignore[misc]
-            source=row.source,
-            target=row.target,
-            setting=CorruptionErrorSetting(
-                measured=str(row.identity),
-                reference="AlexNet (published)"
-                if reference is None
-                else reference.source.name,
-                reference_row=None if reference is None else reference.identity,
-                num_images=setting.num_images,
-                corruptions=setting.corruptions,
-                severities=setting.severities,
-            ),
-            seed=row.seed,
+        found.append(
+            Analysis(
+                source=row.source,
+                target=row.target,
+                setting=CorruptionErrorSetting(
+                    measured=str(row.identity),
+                    reference=_name(reference),
+                    reference_row=None if reference is None else reference.identity,
+                    num_images=setting.num_images,
+                    corruptions=setting.corruptions,
+                    severities=setting.severities,
+                ),
+                compute=partial(_measure, table, row, reference),
+                seed=row.seed,
+            )
         )
     if not found:
         raise ConfigError(
@@ -127,7 +126,9 @@ def _check_published(row: Row) -> None:
         )
 
 
-def _measure(table: ResultsTable, row: Row, reference: Row | None) -> Findings:
+def _measure(
+    table: ResultsTable, row: Row, reference: Row | None, portions: Portions
+) -> Findings:
     setting = cast(ShiftSetting, row.setting)
     arrays = _arrays(table, row)
     errors, clean = _errors(arrays)

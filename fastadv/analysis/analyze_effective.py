@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from fastadv.analysis.config import EffectiveConfig
-from fastadv.analysis.contract import Findings, Measured, measure_once
+from fastadv.analysis.contract import Analysis, Findings, Measured
 from fastadv.analysis.derived import chosen_rows, newest
+from fastadv.analysis.portions import Portions
 from fastadv.errors import ConfigError, unknown_name
 from fastadv.results.row import Row
 from fastadv.results.shift_settings import EffectiveSetting, ShiftSetting
@@ -22,20 +23,20 @@ from fastadv.statistics.effective import (
 _POINTS = 50  # of the line that is drawn
 
 
-def analyze_effective(config: EffectiveConfig, table: ResultsTable) -> list[Row]:
-    """Compare accuracy under shift with what standard accuracy leads to expect.
+def prepare(config: EffectiveConfig, table: ResultsTable) -> list[Analysis]:
+    """Prepare to compare accuracy under shift with what standard accuracy leads to expect.
 
     Args:
         config: The choices.
-        table: Results table; rows are read from it and added to it.
+        table: Results table with the rows.
 
     Returns:
-        Rows of `effective_robustness`, in points of percent, with the interval in which it
-        would lie for a standard network moved to the accuracy of this one; it leaves out
-        0 where the network differs from standard ones. Arrays: `standard` and `shifted`
-        accuracies of the fitted networks in percent and their `names`; `own`, both
-        accuracies of the network; `line`, standard and expected accuracy and its
-        interval, [4, m].
+        One for each network. Its row is `effective_robustness`, in points of percent,
+        with the interval in which it would lie for a standard network moved to the
+        accuracy of this one; it leaves out 0 where the network differs from standard
+        ones. Arrays: `standard` and `shifted` accuracies of the fitted networks in
+        percent and their `names`; `own`, both accuracies of the network; `line`,
+        standard and expected accuracy and its interval, [4, m].
 
     Raises:
         ConfigError: There are no such rows, or too few standard networks.
@@ -57,7 +58,7 @@ def analyze_effective(config: EffectiveConfig, table: ResultsTable) -> list[Row]
     chosen = chosen_rows(table, config.source, shifts, what)
     for name in config.fitted:
         chosen_rows(table, [name], shifts, what)  # Raises where there is none.
-    found: list[Row] = []
+    found: list[Analysis] = []
     reason = None
     for row in chosen:
         alike = newest(shifts, lambda other, row=row: _alike(other, row))  # type: ignore[misc]
@@ -75,7 +76,7 @@ def analyze_effective(config: EffectiveConfig, table: ResultsTable) -> list[Row]
         if not config.source and row.source.digest in fitted:
             continue
         fitted.pop(row.source.digest, None)
-        found += _effective(config, table, row, fitted, standard)
+        found.append(_effective(config, table, row, fitted, standard))
     if not found:
         raise ConfigError(
             reason
@@ -136,7 +137,7 @@ def _effective(
     row: Row,
     fitted: Mapping[str | None, Row],
     standard: Mapping[str | None, Row],
-) -> list[Row]:
+) -> Analysis:
     if len(fitted) < LEAST_NETWORKS:
         names = ", ".join(sorted(each.source.name for each in fitted.values()))
         raise ConfigError(
@@ -147,7 +148,7 @@ def _effective(
         )
     own = standard[row.source.digest]
 
-    def compute() -> Findings:
+    def compute(portions: Portions) -> Findings:
         x, y = _shares([standard[d] for d in fitted]), _shares(list(fitted.values()))
         try:
             line = fit_expectation(x, y, config.scale)
@@ -177,9 +178,7 @@ def _effective(
             },
         )
 
-    return measure_once(
-        table,
-        compute,
+    return Analysis(
         source=row.source,
         target=row.target,
         setting=EffectiveSetting(
@@ -190,6 +189,7 @@ def _effective(
             scale=config.scale,
             fitted=tuple(sorted(str(each.identity) for each in fitted.values())),
         ),
+        compute=compute,
         seed=row.seed,
     )
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
+
 import numpy as np
 from numpy.typing import NDArray
 
 from fastadv.analysis.config import InfluenceConfig
-from fastadv.analysis.contract import Findings, Measured, measure_once
+from fastadv.analysis.contract import Analysis, Findings, Measured
 from fastadv.analysis.images import options_for
 from fastadv.analysis.influence import Array, LastLayer, influence
-from fastadv.data import ImageSet, LoaderOptions, make_loader, open_dataset
+from fastadv.analysis.portions import Portions, numbered_batches
+from fastadv.data import ImageSet, Loader, LoaderOptions, make_loader, open_dataset
 from fastadv.data.sets.subsets import Subset, at_most
 from fastadv.errors import CheckpointError, ConfigError
 from fastadv.evaluation.rows import source_record, target_record
@@ -17,33 +21,29 @@ from fastadv.evaluation.source import check_same_classes
 from fastadv.models import NormalizedModel
 from fastadv.models.source import Source, open_source
 from fastadv.results.analysis_settings import InfluenceSetting
-from fastadv.results.row import Row
-from fastadv.results.table import ResultsTable
 from fastadv.statistics import wilson
-from fastadv.transfer.features import FeatureCache, Features
+from fastadv.transfer.features import FeatureCache, Features, completed, embedder
 
 RANKS = 100  # The most influential training images that are kept of each test image.
 _MAP = 200  # Side of the heat map in cells.
 _EXAMPLES = 8  # Pairs of images that are kept to be looked at.
 
 
-def analyze_influence(
-    config: InfluenceConfig, name: str, table: ResultsTable
-) -> list[Row]:
-    """Compute the influence of training images on the predictions of one source.
+def prepare(config: InfluenceConfig, name: str) -> Analysis:
+    """Prepare to compute the influence of training images on predictions of a source.
 
     Args:
         config: The choices.
         name: The source, one of `config.source`.
-        table: Results table of the rows.
 
     Returns:
-        Rows of the share of test images whose most influential training image is of
-        their class (`same_class_top1`), and of those with at least three of the top five
-        (`same_class_3_of_5`), in percent. Arrays beside them: `top`, positions of the
-        most influential training images int32 [n_test, k], best first, and `influence`,
-        theirs float32 [n_test, k]; `share_by_rank` [k]; `map`, the class-sorted heat map;
-        `labels`, `train_labels`; `pairs`, test images and their most helpful one.
+        The analysis. Its rows are the share of test images whose most influential
+        training image is of their class (`same_class_top1`), and the share of those with
+        at least three of the top five (`same_class_3_of_5`), in percent. Arrays beside
+        them: `top`, positions of the most influential training images int32 [n_test, k],
+        best first, and `influence`, theirs float32 [n_test, k]; `share_by_rank` [k];
+        `map`, the class-sorted heat map; `labels`, `train_labels`; `pairs`, test images
+        and their most helpful one.
 
     Raises:
         CheckpointError, DataError, ConfigError: The source or the data set is unusable,
@@ -66,13 +66,14 @@ def analyze_influence(
         damping=config.damping,
     )
 
-    def compute() -> Findings:
+    def compute(portions: Portions) -> Findings:
         model = source.load().to(options.device)
         cache = FeatureCache.at(config.feature_cache)
         layers: dict[str, LastLayer] = {}
         for images in (train, test):
             what = f"{source.name}, {images.split}"
-            found = cache.features(model, images, options, what)
+            extractor = partial(_extract, portions, images.split)
+            found = cache.features(model, images, options, what, extractor)
             layers[images.split] = _last_layer(model, source, found)
         try:
             influences = influence(
@@ -85,14 +86,33 @@ def analyze_influence(
             raise ConfigError(f"{source.name}: {error}") from None
         return _summarize(influences, train, test, options)
 
-    return measure_once(
-        table,
-        compute,
+    return Analysis(
         source=source_record(source),
         target=target_record(splits.test, side, config.name_with_options(splits.name)),
         setting=setting,
+        compute=compute,
         seed=config.seed,
     )
+
+
+def _extract(
+    portions: Portions, name: str, model: NormalizedModel, loader: Loader, what: str
+) -> Features:
+    """Embed the images of a loader as `extract` does; each batch is a portion."""
+    images, size = loader.imageset, loader.options.batch_size
+
+    def embed(first: int) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+        embed_batch = embedder(model)
+        for number, batch in numbered_batches(loader, first):
+            rows = batch.indices.cpu().numpy()
+            yield number, {"rows": rows, "values": embed_batch(batch)}
+
+    values = np.empty((len(images), model.embedding_dim), np.float32)
+    read = np.zeros(len(images), dtype=np.bool_)
+    key = f"embeddings-{name}-{size}"
+    for found in portions.each(key, len(loader), embed, f"batches of {what}"):
+        values[found["rows"]], read[found["rows"]] = found["values"], True
+    return completed(loader, values, read)
 
 
 def _last_layer(model: NormalizedModel, source: Source, found: Features) -> LastLayer:

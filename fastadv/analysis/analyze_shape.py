@@ -4,34 +4,35 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from fastadv.analysis.config import ShapeConfig
-from fastadv.analysis.contract import Findings, Measured, measure_once
+from fastadv.analysis.contract import Analysis, Findings, Measured
 from fastadv.analysis.images import options_for
+from fastadv.analysis.portions import Portions, count_batches, numbered_batches
 from fastadv.analysis.shape import conflict_of, decide, shape_bias
-from fastadv.data import make_loader
+from fastadv.data import Batch, make_loader
 from fastadv.data.sets.folders import open_all
 from fastadv.data.sets.image_set import FileSet
 from fastadv.data.sets.subsets import Subset
 from fastadv.errors import ConfigError, DataError
+from fastadv.evaluation.class_map import output_names
 from fastadv.evaluation.rows import source_record, target_record
 from fastadv.models.source import Source, open_source
 from fastadv.models.view import AttackView
 from fastadv.results.analysis_settings import ShapeSetting
-from fastadv.results.row import Row
-from fastadv.results.table import ResultsTable
 from fastadv.statistics import wilson
 
 CATEGORIES = "categories16.json"  # Beside the images, unless another file is given.
 
 
-def analyze_shape(config: ShapeConfig, name: str, table: ResultsTable) -> list[Row]:
-    """Classify cue conflict images, and count decisions for the shape and the texture.
+def prepare(config: ShapeConfig, name: str) -> Analysis:
+    """Prepare to count decisions for the shape and the texture of cue conflict images.
 
     Images count whose shape and texture are of different categories that the network
     knows classes of.
@@ -39,12 +40,12 @@ def analyze_shape(config: ShapeConfig, name: str, table: ResultsTable) -> list[R
     Args:
         config: The choices.
         name: The source, one of `config.source`.
-        table: Results table of the rows.
 
     Returns:
-        Rows of the share of shape decisions among those for either cue (`shape_share`),
-        and of the decisions for either cue (`cued_share`), in percent. Arrays beside
-        them: `images`, names; `decisions`, categories that were decided.
+        The analysis. Its rows are the share of shape decisions among those for either cue
+        (`shape_share`), and the share of decisions for either cue (`cued_share`), in
+        percent. Arrays beside them: `images`, names; `decisions`, categories that were
+        decided.
 
     Raises:
         CheckpointError, DataError, ConfigError: The source or the images are unusable, or
@@ -58,16 +59,22 @@ def analyze_shape(config: ShapeConfig, name: str, table: ResultsTable) -> list[R
     images = Subset(every, chosen)
     options = options_for(source, every, config)
 
-    def compute() -> Findings:
-        model = source.load().eval().to(options.device)
-        view = AttackView(model)
-        found = []
-        with torch.no_grad():
-            for batch in make_loader(images, **vars(options)):
-                z = model.normalize(batch.images.float() / 255)
-                found.append(view(z).float().softmax(1).cpu().numpy())
-        decisions = decide(np.concatenate(found), categories)
-        names = [_stem(every.members[i]) for i in chosen]
+    def classify(first: int) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+        view = AttackView(source.load().eval().to(options.device))
+        loader = make_loader(images, **vars(options))
+        for number, batch in numbered_batches(loader, first):
+            rows = batch.indices.cpu().numpy()
+            yield number, {"rows": rows, "probabilities": _probabilities(view, batch)}
+
+    def compute(portions: Portions) -> Findings:
+        total = count_batches(images, options)
+        key = f"batches-of-{config.batch_size}"
+        found = list(portions.each(key, total, classify))
+        decisions = decide(
+            np.concatenate([each["probabilities"] for each in found]), categories
+        )
+        rows = np.concatenate([each["rows"] for each in found])
+        names = [_stem(every.members[chosen[row]]) for row in rows]
         bias = shape_bias(zip(names, decisions, strict=True))
         low, high = bias.interval()
         cued = bias.shape + bias.texture
@@ -83,9 +90,7 @@ def analyze_shape(config: ShapeConfig, name: str, table: ResultsTable) -> list[R
         arrays = {"images": np.array(names), "decisions": np.array(decisions)}
         return Findings(numbers, arrays)
 
-    return measure_once(
-        table,
-        compute,
+    return Analysis(
         source=source_record(source),
         target=target_record(images, options.resolution),
         setting=ShapeSetting(
@@ -93,8 +98,15 @@ def analyze_shape(config: ShapeConfig, name: str, table: ResultsTable) -> list[R
             categories=tuple(sorted(categories)),
             preparation=options.preparation,
         ),
+        compute=compute,
         seed=config.seed,
     )
+
+
+@torch.no_grad()
+def _probabilities(view: AttackView, batch: Batch) -> NDArray[np.float32]:
+    found = view(view.normalize(batch.images.float() / 255)).float().softmax(1)
+    return np.asarray(found.cpu().numpy())
 
 
 def _stem(member: str) -> str:
@@ -160,7 +172,12 @@ def known_categories(
         ConfigError: The names of the classes are unknown, or the network knows fewer than
             two categories.
     """
-    names = list(source.classes) or _imagenet_names(source)
+    if not (names := output_names(source)):
+        raise ConfigError(
+            f"{source.name} does not state the names of its {source.num_classes} classes, "
+            "by which they belong to categories (those of ImageNet's classes come with "
+            "timm: pip install 'fastadv[timm]')"
+        )
     found = {
         category: [
             i for i, name in enumerate(names) if name == category or name in classes
@@ -174,20 +191,3 @@ def known_categories(
             f"{', '.join(sorted(categories))}; a conflict needs two"
         )
     return found
-
-
-def _imagenet_names(source: Source) -> list[str]:
-    if source.num_classes != 1000:
-        raise ConfigError(
-            f"{source.name} does not state the names of its {source.num_classes} classes, "
-            "by which they belong to categories"
-        )
-    try:
-        from timm.data.imagenet_info import ImageNetInfo
-    except ImportError:
-        raise ConfigError(
-            f"{source.name} does not state the names of its 1000 classes; the identifiers "
-            "of ImageNet's classes come with timm: pip install 'fastadv[timm]'"
-        ) from None
-    names = ImageNetInfo("imagenet-1k").label_names()  # type: ignore[no-untyped-call]
-    return list(names)

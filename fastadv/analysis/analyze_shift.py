@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,9 @@ import torch
 from numpy.typing import NDArray
 
 from fastadv.analysis.config import ShiftConfig
-from fastadv.analysis.contract import Findings, Measured, measure_once
+from fastadv.analysis.contract import Analysis, Findings, Measured
 from fastadv.analysis.images import options_for
+from fastadv.analysis.portions import Portions, count_batches, numbered_batches
 from fastadv.analysis.shifts import (
     FIELDS,
     Condition,
@@ -24,7 +26,7 @@ from fastadv.analysis.shifts import (
     mean_share,
     per_condition,
 )
-from fastadv.data import ImageSet, LoaderOptions, make_loader
+from fastadv.data import Batch, ImageSet, LoaderOptions, make_loader
 from fastadv.data.corruptions.corrupt import check_corruptions
 from fastadv.data.corruptions.severities import GROUPS, KINDS, published_side
 from fastadv.data.opening.shifted import (
@@ -42,9 +44,7 @@ from fastadv.evaluation.rows import source_record, target_record
 from fastadv.models.source import Source, open_source
 from fastadv.models.view import AttackView
 from fastadv.preparation import Preparation
-from fastadv.results.row import Row
 from fastadv.results.shift_settings import ShiftSetting
-from fastadv.results.table import ResultsTable
 from fastadv.statistics import wilson
 
 log = logging.getLogger(__name__)
@@ -72,22 +72,28 @@ class _Work:
     options: LoaderOptions
     seed: int
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Numbers of kinds and of severities."""
+        severities = len({severity for _, severity in self.conditions})
+        return len(self.conditions) // max(severities, 1), severities
 
-def analyze_shift(config: ShiftConfig, name: str, table: ResultsTable) -> list[Row]:
-    """Judge a network on images as they are, and under every corruption.
+
+def prepare(config: ShiftConfig, name: str) -> Analysis:
+    """Prepare to judge a network on images as they are, and under every corruption.
 
     Args:
         config: The choices.
         name: The source, one of `config.source`.
-        table: Results table of the rows.
 
     Returns:
-        Rows of accuracy in percent: `top1` of the images as they are, `corrupted_top1`,
-        the mean over corruptions and severities, and `top1:KIND`, the mean over the
-        severities of one kind. Arrays beside them: `right`, `confidence`, `nll` and
-        `brier` of every image under every corruption [kinds, severities, n]; `corruptions`
-        and `severities`; the verdicts, labels and logits of the images as they are, as
-        evaluations keep them (a folder like ImageNet-C has none); `classes`.
+        The analysis. Its rows are accuracies in percent: `top1` of the images as they
+        are, `corrupted_top1`, the mean over corruptions and severities, and
+        `top1:KIND`, the mean over the severities of one kind. Arrays beside them:
+        `right`, `confidence`, `nll` and `brier` of every image under every corruption
+        [kinds, severities, n]; `corruptions` and `severities`; the verdicts, labels and
+        logits of the images as they are, as evaluations keep them (a folder like
+        ImageNet-C has none); `classes`.
 
     Raises:
         CheckpointError, DataError, ConfigError: The source, the images or the class map
@@ -126,9 +132,7 @@ def analyze_shift(config: ShiftConfig, name: str, table: ResultsTable) -> list[R
         conditions, classes, options, config.seed,
     )  # fmt: skip
     made = bool(conditions) and files is None
-    return measure_once(
-        table,
-        lambda: _judge(work),
+    return Analysis(
         source=source_record(source),
         target=target_record(every, side, title),
         setting=ShiftSetting(
@@ -141,6 +145,7 @@ def analyze_shift(config: ShiftConfig, name: str, table: ResultsTable) -> list[R
             left_out=len(classes.left_out),
             preparation=options.preparation,
         ),
+        compute=partial(_judge, work),
         seed=config.seed,
     )
 
@@ -198,9 +203,8 @@ def _as_they_are(
     return replace(options, preparation=overruled(Prepared(how, ""), config).how)
 
 
-def _judge(work: _Work) -> Findings:
-    view = AttackView(work.source.load().eval().to(work.options.device))
-    found = _from_files(view, work) if work.files else _from_images(view, work)
+def _judge(work: _Work, portions: Portions) -> Findings:
+    found = (_from_files if work.files else _from_images)(work, portions)
     kinds = tuple(dict.fromkeys(kind for kind, _ in work.conditions))
     numbers = []
     arrays: dict[str, Any] = {"classes": np.array(work.classes.classes)}
@@ -226,43 +230,20 @@ def _judge(work: _Work) -> Findings:
     return Findings(numbers, arrays | found)
 
 
-def _from_images(view: AttackView, work: _Work) -> dict[str, NDArray[Any]]:
+def _from_images(work: _Work, portions: Portions) -> dict[str, NDArray[Any]]:
     """Judge images as they are and, batch by batch, under corruptions made of them."""
     whole, positions = base_and_positions(work.images)
-    place = work.classes.positions()
-    threads = work.options.worker_count or 1
-    parts: list[dict[str, Any]] = []
-    with ThreadPoolExecutor(threads) as pool:
-        for batch in make_loader(work.images, **vars(work.options)):
-            labels = torch.tensor([place[int(y)] for y in batch.labels])
-            labels = labels.to(batch.labels.device)
-            rows = positions[batch.indices.cpu().numpy()]
-            what = f"{work.source.name} on {work.images.name}"
-            scores = logits_of(view, batch.images, work.classes, what)
-            part: dict[str, Any] = {
-                "indices": rows.astype(np.int32),
-                "labels": labels.cpu().numpy().astype(np.int32),
-                "clean_logits": scores.cpu().numpy(),
-                "fell_to": (scores.argmax(1) == labels).cpu().numpy().astype(np.int8)
-                - 1,
-            }
-            if work.conditions:
-                pixels = batch.images.permute(0, 2, 3, 1).contiguous().cpu().numpy()
-                under = []
-                made = corrupted_batches(
-                    pixels, rows, work.conditions, seed=work.seed, pool=pool
-                )
-                for condition, images in zip(work.conditions, made, strict=True):
-                    tensor = torch.from_numpy(images).permute(0, 3, 1, 2)
-                    what = f"{work.source.name} under {condition[0]} {condition[1]}"
-                    scores = logits_of(
-                        view, tensor.to(labels.device), work.classes, what
-                    )
-                    under.append(decided(scores, labels))
-                severities = len({s for _, s in work.conditions})
-                kinds = len(work.conditions) // severities
-                part |= per_condition(under, kinds, severities)
-            parts.append(part)
+
+    def judge(first: int) -> Iterator[tuple[int, dict[str, NDArray[Any]]]]:
+        view = _view(work)
+        loader = make_loader(work.images, **vars(work.options))
+        with ThreadPoolExecutor(work.options.worker_count or 1) as pool:
+            for number, batch in numbered_batches(loader, first):
+                rows = positions[batch.indices.cpu().numpy()]
+                yield number, _judge_batch(work, view, batch, rows, pool)
+
+    total = count_batches(work.images, work.options)
+    parts = list(portions.each(_batches(work), total, judge))
     if not parts:
         raise DataError(f"{work.images.name} has no image that can be read")
     found = {
@@ -275,25 +256,66 @@ def _from_images(view: AttackView, work: _Work) -> dict[str, NDArray[Any]]:
     }
 
 
-def _from_files(view: AttackView, work: _Work) -> dict[str, NDArray[Any]]:
-    """Judge images that are corrupted already."""
-    place = work.classes.positions()
-    under = []
-    labels: list[int] = []
-    for (kind, severity), images in (work.files or {}).items():
-        parts: list[dict[str, Any]] = []
-        labels = []
-        loader = make_loader(images, **(vars(work.options) | {"on_bad_image": "fail"}))
-        for batch in loader:
-            own = torch.tensor([place[int(y)] for y in batch.labels])
-            labels += own.tolist()
-            what = f"{work.source.name} under {kind} {severity}"
-            scores = logits_of(view, batch.images, work.classes, what)
-            parts.append(decided(scores, own.to(scores.device)))
-        under.append({n: np.concatenate([p[n] for p in parts]) for n in FIELDS})
-    severities = len({s for _, s in work.conditions})
-    shape = len(work.conditions) // severities, severities
-    return {
-        **per_condition(under, *shape),
-        "labels": np.array(labels, np.int32),
+def _judge_batch(
+    work: _Work,
+    view: AttackView,
+    batch: Batch,
+    rows: NDArray[np.int64],
+    pool: ThreadPoolExecutor,
+) -> dict[str, NDArray[Any]]:
+    """Judge a batch as it is and under every condition; `rows` seed its draws."""
+    labels = _labels(work, batch)
+    what = f"{work.source.name} on {work.images.name}"
+    scores = logits_of(view, batch.images, work.classes, what)
+    found: dict[str, NDArray[Any]] = {
+        "indices": rows.astype(np.int32),
+        "labels": labels.cpu().numpy().astype(np.int32),
+        "clean_logits": scores.cpu().numpy(),
+        "fell_to": (scores.argmax(1) == labels).cpu().numpy().astype(np.int8) - 1,
     }
+    if not work.conditions:
+        return found
+    pixels = batch.images.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    made = corrupted_batches(pixels, rows, work.conditions, seed=work.seed, pool=pool)
+    under = []
+    for (kind, severity), images in zip(work.conditions, made, strict=True):
+        tensor = torch.from_numpy(images).permute(0, 3, 1, 2).to(labels.device)
+        what = f"{work.source.name} under {kind} {severity}"
+        under.append(decided(logits_of(view, tensor, work.classes, what), labels))
+    return found | per_condition(under, *work.shape)
+
+
+def _from_files(work: _Work, portions: Portions) -> dict[str, NDArray[Any]]:
+    """Judge images that are corrupted already; a portion is one condition."""
+    files = list((work.files or {}).items())
+    options = vars(work.options) | {"on_bad_image": "fail"}
+
+    def judge(first: int) -> Iterator[tuple[int, dict[str, NDArray[Any]]]]:
+        view = _view(work)
+        for number, ((kind, severity), images) in enumerate(files[first:], first):
+            what = f"{work.source.name} under {kind} {severity}"
+            parts = []
+            for batch in make_loader(images, **options):
+                labels = _labels(work, batch)
+                scores = logits_of(view, batch.images, work.classes, what)
+                part = decided(scores, labels)
+                parts.append(part | {"labels": labels.cpu().numpy().astype(np.int32)})
+            yield number, {n: np.concatenate([p[n] for p in parts]) for n in parts[0]}
+
+    under = list(portions.each("conditions", len(files), judge, "corruptions"))
+    return {**per_condition(under, *work.shape), "labels": under[0]["labels"]}
+
+
+def _view(work: _Work) -> AttackView:
+    return AttackView(work.source.load().eval().to(work.options.device))
+
+
+def _batches(work: _Work) -> str:
+    return f"batches-of-{work.options.batch_size}"
+
+
+def _labels(work: _Work, batch: Batch) -> torch.Tensor:
+    """Return the labels of a batch as positions among the classes that are judged."""
+    place = work.classes.positions()
+    found = torch.tensor([place[int(label)] for label in batch.labels])
+    return found.to(batch.labels.device)

@@ -1,8 +1,8 @@
 """What every analysis has in common: it yields numbers and arrays, once.
 
-An analysis is a function that opens a source and images, describes what it will compute
-in a typed setting, and hands the computation to `measure_once`. A setting that the
-results table has is not computed again.
+The module of an analysis has a function `prepare`, which opens a source and images and
+returns an `Analysis`: what will be computed, as a typed setting, and the computation.
+`measure_once` runs it, unless the results table has its rows; `running` runs many.
 """
 
 from __future__ import annotations
@@ -11,9 +11,12 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
+from fastadv import __version__
+from fastadv.analysis.portions import UNFINISHED, Portions
 from fastadv.environment import provenance
 from fastadv.results.identity import digest, make_identity
 from fastadv.results.row import (
@@ -55,48 +58,70 @@ class Findings:
     arrays: Mapping[str, np.ndarray]
 
 
-def measure_once(
-    table: ResultsTable,
-    compute: Callable[[], Findings],
-    *,
-    source: SourceRecord,
-    target: TargetRecord,
-    setting: Setting,
-    seed: int = 0,
-    attack: AttackRecord | None = None,
-) -> list[Row]:
-    """Return the rows of an analysis: those of the table, or newly computed ones.
+@dataclass(frozen=True)
+class Analysis:
+    """An analysis that is ready to be computed.
 
-    Args:
-        table: The results table, to which new rows are added with their arrays.
-        compute: Computes the numbers; called only if the table lacks them.
+    Attributes:
         source: The network.
         target: The images.
         setting: What is computed and how. With source, target and seed it defines the
             numbers.
+        compute: Computes the numbers. It takes finished portions of its work from what it
+            is given, and leaves new ones there.
         seed: Seed of everything that is drawn.
         attack: The attack that the numbers are about; None for clean images.
+    """
+
+    source: SourceRecord
+    target: TargetRecord
+    setting: Setting
+    compute: Callable[[Portions], Findings]
+    seed: int = 0
+    attack: AttackRecord | None = None
+
+    @cached_property
+    def experiment(self) -> str:
+        """Identity of the experiment, which is that of its first row."""
+        return make_identity(
+            self.source, self.target, self.setting, seed=self.seed, attack=self.attack
+        )
+
+    def __str__(self) -> str:
+        return f"{self.setting.kind} of {self.source.name} ({self.setting.label()})"
+
+
+def measure_once(table: ResultsTable, analysis: Analysis) -> list[Row]:
+    """Return the rows of an analysis: those of the table, or newly computed ones.
+
+    Args:
+        table: The results table, to which new rows are added with their arrays. Portions
+            of unfinished work are kept in its folder until then.
+        analysis: What is computed, if the table lacks it.
 
     Raises:
         DataError: The table cannot be read.
         OutputError: The table cannot be written.
     """
-    experiment = make_identity(source, target, setting, seed=seed, attack=attack)
+    experiment = analysis.experiment
     if known := table.rows(experiment=experiment):
         log.info("%s is in %s already", known[0].setting_label, table.path)
         return known
     began = time.monotonic()
-    found = compute()
+    # Another version may compute otherwise.
+    key = digest([experiment, __version__])
+    portions = Portions(table.path / UNFINISHED / key)
+    found = analysis.compute(portions)
     name = table.save_arrays(experiment, found.arrays) if found.arrays else None
     rows = [
         Row(
             identity=digest([experiment, number.metric]) if position else experiment,
             experiment=experiment,
-            source=source,
-            target=target,
-            setting=setting,
-            seed=seed,
-            attack=attack,
+            source=analysis.source,
+            target=analysis.target,
+            setting=analysis.setting,
+            seed=analysis.seed,
+            attack=analysis.attack,
             metric=number.metric,
             value=number.value,
             low=number.low,
@@ -109,4 +134,5 @@ def measure_once(
         for position, number in enumerate(found.numbers)
     ]
     table.append(rows)
+    portions.discard()
     return rows

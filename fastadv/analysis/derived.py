@@ -1,12 +1,41 @@
-"""What analyses of measured numbers have in common: they choose rows of the table."""
+"""What analyses of measured numbers have in common: they read rows of the table.
+
+The module of such an analysis has a function `prepare`, which takes a configuration and
+the table and yields an `Analysis` for each row that it is about. No network runs, so they
+need neither devices nor other processes.
+"""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
+from fastadv.analysis.config import DerivedConfig
+from fastadv.analysis.contract import measure_once
 from fastadv.errors import ConfigError, unknown_name
 from fastadv.results.row import Row
 from fastadv.results.table import ResultsTable
+
+
+def derive(config: DerivedConfig, module: str) -> list[Row]:
+    """Analyse the rows that a configuration chooses, each once; return the new rows.
+
+    Args:
+        config: The choices.
+        module: Name of the module of the analysis.
+
+    Raises:
+        ConfigError, DataError: There are no such rows, or they cannot be analysed.
+    """
+    table = ResultsTable.existing(config.results)
+    prepare: Any = importlib.import_module(module).prepare
+    # All are prepared before one is computed, so that mistakes are found first.
+    return [
+        row
+        for analysis in list(prepare(config, table))
+        for row in measure_once(table, analysis)
+    ]
 
 
 def chosen_rows(

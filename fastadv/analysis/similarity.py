@@ -6,7 +6,7 @@ for matrices of layers, whatever the number of images.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -38,6 +38,7 @@ class LinearCKA:
     """
 
     def __init__(self) -> None:
+        self._names: tuple[list[str], list[str]] = [], []
         self._sums: NDArray[np.float64] | None = None
         self._held: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None
 
@@ -54,8 +55,9 @@ class LinearCKA:
         """
         new = _flat(ours), _flat(theirs)
         _check_batch(*new)
+        self._names = list(ours), list(theirs)
         if self._held is not None and _size(self._held) >= 4 <= _size(new):
-            self._sums = self._with_held()
+            self._sums = self.sums()
         elif self._held is not None:
             first, second = (
                 {name: torch.cat([each[name], x]) for name, x in more.items()}
@@ -64,8 +66,17 @@ class LinearCKA:
             new = first, second
         self._held = new
 
-    def _with_held(self) -> NDArray[np.float64]:
-        """Return the sums with the batch that is held back for one that may join it."""
+    def sums(self) -> NDArray[np.float64]:
+        """Return the HSIC of every pair of layers, summed over images.
+
+        Those of several parts of the images can be added and given to `alignment`.
+
+        Returns:
+            float64 [L, L], for the layers of the first network followed by the second's.
+
+        Raises:
+            ValueError: There were fewer than four images.
+        """
         if self._held is None or _size(self._held) < 4:
             raise ValueError("CKA needs at least four images")
         grams = [_gram(x) for each in self._held for x in each.values()]
@@ -83,15 +94,29 @@ class LinearCKA:
             ValueError: There were fewer than four images, or the outputs of a layer do
                 not differ between images; the error names the layers.
         """
-        sums, (ours, theirs) = self._with_held(), map(list, self._held or ({}, {}))
-        scale = np.diag(sums)
-        _refuse_constant([*ours, *theirs], scale)
-        split = len(ours)
-        root = np.sqrt(scale)
-        found: NDArray[np.float64] = sums[:split, split:] / np.outer(
-            root[:split], root[split:]
-        )
-        return found
+        return alignment(self.sums(), *self._names)
+
+
+def alignment(
+    sums: NDArray[np.float64], ours: Sequence[str], theirs: Sequence[str]
+) -> NDArray[np.float64]:
+    """Return the linear CKA of layers from sums of their HSIC; see `LinearCKA.matrix`.
+
+    Args:
+        sums: What `LinearCKA.sums` returned, or the sum of several of them.
+        ours: Names of the layers of the first network.
+        theirs: Names of those of the second.
+
+    Raises:
+        ValueError: The outputs of a layer do not differ between images.
+    """
+    scale = np.diag(sums)
+    _refuse_constant([*ours, *theirs], scale)
+    split, root = len(ours), np.sqrt(scale)
+    found: NDArray[np.float64] = sums[:split, split:] / np.outer(
+        root[:split], root[split:]
+    )
+    return found
 
 
 class SVCCA:
@@ -119,7 +144,7 @@ class SVCCA:
 
     def update(self, ours: Layers, theirs: Layers) -> None:
         """Add a batch; arguments and errors are those of `LinearCKA.update`."""
-        pooled = [{k: _pooled(v) for k, v in each.items()} for each in (ours, theirs)]
+        pooled = [{k: pool(v) for k, v in each.items()} for each in (ours, theirs)]
         _check_batch(*pooled)
         values = [x for each in pooled for x in each.values()]
         split = len(ours)
@@ -193,7 +218,8 @@ def _size(batch: tuple[dict[str, Tensor], dict[str, Tensor]]) -> int:
     return len(next(iter(batch[0].values())))
 
 
-def _pooled(x: Tensor) -> Tensor:
+def pool(x: Tensor) -> Tensor:
+    """Average maps [n, C, H, W] and tokens [n, T, D] over positions, in float64."""
     x = x.detach().double()
     if x.dim() == 4:
         return x.mean((2, 3))

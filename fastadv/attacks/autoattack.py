@@ -7,7 +7,7 @@ APGD-CE and APGD-T run on the fused kernels. FAB-T and Square come from the pack
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, Literal, get_args
 
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from fastadv.attacks.apgd import APGD
 from fastadv.attacks.contract import Attack, AttackResult
+from fastadv.attacks.deepfool import DeepFool
+from fastadv.attacks.fmn import DDN, FMN
 from fastadv.attacks.objectives import DLR_TARGETED
 from fastadv.attacks.package import STANDARD_BUDGET, AttackName, Budget, PackageAttack
 from fastadv.errors import unknown_name
@@ -27,6 +29,13 @@ Judge = Literal["fastadv", "package"]
 STANDARD: tuple[AttackName, ...] = ("apgd-ce", "apgd-t", "fab", "square")
 BLACK_BOX: tuple[AttackName, ...] = ("square",)
 
+MinimalName = Literal["deepfool", "fmn", "ddn"]
+
+_MINIMAL: dict[str, Callable[..., Attack]] = {
+    "deepfool": DeepFool,
+    "fmn": FMN,
+    "ddn": DDN,
+}
 _OBJECTIVE = {
     "apgd-ce": "cross_entropy",
     "apgd-dlr": "dlr",
@@ -113,7 +122,8 @@ def make_attack(
     """Make an attack, or the four of AutoAttack's standard version, by name.
 
     Args:
-        name: `"autoattack"` or an `AttackName`.
+        name: `"autoattack"`, an `AttackName`, or a `MinimalName`; attacks that minimise
+            the norm take nothing of the budget but the steps.
         threat: Norm and radius, in pixel units.
         budget: Numbers of steps, restarts, targets and queries.
         judge: `"fastadv"` runs APGD on the fused kernels and everything on the attack
@@ -122,13 +132,20 @@ def make_attack(
 
     Raises:
         ConfigError: The package is needed and not installed.
-        ValueError: A name is unknown, or a number of the budget is below 1.
+        ValueError: A name is unknown, a number of the budget is below 1, `ddn` is asked
+            for another norm than l2, or an attack that minimises the norm for the judge
+            `"package"`.
     """
-    known = ("autoattack", *get_args(AttackName))
+    known = ("autoattack", *get_args(AttackName), *_MINIMAL)
     if name not in known:
         raise ValueError(unknown_name("attack", name, known))
     if judge not in get_args(Judge):
         raise ValueError(unknown_name("judge", judge, get_args(Judge)))
+    if name in _MINIMAL:
+        if judge != "fastadv":
+            raise ValueError(f"judge={judge!r} has no {name}; use judge='fastadv'")
+        minimal = _MINIMAL[name](threat, budget.num_steps)
+        return Cascade([(name, minimal)], minimal.describe() | {"judge": judge})
     stages: list[tuple[str, Attack]] = []
     for each in STANDARD if name == "autoattack" else (name,):
         if judge == "fastadv" and each in _OBJECTIVE:

@@ -14,8 +14,7 @@ from tyro.conf import Positional, arg
 from fastadv.cli import common
 from fastadv.errors import ConfigError, FastadvError, in_flags
 from fastadv.machine import usable_cores
-from fastadv.ranges import AT_LEAST_0, Checked
-from fastadv.runs.executors import EngineName
+from fastadv.runs.engine_config import EngineConfig
 
 if TYPE_CHECKING:
     from fastadv.transfer.sweep import SweepPlan
@@ -24,7 +23,7 @@ PROG = "fastadv-transfer sweep"
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepCommand(Checked):
+class SweepCommand(EngineConfig):
     """Run every experiment of a recipe and append the results to one table.
 
     After an interruption, the same command goes on: finished rows are never computed
@@ -37,19 +36,9 @@ class SweepCommand(Checked):
     fastadv-transfer. A list is an axis of the sweep."""
     tier: str | None = None
     """Tier of the recipe to run; its header lists them. Default: the first."""
-    engine: EngineName = "serial"
-    """Where tasks run: in this process (serial), in local processes, or on Ray."""
-    workers: int | None = None
+    workers: Annotated[int | None, arg(aliases=["--jobs"])] = None
     """Number of tasks at once with processes and ray. Default: as many as there is room
     for."""
-    address: str | None = None
-    """Address of an existing Ray cluster: auto or host:port. Default: start a local one."""
-    cpus_per_task: float = 1.0
-    """Number of cores that a Ray task reserves."""
-    gpus_per_task: float = 0.0
-    """Number of GPUs that a Ray task reserves; tasks with a fraction share one."""
-    retries: Annotated[int, AT_LEAST_0] = 2
-    """Number of times that a task is started again after its process died."""
     results: str | None = None
     """Results table. Default: that of the recipe, else ./results."""
     skip_missing: bool = False
@@ -62,11 +51,6 @@ class SweepCommand(Checked):
     """Print the tasks that are left without running them."""
     json: bool = False
     """Print the summary as JSON."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.engine != "ray" and self.address is not None:
-            raise ConfigError(f"`address={self.address}` needs `engine=ray`")
 
 
 def body(argv: list[str]) -> None:

@@ -16,7 +16,20 @@ from fastadv.ranges import AT_LEAST_1
 from fastadv.results.config import KeepConfig
 
 # The names in `fastadv.attacks.autoattack`, which would import torch; a test compares them.
-ATTACKS = ("pgd", "autoattack", "apgd-ce", "apgd-dlr", "apgd-t", "fab", "square")
+ATTACKS = (
+    "pgd",
+    "autoattack",
+    "apgd-ce",
+    "apgd-dlr",
+    "apgd-t",
+    "fab",
+    "square",
+    "deepfool",
+    "fmn",
+    "ddn",
+)
+# Those that search for the shortest perturbation; pyautoattack has none of them.
+MINIMAL = ("deepfool", "fmn", "ddn")
 _PGD_STEPS, _APGD_STEPS = 20, 100
 
 
@@ -48,7 +61,8 @@ class EvaluationConfig(AttackConfig, ImagesConfig, DeviceConfig, KeepConfig):
     """Radius of the attack in [0, 1] pixel units; 0 means no attack. Default: that of the
     checkpoint's training."""
     attack: Annotated[str, arg(metavar="{" + ",".join(ATTACKS) + "}")] = "pgd"
-    """The attack; fab and square need the package pyautoattack."""
+    """The attack; fab and square need the package pyautoattack. deepfool, fmn and ddn (l2
+    only) search for the shortest perturbation, whatever the radius."""
     judge: Literal["fastadv", "package"] = "fastadv"
     """Whose APGD runs: that of fastadv on its fused kernels, or that of pyautoattack, with
     everything else of that package (package)."""
@@ -83,9 +97,15 @@ class EvaluationConfig(AttackConfig, ImagesConfig, DeviceConfig, KeepConfig):
         super().__post_init__()
         if self.attack not in ATTACKS:
             raise ConfigError(unknown_name("`attack`", self.attack, ATTACKS))
-        if self.attack == "pgd" and self.judge == "package":
+        if self.attack in ("pgd", *MINIMAL) and self.judge == "package":
             raise ConfigError(
-                "`judge=package` has no pgd; use `attack=autoattack` or apgd-ce with it"
+                f"`judge=package` has no {self.attack}; use `attack=autoattack` or apgd-ce "
+                "with it"
+            )
+        if self.attack in MINIMAL and self.num_restarts > 1:
+            raise ConfigError(
+                f"`num_restarts={self.num_restarts}`: {self.attack} draws nothing, so a "
+                "restart would repeat it; leave it out"
             )
         own = self.step_size is not None or self.objective != "cross_entropy"
         if self.attack != "pgd" and own:

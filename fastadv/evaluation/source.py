@@ -244,6 +244,11 @@ def _attack(config: EvaluationConfig, threat: ThreatModel) -> Attack | None:
             compile=config.compile,
             **own,
         )
+    if config.attack == "ddn" and threat.norm != "l2":
+        raise ConfigError(
+            f"`attack=ddn` minimises l2, the threat is {threat}; use `norm=l2` with a "
+            "radius `eps`, or `attack=fmn`"
+        )
     budget = Budget(
         config.steps, config.num_restarts, config.num_targets, config.num_queries
     )

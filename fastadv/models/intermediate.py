@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor, fx, nn
+
+from fastadv.errors import unknown_name
 
 EMBEDDING = "embedding"
 """The name of what the head of a model reads: its penultimate features."""
@@ -102,7 +104,7 @@ def recording(
         for name in names:
             module = modules.get(head or "" if name == EMBEDDING else name)
             if module is None:
-                raise unknown_activation(name)
+                raise unknown_activation(name, activation_names(net))
             handle = module.register_forward_hook(
                 lambda _, inputs, output, name=name: keep(name, inputs, output)
             )
@@ -110,7 +112,7 @@ def recording(
         yield found
     for name in names:
         if name not in found:
-            raise unknown_activation(name)
+            raise unknown_activation(name, activation_names(net))
 
 
 def cut(
@@ -138,7 +140,7 @@ def cut(
         if name == EMBEDDING and name not in nodes:
             raise TypeError(f"{type(graph).__name__} never calls its head {head!r}")
         if name not in nodes:
-            raise unknown_activation(name)
+            raise unknown_activation(name, activation_names(graph))
     wanted = {nodes[name] for name in names}
     copied: dict[fx.Node, fx.Node] = {}
     kept: dict[fx.Node, fx.Node] = {}
@@ -155,11 +157,21 @@ def cut(
     return fx.GraphModule(graph, result)
 
 
-def unknown_activation(name: str) -> ValueError:
-    """Return the error for a name whose output is not there."""
+def activation_names(net: nn.Module) -> set[str]:
+    """Return the names of all modules of a network, and that of the embedding."""
+    return {EMBEDDING, *(name for name, _ in net.named_modules() if name)}
+
+
+def unknown_activation(name: str, known: Collection[str]) -> ValueError:
+    """Return the error for a name whose output is not there; `known` are all modules."""
+    if name not in known:
+        return ValueError(
+            f"{unknown_name('layer', name, known)}. "
+            "`[stage.name for stage in model.stages()]` are names that can be taken"
+        )
     return ValueError(
-        f"{name!r} is not a module whose output can be taken: it does not exist, does "
-        "not run, returns no tensor, or is folded into the next layer. "
+        f"the output of {name!r} cannot be taken: the module does not run, returns no "
+        "tensor, or is folded into the next layer. "
         "`[stage.name for stage in model.stages()]` are names that can be taken"
     )
 

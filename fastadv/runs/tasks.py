@@ -126,6 +126,7 @@ def run_tasks(
     *,
     done: int = 0,
     retries: int = 2,
+    what: str = "rows",
 ) -> list[Ended]:
     """Run tasks until each is finished or given up.
 
@@ -135,6 +136,7 @@ def run_tasks(
         table: The table that the tasks write to.
         done: Number of rows that were there before, for messages.
         retries: How often a task is started again after a crash.
+        what: What identities stand for, in messages.
 
     Returns:
         The tasks that were given up.
@@ -164,7 +166,7 @@ def run_tasks(
                     left = task.without(table)
                     done += len(task.identities) - (len(left.identities) if left else 0)
                     state = "finished" if left is None else "not finished"
-                    progress.update(done, f"rows; {state}: {task}")
+                    progress.update(done, f"{what}; {state}: {task}")
                     if left is None:
                         continue
                     key = left.identities[0]
@@ -178,7 +180,7 @@ def run_tasks(
                         failures.append(replace(ended, task=left, error=reason))
     except KeyboardInterrupt:
         raise Preempted(
-            f"stopped; {done} of {rows} rows are in {table.path}. The same command "
+            f"stopped; {done} of {rows} {what} are in {table.path}. The same command "
             "goes on from there"
         ) from None
     finally:

@@ -213,6 +213,8 @@ def fit_temperature(
     def mean_nll(log_temperature: float) -> float:
         return float(decisions(logits, labels, math.exp(log_temperature)).nll.mean())
 
+    if decisions(logits, labels).right.all():
+        return None
     ends = math.log(_COLDEST), math.log(_HOTTEST)
     found = optimize.minimize_scalar(
         mean_nll, bounds=ends, method="bounded", options={"xatol": 1e-6}

@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from fastadv.data import (
+    Batch,
     DatasetSplits,
     ImageSet,
     Loader,
@@ -113,32 +114,58 @@ def rows_of(part: ImageSet, held: ImageSet) -> NDArray[np.int64]:
     return rows
 
 
-@torch.no_grad()
-def extract(model: NormalizedModel, loader: Loader, what: str) -> Features:
-    """Embed every image of an evaluation loader with the frozen network.
+def embedder(model: NormalizedModel) -> Callable[[Batch], NDArray[np.float32]]:
+    """Return the function from a batch to its embeddings [n, D] by a frozen network.
 
     The network is in eval mode: its BatchNorm statistics are used and do not change.
     """
     model.eval()
     # The folded view gives the same features with less work; a head that is no linear
     # function of them (SqueezeNet) has its own definition of the embedding.
-    embed = AttackView(model).features
-    images = loader.imageset
+    features = AttackView(model).features
+
+    @torch.no_grad()
+    def embed(batch: Batch) -> NDArray[np.float32]:
+        z = normalize(batch.images, mean=model.mean, std=model.std)
+        return np.asarray(features(z).float().cpu().numpy())
+
+    return embed
+
+
+def extract(model: NormalizedModel, loader: Loader, what: str) -> Features:
+    """Embed every image of an evaluation loader with the frozen network."""
+    embed, images = embedder(model), loader.imageset
     values = np.empty((len(images), model.embedding_dim), np.float32)
     read = np.zeros(len(images), dtype=np.bool_)
     progress = Progress(len(loader))
     began, done = time.monotonic(), 0
     for number, batch in enumerate(loader, start=1):
-        z = normalize(batch.images, mean=model.mean, std=model.std)
         rows = batch.indices.cpu().numpy()
-        values[rows], read[rows] = embed(z).float().cpu().numpy(), True
+        values[rows], read[rows] = embed(batch), True
         done += len(rows)
         rate = done / (time.monotonic() - began)
         progress.update(number, f"{what}  {rate:.1f} images/s")
+    return completed(loader, values, read)
+
+
+def completed(
+    loader: Loader, values: NDArray[np.float32], read: NDArray[np.bool_]
+) -> Features:
+    """Return the embeddings of all images; one that was not read has another's.
+
+    Args:
+        loader: The loader of the images, which knows why some could not be read.
+        values: Embeddings, float32 [n, D]; rows that were not read are filled.
+        read: Which images could be read, bool [n].
+    """
+    images, bad = loader.imageset, list(loader.bad_images)
+    named = {name for name, _ in bad}
     for row in np.flatnonzero(~read):
         others = replacements(images, int(row), loader.options.seed)
         values[row] = values[next(other for other in others if read[other])]
-    return Features.of(images, values, loader.bad_images)
+        if (name := images.describe(int(row))) not in named:
+            bad.append((name, "it could not be read before an interruption"))
+    return Features.of(images, values, bad)
 
 
 class FeatureCache:
@@ -170,6 +197,7 @@ class FeatureCache:
         images: ImageSet,
         options: LoaderOptions,
         what: str,
+        extractor: Callable[[NormalizedModel, Loader, str], Features] | None = None,
     ) -> Features:
         """Return the embeddings of all images, from the cache if they are there.
 
@@ -179,9 +207,11 @@ class FeatureCache:
             options: Options of an evaluation loader, which is only made (and images
                 decoded) if there is something to compute.
             what: Name of this work in progress messages.
+            extractor: What embeds the images of a loader; None stands for `extract`.
         """
+        compute = extractor or extract
         if self.folder is None:
-            return extract(model, make_loader(images, **vars(options)), what)
+            return compute(model, make_loader(images, **vars(options)), what)
         key = feature_key(model, images, options)
         path, bad_path = self.folder / f"{key}.npy", self.folder / f"{key}.bad.npy"
         read = partial(self._read, path, bad_path, images, options)
@@ -190,7 +220,7 @@ class FeatureCache:
         with _claimed(self.folder, key, what):
             if found := read():  # the process that had the lock has made them
                 return found
-            made = extract(model, make_loader(images, **vars(options)), what)
+            made = compute(model, make_loader(images, **vars(options)), what)
             bad = json.dumps(made.bad_images).encode()
             try:
                 # The embeddings are written last: where they are, the rest is.

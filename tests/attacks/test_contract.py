@@ -31,7 +31,10 @@ def _attack(name: str) -> Attack:
     return make_attack(name, THREAT, BUDGET)
 
 
-ATTACKS = ["pgd", "apgd", "pgd+apgd", "apgd-dlr", "apgd-t", "fab", "square"]
+ATTACKS = [
+    "pgd", "apgd", "pgd+apgd", "apgd-dlr", "apgd-t", "fab", "square", "deepfool", "fmn",
+    "ddn",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", [*ATTACKS, "autoattack"])

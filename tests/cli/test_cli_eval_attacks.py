@@ -16,8 +16,9 @@ import torch
 from command_line import Caller, image_folder
 from small_runs import environment, script, tiny
 
+from fastadv.attacks.autoattack import MinimalName
 from fastadv.attacks.package import AttackName
-from fastadv.evaluation.config import ATTACKS
+from fastadv.evaluation.config import ATTACKS, MINIMAL
 from fastadv.models import create_model, save_model
 from fastadv.training import train
 
@@ -54,11 +55,14 @@ def _timeless(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_the_names_are_the_librarys() -> None:
-    assert set(ATTACKS) == {"pgd", "autoattack", *get_args(AttackName)}
+    assert set(MINIMAL) == set(get_args(MinimalName))
+    assert set(ATTACKS) == {"pgd", "autoattack", *get_args(AttackName), *MINIMAL}
 
 
 @pytest.mark.parametrize("judge", ["fastadv", "package"])
-@pytest.mark.parametrize("attack", [name for name in ATTACKS if name != "pgd"])
+@pytest.mark.parametrize(
+    "attack", [name for name in ATTACKS if name not in ("pgd", *MINIMAL)]
+)
 def test_every_attack_by_name(call: Caller, run: Path, attack: str, judge: str) -> None:
     words = f"{SMALL} --num-images 60 --attack {attack} --judge {judge}"
     found = _evaluated(call, run, words)
@@ -77,6 +81,18 @@ def test_every_attack_by_name(call: Caller, run: Path, attack: str, judge: str) 
     assert (found["attack"], found["judge"]) == (attack, judge)
     assert found["checks"]["probabilities"] is False
     assert found["checks"]["train_mode"] is False
+
+
+@pytest.mark.parametrize("attack", MINIMAL)
+def test_attacks_that_minimise_the_norm(call: Caller, run: Path, attack: str) -> None:
+    """They fool about as many within a radius as the attack that is made for it."""
+    words = "--norm l2 --eps 0.3 --num-images 60 --num-steps 40 --attack"
+    found, other = (
+        _evaluated(call, run, f"{words} {name}") for name in (attack, "apgd-ce")
+    )
+    assert found["robust_acc"] < found["clean_acc"]
+    assert abs(found["robust_acc"] - other["robust_acc"]) <= 0.15
+    assert found["attack"] == attack
 
 
 def test_ours_and_theirs_find_the_same(call: Caller, run: Path) -> None:
@@ -234,6 +250,9 @@ def test_a_finished_or_other_evaluation_is_refused(
         ("--attack apgdt", "unknown --attack 'apgdt'; perhaps you meant: apgd-t"),
         ("--attack auto-attack", "perhaps you meant: autoattack"),
         ("--attack pgd --judge package", "--judge package has no pgd"),
+        ("--attack deepfool --judge package", "--judge package has no deepfool"),
+        ("--attack fmn --num-restarts 2", "--num-restarts 2: fmn draws nothing"),
+        ("--attack ddn --norm linf --eps 0.1", "--attack ddn minimises l2"),
         (
             "--attack fab --step-size 0.1",
             "--step-size and --objective belong to pgd, fab",

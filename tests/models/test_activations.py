@@ -145,7 +145,9 @@ def test_names_that_cannot_be_taken_are_refused() -> None:
     model, z = made("resnet8_cifar")
     view = AttackView(model)
     for of in (model, view):
-        with pytest.raises(ValueError, match=r"'layer9'.*model\.stages"):
+        with pytest.raises(
+            ValueError, match=r"'layer9'; perhaps you meant: layer3.*model\.stages"
+        ):
             activations(of, z, ["layer1", "layer9"])
     with pytest.raises(ValueError, match=r"'conv1'.*folded into the next layer"):
         activations(view, z, ["conv1"])  # its output includes the BatchNorm

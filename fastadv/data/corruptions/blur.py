@@ -92,7 +92,11 @@ def _copier() -> Callable[[Pixels, NDArray[np.int8], int], None]:
                             h + offsets[k, i, j, 1], w + offsets[k, i, j, 0], c
                         ]
 
-    compiled: Callable[..., None] = numba.njit(nogil=True)(copy)
+    compiled: Callable[..., None]
+    try:
+        compiled = numba.njit(nogil=True, cache=True)(copy)
+    except RuntimeError:  # No writable place for the cache.
+        compiled = numba.njit(nogil=True)(copy)
     return compiled
 
 
