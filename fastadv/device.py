@@ -24,6 +24,14 @@ class DeviceConfig(Checked):
     used."""
 
 
+def wait_for(device: torch.device) -> None:
+    """Wait until a device has done all that it was given, so that times can be taken."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def resolve_device(name: str) -> torch.device:
     """Return the device called `auto`, `cpu`, `cuda`, `cuda:1` and so on.
 

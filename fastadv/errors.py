@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 # An argument in a message: `name=value` or `name`, in backquotes.
 _ARGUMENT = re.compile(r"`([a-z][a-z0-9_]*)(?:=([^`]*))?`")
@@ -80,6 +80,22 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
         else f"known: {', '.join(choices)}"
     )
     return f"unknown {kind} {name!r}; {hint}"
+
+
+def first_few(names: Sequence[str], limit: int, separator: str = ", ") -> str:
+    """Return the first names, and how many more there are."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return separator.join(names[:limit]) + more
+
+
+def is_ours(error: BaseException) -> bool:
+    """Whether fastadv's own code raised an error: then its message is for the user."""
+    trace = error.__traceback__
+    name = ""
+    while trace is not None:  # to the innermost frame
+        name = trace.tb_frame.f_globals.get("__name__", "")
+        trace = trace.tb_next
+    return name.startswith("fastadv")
 
 
 def in_flags(message: str) -> str:

@@ -10,12 +10,15 @@ import logging
 import os
 import secrets
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from fastadv.errors import ConfigError, OutputError
 
 log = logging.getLogger(__name__)
+
+_STALE_SECONDS = 24 * 3600.0
 
 
 def fastadv_cache_dir() -> Path:
@@ -81,6 +84,14 @@ def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
             f"{error.strerror or error}; the previous file, if any, is unchanged. "
             "Free space or choose another folder"
         ) from error
+
+
+def remove_stale(paths: Iterable[Path]) -> None:
+    """Remove files that were written more than a day ago, as far as that is possible."""
+    for path in paths:
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > _STALE_SECONDS:
+                path.unlink()
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:

@@ -21,6 +21,7 @@ LAYERS = (
     {
         "errors",
         "files",
+        "groups",
         "lazy",
         "machine",
         "phases",

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastadv.analysis.config import CalibrationConfig
 from fastadv.analysis.contract import Analysis, Findings, Measured
 from fastadv.analysis.derived import chosen_rows
 from fastadv.analysis.portions import Portions
+from fastadv.analysis.shift_config import CalibrationConfig
 from fastadv.errors import ConfigError, DataError
 from fastadv.results.row import Row
 from fastadv.results.shift_settings import CalibrationSetting

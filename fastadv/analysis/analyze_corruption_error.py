@@ -9,10 +9,10 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from fastadv.analysis.config import CorruptionErrorConfig
 from fastadv.analysis.contract import Analysis, Findings, Measured
 from fastadv.analysis.derived import chosen_rows
 from fastadv.analysis.portions import Portions
+from fastadv.analysis.shift_config import CorruptionErrorConfig
 from fastadv.data.corruptions.severities import KINDS, SEVERITIES
 from fastadv.errors import ConfigError, DataError
 from fastadv.reporting.literature import read_published

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from fastadv.analysis.config import InfluenceConfig
 from fastadv.analysis.contract import Analysis, Findings, Measured
-from fastadv.analysis.images import options_for
+from fastadv.analysis.images import options_for, pixels
 from fastadv.analysis.influence import Array, LastLayer, influence
 from fastadv.analysis.portions import Portions, numbered_batches
-from fastadv.data import ImageSet, Loader, LoaderOptions, make_loader, open_dataset
-from fastadv.data.sets.subsets import Subset, at_most
+from fastadv.data import ImageSet, Loader, LoaderOptions, open_dataset
+from fastadv.data.sets.subsets import at_most
 from fastadv.errors import CheckpointError, ConfigError
 from fastadv.evaluation.rows import source_record, target_record
 from fastadv.evaluation.source import check_same_classes
@@ -208,16 +208,4 @@ def _pairs(
     _, first = np.unique(test.labels, return_index=True)
     shown = first[:: max(1, len(first) // _EXAMPLES)][:_EXAMPLES]
     chosen = ((test, shown), (train, best[shown]))
-    return np.stack([_pixels(images, rows, options) for images, rows in chosen], 1)
-
-
-def _pixels(
-    images: ImageSet, rows: NDArray[np.int64], options: LoaderOptions
-) -> NDArray[np.uint8]:
-    """Return some images as the network sees them before normalisation."""
-    loader = make_loader(
-        Subset(images, rows),
-        **(vars(options) | {"batch_size": len(rows), "device": "cpu"}),
-    )
-    found: NDArray[np.uint8] = next(iter(loader)).images.contiguous().numpy()
-    return found
+    return np.stack([pixels(*each, options).numpy() for each in chosen], 1)

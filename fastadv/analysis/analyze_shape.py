@@ -8,11 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from fastadv.analysis.config import ShapeConfig
 from fastadv.analysis.contract import Analysis, Findings, Measured
+from fastadv.analysis.cues import prepare_cues
+from fastadv.analysis.decisions import finite_logits
 from fastadv.analysis.images import options_for
 from fastadv.analysis.portions import Portions, count_batches, numbered_batches
 from fastadv.analysis.shape import conflict_of, decide, shape_bias
@@ -34,8 +35,9 @@ CATEGORIES = "categories16.json"  # Beside the images, unless another file is gi
 def prepare(config: ShapeConfig, name: str) -> Analysis:
     """Prepare to count decisions for the shape and the texture of cue conflict images.
 
-    Images count whose shape and texture are of different categories that the network
-    knows classes of.
+    shapetex and data sets with exchanged textures are left to `prepare_cues`. Of the
+    images of a folder or an archive, those count whose shape and texture are of different
+    categories that the network knows classes of.
 
     Args:
         config: The choices.
@@ -51,6 +53,8 @@ def prepare(config: ShapeConfig, name: str) -> Analysis:
         CheckpointError, DataError, ConfigError: The source or the images are unusable, or
             the source knows fewer than two of the categories.
     """
+    if config.data.startswith("shapetex") or "texture" in config.options:
+        return prepare_cues(config, name)
     source = open_source(name, download=config.download)
     path = Path(config.data).expanduser()
     every = open_all(path)
@@ -64,7 +68,13 @@ def prepare(config: ShapeConfig, name: str) -> Analysis:
         loader = make_loader(images, **vars(options))
         for number, batch in numbered_batches(loader, first):
             rows = batch.indices.cpu().numpy()
-            yield number, {"rows": rows, "probabilities": _probabilities(view, batch)}
+            yield (
+                number,
+                {
+                    "rows": rows,
+                    "probabilities": _probabilities(view, batch, source.name),
+                },
+            )
 
     def compute(portions: Portions) -> Findings:
         total = count_batches(images, options)
@@ -103,9 +113,8 @@ def prepare(config: ShapeConfig, name: str) -> Analysis:
     )
 
 
-@torch.no_grad()
-def _probabilities(view: AttackView, batch: Batch) -> NDArray[np.float32]:
-    found = view(view.normalize(batch.images.float() / 255)).float().softmax(1)
+def _probabilities(view: AttackView, batch: Batch, name: str) -> NDArray[np.float32]:
+    found = finite_logits(view, batch.images.float() / 255, name).softmax(1)
     return np.asarray(found.cpu().numpy())
 
 

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fastadv.analysis.config import ShiftConfig
 from fastadv.analysis.contract import Analysis, Findings, Measured
 from fastadv.analysis.images import options_for
 from fastadv.analysis.portions import Portions, count_batches, numbered_batches
+from fastadv.analysis.shift_config import ShiftConfig
 from fastadv.analysis.shifts import (
     FIELDS,
     Condition,

@@ -28,6 +28,7 @@ from fastadv.results.row import (
 )
 from fastadv.results.settings import Setting
 from fastadv.results.table import ResultsTable
+from fastadv.statistics import mean_interval
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,14 @@ class Measured:
     low: float | None = None
     high: float | None = None
     n: int | None = None
+
+    @classmethod
+    def mean_of(cls, metric: str, values: np.ndarray) -> Measured:
+        """Return the mean over images, with its t-interval where there are three or more."""
+        mean, low, high = mean_interval(values.tolist())
+        if len(values) < 3:
+            return cls(metric, mean, n=len(values))
+        return cls(metric, mean, low, high, len(values))
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fastadv.analysis.config import DerivedConfig
 from fastadv.analysis.contract import measure_once
+from fastadv.analysis.shift_config import DerivedConfig
 from fastadv.errors import ConfigError, unknown_name
 from fastadv.results.row import Row
 from fastadv.results.table import ResultsTable

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
 from fastadv.analysis.config import AnalysisConfig
-from fastadv.data import ImageSet, LoaderOptions
+from fastadv.data import ImageSet, LoaderOptions, make_loader
+from fastadv.data.counter import derive_key, permutation
+from fastadv.data.sets.subsets import Subset
 from fastadv.device import resolve_device
 from fastadv.evaluation.preparing import preparation_for
 from fastadv.models.source import Source
@@ -36,3 +45,37 @@ def options_for(
         workers=config.workers,
         on_bad_image=config.on_bad_image,
     )
+
+
+def a_few(images: ImageSet, count: int, seed: int) -> ImageSet:
+    """Return some images at random, of as many different classes as there can be.
+
+    Args:
+        images: Where they come from.
+        count: Number of images; all are returned where there are fewer.
+        seed: Chooses the images. A larger count keeps those of a smaller one.
+    """
+    order = permutation(derive_key(seed, "a few"), len(images))
+    seen: Counter[int] = Counter()
+    turn = np.empty(len(order), np.int64)  # How many of its class came before.
+    for i, label in enumerate(images.labels[order].tolist()):
+        turn[i] = seen[label]
+        seen[label] += 1
+    return Subset(images, order[np.argsort(turn, kind="stable")][:count])
+
+
+def pixels(
+    images: ImageSet, rows: Sequence[int] | NDArray[np.int64], options: LoaderOptions
+) -> Tensor:
+    """Return some images as the network sees them before normalisation.
+
+    Args:
+        images: Where they come from.
+        rows: Positions of those that are wanted; ones that cannot be read are left out.
+        options: Options of the loader.
+
+    Returns:
+        uint8 [n, C, H, W] on the CPU.
+    """
+    loader = make_loader(Subset(images, rows), **(vars(options) | {"device": "cpu"}))
+    return torch.cat([batch.images.contiguous() for batch in loader])

@@ -85,6 +85,7 @@ class APGD(GradientAttack):
     """
 
     name = "apgd"
+    _described = ("num_steps", "num_targets")
 
     def __init__(
         self,
@@ -153,13 +154,6 @@ class APGD(GradientAttack):
             aim = _take(replace(context, targets=target), rows)
             self._run(view, rows, x_nat[rows], start[rows], aim, found)
         return found
-
-    def describe(self) -> dict[str, Any]:
-        """Return the settings of this attack; see `Attack.describe`."""
-        return super().describe() | {
-            "num_steps": self.num_steps,
-            "num_targets": self.num_targets,
-        }
 
     def _targets(self, logits: Tensor, labels: Tensor) -> list[Tensor | None]:
         """Return the wrong classes [N] that each run aims at, likeliest first, or None."""

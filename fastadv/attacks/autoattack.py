@@ -20,6 +20,7 @@ from fastadv.attacks.deepfool import DeepFool
 from fastadv.attacks.fmn import DDN, FMN
 from fastadv.attacks.objectives import DLR_TARGETED
 from fastadv.attacks.package import STANDARD_BUDGET, AttackName, Budget, PackageAttack
+from fastadv.device import wait_for
 from fastadv.errors import unknown_name
 from fastadv.kernels.pixels import to_pixels
 from fastadv.threat import ThreatModel
@@ -95,7 +96,7 @@ class Cascade:
         nonfinite = torch.zeros(1, dtype=torch.int64, device=y.device)
         seconds = []
         for stage in self.stages:
-            _synchronize(x.device)
+            wait_for(x.device)
             began = time.perf_counter()
             if left.any():
                 found = stage(network, x, y, offset=offset, active=left)
@@ -105,7 +106,7 @@ class Cascade:
                 nonfinite += found.nonfinite
                 left = left & ~found.success
             stage_of += left | ~attacked
-            _synchronize(x.device)
+            wait_for(x.device)
             seconds.append(time.perf_counter() - began)
         success = attacked & ~left
         return AttackResult(x_adv, success, loss, nonfinite, tuple(seconds), stage_of)
@@ -168,8 +169,3 @@ def make_attack(
         {"name": name, "norm": threat.norm, "eps": threat.eps, "judge": judge}
         | asdict(budget),
     )
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

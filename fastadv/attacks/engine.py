@@ -50,6 +50,8 @@ class GradientAttack(SingleAttack):
     The arguments are those of `PGD`. The random start has the radius `start_eps`.
     """
 
+    _described: tuple[str, ...] = ()  # attributes that `describe` adds
+
     def __init__(
         self,
         threat: ThreatModel,
@@ -77,10 +79,9 @@ class GradientAttack(SingleAttack):
 
     def describe(self) -> dict[str, Any]:
         """Return the settings of this attack; see `Attack.describe`."""
-        return super().describe() | {
-            "objective": self.objective.name,
-            "num_restarts": self.num_restarts,
-        }
+        shared = {"objective": self.objective.name, "num_restarts": self.num_restarts}
+        own = {name: getattr(self, name) for name in self._described}
+        return super().describe() | shared | own
 
     def prepare(self, model: nn.Module) -> AttackView:
         """Return the view of `model` that this attack works on.
@@ -105,11 +106,13 @@ class GradientAttack(SingleAttack):
     ) -> tuple[AttackView, Tensor, Context]:
         """Check a batch, and return the view, images in channels_last and the context.
 
-        In training, labels may be class probabilities [N, K]. Where checks wait for the
-        device, labels are then not checked, and pixels only in the first batch of floats.
+        In training, and where success does not count, labels may be class probabilities or
+        other values [N, K]. Where checks wait for the device, labels are not checked in
+        training, and pixels only in the first batch of floats.
         """
         view = self.prepare(model)
-        soft = training and y.dim() == 2 and y.is_floating_point()
+        may_be_soft = training or not self.objective.succeeds
+        soft = may_be_soft and y.dim() == 2 and y.is_floating_point()
         if x.dim() != 4 or y.shape[:1] != x.shape[:1] or (y.dim() != 1 and not soft):
             raise ValueError(
                 f"x has shape {list(x.shape)} and y {list(y.shape)}; expected "
@@ -124,7 +127,8 @@ class GradientAttack(SingleAttack):
                 "move them to one device"
             )
         if not soft and (not training or y.device.type == "cpu"):
-            check_labels(y, view.num_classes)
+            # Units of a layer are no classes.
+            check_labels(y, None if self.objective.layer else view.num_classes)
         if x.is_floating_point():
             if not training or x.device.type == "cpu" or view.live not in _seen_floats:
                 check_pixels(x)
@@ -136,6 +140,8 @@ class GradientAttack(SingleAttack):
             return view, x_nat, Context(y, self._outputs(view, view.normalize(x_nat)))
 
     def _outputs(self, view: AttackView, z: Tensor) -> Tensor:
+        if (layer := self.objective.layer) is not None:
+            return view.activations(z, (layer,))[layer]
         if self.objective.outputs == "features":
             return view.features(z)
         return checked_logits(view(z))
@@ -201,6 +207,9 @@ class GradientAttack(SingleAttack):
             outputs = self._outputs(view, z)
         if loss is None:
             loss = self.objective.per_sample(outputs, context)
+        if not self.objective.succeeds:
+            nothing = torch.zeros_like(loss, dtype=torch.bool)
+            return AttackResult(x, nothing, loss.float(), nonfinite)
         logits = view(z) if self.objective.outputs == "features" else outputs
         warn_of_probabilities(view, logits)
         success = succeeded(logits, context, self.objective)

@@ -22,7 +22,8 @@ class Context:
 
     Attributes:
         labels: True classes (or the targets of a targeted attack), int64 [N]; for
-            cross-entropy also class probabilities, float32 [N, K].
+            cross-entropy also class probabilities, float32 [N, K]. An objective on a
+            layer is given its units, int64 [N], or values to compare with, [N, D].
         clean: Outputs of the clean images (logits [N, K] or embedding [N, D]), without
             gradient; present if the objective `needs_clean`.
         targets: Wrong class that an untargeted attack aims at in this run, int64 [N];
@@ -51,6 +52,10 @@ class Objective:
         zero_at_clean: Whether the gradient vanishes at the clean image (because the
             distance to the clean output is minimal there), so that the attack must start
             elsewhere.
+        layer: Name of the layer whose activation `outputs` is instead, as
+            `fastadv.models.activations` takes it; None for logits and embedding.
+        succeeds: Whether success, that a class is or is not predicted, counts before the
+            loss when iterates are compared. Without it, no attack succeeds.
     """
 
     name: str
@@ -60,6 +65,8 @@ class Objective:
     needs_targets: bool = False
     flips_success: bool = False
     zero_at_clean: bool = False
+    layer: str | None = None
+    succeeds: bool = True
 
 
 def cross_entropy(logits: Tensor, context: Context) -> Tensor:

@@ -77,6 +77,7 @@ class PGD(GradientAttack):
     """
 
     name = "pgd"
+    _described = ("num_steps", "step_size", "random_start", "keep")
 
     def __init__(
         self,
@@ -124,9 +125,8 @@ class PGD(GradientAttack):
         self.num_steps = num_steps
         self.step_size = float(step_size)
         self.keep = keep
-        self._drawn = [
-            0
-        ]  # random starts of `perturb`; attacks made of this one share it
+        # Random starts of `perturb`; attacks made of this one share it.
+        self._drawn = [0]
         self._runner = Runner(compile)
 
     @classmethod
@@ -147,15 +147,6 @@ class PGD(GradientAttack):
             "keep": "best",
         }
         return cls(threat, num_steps, **chosen | options)
-
-    def describe(self) -> dict[str, Any]:
-        """Return the settings of this attack; see `Attack.describe`."""
-        return super().describe() | {
-            "num_steps": self.num_steps,
-            "step_size": self.step_size,
-            "random_start": self.random_start,
-            "keep": self.keep,
-        }
 
     @property
     def weakness(self) -> str | None:

@@ -7,14 +7,22 @@ from typing import Annotated
 
 from fastadv.analysis.config import (
     AnalysisConfig,
+    InfluenceConfig,
+    ManipulationConfig,
+    ShapeConfig,
+    SimilarityConfig,
+)
+from fastadv.analysis.seeing_config import (
+    GradientsConfig,
+    InversionConfig,
+    VisualizationConfig,
+)
+from fastadv.analysis.shift_config import (
     CalibrationConfig,
     CorruptionErrorConfig,
     DerivedConfig,
     EffectiveConfig,
-    InfluenceConfig,
-    ShapeConfig,
     ShiftConfig,
-    SimilarityConfig,
 )
 from fastadv.errors import ConfigError
 from fastadv.flags import PrintJson
@@ -46,18 +54,38 @@ class InfluenceCommand(InfluenceConfig, RunConfig):  # noqa: D101, help of its b
 
 
 @dataclass(frozen=True, kw_only=True)
+class ManipulationCommand(ManipulationConfig, RunConfig):  # noqa: D101, help of its base
+    __doc__ = ManipulationConfig.__doc__
+
+
+@dataclass(frozen=True, kw_only=True)
 class ShapeCommand(ShapeConfig, RunConfig):  # noqa: D101, help of its base
     __doc__ = ShapeConfig.__doc__
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShiftCommand(ShiftConfig, RunConfig):  # noqa: D101, help of its base
-    __doc__ = ShiftConfig.__doc__
+class SimilarityCommand(SimilarityConfig, RunConfig):  # noqa: D101, help of its base
+    __doc__ = SimilarityConfig.__doc__
 
 
 @dataclass(frozen=True, kw_only=True)
-class SimilarityCommand(SimilarityConfig, RunConfig):  # noqa: D101, help of its base
-    __doc__ = SimilarityConfig.__doc__
+class GradientsCommand(GradientsConfig, RunConfig):  # noqa: D101, help of its base
+    __doc__ = GradientsConfig.__doc__
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisualizationCommand(VisualizationConfig, RunConfig):  # noqa: D101, help of its base
+    __doc__ = VisualizationConfig.__doc__
+
+
+@dataclass(frozen=True, kw_only=True)
+class InversionCommand(InversionConfig, RunConfig):  # noqa: D101, help of its base
+    __doc__ = InversionConfig.__doc__
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShiftCommand(ShiftConfig, RunConfig):  # noqa: D101, help of its base
+    __doc__ = ShiftConfig.__doc__
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,14 +111,18 @@ class EffectiveCommand(EffectiveConfig):  # noqa: D101, help of its base
 
 # Command -> its flags, and the module that analyses one source.
 KINDS: dict[str, tuple[type[AnalysisConfig | DerivedConfig], str]] = {
+    "influence": (InfluenceCommand, "fastadv.analysis.analyze_influence"),
+    "manipulation": (ManipulationCommand, "fastadv.analysis.analyze_manipulation"),
+    "shape": (ShapeCommand, "fastadv.analysis.analyze_shape"),
+    "similarity": (SimilarityCommand, "fastadv.analysis.analyze_similarity"),
+    "gradients": (GradientsCommand, "fastadv.analysis.analyze_gradients"),
+    "visualization": (VisualizationCommand, "fastadv.analysis.analyze_visualization"),
+    "inversion": (InversionCommand, "fastadv.analysis.analyze_inversion"),
+    "shift": (ShiftCommand, "fastadv.analysis.analyze_shift"),
     "calibration": (CalibrationCommand, "fastadv.analysis.analyze_calibration"),
     "corruption-error": (
         CorruptionErrorCommand,
         "fastadv.analysis.analyze_corruption_error",
     ),
     "effective-robustness": (EffectiveCommand, "fastadv.analysis.analyze_effective"),
-    "influence": (InfluenceCommand, "fastadv.analysis.analyze_influence"),
-    "shape": (ShapeCommand, "fastadv.analysis.analyze_shape"),
-    "shift": (ShiftCommand, "fastadv.analysis.analyze_shift"),
-    "similarity": (SimilarityCommand, "fastadv.analysis.analyze_similarity"),
 }

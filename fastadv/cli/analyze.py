@@ -11,7 +11,7 @@ import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from fastadv.analysis.config import DerivedConfig
+from fastadv.analysis.shift_config import DerivedConfig
 from fastadv.cli import common
 from fastadv.cli.analyses import KINDS
 from fastadv.text_tables import text_table
@@ -30,7 +30,7 @@ def _act(command: Any, module: str) -> int:
     rows = (derive if isinstance(command, DerivedConfig) else _run)(command, module)
     lines = []
     for row in rows:
-        ends = None if row.low is None else f"[{row.low:.2f}, {row.high:.2f}]"
+        ends = None if row.low is None else f"[{row.low:.4g}, {row.high:.4g}]"
         lines.append(
             [row.source.name, row.setting_label, row.metric, row.value, ends, row.n]
         )

@@ -7,13 +7,13 @@ import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import tyro
 import yaml
 
 from fastadv import __version__
-from fastadv.cli.flagrules import description, make_rules
+from fastadv.cli.flagrules import commands_help, description, make_rules
 from fastadv.cli.words import flag_value, read_yaml_config, without_flag
 from fastadv.errors import (
     EXIT_OK,
@@ -21,6 +21,7 @@ from fastadv.errors import (
     ConfigError,
     FastadvError,
     in_flags,
+    is_ours,
     unknown_name,
 )
 from fastadv.machine import keep_freed_memory
@@ -28,6 +29,7 @@ from fastadv.progress import Progress
 from fastadv.ranges import ordered_values
 
 Config = TypeVar("Config")
+Commands: TypeAlias = Mapping[str, tuple[type[Any], Callable[[Any], int]]]
 
 
 def parse(config_type: type[Config], argv: Sequence[str], prog: str) -> Config:
@@ -66,7 +68,7 @@ def parse(config_type: type[Config], argv: Sequence[str], prog: str) -> Config:
 def run_commands(
     prog: str,
     about: str | None,
-    commands: Mapping[str, tuple[type[Any], Callable[[Any], int]]],
+    commands: Commands,
     argv: Sequence[str] | None = None,
 ) -> int:
     """Run `prog COMMAND ...`.
@@ -81,16 +83,11 @@ def run_commands(
 
     def body(words: list[str]) -> int:
         if not words or words[0] in ("-h", "--help"):
-            lines = [
-                f"usage: {prog} COMMAND [-h] [OPTIONS]",
-                "",
-                (about or "").strip(),
-                "",
-            ]
-            for name, (kind, _) in commands.items():
-                first = (kind.__doc__ or "").strip().splitlines()[0]
-                lines.append(f"  {name:8} {first}")
-            print("\n".join(lines))
+            print(
+                commands_help(
+                    prog, about, {name: commands[name][0] for name in commands}
+                )
+            )
             raise SystemExit(EXIT_OK if words else EXIT_USAGE)
         if words[0] not in commands:
             raise ConfigError(unknown_name("command", words[0], commands))
@@ -121,7 +118,7 @@ def run(
     except FastadvError as error:
         return _complain(prog, error, error.exit_code)
     except (ValueError, TypeError) as error:
-        if _is_ours(error):
+        if is_ours(error):
             return _complain(prog, error, EXIT_USAGE)
         raise
     except KeyboardInterrupt:
@@ -145,13 +142,3 @@ class _FlagFormatter(logging.Formatter):
 def _complain(prog: str, error: object, code: int) -> int:
     print(f"{prog}: {in_flags(str(error))}", file=sys.stderr)
     return code
-
-
-def _is_ours(error: BaseException) -> bool:
-    """Whether the innermost frame is fastadv's own: then the message is for the user."""
-    trace = error.__traceback__
-    name = ""
-    while trace is not None:
-        name = trace.tb_frame.f_globals.get("__name__", "")
-        trace = trace.tb_next
-    return name.startswith("fastadv")

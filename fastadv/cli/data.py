@@ -131,18 +131,14 @@ def _unpack(command: UnpackCommand) -> int:
     return common.show(command, {"files": files, "bytes": size}, text)
 
 
-main = functools.partial(
-    common.run_commands,
-    PROG,
-    __doc__,
-    {
-        "list": (ListCommand, _list),
-        "pack": (PackCommand, _pack),
-        "stats": (StatsCommand, _stats),
-        "unpack": (UnpackCommand, _unpack),
-        "verify": (VerifyCommand, _verify),
-    },
-)
+_COMMANDS: common.Commands = {
+    "list": (ListCommand, _list),
+    "pack": (PackCommand, _pack),
+    "stats": (StatsCommand, _stats),
+    "unpack": (UnpackCommand, _unpack),
+    "verify": (VerifyCommand, _verify),
+}
+main = functools.partial(common.run_commands, PROG, __doc__, _COMMANDS)
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+from collections.abc import Mapping
 from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
@@ -33,6 +34,20 @@ def description(kind: type[Any]) -> str:
     """Return the text above the flags of a command: its docstring, less `Raises:`."""
     about = inspect.cleandoc(kind.__doc__ or "").partition("\n\nRaises:")[0]
     return f"{about}\n\n{_EVERYWHERE}"
+
+
+def commands_help(prog: str, about: str | None, kinds: Mapping[str, type[Any]]) -> str:
+    """Return the help of `prog COMMAND`: what it is for, and its commands by name.
+
+    Args:
+        prog: Name of the program.
+        about: What it is for.
+        kinds: Dataclass of the flags of each command, by the name of the command.
+    """
+    lines = [f"usage: {prog} COMMAND [-h] [OPTIONS]", "", (about or "").strip(), ""]
+    for name, kind in kinds.items():
+        lines.append(f"  {name:8} {(kind.__doc__ or '').strip().splitlines()[0]}")
+    return "\n".join(lines)
 
 
 def make_rules(*, all_flags: bool = True) -> ConstructorRegistry:

@@ -10,23 +10,15 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import Positional, arg
 
 from fastadv.cli import common
-from fastadv.errors import ConfigError, unknown_name
+from fastadv.errors import ConfigError
 from fastadv.flags import PrintJson
-from fastadv.models.architecture_names import EXPORT_FORMATS
+from fastadv.models.architecture_names import EXPORT_FORMATS, check_export
 from fastadv.ranges import AT_LEAST_1, Checked
 
 if TYPE_CHECKING:
     from fastadv.models.source import Source
 
 PROG = "fastadv-models"
-_SUFFIXES = {
-    "safetensors": (".safetensors",),
-    "torchvision": (".pth", ".pt"),
-    "timm": ("",),
-    "detectron2": (".pkl",),
-    "robustbench": (".pt", ".pth"),
-    "onnx": (".onnx",),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,14 +88,7 @@ class ConvertCommand(SourceFlags):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.to not in EXPORT_FORMATS:
-            raise ConfigError(unknown_name("`to`", self.to, EXPORT_FORMATS))
-        wanted = _SUFFIXES[self.to]
-        if self.out.suffix not in wanted and wanted != ("",):
-            raise ConfigError(
-                f"{self.out} must end in {' or '.join(wanted)} for `to={self.to}`, by "
-                "which its readers know it"
-            )
+        check_export(self.to, self.out)
 
 
 def _list(command: ListCommand) -> int:
@@ -146,16 +131,12 @@ def _convert(command: ConvertCommand) -> int:
     return common.show(command, {"files": files}, text)
 
 
-main = functools.partial(
-    common.run_commands,
-    PROG,
-    __doc__,
-    {
-        "list": (ListCommand, _list),
-        "show": (ShowCommand, _show),
-        "convert": (ConvertCommand, _convert),
-    },
-)
+_COMMANDS: common.Commands = {
+    "list": (ListCommand, _list),
+    "show": (ShowCommand, _show),
+    "convert": (ConvertCommand, _convert),
+}
+main = functools.partial(common.run_commands, PROG, __doc__, _COMMANDS)
 
 if __name__ == "__main__":
     raise SystemExit(main())

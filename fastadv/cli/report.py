@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-import json
 import shlex
-import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -36,6 +34,8 @@ class ReportCommand:
     """HTML file to write; an existing one is replaced."""
     export: str | None = None
     """Folder for every figure as PNG and SVG and every table as CSV and LaTeX."""
+    gallery: str | None = None
+    """HTML file for a second page, of all pictures of what networks see."""
     title: str = "Transfer of robust and standard models"
     """Heading of the report."""
     compare: tuple[str, ...] = ()
@@ -90,6 +90,16 @@ def make_report(
         "commit": facts.get("commit"),
     }
     path = write_report(command.out, command.title, sections, about)
+    if command.gallery is not None:
+        from fastadv.reporting.seeing import gallery_sections
+
+        if not (pictures := gallery_sections(rows, table.arrays)):
+            raise DataError(
+                f"`gallery={command.gallery}`: {table.path} has no pictures; "
+                "fastadv-analyze gradients, visualization and inversion make them"
+            )
+        pictures[-1] = replace(pictures[-1], command=again)
+        write_report(command.gallery, "What networks see", pictures, about)
     if command.export is not None:
         export_sections(sections, Path(command.export).expanduser())
     return path, sections
@@ -119,15 +129,13 @@ def _names(pairs: Sequence[str], ours: Collection[str]) -> dict[str, str]:
 def _body(argv: list[str]) -> None:
     command = common.parse(ReportCommand, argv, PROG)
     path, sections = make_report(command, [PROG, *argv])
-    if command.json:
-        found = {s.title: list(s.findings) for s in sections if s.findings}
-        print(json.dumps({"report": str(path), "findings": found}))
-        return
-    for section in sections:
-        for finding in section.findings:
-            print(f"{section.title}: {finding}")
-    print(f"report: {path.resolve()}")
-    sys.stdout.flush()
+    found = {s.title: list(s.findings) for s in sections if s.findings}
+    lines = [f"{s.title}: {finding}" for s in sections for finding in s.findings]
+    pages = {"report": str(path.resolve())}
+    if command.gallery is not None:
+        pages["gallery"] = str(Path(command.gallery).resolve())
+    text = "\n".join([*lines, *(f"{name}: {page}" for name, page in pages.items())])
+    common.show(command, pages | {"report": str(path), "findings": found}, text)
 
 
 main = functools.partial(common.run, PROG, _body)

@@ -133,18 +133,14 @@ def _forget(command: ForgetCommand) -> int:
     return EXIT_OK
 
 
-main = functools.partial(
-    common.run_commands,
-    PROG,
-    __doc__,
-    {
-        "list": (ListCommand, _list),
-        "show": (ShowCommand, _show),
-        "export": (ExportCommand, _export),
-        "compact": (CompactCommand, _compact),
-        "forget": (ForgetCommand, _forget),
-    },
-)
+_COMMANDS: common.Commands = {
+    "list": (ListCommand, _list),
+    "show": (ShowCommand, _show),
+    "export": (ExportCommand, _export),
+    "compact": (CompactCommand, _compact),
+    "forget": (ForgetCommand, _forget),
+}
+main = functools.partial(common.run_commands, PROG, __doc__, _COMMANDS)
 
 if __name__ == "__main__":
     raise SystemExit(main())

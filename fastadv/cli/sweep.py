@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,22 +95,16 @@ def body(argv: list[str]) -> None:
             plan.tasks, executor, table, done=plan.done, retries=command.retries
         )
     given_up = sum(len(failure.task.identities) for failure in failures)
-    if command.json:
-        summary = {
-            "results": str(table.path),
-            "rows": plan.rows,
-            "before": plan.done,
-            "failed": [
-                {"task": str(f.task), "reason": in_flags(str(f.error))}
-                for f in failures
-            ],
-        }
-        print(json.dumps(summary))
-    else:
-        print(
-            f"{plan.rows - given_up} of {plan.rows} rows are in {table.path} "
-            f"({plan.done} were before)"
-        )
+    summary = {
+        "results": str(table.path),
+        "rows": plan.rows,
+        "before": plan.done,
+        "failed": [
+            {"task": str(f.task), "reason": in_flags(str(f.error))} for f in failures
+        ],
+    }
+    text = f"{plan.rows - given_up} of {plan.rows} rows are in {table.path} "
+    common.show(command, summary, f"{text}({plan.done} were before)")
     if failures:
         listed = "\n  ".join(f"{each.task}: {each.error}" for each in failures)
         raise FastadvError(f"{given_up} row(s) could not be computed:\n  {listed}")
@@ -123,10 +116,7 @@ def _print_cost(plan: SweepPlan, command: SweepCommand) -> None:
 
     usual = usable_cores() if command.engine == "processes" else 1
     cost = sweep_cost(plan, command.workers or usual)
-    if command.json:
-        print(json.dumps(cost.to_dict()))
-    else:
-        print(in_flags(cost.text()))
+    common.show(command, cost.to_dict(), in_flags(cost.text()))
 
 
 def _announce(plan: SweepPlan, command: SweepCommand) -> None:
@@ -135,11 +125,8 @@ def _announce(plan: SweepPlan, command: SweepCommand) -> None:
     line = f"{plan.rows} rows, {plan.done} done, {len(plan.tasks)} task(s) left"
     if plan.tasks:
         line += f", about {plan.bytes_left / 1e6:.3g} MB to be written"
-    if not command.dry_run:
-        print(line, file=sys.stderr, flush=True)
-    elif command.json:
-        print(json.dumps([str(task) for task in plan.tasks]))
+    if command.dry_run:
+        tasks = [str(task) for task in plan.tasks]
+        common.show(command, tasks, "\n".join([*tasks, line]))
     else:
-        for task in plan.tasks:
-            print(task)
-        print(line)
+        print(line, file=sys.stderr, flush=True)

@@ -7,7 +7,10 @@ imported. What a name builds is in `registry.py`; a test keeps the two equal.
 from __future__ import annotations
 
 import fnmatch
+from pathlib import Path
 from typing import Final
+
+from fastadv.errors import ConfigError, unknown_name
 
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 """Per-channel RGB mean of ImageNet in [0, 1] pixel units."""
@@ -51,6 +54,31 @@ EXPORT_FORMATS: Final = {
     "onnx": "ONNX graph of [0, 1] images, any batch size",
 }
 """What `fastadv-models convert --to` writes."""
+
+_SUFFIXES: Final = {
+    "safetensors": (".safetensors",),
+    "torchvision": (".pth", ".pt"),
+    "timm": (),  # a folder, of any name
+    "detectron2": (".pkl",),
+    "robustbench": (".pt", ".pth"),
+    "onnx": (".onnx",),
+}
+
+
+def check_export(to: str, path: Path) -> None:
+    """Refuse a format that is none of `EXPORT_FORMATS`, and a file it is not known by.
+
+    Raises:
+        ConfigError: The format is unknown, or the path does not end as its files do.
+    """
+    if to not in EXPORT_FORMATS:
+        raise ConfigError(unknown_name("`to`", to, EXPORT_FORMATS))
+    wanted = _SUFFIXES[to]
+    if wanted and path.suffix not in wanted:
+        raise ConfigError(
+            f"{path} must end in {' or '.join(wanted)} for `to={to}`, by which its "
+            "readers know it"
+        )
 
 
 def list_models(pattern: str = "*") -> list[str]:

@@ -241,11 +241,9 @@ def _to_timm(model: NormalizedModel, path: Path, about: About) -> list[Path]:
 
 def _to_detectron2(model: NormalizedModel, path: Path, about: About) -> list[Path]:
     _need_twin(model, "detectron2", DETECTRON2_CONFIGS)
+    state = to_detectron2(cpu_state(model.net.state_dict()))
     content = {
-        "model": {
-            k: v.numpy()
-            for k, v in to_detectron2(cpu_state(model.net.state_dict())).items()
-        },
+        "model": {key: value.numpy() for key, value in state.items()},
         "__author__": "fastadv",
         "matching_heuristics": True,
     }

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastadv.errors import CheckpointError
+from fastadv.errors import CheckpointError, first_few
 from fastadv.models.architecture_names import TIMM_PREFIX
 from fastadv.models.input_conventions import CONVENTIONS
 from fastadv.models.published import facts_from_name
@@ -29,6 +29,7 @@ _NORMALIZERS = (
     ("mean", "std"),  # NormalizedModel.state_dict()
 )
 _ATTACKER = "attacker."
+_FEW = 4  # names that a message lists
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")
 _TORCHVISION_NAME = re.compile(r"(?P<arch>\w+)-[0-9a-f]{8}$")
 # Of the networks of Salman et al. 2020.
@@ -139,14 +140,14 @@ def unwrap(state: Mapping[str, Tensor], path: Path) -> BareWeights:
     )
     if strangers:
         raise CheckpointError(
-            f"{path} holds weights only in its attacker copy: {_few(strangers)}; this is "
-            "no checkpoint of one model, so none of it is used"
+            f"{path} holds weights only in its attacker copy: {first_few(strangers, _FEW)}; "
+            "this is no checkpoint of one model, so none of it is used"
         )
     other = sorted(k for k in copy if k in keys and not same_tensor(keys[k], copy[k]))
     if other:
         raise CheckpointError(
             f"{path} holds two different models: the attacker's copy has other values in "
-            f"{_few(other)}; save the one you mean by itself"
+            f"{first_few(other, _FEW)}; save the one you mean by itself"
         )
     keys = _strip(keys, _WRAPPERS)
     keys = {_OLD_DENSENET.sub(r"\1\2.", key): value for key, value in keys.items()}
@@ -182,8 +183,3 @@ def _take_normalizer(
                 "normalisation is incomplete"
             )
     return None, None
-
-
-def _few(names: list[str], limit: int = 4) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more

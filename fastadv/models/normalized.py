@@ -183,11 +183,6 @@ class NormalizedModel(nn.Module):
             )
         return found
 
-    def trunk_parameters(self) -> Iterator[nn.Parameter]:
-        """Iterate over all parameters except those of the head."""
-        head = {id(parameter) for parameter in self.head.parameters()}
-        return (p for p in self.net.parameters() if id(p) not in head)
-
     def replace_head(self, num_classes: int, seed: int | None = None) -> None:
         """Put a fresh classifier on the embedding, on the old one's device and dtype.
 

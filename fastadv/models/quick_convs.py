@@ -261,15 +261,12 @@ def rewrite_convs(graph: fx.GraphModule) -> None:
             _fuse(graph, node, modules)
 
 
-def exact_input(z: Tensor, dtype: torch.dtype) -> AbstractContextManager[object]:
-    """Let the convolution that reads `z` compute in float32 under autocast meanwhile.
+class ExactInput(TorchFunctionMode):
+    """Lets the convolution that reads `z` compute in float32 under autocast meanwhile.
 
     Its result is cast to `dtype`, so what follows computes as ever.
     """
-    return _ExactInput(z, dtype)
 
-
-class _ExactInput(TorchFunctionMode):
     def __init__(self, z: Tensor, dtype: torch.dtype) -> None:
         super().__init__()
         self._z, self._dtype = z, dtype

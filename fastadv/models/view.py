@@ -44,6 +44,8 @@ class AttackView(nn.Module):
             the model's BatchNorm, as the attacks of the published single-step methods do.
         dtype: Compute dtype of the network (float32, bfloat16, ...); None keeps the
             model's.
+        fold: Fold BatchNorm in mode `"eval"`. Without it every module is called as it is,
+            so that `activations` reaches also what would be folded away.
         exact_input: Keep normalised images, and the first convolution, in float32 where
             the network computes in a shorter dtype, which would round away a small
             perturbation; see `ThreatModel.survives`.
@@ -62,6 +64,7 @@ class AttackView(nn.Module):
         mode: Literal["eval", "train"] = "eval",
         tracks: bool = False,
         dtype: torch.dtype | None = None,
+        fold: bool = True,
         exact_input: bool = False,
     ) -> None:
         super().__init__()
@@ -87,6 +90,8 @@ class AttackView(nn.Module):
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.train()
             self.unfolded_reason = "BatchNorm in train mode uses batch statistics"
+        elif not fold:
+            self.unfolded_reason = "folding was not wanted"
         else:
             self._fold_graph()
         self.input_dtype, self._first = self.dtype, ""

@@ -104,9 +104,8 @@ def _more_transfers() -> Iterator[
     for line in (r for n in names for r in read_published(f"salman2020_{n}")):
         if line["mode"] not in _MODES or line["eps"] == "best":
             continue
-        stylized = line.get("source_network") == "stylized_imagenet"
         trained: Trained = threat(line["norm"], line["eps"])
-        if stylized:
+        if line.get("source_network") == "stylized_imagenet":
             trained = "texture"
         place = (line["dataset"], _MODES[line["mode"]], None, line["architecture"])
         selected = _TRIALS
@@ -166,13 +165,12 @@ def headline_accuracy() -> dict[tuple[str, str, str], Record]:
 @functools.cache
 def shares_explained() -> dict[tuple[str, str, Threat], float]:
     """Return R^2 of source against transfer accuracy by data set, mode and threat."""
-    return {
-        (line["dataset"], _MODES[line["mode"]], threat(line["norm"], line["eps"])): (
-            float(line["value"])
-        )
-        for line in read_published("salman2020_r2")
-        if line["metric"] == "r2"
-    }
+    found = {}
+    for line in read_published("salman2020_r2"):
+        if line["metric"] == "r2":
+            trained = threat(line["norm"], line["eps"])
+            found[line["dataset"], _MODES[line["mode"]], trained] = float(line["value"])
+    return found
 
 
 @functools.cache
@@ -274,19 +272,6 @@ def imagenet_accuracy() -> dict[tuple[str, Threat], float]:
         (line["architecture"], threat(line["norm"], line["eps"])): float(line["value"])
         for line in read_published("salman2020_checkpoints")
         if "checkpoint" in line
-    }
-
-
-@functools.cache
-def autoattack_accuracy() -> dict[tuple[str, Threat], float]:
-    """Return RobustBench's ImageNet accuracies under AutoAttack by arch and threat.
-
-    The attack has the radius of the training, linf 4/255; 5,000 validation images.
-    """
-    return {
-        (line["architecture"], threat(line["norm"], line["eps"])): float(line["value"])
-        for line in read_published("salman2020_checkpoints")
-        if line["metric"] == "top1_autoattack_linf_4/255"
     }
 
 

@@ -11,7 +11,13 @@ from fastadv.reporting.calibration import calibration_sections
 from fastadv.reporting.effective import effective_sections
 from fastadv.reporting.evaluation import evaluation_sections
 from fastadv.reporting.influence import influence_sections
+from fastadv.reporting.manipulation import manipulation_sections
 from fastadv.reporting.page.html import Section
+from fastadv.reporting.seeing import (
+    gradient_sections,
+    inversion_sections,
+    visualization_sections,
+)
 from fastadv.reporting.shape import shape_sections
 from fastadv.reporting.shift import corruption_error_sections, shift_sections
 from fastadv.reporting.similarity import similarity_sections
@@ -28,11 +34,15 @@ SECTIONS: dict[
     "transfer": transfer_sections,
     "influence": influence_sections,
     "shape": shape_sections,
+    "manipulation": manipulation_sections,
     "similarity": similarity_sections,
     "shift": shift_sections,
     "corruption_error": corruption_error_sections,
     "calibration": calibration_sections,
     "effective_robustness": effective_sections,
+    "gradients": gradient_sections,
+    "visualization": visualization_sections,
+    "inversion": inversion_sections,
 }
 
 

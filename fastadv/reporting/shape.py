@@ -12,6 +12,14 @@ from fastadv.results.row import Row
 from fastadv.results.table import Arrays
 from fastadv.text_tables import format_percent_ci
 
+# Metrics of images whose shape and texture are of known classes, as columns.
+_ACCURACIES = {
+    "shape_accuracy": "right by the shape",
+    "texture_accuracy": "right by the texture",
+    "agreeing_accuracy": "cues agree",
+    "plain_accuracy": "as they are",
+}
+
 
 def shape_sections(
     rows: Sequence[Row], names: Mapping[str, str], arrays: Arrays
@@ -53,6 +61,7 @@ def shape_sections(
     for each in read_published("geirhos2019_shape"):
         name, share = each["architecture"], float(each["value"])
         lines.append([f"{name} (published)", f"{share:.1f}%", None, None, None])
+    accuracies = _accuracies(found)
     figure = grouped_bars(bars, source_colors(eps, eps), "shape decisions (%)")
     columns = ["source", "shape", "for either cue", "decisions", "images"]
     return [
@@ -72,7 +81,28 @@ def shape_sections(
                     columns,
                     lines,
                     "Decisions for the shape among those for either cue.",
-                )
+                ),
+                *accuracies,
             ],
         )
     ]
+
+
+def _accuracies(found: Mapping[str, Mapping[str, Mapping[str, Row]]]) -> list[Table]:
+    """Return the table of accuracies by each cue, where images have any."""
+    lines: list[list[object]] = []
+    for label, of_source in found.items():
+        for name, of_metric in of_source.items():
+            shares = [
+                row and format_percent_ci(row.value, row.low, row.high)
+                for row in map(of_metric.get, _ACCURACIES)
+            ]
+            if any(shares):
+                lines.append([name, *shares, label])
+    if not lines:
+        return []
+    columns = ["source", *_ACCURACIES.values(), "images"]
+    title = (
+        "Decisions by one cue, whatever the other is, and on images without conflict."
+    )
+    return [Table(columns, lines, title)]

@@ -75,6 +75,28 @@ class SimilaritySetting:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ManipulationSetting:
+    """What was taken from images before they were classified."""
+
+    kind: ClassVar[str] = "manipulation"
+
+    # `patch_shuffle` (the layout), `low_pass`, `high_pass` or `band_pass` (frequencies).
+    how: str
+    # Grids of patches per side, radii in cycles per image, or bands such as `2-4`.
+    levels: tuple[str, ...]
+    num_images: int  # Number of images.
+    preparation: Preparation | None = None  # How images were resized and cropped.
+
+    def key(self) -> tuple[Any, ...]:
+        """Return what must be equal for two numbers to be compared."""
+        return self.how, self.num_images
+
+    def label(self) -> str:
+        """Return what was taken."""
+        return f"{self.how.replace('_', ' ')}, {self.num_images} images"
+
+
+@dataclass(frozen=True, kw_only=True)
 class ShapeSetting:
     """Which images with a shape and a texture were classified into which categories."""
 
@@ -83,11 +105,20 @@ class ShapeSetting:
     num_images: int  # Number of images whose shape and texture are of known categories.
     categories: tuple[str, ...]  # Categories that the network tells apart.
     preparation: Preparation | None = None  # How images were resized and cropped.
+    # Where shape and texture come from: `cue_conflict` for the images of Geirhos et al.,
+    # `shapetex` for drawn ones, `exchange` for images with the spectrum of another.
+    images: str = "cue_conflict"
 
     def key(self) -> tuple[Any, ...]:
         """Return the images and the categories."""
-        return self.num_images, self.categories
+        other = () if self.images == "cue_conflict" else (self.images,)
+        return self.num_images, self.categories, *other
 
     def label(self) -> str:
         """Return how many images and categories there are."""
-        return f"{self.num_images} cue conflicts of {len(self.categories)} categories"
+        what = {
+            "shapetex": "drawn images",
+            "exchange": "images with exchanged textures",
+        }
+        named = what.get(self.images, "cue conflicts")
+        return f"{self.num_images} {named} of {len(self.categories)} categories"

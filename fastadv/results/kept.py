@@ -8,12 +8,10 @@ file that no row names.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import logging
 import os
-import time
 import zipfile
 from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -22,14 +20,13 @@ from typing import Any
 import numpy as np
 
 from fastadv.errors import DataError, OutputError
-from fastadv.files import write_atomic
+from fastadv.files import remove_stale, write_atomic
 
 log = logging.getLogger(__name__)
 
 ARRAYS = "_arrays"
 WEIGHTS = "_weights"
 _SUFFIXES = {ARRAYS: ".npz", WEIGHTS: ".safetensors"}
-_STALE_SECONDS = 24 * 3600.0
 _DIGITS = 32  # hexadecimal digits of the hash that names a file of weights
 
 
@@ -124,11 +121,8 @@ class KeptFiles:
         may belong to a row that is about to be appended.
         """
         for folder in _SUFFIXES:
-            for path in (self.table / folder).glob("*"):
-                with contextlib.suppress(OSError):
-                    age = time.time() - path.stat().st_mtime
-                    if path.name not in named and age > _STALE_SECONDS:
-                        path.unlink()
+            paths = (self.table / folder).glob("*")
+            remove_stale(path for path in paths if path.name not in named)
 
     def size(self) -> int:
         """Return how many bytes all files take."""

@@ -52,7 +52,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fastadv.errors import DataError
-from fastadv.files import FolderLock, write_atomic
+from fastadv.files import FolderLock, remove_stale, write_atomic
 from fastadv.results.migration import MIGRATED, migrate
 from fastadv.results.schema import SCHEMA, SCHEMA_VERSION, conform, is_known, to_arrow
 
@@ -66,7 +66,6 @@ _APPENDED = ("part-", "once-")
 _ONCE = ("once-", "row-")
 _MERGED = "merged-"
 _TRIES = 8
-_STALE_SECONDS = 24 * 3600.0
 
 
 def new_name(kind: str) -> str:
@@ -252,7 +251,7 @@ def merge(folder: Path, *, everything: bool = False) -> int:
         time.sleep(GRACE)
         for path in inputs:
             path.unlink(missing_ok=True)
-        _remove_stale(folder)
+        remove_stale(folder.glob(f".*{SUFFIX}.*.tmp"))  # of writers that were killed
         return len(inputs)
 
 
@@ -272,11 +271,3 @@ def _small_parts(folder: Path) -> list[Path]:
         found.append(path)
         total += rows
     return found
-
-
-def _remove_stale(folder: Path) -> None:
-    """Remove temporary files of writers that were killed long ago."""
-    for path in folder.glob(f".*{SUFFIX}.*.tmp"):
-        with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime > _STALE_SECONDS:
-                path.unlink()

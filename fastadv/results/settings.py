@@ -20,8 +20,14 @@ from typing import Any, ClassVar, get_args
 from fastadv.preparation import Preparation
 from fastadv.results.analysis_settings import (
     InfluenceSetting,
+    ManipulationSetting,
     ShapeSetting,
     SimilaritySetting,
+)
+from fastadv.results.seeing_settings import (
+    GradientSetting,
+    InversionSetting,
+    VisualizationSetting,
 )
 from fastadv.results.shift_settings import (
     CalibrationSetting,
@@ -64,9 +70,8 @@ class MethodRecord:
     # Length of a step in pixel units; None for that of the method, for example 2/3 of
     # the radius for `pgd_at`.
     step_size: float | None = None
-    random_start: bool = (
-        False  # Whether the attack began at a random point of the ball.
-    )
+    # Whether the attack began at a random point of the ball.
+    random_start: bool = False
     num_restarts: int = 1  # Number of starts per update, of which the worst counts.
     # What the method takes besides the attack, for example `beta`.
     parameters: tuple[Parameter, ...] = ()
@@ -242,11 +247,15 @@ Setting = (
     TransferSetting
     | EvaluationSetting
     | InfluenceSetting
+    | ManipulationSetting
     | ShapeSetting
     | SimilaritySetting
     | ShiftSetting
     | CorruptionErrorSetting
     | CalibrationSetting
     | EffectiveSetting
+    | GradientSetting
+    | VisualizationSetting
+    | InversionSetting
 )
 KINDS: dict[str, type[Setting]] = {kind.kind: kind for kind in get_args(Setting)}

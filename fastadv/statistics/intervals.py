@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from itertools import accumulate
 from statistics import correlation, fmean, linear_regression, stdev
 
+import numpy as np
+from numpy.typing import NDArray
+
 
 def wilson(successes: float, trials: float) -> tuple[float, float]:
     """Return the ends of Wilson's 95 % interval of a proportion. Source: Wilson 1927."""
@@ -52,6 +55,24 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
 def agree(values: Sequence[float]) -> bool:
     """Return whether all values are equal up to rounding."""
     return max(values) - min(values) <= 1e-9 * max(1.0, *map(abs, values))
+
+
+def signs_p(values: NDArray[np.float64]) -> float:
+    """Return the two-sided p-value that changes of the signs give the sum of values.
+
+    It is exact where there are few values, and else that of 9,999 random changes.
+    """
+    from scipy import stats
+
+    flipped = stats.permutation_test(
+        (values,),
+        np.sum,
+        permutation_type="samples",
+        n_resamples=9999,
+        vectorized=True,
+        random_state=np.random.default_rng(0),
+    )
+    return float(flipped.pvalue)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

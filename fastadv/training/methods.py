@@ -19,9 +19,10 @@ from torch import Tensor
 from fastadv.attacks import PGD, Context
 from fastadv.attacks.objectives import feature_distance, kl_to_clean
 from fastadv.kernels import ball_init, normalize, pgd_step_
+from fastadv.kernels.pixels import to_pixels
 from fastadv.models import NormalizedModel
 from fastadv.models.intermediate import EMBEDDING, pooled, recording
-from fastadv.models.quick_convs import exact_input, quick_convs
+from fastadv.models.quick_convs import ExactInput, quick_convs
 from fastadv.models.view import AttackView
 from fastadv.phases import phase
 
@@ -58,7 +59,7 @@ class Net:
         if self.dtype is None:
             with quick_convs(z.device):
                 return self.forward(z).float()
-        exact = exact_input(z, self.dtype) if self.exact_input else nullcontext()
+        exact = ExactInput(z, self.dtype) if self.exact_input else nullcontext()
         with torch.autocast(z.device.type, dtype=self.dtype), exact:
             return self.forward(z).float()
 
@@ -151,6 +152,17 @@ class Method:
             )
         return z
 
+    def _ascend(
+        self, attack: PGD, x: Tensor, images: Tensor, gradient: Tensor, z: Tensor
+    ) -> None:
+        """Take one step of `attack` in place, and write the next network input to `z`."""
+        threat, model = attack.threat, self.net.model
+        radii: dict[str, float] = {"step_size": attack.step_size, "eps": threat.eps}
+        mean, std = model.mean, model.std
+        pgd_step_(
+            x, images, gradient, norm=threat.norm, **radii, mean=mean, std=std, z=z
+        )
+
     def losses(self, part: Part) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the loss of each update, with the logits that training accuracy counts.
 
@@ -223,7 +235,7 @@ class GradAlign(Method):
             raise ValueError("gradalign needs an attack, of one step")
         attack, threat = self.attack, self.attack.threat
         images = part.images.contiguous(memory_format=torch.channels_last)
-        pixels = images / 255 if images.dtype == torch.uint8 else images.float()
+        pixels = to_pixels(images, torch.float32)
         # Around grey, where the box of the pixels cuts nothing off.
         eta = ball_init(
             torch.full_like(pixels, 0.5),
@@ -235,17 +247,8 @@ class GradAlign(Method):
         if attack.bn_mode == "train" and not attack.random_start:
             with phase("attack"):
                 z, gradient = self._gradient(pixels, part.targets, create_graph=False)
-                pgd_step_(
-                    pixels.clone(memory_format=torch.preserve_format),
-                    images,
-                    gradient,
-                    norm=threat.norm,
-                    step_size=attack.step_size,
-                    eps=threat.eps,
-                    mean=self.net.model.mean,
-                    std=self.net.model.std,
-                    z=z,
-                )
+                x = pixels.clone(memory_format=torch.preserve_format)
+                self._ascend(attack, x, images, gradient, z)
             logits = self.net(z)
         else:
             logits = self.net(self.attacked(part, part.targets))
@@ -321,9 +324,9 @@ class Free(Method):
         """Yield the loss of each update; see `Method.losses`."""
         if self.attack is None:
             raise ValueError("free needs an attack: its radius and step size")
-        attack, model = self.attack, self.net.model
+        attack = self.attack
         images = part.images.contiguous(memory_format=torch.channels_last)
-        pixels = images / 255 if images.dtype == torch.uint8 else images.float()
+        pixels = to_pixels(images, torch.float32)
         carried = self._carried(part.offset, pixels)
         eps = attack.threat.eps  # smaller than the last one's while that warms up
         if attack.threat.norm == "linf":
@@ -340,17 +343,7 @@ class Free(Method):
             grad, z = z.grad, z.detach()
             if grad is None:
                 raise ValueError("free continues only after a backward pass")
-            pgd_step_(
-                x,
-                images,
-                grad,
-                norm=attack.threat.norm,
-                step_size=attack.step_size,
-                eps=eps,
-                mean=model.mean,
-                std=model.std,
-                z=z,
-            )
+            self._ascend(attack, x, images, grad, z)
         self._keep(part.offset, x - pixels)
 
     def _carried(self, offset: int, like: Tensor) -> Tensor:

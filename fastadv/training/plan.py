@@ -170,14 +170,11 @@ def plan_run(config: TrainConfig, devices: Sequence[int] = (1,)) -> RunPlan:
     whole_epochs = sum((each / side) ** 2 for each in sides)
     validations = -(-config.epochs // config.eval_every)
     memory = _memory(trainer, saved, built, first)
+    what = f"{config.arch} on {trainer.train_set.name} at {side} px, {config.method}"
+    if config.adversarial:
+        what += f", {config.threat}, {config.attack_steps} steps"
     return RunPlan(
-        what=f"{config.arch} on {trainer.train_set.name} at {side} px, {config.method}"
-        + (
-            f", {config.threat}, {config.attack_steps} steps"
-            if config.adversarial
-            else ""
-        )
-        + f"; batch {trainer.batch_size}, {config.epochs} epochs",
+        what=f"{what}; batch {trainer.batch_size}, {config.epochs} epochs",
         device=f"{trainer.device} ({_device_name(trainer.device)})",
         parameters=sum(p.numel() for p in trainer.model.parameters()),
         units=units.total / len(first.labels),

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from fastadv.attacks import PGD
 from fastadv.data import Batch
 from fastadv.data.sets.subsets import Subset
+from fastadv.device import wait_for
 from fastadv.evaluation.judging import evaluate
 from fastadv.phases import marked
 from fastadv.training.images import EVAL_BATCH
@@ -33,7 +35,7 @@ def time_steps(trainer: Trainer, batches: Iterator[Batch]) -> dict[str, Any]:
     """
     for _ in range(WARMUP):
         trainer.update(next(batches))
-    _settle(trainer.device)
+    wait_for(trainer.device)
     began, steps, images, waited = time.monotonic(), 0, 0, 0.0
     while steps < STEPS and time.monotonic() - began < _MOST_SECONDS:
         requested = time.monotonic()
@@ -41,7 +43,7 @@ def time_steps(trainer: Trainer, batches: Iterator[Batch]) -> dict[str, Any]:
         waited += time.monotonic() - requested
         trainer.update(batch)
         steps, images = steps + 1, images + len(batch.labels)
-    _settle(trainer.device)
+    wait_for(trainer.device)
     seconds = time.monotonic() - began
     return {
         "measured_steps": steps,
@@ -49,11 +51,6 @@ def time_steps(trainer: Trainer, batches: Iterator[Batch]) -> dict[str, Any]:
         "images_per_s": images / seconds,
         "data_wait": waited / seconds,
     }
-
-
-def _settle(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def time_evaluation(trainer: Trainer) -> Callable[[int], float]:
@@ -70,7 +67,7 @@ def time_evaluation(trainer: Trainer) -> Callable[[int], float]:
         began = time.monotonic()
         batch = next(iter(trainer.images.eval_loader(Subset(images, np.arange(count)))))
         evaluate(trainer.model, [batch], attack)
-        _settle(trainer.device)
+        wait_for(trainer.device)
         return time.monotonic() - began
 
     def each(attack: PGD | None) -> tuple[float, float]:
@@ -106,21 +103,18 @@ class Units:
     @contextmanager
     def counting(self, trainer: Trainer) -> Iterator[None]:
         """Count inside the block, but for the work that a CUDA graph replays."""
-        handles = [trainer.model.net.register_forward_hook(self._training)]
+        handles = [trainer.model.net.register_forward_hook(partial(self._count, 3))]
         view = trainer.learner.view
         if view is not None:
-            handles.append(view.net.register_forward_hook(self._attack))
+            handles.append(view.net.register_forward_hook(partial(self._count, 2)))
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _training(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        self.total += len(inputs[0]) * (3 if torch.is_grad_enabled() else 1)
-
-    def _attack(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        self.total += len(inputs[0]) * (2 if torch.is_grad_enabled() else 1)
+    def _count(self, units: int, module: nn.Module, inputs: Any, output: Any) -> None:
+        self.total += len(inputs[0]) * (units if torch.is_grad_enabled() else 1)
 
 
 # ---- memory ----

@@ -128,7 +128,10 @@ def train_step(
             found.append((part_loss.detach(), right))
         with phase("optimiser"):
             _apply(optimizer, update)
-        loss, correct = (_sum(values) for values in zip(*found, strict=True))
+        if len(found) == 1:
+            loss, correct = found[0]
+        else:
+            loss, correct = (torch.stack(v).sum() for v in zip(*found, strict=True))
 
 
 def _reduced(net: Net, *, last: bool) -> AbstractContextManager[object]:
@@ -149,7 +152,3 @@ def _apply(optimizer: torch.optim.Optimizer, update: Update) -> None:
     else:
         scaler.step(optimizer)
         scaler.update()
-
-
-def _sum(values: tuple[Tensor, ...]) -> Tensor:
-    return values[0] if len(values) == 1 else torch.stack(values).sum()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -24,34 +24,28 @@ class Interrupted(Exception):
     """Raised when a rank must stop; the partial measurement is discarded."""
 
 
+@dataclass
 class Validation:
     """Clean accuracy on all images of a set, robust accuracy on some of them.
 
     Each rank judges its part of the images; the result is the exact sum, with every image
     counted once, and random starts are drawn as by one process.
 
-    Args:
+    Attributes:
         loader: Makes the loader, in evaluation mode, of an image set.
         judge: The attack; None measures clean accuracy alone.
         most: Number of images to attack at most, but at least one of each class.
         seed: Seed of the choice of those images.
         world: The ranks.
-
-    Attributes:
         bad_images: Names of the unreadable images that this rank met so far.
     """
 
-    def __init__(
-        self,
-        loader: Callable[[ImageSet], Loader],
-        judge: PGD | None,
-        most: int,
-        seed: int,
-        world: World,
-    ) -> None:
-        self.loader, self.judge, self.world = loader, judge, world
-        self.most, self.seed = most, seed
-        self.bad_images: set[str] = set()
+    loader: Callable[[ImageSet], Loader]
+    judge: PGD | None
+    most: int
+    seed: int
+    world: World
+    bad_images: set[str] = field(default_factory=set)
 
     def __call__(
         self, model: NormalizedModel, images: ImageSet, stop: StopRequest

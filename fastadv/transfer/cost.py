@@ -7,7 +7,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -75,8 +75,7 @@ class SweepCost:
             {"arch": arch, "side": side, "pass": kind, "images": images}
             for (arch, side, kind), images in self.passes.items()
         ]
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return values | {"passes": passes, "total_seconds": self.total}
+        return vars(self) | {"passes": passes, "total_seconds": self.total}
 
     def text(self) -> str:
         """Return the cost as text for a terminal."""
@@ -115,18 +114,6 @@ def _first_clause(problem: str) -> str:
     return re.split(r" \(looked|: expected|; |\. ", problem, maxsplit=1)[0]
 
 
-@dataclass
-class _Meter:
-    """Adds up seconds by kind of work, for one task at a time."""
-
-    seconds: Counter[str] = field(default_factory=Counter)
-    longest: float = 0.0
-
-    def add(self, parts: dict[str, float]) -> None:
-        self.seconds.update(parts)
-        self.longest = max(self.longest, sum(parts.values()))
-
-
 def sweep_cost(plan: SweepPlan, workers: int = 1) -> SweepCost:
     """Measure a few passes of each kind, and multiply.
 
@@ -154,7 +141,8 @@ def _cost(
     probe: Probe,
     workers: int,
 ) -> SweepCost:
-    meter, passes = _Meter(), Counter[tuple[str, int, str]]()
+    seconds, passes = Counter[str](), Counter[tuple[str, int, str]]()
+    longest = 0.0
     embedded: set[Hashable] = set()
     features = uncounted = 0
     opened: dict[Hashable, tuple[Experiment, float]] = {}
@@ -174,7 +162,9 @@ def _cost(
             embedded.add(shared)
         work = count_work(config, subject, embedded)
         experiment = _open(config, subject, opened) if number < here else None
-        meter.add(_seconds(config, subject, work, probe, experiment))
+        parts = _seconds(config, subject, work, probe, experiment)
+        seconds.update(parts)
+        longest = max(longest, sum(parts.values()))
         features += work.embedded * probe.dimension(subject.arch) * _FLOAT
         kinds = {
             "forward": work.embedded + work.judged,
@@ -188,8 +178,8 @@ def _cost(
         tasks=len(configs),
         rows=sum(len(config.seeds) for config in configs),
         passes=dict(passes),
-        seconds={kind: value for kind, value in meter.seconds.items() if value},
-        longest=meter.longest,
+        seconds={kind: value for kind, value in seconds.items() if value},
+        longest=longest,
         workers=workers,
         device=str(probe.device),
         result_bytes=plan.bytes_left,

@@ -9,11 +9,7 @@ import torch
 
 from fastadv.models import create_model
 from fastadv.models.checkpoint import model_bytes
-from fastadv.models.kept import (
-    Origin,
-    changed_tensors,
-    head_alone_trained,
-)
+from fastadv.models.kept import Origin, changed_tensors, head_alone_trained
 from fastadv.models.source import Source
 from fastadv.models.weights import absolute_source
 from fastadv.transfer.config import TransferConfig
@@ -124,13 +120,7 @@ def _sizes(arch: str, classes: int) -> tuple[int, int, int]:
     """Return the bytes of the head, the statistics, and of all tensors of a network."""
     with torch.device("meta"):
         model = create_model(arch, classes)
-    groups = (
-        model.head.parameters(),
-        model.net.buffers(),
-        model.net.state_dict().values(),
-    )
-    head, statistics, whole = (
-        sum(tensor.numel() * tensor.element_size() for tensor in group)
-        for group in groups
-    )
+    head = sum(tensor.nbytes for tensor in model.head.parameters())
+    statistics = sum(tensor.nbytes for tensor in model.net.buffers())
+    whole = sum(tensor.nbytes for tensor in model.net.state_dict().values())
     return head, statistics, whole

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fastadv.data import ImageSet, LoaderOptions, make_loader
 from fastadv.data.sets.subsets import Subset
+from fastadv.device import wait_for
 from fastadv.models import NormalizedModel, create_model
 from fastadv.models.view import AttackView
 from fastadv.training.step import train_step
@@ -34,18 +35,13 @@ _DECAY = 2.2
 
 def _mean_seconds(work: Callable[[], Any], device: torch.device) -> float:
     """Return the mean seconds of calls, after one that is not timed."""
-
-    def settle() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
     work()
-    settle()
+    wait_for(device)
     began, calls = time.monotonic(), 0
     while calls < 2 or time.monotonic() - began < _SECONDS:
         work()
         calls += 1
-        settle()
+        wait_for(device)
     return (time.monotonic() - began) / calls
 
 

@@ -76,7 +76,7 @@ class TransferTask(Task):
         return self.make(dataclasses.replace(config, seeds=seeds), left)
 
 
-@dataclass(frozen=True)
+@dataclass
 class SweepPlan:
     """A recipe, compared with a table.
 
@@ -91,10 +91,10 @@ class SweepPlan:
         trained: Norm and eps of the training of each source, in a survey.
     """
 
-    tasks: list[TransferTask]
-    rows: int
-    done: int
-    missing: list[str]
+    tasks: list[TransferTask] = field(default_factory=list)
+    rows: int = 0
+    done: int = 0
+    missing: list[str] = field(default_factory=list)
     bytes_left: int = 0
     absent: list[TransferConfig] = field(default_factory=list)
     subjects: dict[TransferConfig, Subject | None] = field(default_factory=dict)
@@ -123,25 +123,21 @@ def plan_sweep(
             experiment.
         ConfigError: Two experiments define the same number.
     """
-    opened = _Opened()
+    plan = SweepPlan()
+    opened = _Opened(plan.missing)
     checked: list[tuple[TransferConfig, Source, set[str]]] = []
     finished = table.identities() if table.path.exists() else set()
-    tasks: list[TransferTask] = []
     seen: dict[str, TransferConfig] = {}
-    rows = done = size = 0
-    absent: list[TransferConfig] = []
-    subjects: dict[TransferConfig, Subject | None] = {}
-    trained: dict[str, tuple[str | None, float]] = {}
     for config in configs:
         if survey:
             config = dataclasses.replace(config, download=False)
         source, splits, side = opened.open(config)
         if survey and (threat := _threat_of(config, source)):
-            trained[config.source] = threat
+            plan.trained[config.source] = threat
         if source is None or splits is None:
-            absent.append(config)
-            subjects[config] = subject = subject_of(config, source, splits, side)
-            size += _bytes(config, subject) if survey else 0
+            plan.absent.append(config)
+            plan.subjects[config] = subject = subject_of(config, source, splits, side)
+            plan.bytes_left += _bytes(config, subject) if survey else 0
             continue
         known = source, splits, side
         # All seeds together on features; elsewhere each seed can run apart.
@@ -162,31 +158,26 @@ def plan_sweep(
             if left and not opened.fits(left.setting, known[0], known[1]):
                 continue
             checked.append((part, known[0], finished.intersection(identities)))
-            rows += len(identities)
-            done += len(identities) - (len(left.identities) if left else 0)
+            plan.rows += len(identities)
+            plan.done += len(identities) - (len(left.identities) if left else 0)
             if left:
                 subject = subject_of(left.setting, *known)
-                subjects[left.setting] = subject
-                tasks.append(left)
-                size += _bytes(left.setting, subject)
+                plan.subjects[left.setting] = subject
+                plan.tasks.append(left)
+                plan.bytes_left += _bytes(left.setting, subject)
     _warn_of_other_descriptions(table, checked)
-    if opened.problems and not survey and not (skip_missing and rows):
-        listed = "\n  ".join(opened.problems)
+    if plan.missing and not survey and not (skip_missing and plan.rows):
+        listed = "\n  ".join(plan.missing)
         hint = (
             "`skip_missing` goes on without them"
-            if rows
+            if plan.rows
             else "without them no experiment of the recipe is left"
         )
         raise DataError(
-            f"{len(opened.problems)} source(s) or data set(s) cannot be used:\n  "
+            f"{len(plan.missing)} source(s) or data set(s) cannot be used:\n  "
             f"{listed}\n{hint}"
         )
-    return SweepPlan(
-        *(tasks, rows, done, opened.problems, size),
-        absent=absent,
-        subjects=subjects,
-        trained=trained,
-    )
+    return plan
 
 
 def _bytes(config: TransferConfig, subject: Subject | None) -> int:
@@ -228,7 +219,10 @@ def _warn_of_other_descriptions(
         if config.mode == "scratch":
             continue  # such rows state no source
         now = (
-            *(source.name, source.norm, source.eps, config.source_accuracy),
+            source.name,
+            source.norm,
+            source.eps,
+            config.source_accuracy,
             source.kind,
         )
         for identity in identities:
@@ -260,9 +254,9 @@ def _draw(config: TransferConfig, train: ImageSet) -> ImageSet:
 class _Opened:
     """Sources and data sets, each opened once, and what cannot be used of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, problems: list[str]) -> None:
         self._found: dict[object, Any] = {}
-        self.problems: list[str] = []
+        self.problems = problems
 
     def open(
         self, config: TransferConfig

@@ -226,10 +226,8 @@ def fine_tune(
         if procedure.frozen_bn == "eval":
             for module in trained.frozen:
                 module.eval()
-        losses, images_before = (
-            torch.zeros((), device=loader.options.device),
-            images_seen,
-        )
+        losses = torch.zeros((), device=loader.options.device)
+        images_before = images_seen
         for number, batch in enumerate(loader):
             now = epoch + number / len(loader)
             for group, lr in zip(optimizer.param_groups, initial, strict=True):

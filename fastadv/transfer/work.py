@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 from fastadv.data import DatasetSplits
 from fastadv.data.sets.catalog import CATALOG
@@ -109,13 +108,6 @@ class Work:
     attacked: int = 0
     fits: tuple[tuple[int, int], ...] = ()
     grids: tuple[tuple[int, int, int], ...] = ()
-
-    def __add__(self, other: Work) -> Work:
-        return Work(**{f.name: _sum(self, other, f.name) for f in fields(self)})
-
-
-def _sum(one: Work, other: Work, name: str) -> Any:
-    return getattr(one, name) + getattr(other, name)
 
 
 def count_work(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from brightness import brightness_net
 from command_line import Caller
 from PIL import Image
 
@@ -157,23 +157,6 @@ def cues(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def decided(folder: Path, bright: int, dark: int) -> Path:
-    """A network of classes n1 to n4 that sees brightness alone."""
-    model = create_model("resnet8_cifar", 4, seed=0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.zero_()
-        conv, norm = model.net.conv1, model.net.bn1
-        conv.weight[0, :, 1, 1] = 1
-        norm.weight.fill_(1)
-        model.head.weight[bright] = 5
-        model.head.bias[dark] = 1
-    file = folder / f"bright{bright}dark{dark}.safetensors"
-    classes = ["n1", "n2", "n3", "n4"]
-    save_model(model, file, {"resolution": 16, "classes": classes})
-    return file
-
-
 @pytest.mark.parametrize("packed", [False, True])
 def test_shape_decisions(
     call: Caller, cues: Path, tmp_path: Path, packed: bool
@@ -182,7 +165,10 @@ def test_shape_decisions(
     data = cues
     if packed:
         data = Path(shutil.make_archive(str(tmp_path / "cues"), "zip", cues))
-    by_shape, by_texture = decided(tmp_path, 0, 2), decided(tmp_path, 2, 1)
+    by_shape, by_texture = (
+        brightness_net(tmp_path, 0, 2),
+        brightness_net(tmp_path, 2, 1),
+    )
     words = ["--data", data, "--results", tmp_path / "results"]
     done = call("analyze", "shape", "--source", by_shape, by_texture, *words)
     assert done.code == 0, done.err
@@ -206,7 +192,7 @@ def test_bad_cue_conflicts(
         more = ["--source", source, "--results", tmp_path / "results"]
         return call("analyze", "shape", *more, "--data", *words).error
 
-    source = decided(tmp_path, 0, 2)
+    source = brightness_net(tmp_path, 0, 2)
     assert "does not state the names" in error(networks["one"], cues)
     other = tmp_path / "other.json"
     other.write_text('{"cat": ["n1"], "chair": ["n77"]}')

@@ -17,7 +17,12 @@ from command_line import Caller
 from PIL import Image
 from small_runs import environment
 
-from fastadv.analysis import analyze_shape, analyze_similarity
+from fastadv.analysis import (
+    analyze_gradients,
+    analyze_shape,
+    analyze_similarity,
+    ascent,
+)
 from fastadv.models import create_model, save_model
 from fastadv.results.table import ResultsTable
 from fastadv.transfer import features
@@ -65,6 +70,19 @@ KINDS: dict[str, tuple[Any, str, list[object]]] = {
          "--layers", "layer1", "--measure", "svcca"],
     ),
     "shape": (analyze_shape, "_probabilities", ["--batch-size", 8]),
+    "gradients": (
+        analyze_gradients, "alignments",
+        ["--data", "digits", "--num-images", 40, "--batch-size", 8],
+    ),
+    "visualization": (
+        ascent, "ascend",
+        ["--data", "digits", "--units", 1, 2, "--num-images", 3, "--batch-size", 1,
+         "--num-steps", 2],
+    ),
+    "inversion": (
+        ascent, "ascend",
+        ["--data", "digits", "--num-images", 5, "--batch-size", 1, "--num-steps", 2],
+    ),
 }  # fmt: skip
 
 
@@ -72,8 +90,8 @@ def words(kind: str, networks: list[Path], cues: Path) -> list[object]:
     given = ["--source", *networks, *KINDS[kind][2]]
     if kind == "shape":
         return ["shape", "--data", cues, *given]
-    if kind == "influence":
-        return ["influence", *given]
+    if kind not in ("cka", "svcca"):
+        return [kind, *given]
     return ["similarity", "--other", networks[0], *given]
 
 

@@ -76,13 +76,15 @@ def test_the_command_passes_options_on(
 def test_the_list_names_the_options(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
-    assert rows["sun397"]["options"] == ["root", "partition"]
-    assert rows["caltech256"]["options"] == ["root", "split_seed"]
-    assert rows["digits"]["options"] == []
+    of_all = ["texture", "texture_seed"]
+    assert rows["sun397"]["options"] == ["root", "partition", *of_all]
+    assert rows["caltech256"]["options"] == ["root", "split_seed", *of_all]
+    assert rows["digits"]["options"] == of_all
     assert main(["list"]) == 0
     out = capsys.readouterr().out
     assert "  partition: dtd, sun397\n" in out
     assert "  root: every set of files\n" in out
+    assert "  texture: every data set\n" in out
 
 
 def test_advice_is_for_the_command_line_too(

@@ -87,7 +87,6 @@ def test_blocks_and_head_hold_every_parameter_once(arch: str) -> None:
     ids = [id(p) for p in itertools.chain(held, model.head.parameters())]
     assert len(ids) == len(set(ids))
     assert set(ids) == {id(p) for p in model.net.parameters()}
-    assert {id(p) for p in model.trunk_parameters()} == {id(p) for p in held}
     names = [name for name, _ in blocks]
     assert len(set(names)) == len(names)
     assert len(blocks) >= 4
@@ -148,14 +147,15 @@ def test_vit_parameters_outside_modules_are_the_same_objects() -> None:
 @pytest.mark.parametrize("arch", [*ARCHITECTURES, "timm/resnet10t"])
 def test_replace_head_changes_only_the_head(arch: str) -> None:
     model = structure(arch)
-    trunk = list(model.trunk_parameters())
     old = model.head
+    trunk = {id(p) for p in model.parameters()} - {id(p) for p in old.parameters()}
     model.replace_head(7)
     assert model.head is not old
     assert type(model.head) is type(old)
     assert model.num_classes == 7 == len(model.head.weight)
     assert model.head.weight.device == old.weight.device
-    assert all(a is b for a, b in zip(trunk, model.trunk_parameters(), strict=True))
+    new = {id(p) for p in model.head.parameters()}
+    assert {id(p) for p in model.parameters()} == trunk | new
 
 
 def test_replaced_head_classifies_and_is_seeded() -> None:

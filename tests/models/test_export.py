@@ -332,7 +332,7 @@ def test_unwritable_places(tmp_path: Path) -> None:
 
 
 def test_every_format_is_described() -> None:
-    from fastadv.cli.models import _SUFFIXES
+    from fastadv.models.architecture_names import _SUFFIXES
     from fastadv.models.export import _WRITERS
 
     assert set(EXPORT_FORMATS) == set(_WRITERS) == set(_SUFFIXES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from synthetic_results import row, typed
 from fastadv.reporting.transfer.cells import make_cells
 from fastadv.reporting.transfer.comparisons import compare
 from fastadv.reporting.transfer.findings import sets_findings
-from fastadv.reporting.transfer.forecast import forecast_text, planned_design
+from fastadv.reporting.transfer.forecast import forecast_text
 from fastadv.reporting.transfer.pairing import Pairing
 from fastadv.reporting.transfer.sections import study_sections
 from fastadv.reporting.transfer.study import Study
@@ -86,7 +87,7 @@ def test_every_target_has_one_primary_test_and_all_else_is_corrected_apart() -> 
     raw = [each.p or 1.0 for each in primary]
     assert [e.adjusted for e in primary] == pytest.approx(holm([*raw, *[1.0] * 7])[:7])
     assert study.tests.counted == study.tests.exploratory == 14
-    best = study.comparisons["best"]
+    best = study.tests.groups["best"]
     others = [e for e in best if e.condition.mode == "full_network"]
     raw = [each.p or 1.0 for each in others]
     assert [e.adjusted for e in others] == pytest.approx(holm([*raw, *[1.0] * 7])[:7])
@@ -124,9 +125,9 @@ def test_architectures_are_averaged_at_one_radius() -> None:
     differences = [(4 + 1) / 2 + 0.1 * s for s in range(3)]
     assert primary.difference == pytest.approx(np.mean(differences))
     assert primary.p == pytest.approx(stats.ttest_1samp(differences, 0).pvalue)
-    chosen = {e.arch: e.robust.first.radius for e in study.comparisons["best"]}
+    chosen = {e.arch: e.robust.first.radius for e in study.tests.groups["best"]}
     assert chosen == {"resnet18": 1.0, "resnet50": 0.5}
-    assert not any(each.primary for each in study.comparisons["best"])
+    assert not any(each.primary for each in study.tests.groups["best"])
 
 
 # ---- source runs ----
@@ -232,7 +233,7 @@ def test_one_source_alone_is_compared_with_nothing() -> None:
     rows = [row(source_eps=1.0, seed=seed) for seed in range(3)]
     study = Study(make_cells(typed(rows)), {})
     assert study.tests.primary == []
-    assert not any(study.comparisons.values())
+    assert not any(study.tests.groups.values())
     assert forecast_text(study.tests.primary) == []
     assert "Robust against standard" not in [s.title for s in study_sections(study)]
 
@@ -281,14 +282,13 @@ def test_ties_and_few_data_sets_are_said() -> None:
 
 def test_plans_take_the_spread_that_a_table_shows() -> None:
     rows = typed(grid(dict.fromkeys(SETS, 1.0), seeds=6, runs=2))
-    design = planned_design(rows, seeds=10, runs=3, sets=12, radii=5)
-    assert design.measured == ("sd_seeds", "sd_runs", "sd_sets")
-    # Differences of means over two runs of noise with SD 0.2 each.
-    assert design.sd_seeds == pytest.approx(0.2, rel=0.25)
-    nothing = planned_design([], seeds=10, runs=1, sets=12)
-    assert nothing.measured == ()
+    assert forecast_text([]) == []
     study = Study(make_cells(rows), {})
     [text] = forecast_text(study.tests.primary)
     assert "With 6 seeds and 2 source runs per radius, a lead of" in text
-    assert "over seeds (measured)" in text
+    found = re.findall(r"([\d.]+) (over [a-z ]+) \(measured\)", text)
+    spreads = {what: float(sd) for sd, what in found}
+    assert spreads.keys() == {"over seeds", "over source runs", "over data sets"}
+    # Differences of means over two runs of noise with SD 0.2 each.
+    assert spreads["over seeds"] == pytest.approx(0.2, rel=0.25)
     assert "after correction for 7 data sets and 2 radii" in text

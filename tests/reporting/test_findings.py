@@ -40,7 +40,7 @@ def test_one_pair_has_one_p_value_in_all_sections() -> None:
     study = Study(make_cells(typed(rows)), {})
     raw: dict[object, float] = {}
     adjusted: dict[object, set[float | None]] = {}
-    for found in (study.tests.primary, *study.comparisons.values()):
+    for found in (study.tests.primary, *study.tests.groups.values()):
         for each in found:
             if each.p is not None:
                 raw[each.key] = each.p
@@ -72,7 +72,7 @@ def test_one_pair_has_one_p_value_in_all_sections() -> None:
 
     assert len(said(main)) == 2
     assert said(main) <= said(gain)
-    best = study.comparisons["best"]
+    best = study.tests.groups["best"]
     certain = sum(each.significant for each in best)
     [eps] = [
         f for f in made["Accuracy against eps"].findings if f.startswith("Best l2")
@@ -152,7 +152,7 @@ def test_no_difference_has_no_sign(lead: float, words: str) -> None:
         for seed, d in enumerate((lead + 0.1, lead + 0.2, lead - 0.3))
     ]
     study = Study(make_cells(typed(rows)), {})
-    [text] = published_finding(study, study.comparisons["best"])
+    [text] = published_finding(study, study.tests.groups["best"])
     assert words in text
 
 

@@ -18,6 +18,7 @@ from fastadv.data.files.patterns import looks_like_a_path
 from fastadv.data.opening.by_path import open_path
 from fastadv.data.sets import arrays
 from fastadv.data.sets.catalog import CATALOG, default_root, open_entry
+from fastadv.data.sets.exchanged import exchange_textures
 from fastadv.data.sets.image_set import Damage, DatasetSplits, sampled_sizes
 from fastadv.data.sets.shapetex import RESOLUTIONS, ShapeTex
 from fastadv.errors import ConfigError, DataError, unknown_name
@@ -66,6 +67,7 @@ def open_dataset(
             caltech256: `split_seed`; dtd and sun397: `partition`. Paths: `metric`,
             `test`, `holdout`, `image_column`, `label_column`, `strict`, `download`. hf:
             `config`, `image_column`, `label_column`, `holdout`, `strict`, `download`.
+            All: `texture` and `texture_seed`, see `exchange_textures`.
 
     Returns:
         The training split, the evaluation split and the metric to report.
@@ -80,6 +82,17 @@ def open_dataset(
         (1297, 500)
     """
     name = os.fspath(name_or_path)
+    view = {
+        key: options.pop(key) for key in _options(exchange_textures) if key in options
+    }
+    splits = _open(name, resolution, damage, options)
+    return exchange_textures(splits, **_checked(name, view))
+
+
+def _open(
+    name: str, resolution: int, damage: Damage | None, options: dict[str, Any]
+) -> DatasetSplits:
+    """Open a data set as it is stored or drawn."""
     if name in BUILT_IN:
         return BUILT_IN[name](resolution, **_checked(name, options))
     if name in CATALOG:
@@ -140,9 +153,16 @@ def _kinds(name: str) -> dict[str, Any]:
     elif name in CATALOG:
         layout = CATALOG[name].layout
         openers = [_rooted, layout.lister or layout.read] if layout else [_rooted]
+    found: dict[str, Any] = {}
+    for opener in (*openers, exchange_textures):
+        found |= _options(opener)
+    return found
+
+
+def _options(opener: Callable[..., Any]) -> dict[str, Any]:
+    """Return the keywords of a function, and their types."""
     return {
         p.name: get_type_hints(opener)[p.name]
-        for opener in openers
         for p in inspect.signature(opener).parameters.values()
         if p.kind is inspect.Parameter.KEYWORD_ONLY
     }
@@ -152,11 +172,7 @@ def _checked(name: str, options: dict[str, Any]) -> dict[str, Any]:
     kinds = _kinds(name)
     for option in options:
         if option not in kinds:
-            raise ConfigError(
-                unknown_name(f"option of data set {name}", option, kinds)
-                if kinds
-                else f"data set {name} has no options, got {option!r}"
-            )
+            raise ConfigError(unknown_name(f"option of data set {name}", option, kinds))
     return {key: _typed(name, key, v, kinds[key]) for key, v in options.items()}
 
 
@@ -240,8 +256,10 @@ def datasets_text() -> str:
         "options, as --dataset-option KEY=VALUE:",
     ]
     for option, names in holders.items():
-        everywhere = set(CATALOG) <= set(names)
-        owners = "every set of files" if everywhere else ", ".join(names)
+        every_file = set(CATALOG) <= set(names)
+        owners = "every set of files" if every_file else ", ".join(names)
+        if len(names) == len(dataset_names()) + 2:
+            owners = "every data set"
         lines.append(f"  {option}: {owners}")
     folder = default_root().absolute()
     return "\n".join([*lines, f"looked for in: {folder} (FASTADV_DATA, or --root)"])

@@ -32,6 +32,7 @@ from fastadv.data.sets.image_set import (
 )
 from fastadv.data.sets.subsets import pair_splits
 from fastadv.errors import ConfigError, DataError, unknown_name
+from fastadv.groups import grouped
 
 log = logging.getLogger(__name__)
 
@@ -237,9 +238,7 @@ def _read(
 
 def _by_split(files: Sequence[Path], eval_split: str | None) -> Groups:
     """Group files by the split in their names, the training split first."""
-    groups: Groups = {}
-    for file in files:
-        groups.setdefault(_split_of(file), []).append(file)
+    groups = grouped(files, _split_of)
     # Without a training split, the first is the only one there is.
     order = [s for s in ("train", "", *EVAL_FOLDERS) if s in groups]
     if eval_split is not None:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastadv.data.sets.image_set import FileSet, SharedFile, option_hint
-from fastadv.errors import DataError
+from fastadv.errors import DataError, first_few
 
 log = logging.getLogger(__name__)
 
@@ -325,9 +325,7 @@ def agreed_classes(
 
 def abridged(names: Sequence[str], limit: int = 8) -> str:
     """Return the first names, quoted, and how many more there are."""
-    names = sorted(names, key=os.fsencode)
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(map(repr, names[:limit])) + more
+    return first_few([repr(name) for name in sorted(names, key=os.fsencode)], limit)
 
 
 def _refuse_unsafe(infos: Sequence[zipfile.ZipInfo], path: Path) -> None:

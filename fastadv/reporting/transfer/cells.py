@@ -115,6 +115,11 @@ class Cell(Place):
         return self.kind == "standard"
 
     @property
+    def plain(self) -> bool:
+        """Whether the source was trained on images as they are, or as adversarial ones."""
+        return self.standard or self.robust
+
+    @property
     def training(self) -> str:
         """How the source was trained: its norm and radius, or `standard`."""
         return training_label(self.threat, self.kind)
@@ -172,8 +177,7 @@ class Cell(Place):
 
     def published_record(self, names: Mapping[str, str]) -> Record | None:
         """Return the published number with how it was selected; see `published`."""
-        condition = self.condition
-        dataset = names.get(condition.dataset, condition.dataset)
+        condition, dataset = self.condition, self.condition.published(names)
         if condition.mode == "scratch":  # whatever the source is
             comparable = self.complete and not condition.downscale
             return scratch_accuracy().get((dataset, self.arch)) if comparable else None
@@ -188,7 +192,7 @@ class Cell(Place):
                 return found
         if condition.mode != "last_k_blocks" or condition.downscale:
             return None
-        if not (self.standard or self.robust):
+        if not self.plain:
             return None
         n = None if self.complete else self.n
         limited = (dataset, self.arch, condition.k_blocks, n, source)
@@ -198,10 +202,14 @@ class Cell(Place):
         """Return the number of a rerun by others; see `literature.rerun_accuracy`."""
         condition = self.condition
         usual = self.complete and not condition.downscale
-        if not usual or self.threat is None or not (self.standard or self.robust):
+        if not usual or self.threat is None or not self.plain:
             return None
-        dataset = names.get(condition.dataset, condition.dataset)
-        key = (dataset, condition.mode, self.arch, threat(*self.threat))
+        key = (
+            condition.published(names),
+            condition.mode,
+            self.arch,
+            threat(*self.threat),
+        )
         return rerun_accuracy().get(key)
 
 

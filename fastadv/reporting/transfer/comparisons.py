@@ -7,10 +7,11 @@ training. All other pairs are exploratory, and corrected apart.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
 
+from fastadv.groups import grouped
 from fastadv.reporting.transfer.cells import RANK, Cell, Place, with_most_images
 from fastadv.reporting.transfer.condition import Condition
 from fastadv.reporting.transfer.pairing import Pairing
@@ -54,42 +55,30 @@ def compare(cells: Sequence[Cell], pairing: Pairing | None = None) -> list[Compa
         pairing: Estimates differences; by default without verdicts on test images.
     """
     found = []
-    for place in _places(cells).values():
-        standard, robust = _sources(place)
-        if standard and robust:
-            [chosen], by = _choose([robust], [standard])
-            found += compare_pair(chosen, standard, by, len(robust), pairing)
+    for standard, robust in _sides(cells):
+        [chosen], by = _choose([robust], [standard])
+        pair = (chosen, standard)
+        found += _compare([pair], *pair, by, len(robust), pairing)
     return found
 
 
-def _places(cells: Iterable[Cell]) -> dict[tuple[Condition, str, int], list[Cell]]:
-    """Group cells that may be compared; networks from scratch have no source."""
-    groups: dict[tuple[Condition, str, int], list[Cell]] = {}
-    for cell in cells:
-        if cell.condition.mode != "scratch":
-            key = (cell.condition, cell.arch, cell.n)
-            groups.setdefault(key, []).append(cell)
-    return groups
+def _sides(cells: Iterable[Cell]) -> Iterator[tuple[Runs, list[Runs]]]:
+    """Yield the standard source runs and the robust ones, by radius, of every place.
 
-
-def _sources(place: Iterable[Cell]) -> tuple[Runs | None, list[Runs]]:
-    """Return the standard source runs of a place, and the robust ones by radius."""
-    groups: dict[object, list[Cell]] = {}
-    for cell in place:
-        if cell.standard or cell.robust:
-            groups.setdefault(cell.threat if cell.robust else "standard", []).append(
-                cell
-            )
-    standard: Runs | None = None
-    robust = []
-    for cells in groups.values():
-        first = cells[0]
-        runs = Runs(first.condition, first.arch, first.threat, first.n, tuple(cells))
-        if first.standard:
-            standard = runs
-        else:
-            robust.append(runs)
-    return standard, robust
+    A place is a condition, an architecture and a number of images; those without one of
+    the sides are left out. Networks from scratch have no source.
+    """
+    usual = [c for c in cells if c.plain and c.condition.mode != "scratch"]
+    for place in grouped(usual, lambda c: (c.condition, c.arch, c.n)).values():
+        alike = grouped(place, lambda c: c.threat if c.robust else "standard")
+        runs = [
+            Runs(of[0].condition, of[0].arch, of[0].threat, of[0].n, tuple(of))
+            for of in alike.values()
+        ]
+        standard = [each for each in runs if each.first.standard]
+        robust = [each for each in runs if not each.first.standard]
+        if standard and robust:
+            yield standard[0], robust
 
 
 def _choose(
@@ -122,17 +111,6 @@ def _choose(
     return max(radii, key=merit), by
 
 
-def compare_pair(
-    robust: Runs,
-    standard: Runs,
-    by: str = "",
-    among: int = 1,
-    pairing: Pairing | None = None,
-) -> list[Comparison]:
-    """Compare two sides, paired by seed; an empty list if they share no seed."""
-    return _compare([(robust, standard)], robust, standard, by, among, pairing)
-
-
 def _compare(
     pairs: Sequence[tuple[Runs, Runs]],
     robust: Runs,
@@ -141,6 +119,7 @@ def _compare(
     among: int,
     pairing: Pairing | None,
 ) -> list[Comparison]:
+    """Compare two sides, paired by seed; an empty list if they share no seed."""
     sides = [(ours.cells, theirs.cells) for ours, theirs in pairs]
     found = (pairing or Pairing()).estimate(sides, robust.condition.metric)
     if found is None:
@@ -166,11 +145,7 @@ def primary_comparisons(
         cells: Cells with the most training images of their condition.
         pairing: Estimates differences; by default without verdicts on test images.
     """
-    places: dict[Condition, list[tuple[Runs, list[Runs]]]] = {}
-    for (condition, _, _), place in _places(cells).items():
-        standard, robust = _sources(place)
-        if standard and robust:
-            places.setdefault(condition, []).append((standard, robust))
+    places = grouped(_sides(cells), lambda sides: sides[0].condition)
     if not places:
         return []
     targets = Counter(way(c) for c in {(c.target, way(c)): c for c in places}.values())
@@ -226,10 +201,9 @@ def image_pairs(
 ) -> list[Comparison]:
     """Pair every robust radius with standard training, where images vary in number."""
     pairs = []
-    for place in _places(cells).values():
-        standard, robust = _sources(place)
-        for runs in robust if standard else ():
-            pairs += compare_pair(runs, standard, pairing=pairing) if standard else []
+    for standard, robust in _sides(cells):
+        for runs in robust:
+            pairs += _compare([(runs, standard)], runs, standard, "", 1, pairing)
     sizes = Counter(condition for condition, _ in {(p.condition, p.n) for p in pairs})
     return [pair for pair in pairs if sizes[pair.condition] > 1]
 
@@ -238,9 +212,7 @@ def study_comparisons(
     cells: Sequence[Cell], pairing: Pairing | None = None
 ) -> Comparisons:
     """Make all comparisons that a report tests, and correct both families."""
-    pairing = (
-        pairing or Pairing()
-    )  # an estimate that several groups ask for is made once
+    pairing = pairing or Pairing()  # one: an estimate is asked for by several groups
     most = with_most_images(cells)
     of_norm = {
         norm: [c for c in most if c.threat is None or c.threat[0] in (norm, None)]
@@ -255,16 +227,12 @@ def study_comparisons(
     )
     first = _corrected(primary)
     others = [c for group in groups.values() for c in group if c.key not in first]
-    second = _corrected(others)
+    adjusted = first | _corrected(others)
     return Comparisons(
         primary=[replace(c, adjusted=first.get(c.key)) for c in primary],
         groups={
             name: [
-                replace(
-                    c,
-                    primary=c.key in first,
-                    adjusted=(first | second).get(c.key),
-                )
+                replace(c, primary=c.key in first, adjusted=adjusted.get(c.key))
                 for c in group
             ]
             for name, group in groups.items()

@@ -5,10 +5,11 @@ Rows are grouped by the typed setting their writer stored; no text of a row is r
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from fastadv.groups import grouped
 from fastadv.results.row import Row
 from fastadv.results.settings import Statistics, TransferSetting, mode_label
 
@@ -70,6 +71,10 @@ class Condition:
         """What trains, for people; empty for several modes."""
         return mode_label(self.mode, self.k_blocks)
 
+    def published(self, names: Mapping[str, str]) -> str:
+        """Return the published name of the data set, given those that differ from ours."""
+        return names.get(self.dataset, self.dataset)
+
     def __str__(self) -> str:
         return f"{self.target}, {self.trains}" if self.trains else self.target
 
@@ -129,9 +134,7 @@ def condition_labels(conditions: Iterable[Condition]) -> dict[Condition, str]:
     conditions of one protocol and solver, whose names stand for the usual values.
     """
     listed = list(dict.fromkeys(conditions))
-    namesakes: dict[str, list[Condition]] = {}
-    for condition in listed:
-        namesakes.setdefault(str(condition), []).append(condition)
+    namesakes = grouped(listed, str)
     labels = {}
     for condition in listed:
         peers = namesakes[str(condition)]

@@ -13,6 +13,7 @@ from typing import Generic, TypeVar
 
 from matplotlib.figure import Figure
 
+from fastadv.groups import grouped
 from fastadv.reporting.figures.lines import (
     Cloud,
     Panel,
@@ -103,11 +104,8 @@ def draw_curves(
     Returns:
         The figure and what is in it; None if no panel has enough points.
     """
-    groups: dict[str, list[T]] = {}
-    for item in items:
-        groups.setdefault(panel(item), []).append(item)
     panels = []
-    for title, group in groups.items():
+    for title, group in grouped(items, panel).items():
         series: dict[str, dict[float, Point]] = {}
         published: dict[str, dict[float, float]] = {}
         for item in group:

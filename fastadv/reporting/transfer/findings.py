@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
 
+from fastadv.errors import first_few
 from fastadv.reporting.figures.lines import Panel
 from fastadv.reporting.transfer.comparisons import way
 from fastadv.reporting.transfer.condition import Condition, condition_labels
@@ -114,8 +115,7 @@ def primary_findings(study: Study) -> list[str]:
 
 
 def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - FEW} more" if len(names) > FEW else ""
-    return f" ({', '.join(names[:FEW])}{more})" if names else ""
+    return f" ({first_few(names, FEW)})" if names else ""
 
 
 def sets_findings(found: Sequence[Comparison]) -> list[str]:
@@ -245,8 +245,7 @@ def verdict(each: Comparison) -> str:
     size += "higher" if each.difference >= 0 else "lower"
     if each.adjusted is None:
         return f"{size} ({each.untested})"
-    p = format_p(each.adjusted) or ""
-    after = f"p {p if p.startswith('<') else f'= {p}'} after correction"
+    after = f"{_p_text(each.adjusted)} after correction"
     if each.significant:
         return f"{size} ({after})"
     return f"{size} (not significant with {len(each.seeds)} seeds, {after})"

@@ -6,23 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 from statistics import fmean, median, variance
 
-from fastadv.reporting.transfer.cells import make_cells, with_most_images
-from fastadv.reporting.transfer.comparisons import primary_comparisons
 from fastadv.reporting.transfer.pairs import Comparison, Runs
-from fastadv.results.row import Row
 from fastadv.statistics.crossed import LEAST_RUNS, LEAST_SEEDS
 from fastadv.statistics.power import Design
-
-
-def planned_design(rows: Sequence[Row], **plan: int) -> Design:
-    """Return a planned design with the spread that rows of such experiments show.
-
-    Args:
-        rows: Rows of kind "transfer" that are there already; they may be few or none.
-        plan: `seeds`, `runs`, `sets`, `radii` and `images` of the plan; see `Design`.
-    """
-    found = primary_comparisons(with_most_images(make_cells(rows))) if rows else []
-    return _with_spread(found, **plan)
 
 
 def forecast_text(found: Sequence[Comparison]) -> list[str]:
@@ -36,19 +22,21 @@ def forecast_text(found: Sequence[Comparison]) -> list[str]:
     covered = all("test images" in each.estimate.over for each in found)
     again = all("source runs" in each.estimate.over for each in found)
     sizes = [n for each in found if (n := each.robust.first.first.target.num_test)]
-    design = _with_spread(
-        found,
+    spread = _spread(found)
+    design = Design(
         seeds=min(len(each.seeds) for each in found),
         runs=min(map(_runs, found)) if again else 1,
         sets=len(found),
         radii=max(each.among for each in found),
-        **({"images": round(median(sizes))} if covered and sizes else {}),
+        images=round(median(sizes)) if covered and sizes else None,
+        **spread,
+        measured=tuple(spread),
     )
     return [f"What this can find. {' '.join(design.sentences())}"]
 
 
-def _with_spread(found: Sequence[Comparison], **plan: int) -> Design:
-    """Return a design with the standard deviations of the comparisons, where known."""
+def _spread(found: Sequence[Comparison]) -> dict[str, float]:
+    """Return the standard deviations of the comparisons, where known, as of `Design`."""
     seeds = [
         variance(by_seed)
         for each in found
@@ -72,7 +60,7 @@ def _with_spread(found: Sequence[Comparison], **plan: int) -> Design:
         spread["sd_sets"] = variance(leads) ** 0.5
     if images:  # the variance of points of 100 where a share of images differs
         spread["disagreement"] = min(1.0, fmean((sd / 100) ** 2 for sd in images))
-    return Design(**plan, **spread, measured=tuple(spread))
+    return spread
 
 
 def _runs(each: Comparison) -> int:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
 
+from fastadv.errors import first_few
 from fastadv.reporting.figures.palette import source_colors
 from fastadv.reporting.literature import Record
 from fastadv.reporting.page.html import Table
@@ -51,11 +52,6 @@ class Study:
     def tests(self) -> Comparisons:
         """All comparisons, corrected; see `study_comparisons`."""
         return study_comparisons(self.cells, self.pairing)
-
-    @property
-    def comparisons(self) -> dict[str, list[Comparison]]:
-        """What the sections compare, by question."""
-        return self.tests.groups
 
     @property
     def interval_note(self) -> str:
@@ -134,9 +130,9 @@ class Study:
                 reasons[why][self.labels[c.condition] + arch] = None
         found = []
         for reason, names in reasons.items():
-            more = f" and {len(names) - FEW} more" if len(names) > FEW else ""
             if names:
-                found.append(f"Left out ({reason}): {'; '.join([*names][:FEW])}{more}.")
+                few = first_few([*names], FEW, "; ")
+                found.append(f"Left out ({reason}): {few}.")
         return [" ".join(found)] if found else []
 
     def place(self, item: Item) -> dict[str, object]:
@@ -249,8 +245,7 @@ def line_colors(items: Iterable[T], name: Callable[[T], str]) -> dict[str, str]:
     grey = {
         name(item)
         for item in items
-        if item.threat is None
-        or (isinstance(item, Cell) and not (item.standard or item.robust))
+        if item.threat is None or (isinstance(item, Cell) and not item.plain)
     }
     return source_colors(eps, eps, grey)
 

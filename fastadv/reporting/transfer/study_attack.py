@@ -10,6 +10,7 @@ from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from statistics import fmean
 
+from fastadv.groups import grouped
 from fastadv.reporting.figures.lines import Cloud
 from fastadv.reporting.page.html import Section, Table
 from fastadv.reporting.transfer.cells import (
@@ -160,12 +161,9 @@ def _condition(fall: Fall) -> Hashable:
 def _models(falls: Iterable[Fall]) -> list[Table]:
     """Make the table of source, fine-tuned network and network from scratch."""
     plain = [fall for fall in falls if fall.plain and fall.decline is not None]
-    scratch: dict[Hashable, list[float]] = {}
+    scratch = grouped((fall for fall in plain if fall.scratch), _target)
     lines: dict[Hashable, dict[str, object]] = {}
     values: dict[Hashable, dict[str, list[float]]] = {}
-    for fall in plain:
-        if fall.scratch:
-            scratch.setdefault(_target(fall), []).append(_mean(fall))
     for fall in plain:
         condition, cell = fall.cell.condition, fall.cell
         if fall.scratch:
@@ -178,7 +176,8 @@ def _models(falls: Iterable[Fall]) -> list[Table]:
             "n": cell.n,
             "attack": str(fall.attack),
         }
-        of_line = values.setdefault(key, {"scratch": scratch.get(_target(fall), [])})
+        base = [_mean(other) for other in scratch.get(_target(fall), ())]
+        of_line = values.setdefault(key, {"scratch": base})
         of_line.setdefault(condition.mode, []).append(_mean(fall))
     rows = [
         lines[key]
@@ -231,12 +230,7 @@ def _compared(
     sides: dict[str, list[Fall]], place: Callable[[Fall], Hashable]
 ) -> str | None:
     """Say how far accuracy falls on two sides, over the places that both have."""
-    groups: list[dict[Hashable, list[Fall]]] = []
-    for falls in sides.values():
-        of_side: dict[Hashable, list[Fall]] = {}
-        for fall in falls:
-            of_side.setdefault(place(fall), []).append(fall)
-        groups.append(of_side)
+    groups = [grouped(falls, place) for falls in sides.values()]
     shared = [key for key in groups[0] if key in groups[1]]
     if not shared:
         return None

@@ -17,7 +17,7 @@ def per_class(study: Study) -> Section | None:
     """Show accuracy by class, standard and robust."""
     found = [
         each
-        for each in study.comparisons["best"]
+        for each in study.tests.groups["best"]
         if _counts(each.standard) and _counts(each.robust)
     ]
     if not found:

@@ -33,7 +33,7 @@ class EpochCell(Cell):
         if self.threat is None or condition.mode != "last_k_blocks":
             return None
         return epochs_accuracy().get((
-            names.get(condition.dataset, condition.dataset),
+            condition.published(names),
             self.arch,
             condition.k_blocks,
             self.n,

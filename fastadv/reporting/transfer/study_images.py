@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from fastadv.groups import grouped
 from fastadv.reporting.page.html import Section
 from fastadv.reporting.transfer.cells import Cell, with_most_images
 from fastadv.reporting.transfer.condition import Condition
@@ -56,7 +57,7 @@ def against_images(study: Study) -> Section | None:
 
 def gain_against_images(study: Study) -> Section | None:
     """Show robust - standard against the number of training images."""
-    pairs = study.comparisons["images"]
+    pairs = study.tests.groups["images"]
     several = len({pair.arch for pair in pairs}) > 1
 
     def name(pair: Comparison) -> str:
@@ -86,10 +87,9 @@ def gain_against_images(study: Study) -> Section | None:
 
 def _image_findings(study: Study, pairs: Sequence[Comparison]) -> list[str]:
     """Say who is ahead with the fewest and the most images, and how certain that is."""
-    groups: dict[str, list[Comparison]] = {}
-    for pair in pairs:
-        title = f"{study.labels[pair.condition]}, {pair.arch}, {pair.label}"
-        groups.setdefault(title, []).append(pair)
+    groups = grouped(
+        pairs, lambda p: f"{study.labels[p.condition]}, {p.arch}, {p.label}"
+    )
     lines: dict[Comparison, str] = {}
     for title, group in groups.items():
         ordered = sorted(group, key=lambda pair: pair.n)

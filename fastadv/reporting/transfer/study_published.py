@@ -40,7 +40,7 @@ def across_radii(study: Study) -> Section | None:
     groups: dict[tuple[str, str, str], list[Cell]] = {}
     for cell in study.most:
         norm = cell.threat[0] if cell.threat else None
-        usual = (cell.standard or cell.robust) and cell.condition.mode != "scratch"
+        usual = cell.plain and cell.condition.mode != "scratch"
         if not usual or cell.source_accuracy is None:
             continue
         for wanted in ("l2", "linf") if norm is None else (norm,):
@@ -126,7 +126,7 @@ def texture_trained(study: Study) -> Section | None:
 
     Source: Salman et al. 2020, figure 8b.
     """
-    found = {(c.condition, c.arch, c.n): c for c in study.comparisons["best"]}
+    found = {(c.condition, c.arch, c.n): c for c in study.tests.groups["best"]}
     cells = [
         c
         for c in study.most
@@ -162,6 +162,7 @@ def texture_trained(study: Study) -> Section | None:
         )
     names = list(dict.fromkeys(name for bars in groups.values() for name in bars))
     colors = source_colors(names, unknown={name(cell) for cell in cells})
+    figure = grouped_bars(groups, colors)
     caption = "Accuracy with standard, texture-trained and robust sources."
     return Section(
         "Texture-trained sources",
@@ -170,12 +171,7 @@ def texture_trained(study: Study) -> Section | None:
             "kind of its own here, and no standard source that robust ones are compared "
             "with. " + study.interval_note,
         ],
-        [
-            (
-                grouped_bars(groups, colors),
-                panel_caption(caption, len(groups), MOST_GROUPS),
-            )
-        ],
+        [(figure, panel_caption(caption, len(groups), MOST_GROUPS))],
         [make_table(lines, "Percent.")],
         findings=[
             f"The robust source has a higher mean than the texture-trained one in {ahead} "
@@ -197,7 +193,7 @@ def published_best(study: Study, found: Sequence[Comparison]) -> list[Table]:
     lines: dict[tuple[str, str, str], dict[str, object]] = {}
     for each in found:
         condition = each.condition
-        dataset = study.names.get(condition.dataset, condition.dataset)
+        dataset = condition.published(study.names)
         for arch in (each.arch, _BEST_ARCH):
             if not condition.downscale and each.robust.complete:
                 line = _published_line(dataset, condition.mode, arch)

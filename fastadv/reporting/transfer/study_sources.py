@@ -7,6 +7,7 @@ from operator import attrgetter
 
 from matplotlib.figure import Figure
 
+from fastadv.groups import grouped
 from fastadv.reporting.figures.bars import MOST_GROUPS, Bar, grouped_bars
 from fastadv.reporting.figures.lines import Cloud, panel_caption
 from fastadv.reporting.figures.palette import source_colors
@@ -15,7 +16,6 @@ from fastadv.reporting.page.html import Section, Table
 from fastadv.reporting.threats import threat
 from fastadv.reporting.transfer.cells import Cell
 from fastadv.reporting.transfer.comparisons import native, with_sides
-from fastadv.reporting.transfer.condition import Condition
 from fastadv.reporting.transfer.curves import Axis, draw_clouds, draw_curves, even_axis
 from fastadv.reporting.transfer.findings import (
     brief,
@@ -48,7 +48,7 @@ _WIDTHS = ("resnet18", "resnet50", "wide_resnet50_2", "wide_resnet50_4")
 
 def robust_and_standard(study: Study) -> Section | None:
     """Show bars of the best robust source beside the standard one."""
-    found = study.comparisons["best"]
+    found = study.tests.groups["best"]
     if not found:
         return None
     labels, several = study.labels, len({each.arch for each in found}) > 1
@@ -103,7 +103,7 @@ def robust_and_standard(study: Study) -> Section | None:
 def _primary_table(study: Study) -> list[Table]:
     """Return the table of primary tests; none for a single one that is shown anyway."""
     found = study.tests.primary
-    shown = {each.key for each in study.comparisons["best"]}
+    shown = {each.key for each in study.tests.groups["best"]}
     if len(found) == 1 and found[0].key in shown:
         return []
     lines = [
@@ -137,11 +137,7 @@ def _chosen_by(found: Sequence[Comparison]) -> str:
 
 def against_eps(study: Study) -> Section | None:
     """Show accuracy against the radius of pretraining."""
-    cells = [
-        c
-        for c in study.most
-        if (c.standard or c.robust) and c.condition.mode != "scratch"
-    ]
+    cells = [c for c in study.most if c.plain and c.condition.mode != "scratch"]
     drawn: list[Cell] = []
     best: dict[str, list[Comparison]] = {}
     figures: list[tuple[Figure, str]] = []
@@ -167,7 +163,7 @@ def against_eps(study: Study) -> Section | None:
         figures.append(found.captioned(caption))
         drawn += [c for c in found.items if c not in drawn]
         best[norm] = [
-            c for c in study.comparisons[norm] if c.robust.first in found.items
+            c for c in study.tests.groups[norm] if c.robust.first in found.items
         ]
     if not figures:
         return None
@@ -226,14 +222,16 @@ def by_width(study: Study) -> Section | None:
 
 def against_source_accuracy(study: Study) -> Section | None:
     """Show transfer against the accuracy of the source, at one radius."""
-    groups: dict[tuple[Condition, str], list[Cell]] = {}
-    for cell in study.most:
-        known = cell.source_accuracy is not None and cell.threat is not None
-        if known and cell.condition.mode != "scratch":
-            groups.setdefault((cell.condition, cell.training), []).append(cell)
+    known = [
+        cell
+        for cell in study.most
+        if cell.source_accuracy is not None
+        and cell.threat is not None
+        and cell.condition.mode != "scratch"
+    ]
     groups = {
         key: cells
-        for key, cells in groups.items()
+        for key, cells in grouped(known, lambda c: (c.condition, c.training)).items()
         if len({cell.arch for cell in cells}) >= 3
     }
     if not groups:
@@ -270,6 +268,7 @@ def against_source_accuracy(study: Study) -> Section | None:
         else f"{trained}: R^2 = {found[0]:.2f}."
         for trained, found in shares.items()
     ]
+    colors = line_colors(drawn, lambda c: c.training)
     labels = ("source accuracy (%)", "transfer accuracy (%)")
     caption = "Accuracy on the target against accuracy of the source."
     why = (
@@ -287,11 +286,7 @@ def against_source_accuracy(study: Study) -> Section | None:
             *study.most_note,
             *study.left_out(study.cells, drawn, why),
         ],
-        [
-            draw_clouds(
-                clouds, line_colors(drawn, lambda c: c.training), labels, caption
-            )
-        ],
+        [draw_clouds(clouds, colors, labels, caption)],
         [make_table(lines, "Least-squares lines, by setting and threat.")],
         findings=findings,
     )
@@ -300,17 +295,17 @@ def against_source_accuracy(study: Study) -> Section | None:
 def _published_share(study: Study, cell: Cell) -> str | None:
     """Return the published R^2 at the radius of a cell, on native images."""
     condition = cell.condition
-    usual = (cell.standard or cell.robust) and not condition.downscale and cell.complete
+    usual = cell.plain and not condition.downscale and cell.complete
     if cell.threat is None or not usual:
         return None
-    dataset = study.names.get(condition.dataset, condition.dataset)
+    dataset = condition.published(study.names)
     share = shares_explained().get((dataset, condition.mode, threat(*cell.threat)))
     return None if share is None else f"{share:.2f}"
 
 
 def by_granularity(study: Study) -> Section | None:
     """Show what robust sources gain when targets are reduced to fewer pixels first."""
-    cells, found = with_sides(study.cells), study.comparisons["sides"]
+    cells, found = with_sides(study.cells), study.tests.groups["sides"]
     sides = sorted(
         {c.condition.downscale for c in found}, key=lambda side: (side == 0, side)
     )
