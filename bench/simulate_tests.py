@@ -13,7 +13,7 @@ trained, and nothing is timed.
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from harness import Results
@@ -24,7 +24,17 @@ from fastadv.statistics.crossed import Array, crossed_difference
 from fastadv.statistics.power import Design
 
 SETS, RADII = 12, 5
-DESIGNS = tuple((seeds, runs) for seeds in (3, 5, 10) for runs in (1, 3))
+DESIGNS = (
+    (3, 1),
+    (3, 3),
+    (5, 1),
+    (5, 2),
+    (5, 3),
+    (10, 1),
+    (10, 3),
+)  # seeds, source runs
+# Sizes of the effects of source runs and of seeds, where that of both together is 1.
+EFFECTS = ((0, 0), (0.5, 0), (1, 0), (0, 0.5), (0, 1), (0.5, 0.5), (1, 1), (2, 2))
 
 
 @dataclass(frozen=True)
@@ -118,9 +128,17 @@ def family_error(
     return wrong / repeats
 
 
-def power(
-    design: Design, difference: float, repeats: int, both: float = 0.0, seed: int = 0
-) -> float:
+def worst_coverages(
+    seeds: int, runs: int, repeats: int, seed: int = 0
+) -> tuple[float, float]:
+    """Lowest and highest coverage over effects of all sizes beside that of both together."""
+    effects = [
+        coverage(seeds, runs, Spread(*sizes, 1.0), repeats, seed) for sizes in EFFECTS
+    ]
+    return min(effects), max(effects)
+
+
+def power(design: Design, difference: float, repeats: int, seed: int = 0) -> float:
     """Share of experiments in which a true lead on one data set is found.
 
     The level is that of the smallest p-value after the correction for all data sets and
@@ -130,12 +148,11 @@ def power(
         design: The design; it states the SD over seeds of a difference of two sources.
         difference: The true lead.
         repeats: Number of experiments.
-        both: Part of that SD that every pair of source run and seed draws anew.
         seed: Seed of the draws.
     """
     draw = np.random.default_rng(seed)
-    apart = (design.sd_seeds**2 / 2 - both**2) ** 0.5
-    spread = Spread(design.sd_runs, apart, both)
+    apart = (design.sd_seeds**2 / 2 - design.sd_both**2) ** 0.5
+    spread = Spread(design.sd_runs, apart, design.sd_both)
     found = 0
     for _ in range(repeats):
         groups = drawn(draw, 2, design.runs, design.seeds, spread)
@@ -168,6 +185,8 @@ def main() -> None:
     for seeds, runs in DESIGNS:
         design = Design(seeds=seeds, runs=runs, sets=SETS, radii=RADII)
         least = design.detectable()
+        both = replace(design, sd_both=0.15)
+        lowest, highest = worst_coverages(seeds, runs, repeats)
         results.add(
             seeds=seeds,
             runs=runs,
@@ -181,7 +200,10 @@ def main() -> None:
             ),
             detectable=least,
             power=power(design, least, repeats),
-            power_both=power(design, least, repeats, both=0.15),
+            coverage_lowest=lowest,
+            coverage_highest=highest,
+            power_both=power(both, least, repeats),
+            forecast_both=both.power(least),
             power_of_half=power(design, least / 2, repeats),
             forecast_of_half=design.power(least / 2),
         )

@@ -23,6 +23,7 @@ PAGES = [
     ROOT / "docs" / "performance.md",
     ROOT / "docs" / "robust-accuracy.md",
     ROOT / "docs" / "statistics.md",
+    ROOT / "docs" / "transfer.md",
     ROOT / "docs" / "studies" / "README.md",
 ]
 _SLOT = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -314,12 +315,12 @@ def statistics_designs() -> str:
             str(r["seeds"]),
             str(r["runs"]),
             *(
-                f"{100 * r[key]:.1f} %"
-                for key in ("coverage", "coverage_images", "coverage_no_effects")
+                f"{100 * r[f'coverage{kind}']:.1f} %"
+                for kind in ("", "_images", "_no_effects", "_lowest", "_highest")
             ),
             f"{r['detectable']:.2f}",
             f"{100 * r['power']:.1f} %",
-            f"{100 * r['power_both']:.1f} %",
+            f"{100 * r['power_both']:.1f} % ({100 * r['forecast_both']:.1f} %)",
             f"{100 * r['power_of_half']:.1f} % ({100 * r['forecast_of_half']:.1f} %)",
             f"{100 * r['family_error']:.1f} %",
             f"{100 * r['family_error_uncorrected']:.1f} %",
@@ -333,14 +334,38 @@ def statistics_designs() -> str:
         "95 % intervals cover",
         "with test images",
         "no effects",
+        "lowest",
+        "highest",
         "lead",
         "found (forecast 80 %)",
-        "found, with interaction",
+        "found, with interaction (forecast)",
         "half of it, found (forecast)",
         "families with a wrong finding",
         "choice not counted",
     ]
     return markdown(columns, rows)
+
+
+def strengths() -> str:
+    """Mean accuracy by C of heads of few images, and the largest loss against the best C."""
+    found = read("strengths")
+    values = sorted({r["c"] for r in found if 1e-4 <= r["c"] <= 100})
+    cells: dict[tuple[int | None, float], list[tuple[float, float]]] = {}
+    for r in found:
+        alike = ("network", "target", "per_class")
+        peers = [p["mean"] for p in found if all(p[key] == r[key] for key in alike)]
+        of_cell = cells.setdefault((r["per_class"], r["c"]), [])
+        of_cell.append((r["mean"], max(peers) - r["mean"]))
+
+    def cell(of_cell: list[tuple[float, float]]) -> str:
+        means, losses = zip(*of_cell, strict=True)
+        return f"{sum(means) / len(means):.1f} ({max(losses):.1f})"
+
+    rows = [
+        [str(n or "all"), *(cell(cells[n, c]) for c in values)]
+        for n in dict.fromkeys(r["per_class"] for r in found)
+    ]
+    return markdown(["images per class", *(f"C = {c:g}" for c in values)], rows)
 
 
 def statistics_sets() -> str:
@@ -409,6 +434,7 @@ def main() -> None:
         "study": study,
         "statistics": statistics_designs,
         "statistics_sets": statistics_sets,
+        "strengths": strengths,
     }
     for page in PAGES:
         text = page.read_text()

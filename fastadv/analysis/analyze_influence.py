@@ -14,7 +14,7 @@ from fastadv.analysis.images import options_for, pixels
 from fastadv.analysis.influence import Array, LastLayer, influence
 from fastadv.analysis.portions import Portions, numbered_batches
 from fastadv.data import ImageSet, Loader, LoaderOptions, open_dataset
-from fastadv.data.sets.subsets import at_most
+from fastadv.data.sets.subsets import Subset, at_most
 from fastadv.errors import CheckpointError, ConfigError
 from fastadv.evaluation.rows import source_record, target_record
 from fastadv.evaluation.source import check_same_classes
@@ -69,13 +69,17 @@ def prepare(config: InfluenceConfig, name: str) -> Analysis:
     def compute(portions: Portions) -> Findings:
         model = source.load().to(options.device)
         cache = FeatureCache.at(config.feature_cache)
+        read: dict[str, ImageSet] = {}
         layers: dict[str, LastLayer] = {}
-        for images in (train, test):
-            what = f"{source.name}, {images.split}"
-            extractor = partial(_extract, portions, images.split)
-            found = cache.features(model, images, options, what, extractor)
-            layers[images.split] = _last_layer(model, source, found)
         try:
+            for images in (train, test):
+                extractor = partial(_extract, portions, images.split)
+                what = f"{source.name}, {images.split}"
+                found = cache.features(model, images, options, what, extractor)
+                if found.stands_in is not None:  # no image may count twice
+                    images = Subset(images, np.flatnonzero(~found.stands_in))
+                read[images.split] = images
+                layers[images.split] = _last_layer(model, source, found.judged())
             influences = influence(
                 layers[train.split],
                 layers[test.split],
@@ -84,7 +88,7 @@ def prepare(config: InfluenceConfig, name: str) -> Analysis:
             )
         except ValueError as error:
             raise ConfigError(f"{source.name}: {error}") from None
-        return _summarize(influences, train, test, options)
+        return _summarize(influences, read[train.split], read[test.split], options)
 
     return Analysis(
         source=source_record(source),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import zipfile
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
@@ -28,6 +30,8 @@ from fastadv.models.source import Source, open_source
 from fastadv.models.view import AttackView
 from fastadv.results.analysis_settings import ShapeSetting
 from fastadv.statistics import wilson
+
+log = logging.getLogger(__name__)
 
 CATEGORIES = "categories16.json"  # Beside the images, unless another file is given.
 
@@ -141,6 +145,14 @@ def _conflicts(images: FileSet, categories: Mapping[str, Sequence[int]]) -> list
             f"no image of {images.name} has two of the categories that the network knows: "
             f"{', '.join(sorted(categories))}"
         )
+    unknown = {cue for i in named if (each := cues[i]) for cue in vars(each).values()}
+    if unknown := unknown - categories.keys():
+        log.warning(
+            "%d of %d images with a conflict are left out: the network knows no class of %s",
+            len(named) - len(found),
+            len(named),
+            ", ".join(sorted(unknown)),
+        )
     return found
 
 
@@ -156,14 +168,26 @@ def _read_categories(config: ShapeConfig, path: Path) -> dict[str, list[str]]:
         else:
             with zipfile.ZipFile(path) as archive:
                 text = archive.read(CATEGORIES).decode()
-        found = json.loads(text)
-        return {str(name): [str(c) for c in classes] for name, classes in found.items()}
+        found: Mapping[str, list[object]] = json.loads(text)
+        for name, classes in found.items():
+            if not isinstance(classes, list):
+                raise ValueError(
+                    f"{name!r} has {classes!r} instead of a list of classes"
+                )
+        named = {name: [str(c) for c in classes] for name, classes in found.items()}
     except (OSError, KeyError, ValueError, AttributeError, TypeError) as error:
         raise DataError(
             f"the categories of the images cannot be read from {where}: {error}; "
             "`categories` names a JSON file of class names by category, for example "
             '{"bear": ["n02132136", "n02133161"], "clock": ["n04548280"]}'
         ) from None
+    of_class = Counter(c for classes in named.values() for c in set(classes))
+    if shared := sorted(c for c, count in of_class.items() if count > 1):
+        raise DataError(
+            f"{where} lists {', '.join(shared[:5])} under more than one category; a class "
+            "decides for one"
+        )
+    return named
 
 
 def known_categories(

@@ -198,7 +198,7 @@ def influence(
 
     Raises:
         ValueError: The layers do not fit together, a parameter is out of range, or the
-            Hessian is zero.
+            Hessian is zero, or stays singular with the damping.
 
     Example:
         >>> rng = np.random.default_rng(0)
@@ -230,7 +230,13 @@ def influence(
         return np.asarray((_project(test, vectors, hessian.shape) / values) @ right.T)
     matrix = hessian.dense()
     matrix[np.diag_indices(hessian.size)] += damping
-    factor = scipy.linalg.cho_factor(matrix, lower=True, overwrite_a=True)
+    try:
+        factor = scipy.linalg.cho_factor(matrix, lower=True, overwrite_a=True)
+    except np.linalg.LinAlgError:
+        raise ValueError(
+            f"damping={damping:g} is too small: the Hessian stays singular to rounding; "
+            "use a larger one, or none for the pseudo-inverse"
+        ) from None
     gradients = np.asfortranarray(
         (train.residuals()[:, :, None] * train.inputs[:, None, :])
         .reshape(len(train.labels), -1)

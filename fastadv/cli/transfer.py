@@ -21,6 +21,7 @@ from fastadv.transfer.config import TransferConfig
 if TYPE_CHECKING:
     from fastadv.results.row import Row
     from fastadv.results.settings import TransferSetting
+    from fastadv.results.table import ResultsTable
 
 PROG = "fastadv-transfer"
 
@@ -77,6 +78,22 @@ def _note(row: Row, setting: TransferSetting) -> str:
     return "; ".join([*notes, *map(str, row.departures)])
 
 
+def _say_what_is_missing(row: Row, table: ResultsTable) -> None:
+    """Say how to measure the source of an attacked row on its own data, if it was not."""
+    from fastadv.reporting.transfer.study_attack import own_command, own_decline
+
+    known = table.rows(kind="evaluation", **{"source.digest": row.source.digest})
+    if (
+        row.attack is not None
+        and own_decline(known, row.source.digest, row.attack) is None
+    ):
+        print(
+            "the comparison lacks the source on its own data: "
+            f"{own_command(row, str(table.path))}",
+            file=sys.stderr,
+        )
+
+
 def _body(argv: list[str]) -> None:
     if argv[:1] == ["sweep"]:
         sweep.body(argv[1:])
@@ -88,9 +105,13 @@ def _body(argv: list[str]) -> None:
     run = TransferRun(TransferConfig(**ordered_values(command, TransferConfig)))
     prepared = in_flags(str(run.experiment.prepared))
     print(f"images that are not augmented: {prepared}", file=sys.stderr)
+    rows: list[Row] = []
     for row in run.rows():
+        rows.append(row)
         if command.json:
             print(json.dumps(dataclasses.asdict(row), default=str), flush=True)
+    if command.protocol == "zhang2023" and command.mode != "scratch":
+        _say_what_is_missing(rows[-1], run.table)
     if not command.json:
         print_rows(run.table.rows())
 

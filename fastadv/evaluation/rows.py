@@ -19,7 +19,7 @@ from fastadv.evaluation.accuracy import (
 )
 from fastadv.models.source import Source
 from fastadv.results.config import KeepConfig
-from fastadv.results.identity import make_identity
+from fastadv.results.identity import make_identity, measured_identity
 from fastadv.results.row import (
     AttackRecord,
     ChecksRecord,
@@ -40,18 +40,22 @@ def evaluation_rows(
         found: Accuracies of the network.
         attack: The attack that `found.robust` was measured under.
         common: Fields of `Row` that both share; `source`, `target` and `setting` are
-            required.
+            required. `bad_images` counts test images alone.
     """
     defines = {key: common[key] for key in ("source", "target", "setting")}
     defines["seed"] = common.get("seed", 0)
-    identity = make_identity(**defines)
-    common["experiment"] = identity
-    rows = [Row(identity=identity, **accuracy_fields(found.clean), **common)]
+    common["experiment"] = make_identity(**defines)
+    bad = common.get("bad_images") or 0
+
+    def identity(**more: Any) -> str:
+        return measured_identity(make_identity(**defines, **more), bad, bad)
+
+    rows = [Row(identity=identity(), **accuracy_fields(found.clean), **common)]
     if attack is not None and found.robust is not None:
         record = AttackRecord.from_description(attack.describe())
         rows.append(
             Row(
-                identity=make_identity(**defines, attack=record),
+                identity=identity(attack=record),
                 attack=record,
                 stages=tuple(map(_stage, found.stages)) if found.stages[1:] else (),
                 checks=checks_record(found),

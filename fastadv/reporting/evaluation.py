@@ -9,13 +9,15 @@ from matplotlib.figure import Figure
 
 from fastadv.reporting.figures.bars import Bar, grouped_bars
 from fastadv.reporting.figures.palette import source_colors
+from fastadv.reporting.literature import Judged, judged_accuracy
 from fastadv.reporting.page.html import Section, Table
-from fastadv.reporting.threats import source_threat, training_label
+from fastadv.reporting.threats import source_threat, threat, training_label
 from fastadv.results.row import AttackRecord, Row
 from fastadv.results.settings import TransferSetting
 from fastadv.text_tables import format_percent_ci, text_table
 
 CLEAN = "clean images"
+IMAGENET_CLASSES = 1000
 
 
 # What was measured of a source, by its name and the seed: a row under each attack, and
@@ -49,6 +51,7 @@ def evaluation_sections(rows: Sequence[Row], names: Mapping[str, str]) -> list[S
     columns = [
         "images", "source", "arch", "training", "clean", "attack", "robust", "n",
     ]  # fmt: skip
+    published = _published(found, names)
     return [
         Section(
             "Clean and robust accuracy",
@@ -58,7 +61,7 @@ def evaluation_sections(rows: Sequence[Row], names: Mapping[str, str]) -> list[S
                 "95 %, over the draw of test images."
             ],
             [_figure(of_images) for of_images in found.values()],
-            [Table(columns, lines, "Accuracy of every source, percent.")],
+            [Table(columns, lines, "Accuracy of every source, percent."), *published],
         )
     ]
 
@@ -122,12 +125,78 @@ def _figure(found: Evaluated) -> tuple[Figure, str]:
     for (name, _), measured in found.items():
         for attack, row in sorted(measured.items(), key=lambda a: a[0] is not None):
             label = CLEAN if attack is None else str(attack)
-            groups.setdefault(label, {})[name] = Bar(row.value, row.low, row.high)
+            record = _judged(row)
+            alike = record is not None and not _other_attack(row, record)
+            value = record.value if record is not None and alike else None
+            bar = Bar(row.value, row.low, row.high, value)
+            groups.setdefault(label, {})[name] = bar
     eps = {name: source.eps for name, source in sources.items()}
     usual = ("standard", "robust", None)
     other = {name for name, each in sources.items() if each.training not in usual}
     figure = grouped_bars(groups, source_colors(eps, eps, other))
     return figure, f"Accuracy on {row.setting_label}."
+
+
+def _published(found: Mapping[str, Evaluated], names: Mapping[str, str]) -> list[Table]:
+    """Make the table of published accuracies beside ours; none where there are none."""
+    lines: list[list[object]] = []
+    for of_images in found.values():
+        for (name, _), measured in of_images.items():
+            for attack, row in measured.items():
+                if (record := _judged(row)) is None:
+                    continue
+                of = CLEAN if attack is None else str(attack)
+                differs = "; ".join(_differences(row, record, names))
+                value = f"{record.value:.2f}%"
+                line = [name, of, _accuracy(row), value, record.by]
+                lines.append([*line, differs or "nothing that is known"])
+    columns = ["source", "accuracy", "ours", "published", "by", "what differs"]
+    caption = (
+        "Published accuracies of the same networks, percent. Salman et al. state that of all "
+        "50,000 validation images of ImageNet, RobustBench that of a fixed list of 5,000 of "
+        "them, under AutoAttack within linf 4/255; nothing was selected on them."
+    )
+    return [Table(columns, lines, caption)] if lines else []
+
+
+def _judged(row: Row) -> Judged | None:
+    """Return the published accuracy of the source of a row, clean or attacked as the row."""
+    if row.target.num_classes != IMAGENET_CLASSES:
+        return None
+    source = row.source
+    for given in (source.given, source.path, source.name):
+        for record in judged_accuracy(given or ""):
+            if (record.attack is None) == (row.attack is None):
+                return record
+    return None
+
+
+def _differences(row: Row, record: Judged, names: Mapping[str, str]) -> list[str]:
+    """Say in what our measurement differs from the published one, as far as it is known."""
+    target = row.target
+    found = _other_attack(row, record)
+    if not names.get(target.name, target.name).lower().startswith("imagenet"):
+        found.append(f"images of {target.name}")
+    if target.downscale is not None:
+        found.append(f"images reduced to {target.downscale} px")
+    if row.n is not None and row.n != record.images:
+        found.append(f"{row.n:,} images instead of {record.images:,}")
+    return found
+
+
+def _other_attack(row: Row, record: Judged) -> list[str]:
+    """Say in what the attack of a row differs from that of a published accuracy."""
+    attack = row.attack
+    if attack is None:
+        return []
+    found = []
+    if attack.name != record.attack:
+        found.append(f"attack {attack.name} instead of {record.attack}")
+    ours = threat(attack.norm, attack.eps or 0.0)
+    if ours != record.threat:
+        radius = f"{training_label(ours)} instead of {training_label(record.threat)}"
+        found.append(f"within {radius}")
+    return found
 
 
 def _accuracy(row: Row | None) -> str | None:

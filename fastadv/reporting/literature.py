@@ -275,6 +275,72 @@ def imagenet_accuracy() -> dict[tuple[str, Threat], float]:
     }
 
 
+@dataclass(frozen=True)
+class Judged:
+    """A published accuracy of a published network on validation images of ImageNet.
+
+    Attributes:
+        value: The accuracy in percent.
+        by: Who measured it.
+        images: Number of images that it is over.
+        attack: Name of the attack; None for clean images.
+        threat: Norm and radius of the attack; those of no attack for clean images.
+    """
+
+    value: float
+    by: str
+    images: int
+    attack: str | None = None
+    threat: Threat = (None, 0.0)
+
+
+@functools.cache
+def _judged_by_robustbench() -> dict[str, tuple[str, Threat, list[Judged]]]:
+    """Return arch, threat and accuracies of RobustBench's entries by their names."""
+    found: dict[str, tuple[str, Threat, list[Judged]]] = {}
+    for line in read_published("salman2020_checkpoints"):
+        if line["table"] != "RobustBench entry":
+            continue
+        name = line["source"].rpartition("/")[2].removesuffix(".json")
+        trained = threat(line["norm"], line["eps"])
+        attacked = line["metric"] == "top1_autoattack_linf_4/255"
+        how = ("autoattack", trained) if attacked else (None, (None, 0.0))
+        value = Judged(float(line["value"]), "RobustBench", 5_000, *how)
+        found.setdefault(name, (line["architecture"], trained, []))[2].append(value)
+    return found
+
+
+def judged_accuracy(given: str) -> list[Judged]:
+    """Return what was published of a published network, clean accuracy first.
+
+    Args:
+        given: What names the network: `salman2020:NAME`, `robustbench:NAME` or the path of
+            a file that still has its published name. Any other has no published accuracy.
+
+    Example:
+        >>> [each.value for each in judged_accuracy("robustbench:Salman2020Do_R18")]
+        [52.92, 25.32]
+        >>> [each.by for each in judged_accuracy("salman2020:resnet18_linf_eps4")]
+        ['Salman et al. 2020', 'RobustBench']
+    """
+    scheme, _, name = given.partition(",")[0].rpartition(":")
+    entries = _judged_by_robustbench()
+    if scheme == "robustbench":
+        return entries[name][2] if name in entries else []
+    file = name.rpartition("/")[2]
+    known = facts_from_name(file.removesuffix(".ckpt"))
+    if known is None or (scheme != "salman2020" and not file.endswith(".ckpt")):
+        return []
+    arch, norm, eps = known
+    trained = threat(norm, eps)
+    clean = imagenet_accuracy().get((arch, trained))
+    found = [] if clean is None else [Judged(clean, "Salman et al. 2020", 50_000)]
+    for entry in entries.values():
+        if entry[:2] == (arch, trained):
+            found += [each for each in entry[2] if each.attack is not None]
+    return found
+
+
 def published_datasets() -> set[str]:
     """Return the names of all target data sets with published numbers."""
     tables = (transfer_accuracy(), limited_accuracy(), scratch_accuracy())

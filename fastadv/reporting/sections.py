@@ -45,6 +45,9 @@ SECTIONS: dict[
     "inversion": inversion_sections,
 }
 
+# Kinds whose rows the sections of a kind read besides its own.
+_ALSO_READ = {"transfer": "evaluation"}
+
 
 def report_sections(
     rows: Sequence[Row],
@@ -60,7 +63,8 @@ def report_sections(
     """
     sections: list[Section] = []
     for kind, make_sections in SECTIONS.items():
-        of_kind = [row for row in rows if row.kind == kind]
-        if of_kind:
-            sections += make_sections(of_kind, names or {}, arrays)
+        if not any(row.kind == kind for row in rows):
+            continue
+        read = [row for row in rows if row.kind in (kind, _ALSO_READ.get(kind))]
+        sections += make_sections(read, names or {}, arrays)
     return sections

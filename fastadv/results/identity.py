@@ -36,6 +36,18 @@ def attacked_identity(identity: str) -> str:
     return digest([identity, "attacked"])
 
 
+def measured_identity(identity: str, bad_images: int, left_out: int) -> str:
+    """Return the identity of a number that unreadable images may have changed.
+
+    Args:
+        identity: The identity that was known before any image was read. It stays the
+            `experiment` of the row, by which the number is found when it is asked for again.
+        bad_images: Number of unreadable images that were met; without any, nothing changes.
+        left_out: Number of test images that the number is therefore not over.
+    """
+    return digest([identity, "unreadable", left_out]) if bad_images else identity
+
+
 def make_identity(
     source: SourceRecord,
     target: TargetRecord,

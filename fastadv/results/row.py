@@ -193,7 +193,8 @@ class Row:
     # Hash of what defines the number; a `once` table holds it once.
     identity: str | None = None
     # Identity shared by the rows of one experiment, such as the clean and the robust
-    # accuracy of one network; the identity of its first row.
+    # accuracy of one network, known before anything is computed. It is the identity of
+    # the first row, unless images were unreadable (`identity.measured_identity`).
     experiment: str | None = None
     source: SourceRecord
     target: TargetRecord

@@ -50,6 +50,7 @@ class ResultsTable:
         self.once = once
         self.kept = KeptFiles(self.path)
         self._identities: dict[str, frozenset[str]] = {}
+        self._finished: dict[str, frozenset[str]] = {}
         if self.path.exists() and not self.path.is_dir():
             raise DataError(
                 f"{self.path} is a file; a results table is a directory of .parquet files"
@@ -227,6 +228,30 @@ class ResultsTable:
             return self._identities[path.name]
 
         return parts.each(self.path, read)
+
+    def finished(self) -> set[str]:
+        """Return the experiments that need not be computed again, by their identities.
+
+        A row that met unreadable images, but does not say so by its identity, was written
+        when others of their class were judged in their place. It is computed again.
+
+        Raises:
+            DataError: A file is no Parquet file, or of an unknown schema version.
+        """
+        names = ("identity", "experiment", "bad_images")
+        schema = pa.schema([SCHEMA.field(name) for name in names])
+
+        def read(path: Path) -> frozenset[str]:
+            if path.name not in self._finished:
+                rows = parts.read(path, schema).select(names).to_pylist()
+                self._finished[path.name] = frozenset(
+                    row["experiment"]
+                    for row in rows
+                    if not row["bad_images"] or row["experiment"] != row["identity"]
+                ) - {None}
+            return self._finished[path.name]
+
+        return set().union(*parts.each(self.path, read))
 
     def rows(self, **filters: Any) -> list[Row]:
         """Return the rows that pass every filter, oldest first.

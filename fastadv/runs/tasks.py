@@ -163,7 +163,7 @@ def run_tasks(
                 for ended in executor.wait():
                     task = ended.task
                     running.remove(task)
-                    left = task.without(table)
+                    left = task.without(table.finished())
                     done += len(task.identities) - (len(left.identities) if left else 0)
                     state = "finished" if left is None else "not finished"
                     progress.update(done, f"{what}; {state}: {task}")

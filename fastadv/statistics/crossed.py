@@ -4,26 +4,25 @@ A difference of accuracies is a mean over several things that could have been dr
 otherwise: the seeds of the transfer, the networks that were pretrained (source runs), and
 the test images. They are crossed: every seed meets every source run and every image. The
 variance of the difference is the sum of the variances that each of these factors causes,
-so each is estimated on its own, and what two of them count twice is taken off once.
+so each is estimated on its own, and what two of them count twice is taken off once; see
+`components`.
 
 Source:
-    Cameron, Gelbach and Miller 2011, Robust inference with multiway clustering (the sum);
-    Satterthwaite 1946, An approximate distribution of estimates of variance components
-    (the degrees of freedom).
+    Cameron, Gelbach and Miller 2011, Robust inference with multiway clustering (the sum).
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fastadv.statistics.components import sum_of_components
 from fastadv.statistics.intervals import agree, signs_p, t_quantile, t_two_sided
 
 Array = NDArray[np.float64]
@@ -140,50 +139,18 @@ def _contrast(pairs: Sequence[tuple[Array, float]], *kept: int) -> Array:
 def _variance(
     pairs: Sequence[tuple[Array, float]], factors: Sequence[int]
 ) -> tuple[float, float]:
-    """Return the variance of the weighted sum and its degrees of freedom.
-
-    Each set of factors has a mean square, the variance of the sum if that set were all
-    that is drawn. It contains the variance components of the set and of all larger sets.
-    A component that would be negative counts as 0, as is usual.
-    """
-    subsets = [
-        kept
-        for size in range(len(factors), 0, -1)
-        for kept in itertools.combinations(factors, size)
-    ]
+    """Return the variance of the weighted sum and its degrees of freedom."""
     squares: dict[tuple[int, ...], list[tuple[float, float]]] = {}
-    # Each component as a sum of mean squares: factor by set.
-    components: dict[tuple[int, ...], Counter[tuple[int, ...]]] = {}
-    for kept in subsets:
-        if _RUNS in kept:
+    for size in range(1, len(factors) + 1):
+        for kept in itertools.combinations(factors, size):
             # Runs of different groups have nothing to do with each other.
-            axes = tuple(i for i in range(pairs[0][0].ndim) if i not in kept)
-            squares[kept] = [_of_mean(a.mean(axis=axes), w) for a, w in pairs]
-        else:
-            squares[kept] = [_of_mean(_contrast(pairs, *kept), 1.0)]
-        own = Counter({kept: 1})
-        for larger, component in components.items():
-            if set(kept) < set(larger):
-                own.subtract(component)
-        if _add_up(own, squares) > 0:
-            components[kept] = own
-    every: Counter[tuple[int, ...]] = Counter()
-    for component in components.values():
-        every.update(component)
-    variance = _add_up(every, squares)
-    spread = sum(
-        (count * part) ** 2 / dof
-        for kept, count in every.items()
-        for part, dof in squares[kept]
-    )
-    return variance, variance**2 / spread if spread else 1.0
-
-
-def _add_up(
-    counts: Counter[tuple[int, ...]],
-    squares: Mapping[tuple[int, ...], Sequence[tuple[float, float]]],
-) -> float:
-    return sum(n * part for kept, n in counts.items() for part, _ in squares[kept])
+            if _RUNS in kept:
+                axes = tuple(i for i in range(pairs[0][0].ndim) if i not in kept)
+                squares[kept] = [_of_mean(a.mean(axis=axes), w) for a, w in pairs]
+            else:
+                squares[kept] = [_of_mean(_contrast(pairs, *kept), 1.0)]
+    variance, dof = sum_of_components(squares)
+    return float(variance), float(dof)
 
 
 def _of_mean(values: Array, weight: float) -> tuple[float, float]:

@@ -10,7 +10,8 @@ from typing import Final
 import numpy as np
 
 from fastadv.statistics.across import LEAST_SETS
-from fastadv.statistics.crossed import LEAST_RUNS, LEAST_SEEDS, Array
+from fastadv.statistics.components import Array, Factors, sum_of_components
+from fastadv.statistics.crossed import LEAST_RUNS, LEAST_SEEDS
 
 POWER: Final = 0.8
 """Share of repetitions in which a design should find a difference."""
@@ -40,9 +41,15 @@ ASSUMED_DISAGREEMENT: Final = 0.1
 
 _DRAWS = 20_000  # of what an experiment could estimate; the power is exact to 0.5 %
 
+_RUNS, _SEEDS, _IMAGES = range(3)  # what is drawn
+
+# Of each set of them its mean squares as variances, with degrees of freedom.
+Squares = tuple[tuple[Factors, tuple[tuple[float, float], ...]], ...]
+
 _FACTORS = {
     "sd_seeds": "over seeds",
     "sd_runs": "over source runs",
+    "sd_both": "of each pair of source run and seed",
     "sd_sets": "over data sets",
 }
 
@@ -61,6 +68,9 @@ class Design:
             source runs on one data set, in points.
         sd_runs: Standard deviation over source runs of the accuracy of one radius on one
             data set, in points. It does not count with a single run.
+        sd_both: Standard deviation, of the accuracy of one radius on one data set, of what
+            each pair of source run and seed draws anew, in points; a part of `sd_seeds`. It
+            does not count with a single run.
         sd_sets: Standard deviation over data sets of the true lead, in points.
         images: Test images of a data set, where the test covers their draw because the
             verdicts on them are kept; None where it does not.
@@ -74,6 +84,7 @@ class Design:
     radii: int = 1
     sd_seeds: float = ASSUMED_SD_SEEDS
     sd_runs: float = ASSUMED_SD_RUNS
+    sd_both: float = 0.0
     sd_sets: float = ASSUMED_SD_SETS
     images: int | None = None
     disagreement: float = ASSUMED_DISAGREEMENT
@@ -107,21 +118,34 @@ class Design:
         """How many times smaller than 0.05 the smallest p-value has to be."""
         return self.sets * self.radii
 
-    def mean_squares(self) -> list[tuple[float, float]]:
-        """Return the variances that add up to that of a lead, with degrees of freedom.
+    def mean_squares(self) -> Squares:
+        """Return the mean squares that an experiment estimates the variance of a lead from.
 
         It is empty where nothing can be tested over: too few seeds, too few source runs
         and no verdicts on test images.
         """
-        parts: list[tuple[float, float]] = []
-        if self.tests_seeds:
-            parts.append((self.sd_seeds**2 / self.seeds, self.seeds - 1))
+        found: list[tuple[Factors, tuple[tuple[float, float], ...]]] = []
+        both = self._both
         if self.tests_runs:
-            parts += [(self.sd_runs**2 / self.runs, self.runs - 1)] * 2
+            runs = self.sd_runs**2 / self.runs + both
+            found.append(((_RUNS,), ((runs, self.runs - 1),) * 2))
+        if self.tests_seeds:
+            apart = max(0.0, self.sd_seeds**2 - 2 * self.seeds * self.runs * both)
+            seeds = apart / self.seeds + 2 * both
+            found.append(((_SEEDS,), ((seeds, self.seeds - 1),)))
+        if both and self.tests_seeds:
+            dof = (self.runs - 1) * (self.seeds - 1)
+            found.append(((_RUNS, _SEEDS), ((both, dof),) * 2))
         if self.images and self.images > 1:
             variance = 1e4 * self.disagreement / self.images
-            parts.append((variance, self.images - 1))
-        return parts
+            found.append(((_IMAGES,), ((variance, self.images - 1),)))
+        return tuple(found)
+
+    @property
+    def _both(self) -> float:
+        """The variance that pairs of run and seed give to the mean of a radius."""
+        pairs = self.runs * self.seeds
+        return self.sd_both**2 / pairs if self.tests_runs else 0.0
 
     def power(self, difference: float) -> float:
         """Return the probability to find a true lead on one data set, in [0, 1].
@@ -131,23 +155,23 @@ class Design:
         Args:
             difference: The true lead, in points.
         """
-        parts = tuple(self.mean_squares())
-        return _power(difference, parts, ALPHA / self.tests)
+        return _power(difference, self.mean_squares(), ALPHA / self.tests)
 
     def detectable(self) -> float:
         """Return the lead on one data set that is found with 80 % power, in points.
 
         The level is that of `power`. The lead is infinite where there is no test.
         """
-        return _detectable(tuple(self.mean_squares()), ALPHA / self.tests)
+        return _detectable(self.mean_squares(), ALPHA / self.tests)
 
     def detectable_mean(self) -> float:
         """Return the mean lead over data sets that is found with 80 % power, in points.
 
         It is infinite for a single data set.
         """
-        variance = self.sd_sets**2 + sum(part for part, _ in self.mean_squares())
-        return _detectable(((variance / self.sets, self.sets - 1),), ALPHA)
+        variance = self.sd_sets**2 + _variance(self.mean_squares())
+        over_sets = ((), ((variance / self.sets, self.sets - 1),))
+        return _detectable((over_sets,), ALPHA)
 
     def sentences(self) -> list[str]:
         """Say in whole sentences what the design can find, and what it cannot."""
@@ -198,6 +222,7 @@ class Design:
         used = {
             "sd_seeds": self.tests_seeds,
             "sd_runs": self.tests_runs,
+            "sd_both": self.tests_runs and self.tests_seeds,
             "sd_sets": self.sets >= LEAST_SETS,
         }
         spreads = [
@@ -235,8 +260,14 @@ def wins_needed(sets: int) -> int | None:
     return None
 
 
+def _variance(squares: Squares) -> float:
+    """Return the true variance of a lead: what pairs of run and seed add counts once."""
+    sums = {key: sum(part for part, _ in parts) for key, parts in squares}
+    return sum(sums.values()) - 2 * sums.get((_RUNS, _SEEDS), 0.0)
+
+
 @functools.cache
-def _thresholds(parts: tuple[tuple[float, float], ...], alpha: float) -> Array:
+def _thresholds(squares: Squares, alpha: float) -> Array:
     """Return draws of the difference that an experiment calls significant.
 
     Its variance and its degrees of freedom are estimated anew in every experiment.
@@ -244,47 +275,46 @@ def _thresholds(parts: tuple[tuple[float, float], ...], alpha: float) -> Array:
     from scipy import special
 
     draw = np.random.default_rng(0)
-    squares = np.array([p * draw.chisquare(dof, _DRAWS) / dof for p, dof in parts])
-    dofs = np.array([dof for _, dof in parts])
-    variance = squares.sum(axis=0)
-    spread = (squares**2 / dofs[:, None]).sum(axis=0)
-    quantile = special.stdtrit(variance**2 / spread, 1 - alpha / 2)
+    drawn = {
+        key: [(p * draw.chisquare(dof, _DRAWS) / dof, dof) for p, dof in parts]
+        for key, parts in squares
+    }
+    variance, dof = sum_of_components(drawn)
+    quantile = special.stdtrit(dof, 1 - alpha / 2)
     return np.asarray(quantile * np.sqrt(variance))
 
 
-def _power(
-    difference: float, parts: tuple[tuple[float, float], ...], alpha: float
-) -> float:
-    """Return the power of a two-sided t-test with Satterthwaite's degrees of freedom.
+def _power(difference: float, squares: Squares, alpha: float) -> float:
+    """Return the power of the test of `crossed.crossed_difference`.
 
     Args:
         difference: True difference.
-        parts: Variances that add up to that of the estimate, with degrees of freedom.
+        squares: Mean squares of the experiment.
         alpha: Level of the test, in (0, 1).
     """
     from scipy import special
 
-    parts = tuple((part, dof) for part, dof in parts if part > 0 and dof > 0)
-    if not parts:
+    error = math.sqrt(_variance(squares))
+    if error == 0:
         return 0.0
-    error = math.sqrt(sum(part for part, _ in parts))
-    needed, shift = _thresholds(parts, alpha) / error, abs(difference) / error
+    needed, shift = _thresholds(squares, alpha) / error, abs(difference) / error
     found = special.ndtr(shift - needed) + special.ndtr(-shift - needed)
     return float(found.mean())
 
 
 @functools.cache
-def _detectable(parts: tuple[tuple[float, float], ...], alpha: float) -> float:
+def _detectable(squares: Squares, alpha: float) -> float:
     """Return the difference that is found with 80 % power; see `_power`."""
     from scipy import optimize
 
-    error = math.sqrt(sum(part for part, dof in parts if dof > 0))
+    error = math.sqrt(_variance(squares))
     if error == 0:
         return math.inf
     most = error
-    while _power(most, parts, alpha) < POWER:
+    while _power(most, squares, alpha) < POWER:
         most *= 2
-    return float(optimize.brentq(lambda d: _power(d, parts, alpha) - POWER, 0.0, most))
+    found = optimize.brentq(lambda d: _power(d, squares, alpha) - POWER, 0.0, most)
+    return float(found)
 
 
 def _count(number: int, noun: str) -> str:

@@ -183,6 +183,10 @@ class Method:
 class Trades(Method):
     """CE(f(x), y) + beta KL(f(x) || f(x')), where x' maximises that divergence.
 
+    The clean images pass through the network once per update. The authors' code passes them
+    twice, which gives the same gradients, but weighs them twice in the running statistics of
+    BatchNorm.
+
     Source:
         Zhang et al. 2019, equation 5 (beta is 1 / lambda).
     """
@@ -282,6 +286,9 @@ class Discrepancy(Method):
     """CE(f(x), y) + (beta / B) mean (h(x~) - h(x))^2, for the tuning of robust networks.
 
     h is the embedding, x~ maximises its distance within the ball, B is the batch size.
+    The clean images pass through the network once per update. The authors' code passes them
+    three times, once of these after the update, which gives the same gradients, but weighs
+    them three times in the running statistics of BatchNorm.
 
     Source:
         Zhang et al. 2023 (2106.10989), discrepancy mitigating; beta 500, Linf 0.5/255, ten

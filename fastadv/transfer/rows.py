@@ -8,7 +8,7 @@ from typing import Any
 from fastadv.environment import provenance
 from fastadv.evaluation.accuracy import Evaluation
 from fastadv.evaluation.rows import accuracy_fields, source_record, target_record
-from fastadv.results.identity import attacked_identity
+from fastadv.results.identity import attacked_identity, measured_identity
 from fastadv.results.row import AttackRecord, Provenance, Row, SourceRecord
 from fastadv.results.settings import TransferSetting
 from fastadv.transfer.experiment import Experiment, Fitted, SeedSplit
@@ -33,13 +33,15 @@ def transfer_rows(
     """
     config, splits = experiment.config, experiment.splits
     source, resolution = experiment.source, experiment.resolution
-    identity = row_identity(config, split.seed, source, experiment.opened, resolution)
+    planned = row_identity(config, split.seed, source, experiment.opened, resolution)
+    bad, left_out = len(experiment.bad_images), len(splits.test) - found.clean.n
+    identity = measured_identity(planned, bad, left_out)
     name = config.name_with_options(splits.name)
     options = experiment.options(train=False)
     num_train = len(split.train)
     num_val = len(split.val) if config.holds_out and split.val else 0
     common: dict[str, Any] = {
-        "experiment": identity,
+        "experiment": planned,
         "source": replace(source_record(source), accuracy=config.source_accuracy)
         if config.mode != "scratch"
         else SourceRecord(name=source.arch, arch=source.arch),
@@ -69,7 +71,7 @@ def transfer_rows(
         "seed": split.seed,
         "departures": experiment.procedure.departures,
         "defects": experiment.procedure.defects,
-        "bad_images": len(experiment.bad_images),
+        "bad_images": bad,
         "provenance": Provenance.from_facts(provenance(), "fastadv-transfer"),
         **more,
     }

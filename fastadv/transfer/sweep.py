@@ -126,7 +126,7 @@ def plan_sweep(
     plan = SweepPlan()
     opened = _Opened(plan.missing)
     checked: list[tuple[TransferConfig, Source, set[str]]] = []
-    finished = table.identities() if table.path.exists() else set()
+    finished = table.finished() if table.path.exists() else set()
     seen: dict[str, TransferConfig] = {}
     for config in configs:
         if survey:
@@ -211,8 +211,8 @@ def _warn_of_other_descriptions(
     names = ("source", "source_norm", "source_eps", "source_accuracy", "source_kind")
     columns = ("source.name", "source.norm", "source.eps", "source.accuracy")
     rows = {
-        row["identity"]: row
-        for row in table.columns("identity", *columns, "source.kind")
+        row["experiment"]: row
+        for row in table.columns("experiment", *columns, "source.kind")
     }
     differing: Counter[str] = Counter()
     for config, source, identities in checked:

@@ -63,8 +63,12 @@ def foolbox_pgd(
 def robustness_pgd(
     model: nn.Module, x: Tensor, y: Tensor, norm: Norm, eps: float, step: float, n: int
 ) -> Tensor:
-    """The loop of `robustness.attacker.Attacker.forward` (which insists on `.cuda()`)
-    on that library's own steps."""
+    """The loop of `Attacker.forward`, which insists on `.cuda()`, on its library's own steps.
+
+    It follows `robustness/attacker.py` of MadryLab/robustness without a random start: the
+    gradient of the mean loss, a step, a projection to the ball and then to the pixels, and
+    the last iterate counts.
+    """
     steps = pytest.importorskip(
         "robustness.attack_steps", reason="make peers installs it"
     )

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from command_line import Caller, image_folder, picture
 from PIL import Image
 from small_runs import events
 
 from fastadv.models import create_model, load_model, save_model
+from fastadv.reporting.transfer.cells import make_cells
+from fastadv.results.table import ResultsTable
+from fastadv.runs.tasks import Place
+from fastadv.transfer.recipe import read_recipe
+from fastadv.transfer.sweep import plan_sweep, run_transfer
 
 
 def _words(data: Path, out: Path, *more: str) -> list[str]:
@@ -185,6 +192,62 @@ def test_bad_images_are_counted_in_results(
     moved = call("transfer", *words, "--results", tmp_path / "table", "--json")
     assert moved.code == 0
     assert json.loads(moved.out)["bad_images"] == 4
+
+
+def _spoil(file: Path) -> None:
+    """Make an image unreadable; name and size, and so the fingerprint, stay."""
+    file.write_bytes(bytes(file.stat().st_size))
+
+
+def test_numbers_without_unreadable_images_have_identities_of_their_own(
+    call: Caller, data: Path, tmp_path: Path, checkpoint: Path
+) -> None:
+    table = ResultsTable(tmp_path / "r")
+    words = ["--checkpoint", checkpoint, "--data", data, "--resolution", "16"]
+    for count in range(3):
+        if count:
+            _spoil(data / "val" / "above" / f"0{count}.jpg")
+        words += ["--eps", "0.1", "--num-steps", "1", "--results", table.path]
+        assert call("eval", *words).code == 0
+    clean, robust = (
+        [row for row in table.rows() if (row.attack is None) == whole]
+        for whole in (True, False)
+    )
+    assert [row.n for row in clean] == [12, 11, 10]
+    for rows in (clean, robust):
+        assert len({row.identity for row in rows}) == 3
+        # It is the same experiment, on the same files by their names and sizes.
+        assert len({row.experiment for row in rows}) == 1
+    assert clean[0].identity == clean[0].experiment
+
+
+def test_a_sweep_computes_numbers_again_that_judged_stand_ins(
+    data: Path, tmp_path: Path, checkpoint: Path
+) -> None:
+    _spoil(data / "val" / "above" / "01.jpg")
+    recipe = {
+        "sources": [str(checkpoint)], "datasets": [str(data)], "resolution": 16,
+        "protocols": [{"mode": "fixed_feature", "select_on": "none"}], "device": "cpu",
+        "feature_cache": "off", "workers": 0, "results": str(tmp_path / "r"),
+    }  # fmt: skip
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(recipe))
+    table = ResultsTable(tmp_path / "r", once=True)
+    configs = read_recipe(file)
+    [task] = plan_sweep(configs, table).tasks
+    run_transfer(task.setting, Place())
+    [row] = table.rows()
+    assert (row.n, row.experiment) == (11, task.identities[0])
+    assert row.identity != row.experiment
+    assert plan_sweep(configs, table).tasks == []
+    # As rows were written when another image of the class was judged instead.
+    old = ResultsTable(tmp_path / "old", once=True)
+    old.append([replace(row, identity=row.experiment, n=12, value=0.0)])
+    [again] = plan_sweep(configs, old).tasks
+    run_transfer(replace(again.setting, results=str(old.path)), Place())
+    assert plan_sweep(configs, old).tasks == []
+    [cell] = make_cells(old.rows())
+    assert [found.n for found in cell.rows.values()] == [11]
 
 
 def test_every_kind_of_image_trains(call: Caller, tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from fastadv.data.loading.colour import COLOUR_DRAWS, colour_changes
 from fastadv.data.loading.dali_loader import DALILoader
 from fastadv.data.loading.loader import LoaderOptions
 from fastadv.errors import ConfigError, DataError
+from fastadv.preparation import Preparation
 
 needs_dali = pytest.mark.skipif(
     dali._probe(torch.device("cpu")) is not None,
@@ -317,6 +318,34 @@ def test_missing_dali_falls_back_and_says_so_once(
     assert len(caplog.records) == 1
     assert "does not import" in caplog.text
     assert "fastadv[dali-cuda130]" in caplog.text
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "bicubic", "lanczos"])
+def test_dali_declines_filters_that_are_not_pillows(
+    plain, caplog, fresh_probe, interpolation
+):
+    """Whether or not DALI runs here, the pixels are those of the other loaders."""
+    how = Preparation(resize=20, crop=16, interpolation=interpolation)
+    taken = loader(plain.test, "dali", resolution=16, train=False, preparation=how)
+    assert taken.backend == "torchvision"
+    assert f"its {interpolation} filter is not that of Pillow" in caplog.text
+    theirs = loader(
+        plain.test, "torchvision", resolution=16, train=False, preparation=how
+    )
+    for ours, other in zip(taken, theirs, strict=True):
+        assert torch.equal(ours.images, other.images)
+
+
+@needs_dali
+def test_dali_takes_bilinear_images_and_all_that_are_trained_on(plain, caplog):
+    bilinear = Preparation(resize=20, crop=16)
+    taken = loader(plain.test, "dali", resolution=16, train=False, preparation=bilinear)
+    assert taken.backend == "dali"
+    # Crops in training are always bilinear, whatever images are judged by.
+    bicubic = Preparation(resize=20, crop=16, interpolation="bicubic")
+    drawn = loader(plain.train, "dali", resolution=16, preparation=bicubic)
+    assert drawn.backend == "dali"
+    assert "not that of Pillow" not in caplog.text
 
 
 @needs_dali

@@ -15,8 +15,8 @@ class FolderTable:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def __contains__(self, identity: object) -> bool:
-        return (self.path / str(identity)).exists()
+    def finished(self) -> set[str]:
+        return {file.name for file in self.path.iterdir()}
 
 
 def leave(setting: tuple[str, str], place: Place) -> None:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
 import pytest
 from synthetic_results import row, typed
 
+from fastadv.reporting import report_sections
 from fastadv.reporting.page.html import Section
 from fastadv.reporting.transfer.cells import make_cells
 from fastadv.reporting.transfer.study import Study
 from fastadv.reporting.transfer.study_attack import under_attack
-from fastadv.results.row import Row, SourceRecord
-from fastadv.results.settings import MethodRecord, TransferSetting
+from fastadv.results.row import AttackRecord, Row, SourceRecord, TargetRecord
+from fastadv.results.settings import EvaluationSetting, MethodRecord, TransferSetting
 
 ATTACK = json.dumps({"name": "pgd", "norm": "linf", "eps": 0.01, "num_steps": 10})
 
@@ -27,8 +29,9 @@ def _rows(mode: str, eps: float, clean: float, robust: float, **more: Any) -> li
     return typed([row(**values | more)])
 
 
-def _section(*rows: list[Row]) -> Section:
-    found = under_attack(Study(make_cells(chain.from_iterable(rows)), {}))
+def _section(*rows: list[Row], own: Sequence[Row] = ()) -> Section:
+    cells = make_cells(chain.from_iterable(rows))
+    found = under_attack(Study(cells, {}, evaluations=own))
     assert found is not None
     return found
 
@@ -81,6 +84,52 @@ def test_source_fine_tuned_and_scratch_side_by_side() -> None:
         "and by 25.0 % of it (15.0 points) with random weights (from scratch), on average "
         "over the same 1 setting(s). This is not tested.",
     ]
+
+
+def _own(digest: str, clean: float, robust: float, **changes: Any) -> list[Row]:
+    """Rows of an evaluation of a source on the data it was trained for."""
+    attack = AttackRecord(**(json.loads(ATTACK) | changes))
+    source = SourceRecord(name="any name", digest=digest, arch="resnet18")
+    common: dict[str, Any] = {
+        "source": source,
+        "target": TargetRecord(name="imagenet"),
+        "setting": EvaluationSetting(),
+        "experiment": f"{digest}{clean}",
+        "n": 100,
+    }
+    return [Row(value=clean, **common), Row(value=robust, attack=attack, **common)]
+
+
+def test_the_source_on_its_own_data_stands_beside() -> None:
+    def with_digest(rows: list[Row], digest: str) -> list[Row]:
+        return [
+            dataclasses.replace(r, source=dataclasses.replace(r.source, digest=digest))
+            for r in rows
+        ]
+
+    rows = [
+        with_digest(_rows("full_network", 0.0, 80.0, 40.0), "a"),
+        with_digest(_rows("full_network", 1.0, 75.0, 60.0), "b"),
+        _scratch(60.0, 45.0),
+    ]
+    own = [
+        *_own("a", 70.0, 35.0),
+        *_own("a", 80.0, 8.0),  # the newest counts
+        *_own("b", 60.0, 50.0, num_steps=20),  # another attack
+        *_own("b", 60.0, 50.0, eps=0.02),
+        *_own("c", 60.0, 50.0),
+    ]
+    section = _section(*rows, own=own)
+    models = section.tables[1]
+    lines = [dict(zip(models.columns, line, strict=True)) for line in models.rows]
+    assert [line["source on its own data"] for line in lines] == ["90.0", None]
+    [said] = [text for text in section.text if "their own data" in text]
+    assert said.startswith("1 source(s) were not measured on their own data")
+    assert "--norm linf --eps 0.01 --num-steps 10 --results TABLE" in said
+    assert "their own data" not in str(_section(*rows[:1], own=own).text)
+    # The report finds the evaluations in the table that has the transfers.
+    page = report_sections([*chain.from_iterable(rows), *own])
+    assert "source on its own data" in str([t.columns for s in page for t in s.tables])
 
 
 def test_what_is_from_scratch_or_tuned_under_attack_is_no_source() -> None:

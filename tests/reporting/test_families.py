@@ -286,9 +286,11 @@ def test_plans_take_the_spread_that_a_table_shows() -> None:
     study = Study(make_cells(rows), {})
     [text] = forecast_text(study.tests.primary)
     assert "With 6 seeds and 2 source runs per radius, a lead of" in text
-    found = re.findall(r"([\d.]+) (over [a-z ]+) \(measured\)", text)
+    found = re.findall(r"([\d.]+) ((?:over|of) [a-z ]+) \(measured\)", text)
     spreads = {what: float(sd) for sd, what in found}
-    assert spreads.keys() == {"over seeds", "over source runs", "over data sets"}
-    # Differences of means over two runs of noise with SD 0.2 each.
-    assert spreads["over seeds"] == pytest.approx(0.2, rel=0.25)
+    both = "of each pair of source run and seed"
+    assert spreads.keys() == {"over seeds", "over source runs", both, "over data sets"}
+    # Every pair of run and seed has noise with SD 0.2, two runs differ by that of both.
+    assert spreads[both] == pytest.approx(0.2, rel=0.25)
+    assert spreads["over seeds"] == pytest.approx(0.2 * 2**0.5, rel=0.25)
     assert "after correction for 7 data sets and 2 radii" in text

@@ -158,6 +158,69 @@ def test_evaluations_are_shown_by_source_and_attack() -> None:
     assert line[5] is None
 
 
+def judged(
+    given: str, attack: AttackRecord | None, value: float, **target: object
+) -> Row:
+    row = evaluated(given, 0.0, attack, value)
+    about = {"name": "imagenet", "num_classes": 1000} | target
+    found = replace(
+        row,
+        source=replace(row.source, given=given),
+        target=TargetRecord(**about),  # type: ignore[arg-type]
+        n=50_000 if attack is None else 5_000,
+    )
+    return replace(found, setting_key="", setting_label="")
+
+
+LINF = AttackRecord(name="autoattack", norm="linf", eps=4 / 255)
+
+
+def test_published_accuracies_stand_beside_evaluations() -> None:
+    r18 = "salman2020:resnet18_linf_eps4.0"
+    rows = [
+        judged(r18, None, 52.5),
+        judged(r18, LINF, 25.5),
+        judged("robustbench:Salman2020Do_R50", PGD, 40.0, name="mine", downscale=32),
+        judged("/files/resnet18_l2_eps3.ckpt", None, 53.0),
+        judged("/files/resnet18_l2_eps3.ckpt", LINF, 20.0),  # not published
+        judged("robustbench:Engstrom2019Robustness", None, 60.0),  # of another entry
+        judged("runs/mine", None, 50.0),
+        judged(r18, None, 50.0, name="ten", num_classes=10),
+    ]
+    [section] = report_sections(rows)
+    _, published = section.tables
+    lines = [dict(zip(published.columns, row, strict=True)) for row in published.rows]
+    assert [(line["source"], line["published"], line["by"]) for line in lines] == [
+        (r18, "52.49%", "Salman et al. 2020"),
+        (r18, "25.32%", "RobustBench"),
+        ("/files/resnet18_l2_eps3.ckpt", "53.12%", "Salman et al. 2020"),
+        ("robustbench:Salman2020Do_R50", "34.96%", "RobustBench"),
+    ]
+    assert [line["what differs"] for line in lines] == [
+        "nothing that is known",
+        "nothing that is known",
+        "nothing that is known",
+        "attack pgd instead of autoattack; within l2 1 instead of linf 4/255; images of "
+        "mine; images reduced to 32 px",
+    ]
+    assert "fixed list of 5,000" in published.caption
+    # A diamond is drawn where norm, radius and attack agree.
+    marks = [
+        line.get_ydata()[0]
+        for figure, _ in section.figures
+        for line in figure.axes[0].lines
+        if line.get_marker() == "D"
+    ]
+    assert sorted(marks) == [25.32, 52.49, 53.12]
+    # Fewer images are said.
+    [section] = report_sections([replace(rows[0], n=1000)])
+    [[*_, differs]] = section.tables[1].rows
+    assert differs == "1,000 images instead of 50,000"
+    # Tables of other networks have none of it.
+    [section] = report_sections(rows[-2:])
+    assert len(section.tables) == 1
+
+
 def test_other_images_are_another_figure_and_other_weights_another_source() -> None:
     fewer = EvaluationSetting(num_images=100)
     rows = [

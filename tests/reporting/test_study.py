@@ -26,8 +26,8 @@ from fastadv.reporting.literature import (
     Record,
     accuracy_of_file,
     imagenet_accuracy,
+    judged_accuracy,
     limited_accuracy,
-    read_published,
     scratch_accuracy,
     shares_explained,
     transfer_accuracy,
@@ -170,12 +170,7 @@ def test_published_numbers_are_those_of_the_papers() -> None:
         ("cifar10", "full_network", ("l2", 3.0)): 0.98,
     }
     assert scratch_accuracy()["svhn", "resnet50"].value == 95.15
-    under_attack = {
-        line["architecture"]: line["value"]
-        for line in read_published("salman2020_checkpoints")
-        if line["metric"] == "top1_autoattack_linf_4/255"
-    }
-    assert under_attack["resnet50"] == "34.96"
+    assert judged_accuracy("robustbench:Salman2020Do_R50")[1].value == 34.96
     assert accuracy_of_file("x/resnet18_l2_eps3.ckpt") == 53.12
     assert accuracy_of_file("x/resnet18_l2_eps3.safetensors") is None
     # Their headline: robust sources win 36 of 48 cells on fixed features.

@@ -37,6 +37,17 @@ def test_more_of_anything_finds_less() -> None:
     assert leads[0] < leads[-1]
 
 
+def test_an_interaction_costs_power_only_with_several_runs() -> None:
+    for runs in (1, 3):
+        finds = [
+            Design(seeds=5, runs=runs, sd_both=sd_both).detectable()
+            for sd_both in (0.0, 0.15)
+        ]
+        assert (finds[1] > finds[0] + 0.02) == (runs > 1)
+    with pytest.raises(ValueError, match="sd_both"):
+        Design(seeds=5, sd_both=-1.0)
+
+
 def test_the_sentences_say_what_cannot_be_found() -> None:
     text = " ".join(Design(seeds=2, sets=4).sentences())
     assert "2 seeds and 1 source run per radius allow no test over seeds" in text
@@ -48,6 +59,7 @@ def test_the_sentences_say_what_cannot_be_found() -> None:
         Design(seeds=10, runs=3, sets=12, radii=5, measured=("sd_seeds",)).sentences()
     )
     assert "0.26 over seeds (measured), 0.50 over source runs (assumed)" in text
+    assert "0.00 of each pair of source run and seed (assumed)" in text
     assert "after correction for 12 data sets and 5 radii" in text
     assert "those very networks" not in text
     text = " ".join(Design(seeds=1, images=1000).sentences())

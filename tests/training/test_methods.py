@@ -58,6 +58,7 @@ def _learner(model: NormalizedModel, **choices: Any) -> Learner:
 
 
 # ---- the formulas, in float images and without a view ----
+# They follow the papers and the public code of the authors, which each docstring names.
 
 
 def _ascend(
@@ -90,6 +91,7 @@ def _kl(clean: Tensor, adv: Tensor) -> Tensor:
 
 
 def _pgd_at(model: NormalizedModel, images: Tensor, y: Tensor) -> Tensor:
+    """As `robustness/attacker.py` of MadryLab/robustness: the model attacks in eval mode."""
     x = images / 255
     adv = _ascend(model, x, x, lambda out: F.cross_entropy(out, y), 3, 2 / 3 * EPS)
     return F.cross_entropy(model(adv), y)
@@ -123,6 +125,12 @@ def _n_fgsm(model: NormalizedModel, images: Tensor, y: Tensor) -> Tensor:
 
 
 def _trades(model: NormalizedModel, images: Tensor, y: Tensor) -> Tensor:
+    """As `trades.py` of yaodongyu/TRADES, in the order: step, ball, pixels.
+
+    Theirs starts from normal noise of SD 0.001, ours from uniform noise of that SD, and it
+    computes the clean logits once more for the divergence: the same values, but BatchNorm's
+    running statistics see the clean images twice.
+    """
     x = images / 255
     with torch.no_grad():
         clean = copy.deepcopy(model).eval()(x)
@@ -134,6 +142,10 @@ def _trades(model: NormalizedModel, images: Tensor, y: Tensor) -> Tensor:
 
 
 def _mart(model: NormalizedModel, images: Tensor, y: Tensor) -> Tensor:
+    """As `mart.py` of YisenWang/MART, without the 1e-12 and 1e-7 that it adds.
+
+    Theirs starts from normal noise of SD 0.001, ours from uniform noise of that SD.
+    """
     x = images / 255
     adv = _ascend(
         model, x, _near(images), lambda out: F.cross_entropy(out, y), 10, EPS / 4
@@ -155,6 +167,10 @@ def _eta(images: Tensor, seed: int) -> Tensor:
 
 
 def _gradalign(model: NormalizedModel, images: Tensor, y: Tensor) -> Tensor:
+    """As `train.py` of tml-epfl/understanding-fast-adv-training with a start of zero.
+
+    Theirs takes a step of 1.25 eps, which the ball cuts to eps: signs are the same.
+    """
     x = images / 255
     adv = _ascend(model, x, x, lambda out: F.cross_entropy(out, y), 1, EPS, train=True)
     loss = F.cross_entropy(model(adv), y)
@@ -180,6 +196,13 @@ def test_discrepancy_wants_a_source(
 
 
 def _discrepancy(model: NormalizedModel, images: Tensor, y: Tensor) -> Tensor:
+    """As `train_dm.py` of jiamingzhang94/ImageNet-Pretraining-transfers-non-robustness.
+
+    Theirs works on images in [-1, 1], so its noise of SD 0.001 is 0.0005 in pixel units,
+    and starts from normal noise, ours from uniform noise of that SD. It computes the clean
+    embedding once more for the distance and the clean logits once more after the update:
+    BatchNorm's running statistics see the clean images three times for each attacked one.
+    """
     x, frozen = images / 255, copy.deepcopy(model).eval()
     with torch.no_grad():
         clean = frozen.features(x)
@@ -233,7 +256,18 @@ def test_the_loss_and_its_gradient_are_those_of_the_paper(name: Any) -> None:
 def _published_loop(
     name: str, model: NormalizedModel, batches: list[tuple[Tensor, Tensor]], lr: float
 ) -> None:
-    """Train as the authors' scripts do: one model, in train mode in every pass."""
+    """Train as the authors' scripts do: one model, in train mode in every pass.
+
+    The order of steps, signs and clamps is that of
+
+    * rs_fgsm: `CIFAR10/train_fgsm.py` of locuslab/fast_adversarial. The start is cut to the
+      pixels; after the step comes the ball, then the pixels.
+    * n_fgsm: `train.py` of pdejorge/N-FGSM with its default `--clip -1`. The start is cut
+      to the pixels; after the step come the pixels alone.
+    * gradalign: `train.py` of tml-epfl/understanding-fast-adv-training with
+      `--attack_init=zero`. The second gradient is at noise that pixels do not cut, and is
+      taken after the pass of the attacked images.
+    """
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
     alpha = 1.25 * EPS if name == "rs_fgsm" else EPS
     model.train()
@@ -331,6 +365,39 @@ def test_the_weight_of_gradalign_grows_with_the_radius_as_published() -> None:
 
 def test_the_table_of_methods_is_complete() -> None:
     assert set(METHODS) == set(CLASSES) == {*FORMULAS, "free"}
+
+
+def test_free_trains_as_its_authors_do() -> None:
+    """The order of `main_free.py` of mahyarnajibi/FreeAdversarialTraining.
+
+    There the noise is carried without regard to the pixels, and gets no gradient where it
+    leaves them, so images are compared that stay clear of black and white.
+    """
+    generator = torch.Generator().manual_seed(4)
+    shape = (2, N, 3, 16, 16)
+    batches = torch.randint(40, 216, shape, generator=generator).byte()
+    y = torch.arange(N) % K
+    mine, theirs, lr = _model(), _model(), 0.02
+    began = _weights(theirs)
+    method = _learner(mine, method="free", replays=3).method
+    ours = torch.optim.SGD(mine.parameters(), lr=lr, momentum=0.9)
+    optimizer = torch.optim.SGD(theirs.parameters(), lr=lr, momentum=0.9)
+    carried = torch.zeros(shape[1:])
+    for seed, images in enumerate(batches):
+        train_step(mine, images, y, ours, method=method, seed=seed)
+        for _ in range(3):
+            noise = carried.clone().requires_grad_()
+            loss = F.cross_entropy(theirs((images / 255 + noise).clamp(0, 1)), y)
+            optimizer.zero_grad()
+            loss.backward()
+            assert noise.grad is not None
+            carried = (carried + EPS * noise.grad.sign()).clamp(-EPS, EPS)
+            optimizer.step()
+    moved = (_weights(theirs) - began).norm()
+    assert (_weights(mine) - _weights(theirs)).norm() / moved < 0.01
+    for name, value in mine.net.named_buffers():
+        other = theirs.net.get_buffer(name).float()
+        assert (value - other).norm() / other.norm() < 1e-3, name
 
 
 def test_free_updates_weights_and_perturbation_by_one_gradient() -> None:

@@ -272,7 +272,7 @@ def make_cells(rows: Iterable[Row]) -> list[Cell]:
     robust: dict[Any, dict[AttackRecord, Row]] = {}
     for number, row in enumerate(rows):
         if row.attack is None:
-            clean[row.identity or number] = row
+            clean[row.experiment if row.identity else number] = row
         else:
             robust.setdefault(row.experiment, {})[row.attack] = row
     sources = _versions((r.source.name, r.source.digest) for r in clean.values())

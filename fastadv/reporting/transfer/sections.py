@@ -23,8 +23,15 @@ from fastadv.results.table import Arrays
 def transfer_sections(
     rows: Sequence[Row], names: Mapping[str, str], arrays: Arrays | None = None
 ) -> list[Section]:
-    """Make the sections of rows of kind "transfer"; see `report_sections`."""
-    study = Study(make_cells(rows), names, Pairing(arrays))
+    """Make the sections of rows of kind "transfer"; see `report_sections`.
+
+    Rows of kind "evaluation" may be among them: what sources reach on their own data.
+    """
+    kinds: dict[str, list[Row]] = {"transfer": [], "evaluation": []}
+    for row in rows:
+        kinds[row.kind].append(row)
+    cells = make_cells(kinds["transfer"])
+    study = Study(cells, names, Pairing(arrays), kinds["evaluation"])
     return [*study_sections(study), all_numbers(study)]
 
 

@@ -17,6 +17,7 @@ from fastadv.reporting.transfer.comparisons import Comparisons, study_comparison
 from fastadv.reporting.transfer.condition import Condition, condition_labels
 from fastadv.reporting.transfer.pairing import Pairing
 from fastadv.reporting.transfer.pairs import Comparison
+from fastadv.results.row import Row
 from fastadv.statistics.crossed import LEAST_RUNS, LEAST_SEEDS
 
 FEW = 6  # findings, or names, listed one by one
@@ -32,11 +33,13 @@ class Study:
         cells: Cells from `make_cells`.
         names: Published name of a data set by ours, where they differ.
         pairing: Estimates differences; None knows no verdicts on test images.
+        evaluations: Rows of kind "evaluation": what sources reach on their own data.
     """
 
     cells: Sequence[Cell]
     names: Mapping[str, str]
     pairing: Pairing | None = None
+    evaluations: Sequence[Row] = ()
 
     @cached_property
     def labels(self) -> dict[Condition, str]:

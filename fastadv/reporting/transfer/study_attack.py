@@ -6,7 +6,8 @@ network trained from scratch on the target by their relative decline under attac
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
+import math
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -26,12 +27,13 @@ from fastadv.reporting.transfer.study import (
     line_name,
     make_table,
 )
-from fastadv.results.row import AttackRecord
+from fastadv.results.row import AttackRecord, Row
 from fastadv.statistics import mean_interval
 from fastadv.statistics.crossed import LEAST_SEEDS
 
 # Columns of the comparison of Zhang et al., by the mode that they are measured in.
 _MODELS = {
+    "own": "source on its own data",
     "fixed_feature": "source with a new head",
     "last_k_blocks": "fine-tuned in part",
     "full_network": "fine-tuned",
@@ -89,6 +91,7 @@ def under_attack(study: Study) -> Section | None:
             title = study.title(cell) + (f", {fall.attack}" if several else "")
             cloud = Cloud([name(cell)], [fall.clean[0]], [fall.robust[0]], None)
             clouds.setdefault(title, {})[name(cell)] = cloud
+    models, missing = _models(falls, study.evaluations)
     under = "attack" if several else attacks[0]
     labels = ("clean accuracy (%)", f"under {under} (%)")
     caption = "Robust against clean accuracy, one point per source."
@@ -98,10 +101,11 @@ def under_attack(study: Study) -> Section | None:
             "Accuracy of the transferred models under attack. " + study.interval_note,
             "The relative decline is the share of the clean accuracy that the attack "
             "takes away; its interval, of three seeds or more, is over seeds alone.",
+            *missing,
             *study.left_out(study.cells, cells, "not attacked", needs_eps=False),
         ],
         [draw_clouds(clouds, line_colors(cells, name), labels, caption)],
-        [_all(study, falls), *_models(falls)],
+        [_all(study, falls), *models],
         findings=_findings(falls),
     )
 
@@ -158,12 +162,71 @@ def _condition(fall: Fall) -> Hashable:
     return fall.cell.condition, fall.cell.arch, fall.cell.n, str(fall.attack)
 
 
-def _models(falls: Iterable[Fall]) -> list[Table]:
-    """Make the table of source, fine-tuned network and network from scratch."""
+def own_decline(
+    evaluations: Iterable[Row], digest: str | None, attack: AttackRecord
+) -> float | None:
+    """Return the relative decline of a network on the data it was trained for.
+
+    Args:
+        evaluations: Rows of kind "evaluation", oldest first; the newest counts.
+        digest: The weights of the network.
+        attack: The attack; norm, radius, steps and their length have to be its.
+
+    Returns:
+        Share of the clean accuracy that the attack takes away, in percent; None if that
+        was not measured.
+    """
+    clean: dict[str | None, Row] = {}
+    found = None
+    for row in evaluations:
+        if row.source.digest != digest or digest is None:
+            continue
+        if row.attack is None:
+            clean[row.experiment] = row
+        elif _same_attack(row.attack, attack) and row.experiment in clean:
+            before = clean[row.experiment]
+            if before.n == row.n and before.value > 0:
+                found = 100 * (before.value - row.value) / before.value
+    return found
+
+
+def _same_attack(one: AttackRecord, other: AttackRecord) -> bool:
+    """Return whether two attacks share name, norm, radius, steps and their length."""
+    names = ("name", "norm", "num_steps")
+    sizes = ("eps", "step_size")
+    return all(getattr(one, n) == getattr(other, n) for n in names) and all(
+        math.isclose(getattr(one, n) or 0, getattr(other, n) or 0, rel_tol=1e-4)
+        for n in sizes
+    )
+
+
+def own_command(row: Row, results: str = "TABLE") -> str:
+    """Return the command that measures the source of an attacked row on its own data."""
+    attack, source = row.attack, row.source
+    if attack is None:
+        raise ValueError("the row is of clean images; give one under attack")
+    size = "" if attack.step_size is None else f" --step-size {attack.step_size:.6g}"
+    return (
+        f"fastadv-eval --checkpoint {source.given or source.name} --data ITS_DATA "
+        f"--norm {attack.norm} --eps {attack.eps or 0:.6g} "
+        f"--num-steps {attack.num_steps}{size} --results {results}"
+    )
+
+
+def _models(
+    falls: Iterable[Fall], evaluations: Sequence[Row]
+) -> tuple[list[Table], list[str]]:
+    """Make the table of source, fine-tuned network and network from scratch.
+
+    Returns:
+        The table, if there is one, and a sentence on sources that were not measured on
+        their own data, if there are any.
+    """
     plain = [fall for fall in falls if fall.plain and fall.decline is not None]
     scratch = grouped((fall for fall in plain if fall.scratch), _target)
     lines: dict[Hashable, dict[str, object]] = {}
     values: dict[Hashable, dict[str, list[float]]] = {}
+    absent: dict[str, str] = {}
     for fall in plain:
         condition, cell = fall.cell.condition, fall.cell
         if fall.scratch:
@@ -179,6 +242,11 @@ def _models(falls: Iterable[Fall]) -> list[Table]:
         base = [_mean(other) for other in scratch.get(_target(fall), ())]
         of_line = values.setdefault(key, {"scratch": base})
         of_line.setdefault(condition.mode, []).append(_mean(fall))
+        own = own_decline(evaluations, cell.first.source.digest, fall.attack)
+        of_line["own"] = [] if own is None else [own]
+        if own is None:
+            attacked = next(iter(cell.attacked[fall.attack].values()))[1]
+            absent.setdefault(cell.source, own_command(attacked))
     rows = [
         lines[key]
         | {
@@ -189,10 +257,17 @@ def _models(falls: Iterable[Fall]) -> list[Table]:
         if sum(map(bool, of_line.values())) > 1
     ]
     caption = (
-        "Relative decline under attack, percent: of a source, of networks fine-tuned from "
-        "it, and of one from scratch on the same target. Means over seeds and settings."
+        "Relative decline under attack, percent: of a source on its own data and with a new "
+        "head, of networks fine-tuned from it, and of one from scratch on the same target. "
+        "Means over seeds and settings."
     )
-    return [make_table(rows, caption)] if rows else []
+    missing = []
+    if rows and absent:
+        missing.append(
+            f"{len(absent)} source(s) were not measured on their own data under the same "
+            f"attack; this does it: {next(iter(absent.values()))}"
+        )
+    return [make_table(rows, caption)] if rows else [], missing
 
 
 def _mean(fall: Fall) -> float:
