@@ -182,7 +182,9 @@ def bench(arch: str, options: argparse.Namespace, results: Results) -> None:
     trained = network().train().to(memory_format=torch.channels_last)
     trained_view = AttackView(trained, dtype=dtype)
     optimizer = torch.optim.SGD(trained.parameters(), lr=0.0)
-    training = {"optimizer": optimizer, "precision": options.precision}
+    net = methods.Net(trained, options.precision)
+    standard = methods.Method(net)
+    attacked = methods.Method(net, attack, trained_view)
 
     def ours() -> Tensor:
         view.refresh()  # part of every training step, so part of the price
@@ -195,16 +197,18 @@ def bench(arch: str, options: argparse.Namespace, results: Results) -> None:
     def plain_train() -> object:
         no_context = contextlib.nullcontext()
         with mock.patch.object(methods, "quick_convs", return_value=no_context):
-            return train_step(trained, images, labels, **training)
+            return train_step(trained, images, labels, optimizer, method=standard)
 
     cases: dict[str, Callable[[], object]] = {
         "fastadv": ours,
         "fastadv, judged": judged,
         "refresh": view.refresh,
         "train, torch": plain_train,
-        "train": lambda: train_step(trained, images, labels, **training),
+        "train": lambda: train_step(
+            trained, images, labels, optimizer, method=standard
+        ),
         "train, PGD-3": lambda: train_step(
-            trained, images, labels, attack=attack, view=trained_view, **training
+            trained, images, labels, optimizer, method=attacked
         ),
     }
     found = {"fastadv": ours()}

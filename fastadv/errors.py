@@ -89,7 +89,7 @@ def first_few(names: Sequence[str], limit: int, separator: str = ", ") -> str:
 
 
 def is_ours(error: BaseException) -> bool:
-    """Whether fastadv's own code raised an error: then its message is for the user."""
+    """Return whether fastadv's own code raised an error, whose message users can read."""
     trace = error.__traceback__
     name = ""
     while trace is not None:  # to the innermost frame

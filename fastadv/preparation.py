@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from fastadv.errors import ConfigError, unknown_name
@@ -57,12 +57,7 @@ class Preparation:
         """Return the same proportions with a crop of `side` pixels."""
         if side == self.crop:
             return self
-        return Preparation(
-            resize=round(self.resize * side / self.crop),
-            crop=side,
-            interpolation=self.interpolation,
-            squash=self.squash,
-        )
+        return replace(self, resize=round(self.resize * side / self.crop), crop=side)
 
     def __str__(self) -> str:
         what = "both sides" if self.squash else "shorter side"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from tyro.conf import arg
 
@@ -32,6 +32,11 @@ class AnalysisConfig(ImagesConfig, DeviceConfig):
     results: str = "results"
     """Results table: a directory of Parquet files to which rows are added, with arrays
     beside them. What it already holds is not computed again."""
+
+    @property
+    def subjects(self) -> tuple[Any, ...]:
+        """What is analysed, each by itself: the names of the sources."""
+        return self.source
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,7 +35,7 @@ def run_analyses(
 
     Args:
         module: Name of the module of the analysis; its `prepare` takes the configuration
-            and the name of a source, and returns an `Analysis`.
+            and one of its subjects, and returns an `Analysis`.
         config: The choices.
         make_executor: Makes what runs the tasks, given the folder of the table.
         retries: How often an analysis is started again after its process died.
@@ -52,8 +52,8 @@ def run_analyses(
     table.prepare()
     finished = table.identities()
     jobs: dict[str, _Job] = {}
-    for source in config.source:
-        job = _Job(module, config, source)
+    for subject in config.subjects:
+        job = _Job(module, config, subject)
         jobs.setdefault(job.analysis.experiment, job)
     left = {identity: job for identity, job in jobs.items() if identity not in finished}
     tasks = [
@@ -83,17 +83,17 @@ class _Job:
 
     module: str
     config: AnalysisConfig
-    source: str
+    subject: Any
 
     @cached_property
     def analysis(self) -> Analysis:
         """The analysis, prepared once in each process."""
         prepare: Any = importlib.import_module(self.module).prepare
-        found: Analysis = prepare(self.config, self.source)
+        found: Analysis = prepare(self.config, self.subject)
         return found
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _Job, (self.module, self.config, self.source)
+        return _Job, (self.module, self.config, self.subject)
 
 
 def _work(job: _Job, place: Place) -> None:
@@ -104,6 +104,6 @@ def _work(job: _Job, place: Place) -> None:
     if config.device == "auto" and place.device is not None:
         config = dataclasses.replace(config, device=place.device)
     if config != job.config:
-        job = _Job(job.module, config, job.source)
+        job = _Job(job.module, config, job.subject)
     with use_backend(config.backend):
         measure_once(ResultsTable(config.results, once=True), job.analysis)

@@ -85,39 +85,64 @@ class UniversalAttack:
                 allow that.
 
         Raises:
-            ValueError: There is no batch, or images are outside [0, 1] or of several
-                sizes.
+            ValueError: There is no batch, images are outside [0, 1] or of several sizes,
+                or outputs are not finite.
             TypeError: The model does not return logits [N, K].
         """
+        found = self.epoch(model, batches, 0)
+        for number in range(1, self.num_epochs):
+            found = self.epoch(model, batches, number, found)
+        return found
+
+    def epoch(
+        self,
+        model: nn.Module,
+        batches: Iterable[Tensor],
+        number: int,
+        before: Universal | None = None,
+    ) -> Universal:
+        """Pass once through the batches, as `craft` does in each epoch.
+
+        Args:
+            model: The network.
+            batches: The images of all epochs.
+            number: Number of the epoch, from 0.
+            before: What the epoch before returned; None before the first.
+
+        Raises:
+            ValueError, TypeError: As of `craft`.
+        """
         view = model if isinstance(model, AttackView) else AttackView(model)
-        weights = next(view.parameters(), torch.zeros(()))
-        nonfinite = torch.zeros(1, dtype=torch.int64, device=weights.device)
+        device = next(view.parameters(), torch.zeros(())).device
+        nonfinite = torch.zeros(1, dtype=torch.int64, device=device)
         grey = image = None
-        for epoch in range(self.num_epochs):
-            step = self.first_step * _DECAY**epoch
-            for images in batches:
-                check_pixels(images)
-                x = to_pixels(images.to(weights.device), torch.float32)
-                if image is None:
-                    grey = torch.full_like(x[:1], _GREY)
-                    image = grey.clone()
-                if x.shape[1:] != image.shape[1:]:
-                    raise ValueError(
-                        f"images are {list(x.shape[1:])} after {list(image.shape[1:])}; "
-                        "one perturbation needs images of one size"
-                    )
-                channels = torch.zeros_like(view.statistics(x.shape[1])[0])
-                pgd_step_(
-                    image,
-                    grey,
-                    self._gradient(view, x, image - _GREY),
-                    norm=self.threat.norm,
-                    step_size=step,
-                    eps=self.threat.eps,
-                    mean=channels,
-                    std=channels + 1,
-                    nonfinite=nonfinite,
+        if before is not None:
+            image = (before.delta.to(device) + _GREY)[None]
+            nonfinite += before.nonfinite.to(device)
+        for images in batches:
+            check_pixels(images)
+            x = to_pixels(images.to(device), torch.float32)
+            if image is None:
+                image = torch.full_like(x[:1], _GREY)
+            if grey is None:
+                grey = torch.full_like(image, _GREY)
+            if x.shape[1:] != image.shape[1:]:
+                raise ValueError(
+                    f"images are {list(x.shape[1:])} after {list(image.shape[1:])}; one "
+                    "perturbation needs images of one size"
                 )
+            zeros = torch.zeros(x.shape[1], device=device)
+            pgd_step_(
+                image,
+                grey,
+                self._gradient(view, x, image - _GREY),
+                norm=self.threat.norm,
+                step_size=self.first_step * _DECAY**number,
+                eps=self.threat.eps,
+                mean=zeros,
+                std=zeros + 1,
+                nonfinite=nonfinite,
+            )
         if image is None:
             raise ValueError("there is no batch to craft a perturbation on")
         return Universal(image[0] - _GREY, nonfinite)
@@ -126,7 +151,10 @@ class UniversalAttack:
         """Return the gradient [1, C, H, W] of the loss of a batch by the perturbation."""
         mean, std = (v.view(1, -1, 1, 1) for v in view.statistics(x.shape[1]))
         with torch.no_grad(), phase("attack forward"):
-            decided = checked_logits(view(view.normalize(x))).argmax(1)
+            decided = checked_logits(view(view.normalize(x)))
+            if not bool(decided.isfinite().all()):
+                raise ValueError("outputs are not finite, so that nothing is decided")
+            decided = decided.argmax(1)
         with torch.enable_grad():
             delta = delta.requires_grad_()
             z = ((x + delta).clamp(0, 1) - mean) / std

@@ -24,6 +24,7 @@ from fastadv.analysis.shift_config import (
     EffectiveConfig,
     ShiftConfig,
 )
+from fastadv.analysis.vulnerability_config import VulnerabilityConfig
 from fastadv.errors import ConfigError
 from fastadv.flags import PrintJson
 from fastadv.ranges import AT_LEAST_1
@@ -109,6 +110,11 @@ class EffectiveCommand(EffectiveConfig):  # noqa: D101, help of its base
     json: PrintJson = False
 
 
+@dataclass(frozen=True, kw_only=True)
+class VulnerabilityCommand(VulnerabilityConfig, RunConfig):  # noqa: D101, help of its base
+    __doc__ = VulnerabilityConfig.__doc__
+
+
 # Command -> its flags, and the module that analyses one source.
 KINDS: dict[str, tuple[type[AnalysisConfig | DerivedConfig], str]] = {
     "influence": (InfluenceCommand, "fastadv.analysis.analyze_influence"),
@@ -118,6 +124,10 @@ KINDS: dict[str, tuple[type[AnalysisConfig | DerivedConfig], str]] = {
     "gradients": (GradientsCommand, "fastadv.analysis.analyze_gradients"),
     "visualization": (VisualizationCommand, "fastadv.analysis.analyze_visualization"),
     "inversion": (InversionCommand, "fastadv.analysis.analyze_inversion"),
+    "vulnerability": (
+        VulnerabilityCommand,
+        "fastadv.analysis.analyze_vulnerability",
+    ),
     "shift": (ShiftCommand, "fastadv.analysis.analyze_shift"),
     "calibration": (CalibrationCommand, "fastadv.analysis.analyze_calibration"),
     "corruption-error": (

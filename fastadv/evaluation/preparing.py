@@ -83,10 +83,7 @@ def overruled(found: Prepared, config: ImagesConfig | None) -> Prepared:
 
 
 def _expected(source: Source, images: ImageSet, side: int) -> Prepared:
-    augment: Any = source.augment
-    usual = usual_preparation(
-        images.augment_default if augment == "auto" else augment, side
-    )
+    usual = usual_preparation(images.augment_as(source.augment), side)
     if source.preparation is not None:
         return Prepared(source.preparation.at(side), "as the network expects")
     if source.trained_here:

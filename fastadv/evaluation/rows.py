@@ -11,6 +11,7 @@ import numpy as np
 from fastadv.attacks.contract import Attack
 from fastadv.data import ImageSet
 from fastadv.data.sets.subsets import Downscaled, base_and_positions
+from fastadv.environment import provenance
 from fastadv.evaluation.accuracy import (
     Accuracy,
     Evaluation,
@@ -23,6 +24,7 @@ from fastadv.results.identity import make_identity, measured_identity
 from fastadv.results.row import (
     AttackRecord,
     ChecksRecord,
+    Provenance,
     Row,
     SourceRecord,
     StageRecord,
@@ -32,16 +34,25 @@ from fastadv.results.table import ResultsTable
 
 
 def evaluation_rows(
-    found: Evaluation, attack: Attack | None, **common: Any
+    found: Evaluation,
+    attack: Attack | None,
+    source: Source,
+    *,
+    command: str,
+    **common: Any,
 ) -> list[Row]:
     """Return the row of the clean accuracy and, after an attack, that of the robust one.
 
     Args:
         found: Accuracies of the network.
         attack: The attack that `found.robust` was measured under.
-        common: Fields of `Row` that both share; `source`, `target` and `setting` are
+        source: The network.
+        command: What evaluated it, for example `fastadv-eval`.
+        common: Other fields of `Row` that both share; `target` and `setting` are
             required. `bad_images` counts test images alone.
     """
+    common["source"] = source_record(source)
+    common["provenance"] = Provenance.from_facts(provenance(), command)
     defines = {key: common[key] for key in ("source", "target", "setting")}
     defines["seed"] = common.get("seed", 0)
     common["experiment"] = make_identity(**defines)

@@ -18,7 +18,6 @@ from fastadv.attacks.package import check_classes
 from fastadv.data import Batch, ImageSet, Loader, make_loader, open_dataset, subset
 from fastadv.data.sets.subsets import Downscaled, readable
 from fastadv.device import resolve_device
-from fastadv.environment import provenance
 from fastadv.errors import ConfigError
 from fastadv.evaluation.accuracy import Accuracy, Evaluation
 from fastadv.evaluation.config import EvaluationConfig
@@ -28,14 +27,13 @@ from fastadv.evaluation.preparing import preparation_for
 from fastadv.evaluation.rows import (
     checks_record,
     evaluation_rows,
-    source_record,
     store,
     target_record,
 )
 from fastadv.kernels import use_backend
 from fastadv.models.source import Source, open_source
 from fastadv.progress import Progress
-from fastadv.results.row import Provenance, Row
+from fastadv.results.row import Row
 from fastadv.results.settings import EvaluationSetting
 from fastadv.results.table import ResultsTable
 
@@ -179,7 +177,8 @@ def evaluate_source(
     rows = evaluation_rows(
         found,
         attack,
-        source=source_record(source),
+        source,
+        command="fastadv-eval",
         target=target_record(images, options.resolution, target_name),
         setting=replace(
             setting or EvaluationSetting(),
@@ -192,7 +191,6 @@ def evaluate_source(
         seed=seed,
         bad_images=len(loader.bad_images),
         wall_seconds=round(time.monotonic() - began, 2),
-        provenance=Provenance.from_facts(provenance(), "fastadv-eval"),
     )
     return SourceEvaluation(found, result, rows)
 

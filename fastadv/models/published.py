@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from fastadv.errors import ConfigError, unknown_name
 
@@ -122,38 +123,32 @@ class RobustBenchModel:
         return "linf" if self.kind == "robust" else None
 
 
+def _linf(arch: str, drive: str, **more: Any) -> RobustBenchModel:
+    return RobustBenchModel(arch=arch, drive=drive, **more)
+
+
 def _corruptions(drive: str, kind: str = "other") -> RobustBenchModel:
-    return RobustBenchModel(
-        arch="resnet50", drive=drive, table="corruptions", kind=kind
-    )
+    return _linf("resnet50", drive, table="corruptions", kind=kind)
 
 
 # Source: robustbench/model_zoo/imagenet.py at 78fcc9e (MIT licence). Left out are networks
 # with code of their own and those whose weights RobustBench rewrites as it reads them.
 ROBUSTBENCH = {
-    "Salman2020Do_R18": RobustBenchModel(
-        arch="resnet18", drive="1OThCOQCOxY6lAgxZxgiK3YuZDD7PPfPx"
+    "Salman2020Do_R18": _linf("resnet18", "1OThCOQCOxY6lAgxZxgiK3YuZDD7PPfPx"),
+    "Salman2020Do_R50": _linf("resnet50", "1TmT5oGa1UvVjM3d-XeSj_XmKqBNRUg8r"),
+    "Salman2020Do_50_2": _linf("wide_resnet50_2", "1OT7xaQYljrTr3vGbM37xK9SPoPJvbSKB"),
+    "Engstrom2019Robustness": _linf("resnet50", "1T2Fvi1eCJTeAOEzrH_4TAIwO8HTOYVyn"),
+    "Wong2020Fast": _linf(
+        "resnet50", "1deM2ZNS5tf3S_-eRURJi-IlvUL8WJQ_w", resolution=288
     ),
-    "Salman2020Do_R50": RobustBenchModel(
-        arch="resnet50", drive="1TmT5oGa1UvVjM3d-XeSj_XmKqBNRUg8r"
+    "Chen2024Data_WRN_50_2": _linf(
+        "wide_resnet50_2", "1-PBlZVILAKFQ7mF8srKjdkTKJZAr61Uf", unit=True
     ),
-    "Salman2020Do_50_2": RobustBenchModel(
-        arch="wide_resnet50_2", drive="1OT7xaQYljrTr3vGbM37xK9SPoPJvbSKB"
+    "Liu2023Comprehensive_ConvNeXt-B": _linf(
+        "timm/convnext_base", "10-nSm-qUftvfKXHeOAakBQl8rxm-jCbk"
     ),
-    "Engstrom2019Robustness": RobustBenchModel(
-        arch="resnet50", drive="1T2Fvi1eCJTeAOEzrH_4TAIwO8HTOYVyn"
-    ),
-    "Wong2020Fast": RobustBenchModel(
-        arch="resnet50", drive="1deM2ZNS5tf3S_-eRURJi-IlvUL8WJQ_w", resolution=288
-    ),
-    "Chen2024Data_WRN_50_2": RobustBenchModel(
-        arch="wide_resnet50_2", drive="1-PBlZVILAKFQ7mF8srKjdkTKJZAr61Uf", unit=True
-    ),
-    "Liu2023Comprehensive_ConvNeXt-B": RobustBenchModel(
-        arch="timm/convnext_base", drive="10-nSm-qUftvfKXHeOAakBQl8rxm-jCbk"
-    ),
-    "Liu2023Comprehensive_ConvNeXt-L": RobustBenchModel(
-        arch="timm/convnext_large", drive="1dIPLNfdQtAnqZrKPyuy3_zDI-FVgJ2FH"
+    "Liu2023Comprehensive_ConvNeXt-L": _linf(
+        "timm/convnext_large", "1dIPLNfdQtAnqZrKPyuy3_zDI-FVgJ2FH"
     ),
     "Geirhos2018_SIN": _corruptions("1hLgeY_rQIaOT4R-t_KyOqPNkczfaedgs", "texture"),
     "Geirhos2018_SIN_IN": _corruptions("139pWopDnNERObZeLsXUysRcLg6N1iZHK", "texture"),

@@ -134,7 +134,7 @@ class FrozenStem(Frozen):
 
     @staticmethod
     def fits(conv: nn.Module) -> bool:
-        """Whether `conv` is a stem of the kind this is for."""
+        """Return whether `conv` is a stem of the kind this is for."""
         return (
             type(conv) is nn.Conv2d  # a parametrised one computes its weight
             and conv.in_channels <= 4
@@ -172,7 +172,7 @@ class FrozenConv3x3(Frozen):
 
     @staticmethod
     def fits(conv: nn.Module) -> bool:
-        """Whether `conv` is one that `conv3x3` computes."""
+        """Return whether `conv` is one that `conv3x3` computes."""
         return (
             type(conv) is nn.Conv2d  # a parametrised one computes its weight
             and conv.kernel_size == (3, 3)

@@ -22,6 +22,7 @@ from fastadv.reporting.shape import shape_sections
 from fastadv.reporting.shift import corruption_error_sections, shift_sections
 from fastadv.reporting.similarity import similarity_sections
 from fastadv.reporting.transfer.sections import transfer_sections
+from fastadv.reporting.vulnerability import universal_sections, vulnerability_sections
 from fastadv.results.row import Row
 from fastadv.results.table import Arrays
 
@@ -43,6 +44,8 @@ SECTIONS: dict[
     "gradients": gradient_sections,
     "visualization": visualization_sections,
     "inversion": inversion_sections,
+    "vulnerability": vulnerability_sections,
+    "universal": universal_sections,
 }
 
 # Kinds whose rows the sections of a kind read besides its own.

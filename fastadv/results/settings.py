@@ -35,6 +35,10 @@ from fastadv.results.shift_settings import (
     EffectiveSetting,
     ShiftSetting,
 )
+from fastadv.results.vulnerability_settings import (
+    UniversalSetting,
+    VulnerabilitySetting,
+)
 
 _MODE_LABELS = {
     "fixed_feature": "fixed features",
@@ -94,6 +98,15 @@ class Statistics:
 
     mean: tuple[float, ...]  # One value per channel, for pixels in [0, 1].
     std: tuple[float, ...]  # One value per channel.
+
+
+# What the key of a transfer holds, in order; `fixed` is what was not chosen.
+_COMPARED = (
+    "mode", "k_blocks", "protocol", "select_on", "select_by", "refit", "subset", "solver",
+    "val_fraction", "augment", "epochs", "batch_size", "fixed", "optimizer", "momentum",
+    "weight_decay", "schedule", "warmup_epochs", "frozen_bn", "select_every", "statistics",
+    "freeze_by_name", "normal_head", "precision", "method",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,34 +180,13 @@ class TransferSetting:
         """
         as_published = self.epochs is not None and self.epochs == self.published_epochs
         fixed = (self.chosen_lr, self.chosen_lr_head, self.chosen_c)
-        return (
-            self.mode,
-            self.k_blocks,
-            self.protocol,
-            self.select_on,
-            self.select_by,
-            self.refit,
-            self.subset,
-            self.solver,
-            self.val_fraction if self.select_on == "val" else None,
-            self.augment,
-            None if as_published else self.epochs,
-            self.batch_size,
-            fixed if self.select_on == "none" else None,
-            self.optimizer,
-            self.momentum,
-            self.weight_decay,
-            self.schedule,
-            self.warmup_epochs,
-            self.frozen_bn,
-            self.select_every,
-            self.statistics,
-            self.freeze_by_name,
-            self.normal_head,
-            self.precision,
-            self.method,
-            *((self.preparation,) if self.chose_preparation else ()),
-        )
+        values = vars(self) | {
+            "val_fraction": self.val_fraction if self.select_on == "val" else None,
+            "epochs": None if as_published else self.epochs,
+            "fixed": fixed if self.select_on == "none" else None,
+        }
+        prepared = (self.preparation,) if self.chose_preparation else ()
+        return (*(values[name] for name in _COMPARED), *prepared)
 
     def label(self) -> str:
         """Return what trained, and the protocol, solver and method that are not usual."""
@@ -257,5 +249,7 @@ Setting = (
     | GradientSetting
     | VisualizationSetting
     | InversionSetting
+    | UniversalSetting
+    | VulnerabilitySetting
 )
 KINDS: dict[str, type[Setting]] = {kind.kind: kind for kind in get_args(Setting)}

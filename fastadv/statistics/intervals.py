@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from statistics import correlation, fmean, linear_regression, stdev
+from statistics import correlation, fmean, linear_regression, median, stdev
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +50,21 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
         return mean, mean, mean
     half = t_quantile(n - 1) * stdev(values) / math.sqrt(n)
     return mean, mean - half, mean + half
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Return the median and the ends of its 95 % interval, which are values themselves.
+
+    Nothing is assumed of the distribution, and values may be infinite: the ends are the
+    order statistics whose ranks a binomial distribution gives. Below six values they are
+    the least and the largest one, between which the median lies less often.
+    """
+    from scipy.stats import binom
+
+    ordered, n = sorted(values), len(values)
+    below = max(int(binom.ppf(0.025, n, 0.5)), 1)
+    low, high = ordered[below - 1], ordered[n - below]
+    return median(ordered), low, high
 
 
 def agree(values: Sequence[float]) -> bool:

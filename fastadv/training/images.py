@@ -17,7 +17,6 @@ from fastadv.data import (
 )
 from fastadv.data.config import Backend
 from fastadv.data.loading.geometry import usual_preparation
-from fastadv.data.loading.loader import LoaderOptions
 from fastadv.data.sets.image_set import Augment, sampled_sizes
 from fastadv.errors import ConfigError
 from fastadv.evaluation.preparing import Prepared, overruled
@@ -110,8 +109,7 @@ class RunImages:
         """
         before = getattr(self, "augment", None)
         if augment is None:
-            given = self.config.augment
-            augment = self.train.augment_default if given == "auto" else given
+            augment = self.train.augment_as(self.config.augment)
         self.augment: Augment = augment
         usual = Prepared(
             usual_preparation(augment, self.resolution), f"as after {augment}"
@@ -122,13 +120,9 @@ class RunImages:
     @property
     def unusual_preparation(self) -> Preparation | None:
         """The preparation, where it is not the usual one after `config.augment`."""
-        return LoaderOptions(
-            batch_size=1,
-            train=False,
-            resolution=self.resolution,
-            augment=self.config.augment,
-            preparation=self.prepared.how,
-        ).unusual_preparation(self.test)
+        augment = self.test.augment_as(self.config.augment)
+        usual = usual_preparation(augment, self.resolution)
+        return None if self.prepared.how == usual else self.prepared.how
 
     def check_classes(self, began_with: Sequence[str]) -> None:
         """Refuse to continue a run that was begun on classes of other names.

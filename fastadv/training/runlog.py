@@ -21,12 +21,11 @@ from fastadv.data import ImageSet
 from fastadv.environment import provenance
 from fastadv.errors import TrainingDiverged
 from fastadv.evaluation.accuracy import Evaluation
-from fastadv.evaluation.rows import evaluation_rows, source_record, store, target_record
+from fastadv.evaluation.rows import evaluation_rows, store, target_record
 from fastadv.machine import resident_memory
 from fastadv.models.source import open_source
 from fastadv.phases import phase
 from fastadv.progress import Progress
-from fastadv.results.row import Provenance
 from fastadv.results.settings import EvaluationSetting
 from fastadv.results.table import ResultsTable
 from fastadv.runs.directory import RunDirectory
@@ -139,7 +138,8 @@ def store_final_test(
     rows = evaluation_rows(
         found,
         judge,
-        source=source_record(source),
+        source,
+        command="fastadv-train",
         target=target_record(test, images.resolution, name),
         setting=EvaluationSetting(
             split=test.split,
@@ -148,7 +148,6 @@ def store_final_test(
             chose_preparation=images.prepared.chosen,
         ),
         seed=config.seed,
-        provenance=Provenance.from_facts(provenance(), "fastadv-train"),
     )
     store(ResultsTable(folder / "results", once=True), rows, found, judged)
 

@@ -9,9 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fastadv.attacks import PGD
 from fastadv.models import NormalizedModel
-from fastadv.models.view import AttackView
 from fastadv.phases import phase
 from fastadv.training.methods import Method, Net, Part
 from fastadv.training.mixing import Mixing
@@ -59,37 +57,27 @@ def train_step(
     labels: Tensor,
     optimizer: torch.optim.Optimizer,
     *,
-    attack: PGD | None = None,
-    view: AttackView | None = None,
+    method: Method | None = None,
+    update: Update = _PLAIN,
     seed: int = 0,
     offset: int = 0,
     ranks: int = 1,
-    precision: str = "fp32",
-    method: Method | None = None,
-    update: Update = _PLAIN,
 ) -> StepResult:
-    """Update `model` on one batch; with `attack`, on adversarial images only.
+    """Update `model` on one batch.
 
     Args:
         model: The model, in the mode it trains in.
         images: Images in 0..255, uint8 [N, 3, H, W].
         labels: Their classes, int64 [N].
         optimizer: Optimiser of the parameters that train.
-        attack: The attack; None trains on the images as they are.
-        view: The attack view of `model`, which is refreshed here. Required with `attack`.
+        method: The training method, whose attack view is refreshed here; None trains on
+            the cross-entropy of the images as they are, in float32.
+        update: What surrounds the loss.
         seed: Seed of this step's random starts.
         offset: Number of the first image in the batch of all ranks.
         ranks: Number of ranks, each of which has as many images.
-        precision: `"fp32"`, or `"bf16"` or `"fp16"` for autocast.
-        method: The training method. It replaces `attack`, `view` and `precision`, which
-            stand for `Method`, the cross-entropy of attacked or plain images.
-        update: What surrounds the loss.
-
-    Raises:
-        ValueError: `attack` is given without `view`.
     """
-    if method is None:
-        method = Method(Net(model, precision), attack, view)
+    method = method or Method(Net(model))
     with phase("attack"):
         method.refresh()
     images, targets = update.mixing(images, labels, model.num_classes, seed)

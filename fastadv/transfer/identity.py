@@ -78,9 +78,9 @@ def row_identity(
     # Published protocols prepare images in their own way, whatever the source.
     if config.protocol == "fastadv":
         images, augment = splits.test, config.augment
-        usual: Any = images.augment_default if augment == "auto" else augment
+        usual = usual_preparation(images.augment_as(augment), resolution)
         found = target_preparation(config, source, images, resolution, augment)
-        if found.how != usual_preparation(usual, resolution):
+        if found.how != usual:
             what["preparation"] = asdict(found.how)
     # Older rows of such names hold the mean per class.
     if splits.metric == "top1" and once_mean_per_class(splits.name):

@@ -277,7 +277,7 @@ class _Opened:
     def fits(
         self, config: TransferConfig, source: Source, splits: DatasetSplits
     ) -> bool:
-        """Whether there are the images and blocks that are needed; note a problem if not."""
+        """Return whether all images and blocks are there; note a problem where not."""
         train, part = splits.train, (config.num_train, config.val_fraction)
         draw = config.subset_kind
         fits = self._try(

@@ -77,9 +77,7 @@ def target_preparation(
     whole = images.augment_default != "rrc"
     found = preparation_for(source, images, side, whole=whole)
     if not ours or config.augment != "auto":
-        usual = usual_preparation(
-            images.augment_default if augment == "auto" else augment, side
-        )
+        usual = usual_preparation(images.augment_as(augment), side)
         usual = replace(usual, squash=squash)
         if ours and source.preparation is not None:
             usual = replace(usual, interpolation=source.preparation.interpolation)

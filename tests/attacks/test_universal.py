@@ -119,6 +119,10 @@ def test_bad_arguments() -> None:
         UniversalAttack(LINF, num_epochs=0)
     with pytest.raises(ValueError, match="step_size=-1"):
         UniversalAttack(LINF, step_size=-1)
+    model = small_model()
+    model.net.head.bias.data.fill_(torch.nan)
+    with pytest.raises(ValueError, match="not finite"):
+        UniversalAttack(LINF).craft(model, [torch.zeros(1, 3, 16, 16)])
     with pytest.raises(ValueError, match="no batch"):
         UniversalAttack(LINF).craft(Line(), [])
     with pytest.raises(ValueError, match="one size"):

@@ -40,6 +40,7 @@ from fastadv.training import (
     train_step,
     validation,
 )
+from fastadv.training.methods import Method, Net
 
 # Operators that need the C++ library, and of networks that are large enough.
 OPTIONAL = {"conv3x3", "conv3x3_weight", "crops"}
@@ -123,14 +124,9 @@ def test_one_step_attacks_then_updates_on_what_it_made(steps: int) -> None:
             for weight in each.parameters():
                 weight += 0.1 * torch.randn(weight.shape, generator=generator)
     reset_launch_counts()
-    result = train_step(
-        model,
-        images,
-        labels,
-        torch.optim.SGD(model.parameters(), lr=0.1),
-        attack=attack,
-        view=view,
-    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    method = Method(Net(model), attack, view)
+    result = train_step(model, images, labels, optimizer, method=method)
     assert launch_counts()[DEFAULT_BACKEND, "pgd_step"] == steps
 
     x_adv = attack(AttackView(plain), images, labels).x_adv
@@ -147,12 +143,9 @@ def test_one_step_attacks_then_updates_on_what_it_made(steps: int) -> None:
 
 
 def test_an_attack_needs_the_view() -> None:
-    images, labels = _batch()
     model = create_model("resnet8_cifar", 6, seed=1)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    attack = PGD(ThreatModel("l2", 1.0))
     with pytest.raises(ValueError, match=r"AttackView\(model\)"):
-        train_step(model, images, labels, optimizer, attack=attack)
+        Method(Net(model), PGD(ThreatModel("l2", 1.0)))
 
 
 def test_the_seed_decides_everything(tmp_path: Path) -> None:

@@ -103,7 +103,10 @@ def test_wrong_recipes_say_where(
             "downscaled": 4 * 3 * 10, "attacked": 4 * 6 * 10,
         }),
         ("robust-transfer", {"headline": 12 * 12 * 2, "full": 12 * 12 * 2 * 2}),
-        ("zhang2023", {"comparison": 3 * 3 * 3, "rates": 9 * 9, "blocks": 3 * 3 * 7}),
+        ("zhang2023", {
+            "comparison": 3 * 3 * 3, "rates": 9 * 9, "blocks": 3 * 3 * 7,
+            "images": 3 * 2 * 5, "detail": 3 * 3 * 2 * 4, "texture": 3 * 2 * 2,
+        }),
         ("zhang2023-methods", {None: 4}),
         ("transfer-small", {None: 22}),
     ],

@@ -174,7 +174,7 @@ def _records(out: Path, plan: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_whole(out: Path, entry: dict[str, Any] | None) -> bool:
-    """Whether a shard and its index are there, the shard as it was written."""
+    """Return whether a shard and its index are there, the shard as it was written."""
     if entry is None:
         return False
     path = out / entry["file"]

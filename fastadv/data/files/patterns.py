@@ -39,7 +39,7 @@ _FORMATS = {
 
 
 def looks_like_a_path(text: str) -> bool:
-    """Whether `text` can only be a path or pattern, not a mistyped name."""
+    """Return whether `text` can only be a path or pattern, not a mistyped name."""
     return os.sep in text or file_format(text) is not None or is_pattern(text)
 
 
@@ -50,7 +50,7 @@ def file_format(name: str) -> str | None:
 
 
 def is_pattern(text: str) -> bool:
-    """Whether `text` has characters of a pattern."""
+    """Return whether `text` has characters of a pattern."""
     return any(c in text for c in "{*?[")
 
 
@@ -108,7 +108,7 @@ def _braces(text: str) -> list[str]:
 
 
 def names_file(text: str, path: Path) -> bool:
-    """Whether a pattern stands for `path`, which need not be there."""
+    """Return whether a pattern stands for `path`, which need not be there."""
     alternatives = _braces(os.path.expanduser(text))
     return any(fnmatch.fnmatchcase(str(path), str(Path(a))) for a in alternatives)
 
@@ -131,7 +131,7 @@ def existing(text: str) -> Path:
 
 
 def is_address(text: str) -> bool:
-    """Whether `text` is an http or https address."""
+    """Return whether `text` is an http or https address."""
     return text.startswith(("http://", "https://"))
 
 

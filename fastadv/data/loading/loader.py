@@ -93,7 +93,7 @@ class LoaderOptions(OrderOptions):
 
     def augment_of(self, images: ImageSet) -> Augment:
         """Return the augmentation of a set: its own default where this is `"auto"`."""
-        return images.augment_default if self.augment == "auto" else self.augment
+        return images.augment_as(self.augment)
 
     def preparation_of(self, images: ImageSet) -> Preparation:
         """Return how images are resized and cropped in evaluation."""

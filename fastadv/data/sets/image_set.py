@@ -83,6 +83,10 @@ class ImageSet(ABC):
         """Return the name of image `index` in messages."""
         return f"{self.name}/{self.split}[{index}]"
 
+    def augment_as(self, wanted: str) -> Augment:
+        """Return an augmentation; `"auto"` stands for the set's own."""
+        return self.augment_default if wanted == "auto" else wanted  # type: ignore[return-value]
+
     def prepare(self) -> None:  # noqa: B027 - most sets have nothing to prepare
         """Do shared one-time work now, before worker processes are started."""
 

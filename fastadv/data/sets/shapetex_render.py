@@ -129,7 +129,7 @@ def _rotated(x: Field, y: Field, angle: Field) -> tuple[Field, Field]:
 
 
 def _coverage(name: str, x: Field, y: Field, u: Field, px: float) -> Field:
-    """Share of each pixel inside the shape, up to the curvature of its edge."""
+    """Return the share of each pixel inside the shape, up to the curvature of its edge."""
     v = u[:, None, None, :]
     size = np.float32(0.62) + np.float32(0.22) * v[..., _SIZE]
     room = np.float32(0.98) - size

@@ -157,7 +157,9 @@ def _draw_lines(ax: Axes, panel: Panel, colors: Mapping[str, str], zero: bool) -
     if zero:
         ax.axhline(0, color=INK, linewidth=0.8)
     # Lines stand side by side: intervals of several would hide each other.
-    step = min(0.08, 0.4 / max(1, len(panel.series)))
+    xs = sorted({x for points in panel.series.values() for x in points})
+    gap = min((b - a for a, b in itertools.pairwise(xs)), default=1.0)
+    step = min(0.08, 0.4 / max(1, len(panel.series))) * min(1.0, gap)
     for index, (name, points) in enumerate(panel.series.items()):
         aside = (index - (len(panel.series) - 1) / 2) * step
         places = [x + aside for x in sorted(points)]

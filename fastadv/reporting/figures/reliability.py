@@ -72,7 +72,7 @@ def draw_reliability(diagrams: Sequence[Diagram]) -> Figure:
             ]
             low, high = (100 * np.array(each) for each in zip(*ends, strict=True))
             ax.vlines(x, low, high, color=diagram.color, lw=1)
-            ax.plot(x, y, "o", color=diagram.color, ms=4)
+            ax.plot(x, y, "o", color=diagram.color, ms=4, clip_on=False)
             ax.set(xlim=(0, 100), ylim=(0, 100), aspect="equal")
             ax.set_title(diagram.title, fontsize=9, loc="left")
             if index + columns >= len(diagrams):

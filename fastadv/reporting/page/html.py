@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from xml.etree import ElementTree
 
 from jinja2 import Environment, StrictUndefined
@@ -24,8 +24,6 @@ from fastadv.files import write_atomic
 from fastadv.reporting.figures.palette import THEMED, house_style
 from fastadv.text_tables import cell_number, format_cell, numeric_columns
 
-Align = Literal["left", "right"]
-
 
 @dataclass(frozen=True)
 class Table:
@@ -35,31 +33,22 @@ class Table:
         columns: Titles of the columns.
         rows: Cells, as many per row as there are columns; None is shown as `-`.
         caption: What the table shows.
-        align: One of `left`, `right` per column; None aligns numbers right.
 
     Raises:
-        ValueError: A row or `align` has more or fewer entries than there are columns.
+        ValueError: A row has more or fewer cells than there are columns.
     """
 
     columns: Sequence[str]
     rows: Sequence[Sequence[object]]
     caption: str = ""
-    align: Sequence[Align] | None = None
 
     def __post_init__(self) -> None:
         self.alignment()
 
-    def alignment(self) -> list[Align]:
-        """Return how the cells of each column are aligned."""
+    def alignment(self) -> list[str]:
+        """Return `right` for each column of numbers, and `left` for every other one."""
         numeric = numeric_columns(self.columns, self.rows)
-        if self.align is None:
-            return ["right" if right else "left" for right in numeric]
-        if len(self.align) != len(self.columns):
-            raise ValueError(
-                f"align has {len(self.align)} entries for {len(self.columns)} columns; "
-                "give left or right for each, or leave it None"
-            )
-        return list(self.align)
+        return ["right" if right else "left" for right in numeric]
 
 
 @dataclass(frozen=True)

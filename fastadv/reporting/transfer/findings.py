@@ -11,9 +11,10 @@ from dataclasses import replace
 from statistics import fmean
 
 from fastadv.errors import first_few
+from fastadv.groups import grouped
 from fastadv.reporting.figures.lines import Panel
 from fastadv.reporting.transfer.comparisons import way
-from fastadv.reporting.transfer.condition import Condition, condition_labels
+from fastadv.reporting.transfer.condition import condition_labels
 from fastadv.reporting.transfer.pairs import Comparison
 from fastadv.reporting.transfer.study import FEW, Study, format_p, published_columns
 from fastadv.statistics.across import sets_lead
@@ -123,15 +124,13 @@ def sets_findings(found: Sequence[Comparison]) -> list[str]:
 
     Architectures are averaged first: they share the test images, and often more.
     """
-    ways: dict[Condition, dict[str, list[Comparison]]] = {}
-    for each in found:
-        by_target = ways.setdefault(way(each.condition), {})
-        by_target.setdefault(each.condition.target, []).append(each)
+    ways = grouped(found, lambda each: way(each.condition))
     titles = condition_labels(
         replace(condition, dataset="all data sets") for condition in ways
     )
     lines = []
-    for condition, by_target in ways.items():
+    for condition, of_way in ways.items():
+        by_target = grouped(of_way, lambda each: each.condition.target)
         if len(by_target) < 2:
             continue
         of_sets = list(by_target.values())

@@ -8,6 +8,7 @@ from fastadv.reporting.page.html import Section
 from fastadv.reporting.transfer import (
     study_attack,
     study_classes,
+    study_decline,
     study_epochs,
     study_images,
     study_published,
@@ -51,6 +52,7 @@ def study_sections(study: Study) -> list[Section]:
         study_images.against_epochs,
         study_epochs.within_training,
         study_attack.under_attack,
+        study_decline.decline_against_factors,
         study_classes.per_class,
     )
     return [section for builder in builders if (section := builder(study)) is not None]

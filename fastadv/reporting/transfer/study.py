@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 
 from fastadv.errors import first_few
 from fastadv.reporting.figures.palette import source_colors
-from fastadv.reporting.literature import Record
 from fastadv.reporting.page.html import Table
 from fastadv.reporting.transfer.cells import Cell, with_most_images
 from fastadv.reporting.transfer.comparisons import Comparisons, study_comparisons
@@ -158,7 +157,7 @@ class Study:
             | {"seeds": len(cell.rows), "accuracy": format_interval(*cell.interval())}
             | published_columns(cell.mean, cell.published(self.names))
             | {
-                "published is": _selected(cell.published_record(self.names)),
+                "published is": (r := cell.published_record(self.names)) and r.selected,
                 "rerun by others": _decimals(cell.rerun(self.names)),
                 "not as published": ", ".join(cell.unlike_published(self.names))
                 or None,
@@ -273,10 +272,6 @@ def published_columns(
         "published": f"{theirs:{sign}.2f}",
         "ours - published": f"{ours - theirs:+.2f}",
     }
-
-
-def _selected(record: Record | None) -> str | None:
-    return None if record is None else record.selected
 
 
 def _decimals(value: float | None) -> str | None:

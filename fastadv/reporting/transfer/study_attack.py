@@ -81,7 +81,7 @@ def under_attack(study: Study) -> Section | None:
     cells = [c for c in study.cells if c.attacked]
     if not cells:
         return None
-    falls = _falls(cells)
+    falls = falls_of(cells)
     drawn, name = with_most_images(cells), line_name(cells)
     attacks = list(dict.fromkeys(str(attack) for c in drawn for attack in c.attacked))
     several = len(attacks) > 1
@@ -110,7 +110,8 @@ def under_attack(study: Study) -> Section | None:
     )
 
 
-def _falls(cells: Iterable[Cell]) -> list[Fall]:
+def falls_of(cells: Iterable[Cell]) -> list[Fall]:
+    """Return clean and robust accuracy of every cell under each of its attacks."""
     found = []
     for cell in cells:
         for attack, pairs in cell.attacked.items():

@@ -74,7 +74,7 @@ def across_radii(study: Study) -> Section | None:
                 "norm": norm,
                 "radii": len(cells),
                 "rank correlation": None if rank is None else f"{rank:+.2f}",
-                "most accurate source": max(cells, key=_accuracy).training,
+                "most accurate source": cells[x.index(max(x))].training,
                 "best for transfer": best.training,
             }
         )
@@ -105,10 +105,6 @@ def across_radii(study: Study) -> Section | None:
             f"{len(groups)} series of radii (not tested here)."
         ],
     )
-
-
-def _accuracy(cell: Cell) -> float:
-    return cell.source_accuracy or 0.0
 
 
 def _arch_and_norm(several: bool) -> Callable[[Cell], str]:
