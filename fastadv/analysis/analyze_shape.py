@@ -16,7 +16,7 @@ from fastadv.analysis.config import ShapeConfig
 from fastadv.analysis.contract import Analysis, Findings, Measured
 from fastadv.analysis.cues import prepare_cues
 from fastadv.analysis.decisions import finite_logits
-from fastadv.analysis.images import options_for
+from fastadv.analysis.images import options_for, seen_by
 from fastadv.analysis.portions import Portions, count_batches, numbered_batches
 from fastadv.analysis.shape import conflict_of, decide, shape_bias
 from fastadv.data import Batch, make_loader
@@ -64,7 +64,7 @@ def prepare(config: ShapeConfig, name: str) -> Analysis:
     every = open_all(path)
     categories = known_categories(source, _read_categories(config, path))
     chosen = _conflicts(every, categories)
-    images = Subset(every, chosen)
+    images = seen_by(source, Subset(every, chosen))
     options = options_for(source, every, config)
 
     def classify(first: int) -> Iterator[tuple[int, dict[str, np.ndarray]]]:

@@ -205,7 +205,7 @@ def _named(unit: int, source: Source, images: ImageSet, layer: str) -> str:
 
 
 def _grain(config: VisualizationConfig, side: int) -> int:
-    return config.grain or (4 if side >= 64 else 1)
+    return config.grain or max(1, round(4 * side / 224))
 
 
 def _starts(

@@ -79,8 +79,8 @@ class VisualizationConfig(AscentConfig):
     """Radius of the L2 ball around the starting image, in pixel units. Default: 40 at
     224 px (Santurkar et al. 2019), and in proportion to the side of the images."""
     grain: Annotated[int | None, AT_LEAST_1] = None
-    """Side in pixels of the blocks that the Gaussian averages. Default: 4, or 1 where the
-    images are smaller than 64 px."""
+    """Side in pixels of the blocks that the Gaussian averages. Default: 4 at 224 px
+    (Santurkar et al. 2019), and in proportion to the side of the images, at least 1."""
     num_fitted: Annotated[int, Range(2)] = 500
     """Largest number of images that a Gaussian is fitted to."""
 

@@ -5,6 +5,7 @@ The report draws a few pictures of each analysis, the gallery all of them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -33,9 +34,10 @@ Values = Mapping[str, np.ndarray]
 
 _START = {
     "noise": "gray with noise",
-    "images": "an image",
+    "images": "another image",
     "gaussian": "a fitted Gaussian",
 }
+_OF = {"label": "", "prediction": "\nof the predicted class"}
 
 
 def gallery_sections(rows: Sequence[Row], arrays: Arrays) -> list[Section]:
@@ -84,7 +86,7 @@ def _grouped(rows: Sequence[Row]) -> Iterator[Group]:
     """Yield the analyses that show the same of several networks, standard ones first."""
     found: dict[object, dict[object, dict[str, Row]]] = {}
     for row in rows:
-        target = row.target.name, row.seed
+        target = row.target.name, row.target.fingerprint, row.seed
         of_network = found.setdefault((*target, row.setting.key()), {})
         name = row.source.name, row.source.digest, row.target.resolution, row.setting
         of_network.setdefault(name, {})[row.metric] = row
@@ -102,6 +104,19 @@ def _value(row: Row) -> str:
     if row.low is None or row.high is None:
         return f"{row.value:.3g}"
     return f"{row.value:.3g} [{row.low:.3g}, {row.high:.3g}]"
+
+
+def readable(name: str) -> str:
+    """Return the first noun of a WordNet identifier such as n01443537, where timm has it."""
+    if not re.fullmatch(r"n\d{8}", name):
+        return name
+    try:
+        from timm.data.imagenet_info import ImageNetInfo
+
+        info = ImageNetInfo("imagenet-22k")
+        return str(info.label_name_to_description(name)).partition(",")[0]
+    except (ImportError, KeyError):
+        return name
 
 
 def _drawn(
@@ -178,7 +193,7 @@ def _gradient_figures(found: Sequence[tuple[Row, Values]]) -> Drawn:
         rows.append(
             PictureRow(
                 row.source.name,
-                _note(row, f"gradient of the {of}'s loss"),
+                _note(row, f"gradient of the loss{_OF[of]}"),
                 values["gradients"],
                 cosines[: len(values["gradients"])],
                 values["finite"],
@@ -189,7 +204,7 @@ def _gradient_figures(found: Sequence[tuple[Row, Values]]) -> Drawn:
         f"{title}: each clipped to three standard deviations around its mean and scaled to "
         "the range of pixels. Below it, the cosine of image and gradient."
     )
-    columns = [names[k] if k < len(names) else "" for k in found[0][1]["classes"]]
+    columns = [readable(names[k]) if names else "" for k in values["classes"]]
     return _drawn(title, caption, rows, columns)
 
 
@@ -217,7 +232,7 @@ def _visualization(rows: Sequence[Row], arrays: Arrays, most: int) -> list[Secti
                         row.target.name,
                         row.source.name,
                         _layer(setting),
-                        unit,
+                        readable(unit),
                         setting.start,
                         setting.num_steps,
                         f"{setting.eps:.3g}",
@@ -258,20 +273,22 @@ def _maximised(found: Sequence[tuple[Row, Values]]) -> Drawn:
     figures: Drawn = []
     first, values = found[0]
     setting = cast(VisualizationSetting, first.setting)
-    names = values["names"].tolist()
+    names = [readable(name) for name in values["names"].tolist()]
     units, count = values["after"].shape
     layer = "classes" if setting.layer == "log_softmax" else f"units of {setting.layer}"
     caption = (
-        f"Images that maximise {layer}, from {_START[setting.start]}, {setting.num_steps} "
-        "steps; the L2 budget stands beside each row, and below each image the value at the "
-        "start and the one that was reached."
+        f"Images that maximise {layer}, starting from {_START[setting.start]}; the L2 budget "
+        "stands beside each row, and below each image the value at the start and the one "
+        "that was reached."
     )
     # The longer side of units x starting images becomes the columns.
     across = units >= count
     for i in range(count if across else units):
         which = np.s_[:, i] if across else np.s_[i]
         title = (
-            f"{layer}, start {i + 1} of {count}" if across else f"{layer}: {names[i]}"
+            f"{layer}{f', start {i + 1} of {count}' if count > 1 else ''}"
+            if across
+            else f"{layer}: {names[i]}"
         )
         starts = np.broadcast_to(values["starts"], values["images"].shape)[which]
         rows = [PictureRow("start", _START[setting.start], starts)]
@@ -291,11 +308,15 @@ def _ascended(row: Row, values: Values, which: Any) -> PictureRow:
     """Return the images that a network moved, with what they reached."""
     setting = cast(VisualizationSetting | InversionSetting, row.setting)
     before, after = values["before"][which], values["after"][which]
+    # Relative distances and log-probabilities end near 0.
+    form = ".3g"
+    if isinstance(setting, InversionSetting) or setting.layer == "log_softmax":
+        form = ".2f"
     return PictureRow(
         row.source.name,
         _note(row, f"l2 {setting.eps:.3g}, {setting.num_steps} steps"),
         values["images"][which],
-        [f"{a:.3g} \u2192 {b:.3g}" for a, b in zip(before, after, strict=True)],
+        [f"{a:{form}} \u2192 {b:{form}}" for a, b in zip(before, after, strict=True)],
         np.isfinite(after),
     )
 
@@ -365,9 +386,9 @@ def _inverted(found: Sequence[tuple[Row, Values]]) -> Drawn:
         PictureRow("start", start, values["starts"]),
         *(_ascended(row, each, 0) for row, each in found),
     ]
-    title = f"Images that {setting.layer} represents like the target"
+    title = f"Images whose representation by {setting.layer} is that of the target"
     caption = (
-        f"{title}, from {start}. Below each image stands the relative distance of "
+        f"{title}, starting from {start}. Below each image stands the relative distance of "
         "representations at the start and the one that was reached."
     )
     return _drawn(title, caption, rows, [""] * len(values["targets"]))
@@ -389,8 +410,9 @@ def _between(found: Sequence[tuple[Row, Values]]) -> Drawn:
         title = f"Between two images, by {setting.layer}"
         caption = (
             f"Images whose representation by {setting.layer} lies between those of two "
-            f"images, from {_START[setting.start]}; above each the share of the target, "
-            "below it the relative distance at the start and the one that was reached."
+            f"images, starting from {_START[setting.start]}; above each stands the share of "
+            "the target, below it the relative distance at the start and the one that was "
+            "reached."
         )
         figures += _drawn(title, caption, rows, ["other image", *columns, "target"])
     return figures

@@ -12,6 +12,7 @@ from command_line import Caller, image_folder
 from synthetic_results import synthetic_rows, typed
 
 from fastadv.models import create_model, save_model
+from fastadv.reporting.seeing import readable
 from fastadv.results.table import ResultsTable
 
 CLASSES = [str(digit) for digit in range(10)]
@@ -272,6 +273,12 @@ def test_fewer_images_than_were_asked_for(
     one = ["--dataset-option", "strict=false"]
     refused = call("analyze", "inversion", *words, *one)
     assert "needs two" in refused.error
+
+
+def test_wordnet_identifiers_are_shown_as_nouns() -> None:
+    pytest.importorskip("timm")
+    assert readable("n01443537") == "goldfish"
+    assert [readable(name) for name in ("n00000001", "cat")] == ["n00000001", "cat"]
 
 
 def test_a_gallery_needs_pictures(call: Caller, tmp_path: Path) -> None:
