@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fastadv.analysis.config import InfluenceConfig
 from fastadv.analysis.contract import Analysis, Findings, Measured
-from fastadv.analysis.images import options_for, pixels
+from fastadv.analysis.images import options_for, pixels, seen_by
 from fastadv.analysis.influence import Array, LastLayer, influence
 from fastadv.analysis.portions import Portions, numbered_batches
 from fastadv.data import ImageSet, Loader, LoaderOptions, open_dataset
@@ -53,9 +53,10 @@ def prepare(config: InfluenceConfig, name: str) -> Analysis:
     side = config.resolution or source.resolution
     splits = open_dataset(config.data, resolution=side, **config.options)
     check_same_classes(source, splits.test)
+    judged = seen_by(source, splits.test)
     options = options_for(source, splits.test, config)
-    train = at_most(splits.train, config.num_train, config.seed)
-    test = at_most(splits.test, config.num_test, config.seed)
+    train = at_most(seen_by(source, splits.train), config.num_train, config.seed)
+    test = at_most(judged, config.num_test, config.seed)
     if config.queries == "train":
         test = train
     setting = InfluenceSetting(
@@ -92,7 +93,7 @@ def prepare(config: InfluenceConfig, name: str) -> Analysis:
 
     return Analysis(
         source=source_record(source),
-        target=target_record(splits.test, side, config.name_with_options(splits.name)),
+        target=target_record(judged, side, config.name_with_options(splits.name)),
         setting=setting,
         compute=compute,
         seed=config.seed,

@@ -12,7 +12,7 @@ from torch import Tensor
 from fastadv.analysis.config import ManipulationConfig
 from fastadv.analysis.contract import Analysis, Findings, Measured
 from fastadv.analysis.decisions import finite_logits
-from fastadv.analysis.images import options_for
+from fastadv.analysis.images import options_for, seen_by
 from fastadv.analysis.manipulation import (
     band_pass,
     highest_frequency,
@@ -57,6 +57,7 @@ def prepare(config: ManipulationConfig, name: str) -> Analysis:
     splits = open_dataset(config.data, resolution=side, **config.options)
     check_same_classes(source, splits.test)
     images = at_most(splits.test, config.num_images, config.seed)
+    images = seen_by(source, images)
     options = options_for(source, splits.test, config)
     levels = {"clean": _as_they_are} | _manipulations(config, side)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastadv.analysis.config import SimilarityConfig
 from fastadv.analysis.contract import Analysis, Findings, Measured
-from fastadv.analysis.images import options_for
+from fastadv.analysis.images import options_for, seen_by
 from fastadv.analysis.portions import Portions, numbered_batches
 from fastadv.analysis.similarity import SVCCA, LinearCKA, alignment, pool
 from fastadv.data import Batch, make_loader, open_dataset
@@ -56,7 +56,10 @@ def prepare(config: SimilarityConfig, name: str) -> Analysis:
         open_dataset(config.data, resolution=side, **config.options).test
         for side in sides
     ]
-    images = [at_most(test, config.num_images, config.seed) for test in tests]
+    images = [
+        seen_by(source, at_most(test, config.num_images, config.seed))
+        for source, test in zip(sources, tests, strict=True)
+    ]
     options = [options_for(*pair, config) for pair in zip(sources, tests, strict=True)]
 
     def activations_of(first: int) -> Iterator[tuple[int, Both]]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from fastadv.analysis.config import ShapeConfig
 from fastadv.analysis.contract import Analysis, Findings, Measured
 from fastadv.analysis.decisions import finite_logits
-from fastadv.analysis.images import options_for
+from fastadv.analysis.images import options_for, seen_by
 from fastadv.analysis.portions import Portions, count_batches, numbered_batches
 from fastadv.analysis.shape import ShapeBias
 from fastadv.data import ImageSet, LoaderOptions, ShapeTex, make_loader, open_dataset
@@ -77,11 +77,12 @@ def prepare_cues(config: ShapeConfig, name: str) -> Analysis:
     side = config.resolution or source.resolution
     drawn = config.data.startswith("shapetex")
     cues = (_drawn if drawn else _exchanged)(config, source, side)
+    images, plain = seen_by(source, cues.images), seen_by(source, cues.others)
     options = options_for(source, cues.images, config)
 
     def compute(portions: Portions) -> Findings:
         decide = partial(_decisions, portions, config, source, options)
-        rows, decisions = decide("cues", cues.images)
+        rows, decisions = decide("cues", images)
         shapes, textures = cues.shapes[rows], cues.textures[rows]
         for_shape, for_texture = decisions == shapes, decisions == textures
         conflict = shapes != textures
@@ -93,7 +94,7 @@ def prepare_cues(config: ShapeConfig, name: str) -> Analysis:
         cued = bias.shape + bias.texture
         if not cued:
             raise ConfigError(f"{name}: no decision is for the shape or the texture")
-        rows, others = decide("others", cues.others)
+        rows, others = decide("others", plain)
         right = others == cues.others.labels[rows]
         numbers = [
             _share("shape_share", bias.shape, cued),
@@ -107,9 +108,7 @@ def prepare_cues(config: ShapeConfig, name: str) -> Analysis:
 
     return Analysis(
         source=source_record(source),
-        target=target_record(
-            cues.images, side, config.name_with_options(cues.images.name)
-        ),
+        target=target_record(images, side, config.name_with_options(images.name)),
         setting=ShapeSetting(
             num_images=len(cues.images),
             categories=cues.images.classes,

@@ -14,7 +14,7 @@ from torch import Tensor
 from fastadv.analysis.config import AnalysisConfig
 from fastadv.data import ImageSet, LoaderOptions, make_loader
 from fastadv.data.counter import derive_key, permutation
-from fastadv.data.sets.subsets import Subset
+from fastadv.data.sets.subsets import Downscaled, Subset
 from fastadv.device import resolve_device
 from fastadv.evaluation.preparing import preparation_for
 from fastadv.models.source import Source
@@ -45,6 +45,11 @@ def options_for(
         workers=config.workers,
         on_bad_image=config.on_bad_image,
     )
+
+
+def seen_by(source: Source, images: ImageSet) -> ImageSet:
+    """Return images reduced to the side that those of the network's training were."""
+    return images if source.downscale is None else Downscaled(images, source.downscale)
 
 
 def a_few(images: ImageSet, count: int, seed: int) -> ImageSet:

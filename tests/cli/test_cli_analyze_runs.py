@@ -199,6 +199,7 @@ def test_kill_nine_loses_the_portion_in_work(
     assert contents(tmp_path / "r") == contents(tmp_path / "undisturbed")
 
 
+@pytest.mark.slow
 def test_several_processes_find_the_same(
     call: Caller, networks: list[Path], cues: Path, tmp_path: Path
 ) -> None:

@@ -77,14 +77,20 @@ def test_mean_brightness_survives(
     assert "Accuracy on manipulated images" in page.read_text()
 
 
+@pytest.mark.parametrize("downscale", [None, 4])
 def test_what_takes_nothing_has_the_clean_accuracy(
-    call: Caller, tmp_path: Path
+    call: Caller, tmp_path: Path, downscale: int | None
 ) -> None:
     """Of a network that sees everything; accuracies and decisions are equal exactly."""
-    net = tmp_path / "net.safetensors"
-    save_model(create_model("resnet8_cifar", 10, seed=3), net, {"resolution": 16})
+    net, about = (
+        tmp_path / "net.safetensors",
+        {"resolution": 16, "downscale": downscale},
+    )
+    save_model(create_model("resnet8_cifar", 10, seed=3), net, about)
     words = ["--source", net, "--data", "digits", "--num-images", 100]
     for how, level in (("low_pass", 12), ("patch_shuffle", 1), ("high_pass", 0)):
+        if downscale and how != "low_pass":
+            continue
         results = tmp_path / how
         more = ["--how", how, "--levels", level, "--results", results]
         assert call("analyze", "manipulation", *words, *more).code == 0
@@ -109,6 +115,8 @@ def test_what_takes_nothing_has_the_clean_accuracy(
     assert done.code == 0, done.err
     [row] = ResultsTable(tmp_path / "e").rows()
     assert row.value == pytest.approx(found(tmp_path / "u")["top1"])
+    assert row.target.downscale == downscale
+    assert ResultsTable(tmp_path / "u").rows()[0].target.downscale == downscale
 
 
 BAD = [
