@@ -24,6 +24,7 @@ from fastadv.data.sets.folders import open_all
 from fastadv.data.sets.image_set import FileSet
 from fastadv.data.sets.subsets import Subset
 from fastadv.errors import ConfigError, DataError
+from fastadv.evaluation.class_map import output_names
 from fastadv.evaluation.rows import source_record, target_record
 from fastadv.models.source import Source, open_source
 from fastadv.models.view import AttackView
@@ -204,7 +205,12 @@ def known_categories(
         ConfigError: The names of the classes are unknown, or the network knows fewer than
             two categories.
     """
-    names = list(source.classes) or _imagenet_names(source)
+    if not (names := output_names(source)):
+        raise ConfigError(
+            f"{source.name} does not state the names of its {source.num_classes} classes, "
+            "by which they belong to categories (those of ImageNet's classes come with "
+            "timm: pip install 'fastadv[timm]')"
+        )
     found = {
         category: [
             i for i, name in enumerate(names) if name == category or name in classes
@@ -218,20 +224,3 @@ def known_categories(
             f"{', '.join(sorted(categories))}; a conflict needs two"
         )
     return found
-
-
-def _imagenet_names(source: Source) -> list[str]:
-    if source.num_classes != 1000:
-        raise ConfigError(
-            f"{source.name} does not state the names of its {source.num_classes} classes, "
-            "by which they belong to categories"
-        )
-    try:
-        from timm.data.imagenet_info import ImageNetInfo
-    except ImportError:
-        raise ConfigError(
-            f"{source.name} does not state the names of its 1000 classes; the identifiers "
-            "of ImageNet's classes come with timm: pip install 'fastadv[timm]'"
-        ) from None
-    names = ImageNetInfo("imagenet-1k").label_names()  # type: ignore[no-untyped-call]
-    return list(names)

@@ -19,7 +19,13 @@ from fastadv import __version__
 from fastadv.analysis.portions import UNFINISHED, Portions
 from fastadv.environment import provenance
 from fastadv.results.identity import digest, make_identity
-from fastadv.results.row import Provenance, Row, SourceRecord, TargetRecord
+from fastadv.results.row import (
+    AttackRecord,
+    Provenance,
+    Row,
+    SourceRecord,
+    TargetRecord,
+)
 from fastadv.results.settings import Setting
 from fastadv.results.table import ResultsTable
 from fastadv.statistics import mean_interval
@@ -73,6 +79,7 @@ class Analysis:
         compute: Computes the numbers. It takes finished portions of its work from what it
             is given, and leaves new ones there.
         seed: Seed of everything that is drawn.
+        attack: The attack that the numbers are about; None for clean images.
     """
 
     source: SourceRecord
@@ -80,11 +87,14 @@ class Analysis:
     setting: Setting
     compute: Callable[[Portions], Findings]
     seed: int = 0
+    attack: AttackRecord | None = None
 
     @cached_property
     def experiment(self) -> str:
         """Identity of the experiment, which is that of its first row."""
-        return make_identity(self.source, self.target, self.setting, seed=self.seed)
+        return make_identity(
+            self.source, self.target, self.setting, seed=self.seed, attack=self.attack
+        )
 
     def __str__(self) -> str:
         return f"{self.setting.kind} of {self.source.name} ({self.setting.label()})"
@@ -120,6 +130,7 @@ def measure_once(table: ResultsTable, analysis: Analysis) -> list[Row]:
             target=analysis.target,
             setting=analysis.setting,
             seed=analysis.seed,
+            attack=analysis.attack,
             metric=number.metric,
             value=number.value,
             low=number.low,

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from fastadv.reporting.calibration import calibration_sections
+from fastadv.reporting.effective import effective_sections
 from fastadv.reporting.evaluation import evaluation_sections
 from fastadv.reporting.influence import influence_sections
 from fastadv.reporting.manipulation import manipulation_sections
@@ -17,6 +19,7 @@ from fastadv.reporting.seeing import (
     visualization_sections,
 )
 from fastadv.reporting.shape import shape_sections
+from fastadv.reporting.shift import corruption_error_sections, shift_sections
 from fastadv.reporting.similarity import similarity_sections
 from fastadv.reporting.transfer.sections import transfer_sections
 from fastadv.reporting.vulnerability import universal_sections, vulnerability_sections
@@ -34,6 +37,10 @@ SECTIONS: dict[
     "shape": shape_sections,
     "manipulation": manipulation_sections,
     "similarity": similarity_sections,
+    "shift": shift_sections,
+    "corruption_error": corruption_error_sections,
+    "calibration": calibration_sections,
+    "effective_robustness": effective_sections,
     "gradients": gradient_sections,
     "visualization": visualization_sections,
     "inversion": inversion_sections,

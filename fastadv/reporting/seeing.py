@@ -275,7 +275,10 @@ def _maximised(found: Sequence[tuple[Row, Values]]) -> Drawn:
     setting = cast(VisualizationSetting, first.setting)
     names = [readable(name) for name in values["names"].tolist()]
     units, count = values["after"].shape
-    layer = "classes" if setting.layer == "log_softmax" else f"units of {setting.layer}"
+    of_classes = setting.layer == "log_softmax"
+    layer = (
+        "log-probabilities of classes" if of_classes else f"units of {setting.layer}"
+    )
     caption = (
         f"Images that maximise {layer}, starting from {_START[setting.start]}; the L2 budget "
         "stands beside each row, and below each image the value at the start and the one "
@@ -293,11 +296,7 @@ def _maximised(found: Sequence[tuple[Row, Values]]) -> Drawn:
         starts = np.broadcast_to(values["starts"], values["images"].shape)[which]
         rows = [PictureRow("start", _START[setting.start], starts)]
         rows += [_ascended(row, each, which) for row, each in found]
-        shown = "class" if setting.layer == "log_softmax" else "unit"
-        columns = [
-            name if setting.layer == "log_softmax" else f"{shown} {name}"
-            for name in names
-        ]
+        columns = [name if of_classes else f"unit {name}" for name in names]
         if not across:
             columns = [f"start {k + 1}" for k in range(count)]
         figures += _drawn(title[0].upper() + title[1:], caption, rows, columns)
@@ -311,7 +310,7 @@ def _ascended(row: Row, values: Values, which: Any) -> PictureRow:
     # Relative distances and log-probabilities end near 0.
     form = ".3g"
     if isinstance(setting, InversionSetting) or setting.layer == "log_softmax":
-        form = ".2f"
+        form = "z.2f"
     return PictureRow(
         row.source.name,
         _note(row, f"l2 {setting.eps:.3g}, {setting.num_steps} steps"),

@@ -29,6 +29,12 @@ from fastadv.results.seeing_settings import (
     InversionSetting,
     VisualizationSetting,
 )
+from fastadv.results.shift_settings import (
+    CalibrationSetting,
+    CorruptionErrorSetting,
+    EffectiveSetting,
+    ShiftSetting,
+)
 from fastadv.results.vulnerability_settings import (
     UniversalSetting,
     VulnerabilitySetting,
@@ -236,6 +242,10 @@ Setting = (
     | ManipulationSetting
     | ShapeSetting
     | SimilaritySetting
+    | ShiftSetting
+    | CorruptionErrorSetting
+    | CalibrationSetting
+    | EffectiveSetting
     | GradientSetting
     | VisualizationSetting
     | InversionSetting

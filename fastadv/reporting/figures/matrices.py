@@ -35,7 +35,11 @@ class Matrix:
 
 
 def draw_matrices(
-    matrices: Sequence[Matrix], ends: tuple[float, float], label: str
+    matrices: Sequence[Matrix],
+    ends: tuple[float, float],
+    label: str,
+    *,
+    digits: int = 2,
 ) -> Figure:
     """Draw matrices, up to three in a row, on one scale of colours.
 
@@ -46,12 +50,15 @@ def draw_matrices(
         matrices: At least one.
         ends: Values at the ends of the scale; those outside are drawn as its ends.
         label: What the values are.
+        digits: Decimals of the values that are written into cells.
     """
     columns = min(_COLUMNS, len(matrices))
     rows = math.ceil(len(matrices) / columns)
     colors = colormaps["RdBu" if ends[0] < 0 else "Blues"]
+    named = [m.rows for m in matrices if not isinstance(m.rows, str)]
+    height = max(3.1, 0.25 * max(map(len, named), default=0))
     with house_style():
-        figure = new_figure(1.2 + 3.2 * columns, 0.3 + 3.1 * rows)
+        figure = new_figure(1.2 + 3.2 * columns, 0.3 + height * rows)
         axes = figure.subplots(rows, columns, squeeze=False)
         for ax in axes.flat[len(matrices) :]:
             ax.set_visible(False)
@@ -80,6 +87,13 @@ def draw_matrices(
                 for (i, j), value in np.ndenumerate(matrix.values):
                     dark = colors((value - ends[0]) / (ends[1] - ends[0]))[1] < 0.5
                     color = PAPER if dark else INK
-                    ax.text(j, i, f"{value:.2f}", ha="center", va="center", color=color)
+                    ax.text(
+                        j,
+                        i,
+                        f"{value:.{digits}f}",
+                        ha="center",
+                        va="center",
+                        color=color,
+                    )
         figure.colorbar(image, ax=axes, label=label, shrink=0.6, aspect=30)
     return figure

@@ -1,0 +1,1 @@
+"""Corruptions of images: the fifteen kinds of ImageNet-C in five severities each."""
