@@ -234,7 +234,7 @@ def _starts(
     drawn = []
     for unit in units:
         rows = np.flatnonzero(train.labels == unit)[: config.num_fitted]
-        images = pixels(train, rows, options) if len(rows) > 1 else rows
+        images = pixels(train, rows, options) if len(rows) else torch.empty(0)
         if len(images) < 2:
             raise DataError(
                 f"{train.name} has {len(images)} training images of class "
