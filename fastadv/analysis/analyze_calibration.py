@@ -17,7 +17,6 @@ from fastadv.errors import ConfigError, DataError
 from fastadv.results.row import Row
 from fastadv.results.shift_settings import CalibrationSetting
 from fastadv.results.table import ResultsTable
-from fastadv.statistics import wilson
 from fastadv.statistics.calibration import (
     Decisions,
     calibration_error,
@@ -136,17 +135,16 @@ def _measure(
         equal_width(confidence, config.bins),
         equal_mass(confidence, config.bins),
     )
-    low, high = wilson(int(right.sum()), n)
     numbers = [
         Measured("ece", 100 * calibration_error(confidence, right, width),
                  *_percent(error_interval(confidence, right, width)), n),
         Measured("adaptive_ece", 100 * calibration_error(confidence, right, mass),
                  *_percent(error_interval(confidence, right, mass)), n),
         Measured("ece_by_chance", 100 * error_by_chance(confidence, width), n=n),
-        _mean("nll", found.nll),
-        _mean("brier", found.brier),
-        Measured("accuracy", 100 * float(right.mean()), 100 * low, 100 * high, n),
-        _mean("confidence", 100 * confidence),
+        Measured.mean_of("nll", found.nll),
+        Measured.mean_of("brier", found.brier),
+        Measured.share_of("accuracy", int(right.sum()), n),
+        Measured.mean_of("confidence", 100 * confidence),
     ]  # fmt: skip
     diagram = reliability(confidence, right, config.bins)
     kept: dict[str, NDArray[Any]] = {
@@ -167,13 +165,6 @@ def _measure(
 
 def _percent(ends: tuple[float, float]) -> tuple[float, float]:
     return 100 * ends[0], 100 * ends[1]
-
-
-def _mean(metric: str, values: NDArray[np.float64]) -> Measured:
-    """Return a mean over images with its normal 95 % interval."""
-    n, mean = len(values), float(values.mean())
-    half = 1.96 * float(values.std(ddof=1)) / n**0.5 if n > 1 else 0.0
-    return Measured(metric, mean, mean - half, mean + half, n)
 
 
 def _scaled(
@@ -215,8 +206,8 @@ def _scaled(
             *_percent(error_interval(found.confidence, found.right, which)),
             len(labels),
         ),
-        _mean("nll_scaled", found.nll),
-        _mean("brier_scaled", found.brier),
+        Measured.mean_of("nll_scaled", found.nll),
+        Measured.mean_of("brier_scaled", found.brier),
     ]
 
 
@@ -242,6 +233,10 @@ def _corrupted(
     )
     return [
         Measured("corrupted_ece", float(eces.mean()), n=n),
-        _mean("corrupted_nll", arrays["nll"].astype(np.float64).mean((0, 1))),
-        _mean("corrupted_brier", arrays["brier"].astype(np.float64).mean((0, 1))),
+        Measured.mean_of(
+            "corrupted_nll", arrays["nll"].astype(np.float64).mean((0, 1))
+        ),
+        Measured.mean_of(
+            "corrupted_brier", arrays["brier"].astype(np.float64).mean((0, 1))
+        ),
     ], eces

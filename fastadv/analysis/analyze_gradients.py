@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastadv.analysis.contract import Analysis, Findings, Measured
-from fastadv.analysis.images import a_few, options_for
+from fastadv.analysis.images import a_few, options_for, seen_by
 from fastadv.analysis.portions import Portions, count_batches, numbered_batches
 from fastadv.analysis.seeing_config import GradientsConfig
 from fastadv.data import Batch, ImageSet, make_loader, open_dataset
@@ -54,7 +54,8 @@ def prepare(config: GradientsConfig, name: str) -> Analysis:
     side = config.resolution or source.resolution
     test = open_dataset(config.data, resolution=side, **config.options).test
     chosen = at_most(test, config.num_images, config.seed)
-    images = a_few(chosen, len(chosen), config.seed)  # Those drawn are of many classes.
+    # Those drawn are of many classes.
+    images = seen_by(source, a_few(chosen, len(chosen), config.seed))
     options = options_for(source, test, config)
     loss_of = "label" if _knows(source, test) else "prediction"
 

@@ -21,7 +21,6 @@ from fastadv.evaluation.source import check_same_classes
 from fastadv.models import NormalizedModel
 from fastadv.models.source import Source, open_source
 from fastadv.results.analysis_settings import InfluenceSetting
-from fastadv.statistics import wilson
 from fastadv.transfer.features import FeatureCache, Features, completed, embedder
 
 RANKS = 100  # The most influential training images that are kept of each test image.
@@ -156,9 +155,10 @@ def _summarize(
     top = most_influential(found, RANKS)
     same = train.labels[top] == test.labels[:, None]
     n = len(test)
-    numbers = [_share("same_class_top1", same[:, 0], n)]
+    numbers = [Measured.share_of("same_class_top1", int(same[:, 0].sum()), n)]
     if top.shape[1] >= 5:
-        numbers.append(_share("same_class_3_of_5", same[:, :5].sum(1) >= 3, n))
+        count = int((same[:, :5].sum(1) >= 3).sum())
+        numbers.append(Measured.share_of("same_class_3_of_5", count, n))
     arrays = {
         "top": top.astype(np.int32),
         "influence": np.take_along_axis(found, top, 1).astype(np.float32),
@@ -169,11 +169,6 @@ def _summarize(
         "pairs": _pairs(top[:, 0], train, test, options),
     }
     return Findings(numbers, arrays)
-
-
-def _share(metric: str, which: NDArray[np.bool_], n: int) -> Measured:
-    low, high = wilson(int(which.sum()), n)
-    return Measured(metric, 100 * float(which.mean()), 100 * low, 100 * high, n)
 
 
 def heat_map(

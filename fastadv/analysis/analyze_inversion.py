@@ -17,12 +17,12 @@ from fastadv.analysis.ascent import (
     view_of_layer,
 )
 from fastadv.analysis.contract import Analysis, Findings, Measured
-from fastadv.analysis.images import a_few, options_for, pixels
+from fastadv.analysis.images import a_few, options_for, pixels, seen_by
 from fastadv.analysis.portions import Portions
 from fastadv.analysis.seeing_config import InversionConfig
 from fastadv.analysis.starts import noise_image
 from fastadv.data import open_dataset
-from fastadv.errors import ConfigError
+from fastadv.errors import ConfigError, DataError
 from fastadv.evaluation.rows import source_record, target_record
 from fastadv.models.source import Source, open_source
 from fastadv.models.view import AttackView
@@ -63,7 +63,7 @@ def prepare(config: InversionConfig, name: str) -> Analysis:
         return view_of_layer(model, config.layer, side)
 
     make_view()  # A layer that does not exist is found before anything is computed.
-    images = a_few(test, 2 * config.num_images, config.seed)
+    images = seen_by(source, a_few(test, 2 * config.num_images, config.seed))
     count = len(images) // 2
     if not count:
         raise ConfigError(f"{test.name} has one test image; an inversion needs two")
@@ -79,7 +79,20 @@ def prepare(config: InversionConfig, name: str) -> Analysis:
 
     def compute(portions: Portions) -> Findings:
         both = pixels(images, range(len(images)), options)
-        targets, others = both[: len(both) // 2 * 2].chunk(2)
+        read = len(both) // 2
+        if not read:
+            raise DataError(
+                f"{images.name} has one test image that can be read; an inversion needs two"
+            )
+        if read < count:
+            log.warning(
+                "%d of %d test images cannot be read: %d are targets, not %d",
+                len(images) - len(both),
+                len(images),
+                read,
+                count,
+            )
+        targets, others = both[: 2 * read].chunk(2)
         starts = others.float() / 255
         if config.start == "noise":
             shape = 3, side, side

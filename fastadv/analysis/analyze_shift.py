@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 from fastadv.analysis.contract import Analysis, Findings, Measured
-from fastadv.analysis.images import options_for
+from fastadv.analysis.decisions import finite_logits
+from fastadv.analysis.images import options_for, seen_by
 from fastadv.analysis.portions import Portions, count_batches, numbered_batches
 from fastadv.analysis.shift_config import ShiftConfig
 from fastadv.analysis.shifts import (
@@ -22,7 +23,6 @@ from fastadv.analysis.shifts import (
     Condition,
     corrupted_batches,
     decided,
-    logits_of,
     mean_share,
     per_condition,
 )
@@ -45,7 +45,6 @@ from fastadv.models.source import Source, open_source
 from fastadv.models.view import AttackView
 from fastadv.preparation import Preparation
 from fastadv.results.shift_settings import ShiftSetting
-from fastadv.statistics import wilson
 
 log = logging.getLogger(__name__)
 
@@ -134,7 +133,7 @@ def prepare(config: ShiftConfig, name: str) -> Analysis:
     made = bool(conditions) and files is None
     return Analysis(
         source=source_record(source),
-        target=target_record(every, side, title),
+        target=target_record(seen_by(source, every), side, title),
         setting=ShiftSetting(
             num_images=len(images),
             corruptions=tuple(dict.fromkeys(kind for kind, _ in conditions)),
@@ -210,11 +209,7 @@ def _judge(work: _Work, portions: Portions) -> Findings:
     arrays: dict[str, Any] = {"classes": np.array(work.classes.classes)}
     if "clean_logits" in found:
         right = found["fell_to"] == 0
-        n = len(right)
-        low, high = wilson(int(right.sum()), n)
-        numbers.append(
-            Measured("top1", 100 * float(right.mean()), 100 * low, 100 * high, n)
-        )
+        numbers.append(Measured.share_of("top1", int(right.sum()), len(right)))
     if kinds:
         right = found["right"]
         n = right.shape[2]
@@ -236,7 +231,7 @@ def _from_images(work: _Work, portions: Portions) -> dict[str, NDArray[Any]]:
 
     def judge(first: int) -> Iterator[tuple[int, dict[str, NDArray[Any]]]]:
         view = _view(work)
-        loader = make_loader(work.images, **vars(work.options))
+        loader = make_loader(seen_by(work.source, work.images), **vars(work.options))
         with ThreadPoolExecutor(work.options.worker_count or 1) as pool:
             for number, batch in numbered_batches(loader, first):
                 rows = positions[batch.indices.cpu().numpy()]
@@ -244,8 +239,6 @@ def _from_images(work: _Work, portions: Portions) -> dict[str, NDArray[Any]]:
 
     total = count_batches(work.images, work.options)
     parts = list(portions.each(_batches(work), total, judge))
-    if not parts:
-        raise DataError(f"{work.images.name} has no image that can be read")
     found = {
         name: np.concatenate([part[name] for part in parts], 2 if name in FIELDS else 0)
         for name in parts[0]
@@ -266,7 +259,7 @@ def _judge_batch(
     """Judge a batch as it is and under every condition; `rows` seed its draws."""
     labels = _labels(work, batch)
     what = f"{work.source.name} on {work.images.name}"
-    scores = logits_of(view, batch.images, work.classes, what)
+    scores = finite_logits(view, batch.images, what, work.classes)
     found: dict[str, NDArray[Any]] = {
         "indices": rows.astype(np.int32),
         "labels": labels.cpu().numpy().astype(np.int32),
@@ -281,7 +274,8 @@ def _judge_batch(
     for (kind, severity), images in zip(work.conditions, made, strict=True):
         tensor = torch.from_numpy(images).permute(0, 3, 1, 2).to(labels.device)
         what = f"{work.source.name} under {kind} {severity}"
-        under.append(decided(logits_of(view, tensor, work.classes, what), labels))
+        scores = finite_logits(view, tensor, what, work.classes)
+        under.append(decided(scores, labels))
     return found | per_condition(under, *work.shape)
 
 
@@ -295,9 +289,9 @@ def _from_files(work: _Work, portions: Portions) -> dict[str, NDArray[Any]]:
         for number, ((kind, severity), images) in enumerate(files[first:], first):
             what = f"{work.source.name} under {kind} {severity}"
             parts = []
-            for batch in make_loader(images, **options):
+            for batch in make_loader(seen_by(work.source, images), **options):
                 labels = _labels(work, batch)
-                scores = logits_of(view, batch.images, work.classes, what)
+                scores = finite_logits(view, batch.images, what, work.classes)
                 part = decided(scores, labels)
                 parts.append(part | {"labels": labels.cpu().numpy().astype(np.int32)})
             yield number, {n: np.concatenate([p[n] for p in parts]) for n in parts[0]}

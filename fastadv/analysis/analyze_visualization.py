@@ -20,11 +20,11 @@ from fastadv.analysis.ascent import (
     view_of_layer,
 )
 from fastadv.analysis.contract import Analysis, Findings, Measured
-from fastadv.analysis.images import a_few, options_for, pixels
+from fastadv.analysis.images import a_few, options_for, pixels, seen_by
 from fastadv.analysis.portions import Portions
 from fastadv.analysis.seeing_config import VisualizationConfig
 from fastadv.analysis.starts import GaussianImages, noise_image
-from fastadv.data import DatasetSplits, ImageSet, LoaderOptions, open_dataset
+from fastadv.data import ImageSet, LoaderOptions, open_dataset
 from fastadv.data.sets.subsets import at_most
 from fastadv.errors import ConfigError, DataError, unknown_name
 from fastadv.evaluation.rows import source_record, target_record
@@ -74,7 +74,7 @@ def prepare(config: VisualizationConfig, name: str) -> Analysis:
         units = _units(
             config.units, source, layer, count_units(make_view(), layer, side)
         )
-    photos = a_few(splits.test, config.num_images, config.seed)
+    photos = seen_by(source, a_few(splits.test, config.num_images, config.seed))
     if config.start == "images" and len(photos) < config.num_images:
         log.warning(
             "%s has %d test images, not %d", photos.name, len(photos), config.num_images
@@ -82,7 +82,8 @@ def prepare(config: VisualizationConfig, name: str) -> Analysis:
     budget = config.budget(side, _EPS_AT_224 * side / 224)
 
     def compute(portions: Portions) -> Findings:
-        starts = _starts(config, source, splits, photos, options, units)
+        train = seen_by(source, splits.train)
+        starts = _starts(config, source, train, photos, options, units)
         objective = class_objective() if config.classes else unit_objective(layer)
         count = starts.shape[1]
         cells = [
@@ -211,7 +212,7 @@ def _grain(config: VisualizationConfig, side: int) -> int:
 def _starts(
     config: VisualizationConfig,
     source: Source,
-    splits: DatasetSplits,
+    train: ImageSet,
     photos: ImageSet,
     options: LoaderOptions,
     units: Sequence[int],
@@ -223,7 +224,6 @@ def _starts(
     if config.start == "noise":
         drawn = [noise_image((3, side, side), config.seed, i) for i in count]
         return torch.stack(drawn)[None]
-    train = splits.train
     if not config.classes:
         some = at_most(train, config.num_fitted, config.seed)
         fitted = GaussianImages(
@@ -234,12 +234,13 @@ def _starts(
     drawn = []
     for unit in units:
         rows = np.flatnonzero(train.labels == unit)[: config.num_fitted]
-        if len(rows) < 2:
+        images = pixels(train, rows, options) if len(rows) else torch.empty(0)
+        if len(images) < 2:
             raise DataError(
-                f"{train.name} has {len(rows)} training images of class "
-                f"{train.classes[unit]}; a Gaussian needs two"
+                f"{train.name} has {len(images)} training images of class "
+                f"{train.classes[unit]} that can be read; a Gaussian needs two"
             )
-        fitted = GaussianImages(pixels(train, rows, options), _grain(config, side))
+        fitted = GaussianImages(images, _grain(config, side))
         each = [fitted.draw(config.seed, unit, number) for number in count]
         drawn.append(torch.stack(each))
     return torch.stack(drawn)

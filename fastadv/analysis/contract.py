@@ -28,7 +28,7 @@ from fastadv.results.row import (
 )
 from fastadv.results.settings import Setting
 from fastadv.results.table import ResultsTable
-from fastadv.statistics import mean_interval
+from fastadv.statistics import mean_interval, wilson
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +57,12 @@ class Measured:
         if len(values) < 3:
             return cls(metric, mean, n=len(values))
         return cls(metric, mean, low, high, len(values))
+
+    @classmethod
+    def share_of(cls, metric: str, count: int, n: int) -> Measured:
+        """Return the share of `n` images, in percent, with Wilson's interval."""
+        low, high = wilson(count, n)
+        return cls(metric, 100 * (count / n), 100 * low, 100 * high, n)
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,6 @@ from fastadv.evaluation.source import check_same_classes
 from fastadv.models.source import Source, open_source
 from fastadv.models.view import AttackView
 from fastadv.results.analysis_settings import ShapeSetting
-from fastadv.statistics import wilson
 
 Classes = NDArray[np.int64]
 
@@ -97,11 +96,13 @@ def prepare_cues(config: ShapeConfig, name: str) -> Analysis:
         rows, others = decide("others", plain)
         right = others == cues.others.labels[rows]
         numbers = [
-            _share("shape_share", bias.shape, cued),
-            _share("cued_share", cued, int(conflict.sum())),
-            _share("shape_accuracy", int(for_shape.sum()), len(shapes)),
-            _share("texture_accuracy", int(for_texture.sum()), len(textures)),
-            _share(cues.metric, int(right.sum()), len(right)),
+            Measured.share_of("shape_share", bias.shape, cued),
+            Measured.share_of("cued_share", cued, int(conflict.sum())),
+            Measured.share_of("shape_accuracy", int(for_shape.sum()), len(shapes)),
+            Measured.share_of(
+                "texture_accuracy", int(for_texture.sum()), len(textures)
+            ),
+            Measured.share_of(cues.metric, int(right.sum()), len(right)),
         ]
         arrays = {"decisions": decisions, "shapes": shapes, "textures": textures}
         return Findings(numbers, arrays)
@@ -118,11 +119,6 @@ def prepare_cues(config: ShapeConfig, name: str) -> Analysis:
         compute=compute,
         seed=config.seed,
     )
-
-
-def _share(metric: str, count: int, n: int) -> Measured:
-    low, high = wilson(count, n)
-    return Measured(metric, 100 * count / n, 100 * low, 100 * high, n)
 
 
 def _decisions(

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastadv.analysis.config import AnalysisConfig
+from fastadv.analysis.portions import numbered_batches
 from fastadv.data import ImageSet, LoaderOptions, make_loader
 from fastadv.data.counter import derive_key, permutation
 from fastadv.data.sets.subsets import Downscaled, Subset
@@ -76,11 +77,15 @@ def pixels(
 
     Args:
         images: Where they come from.
-        rows: Positions of those that are wanted; ones that cannot be read are left out.
+        rows: Positions of those that are wanted. Ones that cannot be read are named in the
+            log and left out.
         options: Options of the loader.
 
     Returns:
         uint8 [n, C, H, W] on the CPU.
+
+    Raises:
+        DataError: None of them can be read.
     """
     loader = make_loader(Subset(images, rows), **(vars(options) | {"device": "cpu"}))
-    return torch.cat([batch.images.contiguous() for batch in loader])
+    return torch.cat([each.images.contiguous() for _, each in numbered_batches(loader)])

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from fastadv.data import Batch, ImageSet, Loader, LoaderOptions
-from fastadv.errors import OutputError
+from fastadv.errors import DataError, OutputError
 from fastadv.files import write_atomic
 from fastadv.progress import Progress
 
@@ -118,11 +118,18 @@ def numbered_batches(loader: Loader, first: int = 0) -> Iterator[tuple[int, Batc
 
     Yields:
         Numbers and batches. A batch without any image that can be read is left out.
+
+    Raises:
+        DataError: No image at all can be read.
     """
     size = loader.options.batch_size
     loader.load_state_dict(loader.state_dict() | {"position": first * size})
+    number = None
     for batch in loader:
-        yield int(batch.indices[0]) // size, batch
+        number = int(batch.indices[0]) // size
+        yield number, batch
+    if number is None and not first:
+        raise DataError(f"{loader.imageset.name} has no image that can be read")
 
 
 def count_batches(images: ImageSet, options: LoaderOptions) -> int:

@@ -12,14 +12,14 @@ from fastadv.ranges import ABOVE_0, AT_LEAST_0, AT_LEAST_1, Range
 
 @dataclass(frozen=True, kw_only=True)
 class GradientsConfig(AnalysisConfig):
-    """Show the gradient of the loss by the pixels, and how much it is like the image.
+    """Show the gradient of the loss with respect to the pixels, and how like the image it is.
 
     Gradients of robust networks follow the object (Tsipras et al. 2019). The number is the
     alignment of Etmann et al. 2019: how much of the image lies along the gradient of the
     predicted class.
     """
 
-    num_images: Annotated[int | None, AT_LEAST_1] = 500
+    num_images: Annotated[int | None, AT_LEAST_1] = 1000
     """Number of test images, a stratified, seeded subset; fewer are used where the data
     set has fewer."""
     batch_size: Annotated[int, AT_LEAST_1] = 64

@@ -69,10 +69,10 @@ class CorruptionErrorConfig(DerivedConfig):
 class CalibrationConfig(DerivedConfig):
     """Measure calibration, clean and attacked, from the logits that rows have kept.
 
-    Expected calibration error (Guo et al. 2017) in bins of equal width and of equal mass,
-    negative log-likelihood, Brier score, and the same after a temperature that was fitted
-    to the other half of the images. Evaluations, transfers and shifts keep logits unless
-    they ran with `keep=verdicts` or `keep=none`.
+    The numbers are the expected calibration error (Guo et al. 2017) in bins of equal width
+    and of equal mass, the negative log-likelihood and the Brier score, and the same after a
+    temperature that was fitted to the other half of the images. Evaluations, transfers and
+    shifts keep logits unless they ran with `keep=verdicts` or `keep=none`.
     """
 
     bins: Annotated[int, Range(2, 1000, "[]")] = 15

@@ -11,9 +11,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastadv.data.corruptions.corrupt import corrupt
-from fastadv.errors import CheckpointError
-from fastadv.evaluation.class_map import ClassMap
-from fastadv.models.view import AttackView
 from fastadv.statistics import wilson
 
 Condition = tuple[str, int]
@@ -58,29 +55,6 @@ def corrupted_batches(
         if after is not None:
             waiting = begin(after)
         yield np.stack(made)
-
-
-@torch.no_grad()
-def logits_of(view: AttackView, images: Tensor, classes: ClassMap, what: str) -> Tensor:
-    """Return the logits of the classes of the data, float32 [n, len(classes.classes)].
-
-    Args:
-        view: The network.
-        images: Images, uint8 [n, 3, H, W], on its device.
-        classes: Which outputs stand for which class.
-        what: The network and the images in messages.
-
-    Raises:
-        CheckpointError: Logits are not finite.
-    """
-    scores = classes.scores(view(view.normalize(images)).float())
-    if bad := int((~torch.isfinite(scores)).any(1).sum()):
-        raise CheckpointError(
-            f"{what}: the logits of {bad} of {len(scores)} images of a batch are not "
-            "finite, so that the network decides nothing; look for NaN or overflow in its "
-            "weights"
-        )
-    return scores
 
 
 def decided(scores: Tensor, labels: Tensor) -> dict[str, NDArray[np.generic]]:

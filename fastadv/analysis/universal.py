@@ -10,10 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastadv.analysis.contract import Measured
-from fastadv.analysis.vulnerability import decide
+from fastadv.analysis.decisions import finite_logits
 from fastadv.attacks.universal import perturbed
 from fastadv.models.view import AttackView
-from fastadv.statistics import wilson
 
 
 @dataclass(frozen=True)
@@ -42,14 +41,15 @@ def show(
         name: Name of the network in errors.
 
     Raises:
-        ConfigError: Outputs are not finite.
+        CheckpointError: Outputs are not finite.
     """
-    found = {
-        "labels": labels,
-        "decided": decide(view, images, name).argmax(1),
-        "perturbed": decide(view, perturbed(images, shown.delta), name).argmax(1),
-        "noisy": decide(view, perturbed(images, shown.noise), name).argmax(1),
+    seen = {
+        "decided": images,
+        "perturbed": perturbed(images, shown.delta),
+        "noisy": perturbed(images, shown.noise),
     }
+    found = {key: finite_logits(view, x, name).argmax(1) for key, x in seen.items()}
+    found["labels"] = labels
     return {key: value.int().cpu().numpy() for key, value in found.items()}
 
 
@@ -75,10 +75,7 @@ def show_summary(
     if knows:
         counted["clean_accuracy"] = decided == labels
         counted["perturbed_accuracy"] = found["perturbed"] == labels
-    measured = []
-    for metric, hits in counted.items():
-        low, high = wilson(int(hits.sum()), len(hits))
-        measured.append(
-            Measured(metric, 100 * hits.mean(), 100 * low, 100 * high, len(hits))
-        )
-    return measured
+    return [
+        Measured.share_of(metric, int(hits.sum()), len(hits))
+        for metric, hits in counted.items()
+    ]

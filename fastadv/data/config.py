@@ -55,7 +55,8 @@ class ImagesConfig(Checked):
     """Shorter side in pixels to which images are resized before their centre is cropped,
     when a network is judged. Default: what the network expects."""
     interpolation: Interpolation | None = None
-    """Filter of that resizing. Default: what the network expects, else bilinear."""
+    """Filter with which images are resized then. Default: what the network expects, else
+    bilinear."""
     workers: Annotated[int | None, AT_LEAST_0] = None
     """Number of decoding threads or processes. Default: one per core, at most 8."""
     on_bad_image: OnBadImage = "skip"

@@ -95,11 +95,12 @@ def target_record(
     images: ImageSet, resolution: int, name: str | None = None
 ) -> TargetRecord:
     """Return test images as rows name them; `name` replaces the name of the images."""
+    whole, _ = base_and_positions(images)
     return TargetRecord(
         name=name or images.name,
         fingerprint=images.fingerprint,
         resolution=resolution,
-        downscale=images.side if isinstance(images, Downscaled) else None,
+        downscale=whole.side if isinstance(whole, Downscaled) else None,
         num_test=len(images),
         num_classes=len(images.classes),
         class_names=images.classes,

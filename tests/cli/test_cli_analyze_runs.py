@@ -19,7 +19,9 @@ from small_runs import environment
 
 from fastadv.analysis import (
     analyze_gradients,
+    analyze_manipulation,
     analyze_shape,
+    analyze_shift,
     analyze_similarity,
     ascent,
 )
@@ -70,6 +72,16 @@ KINDS: dict[str, tuple[Any, str, list[object]]] = {
          "--layers", "layer1", "--measure", "svcca"],
     ),
     "shape": (analyze_shape, "_probabilities", ["--batch-size", 8]),
+    "manipulation": (
+        analyze_manipulation, "finite_logits",
+        ["--data", "digits", "--how", "low_pass", "--levels", 2, "--num-images", 40,
+         "--batch-size", 8],
+    ),
+    "shift": (
+        analyze_shift, "_judge_batch",
+        ["--data", "digits", "--corruptions", "contrast", "gaussian_noise",
+         "--severities", 2, "--num-images", 40, "--batch-size", 8],
+    ),
     "gradients": (
         analyze_gradients, "alignments",
         ["--data", "digits", "--num-images", 40, "--batch-size", 8],
@@ -84,6 +96,8 @@ KINDS: dict[str, tuple[Any, str, list[object]]] = {
         ["--data", "digits", "--num-images", 5, "--batch-size", 1, "--num-steps", 2],
     ),
 }  # fmt: skip
+# A portion has the activations of two networks, or images as they are and changed.
+TWO_CALLS = ("cka", "svcca", "manipulation")
 
 
 def words(kind: str, networks: list[Path], cues: Path) -> list[object]:
@@ -149,9 +163,8 @@ def test_a_stopped_analysis_continues(
     assert list((tmp_path / "r" / "_unfinished").iterdir())
     again, rest = run(tmp_path / "r")
     assert again.code == 0, again.err
-    # Of CKA and SVCCA, a portion has the activations of two networks.
     repeated = rest - (calls - stop + 1)
-    assert repeated in ((0, 1) if kind.endswith("cca") or kind == "cka" else (0,))
+    assert repeated in ((0, 1) if kind in TWO_CALLS else (0,))
     assert contents(tmp_path / "r") == contents(tmp_path / "undisturbed")
     assert not (tmp_path / "r" / "_unfinished").exists()
 
