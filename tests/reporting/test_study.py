@@ -42,6 +42,7 @@ TITLES = [
     "Gain with few training images",
     "Number of trained blocks",
     "Robust accuracy after transfer",
+    "Decline against what varies",
     "By class",
 ]
 
