@@ -37,7 +37,8 @@ IMAGES = {"cifar10": 50_000, "cifar100": 50_000, "svhn": 73_257}  # others: 60,0
 COMMON = {
     "optimizer": "sgd", "momentum": 0.9, "clip_grad": None, "label_smoothing": 0.0,
     "mixup": 0.0, "cutmix": 0.0, "accumulate": 1, "ema": None, "num_restarts": 1,
-    "eps_warmup": 0, "progressive": None, "init_from": None, "num_train": None,
+    "clean_epochs": 0, "eps_warmup": 0, "progressive": None, "init_from": None,
+    "num_train": None,
     "color_jitter": None, "lighting": None, "precision": "auto", "seed": 0,
     "beta": None, "replays": None, "noise": None, "milestones": None, "peak": 0.3,
     "resolution": None, "random_start": False, "step_size": None, "bn_mode": "eval",

@@ -21,11 +21,13 @@ from fastadv.reporting.figures.palette import (
     horizontal_grid,
     house_style,
     new_figure,
+    wrapped,
 )
 
 MOST_GROUPS = 72
 _PER_LINE = 8  # groups in one panel; more are drawn in further panels below it
 _LABELLED = 36  # bars of a figure up to which each has its value written into it
+_LETTERS = 22  # Of the label of a group, in one line.
 _ROOM = 8  # percent; a lower bar has no room for its value, which then stands above
 
 
@@ -79,7 +81,10 @@ def grouped_bars(
             _draw(ax, {label: groups[label] for label in panel}, colors, labelled)
             ax.set_xlim(-0.6, widest - 0.4)
             ax.set_ylabel(y_label)
-        handles = [Line2D([], [], color=c, lw=7, label=n) for n, c in colors.items()]
+        handles = [
+            Line2D([], [], color=c, lw=7, label=wrapped(n, 30))
+            for n, c in colors.items()
+        ]
         columns = min(4, len(handles))
         figure.legend(handles=handles, loc="outside upper left", ncols=columns)
         whiskers = any(bar.low is not None for bar in bars)
@@ -88,6 +93,11 @@ def grouped_bars(
         if note:
             figure.supxlabel(note, color=MUTED, fontsize=8, x=0.01, ha="left")
     return figure
+
+
+def _lines(label: str) -> str:
+    """Break the lines of a label that are wider than a group."""
+    return "\n".join(wrapped(line, _LETTERS) for line in label.splitlines())
 
 
 def _draw(
@@ -124,4 +134,4 @@ def _draw(
     horizontal_grid(ax)
     ax.set_ylim(0, 108)
     ax.set_yticks(range(0, 101, 20))
-    ax.set_xticks(range(len(groups)), list(groups))
+    ax.set_xticks(range(len(groups)), [_lines(label) for label in groups])

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +22,7 @@ from fastadv.reporting.figures.palette import (
     horizontal_grid,
     house_style,
     new_figure,
+    wrapped,
 )
 from fastadv.statistics import Line
 
@@ -94,7 +94,7 @@ def draw_panels(
     height = 2.7 if panels[0].clouds else 2.5
     used = {name for panel in panels for name in (*panel.series, *panel.clouds)}
     handles = [
-        Line2D([], [], color=color, marker="o", markersize=4, label=name)
+        Line2D([], [], color=color, marker="o", markersize=4, label=wrapped(name, 30))
         for name, color in colors.items()
         if name in used
     ]
@@ -107,7 +107,7 @@ def draw_panels(
             ax.set_visible(False)
         for index, (ax, panel) in enumerate(zip(axes, panels, strict=False)):
             horizontal_grid(ax)
-            ax.set_title(_wrapped(panel.title), fontsize=9)
+            ax.set_title(wrapped(panel.title, _CHARACTERS), fontsize=9)
             if index + columns >= len(panels):
                 ax.set_xlabel(x_label)
             if index % columns == 0:
@@ -118,7 +118,7 @@ def draw_panels(
                 _draw_lines(ax, panel, colors, zero)
             if ticks is not None:
                 _set_ticks(ax, panel, ticks)
-        ncols = min(4, len(handles))
+        ncols = min(4, len(handles), max(2, int(figure.get_figwidth() / 2.6)))
         figure.legend(handles=handles, loc="outside upper left", ncols=ncols)
     return figure
 
@@ -145,12 +145,6 @@ def _set_ticks(ax: Axes, panel: Panel, ticks: Mapping[float, str]) -> None:
     needed = (max(map(len, texts)) + 1) / 36 * (places[-1] - places[0])
     rotation = 0 if len(places) <= 7 and nearest >= needed else 45
     ax.set_xticks(places, texts, rotation=rotation, fontsize=8)
-
-
-def _wrapped(title: str) -> str:
-    """Break a title into as many lines as a panel is too narrow for."""
-    unbroken = title.replace(" = ", "\u00a0=\u00a0")
-    return "\n".join(textwrap.wrap(unbroken, _CHARACTERS)).replace("\u00a0", " ")
 
 
 def _draw_lines(ax: Axes, panel: Panel, colors: Mapping[str, str], zero: bool) -> None:

@@ -11,9 +11,16 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from fastadv.reporting.figures.palette import INK, PAPER, house_style, new_figure
+from fastadv.reporting.figures.palette import (
+    INK,
+    PAPER,
+    house_style,
+    new_figure,
+    wrapped,
+)
 
 _COLUMNS = 3
+_LETTERS = 38  # Of a title above a matrix, in one line.
 _WRITTEN = 12  # Cells in a row up to which their values are written into them.
 
 
@@ -71,7 +78,7 @@ def draw_matrices(
                 interpolation="none",
                 aspect="auto",
             )
-            ax.set_title(matrix.title)
+            ax.set_title(wrapped(matrix.title, _LETTERS))
             for axis, names, name_axis in (
                 (ax.yaxis, matrix.rows, ax.set_ylabel),
                 (ax.xaxis, matrix.columns, ax.set_xlabel),

@@ -6,6 +6,7 @@ turns each into a CSS variable, so that they follow the theme of the reader.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
@@ -87,6 +88,12 @@ def new_figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+def wrapped(text: str, characters: int) -> str:
+    """Break a title or a name into lines of at most so many characters."""
+    unbroken = text.replace(" = ", "\u00a0=\u00a0")
+    return textwrap.fill(unbroken, characters).replace("\u00a0", " ")
 
 
 def horizontal_grid(ax: Axes) -> None:
