@@ -85,8 +85,8 @@ def tried_out(argv: list[str]) -> list[str]:
     epochs = int(given) if given is not None and given.isdecimal() else _TRY_OUT_EPOCHS
     words |= {"--epochs": str(epochs), "--eval-every": str(max(epochs, 1))}
     if flag_value(argv, "--method") != "standard":
-        words["--clean-epochs"] = str(epochs // 5)
-        words["--eps-warmup"] = str(3 * epochs // 10)
+        words["--clean-epochs"] = str(2 * epochs // 5)
+        words["--eps-warmup"] = str(epochs // 5)
     if not any(flag_value(argv, name) for name in ("--optimizer", "--lr")):
         small = (flag_value(argv, "--arch") or "").endswith("_cifar")
         words |= {"--optimizer": "adamw", "--lr": "3e-3" if small else "1e-3"}
