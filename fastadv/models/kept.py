@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from fastadv.errors import CheckpointError, DataError
+from fastadv.errors import CheckpointError, ConfigError, DataError
 from fastadv.files import file_sha256
 from fastadv.models.foreign_checkpoints import same_tensor
 from fastadv.models.normalized import NormalizedModel
@@ -155,6 +155,11 @@ def _row(folder: Path, begin: str) -> tuple[ResultsTable, Row]:
         raise CheckpointError(
             f"row:{begin}: {error}; write row:TABLE/IDENTITY, with the folder of the table"
         ) from None
-    rows = table.find(begin)
+    try:
+        rows = table.find(begin)
+    except ConfigError as error:
+        raise ConfigError(
+            f"row:{begin}: {error}; the network of another table is row:TABLE/IDENTITY"
+        ) from None
     keeping = [row for row in rows if row.weights is not None]
     return table, (keeping or rows)[-1]

@@ -202,7 +202,7 @@ def test_a_source_that_is_gone_or_changed_is_said_to_be(tmp_path: Path) -> None:
     ("begin", "error", "text"),
     [
         ("zzz", ConfigError, "begins with 'zzz'; `fastadv-results list"),
-        ("", ConfigError, "begins with ''"),
+        ("", ConfigError, "begins with ''.*another table is row:TABLE/IDENTITY"),
         (None, ConfigError, "is ambiguous: 4 rows"),
     ],
 )
