@@ -78,7 +78,7 @@ class CorruptionErrorSetting:
         )
 
     def label(self) -> str:
-        """Return the reference."""
+        """Return what the errors are relative to as a text."""
         return f"errors relative to {self.reference}"
 
 
