@@ -91,7 +91,7 @@ def prepare(config: ManipulationConfig, name: str) -> Analysis:
             "levels": np.array(list(levels)),
             "decisions": decisions,
             "labels": labels,
-            "examples": found[0]["examples"],
+            "examples": _spread([each["examples"] for each in found]),
         }
         return Findings(numbers, arrays)
 
@@ -186,3 +186,10 @@ def _shuffles(config: ManipulationConfig, side: int) -> dict[str, Manipulation]:
 
 def _texts(levels: Sequence[float]) -> str:
     return " ".join(f"{level:g}" for level in levels)
+
+
+def _spread(first: list[np.ndarray]) -> np.ndarray:
+    """Choose examples among the first images of each batch, so that classes differ."""
+    every = np.concatenate(first)
+    places = np.linspace(0, len(every) - 1, min(_EXAMPLES, len(every)))
+    return np.take(every, places.round().astype(int), axis=0)

@@ -91,8 +91,8 @@ class ManipulationSetting:
         """Return what must be equal for two numbers to be compared."""
         return self.how, self.num_images
 
+    def label(self) -> str:
         """Return the manipulation and the number of images as a text."""
-        """Return what was taken."""
         return f"{self.how.replace('_', ' ')}, {self.num_images} images"
 
 
