@@ -86,7 +86,7 @@ def tried_out(argv: list[str]) -> list[str]:
     words |= {"--epochs": str(epochs), "--eval-every": str(max(epochs, 1))}
     if flag_value(argv, "--method") != "standard":
         words["--clean-epochs"] = str(2 * epochs // 5)
-        words["--eps-warmup"] = str(epochs // 5)
+        words["--eps-warmup"] = str(2 * epochs // 5)
     if not any(flag_value(argv, name) for name in ("--optimizer", "--lr")):
         small = (flag_value(argv, "--arch") or "").endswith("_cifar")
         words |= {"--optimizer": "adamw", "--lr": "3e-3" if small else "1e-3"}

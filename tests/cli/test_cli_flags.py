@@ -370,14 +370,14 @@ def test_the_published_command_starts_as_typed(tmp_path: Path) -> None:
         ("--arch resnet8_cifar", {"eps": 0.5, "lr": 3e-3, "optimizer": "adamw"}),
         (
             "--epochs 6",
-            {"epochs": 6, "clean_epochs": 2, "eps_warmup": 1, "eval_every": 6},
+            {"epochs": 6, "clean_epochs": 2, "eps_warmup": 2, "eval_every": 6},
         ),
         ("--epochs 1", {"epochs": 1, "eps_warmup": 0, "eval_every": 1}),
         ("--lr 0.05", {"optimizer": "sgd", "lr": 0.05, "schedule": "onecycle"}),
         ("--schedule cosine", {"schedule": "cosine", "optimizer": "adamw"}),
         ("--batch-size=16 --eval-every 1", {"batch_size": 16, "eval_every": 1}),
         ("--method standard", {"eps": 0, "clean_epochs": 0, "data": "shapetex_bold"}),
-        ("--method free", {"replays": 4, "clean_epochs": 12, "eps_warmup": 6}),
+        ("--method free", {"replays": 4, "clean_epochs": 12, "eps_warmup": 12}),
         # What names its data, or a file, is no try-out.
         ("--data digits", {"epochs": 90, "optimizer": "sgd", "lr": 0.1}),
         ("--data=shapetex", {"epochs": 90, "schedule": "step", "batch_size": None}),
