@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from typing import cast
 
 from matplotlib.figure import Figure
 
 from fastadv.reporting.figures.lines import panel_caption
-from fastadv.reporting.figures.palette import source_colors
+from fastadv.reporting.figures.palette import source_colors, wrapped
 from fastadv.reporting.figures.reliability import (
     MOST_DIAGRAMS,
     Diagram,
@@ -68,7 +67,7 @@ def calibration_sections(
             title = f"{first.source.name}, {first.target.name}, {attack}"
             diagrams.append(
                 Diagram(
-                    "\n".join(textwrap.wrap(title, _CHARACTERS)),
+                    wrapped(title, _CHARACTERS),
                     colors[first.source.name],
                     kept["count"],
                     kept["bin_confidence"],

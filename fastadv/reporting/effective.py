@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast
 
@@ -16,6 +15,7 @@ from fastadv.reporting.figures.palette import (
     house_style,
     new_figure,
     source_colors,
+    wrapped,
 )
 from fastadv.reporting.page.html import Section, Table
 from fastadv.results.row import Row
@@ -113,8 +113,8 @@ def _draw(
         values = [*first["shifted"], *low, *high]
         values += [kept["own"][1] for _, kept in drawn.values()]
         _set_scale(ax, "y", scale, values)
-        ax.set_xlabel(_wrapped(f"standard accuracy (%): {setting.standard_label}"))
-        ax.set_ylabel(_wrapped(f"accuracy under shift (%): {setting.shift_label}"))
+        ax.set_xlabel(wrapped(f"standard accuracy (%): {setting.standard_label}", 60))
+        ax.set_ylabel(wrapped(f"accuracy under shift (%): {setting.shift_label}", 60))
         figure.legend(loc="outside upper left", ncols=3)
     return figure
 
@@ -140,7 +140,3 @@ def _set_scale(
     getattr(ax, f"set_{axis}ticks")(ticks, [str(tick) for tick in ticks])
     ax.minorticks_off()
     ax.grid(axis=axis)
-
-
-def _wrapped(text: str) -> str:
-    return "\n".join(textwrap.wrap(text, 60))
