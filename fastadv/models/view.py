@@ -203,7 +203,9 @@ class AttackView(nn.Module):
         for key, buffer in source._buffers.items():
             if buffer is not None:
                 copied = self.mode == "train"  # BatchNorm would write to it
-                mine = self._followed(module._buffers[key], buffer, dtype, copied)
+                # A traced graph holds only the buffers that it reads.
+                held = module._buffers.get(key)
+                mine = self._followed(held, buffer, dtype, copied)
                 module._buffers[key] = mine
 
     @staticmethod
@@ -261,25 +263,26 @@ class AttackView(nn.Module):
         """Return the outputs of named modules; see `fastadv.models.activations`."""
         wanted = tuple(names)
         if not isinstance(self.net, fx.GraphModule):
-            with recording(self.net, wanted, self._head(wanted)) as found:
+            with recording(self.net, wanted, self._heads(wanted)) as found:
                 self.net(z)
         else:
             if wanted not in self._cuts:
-                self._cuts[wanted] = cut(self.net, wanted, self._head(wanted))
-            found = dict(zip(wanted, self._cuts[wanted](z), strict=True))
+                self._cuts[wanted] = cut(self.net, wanted, self._heads(wanted))
+            part = self._cuts[wanted]
+            found = dict(zip(part.keys, part(z), strict=True))
         return in_order(found, wanted)
 
-    def _head(self, names: tuple[str, ...]) -> str | None:
-        """Return the path of the head, where the embedding is among `names`."""
+    def _heads(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the paths of the heads, where the embedding is among `names`."""
         model = self._model[0]
         if EMBEDDING not in names:
-            return None
+            return ()
         if not isinstance(model, NormalizedModel):
             raise TypeError(
                 "features need a NormalizedModel (fastadv.create_model or load_model), "
                 f"got {type(model).__name__}: where its embedding ends is unknown"
             )
-        return model.spec.head_path(self.live)
+        return model.spec.head_paths(self.live)
 
 
 def _versions(tensors: list[Tensor]) -> int:
