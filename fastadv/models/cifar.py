@@ -156,6 +156,7 @@ class _PreActBlock(nn.Module):
             setattr(self, f"conv{number}", conv)
             width = new
         self.depth = len(shapes)
+        self.shortcut: nn.Module | None = None
         if stride != 1 or in_channels != outputs:
             # A sequence of one, as the published checkpoints have it.
             self.shortcut = nn.Sequential(
@@ -163,11 +164,11 @@ class _PreActBlock(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        out = F.relu(self.bn1(x))
-        shortcut = self.shortcut(out) if hasattr(self, "shortcut") else x
-        out = self.conv1(out)
-        for number in range(2, self.depth + 1):
+        out, shortcut = x, x
+        for number in range(1, self.depth + 1):
             active = F.relu(self.get_submodule(f"bn{number}")(out))
+            if number == 1 and self.shortcut is not None:
+                shortcut = self.shortcut(active)
             out = self.get_submodule(f"conv{number}")(active)
         return out + shortcut
 

@@ -102,7 +102,7 @@ def write_heads(
         bias: Bias [K], or None for zeros.
     """
     widths = [width_of(head) for head in heads]
-    for head, part in zip(heads, weight.split(widths, 1), strict=True):
+    for head, part in zip(heads, torch.split(weight, widths, 1), strict=True):
         head.weight.copy_((len(heads) * part).reshape(head.weight.shape))
         if head.bias is None and bias is not None:
             head.bias = nn.Parameter(bias.to(head.weight))
@@ -136,7 +136,7 @@ class MeanOfHeads(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Classify embeddings [N, D]: logits [N, K]."""
         widths = [width_of(head) for head in self._members()]
-        parts = zip(self._members(), features.split(widths, 1), strict=True)
+        parts = zip(self._members(), torch.split(features, widths, 1), strict=True)
         logits = [
             head(part if isinstance(head, nn.Linear) else part[..., None, None])
             for head, part in parts

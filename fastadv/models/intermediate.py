@@ -11,7 +11,7 @@ import contextlib
 import threading
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -109,7 +109,9 @@ def recording(
             # A copy, since a ReLU may overwrite it; nothing overwrites the head's input.
             handle = module.register_forward_hook(
                 lambda _, inputs, output, key=key, reads=reads: keep(
-                    key, inputs[0] if reads else output, copied=bool(not reads and path)
+                    key,
+                    inputs[0] if reads else output,
+                    copied=not key.startswith(EMBEDDING),
                 )
             )
             stack.callback(handle.remove)
@@ -139,7 +141,7 @@ def _key(number: int) -> str:
 
 def cut(
     graph: fx.GraphModule, names: Sequence[str], heads: Sequence[str] = ()
-) -> fx.GraphModule:
+) -> tuple[fx.GraphModule, tuple[str, ...]]:
     """Return a graph on the same modules whose outputs are those of the modules named.
 
     Args:
@@ -148,8 +150,8 @@ def cut(
         heads: Dotted paths of the classifiers, as `recording` takes them.
 
     Returns:
-        A graph whose outputs are the values of the dictionary that `recording` fills; the
-        attribute `keys` lists their keys.
+        A graph whose outputs are the values of the dictionary that `recording` fills, and
+        their keys.
 
     Raises:
         ValueError: A name is not that of a module, or its output no longer exists,
@@ -162,7 +164,7 @@ def cut(
         if node.op == "call_module":
             called[str(node.target)] = node
         elif node.op == "output":
-            returned[""] = node.args[0]
+            returned[""] = cast(fx.Node, node.args[0])
         for name in node.meta.get(RETURNED_BY, ()):
             returned[name] = node
     nodes: dict[str, fx.Node] = {}
@@ -171,7 +173,10 @@ def cut(
             raise TypeError(f"{type(graph).__name__} never calls its head {path!r}")
         if not reads and path not in returned:
             raise unknown_activation(key, activation_names(graph))
-        nodes[key] = called[path].args[0] if reads else returned[path]
+        node = called[path].args[0] if reads else returned[path]
+        if not isinstance(node, fx.Node):
+            raise unknown_activation(key, activation_names(graph))
+        nodes[key] = node
     wanted = set(nodes.values())
     copied: dict[fx.Node, fx.Node] = {}
     kept: dict[fx.Node, fx.Node] = {}
@@ -185,9 +190,7 @@ def cut(
             # A copy, since a ReLU may overwrite it; nothing comes after the last.
             kept[node] = result.call_method("clone", (copied[node],))
     result.output(tuple(kept[node] for node in nodes.values()))
-    part = fx.GraphModule(graph, result)
-    part.keys = tuple(nodes)
-    return part
+    return fx.GraphModule(graph, result), tuple(nodes)
 
 
 def activation_names(net: nn.Module) -> set[str]:
@@ -216,7 +219,7 @@ def in_order(found: dict[str, Tensor], names: Sequence[str]) -> dict[str, Tensor
 
 def _embedding(found: dict[str, Tensor]) -> Tensor:
     """Join what the heads read: maps [N, D, H, W] are averaged to [N, D]."""
-    parts = []
+    parts: list[Tensor] = []
     while (value := found.get(_key(len(parts)))) is not None:
         parts.append(value.mean((2, 3)) if value.dim() == 4 else value)
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)

@@ -192,8 +192,9 @@ inception_v3 | | fc |
 """
 
 # Sides in pixels of the images that networks were designed for, where it is not 224.
+_EFFICIENT_SIDES = (240, 288, 300, 380, 456, 528, 600)
 _SIDES = {
-    **{f"efficientnet_b{i}": s for i, s in enumerate((224, 240, 288, 300, 380, 456, 528, 600))},
+    **{f"efficientnet_b{i + 1}": side for i, side in enumerate(_EFFICIENT_SIDES)},
     **{"efficientnet_v2_s": 384, "efficientnet_v2_m": 480, "efficientnet_v2_l": 480},
     **{"swin_v2_t": 256, "swin_v2_s": 256, "swin_v2_b": 256, "inception_v3": 299},
 }

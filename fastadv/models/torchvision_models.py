@@ -38,7 +38,8 @@ def build(name: str, num_classes: int) -> nn.Module:
     net: nn.Module
     own: dict[str, Any] = {}
     if name == "wide_resnet50_4":  # torchvision has a class for it, but no function
-        return ResNet(Bottleneck, [3, 4, 6, 3], num_classes, width_per_group=256)
+        net = ResNet(Bottleneck, [3, 4, 6, 3], num_classes, width_per_group=256)
+        return net
     if name.startswith("regnet_"):
         return _regnet(name.removeprefix("regnet_"), num_classes)
     if name in ("googlenet", "inception_v3"):
@@ -53,7 +54,8 @@ def _regnet(name: str, num_classes: int) -> nn.Module:
         params = BlockParams.from_init_params(
             *_REGNETS[name], se_ratio=0.25 if name.startswith("y") else None
         )
-    return RegNet(params, num_classes=num_classes)
+    net: nn.Module = RegNet(params, num_classes=num_classes)
+    return net
 
 
 def small_stem(name: str, num_classes: int) -> nn.Module:

@@ -79,7 +79,7 @@ class AttackView(nn.Module):
         self._folds: dict[str, str] = {}  # by convolution, the BatchNorm behind it
         self.unfolded: dict[str, str] = {}
         self.unfolded_reason: str | None = None
-        self._cuts: dict[tuple[str, ...], fx.GraphModule] = {}
+        self._cuts: dict[tuple[str, ...], tuple[fx.GraphModule, tuple[str, ...]]] = {}
         # The model's parameters when they were followed last, and their versions then.
         self._seen: tuple[list[Tensor], int] = [], 0
         # A copy of the modules that shares every tensor with the model.
@@ -153,7 +153,7 @@ class AttackView(nn.Module):
         mine = list(self.net.named_modules())
         # Cuts share the layers, but hold parameters outside of layers by themselves.
         shared = {id(module) for _, module in mine}
-        for graph in self._cuts.values():
+        for graph, _ in self._cuts.values():
             own = graph.named_modules()
             mine += [(name, module) for name, module in own if id(module) not in shared]
         for name, module in mine:
@@ -204,8 +204,8 @@ class AttackView(nn.Module):
             if buffer is not None:
                 copied = self.mode == "train"  # BatchNorm would write to it
                 # A traced graph holds only the buffers that it reads.
-                held = module._buffers.get(key)
-                mine = self._followed(held, buffer, dtype, copied)
+                own = module._buffers.get(key)
+                mine = self._followed(own, buffer, dtype, copied)
                 module._buffers[key] = mine
 
     @staticmethod
@@ -268,8 +268,8 @@ class AttackView(nn.Module):
         else:
             if wanted not in self._cuts:
                 self._cuts[wanted] = cut(self.net, wanted, self._heads(wanted))
-            part = self._cuts[wanted]
-            found = dict(zip(part.keys, part(z), strict=True))
+            part, keys = self._cuts[wanted]
+            found = dict(zip(keys, part(z), strict=True))
         return in_order(found, wanted)
 
     def _heads(self, names: tuple[str, ...]) -> tuple[str, ...]:

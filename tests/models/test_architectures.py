@@ -52,7 +52,9 @@ def _one_thread_and_timm(request: pytest.FixtureRequest) -> None:
 
 
 def images(arch: str) -> Tensor:
-    side = 224 if "vit" in arch or "deit" in arch else min(64, get_spec(arch).image_size)
+    side = (
+        224 if "vit" in arch or "deit" in arch else min(64, get_spec(arch).image_size)
+    )
     return torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0))
 
 
