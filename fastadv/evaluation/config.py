@@ -12,6 +12,7 @@ from fastadv.data.config import ImagesConfig
 from fastadv.device import DeviceConfig
 from fastadv.errors import ConfigError, unknown_name
 from fastadv.flags import NormName, Pixels
+from fastadv.models.handed_in import named_source
 from fastadv.ranges import AT_LEAST_1
 from fastadv.results.config import KeepConfig
 
@@ -95,6 +96,7 @@ class EvaluationConfig(AttackConfig, ImagesConfig, DeviceConfig, KeepConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "checkpoint", named_source(self.checkpoint))
         if self.attack not in ATTACKS:
             raise ConfigError(unknown_name("`attack`", self.attack, ATTACKS))
         if self.attack in ("pgd", *MINIMAL) and self.judge == "package":

@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,8 +39,9 @@ from fastadv.models.foreign_checkpoints import (
 )
 from fastadv.models.heads import classes_of
 from fastadv.models.input_conventions import CONVENTIONS, make_rgb
-from fastadv.models.normalized import NormalizedModel
-from fastadv.models.registry import get_spec
+from fastadv.models.normalized import NormalizedModel, as_model
+from fastadv.models.own_networks import own_network
+from fastadv.models.registry import arch_name, get_spec
 from fastadv.models.weights import Weights, find_weights
 
 log = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ _NEEDS_CODE = re.compile(
 
 
 def save_model(
-    model: NormalizedModel,
+    model: nn.Module,
     path: str | os.PathLike[str],
     metadata: Mapping[str, Any] | None = None,
 ) -> None:
@@ -64,7 +65,8 @@ def save_model(
     architecture, classes and normalisation are in the header.
 
     Args:
-        model: The model; its weights are stored in their own dtype.
+        model: The model, or a network of your own that takes [0, 1] images; its weights are
+            stored in their own dtype.
         path: The file to write; missing folders are made.
         metadata: Anything JSON can hold (threat model, epoch, accuracy, commit).
 
@@ -75,13 +77,13 @@ def save_model(
             build the network again.
         TypeError: `metadata` holds something JSON cannot.
     """
+    model = as_model(model)
     try:
         get_spec(model.arch)
     except ConfigError as error:
         raise ConfigError(
             f"{error}. `load_model` could not build this network again, so {path} is not "
-            "written. Keep a network of your own with torch.save(model.net.state_dict(), "
-            "path), and give its weights back with model.net.load_state_dict"
+            "written"
         ) from None
     write_atomic(path, model_bytes(model, metadata))
 
@@ -149,7 +151,7 @@ def state_hash(model: nn.Module) -> str:
 
 def load_model(
     source: str | os.PathLike[str],
-    arch: str | None = None,
+    arch: str | nn.Module | Callable[..., nn.Module] | None = None,
     num_classes: int | None = None,
     *,
     mean: Sequence[float] | None = None,
@@ -165,7 +167,9 @@ def load_model(
             `torchvision:resnet18`, `timm:NAME`, `hf:org/name` (see `weights.py`, also
             for options such as `,input=caffe` after it).
         arch: Architecture, where neither the file nor its name says
-            (`{arch}_l2_eps3.ckpt`). If the file says otherwise it is refused.
+            (`{arch}_l2_eps3.ckpt`). If the file says otherwise it is refused. Of a
+            network of your own: its name, the function or class that builds it, or a
+            network of the kind, which is copied.
         num_classes: Number of classes that the head must have; None accepts any.
         mean: Per-channel mean in [0, 1] units, where the file does not say; the
             default is ImageNet's. If the file says otherwise it is refused.
@@ -183,9 +187,8 @@ def load_model(
         ('resnet18', 1000)
     """
     weights = find_weights(os.fspath(source), download=download)
-    return read_model(
-        replace(weights, arch=arch or weights.arch), num_classes, mean=mean, std=std
-    )
+    given = weights.arch if arch is None else arch_name(arch)
+    return read_model(replace(weights, arch=given), num_classes, mean=mean, std=std)
 
 
 def read_model(
@@ -351,7 +354,9 @@ def _damaged(file: Path, error: Exception) -> CheckpointError:
 def _decide_arch(weights: Weights, bare: BareWeights) -> str:
     file, given = weights.file, weights.arch
     if bare.arch is not None and given not in (None, bare.arch):
-        raise CheckpointError(f"{file} is a {bare.arch}, not a {given}")
+        if own_network(given or "") is None or bare.arch in ARCHITECTURES:
+            raise CheckpointError(f"{file} is a {bare.arch}, not a {given}")
+        return str(given)  # a network of your own may have got another name
     guess = str(facts_from_filename(file).get("arch"))
     if guess not in ARCHITECTURES and not guess.startswith(TIMM_PREFIX):
         guess = ""
