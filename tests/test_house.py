@@ -28,7 +28,7 @@ LAYERS = (
         "progress",
         "text_tables",
     },
-    {"ranges", "statistics", "threat", "preparation"},
+    {"addresses", "ranges", "statistics", "threat", "preparation"},
     {"device", "flags"},
     {"environment", "kernels", "results"},
     {"models", "data"},
