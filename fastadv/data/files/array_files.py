@@ -374,7 +374,7 @@ class _PlainUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _PLAIN_GLOBALS:
-            raise pickle.UnpicklingError(f"it needs {module}.{name}")
+            raise ValueError(f"it needs {module}.{name}")
         return super().find_class(module, name)
 
 
@@ -382,7 +382,7 @@ def _unpickle(path: Path) -> dict[str, Any]:
     try:
         data = _PlainUnpickler(io.BytesIO(path.read_bytes()), encoding="bytes").load()
         if not isinstance(data, dict):
-            raise pickle.UnpicklingError("it holds no dictionary")
+            raise ValueError("it holds no dictionary")
     # Damaged pickles raise anything from EOFError to AttributeError.
     except Exception as error:
         raise DataError(
