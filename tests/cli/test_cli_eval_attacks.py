@@ -288,7 +288,6 @@ def test_too_few_classes(call: Caller, tmp_path: Path) -> None:
     data = image_folder(tmp_path / "data")
     common = ["--checkpoint", path, "--data", data, "--resolution", 16, *SMALL.split()]
     for attack, name, least in (
-        ("autoattack", "apgd-t", 4),
         ("apgd-t", "apgd-t", 4),
         ("apgd-dlr", "apgd-dlr", 3),
     ):
@@ -299,3 +298,8 @@ def test_too_few_classes(call: Caller, tmp_path: Path) -> None:
         result = call("eval", *common, "--attack", attack, "--json")
         assert result.code == 0, result.err
         assert json.loads(result.out)["stages"][0]["name"] == attack
+    result = call("eval", *common, "--attack", "autoattack", "--json")
+    stages = [stage["name"] for stage in json.loads(result.out)["stages"]]
+    assert stages == ["apgd-ce", "fab", "square"]
+    assert "apgd-t needs at least 4 classes, the model has 2" in result.error
+    assert "it is left out" in result.error
