@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeAlias
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastadv.errors import unknown_name
+from fastadv.extensions import look_up
 
 
 @dataclass(frozen=True)
@@ -196,13 +196,15 @@ def get_objective(objective: AnyObjective) -> Objective:
     """Return the objective that a name, a function or an `Objective` stands for.
 
     Args:
-        objective: A key of `OBJECTIVES`; an `Objective`, which is returned as it is; or a
-            function (logits [N, K], labels [N]) -> loss [N] to be maximised, such as
-            `torch.nn.CrossEntropyLoss(reduction="none")`. A function whose second
+        objective: A key of `OBJECTIVES`; `module:name`, which is imported; the name of an
+            entry point in the group `fastadv.objectives`; an `Objective`, which is returned
+            as it is; or a function (logits [N, K], labels [N]) -> loss [N] to be maximised,
+            such as `torch.nn.CrossEntropyLoss(reduction="none")`. A function whose second
             parameter is called `context` is given the `Context` in place of the labels.
 
     Raises:
         ValueError: The name is unknown.
+        ConfigError: `module:name` cannot be imported.
         TypeError: It is none of these, or the function does not take two arguments.
 
     Example:
@@ -213,21 +215,25 @@ def get_objective(objective: AnyObjective) -> Objective:
     if isinstance(objective, Objective):
         return objective
     if isinstance(objective, str):
-        if objective not in OBJECTIVES:
-            raise ValueError(unknown_name("objective", objective, OBJECTIVES))
-        return OBJECTIVES[objective]
+        found = look_up("objective", objective, OBJECTIVES, "objectives")
+        return found if isinstance(found, Objective) else _own(found, objective)
+    return _own(objective)
+
+
+def _own(objective: Any, name: str | None = None) -> Objective:
+    """Return the objective that a user's function is; `name` is how it was named."""
     if not callable(objective):
         raise TypeError(
             f"objective={objective!r} is {type(objective).__name__}; accepted: a name "
             f"({', '.join(OBJECTIVES)}), an Objective, or a function (logits, labels) -> "
             "loss [N]"
         )
-    return _of_function(objective)
+    return _of_function(objective, name)
 
 
-def _of_function(function: Callable[..., Any]) -> Objective:
+def _of_function(function: Callable[..., Any], name: str | None) -> Objective:
     """Return an objective on the logits that calls `function`."""
-    name = getattr(function, "__name__", type(function).__name__)
+    name = name or getattr(function, "__name__", type(function).__name__)
     called = getattr(function, "forward", function)  # a module's own signature
     try:
         signature = inspect.signature(called)

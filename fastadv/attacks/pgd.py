@@ -54,9 +54,9 @@ class PGD(GradientAttack):
         num_restarts: Number of independent runs, of which the worst is kept per sample;
             more than one needs `random_start`.
         objective: Loss that is maximised: `"cross_entropy"`, `"margin"`, `"dlr"`, `"kl"`,
-            `"feature_distance"`, an `Objective`, or a function (logits [N, K], labels [N])
-            -> loss [N]. `"targeted"` minimises the cross-entropy of the classes that are
-            given as `y`, which are then the targets.
+            `"feature_distance"`, `module:name`, an `Objective`, or a function
+            (logits [N, K], labels [N]) -> loss [N]. `"targeted"` minimises the
+            cross-entropy of the classes that are given as `y`, which are then the targets.
         keep: Whether a call judges the `"best"` of all iterates (success first, then
             loss) or the `"last"`. It makes no difference to `perturb`.
         seed: Seed of the random starts. Calls with the same seed give the same result;
