@@ -37,7 +37,7 @@ LAYERS = (
     {"attacks"},
     {"evaluation", "reporting"},
     {"training"},
-    {"transfer"},
+    {"transfer", "detection"},
     {"analysis"},
     {"cli"},
 )
