@@ -233,24 +233,24 @@ def _own(objective: Any, name: str | None = None) -> Objective:
 
 def _of_function(function: Callable[..., Any], name: str | None) -> Objective:
     """Return an objective on the logits that calls `function`."""
-    name = name or getattr(function, "__name__", type(function).__name__)
+    title = str(name or getattr(function, "__name__", type(function).__name__))
     called = getattr(function, "forward", function)  # a module's own signature
     try:
         signature = inspect.signature(called)
         signature.bind(None, None)
     except TypeError:
         raise TypeError(
-            f"the objective {name!r} cannot be called as {name}(logits, labels); write a "
+            f"the objective {title!r} cannot be called as {title}(logits, labels); write a "
             "function of logits [N, K] and labels [N] that returns the loss [N]"
         ) from None
     except ValueError:  # a built-in function has no signature
         return Objective(
-            name, lambda outputs, context: function(outputs, context.labels)
+            title, lambda outputs, context: function(outputs, context.labels)
         )
     second = [*signature.parameters][1:2]
     if second == ["context"]:
-        return Objective(name, function)
-    return Objective(name, lambda outputs, context: function(outputs, context.labels))
+        return Objective(title, function)
+    return Objective(title, lambda outputs, context: function(outputs, context.labels))
 
 
 def succeeded(logits: Tensor, context: Context, objective: Objective) -> Tensor:

@@ -301,5 +301,5 @@ def test_too_few_classes(call: Caller, tmp_path: Path) -> None:
     result = call("eval", *common, "--attack", "autoattack", "--json")
     stages = [stage["name"] for stage in json.loads(result.out)["stages"]]
     assert stages == ["apgd-ce", "fab", "square"]
-    assert "apgd-t needs at least 4 classes, the model has 2" in result.error
-    assert "it is left out" in result.error
+    assert "apgd-t needs at least 4 classes, the model has 2" in result.err
+    assert "it is left out" in result.err
