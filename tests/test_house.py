@@ -36,7 +36,7 @@ LAYERS = (
     {"attacks"},
     {"evaluation", "reporting"},
     {"training"},
-    {"transfer"},
+    {"transfer", "detection"},
     {"analysis"},
     {"cli"},
 )
