@@ -91,7 +91,11 @@ class DetectorAttack:
             raise ValueError(f"step_size={step_size} must be a finite number >= 0")
         if loss not in LOSSES:
             raise ValueError(f"loss={loss!r} is unknown; accepted: {', '.join(LOSSES)}")
-        self.threat, self.num_steps, self.step_size = threat, num_steps, float(step_size)
+        self.threat, self.num_steps, self.step_size = (
+            threat,
+            num_steps,
+            float(step_size),
+        )
         self.random_start, self.loss, self.seed = random_start, loss, seed
 
     def describe(self) -> dict[str, Any]:
@@ -227,7 +231,9 @@ def _on_canvas(
         )
     for image in images:
         if image.dim() != 3 or image.shape[0] != 3 or 0 in image.shape:
-            raise ValueError(f"an image has shape {list(image.shape)}; expected [3, H, W]")
+            raise ValueError(
+                f"an image has shape {list(image.shape)}; expected [3, H, W]"
+            )
         if image.dtype != torch.uint8:
             check_pixels(image)
     kinds = {(each.dtype, each.device) for each in images}

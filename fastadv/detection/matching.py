@@ -8,7 +8,9 @@ counts each image as often as it was drawn.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -140,3 +142,62 @@ def _average_precision(found: Matches, counts: NDArray[np.int64]) -> Floats:
     mean = torch.where(total[:, 0] > 0, mean, torch.nan)
     result: Floats = mean.numpy()
     return result
+
+
+Pair: TypeAlias = tuple[Floats, Floats, Floats, Floats, NDArray[np.bool_]]
+
+
+def image_pair(truth: Any, detected: Any, ious: Any, image: int, category: int) -> Pair:
+    """Return what matching needs of the detections and objects of a class in an image.
+
+    Args:
+        truth: The objects, a `COCO` of faster-coco-eval.
+        detected: The detections, likewise.
+        ious: Their overlaps as its evaluation has computed them.
+        image: Number of the image.
+        category: Number of the class.
+
+    Returns:
+        Overlaps [D, G], scores and areas of detections [D], best score first, areas of
+        objects [G], and whether they are crowd regions [G].
+    """
+    found = detected.loadAnns(detected.getAnnIds(imgIds=[image], catIds=[category]))
+    true = truth.loadAnns(truth.getAnnIds(imgIds=[image], catIds=[category]))
+    scores = np.array([each["score"] for each in found], np.float64)
+    order = np.argsort(-scores, kind="stable")[:MOST_DETECTIONS]
+    overlaps = np.zeros((len(order), len(true)))
+    if overlaps.size:
+        overlaps = np.asarray(ious, np.float64)
+    return (
+        overlaps,
+        scores[order],
+        np.array([each["area"] for each in found], np.float64)[order],
+        np.array([each["area"] for each in true], np.float64),
+        np.array([each["iscrowd"] for each in true], bool),
+    )
+
+
+def class_matches(pairs: Sequence[Pair], bounds: tuple[float, float]) -> Matches:
+    """Match the detections of one class in every image.
+
+    Args:
+        pairs: What `image_pair` returned for each image.
+        bounds: Least and largest area in pixels of the objects that count.
+    """
+    low, high = bounds
+    image, right, wrong, objects = [], [], [], []
+    for i, (ious, scores, sizes, areas, crowd) in enumerate(pairs):
+        ignored = crowd | (areas < low) | (areas > high)
+        outside = (sizes < low) | (sizes > high)
+        of_image = match(ious, ignored, crowd, outside)
+        right.append(of_image[0])
+        wrong.append(of_image[1])
+        image.append(np.full(len(scores), i))
+        objects.append(int((~ignored).sum()))
+    order = np.argsort(-np.concatenate([pair[1] for pair in pairs]), kind="stable")
+    return Matches(
+        np.concatenate(image)[order],
+        np.concatenate(right, axis=1)[:, order],
+        np.concatenate(wrong, axis=1)[:, order],
+        np.array(objects, np.int64),
+    )

@@ -15,18 +15,17 @@ from torch import Tensor
 from fastadv.detection.matching import (
     AREAS,
     IOU_THRESHOLDS,
-    MOST_DETECTIONS,
     Floats,
-    Matches,
     average_precision,
-    match,
+    class_matches,
+    image_pair,
 )
 from fastadv.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
-Objects: TypeAlias = Mapping[str, Any]
-"""Objects of one image by torchvision's convention: `boxes` float [N, 4] (x1, y1, x2, y2 in
+Named: TypeAlias = Mapping[str, Any]
+"""Named of one image by torchvision's convention: `boxes` float [N, 4] (x1, y1, x2, y2 in
 pixels), `labels` int64 [N] from 1, `masks`, and `scores` of detections."""
 
 _TYPES: dict[Literal["box", "mask"], str] = {"box": "bbox", "mask": "segm"}
@@ -83,7 +82,7 @@ class Findings:
     _true: list[dict[str, Any]] = field(default_factory=list)
     _found: list[dict[str, Any]] = field(default_factory=list)
 
-    def add(self, found: Objects, true: Objects) -> None:
+    def add(self, found: Named, true: Named) -> None:
         """Add one image.
 
         Args:
@@ -127,7 +126,7 @@ class Findings:
         """The images, in the order in which they were added."""
         return list(self._sizes)
 
-    def _objects(self, what: str, given: Objects) -> list[dict[str, Any]]:
+    def _objects(self, what: str, given: Named) -> list[dict[str, Any]]:
         boxes = torch.as_tensor(given["boxes"]).detach().double().cpu().numpy()
         labels = torch.as_tensor(given["labels"]).cpu().numpy()
         boxes = boxes.reshape(-1, 4) if not boxes.size else boxes
@@ -136,7 +135,9 @@ class Findings:
                 f"{what} boxes have shape {list(boxes.shape)} and labels "
                 f"{list(labels.shape)}; expected [N, 4] and [N]"
             )
-        if len(labels) and not (1 <= labels.min() and labels.max() <= len(self.classes)):
+        if len(labels) and not (
+            labels.min() >= 1 and labels.max() <= len(self.classes)
+        ):
             raise ValueError(
                 f"{what} labels go from {labels.min()} to {labels.max()}; expected 1 to "
                 f"{len(self.classes)}, since 0 is the background"
@@ -192,7 +193,9 @@ class Findings:
         judge.accumulate()
         # [T, R, K, A]; -1 where there is nothing to be found.
         found = np.where(
-            judge.eval["precision"][..., -1] < 0, np.nan, judge.eval["precision"][..., -1]
+            judge.eval["precision"][..., -1] < 0,
+            np.nan,
+            judge.eval["precision"][..., -1],
         ).mean(1)
         precision = found.transpose(2, 0, 1)[None]
         values = _named(precision, what, self.classes)
@@ -210,7 +213,9 @@ class Findings:
         """Return the true objects and the detections as objects of `faster-coco-eval`."""
         truth = coco.COCO()
         truth.dataset = {
-            "images": [{"id": i, "height": h, "width": w} for i, (h, w) in self._sizes.items()],
+            "images": [
+                {"id": i, "height": h, "width": w} for i, (h, w) in self._sizes.items()
+            ],
             "categories": [
                 {"id": k, "name": name} for k, name in enumerate(self.classes, 1)
             ],
@@ -237,11 +242,11 @@ class Findings:
         )
         for k in range(len(self.classes)):
             pairs = [
-                _pair(truth, detected, ious.get((image, k + 1)), image, k + 1)
+                image_pair(truth, detected, ious.get((image, k + 1)), image, k + 1)
                 for image in images
             ]
             for a, bounds in enumerate(AREAS.values()):
-                matches = _matches(pairs, bounds)
+                matches = class_matches(pairs, bounds)
                 if matches.objects.any():
                     found[:, a, :, k] = average_precision(matches, counts)
         return found
@@ -260,7 +265,9 @@ class Findings:
         arrays: dict[str, NDArray[np.generic]] = {
             "image_ids": np.array(self.image_ids, np.int64),
             "image": np.array([place[each["image_id"]] for each in found], np.int32),
-            "boxes": np.array([each["box"] for each in found], np.float32).reshape(-1, 4),
+            "boxes": np.array([each["box"] for each in found], np.float32).reshape(
+                -1, 4
+            ),
             "labels": np.array([each["category_id"] for each in found], np.int32),
             "scores": np.array([each["score"] for each in found], np.float32),
         }
@@ -273,8 +280,8 @@ class Findings:
 
 
 def detection_metrics(
-    predictions: Sequence[Objects],
-    targets: Sequence[Objects],
+    predictions: Sequence[Named],
+    targets: Sequence[Named],
     classes: Sequence[str],
     *,
     masks: bool | None = None,
@@ -311,7 +318,9 @@ def detection_metrics(
             f"{len(targets)}; give one of each for every image"
         )
     if masks is None:
-        masks = bool(targets) and all("masks" in each for each in (*predictions, *targets))
+        masks = bool(targets) and all(
+            "masks" in each for each in (*predictions, *targets)
+        )
     findings = Findings(classes, masks)
     for found, true in zip(predictions, targets, strict=True):
         findings.add(found, true)
@@ -383,48 +392,6 @@ def _samples(images: int, resamples: int, seed: int) -> NDArray[np.int64]:
         return np.zeros((0, images), np.int64)
     draw = np.random.default_rng(seed)
     return draw.multinomial(images, np.full(images, 1 / images), size=resamples)
-
-
-_Pair: TypeAlias = tuple[Floats, Floats, Floats, Floats, NDArray[np.bool_]]
-
-
-def _pair(truth: Any, detected: Any, ious: Any, image: int, category: int) -> _Pair:
-    """Return overlaps [D, G], scores and areas of detections, and areas and crowds."""
-    found = detected.loadAnns(detected.getAnnIds(imgIds=[image], catIds=[category]))
-    true = truth.loadAnns(truth.getAnnIds(imgIds=[image], catIds=[category]))
-    scores = np.array([each["score"] for each in found], np.float64)
-    order = np.argsort(-scores, kind="stable")[:MOST_DETECTIONS]
-    overlaps = np.zeros((len(order), len(true)))
-    if overlaps.size:
-        overlaps = np.asarray(ious, np.float64)
-    return (
-        overlaps,
-        scores[order],
-        np.array([each["area"] for each in found], np.float64)[order],
-        np.array([each["area"] for each in true], np.float64),
-        np.array([each["iscrowd"] for each in true], bool),
-    )
-
-
-def _matches(pairs: Sequence[_Pair], bounds: tuple[float, float]) -> Matches:
-    """Match the detections of one class in every image, for objects of some area."""
-    low, high = bounds
-    image, right, wrong, objects = [], [], [], []
-    for i, (ious, scores, sizes, areas, crowd) in enumerate(pairs):
-        ignored = crowd | (areas < low) | (areas > high)
-        outside = (sizes < low) | (sizes > high)
-        of_image = match(ious, ignored, crowd, outside)
-        right.append(of_image[0])
-        wrong.append(of_image[1])
-        image.append(np.full(len(scores), i))
-        objects.append(int((~ignored).sum()))
-    order = np.argsort(-np.concatenate([pair[1] for pair in pairs]), kind="stable")
-    return Matches(
-        np.concatenate(image)[order],
-        np.concatenate(right, axis=1)[:, order],
-        np.concatenate(wrong, axis=1)[:, order],
-        np.array(objects, np.int64),
-    )
 
 
 def _named(

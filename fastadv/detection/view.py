@@ -57,7 +57,9 @@ class DetectorView(nn.Module):
                 "detectors need a Faster or Mask R-CNN of torchvision"
             )
         if losses not in LOSSES:
-            raise ValueError(f"loss={losses!r} is unknown; accepted: {', '.join(LOSSES)}")
+            raise ValueError(
+                f"loss={losses!r} is unknown; accepted: {', '.join(LOSSES)}"
+            )
         self.losses = losses
         self._live = (detector,)
         self._whole = AttackView(detector, fold=False)
@@ -147,7 +149,9 @@ class DetectorView(nn.Module):
         if isinstance(features, Tensor):
             features = {"0": features}
         with quick_convs(z.device), quick_rois(z.device):
-            proposals, losses = self.net.rpn(ImageList(batch, shapes), features, targets)
+            proposals, losses = self.net.rpn(
+                ImageList(batch, shapes), features, targets
+            )
             _, more = self.net.roi_heads(features, proposals, shapes, targets)
         found = losses | more
         total: Tensor = sum(found[name] for name in LOSSES[self.losses])

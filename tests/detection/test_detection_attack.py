@@ -90,7 +90,10 @@ def test_the_view_has_the_losses_and_gradients_of_the_detector(
     for mine, theirs, (height, width) in zip(gradient, gradients, sizes, strict=True):
         mine = mine / std
         torch.testing.assert_close(
-            mine[:, :height, :width], theirs, rtol=1e-3, atol=1e-3 * float(theirs.abs().max())
+            mine[:, :height, :width],
+            theirs,
+            rtol=1e-3,
+            atol=1e-3 * float(theirs.abs().max()),
         )
         assert not mine[:, height:].any()
         assert not mine[:, :, width:].any()
@@ -109,8 +112,9 @@ def test_it_finds_what_a_plain_loop_finds(threat: ThreatModel, loss: Any) -> Non
         # Where there is no object, no box can be regressed.
         empty = loss == "regression" and not len(given[1][i]["boxes"])
         assert moved == 0 if empty else moved > 0.4 * threat.eps
-        if threat.norm == "linf":  # the sign of a gradient near zero may differ
-            assert ((mine - other).abs() < 1e-5).float().mean() > 0.95
+        if threat.norm == "linf":  # a gradient of zero may be one near zero
+            differ = (mine - other)[other != given[0][i] / 255].abs() > 1e-5
+            assert empty or differ.float().mean() < 0.02
         else:
             torch.testing.assert_close(mine, other, rtol=0, atol=2e-4)
     assert found.losses.shape == (3,)
@@ -158,7 +162,10 @@ def test_the_detector_and_the_generators_are_as_before() -> None:
     assert torch.equal(generator, torch.get_rng_state())
     for a, b in zip(kept[0], images, strict=True):
         assert torch.equal(a, b)
-    assert all(torch.equal(a["boxes"], b["boxes"]) for a, b in zip(kept[1], targets, strict=True))
+    assert all(
+        torch.equal(a["boxes"], b["boxes"])
+        for a, b in zip(kept[1], targets, strict=True)
+    )
 
 
 def test_equal_seeds_give_equal_images_and_offsets_others() -> None:
@@ -168,7 +175,9 @@ def test_equal_seeds_give_equal_images_and_offsets_others() -> None:
     first, again = attack(view, *given).images, attack(detector, *given).images
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     for other in (attack(view, *given, offset=3), attack(view, *given, seed=9)):
-        assert not any(torch.equal(a, b) for a, b in zip(first, other.images, strict=True))
+        assert not any(
+            torch.equal(a, b) for a, b in zip(first, other.images, strict=True)
+        )
 
 
 def test_a_start_does_not_depend_on_the_other_images() -> None:
@@ -184,14 +193,16 @@ def test_a_start_does_not_depend_on_the_other_images() -> None:
 
 def test_crowds_and_boxes_without_area_do_not_count() -> None:
     detector, (images, targets) = tiny_detector(masks=True), objects()
-    more = []
+    more, added = [], torch.tensor([[2.0, 2, 40, 40], [9, 9, 9, 20]])
     for target in targets:
         height, width = target["masks"].shape[-2:]
         more.append(
             {
-                "boxes": torch.cat([target["boxes"], torch.tensor([[2.0, 2, 40, 40], [9, 9, 9, 20]])]),
+                "boxes": torch.cat([target["boxes"], added]),
                 "labels": torch.cat([target["labels"], torch.tensor([1, 2])]),
-                "masks": torch.cat([target["masks"], torch.ones(2, height, width).byte()]),
+                "masks": torch.cat(
+                    [target["masks"], torch.ones(2, height, width).byte()]
+                ),
                 "iscrowd": torch.cat([target["iscrowd"], torch.tensor([1, 0]).byte()]),
             }
         )

@@ -107,7 +107,9 @@ def judged_by_pycocotools(images: Images, classes: int, kind: str) -> dict[str, 
     }
     with contextlib.redirect_stdout(io.StringIO()):
         truth.createIndex()
-        judge = COCOeval(truth, truth.loadRes(results), {"box": "bbox"}.get(kind, "segm"))
+        judge = COCOeval(
+            truth, truth.loadRes(results), {"box": "bbox"}.get(kind, "segm")
+        )
         judge.evaluate()
         judge.accumulate()
         judge.summarize()
@@ -145,7 +147,7 @@ def test_a_class_without_objects_is_left_out_as_pycocotools_does() -> None:
 
 def test_more_than_a_hundred_detections_of_an_image_do_not_count() -> None:
     draw = np.random.default_rng(0)
-    (found, true), (late, _) = random_images(1, n=4), random_images(1, n=4)
+    found, true = random_images(1, n=4)
     for each in found:
         boxes = torch.tensor(draw.uniform(0, 60, (150, 2)), dtype=torch.float32)
         each["boxes"] = torch.cat([boxes, boxes + 40])[:150].repeat(1, 2)
@@ -159,7 +161,11 @@ def test_more_than_a_hundred_detections_of_an_image_do_not_count() -> None:
 def test_no_detections_are_worth_nothing_and_no_objects_give_no_value() -> None:
     found, true = random_images(0)
     nothing = [
-        {"boxes": torch.zeros(0, 4), "labels": each["labels"][:0], "scores": torch.zeros(0)}
+        {
+            "boxes": torch.zeros(0, 4),
+            "labels": each["labels"][:0],
+            "scores": torch.zeros(0),
+        }
         for each in found
     ]
     values = judge((nothing, true), masks=False, resamples=20).values
@@ -241,7 +247,10 @@ def test_arrays_hold_what_was_found() -> None:
 
     mine = np.flatnonzero(arrays["image"] == 1)
     for d, mask in zip(mine, found[1]["masks"], strict=True):
-        runs = {"counts": bytes(arrays["mask_runs"][d]), "size": arrays["mask_sizes"][d]}
+        runs = {
+            "counts": bytes(arrays["mask_runs"][d]),
+            "size": arrays["mask_sizes"][d],
+        }
         np.testing.assert_array_equal(decode(runs), mask[0].numpy())
 
 
@@ -257,7 +266,11 @@ def test_arrays_hold_what_was_found() -> None:
     ],
 )
 def test_bad_detections_are_refused(change: dict[str, Any], message: str) -> None:
-    true = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=int), "image_id": 1}
+    true = {
+        "boxes": torch.zeros(0, 4),
+        "labels": torch.zeros(0, dtype=int),
+        "image_id": 1,
+    }
     true["masks"] = torch.zeros(0, 8, 8)
     one = {
         "boxes": torch.tensor([[0.0, 0, 5, 5]]),

@@ -57,7 +57,9 @@ def tiny_detector(
             "max_size": 112,
             "image_mean": [0.4, 0.5, 0.6],
             "image_std": [0.2, 0.25, 0.3],
-            "rpn_anchor_generator": AnchorGenerator(((12, 24, 48),), ((0.5, 1.0, 2.0),)),
+            "rpn_anchor_generator": AnchorGenerator(
+                ((12, 24, 48),), ((0.5, 1.0, 2.0),)
+            ),
             "box_roi_pool": MultiScaleRoIAlign(["0"], 4, 2),
             "box_head": TwoMLPHead(CHANNELS * 16, 24),
             "box_predictor": FastRCNNPredictor(24, CLASSES + 1),
@@ -83,11 +85,15 @@ def objects(seed: int = 0, dtype: torch.dtype = torch.uint8) -> Images:
     """Three images of different sizes, the second of which has no objects."""
     draw = torch.Generator().manual_seed(seed)
     images, targets = [], []
-    for i, (height, width, number) in enumerate(((60, 80, 3), (72, 64, 0), (50, 50, 1))):
+    for i, (height, width, number) in enumerate(
+        ((60, 80, 3), (72, 64, 0), (50, 50, 1))
+    ):
         image = torch.rand(3, height, width, generator=draw)
         # Pixels at both ends of the range, where the box binds.
         image = (image * 1.4 - 0.2).clamp(0, 1)
-        images.append((image * 255).to(dtype) if dtype == torch.uint8 else image.to(dtype))
+        images.append(
+            (image * 255).to(dtype) if dtype == torch.uint8 else image.to(dtype)
+        )
         corner = torch.rand(number, 2, generator=draw) * 20
         side = 8 + torch.rand(number, 2, generator=draw) * 20
         boxes = torch.cat([corner, corner + side], 1)
