@@ -37,6 +37,7 @@ from fastadv.models.foreign_checkpoints import (
     find_state_dict,
     unwrap,
 )
+from fastadv.models.heads import classes_of
 from fastadv.models.input_conventions import CONVENTIONS, make_rgb
 from fastadv.models.normalized import NormalizedModel
 from fastadv.models.registry import get_spec
@@ -202,8 +203,7 @@ def read_model(
         bare = replace(bare, state=dict(below) | bare.state)
     spec = get_spec(_decide_arch(weights, bare))
     net = fill_network(spec, bare.state, file)
-    head = net.get_submodule(spec.head_path(net))
-    found = int(head.get_parameter("weight").shape[0])
+    found = classes_of(net, spec.head_paths(net))
     if num_classes not in (None, found):
         raise CheckpointError(
             f"{file} classifies {found} classes, not {num_classes}; load it without "

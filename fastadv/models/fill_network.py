@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from fastadv.errors import CheckpointError
 from fastadv.models.architecture_names import ARCHITECTURES
 from fastadv.models.dialects import from_lukemelas
-from fastadv.models.normalized import replace_head, seeded_init
+from fastadv.models.heads import replace_heads
+from fastadv.models.normalized import seeded_init
 from fastadv.models.registry import ArchSpec, get_spec
 
 _BUILD_CLASSES = 1000  # any number does: the head is resized to that of the weights
@@ -57,11 +58,11 @@ def _build(
 ) -> tuple[nn.Module, dict[str, Tensor], list[str]]:
     """Return a network with the classes of `state`, its weights, and what does not fit."""
     net = spec.build(_BUILD_CLASSES)
-    head = spec.head_path(net)
+    heads = spec.head_paths(net)
     renamed = from_lukemelas(state, net.state_dict())
-    weight = renamed.get(f"{head}.weight")
+    weight = renamed.get(f"{heads[0]}.weight") if heads else None
     if weight is not None and weight.dim() >= 2 and len(weight) > 0:
-        replace_head(net, head, len(weight))
+        replace_heads(net, heads, len(weight))
     return net, renamed, _differences(net.state_dict(), renamed)
 
 
