@@ -20,6 +20,7 @@ SOURCES = sorted([*ROOT.glob("fastadv/**/*.py"), *ROOT.glob("kernels/*.py")])
 LAYERS = (
     {
         "errors",
+        "extensions",
         "files",
         "groups",
         "lazy",
@@ -302,6 +303,7 @@ def test_every_package_is_packed() -> None:
         "errors",
         "models.architecture_names",
         "text_tables",
+        "extensions",
         "data.counter",
         "progress",
     ],
