@@ -134,7 +134,7 @@ def run(
 
 def typed_archs(words: Sequence[str]) -> list[str]:
     """Return the architectures that a command line names, by `--arch` or after a source."""
-    found = []
+    found: list[str] = []
     for number, word in enumerate(words):
         if word == "--arch":
             found += words[number + 1 : number + 2]

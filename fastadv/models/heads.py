@@ -140,7 +140,7 @@ def find_heads(
         ConfigError: The network runs on no image that was tried.
     """
     calls: list[tuple[str, Tensor]] = []
-    names = {
+    names: dict[nn.Module, str] = {
         module: name
         for name, module in net.named_modules()
         if isinstance(module, (nn.Linear, nn.Conv2d))
