@@ -11,7 +11,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from fastadv.errors import ConfigError, OutputError
@@ -153,6 +153,41 @@ class FolderLock(contextlib.AbstractContextManager["FolderLock"]):
 
     def __exit__(self, *_: object) -> None:
         self.release()
+
+
+@contextlib.contextmanager
+def claimed(
+    folder: Path, number: int, *, wait: Callable[[], object] | None = None
+) -> Iterator[bool]:
+    """Let one process at a time do the work of a number; the others pass or wait.
+
+    This is a record lock on a byte of `FOLDER/.lock`. It ends with its process, whatever
+    decoding processes that leaves. Where a file system has no locks, the same may be
+    done twice.
+
+    Args:
+        folder: The folder, which is made if it is missing.
+        number: Which work; at least 0 and below 2^31, beyond which some file systems lock
+            nothing.
+        wait: Called before waiting for the process that does the work; None passes.
+
+    Yields:
+        Whether no other process does the work now.
+    """
+    with contextlib.ExitStack() as stack:
+        free = True
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            file = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+            stack.callback(os.close, file)
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, number)
+            except (BlockingIOError, PermissionError):
+                free = wait is not None
+                if wait is not None:
+                    wait()
+                    fcntl.lockf(file, fcntl.LOCK_EX, 1, number)
+        yield free
 
 
 def lock_folder(folder: Path, problem: str, advice: str) -> FolderLock | None:

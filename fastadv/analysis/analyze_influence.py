@@ -96,6 +96,7 @@ def prepare(config: InfluenceConfig, name: str) -> Analysis:
         setting=setting,
         compute=compute,
         seed=config.seed,
+        shared=False,  # the process that fills the cache of features computes all
     )
 
 

@@ -25,7 +25,6 @@ from fastadv.analysis.portions import Portions
 from fastadv.analysis.seeing_config import VisualizationConfig
 from fastadv.analysis.starts import GaussianImages, noise_image
 from fastadv.data import ImageSet, LoaderOptions, open_dataset
-from fastadv.data.sets.subsets import at_most
 from fastadv.errors import ConfigError, DataError, unknown_name
 from fastadv.evaluation.rows import source_record, target_record
 from fastadv.evaluation.source import check_same_classes
@@ -225,7 +224,7 @@ def _starts(
         drawn = [noise_image((3, side, side), config.seed, i) for i in count]
         return torch.stack(drawn)[None]
     if not config.classes:
-        some = at_most(train, config.num_fitted, config.seed)
+        some = a_few(train, config.num_fitted, config.seed)
         fitted = GaussianImages(
             pixels(some, range(len(some)), options), _grain(config, side)
         )

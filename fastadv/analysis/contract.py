@@ -16,7 +16,7 @@ from functools import cached_property
 import numpy as np
 
 from fastadv import __version__
-from fastadv.analysis.portions import UNFINISHED, Portions
+from fastadv.analysis.portions import UNFINISHED, Portions, Share
 from fastadv.environment import provenance
 from fastadv.results.identity import digest, make_identity
 from fastadv.results.row import (
@@ -86,6 +86,8 @@ class Analysis:
             is given, and leaves new ones there.
         seed: Seed of everything that is drawn.
         attack: The attack that the numbers are about; None for clean images.
+        shared: Whether several processes can compute its portions; what follows them is
+            the work of one.
     """
 
     source: SourceRecord
@@ -94,6 +96,7 @@ class Analysis:
     compute: Callable[[Portions], Findings]
     seed: int = 0
     attack: AttackRecord | None = None
+    shared: bool = True
 
     @cached_property
     def experiment(self) -> str:
@@ -106,15 +109,19 @@ class Analysis:
         return f"{self.setting.kind} of {self.source.name} ({self.setting.label()})"
 
 
-def measure_once(table: ResultsTable, analysis: Analysis) -> list[Row]:
+def measure_once(
+    table: ResultsTable, analysis: Analysis, share: Share | None = None
+) -> list[Row]:
     """Return the rows of an analysis: those of the table, or newly computed ones.
 
     Args:
         table: The results table, to which new rows are added with their arrays. Portions
             of unfinished work are kept in its folder until then.
         analysis: What is computed, if the table lacks it.
+        share: The share of this process, where several compute the analysis.
 
     Raises:
+        ShareDone: This process only helped, and leaves the rows to another.
         DataError: The table cannot be read.
         OutputError: The table cannot be written.
     """
@@ -125,7 +132,7 @@ def measure_once(table: ResultsTable, analysis: Analysis) -> list[Row]:
     began = time.monotonic()
     # Another version may compute otherwise.
     key = digest([experiment, __version__])
-    portions = Portions(table.path / UNFINISHED / key)
+    portions = Portions(table.path / UNFINISHED / key, share)
     found = analysis.compute(portions)
     name = table.save_arrays(experiment, found.arrays) if found.arrays else None
     rows = [

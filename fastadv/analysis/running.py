@@ -1,10 +1,14 @@
-"""Many analyses, one task for each source, on the executors that sweeps run on."""
+"""Analyses as tasks on the executors that sweeps run on.
+
+Each source is a task. Where there are more workers than sources, several compute one.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +16,7 @@ from typing import Any
 
 from fastadv.analysis.config import AnalysisConfig
 from fastadv.analysis.contract import Analysis, measure_once
+from fastadv.analysis.portions import Share, ShareDone
 from fastadv.errors import FastadvError
 from fastadv.kernels import use_backend
 from fastadv.results.row import Row
@@ -56,14 +61,11 @@ def run_analyses(
         job = _Job(module, config, subject)
         jobs.setdefault(job.analysis.experiment, job)
     left = {identity: job for identity, job in jobs.items() if identity not in finished}
-    tasks = [
-        Task(_work, job, config.results, (identity,), str(job.analysis))
-        for identity, job in left.items()
-    ]
-    if tasks:
+    if left:
+        executor = make_executor(folder)
         failures = run_tasks(
-            tasks,
-            make_executor(folder),
+            _tasks(left, executor.slots),
+            executor,
             table,
             done=len(jobs) - len(left),
             retries=retries,
@@ -77,13 +79,31 @@ def run_analyses(
     return [row for identity in jobs for row in table.rows(experiment=identity)]
 
 
+def _tasks(jobs: Mapping[str, _Job], slots: int) -> list[Task]:
+    """Return a task for each analysis, and the help that as many slots can give."""
+    tasks, processes = [], -(-slots // len(jobs))
+    for helps in [False] + [True] * (processes - 1):
+        for identity, job in jobs.items():
+            analysis = job.analysis
+            if processes > 1 and analysis.shared:
+                job = dataclasses.replace(job, share=Share(processes, helps))
+            elif helps:
+                continue
+            name = f"a share of {analysis}" if helps else str(analysis)
+            # The process that computes the numbers leaves the rows.
+            rows = () if helps else (identity,)
+            tasks.append(Task(_work, job, job.config.results, rows, name))
+    return tasks
+
+
 @dataclass(frozen=True)
 class _Job:
-    """The analysis of one source, which can be pickled."""
+    """The analysis of one source, or a share of it, which can be pickled."""
 
     module: str
     config: AnalysisConfig
     subject: Any
+    share: Share | None = None
 
     @cached_property
     def analysis(self) -> Analysis:
@@ -93,7 +113,7 @@ class _Job:
         return found
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _Job, (self.module, self.config, self.subject)
+        return _Job, (self.module, self.config, self.subject, self.share)
 
 
 def _work(job: _Job, place: Place) -> None:
@@ -104,6 +124,7 @@ def _work(job: _Job, place: Place) -> None:
     if config.device == "auto" and place.device is not None:
         config = dataclasses.replace(config, device=place.device)
     if config != job.config:
-        job = _Job(job.module, config, job.subject)
-    with use_backend(config.backend):
-        measure_once(ResultsTable(config.results, once=True), job.analysis)
+        job = _Job(job.module, config, job.subject, job.share)
+    table = ResultsTable(config.results, once=True)
+    with use_backend(config.backend), contextlib.suppress(ShareDone):
+        measure_once(table, job.analysis, job.share)

@@ -12,7 +12,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from fastadv.errors import CheckpointError, ConfigError, first_few
 from fastadv.models.architecture_names import ARCHITECTURES, TIMM_PREFIX
-from fastadv.models.fit_weights import Blueprint, Fit, find_fits, misfit
-from fastadv.models.normalized import replace_head, seeded_init
+from fastadv.models.fit_weights import Blueprint, Fit, Sketch, find_fits, misfit
+from fastadv.models.heads import replace_heads
+from fastadv.models.normalized import seeded_init
 from fastadv.models.registry import ArchSpec, get_spec
 
 _BUILD_CLASSES = 1000  # any number does: the head is resized to that of the weights
@@ -84,10 +85,10 @@ def fill_network(
     notes += more
     with seeded_init(0):
         net = net or spec.build(_BUILD_CLASSES)
-        head = spec.head_path(net)
-        with warnings.catch_warnings():  # torch warns of a layer of no outputs
-            warnings.simplefilter("ignore", UserWarning)
-            replace_head(net, head, fit.classes)
+        if heads := spec.head_paths(net):
+            with warnings.catch_warnings():  # torch warns of a layer of no outputs
+                warnings.simplefilter("ignore", UserWarning)
+                replace_heads(net, heads, fit.classes)
     # MNASNet asks for the version of its weights, which wrappers and safetensors lose; all
     # versions have the same weights at width 1.
     named = OrderedDict(fit.state)
@@ -109,7 +110,7 @@ def _find_arch(
         found = find_fits(tensors, {name: _blueprint(name)})
         if sound := _sound(found.get(name, [])):
             return name, sound, f"it names the architecture {name}, which fits"
-    found = find_fits(tensors, {name: _blueprint(name) for name in ARCHITECTURES})
+    found = find_fits(tensors, _sketches())
     fitting = {arch: fits for arch, fits in found.items() if _sound(fits)}
     if len(fitting) == 1:
         [[arch, fits]] = fitting.items()
@@ -136,11 +137,25 @@ def _is_known(name: str) -> bool:
 def fitting_archs(tensors: Mapping[str, Tensor]) -> list[str]:
     """Return the registered architectures that fit somewhere among tensors of a file.
 
-    The number of classes is left open. Networks are built without memory (meta
-    device): all of them together take about a second.
+    The number of classes is left open. Networks whose stages are in the file are built
+    without memory (meta device).
     """
-    found = find_fits(tensors, {name: _blueprint(name) for name in ARCHITECTURES})
+    found = find_fits(tensors, _sketches())
     return [arch for arch, fits in found.items() if _sound(fits)]
+
+
+@cache
+def _sketches() -> dict[str, Sketch]:
+    """Return the sketch of each known architecture: its stages have to be in a file."""
+    sketches = {}
+    for arch in ARCHITECTURES:
+        stages = get_spec(arch).stages
+        paths = [stage.name for stage in stages] if isinstance(stages, tuple) else []
+        steps = {
+            step for path in paths for step in path.split(".") if not step.isdigit()
+        }
+        sketches[arch] = Sketch(frozenset(steps), partial(_blueprint, arch))
+    return sketches
 
 
 @cache
@@ -148,7 +163,7 @@ def _blueprint(arch: str) -> Blueprint:
     spec = get_spec(arch)
     with torch.device("meta"):
         net = spec.build(_BUILD_CLASSES)
-    return Blueprint.of(net.state_dict(), spec.head_path(net))
+    return Blueprint.of(net.state_dict(), spec.head_paths(net))
 
 
 def _sound(fits: Iterable[Fit]) -> list[Fit]:
@@ -159,7 +174,7 @@ def _fits_of(
     spec: ArchSpec, net: nn.Module, tensors: Mapping[str, Tensor], file: Path
 ) -> list[Fit]:
     """Return the places where a stated architecture fits."""
-    blueprint = Blueprint.of(net.state_dict(), spec.head_path(net))
+    blueprint = Blueprint.of(net.state_dict(), spec.head_paths(net))
     fits = find_fits(tensors, {spec.name: blueprint}).get(spec.name, [])
     if not fits and spec.name.startswith(TIMM_PREFIX):
         fits = _as_timm_converts(net, tensors, blueprint)

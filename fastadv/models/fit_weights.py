@@ -9,8 +9,9 @@ lies outside of the prefix belongs to the training (losses, projection heads, co
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -48,16 +49,41 @@ class Blueprint:
 
     Attributes:
         shapes: The shape of each tensor by its key.
-        head: The path of the classifier.
+        heads: The paths of the classifiers; nearly always one.
     """
 
     shapes: dict[str, torch.Size]
-    head: str
+    heads: tuple[str, ...]
 
     @classmethod
-    def of(cls, state: Mapping[str, Tensor], head: str) -> Blueprint:
+    def of(cls, state: Mapping[str, Tensor], heads: tuple[str, ...]) -> Blueprint:
         """Return the blueprint of a network with this state dict."""
-        return cls({key: value.shape for key, value in state.items()}, head)
+        return cls({key: value.shape for key, value in state.items()}, heads)
+
+    @property
+    def body(self) -> dict[str, torch.Size]:
+        """The shapes of all tensors but those of the classifiers."""
+        return {k: v for k, v in self.shapes.items() if not self.in_head(k)}
+
+    def in_head(self, key: str) -> bool:
+        """Return whether a key is one below a classifier."""
+        return any(key.startswith(f"{head}.") for head in self.heads)
+
+
+@dataclass(frozen=True, slots=True)
+class Sketch:
+    """What is known of an architecture before it is built, which takes time.
+
+    Attributes:
+        steps: Names of modules that are in the keys of each of its files.
+        draw: A function that returns the blueprint.
+    """
+
+    steps: frozenset[str]
+    draw: Callable[[], Blueprint]
+
+
+Plan: TypeAlias = Blueprint | Sketch
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +115,7 @@ class Fit:
 
 
 def find_fits(
-    tensors: Mapping[str, Tensor], blueprints: Mapping[str, Blueprint]
+    tensors: Mapping[str, Tensor], blueprints: Mapping[str, Plan]
 ) -> dict[str, list[Fit]]:
     """Find the places in a file where networks fit.
 
@@ -104,8 +130,14 @@ def find_fits(
     second: dict[str, list[Fit]] = {}
     for name, translate in dialects(tensors):
         found = {}
-        for arch, blueprint in blueprints.items():
-            renamed = translate(blueprint.shapes)
+        steps: set[str] = set()
+        for arch, plan in blueprints.items():
+            if isinstance(plan, Sketch):
+                steps = steps or _steps(translate(()))
+                if not plan.steps <= steps:
+                    continue
+                plan = plan.draw()
+            blueprint, renamed = plan, translate(plan.shapes)
             tried = (
                 _fit(name, renamed, prefix, blueprint)
                 for prefix in _prefixes(renamed, blueprint)
@@ -128,23 +160,21 @@ def find_fits(
     return second
 
 
+def _steps(keys: Iterable[str]) -> set[str]:
+    return {step for key in keys for step in key.split(".")}
+
+
 def _prefixes(
     renamed: Mapping[str, tuple[str, Tensor]], blueprint: Blueprint
 ) -> Iterator[str]:
     """Yield what stands before the key that is least likely to be found by chance."""
-    body = [key for key in blueprint.shapes if not _optional(key, blueprint.head)]
-    if not body:
-        return
-    anchor = max(body, key=len)
+    body = [key for key in blueprint.body if not key.endswith(_COUNTER)]
+    anchor = max(body, key=len, default="?")
     for key in renamed:
         if key.endswith(anchor):
             prefix = key.removesuffix(anchor)
             if prefix == "" or prefix.endswith("."):
                 yield prefix
-
-
-def _optional(key: str, head: str) -> bool:
-    return key.endswith(_COUNTER) or key.startswith(f"{head}.")
 
 
 def _fit(
@@ -153,12 +183,9 @@ def _fit(
     prefix: str,
     blueprint: Blueprint,
 ) -> Fit | None:
-    head = blueprint.head
     state: dict[str, Tensor] = {}
     used = set()
-    for key, shape in blueprint.shapes.items():
-        if key.startswith(f"{head}."):
-            continue
+    for key, shape in blueprint.body.items():
         entry = renamed.get(prefix + key)
         if entry is None:
             if key.endswith(_COUNTER):
@@ -169,7 +196,7 @@ def _fit(
         state[key] = entry[1]
         used.add(entry[0])
     contrastive = _SELF_SUPERVISED.search(prefix) is not None
-    classifier = {} if contrastive else _classifier(renamed, prefix, blueprint)
+    classifier = {} if contrastive else _classifiers(renamed, prefix, blueprint)
     for key, (old, tensor) in classifier.items():
         state[key] = tensor
         used.add(old)
@@ -178,13 +205,13 @@ def _fit(
         for key, (old, _) in renamed.items()
         if key.startswith(prefix) and old not in used
     ]
-    below = [key for key in rest if key.startswith(f"{head}.")]
+    below = [key for key in rest if blueprint.in_head(key)]
     strange = tuple(
         key
         for key in rest
         if key not in below and not _COMPUTED.match(key) and not _BESIDE.match(key)
     )
-    classes = len(state[f"{head}.weight"]) if classifier else 0
+    classes = len(state[f"{blueprint.heads[0]}.weight"]) if classifier else 0
     return Fit(
         prefix,
         dialect,
@@ -196,19 +223,30 @@ def _fit(
     )
 
 
-def _classifier(
+def _classifiers(
     renamed: Mapping[str, tuple[str, Tensor]], prefix: str, blueprint: Blueprint
 ) -> dict[str, tuple[str, Tensor]]:
-    """Return the tensors of the classifier by the network's keys; nothing if there is none.
+    """Return the tensors of all classifiers; nothing if one of them is missing."""
+    found = [_classifier(renamed, prefix, blueprint, head) for head in blueprint.heads]
+    return {key: each[key] for each in found for key in each} if all(found) else {}
+
+
+def _classifier(
+    renamed: Mapping[str, tuple[str, Tensor]],
+    prefix: str,
+    blueprint: Blueprint,
+    path: str,
+) -> dict[str, tuple[str, Tensor]]:
+    """Return the tensors of a classifier by the network's keys; nothing if there is none.
 
     It lies at its own path, or it is the only layer below that path, where it was replaced by
     a Sequential of dropout and a layer, or it stands beside the network under another name.
     """
-    head = f"{blueprint.head}."
+    head = f"{path}."
     names = {key.removeprefix(head) for key in blueprint.shapes if key.startswith(head)}
     places = [prefix + head]
     steps = prefix.split(".")[:-1]
-    for depth in range(len(steps), -1, -1):
+    for depth in range(len(steps), -1, -1) if len(blueprint.heads) == 1 else ():
         outside = "".join(f"{step}." for step in steps[:depth])
         places += [f"{outside}{name}." for name in _HEADS]
     for place in places:
@@ -264,7 +302,6 @@ def _ancestors(keys: Mapping[str, object]) -> list[str]:
 
 
 def _differences(blueprint: Blueprint, found: Mapping[str, Tensor]) -> list[str]:
-    head = f"{blueprint.head}."
     wrong = {
         "missing": [
             key
@@ -280,8 +317,8 @@ def _differences(blueprint: Blueprint, found: Mapping[str, Tensor]) -> list[str]
             f"{key} {tuple(found[key].shape)} instead of {tuple(shape)}"
             for key, shape in blueprint.shapes.items()
             if key in found
-            and found[key].shape[key.startswith(head) :]
-            != shape[key.startswith(head) :]
+            and found[key].shape[blueprint.in_head(key) :]
+            != shape[blueprint.in_head(key) :]
         ],
     }
     return [

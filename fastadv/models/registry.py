@@ -9,14 +9,12 @@ from functools import cache, partial
 
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import Tensor, nn
-from torchvision.models.resnet import Bottleneck, ResNet
 
 from fastadv.errors import ConfigError, unknown_name
-from fastadv.models import timm_models
+from fastadv.models import timm_models, torchvision_models
 from fastadv.models.architecture_names import ARCHITECTURES, TIMM_PREFIX
-from fastadv.models.cifar import CifarResNet, WideResNet
+from fastadv.models.cifar import CifarResNet, PreActResNet, WideResNet
 from fastadv.models.intermediate import Stage
 
 
@@ -28,8 +26,11 @@ class ArchSpec:
         name: As typed by users.
         build: `build(num_classes)` returns a randomly initialised network that maps
             normalised images [N,3,H,W] to logits [N,num_classes].
-        head: Dotted path of the classifier module, or a function that finds it.
-        features: `features(net, z)` embeds normalised images as [N,D].
+        head: Dotted path of the classifier module, or a function that finds the paths
+            of all classifiers of a network: several where their mean is returned (a
+            DeiT with a distillation token), none where it ends in its embedding.
+        features: `features(net, z)` embeds normalised images as [N,D]; None records what
+            the classifier reads.
         stages: The stages (for transformers: the blocks), or a function that finds them
             in a network; empty if they are not known.
         head_is_linear: Whether `head(features(net, z))` equals `net(z)`. False for
@@ -40,15 +41,15 @@ class ArchSpec:
 
     name: str
     build: Callable[[int], nn.Module]
-    head: str | Callable[[nn.Module], str]
-    features: Callable[[nn.Module, Tensor], Tensor]
+    head: str | Callable[[nn.Module], tuple[str, ...]]
+    features: Callable[[nn.Module, Tensor], Tensor] | None = None
     stages: tuple[Stage, ...] | Callable[[nn.Module], tuple[Stage, ...]] = ()
     head_is_linear: bool = True
     image_size: int = 224
 
-    def head_path(self, net: nn.Module) -> str:
-        """Return the dotted path of the classifier in `net`."""
-        return self.head if isinstance(self.head, str) else self.head(net)
+    def head_paths(self, net: nn.Module) -> tuple[str, ...]:
+        """Return the dotted paths of the classifiers in `net`."""
+        return (self.head,) if isinstance(self.head, str) else self.head(net)
 
 
 def get_spec(arch: str) -> ArchSpec:
@@ -67,8 +68,7 @@ def get_spec(arch: str) -> ArchSpec:
         return ArchSpec(
             name=arch,
             build=partial(timm_models.build, name),
-            head=timm_models.head_path,
-            features=timm_models.features,
+            head=timm_models.head_paths,
             stages=timm_models.stages,
         )
     try:
@@ -98,57 +98,71 @@ def _run(steps: str, net: nn.Module, z: Tensor) -> Tensor:
     return z
 
 
-def _torchvision_net(name: str, num_classes: int) -> nn.Module:
-    net: nn.Module
-    if name == "wide_resnet50_4":  # torchvision has a class for it, but no function
-        net = ResNet(Bottleneck, [3, 4, 6, 3], num_classes, width_per_group=256)
-        return net
-    net = torchvision.models.get_model(name, num_classes=num_classes)
-    return net
-
-
-def _small_stem(name: str, num_classes: int) -> nn.Module:
-    """Build torchvision's `name` with a 3x3 stride-1 stem and no max-pooling."""
-    net = _torchvision_net(name, num_classes)
-    stem = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
-    nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
-    net.conv1 = stem
-    net.maxpool = nn.Identity()
-    return net
-
-
-# Paragraphs of four fields: the names; the steps from the image to the embedding; the path
-# of the head; the stride of the first stage with the stages, each of twice the stride before.
+# Paragraphs of four fields: the names; the steps from the image to the embedding, or
+# nothing where what the head reads is recorded; the path of the head; the stride of the
+# first stage with the stages, each of twice the stride before (nothing: they are unknown).
 _VGG = "| features avgpool flatten() " + " ".join(f"classifier.{i}" for i in range(6))
+_RESNET = "conv1 bn1 relu maxpool layer1 layer2 layer3 layer4 avgpool flatten()"
 _ARCHITECTURES = f"""
-resnet18 resnet34 resnet50 resnet101 resnext50_32x4d wide_resnet50_2 wide_resnet50_4
-wide_resnet101_2 | conv1 bn1 relu maxpool layer1 layer2 layer3 layer4 avgpool flatten()
-| fc | 4 layer1 layer2 layer3 layer4
+resnet18 resnet34 resnet50 resnet101 resnet152 resnext50_32x4d resnext101_32x8d
+resnext101_64x4d wide_resnet50_2 wide_resnet50_4 wide_resnet101_2
+| {_RESNET} | fc | 4 layer1 layer2 layer3 layer4
 
 resnet18_cifar resnet34_cifar resnet50_cifar wide_resnet50_2_cifar
-| conv1 bn1 relu maxpool layer1 layer2 layer3 layer4 avgpool flatten()
-| fc | 1 layer1 layer2 layer3 layer4
+| {_RESNET} | fc | 1 layer1 layer2 layer3 layer4
 
 resnet8_cifar resnet14_cifar resnet20_cifar resnet32_cifar resnet44_cifar resnet56_cifar
 | conv1 bn1 relu() layer1 layer2 layer3 pool() flatten() | linear | 1 layer1 layer2 layer3
 
-wide_resnet28_4_cifar wide_resnet28_10_cifar
+wide_resnet28_4_cifar wide_resnet28_10_cifar wide_resnet34_10_cifar wide_resnet34_20_cifar
+wide_resnet70_16_cifar
 | conv1 block1 block2 block3 bn1 relu() pool() flatten() | fc | 1 block1 block2 block3
 
-densenet121 densenet161 | features relu() pool() flatten() | classifier
+preact_resnet18_cifar preact_resnet34_cifar preact_resnet50_cifar
+| conv1 layer1 layer2 layer3 layer4 bn relu() pool() flatten() | linear
+| 1 layer1 layer2 layer3 layer4
+
+densenet121 densenet161 densenet169 densenet201
+| features relu() pool() flatten() | classifier
 | 4 features.denseblock1 features.denseblock2 features.denseblock3 features.denseblock4
 
-shufflenet_v2_x1_0 | conv1 maxpool stage2 stage3 stage4 conv5 mean()
-| fc | 8 stage2 stage3 stage4
+shufflenet_v2_x0_5 shufflenet_v2_x1_0 shufflenet_v2_x1_5 shufflenet_v2_x2_0
+| conv1 maxpool stage2 stage3 stage4 conv5 mean() | fc | 8 stage2 stage3 stage4
 
-mnasnet1_0 | layers mean() classifier.0
+mnasnet0_5 mnasnet0_75 mnasnet1_0 mnasnet1_3 | layers mean() classifier.0
 | classifier.1 | 4 layers.8 layers.9 layers.11 layers.13
 
 mobilenet_v2 | features pool() flatten() classifier.0
 | classifier.1 | 2 features.1 features.3 features.6 features.13 features.17
 
-efficientnet_b0 | features avgpool flatten() classifier.0
+mobilenet_v3_large | features avgpool flatten() classifier.0 classifier.1 classifier.2
+| classifier.3 | 2 features.1 features.3 features.6 features.12 features.15
+
+mobilenet_v3_small | features avgpool flatten() classifier.0 classifier.1 classifier.2
+| classifier.3 | 2 features.0 features.1 features.3 features.8 features.11
+
+efficientnet_b0 efficientnet_b1 efficientnet_b2 efficientnet_b3 efficientnet_b4
+efficientnet_b5 efficientnet_b6 efficientnet_b7 efficientnet_v2_m efficientnet_v2_l
+| features avgpool flatten() classifier.0
 | classifier.1 | 2 features.1 features.2 features.3 features.5 features.7
+
+efficientnet_v2_s | features avgpool flatten() classifier.0
+| classifier.1 | 2 features.1 features.2 features.3 features.5 features.6
+
+regnet_x_400mf regnet_x_800mf regnet_x_1_6gf regnet_x_3_2gf regnet_x_8gf regnet_x_16gf
+regnet_x_32gf regnet_y_400mf regnet_y_800mf regnet_y_1_6gf regnet_y_3_2gf regnet_y_8gf
+regnet_y_16gf regnet_y_32gf regnet_y_128gf | stem trunk_output avgpool flatten() | fc
+| 4 trunk_output.block1 trunk_output.block2 trunk_output.block3 trunk_output.block4
+
+alexnet {_VGG} | classifier.6 |
+
+vgg11 {_VGG} | classifier.6 | 2 features.2 features.5 features.10 features.15 features.20
+
+vgg13 {_VGG} | classifier.6 | 2 features.4 features.9 features.14 features.19 features.24
+
+vgg16 {_VGG} | classifier.6 | 2 features.4 features.9 features.16 features.23 features.30
+
+vgg19 {_VGG} | classifier.6 | 2 features.4 features.9 features.18 features.27 features.36
 
 vgg11_bn {_VGG} | classifier.6 | 2 features.3 features.7 features.14 features.21 features.28
 
@@ -158,22 +172,47 @@ vgg16_bn {_VGG} | classifier.6 | 2 features.6 features.13 features.23 features.3
 
 vgg19_bn {_VGG} | classifier.6 | 2 features.6 features.13 features.26 features.39 features.52
 
-convnext_tiny | features avgpool classifier.0 classifier.1
+convnext_tiny convnext_small convnext_base convnext_large
+| features avgpool classifier.0 classifier.1
 | classifier.2 | 4 features.1 features.3 features.5 features.7
 
+squeezenet1_0 | features mean() | classifier.1 | 4 features.5 features.10 features.12
+
 squeezenet1_1 | features mean() | classifier.1 | 4 features.4 features.7 features.12
+
+swin_t swin_s swin_b swin_v2_t swin_v2_s swin_v2_b | | head |
+
+vit_b_16 vit_b_32 vit_l_16 vit_l_32 vit_h_14 | | heads.head |
+
+maxvit_t | | classifier.5 | 4 blocks.0 blocks.1 blocks.2 blocks.3
+
+googlenet | | fc | 4 conv3 inception3b inception4e inception5b
+
+inception_v3 | | fc |
 """
+
+# Sides in pixels of the images that networks were designed for, where it is not 224.
+_EFFICIENT_SIDES = (240, 288, 300, 380, 456, 528, 600)
+_SIDES = {
+    **{f"efficientnet_b{i + 1}": side for i, side in enumerate(_EFFICIENT_SIDES)},
+    **{"efficientnet_v2_s": 384, "efficientnet_v2_m": 480, "efficientnet_v2_l": 480},
+    **{"swin_v2_t": 256, "swin_v2_s": 256, "swin_v2_b": 256, "inception_v3": 299},
+}
 
 
 def _builder(name: str) -> Callable[[int], nn.Module]:
     sizes = [int(number) for number in re.findall(r"\d+", name)]
-    if name.startswith("wide_resnet28"):
-        return partial(WideResNet, *sizes)
     plain = name.removesuffix("_cifar")
+    if re.fullmatch(r"wide_resnet\d+_\d+_cifar", name) and sizes[0] != 50:
+        return partial(WideResNet, *sizes)
+    if plain.startswith("preact"):
+        return partial(PreActResNet, *sizes)
     if name == plain:
-        return partial(_torchvision_net, name)
+        return partial(torchvision_models.build, name)
     stem = plain.startswith("wide") or plain in ("resnet18", "resnet34", "resnet50")
-    return partial(_small_stem, plain) if stem else partial(CifarResNet, *sizes)
+    if stem:
+        return partial(torchvision_models.small_stem, plain)
+    return partial(CifarResNet, *sizes)
 
 
 @cache
@@ -181,15 +220,15 @@ def _table() -> dict[str, ArchSpec]:
     specs = {}
     for paragraph in _ARCHITECTURES.strip().split("\n\n"):
         names, trunk, head, stages = paragraph.split("|")
-        first, *paths = stages.split()
+        first, *paths = stages.split() or ("1",)
         for name in names.split():
             specs[name] = ArchSpec(
                 name=name,
                 build=_builder(name),
                 head=head.strip(),
-                features=partial(_run, trunk),
+                features=partial(_run, trunk) if trunk.strip() else None,
                 stages=tuple(Stage(p, int(first) * 2**i) for i, p in enumerate(paths)),
                 head_is_linear=not name.startswith("squeezenet"),
-                image_size=32 if name.endswith("_cifar") else 224,
+                image_size=32 if name.endswith("_cifar") else _SIDES.get(name, 224),
             )
     return specs

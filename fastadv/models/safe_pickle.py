@@ -9,9 +9,7 @@ tensor or a container is what its name says (`_BUILDERS`). Every other name beco
 from __future__ import annotations
 
 import io
-import os
 import pickle
-import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +18,7 @@ from typing import IO, Any
 
 import torch
 from torch import Tensor
+from torch.serialization import _legacy_load, _load as _zip_load, _open_zipfile_reader
 
 ENCODING = "latin1"  # that of texts and arrays which Python 2 pickled
 
@@ -88,7 +87,7 @@ class _Builder:
         return self._build(*args)
 
     def __setstate__(self, state: Any) -> None:
-        raise pickle.UnpicklingError("a function is given a state, which none takes")
+        raise ValueError("a function is given a state, which none takes")
 
 
 def _tensor(storage: Any, offset: int, size: Any, stride: Any, *_: Any) -> Tensor:
@@ -105,7 +104,7 @@ def _tensor_v3(
 
 def _from_bytes(content: bytes) -> Any:
     """Read a storage of a tensor that was pickled without `torch.save`."""
-    return _torch_load(io.BytesIO(content))
+    return _read_torch(io.BytesIO(content))
 
 
 def _subclass(build: Callable[..., Tensor], _: Any, args: Any, *state: Any) -> Tensor:
@@ -147,18 +146,24 @@ def _load(stream: IO[bytes], **how: Any) -> Any:
     return _Unpickler(stream, **how).load()
 
 
-# What torch.load uses of the module that is given to it.
+# What torch's readers of its formats use of the module that is given to them.
 _MODULE = SimpleNamespace(__name__=__name__, Unpickler=_Unpickler, load=_load)
 
 
-def _torch_load(source: Path | IO[bytes]) -> Any:
-    return torch.load(
-        source,
-        map_location="cpu",
-        pickle_module=_MODULE,
-        weights_only=False,
-        encoding=ENCODING,
-    )
+def _read_torch(stream: IO[bytes]) -> Any:
+    """Read a file of `torch.save`, of any version.
+
+    `torch.load(weights_only=True)` refuses a file for every name that it does not know, so
+    these are the readers that it calls for the formats, with an unpickler that runs nothing.
+    """
+    start = stream.read(4)
+    stream.seek(0)
+    if start != b"PK\x03\x04":
+        return _legacy_load(stream, "cpu", _MODULE, encoding=ENCODING)  # type: ignore[no-untyped-call]
+    with _open_zipfile_reader(stream) as archive:
+        if "constants.pkl" in archive.get_all_records():
+            raise NotImplementedError("a TorchScript archive")
+        return _zip_load(archive, "cpu", _MODULE, encoding=ENCODING)  # type: ignore[no-untyped-call]
 
 
 def read_pickle(file: Path) -> Any:
@@ -178,19 +183,11 @@ def read_pickle(file: Path) -> Any:
         NotImplementedError: It is a TorchScript archive, which is a program.
         Exception: It is damaged; of what kind depends on its bytes.
     """
-    if zipfile.is_zipfile(file):
-        with zipfile.ZipFile(file) as archive:
-            if any(name.endswith("/constants.pkl") for name in archive.namelist()):
-                raise NotImplementedError("a TorchScript archive")
-    if os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "0").lower() in _TRUE:
-        return torch.load(file, map_location="cpu", weights_only=True)
-    try:
-        return _torch_load(file)
-    except RuntimeError as error:
-        if "magic number" not in str(error):
-            raise
     with open(file, "rb") as stream:
+        try:
+            return _read_torch(stream)
+        except RuntimeError as error:
+            if "magic number" not in str(error):
+                raise
+        stream.seek(0)
         return _load(stream, encoding=ENCODING)
-
-
-_TRUE = ("1", "y", "yes", "true")

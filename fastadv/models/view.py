@@ -79,7 +79,7 @@ class AttackView(nn.Module):
         self._folds: dict[str, str] = {}  # by convolution, the BatchNorm behind it
         self.unfolded: dict[str, str] = {}
         self.unfolded_reason: str | None = None
-        self._cuts: dict[tuple[str, ...], fx.GraphModule] = {}
+        self._cuts: dict[tuple[str, ...], tuple[fx.GraphModule, tuple[str, ...]]] = {}
         # The model's parameters when they were followed last, and their versions then.
         self._seen: tuple[list[Tensor], int] = [], 0
         # A copy of the modules that shares every tensor with the model.
@@ -153,7 +153,7 @@ class AttackView(nn.Module):
         mine = list(self.net.named_modules())
         # Cuts share the layers, but hold parameters outside of layers by themselves.
         shared = {id(module) for _, module in mine}
-        for graph in self._cuts.values():
+        for graph, _ in self._cuts.values():
             own = graph.named_modules()
             mine += [(name, module) for name, module in own if id(module) not in shared]
         for name, module in mine:
@@ -203,7 +203,9 @@ class AttackView(nn.Module):
         for key, buffer in source._buffers.items():
             if buffer is not None:
                 copied = self.mode == "train"  # BatchNorm would write to it
-                mine = self._followed(module._buffers[key], buffer, dtype, copied)
+                # A traced graph holds only the buffers that it reads.
+                own = module._buffers.get(key)
+                mine = self._followed(own, buffer, dtype, copied)
                 module._buffers[key] = mine
 
     @staticmethod
@@ -261,25 +263,26 @@ class AttackView(nn.Module):
         """Return the outputs of named modules; see `fastadv.models.activations`."""
         wanted = tuple(names)
         if not isinstance(self.net, fx.GraphModule):
-            with recording(self.net, wanted, self._head(wanted)) as found:
+            with recording(self.net, wanted, self._heads(wanted)) as found:
                 self.net(z)
         else:
             if wanted not in self._cuts:
-                self._cuts[wanted] = cut(self.net, wanted, self._head(wanted))
-            found = dict(zip(wanted, self._cuts[wanted](z), strict=True))
+                self._cuts[wanted] = cut(self.net, wanted, self._heads(wanted))
+            part, keys = self._cuts[wanted]
+            found = dict(zip(keys, part(z), strict=True))
         return in_order(found, wanted)
 
-    def _head(self, names: tuple[str, ...]) -> str | None:
-        """Return the path of the head, where the embedding is among `names`."""
+    def _heads(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the paths of the heads, where the embedding is among `names`."""
         model = self._model[0]
         if EMBEDDING not in names:
-            return None
+            return ()
         if not isinstance(model, NormalizedModel):
             raise TypeError(
                 "features need a NormalizedModel (fastadv.create_model or load_model), "
                 f"got {type(model).__name__}: where its embedding ends is unknown"
             )
-        return model.spec.head_path(self.live)
+        return model.spec.head_paths(self.live)
 
 
 def _versions(tensors: list[Tensor]) -> int:

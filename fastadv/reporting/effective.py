@@ -53,7 +53,7 @@ def effective_sections(
                     row.target.name,
                     name,
                     *(None if np.isnan(v) else f"{v:.1f}%" for v in own),
-                    f"{row.value:+.1f} [{row.low or 0:+.1f}, {row.high or 0:+.1f}]",
+                    _with_interval(row),
                     len(setting.fitted),
                     setting.shift_label,
                     setting.standard_label,
@@ -88,6 +88,13 @@ def effective_sections(
             [Table(columns, lines, "Effective robustness, points of accuracy.")],
         )
     ]
+
+
+def _with_interval(row: Row) -> str:
+    """Return the number of a row, with its interval where it has one."""
+    if row.low is None or row.high is None:
+        return f"{row.value:+.1f}"
+    return f"{row.value:+.1f} [{row.low:+.1f}, {row.high:+.1f}]"
 
 
 def _draw(

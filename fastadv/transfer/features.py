@@ -6,13 +6,10 @@ those computes nothing again, and changing them does.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import logging
-import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -34,7 +31,7 @@ from fastadv.data.cache import read_array, write_array
 from fastadv.data.loading.loader import replacements
 from fastadv.data.loading.make_loader import choose_backend
 from fastadv.data.sets.subsets import base_and_positions
-from fastadv.files import fastadv_cache_dir
+from fastadv.files import claimed, fastadv_cache_dir
 from fastadv.kernels import normalize
 from fastadv.models import NormalizedModel, state_hash
 from fastadv.models.view import AttackView
@@ -217,7 +214,10 @@ class FeatureCache:
         read = partial(self._read, path, bad_path, images, options)
         if found := read():
             return found
-        with _claimed(self.folder, key, what):
+        note = f"{what}: another process computes them; waiting"
+        with claimed(
+            self.folder, int(key[:7], 16), wait=lambda: Progress(1).note(note)
+        ):
             if found := read():  # the process that had the lock has made them
                 return found
             made = compute(model, make_loader(images, **vars(options)), what)
@@ -246,28 +246,6 @@ class FeatureCache:
         if bad and options.on_bad_image == "fail":
             return None  # embedding them names the image and stops
         return Features.of(images, values, [(name, reason) for name, reason in bad])
-
-
-@contextlib.contextmanager
-def _claimed(folder: Path, key: str, what: str) -> Iterator[None]:
-    """Let one process at a time compute the features of `key`; others wait.
-
-    This is a record lock on the byte of `FOLDER/.lock` that the key points at. It ends with
-    its process, whatever decoding processes that leaves. Where a file system has no locks,
-    the same may be computed twice.
-    """
-    with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):
-            folder.mkdir(parents=True, exist_ok=True)
-            file = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
-            stack.callback(os.close, file)
-            byte = int(key[:7], 16)  # some file systems lock no further than 2^31
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, byte)
-            except (BlockingIOError, PermissionError):
-                Progress(1).note(f"{what}: another process computes them; waiting")
-                fcntl.lockf(file, fcntl.LOCK_EX, 1, byte)
-        yield
 
 
 def feature_key(

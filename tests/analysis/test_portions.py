@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import multiprocessing
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from fastadv.analysis.portions import Portions, count_batches, numbered_batches
+from fastadv.analysis.portions import (
+    Portions,
+    Share,
+    ShareDone,
+    count_batches,
+    numbered_batches,
+)
 from fastadv.data import LoaderOptions, make_loader, open_dataset
 from fastadv.data.sets.image_set import ArraySet
 
@@ -64,19 +73,6 @@ def test_a_damaged_portion_is_computed_again(
     assert "squares-1.npz cannot be read" in caplog.text
 
 
-def test_a_step_that_is_one_portion(tmp_path: Path) -> None:
-    calls = []
-
-    def compute() -> dict[str, np.ndarray]:
-        calls.append(1)
-        return {"x": np.arange(3)}
-
-    for _ in range(2):
-        found = Portions(tmp_path).once("step", compute)
-        assert found["x"].tolist() == [0, 1, 2]
-    assert len(calls) == 1
-
-
 def test_a_full_disk_stops_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -114,3 +110,58 @@ def test_batches_from_any_on_are_the_same() -> None:
             assert batch.indices.tolist() == whole[number].indices.tolist()
             assert (batch.images == whole[number].images).all()
             assert (batch.labels == whole[number].labels).all()
+
+
+def _share(folder: Path, helps: bool, numbers: range, out: Path) -> None:
+    """Compute the portions that nobody else does, and write which into `out`."""
+
+    def compute(first: int) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+        for number in numbers[first:]:
+            time.sleep(0.02)
+            with out.open("a") as file:
+                file.write(f"{number}\n")
+            if number != 7:  # a batch of which no image can be read
+                yield number, {"square": np.array(number**2)}
+
+    found = []
+    with contextlib.suppress(ShareDone):
+        portions = Portions(folder, Share(3, helps))
+        for each in portions.each("squares", len(numbers), compute):
+            found.append(int(each["square"]))
+    assert found == ([] if helps else [n**2 for n in numbers if n != 7])
+
+
+def test_processes_share_the_portions(tmp_path: Path) -> None:
+    folder, numbers = tmp_path / "portions", range(30)
+    fork = multiprocessing.get_context("fork")
+    processes = [
+        fork.Process(target=_share, args=(folder, i > 0, numbers, tmp_path / f"{i}"))
+        for i in range(3)
+    ]
+    for each in processes:
+        each.start()
+    for each in processes:
+        each.join()
+    assert [each.exitcode for each in processes] == [0, 0, 0]
+    by = [path for path in (tmp_path / f"{i}" for i in range(3)) if path.exists()]
+    assert len(by) > 1
+    computed = [int(line) for path in by for line in path.read_text().split()]
+    # Each once, but for the batch that showed that there is nothing of the one before.
+    assert sorted(computed) == sorted([*numbers, 8])
+
+
+def test_a_share_that_finds_damage_computes_it_again(tmp_path: Path) -> None:
+    numbers = range(8)
+    _share(tmp_path, False, numbers, tmp_path / "first")
+    (tmp_path / "squares-3.npz").write_bytes(b"text")
+    _share(tmp_path, False, numbers, tmp_path / "second")
+    assert (tmp_path / "second").read_text().split() == ["3"]
+
+
+def test_an_ordered_sequence_is_the_work_of_one(tmp_path: Path) -> None:
+    helper = Portions(tmp_path, Share(2, helps=True))
+    with pytest.raises(ShareDone):
+        list(helper.each("squares", 4, Work(), ordered=True))
+    main = Portions(tmp_path, Share(2, helps=False))
+    found = main.each("squares", 4, Work(), ordered=True)
+    assert [int(each["square"]) for each in found] == [0, 1, 4, 9]

@@ -213,10 +213,13 @@ def test_kill_nine_loses_the_portion_in_work(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("sources", [1, 2])
 def test_several_processes_find_the_same(
-    call: Caller, networks: list[Path], cues: Path, tmp_path: Path
+    sources: int, call: Caller, networks: list[Path], cues: Path, tmp_path: Path
 ) -> None:
-    given = words("cka", networks, cues)
+    given = words(
+        "cka", networks[-sources:], cues
+    )  # of one source, two share the images
     one = call("analyze", *given, "--results", tmp_path / "one")
     more = ["--engine", "processes", "--jobs", 2, "--results", tmp_path / "two"]
     two = call("analyze", *given, *more)

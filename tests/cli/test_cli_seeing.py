@@ -160,6 +160,17 @@ def test_classes_from_a_gaussian(
     assert np.corrcoef(means)[0, 1] < 0.9
 
 
+def test_one_gaussian_of_fewer_images_than_classes(
+    call: Caller, networks: dict[str, Path], tmp_path: Path
+) -> None:
+    done = call(
+        "analyze", "visualization", "--source", networks["standard"], "--data", "digits",
+        "--units", "3", "--start", "gaussian", "--num-fitted", 4, "--num-steps", 2,
+        "--results", tmp_path,
+    )  # fmt: skip
+    assert done.code == 0, done.err
+
+
 def test_inversion_from_other_images(
     call: Caller, networks: dict[str, Path], tmp_path: Path
 ) -> None:
