@@ -20,6 +20,7 @@ SOURCES = sorted([*ROOT.glob("fastadv/**/*.py"), *ROOT.glob("kernels/*.py")])
 LAYERS = (
     {
         "errors",
+        "extensions",
         "files",
         "groups",
         "lazy",
@@ -28,7 +29,7 @@ LAYERS = (
         "progress",
         "text_tables",
     },
-    {"ranges", "statistics", "threat", "preparation"},
+    {"addresses", "ranges", "statistics", "threat", "preparation"},
     {"device", "flags"},
     {"environment", "kernels", "results"},
     {"models", "data"},
@@ -306,6 +307,7 @@ def test_every_package_is_packed() -> None:
         "errors",
         "models.architecture_names",
         "text_tables",
+        "extensions",
         "data.counter",
         "progress",
     ],

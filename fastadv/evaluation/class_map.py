@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastadv.data.sets.folders import abridged
+from fastadv.data.sets.class_order import abridged
 from fastadv.errors import ConfigError, DataError
 from fastadv.models.source import Source
 from fastadv.results.identity import digest

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from fastadv import __version__
-from fastadv.attacks import PGD, Attack, Budget, ThreatModel, make_attack
+from fastadv.attacks import PGD, Attack, Budget, Cascade, ThreatModel, make_attack
 from fastadv.attacks.package import check_classes
 from fastadv.data import Batch, ImageSet, Loader, make_loader, open_dataset, subset
 from fastadv.data.sets.subsets import Downscaled, readable
@@ -133,6 +133,8 @@ def evaluate_source(
     """
     images, options = loader.imageset, loader.options
     check_same_classes(source, images)
+    if isinstance(attack, Cascade):
+        attack = attack.for_classes(len(images.classes))
     if attack is not None:
         check_classes(attack.names, len(images.classes))
     unusual = options.unusual_preparation(images)

@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastadv.data.opening.by_name import open_dataset
-from fastadv.data.sets.folders import abridged, open_all
+from fastadv.data.sets.class_order import abridged
+from fastadv.data.sets.folders import open_all
 from fastadv.data.sets.image_set import FileSet, ImageSet
 from fastadv.data.sets.subsets import Subset
 from fastadv.errors import ConfigError, DataError, unknown_name
