@@ -13,6 +13,7 @@ memory, and their blocks checked.
 from __future__ import annotations
 
 import argparse
+import copy
 import gc
 import logging
 import tempfile
@@ -169,6 +170,28 @@ def classifier(model: NormalizedModel) -> str:
     return f"{kind}{paths[0]}"
 
 
+def prepare(model: NormalizedModel, x: Tensor) -> None:
+    """Give a network of random weights sane activations, and a head that is not zero."""
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    if norms and len(x) > 1:
+        for norm in norms:
+            norm.momentum = None  # an average of what passes
+            norm.train()
+        with torch.no_grad():
+            model(x)
+        model.eval()
+    if model.spec.head_paths(model.net):
+        fill(model, CLASSES)
+
+
+def fill(model: NormalizedModel, classes: int) -> Tensor:
+    """Write random weights to the head, and return them."""
+    draw = torch.Generator().manual_seed(0)
+    weight = torch.randn(classes, model.embedding_dim, generator=draw)
+    model.set_head(weight, torch.zeros(classes))
+    return weight
+
+
 def features(model: NormalizedModel, x: Tensor) -> str:
     """Compare the head of the features with the logits."""
     logits, found = model(x), model.features(x)
@@ -192,20 +215,22 @@ def blocks(model: NormalizedModel) -> str:
     held = [p for _, ms in listed for m in ms for p in m.parameters()]
     held += [p for head in heads for p in head.parameters()]
     ids = [id(p) for p in held]
-    whole = {id(p) for p in model.net.parameters()}
-    once = len(ids) == len(set(ids)) and set(ids) == whole
-    return str(len(listed)) if once else "parameters missing or held twice"
+    if set(ids) != {id(p) for p in model.net.parameters()}:
+        return "parameters are missing"
+    shared = len(ids) - len(set(ids))
+    return f"{len(listed)}{f', {shared} parameters in several' if shared else ''}"
 
 
 def view(model: NormalizedModel, x: Tensor) -> str:
     """Compare logits and input gradient of the attack view with the network's."""
-    seen = AttackView(model)
+    exact = copy.deepcopy(model).double()
+    seen = AttackView(exact)
     outputs = []
-    for function in (seen, model.forward_normalized):
-        z = model.normalize(x).requires_grad_()
+    for function in (seen, exact.forward_normalized):
+        z = exact.normalize(x.double()).requires_grad_()
         logits = function(z)
         draw = torch.Generator().manual_seed(0)
-        weights = torch.randn(logits.shape, generator=draw)
+        weights = torch.randn(logits.shape, generator=draw).double()
         (gradient,) = torch.autograd.grad((logits * weights).sum(), z)
         outputs.append((logits.detach(), gradient))
     for mine, other in zip(*outputs, strict=True):
@@ -216,23 +241,22 @@ def view(model: NormalizedModel, x: Tensor) -> str:
 
 def attack(model: NormalizedModel, x: Tensor) -> str:
     """Take one step of PGD, which must move the images and raise the loss."""
-    labels = model(x).argmax(1)
+    with torch.no_grad():
+        labels = model(x).argmin(1)
     step = PGD(ThreatModel("linf", "1/255"), num_steps=1)
     moved, _ = step.perturb(model, x, labels)
     if not 0 < float((moved - x).abs().max()) <= 1 / 255 + 1e-6:
         return "does not move"
     loss = torch.nn.functional.cross_entropy
     with torch.no_grad():
-        raised = float(loss(model(moved), labels) - loss(model(x), labels))
-    return YES if raised > 0 else f"loss changes by {raised:.2g}"
+        before, after = (float(loss(model(each), labels)) for each in (x, moved))
+    return YES if after > before else f"loss from {before:.3g} to {after:.3g}"
 
 
 def new_head(model: NormalizedModel, x: Tensor) -> str:
     """Replace the head, write to it, and classify."""
     model.replace_head(OTHER, seed=0)
-    draw = torch.Generator().manual_seed(0)
-    weight = torch.randn(OTHER, model.embedding_dim, generator=draw)
-    model.set_head(weight, torch.zeros(OTHER))
+    weight = fill(model, OTHER)
     logits = model(x)
     if logits.shape != (len(x), OTHER):
         return f"logits {tuple(logits.shape)}"
@@ -276,7 +300,8 @@ def rows(archs: list[str], most: float) -> Iterator[list[str]]:
         began = time.monotonic()
         model = create_model(arch, CLASSES, seed=0).eval()
         draw = torch.Generator().manual_seed(0)
-        x = torch.rand(1, 3, side_of(arch, model), side_of(arch, model), generator=draw)
+        x = torch.rand(2, 3, side_of(arch, model), side_of(arch, model), generator=draw)
+        tried(prepare, model, x)
         row += [tried(features, model, x), tried(blocks, model)]
         row += [tried(check, model, x) for check in (view, attack, new_head, file)]
         yield row

@@ -119,7 +119,15 @@ def _in_order(content: bytes) -> bytes:
 
 def cpu_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return a state dict with contiguous tensors on the CPU."""
-    return {k: v.detach().cpu().contiguous() for k, v in state.items()}
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for key, value in state.items():
+        tensor = value.detach().cpu().contiguous()
+        # A parameter of several modules is stored for each: no file shares memory.
+        place = tensor.untyped_storage().data_ptr() if tensor.numel() else 0
+        found[key] = tensor.clone() if place in seen and place else tensor
+        seen.add(place)
+    return found
 
 
 def decimals(values: Tensor) -> list[float]:
@@ -297,6 +305,9 @@ def _decide_statistics(
         std = _agreed("std", given[1], found.std, file)
         where = f"its normalisation is what {found.path} in it says"
         return mean, std, [where] if read.arch is None and not found.in_tensors else []
+    own = own_network(filled.spec.name)
+    if own is not None and own.mean is not None and own.std is not None:
+        return given[0] or own.mean, given[1] or own.std, []
     mean, std = given[0] or IMAGENET_MEAN, given[1] or IMAGENET_STD
     if None not in given or facts_from_filename(file):
         return mean, std, []

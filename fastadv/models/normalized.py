@@ -41,19 +41,13 @@ class NormalizedModel(nn.Module):
         net: Maps normalised images [N,C,H,W] to logits [N,num_classes].
         mean: Per-channel mean, C values in [0, 1] pixel units.
         std: Per-channel standard deviation, C positive values in the same units.
-    <<<<<<< HEAD
         arch: Name of the architecture of `net`. None registers a network of your own under
             the name of its class, so that it can be saved, and loaded again in this
             process. With a name that is not registered the model classifies, but has no
             `features`, `head` or `blocks` unless `spec` is given.
-        num_classes: Number of logits. None counts those of the last layer.
-    =======
-        arch: Name of the architecture of `net`. With a name that is not registered
-            the model classifies, but has no `features`, `head` or `blocks` unless
-            `spec` is given.
-        num_classes: Number of logits; 0 for a trunk without a classifier, whose `head` is
-            a layer of no outputs until `replace_head` gives it one.
-    >>>>>>> main
+        num_classes: Number of logits. None counts those of the last layer; 0 is a trunk
+            without a classifier, whose `head` is a layer of no outputs until
+            `replace_head` gives it one.
         spec: Where features and head are in a network of your own.
 
     Attributes:
