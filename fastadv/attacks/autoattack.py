@@ -6,8 +6,9 @@ APGD-CE and APGD-T run on the fused kernels. FAB-T and Square come from the pack
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Literal, get_args
 
@@ -17,13 +18,23 @@ from torch import Tensor, nn
 from fastadv.attacks.apgd import APGD
 from fastadv.attacks.contract import Attack, AttackResult
 from fastadv.attacks.deepfool import DeepFool
+from fastadv.attacks.engine import checked_logits
 from fastadv.attacks.fmn import DDN, FMN
 from fastadv.attacks.objectives import DLR_TARGETED
-from fastadv.attacks.package import STANDARD_BUDGET, AttackName, Budget, PackageAttack
-from fastadv.device import wait_for
+from fastadv.attacks.package import (
+    STANDARD_BUDGET,
+    AttackName,
+    Budget,
+    PackageAttack,
+    undefined,
+)
+from fastadv.device import differentiable, wait_for
 from fastadv.errors import unknown_name
 from fastadv.kernels.pixels import to_pixels
+from fastadv.models.view import AttackView
 from fastadv.threat import ThreatModel
+
+log = logging.getLogger(__name__)
 
 Judge = Literal["fastadv", "package"]
 
@@ -50,6 +61,9 @@ class Cascade:
     Args:
         stages: The attacks with their names, in order.
         description: What `describe` returns; None describes each attack in turn.
+        leaves_out: Whether an attack that does not exist for as few classes as the model
+            has is left out, with a warning, instead of an error. See `for_classes`.
+        instead: The attack that takes the place of one that is left out, by its name.
 
     Raises:
         ValueError: There is no attack.
@@ -59,12 +73,57 @@ class Cascade:
         self,
         stages: Sequence[tuple[str, Attack]],
         description: dict[str, Any] | None = None,
+        *,
+        leaves_out: bool = False,
+        instead: Mapping[str, tuple[str, Attack]] | None = None,
     ) -> None:
         if not stages:
             raise ValueError("a cascade needs at least one attack, got none")
+        self._said: set[str] = set()  # names of attacks that were said to be left out
         self.names = tuple(name for name, _ in stages)
         self.stages = tuple(stage for _, stage in stages)
         self._description = description
+        self.leaves_out = leaves_out
+        self._instead = dict(instead or {})
+
+    def for_classes(self, num_classes: int) -> Cascade:
+        """Return the cascade of the attacks that exist for a number of classes.
+
+        Its description says what was left out. A cascade that leaves nothing out is
+        returned as it is.
+        """
+        present = [
+            (number, found)
+            for number in range(len(self.stages))
+            if (found := self._stage(number, num_classes)) is not None
+        ]
+        stages = [found for _, found in present]
+        names = tuple(name for name, _ in stages)
+        if not self.leaves_out or names == self.names:
+            return self
+        missing = [name for name in self.names if name not in names]
+        description = self.describe() | {"left_out": "+".join(missing)}
+        if more := [name for name in names if name not in self.names]:
+            description["instead"] = "+".join(more)
+        return Cascade(stages, description)
+
+    def _stage(self, number: int, num_classes: int | None) -> tuple[str, Attack] | None:
+        """Return an attack with its name, what takes its place, or None.
+
+        Where an attack is left out, a warning says so, once for each cascade.
+        """
+        name, stage = self.names[number], self.stages[number]
+        reason = None if num_classes is None else undefined(name, num_classes)
+        if not self.leaves_out or reason is None or num_classes is None:
+            return name, stage
+        other = self._instead.get(name)
+        if other is not None and undefined(other[0], num_classes) is not None:
+            other = None
+        if name not in self._said:
+            self._said.add(name)
+            what = "is left out" if other is None else f"gives way to {other[0]}"
+            log.warning("%s; it %s", reason, what)
+        return other
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """Return the network that the first attack works on; the others accept it, too."""
@@ -78,6 +137,7 @@ class Cascade:
         shared = {key: stages[0][key] for key in ("norm", "eps")}
         return {"name": "+".join(self.names)} | shared | {"stages": stages}
 
+    @differentiable
     def __call__(
         self,
         model: nn.Module,
@@ -89,17 +149,19 @@ class Cascade:
     ) -> AttackResult:
         """Attack a batch with one attack after the other; see `Attack.__call__`."""
         network = self.prepare(model)
+        num_classes = _num_classes(network, x) if self.leaves_out else None
         x_adv, stage_of = to_pixels(x, torch.float32).clone(), torch.zeros_like(y)
         attacked = torch.ones_like(y, dtype=torch.bool) if active is None else active
         left = attacked
         loss = torch.zeros(len(y), device=y.device)
         nonfinite = torch.zeros(1, dtype=torch.int64, device=y.device)
         seconds = []
-        for stage in self.stages:
+        for number in range(len(self.stages)):
             wait_for(x.device)
             began = time.perf_counter()
-            if left.any():
-                found = stage(network, x, y, offset=offset, active=left)
+            stage = self._stage(number, num_classes)
+            if left.any() and stage is not None:
+                found = stage[1](network, x, y, offset=offset, active=left)
                 mask = left.view(-1, 1, 1, 1)
                 x_adv = torch.where(mask, found.x_adv, x_adv)
                 loss = torch.where(left, found.loss, loss)
@@ -112,6 +174,15 @@ class Cascade:
         return AttackResult(x_adv, success, loss, nonfinite, tuple(seconds), stage_of)
 
 
+@torch.no_grad()
+def _num_classes(network: nn.Module, x: Tensor) -> int:
+    """Return the number of logits, with a forward pass of one image if it is not stated."""
+    if not isinstance(network, AttackView):
+        return int(checked_logits(network(to_pixels(x[:1], torch.float32))).shape[1])
+    stated = network.num_classes
+    return stated or int(checked_logits(network(network.normalize(x[:1]))).shape[1])
+
+
 def make_attack(
     name: str,
     threat: ThreatModel,
@@ -121,6 +192,10 @@ def make_attack(
     seed: int = 0,
 ) -> Cascade:
     """Make an attack, or the four of AutoAttack's standard version, by name.
+
+    For a model of two or three classes AutoAttack leaves APGD-T out, which is not defined
+    there, and says so. For three classes APGD-DLR takes its place; for two, maximising the
+    cross-entropy and the margin are the same, and the other attacks are complete.
 
     Args:
         name: `"autoattack"`, an `AttackName`, or a `MinimalName`; attacks that minimise
@@ -147,25 +222,25 @@ def make_attack(
             raise ValueError(f"judge={judge!r} has no {name}; use judge='fastadv'")
         minimal = _MINIMAL[name](threat, budget.num_steps)
         return Cascade([(name, minimal)], minimal.describe() | {"judge": judge})
-    stages: list[tuple[str, Attack]] = []
-    for each in STANDARD if name == "autoattack" else (name,):
+
+    def made(each: str) -> tuple[str, Attack]:
         if judge == "fastadv" and each in _OBJECTIVE:
             steps, restarts = budget.num_steps, budget.num_restarts
             targets, objective = budget.num_targets, _OBJECTIVE[each]
-            attack: Attack = APGD(
-                threat, steps, objective, restarts, targets, seed=seed
-            )
-        else:
-            attack = PackageAttack(
-                each,  # type: ignore[arg-type]
-                threat,
-                budget,
-                seed=seed,
-                independent=judge == "package",
-            )
-        stages.append((each, attack))
+            return each, APGD(threat, steps, objective, restarts, targets, seed=seed)
+        return each, PackageAttack(
+            each,  # type: ignore[arg-type]
+            threat,
+            budget,
+            seed=seed,
+            independent=judge == "package",
+        )
+
+    whole = name == "autoattack"
     return Cascade(
-        stages,
+        [made(each) for each in (STANDARD if whole else (name,))],
         {"name": name, "norm": threat.norm, "eps": threat.eps, "judge": judge}
         | asdict(budget),
+        leaves_out=whole,
+        instead={"apgd-t": made("apgd-dlr")} if whole else None,
     )

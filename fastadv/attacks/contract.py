@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from fastadv.device import differentiable
 from fastadv.kernels.arguments import memory_order
 from fastadv.threat import ThreatModel
 
@@ -113,6 +114,7 @@ class SingleAttack:
         """Return the settings of this attack; see `Attack.describe`."""
         return {"name": self.name} | asdict(self.threat)
 
+    @differentiable
     def __call__(
         self,
         model: nn.Module,

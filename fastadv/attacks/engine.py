@@ -8,7 +8,7 @@ the device, except the checks of labels and of the range of float images.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeAlias
 from weakref import WeakSet
 
@@ -16,7 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from fastadv.attacks.contract import AttackResult, SingleAttack
-from fastadv.attacks.objectives import Context, Objective, get_objective, succeeded
+from fastadv.attacks.objectives import (
+    AnyObjective,
+    Context,
+    get_objective,
+    succeeded,
+)
 from fastadv.kernels import ball_init
 from fastadv.models.view import AttackView
 from fastadv.phases import phase
@@ -55,7 +60,7 @@ class GradientAttack(SingleAttack):
     def __init__(
         self,
         threat: ThreatModel,
-        objective: str | Objective,
+        objective: AnyObjective,
         *,
         num_restarts: int,
         random_start: bool,
@@ -168,7 +173,7 @@ class GradientAttack(SingleAttack):
         """Compute the loss and the outputs at `z`, as a `Forward` does."""
         outputs = self._outputs(view, z)
         try:
-            loss = self.objective.per_sample(outputs, context)
+            loss = self.objective.losses(outputs, context)
         except (IndexError, RuntimeError):
             if context.labels.device.type == "cpu" and context.labels.dim() == 1:
                 check_labels(context.labels, outputs.shape[-1])
@@ -206,7 +211,7 @@ class GradientAttack(SingleAttack):
         if outputs is None:
             outputs = self._outputs(view, z)
         if loss is None:
-            loss = self.objective.per_sample(outputs, context)
+            loss = self.objective.losses(outputs, context)
         if not self.objective.succeeds:
             nothing = torch.zeros_like(loss, dtype=torch.bool)
             return AttackResult(x, nothing, loss.float(), nonfinite)
@@ -226,7 +231,15 @@ def check_counts(**numbers: int) -> None:
 
 
 def checked_logits(outputs: object) -> Tensor:
-    """Return `outputs` if they are logits [N, K], or raise a TypeError."""
+    """Return the logits [N, K] among the outputs of a network, or raise a TypeError.
+
+    They are the outputs themselves, or the value `logits` of an object or a mapping, as
+    networks of the package transformers return it.
+    """
+    if isinstance(outputs, Mapping):
+        outputs = outputs.get("logits", outputs)
+    else:
+        outputs = getattr(outputs, "logits", outputs)
     if isinstance(outputs, Tensor) and outputs.dim() == 2:
         return outputs
     what = f"a {type(outputs).__name__}"
@@ -235,8 +248,8 @@ def checked_logits(outputs: object) -> Tensor:
     elif isinstance(outputs, (tuple, list)):
         what += f" of {len(outputs)}"
     raise TypeError(
-        f"the model returned {what}; attacks need one tensor of logits [N, K]. Wrap the "
-        "model in a module that returns its logits alone"
+        f"the model returned {what}; attacks need one tensor of logits [N, K], alone or "
+        "called `logits`. Wrap the model in a module that returns its logits alone"
     )
 
 

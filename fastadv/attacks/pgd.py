@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from fastadv.attacks.compiled import CompileMode, CompileReport, Inputs, Runner
 from fastadv.attacks.contract import AttackResult
 from fastadv.attacks.engine import Forward, GradientAttack, check_counts, worse_of
-from fastadv.attacks.objectives import Context, Objective
+from fastadv.attacks.objectives import AnyObjective, Context
+from fastadv.device import differentiable
 from fastadv.kernels import normalize, pgd_step_
 from fastadv.kernels.arguments import per_sample
 from fastadv.kernels.registry import forced_backend
@@ -52,7 +53,10 @@ class PGD(GradientAttack):
         random_start: Begin at a random point of the ball instead of the clean image.
         num_restarts: Number of independent runs, of which the worst is kept per sample;
             more than one needs `random_start`.
-        objective: A name in `OBJECTIVES`, or an `Objective`.
+        objective: Loss that is maximised: `"cross_entropy"`, `"margin"`, `"dlr"`, `"kl"`,
+            `"feature_distance"`, `module:name`, an `Objective`, or a function
+            (logits [N, K], labels [N]) -> loss [N]. `"targeted"` minimises the
+            cross-entropy of the classes that are given as `y`, which are then the targets.
         keep: Whether a call judges the `"best"` of all iterates (success first, then
             loss) or the `"last"`. It makes no difference to `perturb`.
         seed: Seed of the random starts. Calls with the same seed give the same result;
@@ -86,7 +90,7 @@ class PGD(GradientAttack):
         step_size: float | None = None,
         random_start: bool = False,
         num_restarts: int = 1,
-        objective: str | Objective = "cross_entropy",
+        objective: AnyObjective = "cross_entropy",
         keep: Literal["last", "best"] = "best",
         *,
         seed: int = 0,
@@ -177,6 +181,7 @@ class PGD(GradientAttack):
 
         return reduce(worse_of, map(run, range(self.num_restarts)))
 
+    @differentiable
     def perturb(
         self,
         model: nn.Module,
@@ -238,7 +243,7 @@ class PGD(GradientAttack):
 
     @torch.no_grad()
     def _objective(self, view: AttackView, z: Tensor, context: Context) -> Tensor:
-        return self.objective.per_sample(self._outputs(view, z), context)
+        return self.objective.losses(self._outputs(view, z), context)
 
     def compile_report(self) -> CompileReport:
         """Return how the batches so far were run, and how often something was compiled."""

@@ -16,6 +16,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, fx, nn
 
+from fastadv.device import differentiable
 from fastadv.kernels import normalize
 from fastadv.models.folding import (
     FrozenNorm,
@@ -57,6 +58,7 @@ class AttackView(nn.Module):
         unfolded_reason: The reason why the graph could not be folded, or None.
     """
 
+    @differentiable
     def __init__(
         self,
         model: nn.Module,
@@ -140,6 +142,7 @@ class AttackView(nn.Module):
         graph.recompile()
         self.net = graph
 
+    @differentiable
     @torch.no_grad()
     def refresh(self) -> None:
         """Follow the model's present weights and statistics.
