@@ -168,7 +168,7 @@ def _digests(images: ImageSet) -> Callable[[int], tuple[bytes, bytes] | BadImage
             base, i = found[0], int(found[1][index])
             data, name = base.read(i), base.describe(i)
             _check_encoding(data, name)
-            pixels = _pixel_digest(decode_rgb(data, name))
+            pixels = _pixel_digest(decode_rgb(data, name, base.bits))
         except BadImage as error:
             return error
         return hashlib.blake2b(data, digest_size=_DIGEST).digest(), pixels
