@@ -86,7 +86,7 @@ class AttackView(nn.Module):
         self._seen: tuple[list[Tensor], int] = [], 0
         # A copy of the modules that shares every tensor with the model.
         tensors = (*self.live.parameters(), *self.live.buffers())
-        memo = {id(t): t for t in tensors}
+        memo: dict[int, Any] = {id(t): t for t in tensors}
         for held in _caches(self.live):  # what a network computed of its weights
             memo |= {id(held): {}}
         self.net = copy.deepcopy(self.live, memo).eval()
