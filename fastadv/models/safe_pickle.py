@@ -153,7 +153,7 @@ class _Unpickler(pickle.Unpickler):
             return _BUILDERS[full]
         if module == "torch" and name.endswith("Storage"):
             with contextlib.suppress(KeyError):
-                return serialization.StorageType(name)
+                return serialization.StorageType(name)  # type: ignore[no-untyped-call]
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)
         return type("Stub", (Stub,), {"named": full})
