@@ -35,7 +35,7 @@ LAYERS = (
     {"models", "data"},
     {"runs"},
     {"attacks"},
-    {"evaluation", "reporting"},
+    {"evaluation", "loops", "reporting"},
     {"training"},
     {"transfer", "detection"},
     {"analysis"},
