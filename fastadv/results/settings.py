@@ -24,6 +24,7 @@ from fastadv.results.analysis_settings import (
     ShapeSetting,
     SimilaritySetting,
 )
+from fastadv.results.detection_settings import DetectionSetting
 from fastadv.results.seeing_settings import (
     GradientSetting,
     InversionSetting,
@@ -260,5 +261,6 @@ Setting = (
     | InversionSetting
     | UniversalSetting
     | VulnerabilitySetting
+    | DetectionSetting
 )
 KINDS: dict[str, type[Setting]] = {kind.kind: kind for kind in get_args(Setting)}
