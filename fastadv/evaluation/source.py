@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -75,7 +75,7 @@ def evaluate_checkpoint(config: EvaluationConfig) -> SourceEvaluation:
     """
     source = open_source(config.checkpoint, arch=config.arch, download=config.download)
     resolution = config.resolution or source.resolution
-    splits = _splits(config, source, resolution)
+    splits = open_for(source, config.data, resolution, config.options)
     matched = match_classes(
         source, splits.test, config.class_map, all_outputs=config.all_outputs
     )
@@ -222,16 +222,31 @@ def evaluate_source(
     return SourceEvaluation(found, result, rows)
 
 
-def _splits(config: EvaluationConfig, source: Source, resolution: int) -> DatasetSplits:
-    """Open the data set; a network of its own training is judged on what was held out."""
+def open_for(
+    source: Source, data: str, resolution: int, options: Mapping[str, Any]
+) -> DatasetSplits:
+    """Open the data set that a network is judged on, as `test` of what is returned.
+
+    That is all of data without a training split. A network that was trained on the same
+    data is judged on the part that its training held out.
+
+    Args:
+        source: The network.
+        data: Name, path or address of the data set.
+        resolution: Side in pixels at which procedural sets are drawn.
+        options: Options of the data set.
+
+    Raises:
+        DataError, ConfigError: The data set cannot be opened.
+    """
     trained = source.metadata().get("config", {}) if source.trained_here else {}
     open_it = open_judged_splits
-    if trained.get("data") and same_place(str(trained["data"]), config.data):
+    if trained.get("data") and _same_place(str(trained["data"]), data):
         open_it = open_dataset
-    return open_it(config.data, resolution=resolution, **config.options)
+    return open_it(data, resolution=resolution, **options)
 
 
-def same_place(one: str, other: str) -> bool:
+def _same_place(one: str, other: str) -> bool:
     """Return whether two texts name one data set: the same text, or the same path."""
     if one == other:
         return True
@@ -241,6 +256,7 @@ def same_place(one: str, other: str) -> bool:
 
 def check_same_classes(source: Source, images: ImageSet) -> None:
     """Raise ConfigError unless a network tells apart the classes of the images."""
+    source.require_classifier()
     theirs = images.classes
     num_classes = source.num_classes
     if num_classes != len(theirs):
