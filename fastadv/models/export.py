@@ -258,7 +258,12 @@ def _to_detectron2(model: NormalizedModel, path: Path, about: About) -> list[Pat
         "INPUT": {"FORMAT": "RGB"},
     }
     side = path.with_suffix(".yaml")
-    header = "# Merge into a Detectron2 config. Its default FORMAT is BGR: keep RGB.\n"
+    header = (
+        "# Merge into a Detectron2 config. Its default FORMAT is BGR: keep RGB.\n"
+        "# With the default MODEL.BACKBONE.FREEZE_AT of 2, stem and res2 keep these\n"
+        "# weights: initialisations are then compared with these stages untrained. 0\n"
+        "# trains everything, as training from scratch must.\n"
+    )
     write_atomic(side, (header + yaml.safe_dump(config, sort_keys=False)).encode())
     # Detectron2 reads a plain pickle; writing one runs nothing.
     write_atomic(path, pickle.dumps(content, protocol=4))
