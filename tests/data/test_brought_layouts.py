@@ -68,6 +68,9 @@ def test_a_split_without_labels_is_passed_over(
     held = ("validation/a/7.png", "validation/b/8.png")
     splits = open_dataset(write(tmp_path / "one", *TRAIN, *held, unlabelled))
     assert (content(splits.train), content(splits.test)) == (IN_TRAIN, HELD)
+    assert "one: test/ has no labels (2 images); it is passed over" in caplog.text
+    assert "ignored" not in caplog.text
+    caplog.clear()
     # Without a labelled one, a part of the training split is held out.
     splits = open_dataset(write(tmp_path / "two", *TRAIN, unlabelled))
     assert "test/ has no labels (2 images); it is passed over" in caplog.text
