@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from fastadv.errors import ConfigError
 from fastadv.ranges import Checked
 
 if TYPE_CHECKING:
     import torch
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,3 +58,29 @@ def resolve_device(name: str) -> torch.device:
             "found. Use `device=cpu`, or see fastadv-doctor"
         )
     return device
+
+
+def differentiable(function: _Function) -> _Function:
+    """Let a function compute gradients although its caller is in inference mode.
+
+    Lightning validates under `torch.inference_mode`, where nothing can be differentiated.
+    Arguments that were made there are copied, since autograd refuses them later, too.
+    Whether gradients are recorded outside of inference mode does not change.
+    """
+
+    @functools.wraps(function)
+    def called(*args: Any, **options: Any) -> Any:
+        import torch
+
+        def usable(value: Any) -> Any:
+            made_there = isinstance(value, torch.Tensor) and value.is_inference()
+            return value.clone() if made_there else value
+
+        if not torch.is_inference_mode_enabled():
+            args = tuple(map(usable, args))
+            return function(*args, **{k: usable(v) for k, v in options.items()})
+        with torch.inference_mode(False):
+            args = tuple(map(usable, args))
+            return function(*args, **{k: usable(v) for k, v in options.items()})
+
+    return cast(_Function, called)

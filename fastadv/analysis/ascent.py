@@ -88,7 +88,7 @@ def ascend(
     start = x.float() / 255 if x.dtype == torch.uint8 else x.float()
     with torch.no_grad():
         outputs = represent(view, view.normalize(x), objective.layer or LOGITS)
-        before = objective.per_sample(outputs, Context(wanted)).float()
+        before = objective.losses(outputs, Context(wanted)).float()
     distance = (found.x_adv.double() - start.double()).flatten(1).norm(dim=1)
     return Ascended(found.x_adv, before, found.loss, distance)
 

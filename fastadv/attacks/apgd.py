@@ -25,7 +25,7 @@ from fastadv.attacks.engine import (
     check_labels,
     warn_of_probabilities,
 )
-from fastadv.attacks.objectives import DLR_TARGETED, Context, Objective, succeeded
+from fastadv.attacks.objectives import DLR_TARGETED, AnyObjective, Context, succeeded
 from fastadv.kernels import apgd_step_
 from fastadv.kernels.pixels import to_pixels
 from fastadv.models.view import AttackView
@@ -91,7 +91,7 @@ class APGD(GradientAttack):
         self,
         threat: ThreatModel,
         num_steps: int = 100,
-        objective: str | Objective = "cross_entropy",
+        objective: AnyObjective = "cross_entropy",
         num_restarts: int = 1,
         num_targets: int = 9,
         *,
@@ -135,7 +135,7 @@ class APGD(GradientAttack):
             warn_of_probabilities(view, logits)
             targets = self._targets(logits, y)
             first = replace(context, targets=targets[0])
-            loss = self.objective.per_sample(logits, first).float()
+            loss = self.objective.losses(logits, first).float()
             wrong = succeeded(logits, context, self.objective)
         todo = ~wrong if active is None else ~wrong & active
         found = AttackResult(
@@ -220,7 +220,7 @@ class APGD(GradientAttack):
             else:  # no step follows, so no gradient is needed
                 with torch.no_grad():
                     outputs = self._outputs(view, run.z)
-                    loss = self.objective.per_sample(outputs, run.context)
+                    loss = self.objective.losses(outputs, run.context)
             run.remember(loss, succeeded(outputs, run.context, self.objective))
             if step in checks:
                 run.reconsider(step - since)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from fastadv.attacks.engine import Forward
 from fastadv.attacks.objectives import Context
+from fastadv.models.live_view import LiveView
 from fastadv.models.view import AttackView
 
 log = logging.getLogger(__name__)
@@ -176,7 +177,7 @@ class Runner:
         `constants` is everything else that the results depend on.
         """
         device = next(t.device for t in tensors if t is not None)
-        ways = self._ways(device, reused, view.tracks)
+        ways = self._ways(device, reused, view)
         shapes = tuple(
             None if t is None else (t.shape, t.stride(), t.dtype) for t in tensors
         )
@@ -201,7 +202,7 @@ class Runner:
 
     # ---- parts ----
 
-    def _ways(self, device: torch.device, reused: bool, tracks: bool) -> set[str]:
+    def _ways(self, device: torch.device, reused: bool, view: AttackView) -> set[str]:
         ways = set(_WAYS[self.mode])
         if self.mode == "auto" and device.type in RECORDERS:
             ways = {"graph"}
@@ -210,7 +211,10 @@ class Runner:
                 f"a CUDA graph needs a CUDA device, the images are on {device}"
             )
             ways.discard("graph")
-        if ways and tracks:
+        if ways and isinstance(view, LiveView):
+            self._explain("a LiveView calls the model itself in every pass")
+            return set()
+        if ways and view.tracks:
             self._explain("recording it would count some batches twice in BatchNorm")
             return set()
         if ways and not reused:

@@ -108,12 +108,13 @@ class DeepFool(MinimalNormAttack):
         with torch.enable_grad(), phase("attack forward"):
             logits = self._outputs(view, z).float()
             gaps = logits.gather(1, rivals) - logits.gather(1, y[:, None])
+            totals = gaps.sum(0).unbind()
         nearest = torch.full_like(gaps[:, 0], torch.inf)
         way = torch.zeros_like(x)
         for number, gap in enumerate(gaps.unbind(1)):
             last = number == gaps.shape[1] - 1
             with phase("attack backward"):
-                (grad,) = torch.autograd.grad(gap.sum(), z, retain_graph=not last)
+                (grad,) = torch.autograd.grad(totals[number], z, retain_graph=not last)
             grad = self._pixel_gradient(view, grad, nonfinite)
             steepness = dual_norm_of(grad, norm) + _TINY
             distance = gap.detach().abs() / steepness

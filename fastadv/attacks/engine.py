@@ -8,7 +8,7 @@ the device, except the checks of labels and of the range of float images.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeAlias
 from weakref import WeakSet
 
@@ -16,8 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from fastadv.attacks.contract import AttackResult, SingleAttack
-from fastadv.attacks.objectives import Context, Objective, get_objective, succeeded
+from fastadv.attacks.objectives import (
+    AnyObjective,
+    Context,
+    get_objective,
+    succeeded,
+)
 from fastadv.kernels import ball_init
+from fastadv.kernels.pixels import to_pixels
 from fastadv.models.view import AttackView
 from fastadv.phases import phase
 from fastadv.threat import ThreatModel
@@ -55,7 +61,7 @@ class GradientAttack(SingleAttack):
     def __init__(
         self,
         threat: ThreatModel,
-        objective: str | Objective,
+        objective: AnyObjective,
         *,
         num_restarts: int,
         random_start: bool,
@@ -146,15 +152,27 @@ class GradientAttack(SingleAttack):
             return view.features(z)
         return checked_logits(view(z))
 
-    def _start(self, x_nat: Tensor, seed: int, restart: int, offset: int) -> Tensor:
-        """Return the first iterate, float32 [N, C, H, W], in memory of its own."""
-        eps = self.start_eps
+    def _start(
+        self,
+        x_nat: Tensor,
+        seed: int,
+        restart: int,
+        offset: int,
+        share: Tensor | None = None,
+    ) -> Tensor:
+        """Return the first iterate, float32 [N, C, H, W], in memory of its own.
+
+        `share` multiplies the radius for each image [N].
+        """
+        eps: float | Tensor = self.start_eps
         if not self.random_start:
             if not self.objective.zero_at_clean:
                 if x_nat.dtype == torch.uint8:
                     return x_nat.to(torch.float32).div_(255)
                 return x_nat.to(torch.float32, copy=True)
             eps *= _NUDGE
+        if share is not None:
+            eps = eps * share
         # Golden-ratio increments: restarts of one seed are far apart in the key space.
         key = (seed + restart * 0x9E3779B97F4A7C15) & _MASK64
         start: Tensor = ball_init(
@@ -168,7 +186,7 @@ class GradientAttack(SingleAttack):
         """Compute the loss and the outputs at `z`, as a `Forward` does."""
         outputs = self._outputs(view, z)
         try:
-            loss = self.objective.per_sample(outputs, context)
+            loss = self.objective.losses(outputs, context)
         except (IndexError, RuntimeError):
             if context.labels.device.type == "cpu" and context.labels.dim() == 1:
                 check_labels(context.labels, outputs.shape[-1])
@@ -206,7 +224,7 @@ class GradientAttack(SingleAttack):
         if outputs is None:
             outputs = self._outputs(view, z)
         if loss is None:
-            loss = self.objective.per_sample(outputs, context)
+            loss = self.objective.losses(outputs, context)
         if not self.objective.succeeds:
             nothing = torch.zeros_like(loss, dtype=torch.bool)
             return AttackResult(x, nothing, loss.float(), nonfinite)
@@ -214,6 +232,40 @@ class GradientAttack(SingleAttack):
         warn_of_probabilities(view, logits)
         success = succeeded(logits, context, self.objective)
         return AttackResult(x, success, loss.float(), nonfinite)
+
+
+def own_start(
+    start: Tensor, x_nat: Tensor, threat: ThreatModel, share: Tensor | None
+) -> Tensor:
+    """Return images that a caller chose as the first iterate, moved into the ball.
+
+    Args:
+        start: Images [N, C, H, W], uint8 or float in [0, 1].
+        x_nat: Clean images, likewise.
+        threat: Norm and radius.
+        share: Factor of the radius for each image [N], or None.
+
+    Raises:
+        ValueError: The shapes differ, or pixels are outside [0, 1].
+    """
+    if start.shape != x_nat.shape or start.device != x_nat.device:
+        raise ValueError(
+            f"start has shape {list(start.shape)} on {start.device}; expected images "
+            f"like x, {list(x_nat.shape)} on {x_nat.device}"
+        )
+    check_pixels(start)
+    first = start.detach().to(memory_format=torch.channels_last)
+    clean = to_pixels(x_nat, torch.float32)
+    delta = to_pixels(first, torch.float32) - clean
+    eps = torch.full((len(x_nat),), threat.eps, device=x_nat.device)
+    radius = (eps if share is None else eps * share).view(-1, 1, 1, 1)
+    if threat.norm == "linf":
+        delta = torch.minimum(torch.maximum(delta, -radius), radius)
+    else:
+        length = delta.flatten(1).norm(dim=1).clamp_min(1e-30).view(-1, 1, 1, 1)
+        delta = delta * (radius / length).clamp_max(1)
+    moved: Tensor = (clean + delta).clamp_(0, 1)
+    return moved.contiguous(memory_format=torch.channels_last)
 
 
 def check_counts(**numbers: int) -> None:
@@ -226,7 +278,15 @@ def check_counts(**numbers: int) -> None:
 
 
 def checked_logits(outputs: object) -> Tensor:
-    """Return `outputs` if they are logits [N, K], or raise a TypeError."""
+    """Return the logits [N, K] among the outputs of a network, or raise a TypeError.
+
+    They are the outputs themselves, or the value `logits` of an object or a mapping, as
+    networks of the package transformers return it.
+    """
+    if isinstance(outputs, Mapping):
+        outputs = outputs.get("logits", outputs)
+    else:
+        outputs = getattr(outputs, "logits", outputs)
     if isinstance(outputs, Tensor) and outputs.dim() == 2:
         return outputs
     what = f"a {type(outputs).__name__}"
@@ -235,8 +295,8 @@ def checked_logits(outputs: object) -> Tensor:
     elif isinstance(outputs, (tuple, list)):
         what += f" of {len(outputs)}"
     raise TypeError(
-        f"the model returned {what}; attacks need one tensor of logits [N, K]. Wrap the "
-        "model in a module that returns its logits alone"
+        f"the model returned {what}; attacks need one tensor of logits [N, K], alone or "
+        "called `logits`. Wrap the model in a module that returns its logits alone"
     )
 
 

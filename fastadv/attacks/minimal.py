@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from fastadv.attacks.contract import AttackResult
 from fastadv.attacks.engine import GradientAttack, check_counts, warn_of_probabilities
 from fastadv.attacks.objectives import Context
+from fastadv.device import differentiable
 from fastadv.kernels.pixels import to_pixels
 from fastadv.models.view import AttackView
 from fastadv.threat import Norm, ThreatModel
@@ -97,6 +98,7 @@ class MinimalNormAttack(GradientAttack):
             "refine": self.refine,
         }
 
+    @differentiable
     def minimal(
         self, model: nn.Module, x: Tensor, y: Tensor, *, active: Tensor | None = None
     ) -> MinimalResult:
@@ -150,7 +152,7 @@ class MinimalNormAttack(GradientAttack):
         x_adv = torch.where(success.view(-1, 1, 1, 1), found.x_adv, clean)
         with torch.no_grad():
             logits = self._logits(view, x_adv)
-            loss = self.objective.per_sample(logits, Context(y)).float()
+            loss = self.objective.losses(logits, Context(y)).float()
         return AttackResult(x_adv, success, loss, found.nonfinite)
 
     def _search(

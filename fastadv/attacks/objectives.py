@@ -6,14 +6,15 @@ batch and never averages them, because a mean underflows in half precision.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, TypeAlias
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastadv.errors import unknown_name
+from fastadv.extensions import look_up
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class Objective:
 
     Attributes:
         name: Name by which users choose it.
-        per_sample: Function (outputs, context) -> loss [N] to be maximised.
+        per_sample: Function (outputs, context) -> loss [N] to be maximised. Attacks call
+            `losses`, which checks its result.
         outputs: Whether `outputs` are the logits or the penultimate embedding.
         needs_clean: Whether `context.clean` must be present; it is computed once per
             attack.
@@ -67,6 +69,24 @@ class Objective:
     zero_at_clean: bool = False
     layer: str | None = None
     succeeds: bool = True
+
+    def losses(self, outputs: Tensor, context: Context) -> Tensor:
+        """Return the loss of each of N images, to be maximised.
+
+        Raises:
+            TypeError: `per_sample` returned something else than a tensor [N].
+        """
+        found: object = self.per_sample(outputs, context)
+        if isinstance(found, Tensor) and found.shape == outputs.shape[:1]:
+            return found
+        what = f"a {type(found).__name__}"
+        if isinstance(found, Tensor):
+            what = f"a tensor of shape {list(found.shape)}"
+        raise TypeError(
+            f"objective {self.name!r} returned {what}; attacks need one loss per image, "
+            f"shape [{len(outputs)}]. Do not average it: losses of PyTorch take "
+            'reduction="none"'
+        )
 
 
 def cross_entropy(logits: Tensor, context: Context) -> Tensor:
@@ -146,6 +166,9 @@ def _clean(context: Context) -> Tensor:
     return context.clean
 
 
+AnyObjective: TypeAlias = str | Objective | Callable[..., Any]
+"""What attacks take as their objective; see `get_objective`."""
+
 OBJECTIVES = {
     objective.name: objective
     for objective in (
@@ -169,17 +192,65 @@ OBJECTIVES = {
 DLR_TARGETED = Objective("dlr_targeted", dlr_targeted, needs_targets=True)
 
 
-def get_objective(objective: str | Objective) -> Objective:
-    """Look up an objective by name; an `Objective` is returned as it is.
+def get_objective(objective: AnyObjective) -> Objective:
+    """Return the objective that a name, a function or an `Objective` stands for.
+
+    Args:
+        objective: A key of `OBJECTIVES`; `module:name`, which is imported; the name of an
+            entry point in the group `fastadv.objectives`; an `Objective`, which is returned
+            as it is; or a function (logits [N, K], labels [N]) -> loss [N] to be maximised,
+            such as `torch.nn.CrossEntropyLoss(reduction="none")`. A function whose second
+            parameter is called `context` is given the `Context` in place of the labels.
 
     Raises:
         ValueError: The name is unknown.
+        ConfigError: `module:name` cannot be imported.
+        TypeError: It is none of these, or the function does not take two arguments.
+
+    Example:
+        >>> def hinge(logits, labels):
+        ...     return -F.multi_margin_loss(logits, labels, reduction="none")
+        >>> attack = PGD(ThreatModel("linf", "8/255"), objective=hinge)
     """
     if isinstance(objective, Objective):
         return objective
-    if objective not in OBJECTIVES:
-        raise ValueError(unknown_name("objective", objective, OBJECTIVES))
-    return OBJECTIVES[objective]
+    if isinstance(objective, str):
+        found = look_up("objective", objective, OBJECTIVES, "objectives")
+        return found if isinstance(found, Objective) else _own(found, objective)
+    return _own(objective)
+
+
+def _own(objective: Any, name: str | None = None) -> Objective:
+    """Return the objective that a user's function is; `name` is how it was named."""
+    if not callable(objective):
+        raise TypeError(
+            f"objective={objective!r} is {type(objective).__name__}; accepted: a name "
+            f"({', '.join(OBJECTIVES)}), an Objective, or a function (logits, labels) -> "
+            "loss [N]"
+        )
+    return _of_function(objective, name)
+
+
+def _of_function(function: Callable[..., Any], name: str | None) -> Objective:
+    """Return an objective on the logits that calls `function`."""
+    title = str(name or getattr(function, "__name__", type(function).__name__))
+    called = getattr(function, "forward", function)  # a module's own signature
+    try:
+        signature = inspect.signature(called)
+        signature.bind(None, None)
+    except TypeError:
+        raise TypeError(
+            f"the objective {title!r} cannot be called as {title}(logits, labels); write a "
+            "function of logits [N, K] and labels [N] that returns the loss [N]"
+        ) from None
+    except ValueError:  # a built-in function has no signature
+        return Objective(
+            title, lambda outputs, context: function(outputs, context.labels)
+        )
+    second = [*signature.parameters][1:2]
+    if second == ["context"]:
+        return Objective(title, function)
+    return Objective(title, lambda outputs, context: function(outputs, context.labels))
 
 
 def succeeded(logits: Tensor, context: Context, objective: Objective) -> Tensor:

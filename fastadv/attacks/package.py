@@ -188,16 +188,24 @@ class PackageAttack(SingleAttack):
         )
 
 
+def undefined(name: str, num_classes: int) -> str | None:
+    """Return why an attack does not exist for so few classes, or None where it does."""
+    least = _MIN_CLASSES.get(name, 0)
+    if num_classes >= least:
+        return None
+    return (
+        f"{name} needs at least {least} classes, the model has {num_classes}: "
+        "the difference-of-logits ratio divides by lower-ranked logits (DLR by "
+        "the third, its targeted form by the third and fourth)"
+    )
+
+
 def check_classes(names: Sequence[str], num_classes: int) -> None:
     """Raise ValueError if a model has too few classes for one of the attacks."""
     for name in names:
-        least = _MIN_CLASSES.get(name, 0)
-        if num_classes < least:
+        if reason := undefined(name, num_classes):
             raise ValueError(
-                f"{name} needs at least {least} classes, the model has {num_classes}: "
-                "the difference-of-logits ratio divides by lower-ranked logits (DLR by "
-                "the third, its targeted form by the third and fourth). Use apgd-ce, "
-                "fab, square, or pgd with the margin objective"
+                f"{reason}. Use apgd-ce, fab, square, or pgd with the margin objective"
             )
 
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastadv.attacks.engine import check_counts, check_pixels, checked_logits
+from fastadv.device import differentiable
 from fastadv.kernels import pgd_step_
 from fastadv.kernels.pixels import to_pixels
 from fastadv.models.view import AttackView
@@ -94,6 +95,7 @@ class UniversalAttack:
             found = self.epoch(model, batches, number, found)
         return found
 
+    @differentiable
     def epoch(
         self,
         model: nn.Module,

@@ -9,6 +9,7 @@ from fastadv.data.opening.by_name import (
     dataset_names as dataset_names,
     native_resolution as native_resolution,
     open_dataset as open_dataset,
+    open_judged_splits as open_judged_splits,
 )
 from fastadv.data.sets.image_set import (
     ArraySet as ArraySet,

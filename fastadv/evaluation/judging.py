@@ -5,27 +5,26 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable
-from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from fastadv.attacks.autoattack import Cascade
 from fastadv.attacks.checks import check_model
 from fastadv.attacks.contract import Attack
 from fastadv.attacks.engine import check_labels, check_pixels, checked_logits
+from fastadv.attacks.objectives import Objective
 from fastadv.attacks.pgd import PGD
-from fastadv.data import Batch
+from fastadv.data.any_batch import AnyBatch, images_and_labels
+from fastadv.device import differentiable
 from fastadv.evaluation.accuracy import BatchVerdict, Evaluation, summarize
 from fastadv.evaluation.journal import Journal
 from fastadv.models.view import AttackView
 
 log = logging.getLogger(__name__)
 
-AnyBatch: TypeAlias = Batch | tuple[Tensor, Tensor] | list[Tensor]
-"""A batch of a loader, or images [N, C, H, W] (uint8, or float in [0, 1]) and labels
-(int64 [N]), as a `torch.utils.data.DataLoader` yields them."""
 
-
+@differentiable
 def evaluate(
     model: nn.Module,
     batches: Iterable[AnyBatch],
@@ -42,8 +41,10 @@ def evaluate(
 
     Args:
         model: A `NormalizedModel`, or any module that takes images in [0, 1] and returns
-            logits [N, K].
-        batches: Batches of a loader in evaluation mode, or (images, labels).
+            logits [N, K], alone or called `logits`. A `LiveView` of it is called itself,
+            so that its counters and its other state see every pass.
+        batches: Batches of a loader in evaluation mode, (images, labels), or mappings as
+            the package datasets yields them; see `images_and_labels`.
         attack: Attack that judges each image. `PGD.judge` makes one that is suited to
             it; of a PGD that is meant for training a warning is logged.
         checks: Also check the model for what makes robust accuracies misleading.
@@ -54,14 +55,21 @@ def evaluate(
             more forward pass per attacked batch.
 
     Raises:
-        ValueError: Float images are outside [0, 1], or labels are no classes of the model.
-        TypeError: The model does not return logits [N, K].
+        ValueError: Float images are outside [0, 1], labels are no classes of the model,
+            or the attack is targeted, which needs other classes than the true ones.
+        TypeError: The model does not return logits [N, K], or a batch is neither of these.
 
     Example:
         >>> attack = PGD.judge(ThreatModel("l2", 0.5), num_steps=20)
         >>> found = evaluate(model, loader, attack)
         >>> found.clean.top1, found.robust.interval("top1")
     """
+    objective = getattr(attack, "objective", None)
+    if isinstance(objective, Objective) and objective.flips_success:
+        raise ValueError(
+            f"objective={objective.name!r} is targeted, and evaluate gives attacks the true "
+            "classes, which it would call targets; call the attack with the targets as y"
+        )
     if isinstance(attack, PGD) and (reason := attack.weakness):
         log.warning(
             "the robust accuracy may be too high: of the attack, %s; "
@@ -72,10 +80,7 @@ def evaluate(
     done = {} if journal is None else dict(journal.verdicts)
     seen = offset
     for number, batch in enumerate(batches):
-        if isinstance(batch, Batch):
-            images, labels = batch.images, batch.labels
-        else:
-            images, labels = batch
+        images, labels = images_and_labels(batch)
         if number not in done:
             done[number] = judge(images, labels, seen)
             if journal is not None:
@@ -85,7 +90,13 @@ def evaluate(
     num_classes = judge.view.num_classes
     if num_classes is None:
         num_classes = max((verdict.num_classes for verdict in verdicts), default=0)
+    attack = _for_classes(attack, num_classes)
     return summarize(verdicts, () if attack is None else attack.names, num_classes)
+
+
+def _for_classes(attack: Attack | None, num_classes: int) -> Attack | None:
+    """Return an attack as it exists for a number of classes; see `Cascade.for_classes`."""
+    return attack.for_classes(num_classes) if isinstance(attack, Cascade) else attack
 
 
 class _Judge:
@@ -96,15 +107,17 @@ class _Judge:
     ) -> None:
         self.model, self.attack = model, attack
         self.checks, self.keep_logits = checks, keep_logits
-        self.view = AttackView(model)
+        self.view = model if isinstance(model, AttackView) else AttackView(model)
         self.target = self.view if attack is None else attack.prepare(model)
 
+    @differentiable
     def __call__(self, images: Tensor, labels: Tensor, offset: int) -> BatchVerdict:
         device = next(self.view.parameters(), images).device
         images, labels = images.to(device), labels.to(device)
         check_pixels(images)
         clean = self._logits(images)
         check_labels(labels, clean.shape[1])
+        self.attack = _for_classes(self.attack, clean.shape[1])
         right = clean.argmax(1) == labels
         checks = None
         if self.checks:

@@ -30,19 +30,37 @@ SALMAN2020: Final = (
 )
 """The ten architectures of Salman et al. 2020 (arXiv 2007.08489)."""
 
+_REGNETS: Final = ("400mf", "800mf", "1_6gf", "3_2gf", "8gf", "16gf", "32gf")
+
 _IMAGENET: Final = (
-    *("convnext_tiny", "densenet121", "efficientnet_b0", "resnet34", "resnet101"),
-    *("squeezenet1_1", "vgg11_bn", "vgg13_bn", "vgg19_bn", "wide_resnet101_2"),
+    *("alexnet", "convnext_tiny", "convnext_small", "convnext_base", "convnext_large"),
+    *("densenet121", "densenet169", "densenet201"),
+    *(f"efficientnet_b{i}" for i in range(8)),
+    *("efficientnet_v2_s", "efficientnet_v2_m", "efficientnet_v2_l"),
+    *("googlenet", "inception_v3", "maxvit_t"),
+    *("mnasnet0_5", "mnasnet0_75", "mnasnet1_3"),
+    *("mobilenet_v3_large", "mobilenet_v3_small"),
+    *(f"regnet_{kind}_{size}" for kind in "xy" for size in _REGNETS),
+    "regnet_y_128gf",
+    *("resnet34", "resnet101", "resnet152", "resnext101_32x8d", "resnext101_64x4d"),
+    *("shufflenet_v2_x0_5", "shufflenet_v2_x1_5", "shufflenet_v2_x2_0"),
+    *("squeezenet1_0", "squeezenet1_1"),
+    *("swin_t", "swin_s", "swin_b", "swin_v2_t", "swin_v2_s", "swin_v2_b"),
+    *("vgg11", "vgg13", "vgg16", "vgg19", "vgg11_bn", "vgg13_bn", "vgg19_bn"),
+    *("vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32", "vit_h_14", "wide_resnet101_2"),
 )
 
 _SMALL_IMAGES: Final = (
     *(f"resnet{depth}_cifar" for depth in (8, 14, 20, 32, 44, 56)),
     *("resnet18_cifar", "resnet34_cifar", "resnet50_cifar", "wide_resnet50_2_cifar"),
-    *("wide_resnet28_4_cifar", "wide_resnet28_10_cifar"),
+    *("wide_resnet28_4_cifar", "wide_resnet28_10_cifar", "wide_resnet34_10_cifar"),
+    *("wide_resnet34_20_cifar", "wide_resnet70_16_cifar", "preact_resnet18_cifar"),
+    *("preact_resnet34_cifar", "preact_resnet50_cifar"),
 )
 
 ARCHITECTURES: Final[tuple[str, ...]] = SALMAN2020 + _IMAGENET + _SMALL_IMAGES
-"""Every built-in architecture; `timm/<name>` is accepted besides."""
+"""Every built-in architecture, all classifiers of torchvision among them; `timm/<name>`
+and networks of your own are accepted besides."""
 
 
 EXPORT_FORMATS: Final = {

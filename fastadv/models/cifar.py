@@ -1,9 +1,10 @@
-"""Networks for 32-pixel images: He et al.'s CIFAR ResNets and Wide ResNets.
+"""Networks for 32-pixel images: CIFAR ResNets, pre-activation ResNets, Wide ResNets.
 
 State-dict keys are those of the usual public checkpoints, so that these load as they
-are: `akamaster/pytorch_resnet_cifar10` (conv1, layer1.0.conv1, ..., linear) and the
-TRADES/RobustBench WideResNet (conv1, block1.layer.0.bn1, ..., fc). ImageNet networks
-with a small stem (`resnet18_cifar`) are in `registry.py`.
+are: `akamaster/pytorch_resnet_cifar10` (conv1, layer1.0.conv1, ..., linear), the
+TRADES/RobustBench WideResNet (conv1, block1.layer.0.bn1, ..., fc), and the PreActResNet
+of `kuangliu/pytorch-cifar` with the last BatchNorm that robust training gave it (`bn`).
+ImageNet networks with a small stem (`resnet18_cifar`) are in `registry.py`.
 """
 
 from __future__ import annotations
@@ -135,4 +136,78 @@ class WideResNet(nn.Module):
         """Classify normalised images [N,3,H,W]: logits [N,num_classes]."""
         x = F.relu(self.bn1(self.block3(self.block2(self.block1(self.conv1(z))))))
         logits: Tensor = self.fc(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))
+        return logits
+
+
+class _PreActBlock(nn.Module):
+    """Pre-activation block with two 3x3 convolutions, or a bottleneck."""
+
+    def __init__(
+        self, in_channels: int, channels: int, stride: int, *, bottleneck: bool
+    ) -> None:
+        super().__init__()
+        outputs = 4 * channels if bottleneck else channels
+        shapes = ((1, 1), (3, stride), (1, 1)) if bottleneck else ((3, stride), (3, 1))
+        width = in_channels
+        for number, (kernel, step) in enumerate(shapes, start=1):
+            new = outputs if number == len(shapes) else channels
+            setattr(self, f"bn{number}", nn.BatchNorm2d(width))
+            conv = nn.Conv2d(width, new, kernel, step, kernel // 2, bias=False)
+            setattr(self, f"conv{number}", conv)
+            width = new
+        self.depth = len(shapes)
+        self.shortcut: nn.Module | None = None
+        if stride != 1 or in_channels != outputs:
+            # A sequence of one, as the published checkpoints have it.
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(in_channels, outputs, 1, stride, bias=False)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out, shortcut = x, x
+        for number in range(1, self.depth + 1):
+            active = F.relu(self.get_submodule(f"bn{number}")(out))
+            if number == 1 and self.shortcut is not None:
+                shortcut = self.shortcut(active)
+            out = self.get_submodule(f"conv{number}")(active)
+        return out + shortcut
+
+
+class PreActResNet(nn.Module):
+    """Pre-activation ResNet for 32-pixel images with 64 to 512 channels.
+
+    Args:
+        depth: 18, 34 or 50 (bottlenecks).
+        num_classes: Width of `linear`, the classifier.
+
+    Source: He et al. 2016 (arXiv 1603.05027); the names are those of Rice et al. 2020
+    (arXiv 2002.11569), whose network ends in BatchNorm and ReLU.
+    """
+
+    def __init__(self, depth: int, num_classes: int) -> None:
+        super().__init__()
+        counts = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}[depth]
+        bottleneck = depth == 50
+        self.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
+        width = 64
+        for stage, count in enumerate(counts):
+            blocks = []
+            for number in range(count):
+                stride = 2 if stage and number == 0 else 1
+                channels = 64 * 2**stage
+                blocks.append(
+                    _PreActBlock(width, channels, stride, bottleneck=bottleneck)
+                )
+                width = 4 * channels if bottleneck else channels
+            setattr(self, f"layer{stage + 1}", nn.Sequential(*blocks))
+        self.bn = nn.BatchNorm2d(width)
+        self.linear = nn.Linear(width, num_classes)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Classify normalised images [N,3,H,W]: logits [N,num_classes]."""
+        x = self.conv1(z)
+        for stage in range(1, 5):
+            x = self.get_submodule(f"layer{stage}")(x)
+        x = F.adaptive_avg_pool2d(F.relu(self.bn(x)), 1)
+        logits: Tensor = self.linear(torch.flatten(x, 1))
         return logits

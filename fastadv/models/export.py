@@ -36,7 +36,7 @@ from fastadv.models.architecture_names import (
 )
 from fastadv.models.checkpoint import cpu_state, decimals, save_model, state_hash
 from fastadv.models.dialects import DETECTRON2_CONFIGS, TIMM_TWINS, to_detectron2
-from fastadv.models.normalized import NormalizedModel
+from fastadv.models.normalized import NormalizedModel, as_model
 from fastadv.models.source import Source
 from fastadv.preparation import Preparation
 from fastadv.threat import training_kind
@@ -49,7 +49,7 @@ About = dict[str, Any]
 
 
 def export_model(
-    model: NormalizedModel,
+    model: nn.Module,
     path: str | os.PathLike[str],
     to: str,
     *,
@@ -59,7 +59,8 @@ def export_model(
     """Write a model as another program reads it, and a JSON card beside it.
 
     Args:
-        model: The model, in any mode; it is written for evaluation.
+        model: The model, or a network of your own that takes [0, 1] images, in any mode; it
+            is written for evaluation.
         path: The file to write; a folder for timm.
         to: One of `EXPORT_FORMATS`.
         resolution: Side in pixels of the images the model is for; the timm format and
@@ -77,6 +78,7 @@ def export_model(
     """
     if to not in _WRITERS:
         raise ConfigError(unknown_name("format", to, _WRITERS))
+    model = as_model(model)
     target = Path(path)
     metadata = {**(about or {}), "resolution": resolution}
     written = _WRITERS[to](model, target, metadata)
@@ -258,7 +260,12 @@ def _to_detectron2(model: NormalizedModel, path: Path, about: About) -> list[Pat
         "INPUT": {"FORMAT": "RGB"},
     }
     side = path.with_suffix(".yaml")
-    header = "# Merge into a Detectron2 config. Its default FORMAT is BGR: keep RGB.\n"
+    header = (
+        "# Merge into a Detectron2 config. Its default FORMAT is BGR: keep RGB.\n"
+        "# With the default MODEL.BACKBONE.FREEZE_AT of 2, stem and res2 keep these\n"
+        "# weights: initialisations are then compared with these stages untrained. 0\n"
+        "# trains everything, as training from scratch must.\n"
+    )
     write_atomic(side, (header + yaml.safe_dump(config, sort_keys=False)).encode())
     # Detectron2 reads a plain pickle; writing one runs nothing.
     write_atomic(path, pickle.dumps(content, protocol=4))
@@ -274,7 +281,7 @@ def _to_onnx(model: NormalizedModel, path: Path, about: About) -> list[Path]:
             f"the onnx format needs the package {error.name}, which is not installed; "
             "run: pip install 'fastadv[onnx]'"
         ) from error
-    images = torch.zeros(2, 3, about["resolution"], about["resolution"])
+    images = torch.zeros(2, len(model.mean), about["resolution"], about["resolution"])
     training = model.training
     try:
         with warnings.catch_warnings():

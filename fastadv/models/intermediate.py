@@ -11,8 +11,9 @@ import contextlib
 import threading
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
+import torch
 from torch import Tensor, fx, nn
 
 from fastadv.errors import unknown_name
@@ -74,18 +75,19 @@ def activations(
 
 @contextlib.contextmanager
 def recording(
-    net: nn.Module, names: Sequence[str], head: str | None
+    net: nn.Module, names: Sequence[str], heads: Sequence[str] = ()
 ) -> Iterator[dict[str, Tensor]]:
     """Record the outputs of modules while `net` runs in this thread.
 
     Args:
         net: The network. Its hooks are as before when the context ends.
         names: Names as `activations` takes them.
-        head: Dotted path of the classifier; needed for `"embedding"`.
+        heads: Dotted paths of the classifiers, for `"embedding"`. Where there is none, the
+            output of the network is the embedding.
 
     Yields:
-        A dictionary that running the network fills. The embedding in it is the input of
-        the head as it is; see `pooled`.
+        A dictionary that running the network fills, which `in_order` reads. What each
+        head reads is in it as it is.
 
     Raises:
         ValueError: A name is not that of a module that ran and returned a tensor.
@@ -93,55 +95,89 @@ def recording(
     found: dict[str, Tensor] = {}
     thread = threading.get_ident()
 
-    def keep(name: str, inputs: tuple[Any, ...], output: Any) -> None:
-        value = inputs[0] if name == EMBEDDING else output
+    def keep(key: str, value: Any, *, copied: bool) -> None:
         if threading.get_ident() == thread and isinstance(value, Tensor):
-            # A copy, since a ReLU may overwrite it; nothing overwrites the head's input.
-            found[name] = value if name == EMBEDDING else value.clone()
+            found[key] = value.clone() if copied else value
 
     modules = dict(net.named_modules())
+    places = dict(_places(names, heads))
     with contextlib.ExitStack() as stack:
-        for name in names:
-            module = modules.get(head or "" if name == EMBEDDING else name)
+        for key, (path, reads) in places.items():
+            module = modules.get(path)
             if module is None:
-                raise unknown_activation(name, activation_names(net))
+                raise unknown_activation(key, activation_names(net))
+            # A copy, since a ReLU may overwrite it; nothing overwrites the head's input.
             handle = module.register_forward_hook(
-                lambda _, inputs, output, name=name: keep(name, inputs, output)
+                lambda _, inputs, output, key=key, reads=reads: keep(
+                    key,
+                    inputs[0] if reads else output,
+                    copied=not key.startswith(EMBEDDING),
+                )
             )
             stack.callback(handle.remove)
         yield found
+    for key in places:
+        if key not in found:
+            raise unknown_activation(key, activation_names(net))
+
+
+def _places(
+    names: Sequence[str], heads: Sequence[str]
+) -> Iterator[tuple[str, tuple[str, bool]]]:
+    """Yield for each key of a recording a module, and whether its input is meant."""
     for name in names:
-        if name not in found:
-            raise unknown_activation(name, activation_names(net))
+        if name != EMBEDDING:
+            yield name, (name, False)
+        elif not heads:
+            yield name, ("", False)
+        for number, path in enumerate(heads if name == EMBEDDING else ()):
+            yield _key(number), (path, True)
+
+
+def _key(number: int) -> str:
+    """Return the key of what the head of a number reads; the first has the usual one."""
+    return f"{EMBEDDING} of head {number + 1}" if number else EMBEDDING
 
 
 def cut(
-    graph: fx.GraphModule, names: Sequence[str], head: str | None
-) -> fx.GraphModule:
+    graph: fx.GraphModule, names: Sequence[str], heads: Sequence[str] = ()
+) -> tuple[fx.GraphModule, tuple[str, ...]]:
     """Return a graph on the same modules whose outputs are those of the modules named.
 
     Args:
         graph: A graph made by `folding.trace`, folded or not.
         names: Names as `activations` takes them; the embedding is the head's own input.
-        head: Dotted path of the classifier; needed for `"embedding"`.
+        heads: Dotted paths of the classifiers, as `recording` takes them.
+
+    Returns:
+        A graph whose outputs are the values of the dictionary that `recording` fills, and
+        their keys.
 
     Raises:
         ValueError: A name is not that of a module, or its output no longer exists,
             because it was folded into the layer that follows it.
-        TypeError: The embedding is wanted, and the graph never calls the head.
+        TypeError: The embedding is wanted, and the graph never calls a head.
     """
-    nodes: dict[str, fx.Node] = {}
+    called: dict[str, fx.Node] = {}
+    returned: dict[str, fx.Node] = {}
     for node in graph.graph.nodes:
-        if head is not None and node.target == head:
-            nodes[EMBEDDING] = node.args[0]
+        if node.op == "call_module":
+            called[str(node.target)] = node
+        elif node.op == "output":
+            returned[""] = cast(fx.Node, node.args[0])
         for name in node.meta.get(RETURNED_BY, ()):
-            nodes[name] = node
-    for name in names:
-        if name == EMBEDDING and name not in nodes:
-            raise TypeError(f"{type(graph).__name__} never calls its head {head!r}")
-        if name not in nodes:
-            raise unknown_activation(name, activation_names(graph))
-    wanted = {nodes[name] for name in names}
+            returned[name] = node
+    nodes: dict[str, fx.Node] = {}
+    for key, (path, reads) in _places(names, heads):
+        if reads and path not in called:
+            raise TypeError(f"{type(graph).__name__} never calls its head {path!r}")
+        if not reads and path not in returned:
+            raise unknown_activation(key, activation_names(graph))
+        node = called[path].args[0] if reads else returned[path]
+        if not isinstance(node, fx.Node):
+            raise unknown_activation(key, activation_names(graph))
+        nodes[key] = node
+    wanted = set(nodes.values())
     copied: dict[fx.Node, fx.Node] = {}
     kept: dict[fx.Node, fx.Node] = {}
     result = fx.Graph()
@@ -153,8 +189,8 @@ def cut(
                 break
             # A copy, since a ReLU may overwrite it; nothing comes after the last.
             kept[node] = result.call_method("clone", (copied[node],))
-    result.output(tuple(kept[nodes[name]] for name in names))
-    return fx.GraphModule(graph, result)
+    result.output(tuple(kept[node] for node in nodes.values()))
+    return fx.GraphModule(graph, result), tuple(nodes)
 
 
 def activation_names(net: nn.Module) -> set[str]:
@@ -178,52 +214,56 @@ def unknown_activation(name: str, known: Collection[str]) -> ValueError:
 
 def in_order(found: dict[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
     """Return what was recorded in the order of `names`, the embedding as [N, D]."""
-    return {n: pooled(found[n]) if n == EMBEDDING else found[n] for n in names}
+    return {n: _embedding(found) if n == EMBEDDING else found[n] for n in names}
 
 
-def pooled(features: Tensor) -> Tensor:
-    """Average maps [N, D, H, W] to [N, D]; an embedding [N, D] stays as it is."""
-    return features.mean((2, 3)) if features.dim() == 4 else features
+def _embedding(found: dict[str, Tensor]) -> Tensor:
+    """Join what the heads read: maps [N, D, H, W] and tokens [N, T, D] are averaged."""
+    parts: list[Tensor] = []
+    over = {4: (2, 3), 3: (1,)}  # dimensions that are no features
+    while (value := found.get(_key(len(parts)))) is not None:
+        parts.append(value.mean(over[value.dim()]) if value.dim() in over else value)
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
-def trainable_blocks(net: nn.Module, head: nn.Module) -> list[Block]:
-    """Return the blocks of `net`, input to output, without its classifier `head`.
+def trainable_blocks(net: nn.Module, heads: Sequence[nn.Module]) -> list[Block]:
+    """Return the blocks of `net`, input to output, without its classifiers `heads`.
 
     They are what last-k fine-tuning counts, by one rule for every architecture: earlier
     code had lists of layer names, and got VGG, MobileNet, MNASNet, ShuffleNet and DenseNet
     wrong. Sequences are opened; whatever else has weights (a residual block, an inverted
     residual, a dense layer, a convolution outside any of these) is one block. A
     normalisation layer belongs to the block it follows, so the last one of a network
-    trains with its last block. Together with `head`, the blocks hold every parameter
+    trains with its last block. Together with the heads, the blocks hold every parameter
     of `net` exactly once.
 
     Parameters that hang directly on an opened module (`cls_token` of a ViT) come as
     an `nn.ParameterList` around the same Parameter objects.
     """
     blocks: list[Block] = []
-    _collect(net, "", head, blocks)
+    _collect(net, "", {id(head) for head in heads}, blocks)
     return blocks
 
 
 def _collect(
-    module: nn.Module, path: str, head: nn.Module, blocks: list[Block]
+    module: nn.Module, path: str, heads: set[int], blocks: list[Block]
 ) -> None:
     loose = dict(module.named_parameters(recurse=False))
     if loose:
         blocks.append((path + next(iter(loose)), [nn.ParameterList(loose.values())]))
     for name, child in module.named_children():
-        if child is head or next(child.parameters(), None) is None:
+        if id(child) in heads or next(child.parameters(), None) is None:
             continue
-        if _is_sequence(child, head):
-            _collect(child, f"{path}{name}.", head, blocks)
+        if _is_sequence(child, heads):
+            _collect(child, f"{path}{name}.", heads, blocks)
         elif blocks and not _has_weights(child):
             blocks[-1][1].append(child)
         else:
             blocks.append((path + name, [child]))
 
 
-def _is_sequence(module: nn.Module, head: nn.Module) -> bool:
-    if any(inner is head for inner in module.modules()):
+def _is_sequence(module: nn.Module, heads: set[int]) -> bool:
+    if any(id(inner) in heads for inner in module.modules()):
         return True
     # A stage of timm's transformers and ConvNeXt keeps its sequence in `blocks`.
     holder = isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)) or (

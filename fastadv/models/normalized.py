@@ -14,6 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from fastadv.errors import ConfigError
+from fastadv.models.heads import (
+    Classifier,
+    MeanOfHeads,
+    classes_of,
+    classifiers,
+    replace_heads,
+    width_of,
+    write_heads,
+)
 from fastadv.models.intermediate import (
     EMBEDDING,
     Block,
@@ -22,7 +31,7 @@ from fastadv.models.intermediate import (
     recording,
     trainable_blocks,
 )
-from fastadv.models.registry import ArchSpec, get_spec
+from fastadv.models.registry import ArchSpec, get_spec, register_network
 
 
 class NormalizedModel(nn.Module):
@@ -32,10 +41,13 @@ class NormalizedModel(nn.Module):
         net: Maps normalised images [N,C,H,W] to logits [N,num_classes].
         mean: Per-channel mean, C values in [0, 1] pixel units.
         std: Per-channel standard deviation, C positive values in the same units.
-        arch: Name of the architecture of `net`. With a name that is not registered
-            the model classifies, but has no `features`, `head` or `blocks` unless
-            `spec` is given.
-        num_classes: Number of logits.
+        arch: Name of the architecture of `net`. None registers a network of your own under
+            the name of its class, so that it can be saved, and loaded again in this
+            process. With a name that is not registered the model classifies, but has no
+            `features`, `head` or `blocks` unless `spec` is given.
+        num_classes: Number of logits. None counts those of the last layer; 0 is a trunk
+            without a classifier, whose `head` is a layer of no outputs until
+            `replace_head` gives it one.
         spec: Where features and head are in a network of your own.
 
     Attributes:
@@ -62,8 +74,8 @@ class NormalizedModel(nn.Module):
         net: nn.Module,
         mean: Sequence[float],
         std: Sequence[float],
-        arch: str,
-        num_classes: int,
+        arch: str | None = None,
+        num_classes: int | None = None,
         *,
         spec: ArchSpec | None = None,
     ) -> None:
@@ -74,7 +86,13 @@ class NormalizedModel(nn.Module):
                 f"mean={tuple(mean)}, std={tuple(std)} cannot normalise: give one finite "
                 "value per channel each, std > 0, in [0, 1] pixel units"
             )
-        check_num_classes(num_classes)
+        if arch is None:
+            arch = register_network(net, mean, std)
+        if num_classes is None:
+            spec = spec or get_spec(arch)
+            num_classes = classes_of(net, spec.head_paths(net))
+        elif num_classes != 0:
+            check_num_classes(num_classes)
         self.net = net
         self.arch = arch
         self.num_classes = num_classes
@@ -116,12 +134,15 @@ class NormalizedModel(nn.Module):
 
     def features_normalized(self, z: Tensor) -> Tensor:
         """Embed images that are already (x - mean) / std as [N,embedding_dim]."""
-        return self.spec.features(self.net, z)
+        embed = self.spec.features
+        if embed is None:
+            return self.activations(z, (EMBEDDING,))[EMBEDDING]
+        return embed(self.net, z)
 
     def activations(self, z: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
         """Return the outputs of named modules; see `fastadv.models.activations`."""
-        head = self.spec.head_path(self.net) if EMBEDDING in names else None
-        with recording(self.net, names, head) as found:
+        heads = self.spec.head_paths(self.net) if EMBEDDING in names else ()
+        with recording(self.net, names, heads) as found:
             self.net(z)
         return in_order(found, names)
 
@@ -137,27 +158,39 @@ class NormalizedModel(nn.Module):
         return self._spec
 
     @property
-    def head(self) -> nn.Linear | nn.Conv2d:
-        """The classifier: `nn.Linear`, or `nn.Conv2d` for SqueezeNet."""
-        path = self.spec.head_path(self.net)
-        head = self.net.get_submodule(path)
-        if not isinstance(head, (nn.Linear, nn.Conv2d)):
-            raise ConfigError(
-                f"the head {path!r} of {self.arch} is {type(head).__name__}; it must "
-                "be nn.Linear or nn.Conv2d. Correct the `head` of its ArchSpec"
-            )
-        return head
+    def heads(self) -> tuple[Classifier, ...]:
+        """The classifiers, whose mean are the logits; nearly always a single one.
+
+        Raises:
+            ConfigError: The network has none, or one of another type.
+        """
+        return classifiers(self.net, self.spec.head_paths(self.net), self.arch)
+
+    @property
+    def head(self) -> Classifier | MeanOfHeads:
+        """The classifier: `nn.Linear`, `nn.Conv2d`, or the mean of several of them."""
+        heads = self.heads
+        return heads[0] if len(heads) == 1 else MeanOfHeads(heads)
+
+    def set_head(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        """Give the head the weights of a linear map of the embedding.
+
+        Args:
+            weight: Weights [num_classes, embedding_dim].
+            bias: Bias [num_classes]; None stands for zeros.
+        """
+        write_heads(self.heads, weight, bias)
 
     @property
     def head_is_linear(self) -> bool:
         """Whether `head(features(x))` is equal to `forward(x)`."""
-        return self.spec.head_is_linear
+        linear = self.spec.head_is_linear
+        return linear if isinstance(linear, bool) else linear(self.net)
 
     @property
     def embedding_dim(self) -> int:
         """Width D of the embedding."""
-        head = self.head
-        return head.in_features if isinstance(head, nn.Linear) else head.in_channels
+        return sum(width_of(head) for head in self.heads)
 
     def blocks(self) -> list[Block]:
         """Return the trainable blocks before the head, input to output.
@@ -166,7 +199,7 @@ class NormalizedModel(nn.Module):
         exactly once. The last k of them are what `last_k_blocks` trains, for ResNets
         the residual blocks `layer1.0` ... `layer4.2` after the stem `conv1`.
         """
-        return trainable_blocks(self.net, self.head)
+        return trainable_blocks(self.net, self.heads)
 
     def stages(self) -> tuple[Stage, ...]:
         """Return the stages of a convolutional network, or a transformer's blocks.
@@ -195,7 +228,8 @@ class NormalizedModel(nn.Module):
             ValueError: `num_classes` is not a positive integer.
         """
         check_num_classes(num_classes)
-        replace_head(self.net, self.spec.head_path(self.net), num_classes, seed)
+        with seeded_init(seed):
+            replace_heads(self.net, self.spec.head_paths(self.net), num_classes)
         self.num_classes = num_classes
 
     def extra_repr(self) -> str:
@@ -203,27 +237,17 @@ class NormalizedModel(nn.Module):
         return f"arch={self.arch!r}, num_classes={self.num_classes}"
 
 
-def replace_head(
-    net: nn.Module, path: str, num_classes: int, seed: int | None = None
-) -> None:
-    """Replace the classifier at `path` in `net` by a fresh one, in place."""
-    old = net.get_submodule(path)
-    parent_path, _, name = path.rpartition(".")
-    new: nn.Module
-    with seeded_init(seed):
-        if isinstance(old, nn.Conv2d):
-            new = nn.Conv2d(old.in_channels, num_classes, 1, bias=old.bias is not None)
-        elif isinstance(old, nn.Linear):
-            new = nn.Linear(old.in_features, num_classes, bias=old.bias is not None)
-        else:
-            raise ConfigError(
-                f"the head {path!r} is {type(old).__name__}; only nn.Linear and "
-                "nn.Conv2d can be replaced"
-            )
-    new.to(device=old.weight.device, dtype=old.weight.dtype).train(old.training)
-    setattr(net.get_submodule(parent_path), name, new)
-    if hasattr(net, "num_classes"):
-        net.num_classes = num_classes  # type: ignore[assignment]
+def as_model(net: nn.Module) -> NormalizedModel:
+    """Return a network as a `NormalizedModel`; a plain one takes [0, 1] images as they are.
+
+    Raises:
+        ConfigError: The network runs on no images of usual size.
+    """
+    if isinstance(net, NormalizedModel):
+        return net
+    first = (m for m in net.modules() if isinstance(m, nn.Conv2d))
+    channels = 1 if getattr(next(first, None), "in_channels", 3) == 1 else 3
+    return NormalizedModel(net, (0.0,) * channels, (1.0,) * channels)
 
 
 @contextlib.contextmanager

@@ -1,8 +1,7 @@
 """The architectures called `timm/<name>`; nothing else imports timm.
 
 timm is optional; without it every entry point here raises a ConfigError that says
-how to get it. Distilled two-headed classifiers are refused, because "the head" of
-such a network is not one module.
+how to get it.
 """
 
 from __future__ import annotations
@@ -15,8 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fastadv.errors import ConfigError, unknown_name
 from fastadv.models.intermediate import Stage
@@ -118,34 +116,41 @@ def build(name: str, num_classes: int) -> nn.Module:
         num_classes: Number of logits.
 
     Raises:
-        ConfigError: The package timm is missing, or the network has no single linear head.
+        ConfigError: The package timm is missing.
     """
     net: nn.Module = import_timm().create_model(name, num_classes=num_classes)
-    head_path(net)
     return net
 
 
-def head_path(net: nn.Module) -> str:
-    """Return the dotted path of the final linear layer of a timm network.
+def head_paths(net: nn.Module) -> tuple[str, ...]:
+    """Return the dotted paths of the last layers of a timm network.
 
-    Raises:
-        ConfigError: The network does not end in exactly one `nn.Linear`.
+    A classifier of several modules ends in its last linear layer or convolution. Networks
+    with a distillation token and those of two branches have two last layers.
     """
-    head: object = net.get_classifier()  # type: ignore[operator]
-    for path, module in net.named_modules():
-        if module is head and isinstance(module, nn.Linear):
-            return str(path)
-    raise ConfigError(
-        f"timm network {type(net).__name__} ends in {type(head).__name__}; fastadv "
-        "needs one nn.Linear classifier. Pick another timm architecture"
-    )
+    named = dict(net.named_modules())
+    stated: Any = (getattr(net, "default_cfg", None) or {}).get("classifier") or ()
+    stated = (stated,) if isinstance(stated, str) else stated
+    held: Any = [named[path] for path in stated if path in named]
+    if not held:
+        own: Any = getattr(net, "head", None)
+        held = net.get_classifier() if own is not None else ()  # type: ignore[operator]
+        held = held if isinstance(held, (tuple, list, nn.ModuleList)) else (held,)
+    paths = {id(module): path for path, module in named.items()}
+    found = []
+    for head in held:
+        layers = [m for m in head.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
+        if layers:
+            found.append(paths[id(layers[-1])])
+    return tuple(found)
 
 
-def features(net: nn.Module, z: Tensor) -> Tensor:
-    """Embed normalised images [N,3,H,W] as [N,D], what timm feeds its classifier."""
-    trunk: Tensor = net.forward_features(z)  # type: ignore[operator]
-    embedding: Tensor = net.forward_head(trunk, pre_logits=True)  # type: ignore[operator]
-    return torch.flatten(embedding, 1)
+def head_is_linear(net: nn.Module) -> bool:
+    """Return whether the logits are a linear function of what the last layers read.
+
+    VOLO adds the maximum of an auxiliary classifier over all tokens.
+    """
+    return getattr(net, "aux_head", None) is None
 
 
 def stages(net: nn.Module) -> tuple[Stage, ...]:

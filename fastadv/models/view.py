@@ -16,6 +16,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, fx, nn
 
+from fastadv.device import differentiable
 from fastadv.kernels import normalize
 from fastadv.models.folding import (
     FrozenNorm,
@@ -57,6 +58,7 @@ class AttackView(nn.Module):
         unfolded_reason: The reason why the graph could not be folded, or None.
     """
 
+    @differentiable
     def __init__(
         self,
         model: nn.Module,
@@ -79,12 +81,15 @@ class AttackView(nn.Module):
         self._folds: dict[str, str] = {}  # by convolution, the BatchNorm behind it
         self.unfolded: dict[str, str] = {}
         self.unfolded_reason: str | None = None
-        self._cuts: dict[tuple[str, ...], fx.GraphModule] = {}
+        self._cuts: dict[tuple[str, ...], tuple[fx.GraphModule, tuple[str, ...]]] = {}
         # The model's parameters when they were followed last, and their versions then.
         self._seen: tuple[list[Tensor], int] = [], 0
         # A copy of the modules that shares every tensor with the model.
         tensors = (*self.live.parameters(), *self.live.buffers())
-        self.net = copy.deepcopy(self.live, {id(t): t for t in tensors}).eval()
+        memo: dict[int, Any] = {id(t): t for t in tensors}
+        for held in _caches(self.live):  # what a network computed of its weights
+            memo |= {id(held): {}}
+        self.net = copy.deepcopy(self.live, memo).eval()
         if mode == "train":
             for module in self.net.modules():  # but no dropout: it would be noise
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -140,6 +145,7 @@ class AttackView(nn.Module):
         graph.recompile()
         self.net = graph
 
+    @differentiable
     @torch.no_grad()
     def refresh(self) -> None:
         """Follow the model's present weights and statistics.
@@ -149,11 +155,13 @@ class AttackView(nn.Module):
         """
         held: list[Tensor] = [p for p in self.live.parameters() if not p.is_inference()]
         self._seen = held, _versions(held)
+        for cache in _caches(self.net):
+            cache.clear()
         live = dict(self.live.named_modules())
         mine = list(self.net.named_modules())
         # Cuts share the layers, but hold parameters outside of layers by themselves.
         shared = {id(module) for _, module in mine}
-        for graph in self._cuts.values():
+        for graph, _ in self._cuts.values():
             own = graph.named_modules()
             mine += [(name, module) for name, module in own if id(module) not in shared]
         for name, module in mine:
@@ -203,7 +211,9 @@ class AttackView(nn.Module):
         for key, buffer in source._buffers.items():
             if buffer is not None:
                 copied = self.mode == "train"  # BatchNorm would write to it
-                mine = self._followed(module._buffers[key], buffer, dtype, copied)
+                # A traced graph holds only the buffers that it reads.
+                own = module._buffers.get(key)
+                mine = self._followed(own, buffer, dtype, copied)
                 module._buffers[key] = mine
 
     @staticmethod
@@ -261,25 +271,43 @@ class AttackView(nn.Module):
         """Return the outputs of named modules; see `fastadv.models.activations`."""
         wanted = tuple(names)
         if not isinstance(self.net, fx.GraphModule):
-            with recording(self.net, wanted, self._head(wanted)) as found:
+            with recording(self.net, wanted, self._heads(wanted)) as found:
                 self.net(z)
         else:
             if wanted not in self._cuts:
-                self._cuts[wanted] = cut(self.net, wanted, self._head(wanted))
-            found = dict(zip(wanted, self._cuts[wanted](z), strict=True))
+                self._cuts[wanted] = cut(self.net, wanted, self._heads(wanted))
+            part, keys = self._cuts[wanted]
+            found = dict(zip(keys, part(z), strict=True))
         return in_order(found, wanted)
 
-    def _head(self, names: tuple[str, ...]) -> str | None:
-        """Return the path of the head, where the embedding is among `names`."""
+    def _heads(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the paths of the heads, where the embedding is among `names`."""
         model = self._model[0]
         if EMBEDDING not in names:
-            return None
+            return ()
         if not isinstance(model, NormalizedModel):
             raise TypeError(
                 "features need a NormalizedModel (fastadv.create_model or load_model), "
                 f"got {type(model).__name__}: where its embedding ends is unknown"
             )
-        return model.spec.head_path(self.live)
+        return model.spec.head_paths(self.live)
+
+
+def _caches(net: nn.Module) -> list[dict[Any, Any]]:
+    """Return the dictionaries of tensors in which modules keep what they computed.
+
+    LeViT's attention, for example, keeps biases that it gathered from its parameters.
+    """
+    known = ("_parameters", "_buffers", "_modules")
+    return [
+        value
+        for module in net.modules()
+        for name, value in vars(module).items()
+        if isinstance(value, dict)
+        and value
+        and name not in known
+        and all(isinstance(each, (Tensor, fx.Proxy)) for each in value.values())
+    ]
 
 
 def _versions(tensors: list[Tensor]) -> int:

@@ -21,7 +21,7 @@ from fastadv.attacks.objectives import feature_distance, kl_to_clean
 from fastadv.kernels import ball_init, normalize, pgd_step_
 from fastadv.kernels.pixels import to_pixels
 from fastadv.models import NormalizedModel
-from fastadv.models.intermediate import EMBEDDING, pooled, recording
+from fastadv.models.intermediate import EMBEDDING, in_order, recording
 from fastadv.models.quick_convs import ExactInput, quick_convs
 from fastadv.models.view import AttackView
 from fastadv.phases import phase
@@ -66,10 +66,10 @@ class Net:
     def with_features(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Return the logits and the embedding [N, D] below the head, in one pass."""
         # Not `features_normalized`: under a wrapper, gradients must come from its call.
-        head = self.model.spec.head_path(self.model.net)
-        with recording(self.model.net, (EMBEDDING,), head) as found:
+        heads = self.model.spec.head_paths(self.model.net)
+        with recording(self.model.net, (EMBEDDING,), heads) as found:
             logits = self(z)
-        return logits, pooled(found[EMBEDDING].float())
+        return logits, in_order(found, (EMBEDDING,))[EMBEDDING].float()
 
     def normalized(self, images: Tensor) -> Tensor:
         """Return `images` (uint8, or float in [0, 1]) normalised, in float32."""

@@ -142,9 +142,5 @@ def _with_head(frozen: NormalizedModel, head: LinearHead) -> NormalizedModel | N
     model = copy.deepcopy(frozen, {id(tensor): tensor for tensor in shared})
     model.replace_head(len(head.bias), seed=0)
     bias = torch.from_numpy(np.maximum(head.bias, LEAST_BIAS))
-    with torch.no_grad():
-        model.head.weight.copy_(torch.from_numpy(head.weight))
-        if model.head.bias is None:
-            model.head.bias = torch.nn.Parameter(bias.to(model.head.weight))
-        model.head.bias.copy_(bias)
+    model.set_head(torch.from_numpy(head.weight), bias)
     return model

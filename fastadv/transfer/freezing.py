@@ -102,11 +102,11 @@ def prepare_model(
     """Put a new head on `model` and normalise as `procedure` says, in place."""
     model.replace_head(classes, seed=seed)
     if procedure.normal_head:
-        head = model.head
-        with torch.no_grad(), seeded_init(seed):
-            head.weight.copy_(torch.empty(head.weight.shape).normal_())
-            if head.bias is not None:
-                head.bias.zero_()
+        with seeded_init(seed):
+            for head in model.heads:
+                head.weight.detach().copy_(torch.empty(head.weight.shape).normal_())
+                if head.bias is not None:
+                    head.bias.detach().zero_()
     if procedure.statistics is not None:
         model.mean.copy_(torch.tensor(procedure.statistics.mean))
         model.std.copy_(torch.tensor(procedure.statistics.std))

@@ -282,13 +282,14 @@ def test_the_package_is_named_where_it_is_missing(
     assert found["robust_acc"] < found["clean_acc"]
 
 
-def test_too_few_classes(call: Caller, tmp_path: Path) -> None:
+def test_too_few_classes(
+    call: Caller, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "model.safetensors"
     save_model(create_model("resnet8_cifar", 2, seed=0), path)
     data = image_folder(tmp_path / "data")
     common = ["--checkpoint", path, "--data", data, "--resolution", 16, *SMALL.split()]
     for attack, name, least in (
-        ("autoattack", "apgd-t", 4),
         ("apgd-t", "apgd-t", 4),
         ("apgd-dlr", "apgd-dlr", 3),
     ):
@@ -299,3 +300,8 @@ def test_too_few_classes(call: Caller, tmp_path: Path) -> None:
         result = call("eval", *common, "--attack", attack, "--json")
         assert result.code == 0, result.err
         assert json.loads(result.out)["stages"][0]["name"] == attack
+    result = call("eval", *common, "--attack", "autoattack", "--json")
+    stages = [stage["name"] for stage in json.loads(result.out)["stages"]]
+    assert stages == ["apgd-ce", "fab", "square"]
+    assert "apgd-t needs at least 4 classes, the model has 2" in caplog.text
+    assert "it is left out" in caplog.text

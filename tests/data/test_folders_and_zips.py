@@ -153,7 +153,6 @@ def without(prefix: str) -> dict[str, bytes]:
     ("files", "message"),
     [
         (without("train/"), r"no train/ folder.*found 'val'"),
-        (without("val/"), r"no evaluation split.*found 'train'"),
         (FILES | {"val/dog/1.png": png(0)}, r"'dog' are in val/ but not in train/"),
         (FILES | {"train/cat/x.txt": b""}, r"no images.*'cat'"),
         ({"train/1.png": png(1), "val/a/1.png": png(1)}, r"train/ has no"),
@@ -167,6 +166,19 @@ def test_wrong_layouts_say_what_is_wrong(tmp_path, kind, files, message):
         path = write_zip(tmp_path / "set.zip", files)
     with pytest.raises(DataError, match=message):
         open_dataset(path)
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_of_a_training_split_alone_a_part_is_held_out(tmp_path, caplog, kind):
+    files = without("val/")
+    if kind == "folder":
+        path = write_folder(tmp_path / "set", files)
+    else:
+        path = write_zip(tmp_path / "set.zip", files)
+    splits = open_dataset(path)
+    assert "one split only (4 images): 0.1 of it" in caplog.text
+    assert (len(splits.train), len(splits.test)) == (3, 1)
+    assert sorted(reds(splits.train) + reds(splits.test)) == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("kind", ["folder", "zip"])

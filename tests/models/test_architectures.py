@@ -28,10 +28,20 @@ TIMM = (
     "timm/mobilenetv3_small_050",
     "timm/convnext_atto",
     "timm/vit_tiny_patch16_224",
+    "timm/test_byobnet",  # one linear layer within a module of several
+    "timm/deit_tiny_distilled_patch16_224",  # two tokens, two classifiers
+    "timm/mobilenetv4_conv_small_035",  # a convolution between pooling and classifier
+    "timm/dla46x_c",  # a convolution
 )
-# Too slow to initialise or run with numbers (> 3 s on one core); their families are
-# covered by a smaller member, their structure is checked on the meta device.
-HEAVY = {"wide_resnet50_4", "wide_resnet101_2", "vgg13_bn", "vgg19_bn"}
+# One small member of every family runs with numbers (each takes less than 3 s on one
+# core); the structure of all is checked on the meta device.
+RUN = (
+    *("convnext_tiny", "densenet121", "efficientnet_b0", "googlenet"),
+    *("mnasnet0_5", "mobilenet_v2", "mobilenet_v3_small", "regnet_y_400mf", "resnet18"),
+    *("resnet50", "shufflenet_v2_x0_5", "squeezenet1_1", "swin_t"),
+    *("vgg11_bn", "wide_resnet50_2", "resnet8_cifar", "resnet20_cifar"),
+    *("resnet18_cifar", "wide_resnet28_4_cifar", "preact_resnet18_cifar"),
+)
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +52,9 @@ def _one_thread_and_timm(request: pytest.FixtureRequest) -> None:
 
 
 def images(arch: str) -> Tensor:
-    side = 224 if "vit" in arch else min(64, get_spec(arch).image_size)
+    side = (
+        224 if "vit" in arch or "deit" in arch else min(64, get_spec(arch).image_size)
+    )
     return torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0))
 
 
@@ -60,7 +72,7 @@ def test_names_and_registry_agree() -> None:
     assert set(SALMAN2020) <= set(ARCHITECTURES)
 
 
-@pytest.mark.parametrize("arch", [*sorted(set(ARCHITECTURES) - HEAVY), *TIMM])
+@pytest.mark.parametrize("arch", [*RUN, *TIMM])
 def test_head_of_features_is_the_model(arch: str) -> None:
     model = create_model(arch, 10, seed=0).eval()
     x = images(arch).requires_grad_()
@@ -68,11 +80,14 @@ def test_head_of_features_is_the_model(arch: str) -> None:
     assert features.shape == (2, model.embedding_dim)
     assert logits.shape == (2, 10)
     if model.head_is_linear:
-        torch.testing.assert_close(model.head(features), logits, rtol=0, atol=0)
+        if isinstance(model.head, nn.Conv2d):  # reads maps of one pixel
+            features = features[..., None, None]
+        head = model.head(features).flatten(1)
+        torch.testing.assert_close(head, logits, rtol=0, atol=0)
     else:
         # SqueezeNet: a ReLU stands between its 1x1 convolution and the pooling.
         assert arch == "squeezenet1_1"
-    z = model.normalize(x)
+    features, z = model.features(x), model.normalize(x)
     torch.testing.assert_close(model.features_normalized(z), features)
     torch.testing.assert_close(model.forward_normalized(z), logits)
     (gradient,) = torch.autograd.grad(features.square().sum(), x)
@@ -89,10 +104,10 @@ def test_blocks_and_head_hold_every_parameter_once(arch: str) -> None:
     assert set(ids) == {id(p) for p in model.net.parameters()}
     names = [name for name, _ in blocks]
     assert len(set(names)) == len(names)
-    assert len(blocks) >= 4
+    assert len(blocks) >= 3
 
 
-@pytest.mark.parametrize("arch", [a for a in ARCHITECTURES if a not in HEAVY])
+@pytest.mark.parametrize("arch", RUN)
 def test_blocks_run_in_the_order_they_are_listed(arch: str) -> None:
     model = create_model(arch, 10, seed=0).eval()
     ran: list[int] = []
@@ -144,7 +159,7 @@ def test_vit_parameters_outside_modules_are_the_same_objects() -> None:
     assert next(iter(loose.parameters())) is model.net.cls_token
 
 
-@pytest.mark.parametrize("arch", [*ARCHITECTURES, "timm/resnet10t"])
+@pytest.mark.parametrize("arch", [*RUN, "vit_b_16", "timm/resnet10t"])
 def test_replace_head_changes_only_the_head(arch: str) -> None:
     model = structure(arch)
     old = model.head
@@ -284,12 +299,25 @@ def test_unknown_names_get_near_misses(arch: str, hint: str) -> None:
         create_model(arch)
 
 
-def test_unknown_and_two_headed_timm_networks_are_refused() -> None:
+def test_unknown_timm_networks_are_refused() -> None:
     pytest.importorskip("timm")
     with pytest.raises(ConfigError, match="perhaps you meant"):
         create_model("timm/resnet5o")
-    with pytest.raises(ConfigError, match=r"one nn\.Linear"):
-        create_model("timm/deit_tiny_distilled_patch16_224")
+
+
+def test_a_head_written_to_two_classifiers_is_one_linear_map() -> None:
+    """DeiT returns the mean of its two classifiers, which read one token each."""
+    pytest.importorskip("timm")
+    model = create_model("timm/deit_tiny_distilled_patch16_224", 10, seed=0).eval()
+    assert model.embedding_dim == 2 * 192
+    draw = torch.Generator().manual_seed(0)
+    weight, bias = torch.randn(7, 384, generator=draw), torch.randn(7, generator=draw)
+    model.replace_head(7)
+    model.set_head(weight, bias)
+    torch.testing.assert_close(model.head.weight, weight)
+    x = images("timm/deit_tiny_distilled_patch16_224")
+    expected = model.features(x) @ weight.T + bias
+    torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_timm_missing_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

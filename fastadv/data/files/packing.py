@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 
 from fastadv.data.counter import derive_key, permutation
 from fastadv.data.files.shards import MANIFEST, PACKING
-from fastadv.data.sets.folders import EVAL_FOLDERS
 from fastadv.data.sets.image_set import DatasetSplits, FileSet, ImageSet
+from fastadv.data.sets.split_names import exact_role
 from fastadv.data.sets.subsets import files_and_positions
 from fastadv.errors import ConfigError, DataError
 from fastadv.files import atomic, file_sha256, lock_folder, replace_file
@@ -137,7 +137,7 @@ def _shards(images: ImageSet, shard_bytes: int, seed: int) -> Iterator[Shard]:
         count = -(-sum(s + 2048 for s in images.sizes()) // shard_bytes)
     else:
         count = -(-n // _PLAIN_SHARD)
-    split = images.split if images.split in ("train", *EVAL_FOLDERS) else ""
+    split = images.split if exact_role(images.split) else ""
     split = split or ("train" if images.split.endswith("train") else "test")
     order = permutation(derive_key(seed, "pack", split), n)
     first = 0

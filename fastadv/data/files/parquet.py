@@ -6,6 +6,7 @@ once into an Arrow file in the cache folder.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
@@ -17,15 +18,11 @@ from numpy.typing import NDArray
 
 from fastadv.data.cache import file_key
 from fastadv.data.files.patterns import fetch_hint
-from fastadv.data.files.records import read_splits, resolve_labels
-from fastadv.data.sets.image_set import (
-    Damage,
-    DatasetSplits,
-    FileSet,
-    ImageSet,
-    option_hint,
-)
-from fastadv.data.sets.subsets import pair_splits
+from fastadv.data.files.records import read_splits
+from fastadv.data.sets.depth import set_depth
+from fastadv.data.sets.image_set import Damage, FileSet, ImageSet, option_hint
+from fastadv.data.sets.label_rule import resolve_labels
+from fastadv.data.sets.splitting import SplitSets, chosen_splits, split_order
 from fastadv.errors import ConfigError, DataError, unknown_name
 from fastadv.files import atomic, fastadv_cache_dir
 
@@ -40,8 +37,11 @@ _ROWS = 256  # converted at once: bounds memory, and what one damaged file costs
 class ColumnSet(FileSet):
     """One split whose encoded images are a column of a table.
 
-    It takes the arguments of `FileSet`, the table, and the name of the image column, which
-    holds bytes or a struct with `bytes`.
+    It takes the arguments of `FileSet`, the table, and the name of the image column. Rows
+    with a label of -1 are left out.
+
+    Attributes:
+        rows: Row of each image in the table, int64 [n].
     """
 
     def __init__(
@@ -53,39 +53,95 @@ class ColumnSet(FileSet):
         table: Any,
         column: str,
     ) -> None:
-        members = [f"{split}/{i:08d}" for i in range(len(labels))]
-        super().__init__(name, split, classes, members, labels)
+        self.rows = np.flatnonzero(labels >= 0)
+        members = [f"{split}/{row:08d}" for row in self.rows.tolist()]
+        super().__init__(name, split, classes, members, labels[self.rows])
         self.table, self.column = table, column
 
 
 class ArrowSet(ColumnSet):
-    """A split of Arrow files, whose list is its `table`; they are mapped when first read."""
+    """A split of Arrow files, whose list is its `table`; they are mapped when first read.
 
-    _images: pa.ChunkedArray | None = None
+    The column holds bytes, paths, or a struct with `bytes` and `path`.
+
+    Attributes:
+        places: Folders that paths of images may start from.
+    """
+
+    _images: tuple[Any, Any] | None = None  # bytes and paths; None where there are none
+    places: tuple[Path, ...] = ()
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_images": None}
 
-    def _column(self) -> pa.ChunkedArray:
+    def _columns(self) -> tuple[Any, Any]:
         if self._images is None:
             import pyarrow as pa
 
-            parts = [_bytes_of(_mapped(file)[self.column]) for file in self.table]
-            self._images = pa.chunked_array([c for p in parts for c in p.chunks])
+            parts = [_images_of(_mapped(file)[self.column]) for file in self.table]
+            both = [
+                None if any(p[i] is None for p in parts) else pa.chunked_array(
+                    [c for p in parts for c in p[i].chunks]
+                )
+                for i in (0, 1)
+            ]  # fmt: skip
+            self._images = both[0], both[1]
         return self._images
 
     def _encoded(self, index: int) -> bytes:
-        value: bytes | None = self._column()[index].as_py()
-        if value is None:
+        row = int(self.rows[index])
+        data, paths = self._columns()
+        value: bytes | None = None if data is None else data[row].as_py()
+        if value is not None:
+            return value
+        path: str | None = None if paths is None else paths[row].as_py()
+        if not path:
             raise ValueError("the row holds no image bytes")
-        return value
+        return self._file(path).read_bytes()
+
+    def _file(self, path: str) -> Path:
+        """Return the file that a row names; raise ValueError where there is none."""
+        for place in self.places:
+            if (found := place / path).is_file():
+                return found
+        looked = ", ".join(map(str, self.places)) or "any folder"
+        raise ValueError(f"its file {path} is not in {looked}")
+
+    def check_files(self) -> None:
+        """Raise DataError where the rows name files and the first of them is not there."""
+        data, paths = self._columns()
+        if paths is None or not len(self):
+            return
+        row = int(self.rows[0])
+        path = paths[row].as_py()
+        if (data is not None and data[row].as_py() is not None) or not path:
+            return
+        try:
+            self._file(path)
+        except ValueError as error:
+            raise DataError(
+                f"{self.name}: the rows of {self.split} hold paths and no image bytes, and "
+                f"{error}; give {option_hint('image_root', 'DIR')}, the folder that the "
+                "paths start from"
+            ) from None
 
     def sizes(self) -> list[int]:
         """Return the size of every encoded image in bytes; 0 for rows without."""
         import pyarrow.compute as pc
 
-        lengths = pc.fill_null(pc.binary_length(self._column()), 0)
-        return list(lengths.to_pylist())
+        data, paths = self._columns()
+        if data is not None:
+            lengths = pc.fill_null(pc.binary_length(data), 0).to_numpy()[self.rows]
+            if lengths.all():
+                return list(lengths.tolist())
+        else:
+            lengths = np.zeros(len(self), np.int64)
+        sizes = lengths.tolist()
+        for i, row in enumerate(self.rows.tolist()):
+            if not sizes[i] and paths is not None and (path := paths[row].as_py()):
+                with contextlib.suppress(OSError, ValueError):
+                    sizes[i] = self._file(path).stat().st_size
+        return list(sizes)
 
 
 def _mapped(file: Path) -> pa.Table:
@@ -106,6 +162,7 @@ def open_columns(
     *,
     image_column: str | None = None,
     label_column: str | None = None,
+    image_root: Path | None = None,
     damage: Damage | None = None,
 ) -> dict[str, ImageSet]:
     """Open local Parquet or Arrow files.
@@ -115,38 +172,59 @@ def open_columns(
         splits: The files of each split, the training split first.
         image_column: The column of encoded images; found by its name by default.
         label_column: The column of class ids or names; found by its name by default.
+        image_root: The folder that paths of images start from; by default that of the
+            file, or one above it.
         damage: Files that cannot be read are added here, and left out.
 
+    Returns:
+        The splits that have labels.
+
     Raises:
-        DataError: A file cannot be read, or has no such columns.
+        DataError: A file cannot be read, or has no such columns; labels are no labels, or
+            the files that rows name are not there.
     """
     tables = read_splits(name, splits, _table, damage)
     first, _ = next(iter(next(iter(tables.values())).values()))
     columns = first.column_names
     image = _column_name("image", name, columns, image_column, _IMAGES)
     label = _column_name("label", name, columns, label_column, _LABELS)
-    texts: dict[str, list[str]] = {}
+    values: dict[str, list[object]] = {}
     for split, parts in tables.items():
-        texts[split] = []
+        values[split] = []
         for file, (table, _) in parts.items():
-            if {image, label} - set(table.column_names):
+            if image not in table.column_names:
                 raise DataError(
                     f"{file} has the columns {', '.join(table.column_names)}; the first "
                     f"file has {image} and {label} as well. Are they of one data set?"
                 )
-            texts[split] += [str(value) for value in table[label].to_pylist()]
-    classes, ids = resolve_labels(texts, name, names=_class_names(first, label))
-    return {
-        split: ArrowSet(
-            name,
-            split,
-            classes,
-            ids[split],
-            [arrow for _, arrow in parts.values()],
-            image,
-        )
-        for split, parts in tables.items()
-    }
+            has_label = label in table.column_names
+            if not has_label and split == next(iter(tables)):
+                raise DataError(
+                    f"{file} has the columns {', '.join(table.column_names)}; the first "
+                    f"file has {label} as well. Are they of one data set?"
+                )
+            none = [None] * len(table)
+            values[split] += table[label].to_pylist() if has_label else none
+    classes, ids = resolve_labels(values, name, names=_class_names(first, label))
+    sets: dict[str, ImageSet] = {}
+    for split in ids:
+        arrows = [arrow for _, arrow in tables[split].values()]
+        made = ArrowSet(name, split, classes, ids[split], arrows, image)
+        files = list(tables[split])
+        made.places = _places(files, image_root)
+        made.check_files()
+        sets[split] = made
+    return sets
+
+
+def _places(files: Sequence[Path], root: Path | None) -> tuple[Path, ...]:
+    """Return the folders that paths of rows may start from."""
+    if root is not None:
+        if not root.is_dir():
+            raise ConfigError(f"image_root={root} is no folder")
+        return (root.absolute(),)
+    folder = files[0].absolute().parent
+    return (folder, folder.parent, folder / "images", folder.parent / "images")
 
 
 def _table(file: Path) -> tuple[pa.Table, Path]:
@@ -196,15 +274,29 @@ def _column_name(
     return found
 
 
-def _bytes_of(column: pa.ChunkedArray) -> pa.ChunkedArray:
+def _images_of(column: pa.ChunkedArray) -> tuple[Any, Any]:
+    """Return bytes and paths of a column of images, None for what it does not hold."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    if pa.types.is_struct(column.type):
-        column = pc.struct_field(column, "bytes")
-    if not (pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)):
+    types = pa.types
+    data, paths = column, None
+    if types.is_struct(column.type):
+        names = [field.name for field in column.type]
+        data = pc.struct_field(column, "bytes") if "bytes" in names else None
+        paths = pc.struct_field(column, "path") if "path" in names else None
+    elif types.is_string(column.type) or types.is_large_string(column.type):
+        return None, column
+    if data is not None and types.is_null(data.type):
+        data = None
+    if paths is not None and types.is_null(paths.type):
+        paths = None
+    is_bytes = data is not None and (
+        types.is_binary(data.type) or types.is_large_binary(data.type)
+    )
+    if not is_bytes and (data is not None or paths is None):
         raise DataError(f"the image column holds {column.type}, not encoded images")
-    return column
+    return data, paths
 
 
 def _class_names(table: pa.Table, label: str) -> list[str] | None:
@@ -221,7 +313,7 @@ class HubSet(ColumnSet):
     """A split of a data set opened by the `datasets` package, which is its `table`."""
 
     def _encoded(self, index: int) -> bytes:
-        value = self.table[index][self.column]
+        value = self.table[int(self.rows[index])][self.column]
         if value.get("bytes"):
             return bytes(value["bytes"])
         try:
@@ -237,7 +329,7 @@ class HubSet(ColumnSet):
     def fingerprint(self) -> str:
         """Key of the package's fingerprint and the labels, hex."""
         digest = hashlib.sha256(str(self.table._fingerprint).encode())
-        digest.update(self.labels.tobytes())
+        digest.update(self.labels.tobytes() + self._bits_key())
         return digest.hexdigest()[:32]
 
 
@@ -250,7 +342,8 @@ def open_hub(
     download: bool = False,
     holdout: float = 0.1,
     strict: bool = True,
-) -> DatasetSplits:
+    eval_split: str | None = None,
+) -> SplitSets:
     """Open a data set of the Hugging Face hub by name.
 
     Args:
@@ -261,6 +354,7 @@ def open_hub(
         download: Fetch it when it is not in the package's cache.
         holdout: Share held out for evaluation where it has one split only.
         strict: Refuse an evaluation split that lacks classes, instead of warning.
+        eval_split: Name of the evaluation split; by default the first with labels.
 
     Raises:
         ConfigError: The `datasets` package is missing, or a column.
@@ -290,11 +384,19 @@ def open_hub(
     image = _column_name("image", where, features, image_column, images)
     label = _column_name("label", where, features, label_column, labels)
     names = getattr(features[label], "names", None)
-    order = sorted(opened, key=lambda split: split != "train")
-    texts = {split: [str(v) for v in opened[split][label]] for split in order}
-    classes, ids = resolve_labels(texts, where, names=names)
+    train, held = split_order(opened, eval_split, where)
+    order = list(opened) if train is None and not held else [train or held[0], *held]
+    none: list[object] = [None]
+    values = {
+        split: list(opened[split][label])
+        if label in opened[split].features
+        else none * len(opened[split])
+        for split in dict.fromkeys(order)
+    }
+    classes, ids = resolve_labels(values, where, names=names)
     sets: dict[str, ImageSet] = {}
-    for split in order:
+    for split in ids:
         table = opened[split].cast_column(image, datasets.Image(decode=False))
         sets[split] = HubSet(name, split, classes, ids[split], table, image)
-    return DatasetSplits(name, *pair_splits(name, sets, holdout, strict=strict))
+    set_depth(sets.values(), where)
+    return SplitSets(name, chosen_splits(sets, None, where), "top1", holdout, strict)

@@ -1,8 +1,7 @@
 """Files by name: which format a name stands for, and which files a pattern names.
 
 `shards-{000000..000012}.tar`, `{train,val}-*.tar`; at http(s) addresses braces only. Files
-behind addresses are fetched once into the cache folder, with permission, and are there
-whole or not at all; once there, the address is the identity of a file.
+behind addresses are fetched once into the cache folder, see `fastadv.addresses`.
 """
 
 from __future__ import annotations
@@ -10,20 +9,18 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import glob
-import http.client
 import os
 import re
-import shutil
-import urllib.request
-from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
-from urllib.parse import unquote, urlsplit
+from pathlib import Path
 
-from fastadv.data.cache import text_key
+from fastadv.addresses import (
+    file_name,
+    is_address,
+    is_http,
+    listed as addresses_in,
+    local_copies,
+)
 from fastadv.errors import DataError
-from fastadv.files import atomic, fastadv_cache_dir
-
-_TIMEOUT = 60  # seconds without a byte
 
 _MAX_EXPANDED = 1_000_000  # files of one pattern: more is a typing error
 
@@ -33,7 +30,7 @@ _FORMATS = {
     "tfrecord": re.compile(r"\.tfrecords?(-\d+-of-\d+)?$|^[^.]*-\d{5}-of-\d{5}$"),
     "recordio": re.compile(r"\.rec$"),
     "columns": re.compile(r"\.(parquet|arrow)$"),
-    "npz": re.compile(r"\.npz$"),
+    "npz": re.compile(r"\.np[zy]$|\.mat$|idx[13]-ubyte(\.gz)?$"),
     "zip": re.compile(r"\.zip$"),
 }
 
@@ -58,23 +55,15 @@ def expand(text: str, *, download: bool = False) -> list[Path]:
     """Return the files of a pattern with `{a,b}`, `{000..012}`, `*`, `?` and `[...]`.
 
     Args:
-        text: The pattern. In an http(s) address only braces are patterns.
+        text: The pattern. In an http(s) address only braces are patterns; an address of
+            another scheme may be a folder.
         download: Fetch the files of an address that are not in the cache folder.
 
     Raises:
         DataError: A file the braces name is not there, or nothing matches.
     """
     if is_address(text):
-        addresses = _braces(text)
-        if any(c in text for c in "*[") or not all(
-            file_format(file_name(address)) for address in addresses
-        ):
-            raise DataError(
-                f"{text} does not name data files: an address needs a file name of "
-                f"{', '.join(_FORMATS)}, and of patterns only braces, like "
-                "https://host/train-{000000..000012}.tar"
-            )
-        return local_copies(text, addresses, download=download)
+        return _fetched(text, download)
     paths: list[Path] = []
     for name in _braces(os.path.expanduser(text)):
         if glob.has_magic(name):
@@ -86,6 +75,35 @@ def expand(text: str, *, download: bool = False) -> list[Path]:
             raise DataError(one if name != text else f"no file matches {text}")
         paths += map(Path, found)
     return paths
+
+
+def _fetched(text: str, download: bool) -> list[Path]:
+    """Return the copies of the files that an address or a pattern of addresses names."""
+    hint = fetch_hint(text)
+    addresses = []
+    for each in _braces(text):
+        name = file_name(each)
+        if not is_http(each) and (
+            any(c in each for c in "*?[") or not file_format(name)
+        ):
+            found = addresses_in(
+                each, lambda n: file_format(n) is not None, download=download, hint=hint
+            )
+            if not found:
+                raise DataError(
+                    f"{each} holds no data files, which end in one of "
+                    f"{', '.join(_FORMATS)}"
+                )
+            addresses += found
+            continue
+        if any(c in each for c in "*[") or file_format(name) is None:
+            raise DataError(
+                f"{text} does not name data files: an address needs a file name of "
+                f"{', '.join(_FORMATS)}, and at http of patterns only braces, like "
+                "https://host/train-{000000..000012}.tar"
+            )
+        addresses.append(each)
+    return local_copies(addresses, download=download, hint=hint)
 
 
 def _braces(text: str) -> list[str]:
@@ -130,16 +148,6 @@ def existing(text: str) -> Path:
     raise DataError(message)
 
 
-def is_address(text: str) -> bool:
-    """Return whether `text` is an http or https address."""
-    return text.startswith(("http://", "https://"))
-
-
-def file_name(address: str) -> str:
-    """Return the name of the file behind an address."""
-    return PurePosixPath(unquote(urlsplit(address).path)).name
-
-
 def fetch_hint(name: str) -> str:
     """Return how a data set that is not on this machine is fetched."""
     return (
@@ -147,49 +155,3 @@ def fetch_hint(name: str) -> str:
         f"'{name}' --dataset-option download=true` (Python: open_dataset(..., "
         "download=True))"
     )
-
-
-def local_copies(
-    pattern: str, addresses: Sequence[str], *, download: bool
-) -> list[Path]:
-    """Return the file of each address in the cache folder.
-
-    Args:
-        pattern: The pattern as the user wrote it, for messages.
-        addresses: The addresses that it stands for.
-        download: Fetch the files that are not in the cache folder.
-
-    Raises:
-        DataError: A file is absent and must not or cannot be fetched.
-    """
-    folder = fastadv_cache_dir() / "remote"
-    paths = [folder / text_key(a) / file_name(a) for a in addresses]
-    absent = [i for i, path in enumerate(paths) if not path.exists()]
-    if absent and not download:
-        raise DataError(
-            f"{addresses[absent[0]]} is not on this machine ({len(absent)} of "
-            f"{len(paths)} files are not); {fetch_hint(pattern)}. Every command then "
-            f"reads the copies in {fastadv_cache_dir()}"
-        )
-    for i in absent:
-        _fetch(addresses[i], paths[i])
-    return paths
-
-
-def _fetch(address: str, target: Path) -> None:
-    try:
-        with (
-            atomic(target) as temporary,
-            urllib.request.urlopen(address, timeout=_TIMEOUT) as response,
-            open(temporary, "wb") as file,
-        ):
-            shutil.copyfileobj(response, file, 1 << 20)
-            announced = response.headers.get("Content-Length")
-            # A connection that was cut ends like a file that ends.
-            if announced is not None and file.tell() != int(announced):
-                raise OSError(f"{file.tell()} of {announced} bytes came")
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        raise DataError(
-            f"cannot fetch {address}: {error}; check the address and the network, and run "
-            "the command again: files already fetched are kept"
-        ) from error

@@ -19,7 +19,7 @@ from fastadv.files import fastadv_cache_dir
 from fastadv.progress import track
 
 _TEXT = ("utf-8", "surrogateescape")  # how keys and labels are encoded
-_VERSION = 1  # of the stored lists; part of their names
+_VERSION = 2  # of the stored lists; part of their names
 _Result = TypeVar("_Result")
 _KEPT_OPEN = 512  # half of the usual limit of open files per process
 
@@ -40,7 +40,7 @@ class Record(NamedTuple):
     size: int
 
 
-Scanner = Callable[[Path], list[Record]]
+Scanner = Callable[..., list[Record]]
 Table = NDArray[Any]  # structured, the fields of Record
 
 
@@ -48,7 +48,7 @@ class RecordSet(FileSet):
     """One split of images that lie in a few large files.
 
     It takes the arguments of `FileSet` and `tables`, the records of each file. Labels are
-    in the order of the records, file by file.
+    in the order of the records, file by file; records with a label of -1 are left out.
     """
 
     def __init__(
@@ -59,12 +59,19 @@ class RecordSet(FileSet):
         labels: NDArray[np.int64],
         tables: dict[Path, Table],
     ) -> None:
+        kept = labels >= 0
+        ends = np.cumsum([len(table) for table in tables.values()])
+        parts = np.split(kept, ends[:-1])
+        tables = {
+            file: table[part]
+            for (file, table), part in zip(tables.items(), parts, strict=True)
+        }
         members = [
             f"{file.name}/{key.decode(*_TEXT)}"
             for file, table in tables.items()
             for key in table["key"].tolist()
         ]
-        super().__init__(name, split, classes, members, labels)
+        super().__init__(name, split, classes, members, labels[kept])
         keep_open = len(tables) <= _KEPT_OPEN
         self.files = [SharedFile(file, keep_open=keep_open) for file in tables]
         counts = [len(table) for table in tables.values()]
@@ -112,18 +119,24 @@ def read_splits(
     return found
 
 
-def records_of(file: Path, scan: Scanner) -> Table:
+def records_of(file: Path, scan: Scanner, how: object = None) -> Table:
     """Return the records of a file, from the cache where the file has not changed.
+
+    Args:
+        file: The file.
+        scan: Lists its records.
+        how: What else `scan` takes, if anything; its `repr` identifies it.
 
     Raises:
         DataError: The file cannot be read, or is not what the scanner expects.
     """
     try:
-        key = file_key(file, scan.__name__, _VERSION)
+        key = file_key(file, scan.__name__, _VERSION, *([] if how is None else [how]))
     except OSError as error:
         raise DataError(f"cannot read {file}: {error.strerror}") from error
     stored = fastadv_cache_dir() / "indices" / f"{key}.npy"
-    return cached_array(stored, lambda: _as_table(file, scan(file)))
+    arguments = (file,) if how is None else (file, how)
+    return cached_array(stored, lambda: _as_table(file, scan(*arguments)))
 
 
 def _as_table(file: Path, records: Sequence[Record]) -> Table:
@@ -141,57 +154,3 @@ def label_texts(tables: Iterable[Table]) -> list[str]:
     return [
         t.decode("utf-8", "replace") for part in tables for t in part["label"].tolist()
     ]
-
-
-def resolve_labels(
-    splits: dict[str, list[str]],
-    where: str,
-    *,
-    names: Sequence[str] | None = None,
-    from_one: bool = False,
-) -> tuple[list[str], dict[str, NDArray[np.int64]]]:
-    """Turn labels as text into class ids that all splits share.
-
-    Labels that are all whole numbers are ids; others are names, sorted bytewise.
-
-    Args:
-        splits: Labels of each split; the first split decides which classes there are.
-        where: The data set in messages.
-        names: Class names by id, if they are known.
-        from_one: Ids that begin with 1 are lowered by one (ImageNet's TFRecords).
-
-    Returns:
-        Class names in id order, and int64 ids for each split.
-
-    Raises:
-        DataError: A class that the first split does not have.
-    """
-    first = next(iter(splits))
-    every = {split: sorted(set(texts)) for split, texts in splits.items()}
-    try:
-        numbers = {t: int(t) for texts in every.values() for t in texts}
-    except ValueError:
-        known = names or sorted(every[first], key=lambda t: t.encode())
-        numbers = {name: i for i, name in enumerate(known)}
-    else:
-        low = min(numbers.values())
-        if low < 0:
-            raise DataError(f"{where}: class id {low} is negative; ids start at 0")
-        if from_one and low == 1:
-            numbers = {text: number - 1 for text, number in numbers.items()}
-        top = max((numbers[t] for t in every[first]), default=-1)
-        known = names or [str(i) for i in range(top + 1)]
-    classes = list(known)
-    for split, texts in every.items():
-        strange = [t for t in texts if not 0 <= numbers.get(t, -1) < len(classes)]
-        if strange:
-            raise DataError(
-                f"{where}: label(s) {', '.join(map(repr, strange[:8]))} are in {split} "
-                f"but not among the {len(classes)} classes of {first}; the splits' "
-                "classes differ: remove those images or add the classes"
-            )
-    ids = {
-        split: np.array([numbers[t] for t in texts], dtype=np.int64)
-        for split, texts in splits.items()
-    }
-    return classes, ids

@@ -1,7 +1,9 @@
 """WebDataset tar shards, read in place and in any order; `packing` writes them.
 
 A sample is the consecutive members of one key, which is the path up to the first dot
-of the file name: an image, and its class as `.cls`, `.json` or `.txt`.
+of the file name: an image, and its class as `.cls`, `.json` or `.txt`. Longer endings
+(`input.jpg`, `target.cls`) are taken where one member alone has a known last part, or as
+the options `image_column` and `label_column` name them.
 
 Source: the WebDataset format, github.com/webdataset/webdataset.
 """
@@ -11,12 +13,14 @@ from __future__ import annotations
 import json
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from fastadv.data.files.records import Record
-from fastadv.data.sets.folders import IMAGE_SUFFIXES
+from fastadv.data.files.records import Record, Table
+from fastadv.data.sets.endings import IMAGE_SUFFIXES, USUAL
+from fastadv.data.sets.image_set import Damage, option_hint
+from fastadv.data.sets.label_lists import Columns
 from fastadv.errors import DataError
 
 MANIFEST = "manifest.json"
@@ -26,15 +30,23 @@ _LABEL_ENDINGS = ("cls", "json", "txt")  # in order of preference
 _JSON_LABELS = ("label", "cls", "class", "class_name", "target")
 _MAX_LABEL = 1 << 20  # bytes: anything longer is no label
 
+_UNLABELLED = "\1"  # begins the label of a sample without one; the reason follows
+_MARK = _UNLABELLED.encode()
+
 Member = tuple[str, int, int]  # ending, offset, size
 
 
-def scan_tar(path: Path) -> list[Record]:
+def scan_tar(path: Path, chosen: Columns | None = None) -> list[Record]:
     """List the samples of one shard.
 
+    Args:
+        path: The shard.
+        chosen: Endings of the members that are image and label.
+
     Raises:
-        DataError: Not an uncompressed tar file, or cut short; a sample lacks its image
-            or its label, or has one twice.
+        DataError: Not an uncompressed tar file, or cut short; a sample lacks its image,
+            or has one twice, or lacks a label that others have. Where all lack one, their
+            labels are the reason, which `refuse_unlabelled` understands.
     """
     records = []
     seen = set()
@@ -45,11 +57,18 @@ def scan_tar(path: Path) -> list[Record]:
                 if key in seen:
                     raise ValueError("occurs twice; keys must be unique and together")
                 seen.add(key)
-                records.append(_record(key, members, file.fileno()))
+                records.append(
+                    _record(key, members, file.fileno(), chosen or Columns())
+                )
             except ValueError as error:
                 raise DataError(
                     f"shard {path}: sample {key!r} {error}; pack the shard again"
                 ) from error
+    bare = [record for record in records if record.label.startswith(_UNLABELLED)]
+    if bare and len(bare) < len(records):
+        raise DataError(
+            f"shard {path}: sample {bare[0].key!r} {bare[0].label[1:]}; pack the shard again"
+        )
     return records
 
 
@@ -129,27 +148,86 @@ def _samples(path: Path) -> Iterator[tuple[str, list[Member]]]:
         yield current, members
 
 
-def _record(key: str, members: list[Member], descriptor: int) -> Record:
+def refuse_unlabelled(
+    tables: dict[str, dict[Path, Table]], damage: Damage | None = None
+) -> None:
+    """Let splits without any label member have empty labels; refuse single shards without.
+
+    The first split must have labels.
+
+    Args:
+        tables: The samples of each shard of each split, which are changed.
+        damage: List to which shards without labels are added; they are then left out.
+
+    Raises:
+        DataError: A shard has no label members, where it must.
+    """
+    for number, parts in enumerate(tables.values()):
+        bare = [f for f, t in parts.items() if t["label"][0].startswith(_MARK)]
+        refused = number == 0 or len(bare) < len(parts)
+        for file in bare:
+            row = parts[file][0]
+            if not refused:
+                parts[file] = parts[file].copy()
+                parts[file]["label"] = b""
+                continue
+            key, reason = row["key"].decode("utf-8", "replace"), row["label"].decode()
+            what = f"shard {file}: sample {key!r} {reason[1:]}; pack the shard again"
+            if damage is None or len(bare) == len(parts):
+                raise DataError(what)
+            damage.append((str(file), what))
+            del parts[file]
+
+
+def _record(
+    key: str, members: list[Member], descriptor: int, chosen: Columns
+) -> Record:
     found = {ending: (offset, size) for ending, offset, size in members}
     if len(found) < len(members):
         raise ValueError("has a member twice")
     listed = f"(members: {', '.join(sorted(found))})"
     images = [e for e in found if e.rpartition(".")[2] in _IMAGE_ENDINGS]
+    if chosen.image is not None:
+        images = [e for e in found if e == chosen.image.lower().lstrip(".")]
     if len(images) != 1:
+        hint = ""
+        if len(images) > 1:
+            hint = f"; choose with {option_hint('image_column', images[0])}"
         raise ValueError(
             f"has {len(images)} images {listed}; expected one of "
-            f"{' '.join(sorted(_IMAGE_ENDINGS))}"
+            f"{chosen.image or USUAL}{hint}"
         )
-    ending = next((e for e in _LABEL_ENDINGS if e in found), None)
-    if ending is None:
-        raise ValueError(f"has no label member {listed}; expected .cls, .json or .txt")
-    offset, size = found[ending]
+    endings = _label_endings(found, chosen)
+    if not endings:
+        what = chosen.label or ".cls, .json or .txt"
+        reason = f"has no label member {listed}; expected {what}"
+        return Record(key, f"{_UNLABELLED}{reason}", *found[images[0]])
+    if len(endings) > 1:
+        raise ValueError(
+            f"has {len(endings)} members that may be its label {listed}; choose with "
+            f"{option_hint('label_column', endings[0])}"
+        )
+    offset, size = found[endings[0]]
     data = os.pread(descriptor, min(size, _MAX_LABEL), offset)
     text = data.decode("utf-8", "replace")
-    label = _json_label(text) if ending == "json" else text.strip()
-    if not label:
-        raise ValueError(f"has an empty .{ending} member")
+    if endings[0].endswith("json"):
+        label = _json_label(text)
+    elif not (label := text.strip()):
+        raise ValueError(f"has an empty .{endings[0]} member")
     return Record(key, label, *found[images[0]])
+
+
+def _label_endings(found: Collection[str], chosen: Columns) -> list[str]:
+    """Return the endings of members that may be the label; one, where it is clear."""
+    if chosen.label is not None:
+        return [e for e in found if e == chosen.label.lower().lstrip(".")]
+    for ending in _LABEL_ENDINGS:
+        if ending in found:
+            return [ending]
+    for last in _LABEL_ENDINGS:
+        if longer := [e for e in found if e.rpartition(".")[2] == last]:
+            return longer
+    return []
 
 
 def _json_label(text: str) -> str:
@@ -165,6 +243,8 @@ def _json_label(text: str) -> str:
                 f"expected one of {', '.join(_JSON_LABELS)}"
             )
         values = values[field]
-    if isinstance(values, bool) or not isinstance(values, int | str):
+    if values is None:
+        return ""
+    if isinstance(values, bool) or not isinstance(values, int | float | str):
         raise ValueError(f"has the label {values!r} in .json; use a name or an id")
     return str(values).strip()

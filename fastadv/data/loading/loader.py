@@ -120,7 +120,7 @@ def default_workers() -> int:
 
 @dataclass
 class Batch:
-    """Images of one step, as a loader yields them.
+    """Images of one step, as a loader yields them; it unpacks as (images, labels).
 
     Attributes:
         images: Pixels in 0..255, uint8 [N, 3, H, W] on the device, channels_last: the
@@ -134,6 +134,11 @@ class Batch:
     images: torch.Tensor
     labels: torch.Tensor
     indices: torch.Tensor
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        """Yield images and labels, so that `images, labels = batch` works."""
+        yield self.images
+        yield self.labels
 
 
 class Loader(ABC):

@@ -20,7 +20,9 @@ from fastadv.data.sets import arrays
 from fastadv.data.sets.catalog import CATALOG, default_root, open_entry
 from fastadv.data.sets.exchanged import exchange_textures
 from fastadv.data.sets.image_set import Damage, DatasetSplits, sampled_sizes
+from fastadv.data.sets.objects import open_objects, open_torchvision
 from fastadv.data.sets.shapetex import RESOLUTIONS, ShapeTex
+from fastadv.data.sets.splitting import SplitSets
 from fastadv.errors import ConfigError, DataError, unknown_name
 from fastadv.text_tables import text_table
 
@@ -32,7 +34,8 @@ _VALUES: dict[type[Any], tuple[type[Any], str]] = {
 }
 _TRUTH = {"true": True, "false": False}
 _SAMPLE = 8  # images looked at to learn a data set's size
-_HUB = "hf:"
+_HUB, _TORCHVISION = "hf:", "torchvision:"
+_OBJECT = "<object>"  # what stands for the name of an object that was handed in
 _COLUMNS = ("classes", "train", "test", "metric", "splits", "licence", "citation")
 
 
@@ -42,20 +45,23 @@ def dataset_names() -> tuple[str, ...]:
 
 
 def open_dataset(
-    name_or_path: str | os.PathLike[str],
+    given: str | os.PathLike[str] | Any,
     *,
     resolution: int = 64,
     damage: Damage | None = None,
     **options: Any,
 ) -> DatasetSplits:
-    """Open a data set by name, by path, or from the Hugging Face hub.
+    """Open a data set by name, by path, from a hub, or handed in as an object.
 
     Args:
-        name_or_path: One of `dataset_names()`; `hf:NAME`; or a path: a folder or
-            `.zip` with `train/<class>/<image>` and one of `val/`, `test/`, `valid/` or
-            `validation/`; WebDataset shards, TFRecord, RecordIO, Parquet or Arrow files
-            (a folder, a file, or a pattern like `train-{000000..000012}.tar`,
-            which may be an http(s) address); `.npz`.
+        given: One of `dataset_names()`; `hf:NAME`; `torchvision:NAME`; a path or an
+            address; or a map-style data set of (PIL image, uint8 tensor, or float tensor
+            in [0, 1]; label), or a dictionary of such by split. A path is a folder or
+            `.zip` of images with `train/<class>/<image>` and `val/` or `test/` in any
+            usual spelling, with lists of labels beside flat folders, or with folders of
+            classes alone, of which a part is held out; WebDataset shards, TFRecord,
+            RecordIO, Parquet or Arrow files (a folder, a file, or a pattern like
+            `train-{000000..000012}.tar`); or arrays (.npz, .npy, .mat, CIFAR, idx).
         resolution: Side in pixels at which procedural sets are drawn; stored
             images keep theirs until a loader resizes them.
         damage: List to which missing and unusable files of a path are added, as (file,
@@ -64,10 +70,9 @@ def open_dataset(
             line. shapetex: `n_train`, `n_test`, `seed`, `correlation`,
             `test_correlation`, `cache`. Sets on disk: `root`, the
             folder above theirs (default `$FASTADV_DATA`, else ./data); caltech101 and
-            caltech256: `split_seed`; dtd and sun397: `partition`. Paths: `metric`,
-            `test`, `holdout`, `image_column`, `label_column`, `strict`, `download`. hf:
-            `config`, `image_column`, `label_column`, `holdout`, `strict`, `download`.
-            All: `texture` and `texture_seed`, see `exchange_textures`.
+            caltech256: `split_seed`; dtd and sun397: `partition`. Paths: see `open_path`.
+            hf: see `open_hub`. All: `texture` and `texture_seed`, see
+            `exchange_textures`.
 
     Returns:
         The training split, the evaluation split and the metric to report.
@@ -81,28 +86,75 @@ def open_dataset(
         >>> len(splits.train), len(splits.test)
         (1297, 500)
     """
-    name = os.fspath(name_or_path)
+    sets, name, view = _opened(given, resolution, damage, options)
+    return exchange_textures(sets.pair(damage), **_checked(name, view))
+
+
+def open_judged_splits(
+    given: str | os.PathLike[str] | Any,
+    *,
+    resolution: int = 64,
+    **options: Any,
+) -> DatasetSplits:
+    """Open the data set that a network is judged on, as `test` of what is returned.
+
+    It takes the arguments of `open_dataset`. Of data with one split that is no training
+    split, `test` is all of it, and so is `train`; otherwise it is the evaluation split.
+
+    Raises:
+        DataError, ConfigError: As of `open_dataset`.
+    """
+    sets, name, view = _opened(given, resolution, None, options)
+    return exchange_textures(sets.judged(), **_checked(name, view))
+
+
+def open_as_stored(
+    given: str | os.PathLike[str] | Any, *, resolution: int = 64, **options: Any
+) -> SplitSets:
+    """Open the splits that a data set has, without holding anything out or checking classes.
+
+    It takes the arguments of `open_dataset` but for textures.
+
+    Raises:
+        DataError, ConfigError: As of `open_dataset`.
+    """
+    sets, name, view = _opened(given, resolution, None, options)
+    if view:
+        pair = exchange_textures(sets.pair(), **_checked(name, view))
+        return _both(pair)
+    return sets
+
+
+def _opened(
+    given: Any, resolution: int, damage: Damage | None, options: dict[str, Any]
+) -> tuple[SplitSets, str, dict[str, Any]]:
+    """Return the splits, the name of the data set, and options of its texture."""
+    name = os.fspath(given) if isinstance(given, str | os.PathLike) else _OBJECT
     view = {
         key: options.pop(key) for key in _options(exchange_textures) if key in options
     }
-    splits = _open(name, resolution, damage, options)
-    return exchange_textures(splits, **_checked(name, view))
+    if name == _OBJECT:
+        return open_objects(given, **_checked(name, options)), name, view
+    return _open(name, resolution, damage, options), name, view
 
 
 def _open(
     name: str, resolution: int, damage: Damage | None, options: dict[str, Any]
-) -> DatasetSplits:
+) -> SplitSets:
     """Open a data set as it is stored or drawn."""
     if name in BUILT_IN:
-        return BUILT_IN[name](resolution, **_checked(name, options))
+        return _both(BUILT_IN[name](resolution, **_checked(name, options)))
     if name in CATALOG:
         options = _checked(name, options)
         root = options.pop("root", None)
-        return open_entry(
-            name, default_root() if root is None else Path(root), **options
+        return _both(
+            open_entry(name, default_root() if root is None else Path(root), **options)
         )
     if name.startswith(_HUB):
         return open_hub(name.removeprefix(_HUB), **_checked(name, options))
+    if name.startswith(_TORCHVISION):
+        own = _checked(name, options)
+        return open_torchvision(name.removeprefix(_TORCHVISION), **own)
     if not looks_like_a_path(name) and not Path(name).expanduser().exists():
         raise DataError(
             f"{unknown_name('data set', name, dataset_names())}; nor is there a folder or "
@@ -111,8 +163,14 @@ def _open(
     return open_path(name, damage, **_checked(name, options))
 
 
+def _both(splits: DatasetSplits) -> SplitSets:
+    """Return the splits of a set that is always there as a pair, to be paired again."""
+    sets = {"train": splits.train, "test": splits.test}
+    return SplitSets(splits.name, sets, splits.metric, checked=False)
+
+
 def native_resolution(
-    name_or_path: str | os.PathLike[str], opened: DatasetSplits | None = None
+    name_or_path: str | os.PathLike[str] | Any, opened: DatasetSplits | None = None
 ) -> int | None:
     """Return the side of a data set's images in pixels, at most 224; None for drawn ones.
 
@@ -122,14 +180,15 @@ def native_resolution(
         name_or_path: A name or a path that `open_dataset` takes.
         opened: The data set, if it is open already.
     """
-    name = os.fspath(name_or_path)
+    known = isinstance(name_or_path, str | os.PathLike)
+    name = os.fspath(name_or_path) if known else _OBJECT
     if name.startswith("shapetex"):
         return None
     if name == "digits":
         return 32  # stored at 8 px, which no architecture takes
     if name in CATALOG and CATALOG[name].resolution is not None:
         return CATALOG[name].resolution
-    images = (opened or open_dataset(name)).train
+    images = (opened or open_dataset(name_or_path)).train
     sides = sorted(map(min, sampled_sizes(images, _SAMPLE)))
     return min(224, sides[len(sides) // 2]) if sides else 224
 
@@ -145,17 +204,20 @@ def option_names(name: str) -> list[str]:
 
 def _kinds(name: str) -> dict[str, Any]:
     """Return the options of a data set, which are keywords of its openers, and types."""
-    openers: list[Callable[..., Any]] = [
-        open_hub if name.startswith(_HUB) else open_path
-    ]
+    openers: list[Callable[..., Any]] = [open_path]
+    if name == _OBJECT:
+        openers = [open_objects]
+    for scheme, opener in ((_HUB, open_hub), (_TORCHVISION, open_torchvision)):
+        if name.startswith(scheme):
+            openers = [opener]
     if name in BUILT_IN:
         openers = [BUILT_IN[name]]
     elif name in CATALOG:
         layout = CATALOG[name].layout
         openers = [_rooted, layout.lister or layout.read] if layout else [_rooted]
     found: dict[str, Any] = {}
-    for opener in (*openers, exchange_textures):
-        found |= _options(opener)
+    for each in (*openers, exchange_textures):
+        found |= _options(each)
     return found
 
 
@@ -247,7 +309,7 @@ def datasets_text() -> str:
         for name, entry in sorted(CATALOG.items())
     ]
     holders: dict[str, list[str]] = {}
-    for name in (*dataset_names(), "hf:NAME", "a path"):
+    for name in (*dataset_names(), "hf:NAME", "torchvision:NAME", "a path"):
         for option in option_names(name):
             holders.setdefault(option, []).append(name)
     lines = [
@@ -258,7 +320,7 @@ def datasets_text() -> str:
     for option, names in holders.items():
         every_file = set(CATALOG) <= set(names)
         owners = "every set of files" if every_file else ", ".join(names)
-        if len(names) == len(dataset_names()) + 2:
+        if len(names) == len(dataset_names()) + 3:
             owners = "every data set"
         lines.append(f"  {option}: {owners}")
     folder = default_root().absolute()

@@ -10,27 +10,39 @@ import logging
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
+from fastadv.addresses import is_address
 from fastadv.data.files import recordio, records, shards, tfrecord
+from fastadv.data.files.array_files import open_arrays
 from fastadv.data.files.patterns import (
     existing,
     expand,
     file_format,
-    is_address,
     is_pattern,
     names_file,
 )
-from fastadv.data.sets.folders import EVAL_FOLDERS, open_folder, open_zip
-from fastadv.data.sets.image_set import (
-    Damage,
-    DatasetSplits,
-    ImageSet,
-    Metric,
-    option_hint,
+from fastadv.data.sets.depth import set_depth
+from fastadv.data.sets.folders import (
+    FolderOptions,
+    FolderSet,
+    ZipSet,
+    open_folder,
+    open_zip,
 )
-from fastadv.data.sets.subsets import pair_splits
+from fastadv.data.sets.image_set import Damage, ImageSet, Metric, option_hint
+from fastadv.data.sets.label_lists import Columns
+from fastadv.data.sets.label_rule import resolve_labels
+from fastadv.data.sets.split_names import (
+    EVAL_WORDS,
+    evaluation_order,
+    exact_role,
+    training_name,
+)
+from fastadv.data.sets.splitting import SplitSets, say_ignored, split_order
+from fastadv.data.sets.tree import is_hidden
 from fastadv.errors import ConfigError, DataError, unknown_name
 from fastadv.groups import grouped
 
@@ -48,12 +60,11 @@ _MEAN_PER_CLASS = frozenset(
 )
 # Older versions took every name that begins so for one of them.
 _BEGINNINGS = ("aircraft", "caltech", "flowers", "oxford_pets", "pets")
-_TRAIN_WORDS = ("train", "training")
+_ORDERS = ("text", "number")
 
 _IN_FOLDERS = ("tar", "tfrecord", "recordio", "columns")  # formats
 
 Groups = dict[str, list[Path]]
-Columns = dict[str, str | None]
 
 
 def open_path(
@@ -65,14 +76,18 @@ def open_path(
     holdout: float = 0.1,
     image_column: str | None = None,
     label_column: str | None = None,
+    image_root: str | os.PathLike[str] | None = None,
+    class_order: str = "text",
+    severity: int | None = None,
+    bits: int | None = None,
     strict: bool = True,
     download: bool = False,
     eval_split: str | None = None,
-) -> DatasetSplits:
+) -> SplitSets:
     """Open a data set by path or pattern.
 
     Args:
-        text: A folder (images, shards, records, Parquet), an archive or file, or a
+        text: A folder (images, shards, records, Parquet, arrays), an archive or file, or a
             pattern of files.
         damage: List to which files that are missing or cannot be scanned are added; they
             are then left out instead of raising an error.
@@ -81,12 +96,19 @@ def open_path(
         test: Path or pattern of the evaluation files; `text` then names the training
             files.
         holdout: Share held out for evaluation where the data have one split only.
-        image_column: Parquet and Arrow: the column of images.
-        label_column: Parquet and Arrow: the column of labels.
+        image_column: Tables and lists: the column of images. WebDataset: the ending of
+            the images, for example `input.jpg`.
+        label_column: The same of labels, for example `target.cls`.
+        image_root: Tables whose rows hold paths: the folder that these start from.
+        class_order: Order of class folders that are called by numbers: `text`, as
+            torchvision's ImageFolder has it, or `number`.
+        severity: Arrays like those of CIFAR-10-C: take the images of this severity, 1 to 5.
+        bits: Number of bits that 16-bit images fill: 8, 10, 12, 14 or 16; by default the
+            smallest that holds the values of some that are looked at.
         strict: Refuse an evaluation split that lacks classes, instead of warning.
-        download: Fetch what http(s) addresses name; without, only the cache is read.
+        download: Fetch what addresses name; without, only the cache is read.
         eval_split: Name of the evaluation split where there are several; by default the
-            first of val, test, valid, validation.
+            first with labels, validation splits before test splits.
 
     Raises:
         DataError: There is no data set, or its layout is wrong; shards that its manifest
@@ -97,17 +119,27 @@ def open_path(
         raise ConfigError(unknown_name("metric", str(metric), get_args(Metric)))
     if not 0.0 < holdout < 1.0:
         raise ConfigError(f"holdout={holdout} is outside (0, 1); use for example 0.1")
-    columns = {"image_column": image_column, "label_column": label_column}
+    if class_order not in _ORDERS:
+        raise ConfigError(unknown_name("class_order", class_order, _ORDERS))
     held_out = os.fspath(test) if test is not None else None
-    if eval_split not in (None, *EVAL_FOLDERS):
-        raise ConfigError(unknown_name("eval_split", str(eval_split), EVAL_FOLDERS))
+    if eval_split is not None and not evaluation_order([eval_split]):
+        raise ConfigError(unknown_name("eval_split", eval_split, EVAL_WORDS))
     if eval_split is not None and test is not None:
         raise ConfigError(
             f"eval_split={eval_split} and test={held_out} both name the evaluation split; "
             "give one of them"
         )
-    name, sets = _open(text, held_out, columns, download, damage, eval_split)
-    train, held = pair_splits(name, sets, holdout, strict=strict, damage=damage)
+    how = _How(
+        columns=Columns(image_column, label_column),
+        image_root=None if image_root is None else Path(image_root).expanduser(),
+        by_number=class_order == "number",
+        severity=severity,
+        eval_split=eval_split,
+        download=download,
+        damage=damage,
+    )
+    name, sets = _open(text, held_out, how)
+    set_depth(sets.values(), name, bits)
     given = metric or _manifest_metric(Path(text).expanduser())
     if given is None and name.lower().replace("-", "_") in _MEAN_PER_CLASS:
         given = "mean_per_class"
@@ -118,7 +150,27 @@ def open_path(
             name,
             option_hint("metric", "mean_per_class"),
         )
-    return DatasetSplits(name, train, held, given or "top1")
+    folders = any(isinstance(part, FolderSet | ZipSet) for part in sets.values())
+    return SplitSets(
+        name, sets, given or "top1", holdout, strict, needs_training=folders
+    )
+
+
+@dataclass(frozen=True)
+class _How:
+    """How files are read, see `open_path`."""
+
+    columns: Columns
+    image_root: Path | None
+    by_number: bool
+    severity: int | None
+    eval_split: str | None
+    download: bool
+    damage: Damage | None
+
+    @property
+    def folder(self) -> FolderOptions:
+        return FolderOptions(self.eval_split, self.columns, self.by_number)
 
 
 def once_mean_per_class(name: str) -> bool:
@@ -126,41 +178,33 @@ def once_mean_per_class(name: str) -> bool:
     return name.lower().startswith(_BEGINNINGS)
 
 
-def _open(
-    text: str,
-    test: str | None,
-    columns: Columns,
-    download: bool,
-    damage: Damage | None,
-    eval_split: str | None,
-) -> tuple[str, dict[str, ImageSet]]:
+def _open(text: str, test: str | None, how: _How) -> tuple[str, dict[str, ImageSet]]:
     path = Path(text).expanduser()
+    damage = how.damage
     if path.is_dir():
         path = path.resolve()  # "." has no name
         _check_whole(path, damage)
         found = _files_in(path)
         if not found and test is None:
-            return path.name, {
-                part.split: part for part in open_folder(path, eval_split)
-            }
+            arrays = open_arrays(path, how.severity, how.eval_split)
+            return path.name, arrays or _by_split_name(open_folder(path, how.folder))
         name, files = path.name, found
     elif is_pattern(text) and not path.exists():
         _check_whole(path.parent, damage, pattern=text)
-        files = expand(text, download=download)
+        files = expand(text, download=how.download)
         name = re.split(r"[{*?\[]", path.name)[0].strip("-_.") or path.parent.name
     else:
         if is_address(text):
-            (path,) = expand(text, download=download)
+            files = expand(text, download=how.download)
+            path = files[0] if len(files) == 1 else Path(text.rstrip("/"))
         else:
             path = existing(text)
-        name, files = path.name.partition(".")[0], [path]
-        kind = file_format(path.name)
-        if kind == "zip":
-            return path.stem, {part.split: part for part in open_zip(path, eval_split)}
-        if kind == "npz":
-            from fastadv.data.sets.arrays import open_npz
-
-            return path.stem, open_npz(path)
+            files = [path]
+        name = path.name.partition(".")[0]
+        if file_format(path.name) == "zip":
+            return path.stem, _by_split_name(open_zip(path, how.folder))
+        if arrays := open_arrays(path, how.severity, how.eval_split):
+            return path.stem, arrays
     kinds = {file_format(file.name) for file in files}
     if len(kinds) > 1:
         listed = ", ".join(sorted(str(k) for k in kinds))
@@ -169,8 +213,8 @@ def _open(
     if kind not in _IN_FOLDERS:
         raise DataError(
             f"{text} is neither a folder nor a .zip archive, nor files of .tar, "
-            ".tfrecord, .rec, .parquet, .arrow or .npz; expected one of them, or a "
-            "folder with train/<class>/<image> and val/<class>/<image> in it"
+            ".tfrecord, .rec, .parquet, .arrow, .npz, .npy, .mat or idx; expected one of "
+            "them, or a folder with train/<class>/<image> and val/<class>/<image> in it"
         )
     if test is not None:
         folder = Path(test).expanduser()
@@ -178,11 +222,28 @@ def _open(
             _check_whole(folder, damage)
             held = _files_in(folder)
         else:
-            held = expand(test, download=download)
+            held = expand(test, download=how.download)
         groups = {"train": files, "test": held}
     else:
-        groups = _by_split(files, eval_split)
-    return name, _read(kind, name, groups, columns, damage)
+        groups = _by_split(files)
+    return name, _read_first(kind, name, groups, how)
+
+
+def _by_split_name(parts: Sequence[ImageSet]) -> dict[str, ImageSet]:
+    return {part.split: part for part in parts}
+
+
+def _read_first(kind: str, name: str, groups: Groups, how: _How) -> dict[str, ImageSet]:
+    """Read the training split, where there is one, and the first other one with labels."""
+    train, held = split_order(groups, how.eval_split, name)
+    before = {} if train is None else {train: groups[train]}
+    for number, split in enumerate(held):
+        sets = _read(kind, name, before | {split: groups[split]}, how)
+        if split not in sets:
+            continue
+        say_ignored(name, split, held[number + 1 :])
+        return sets
+    return _read(kind, name, before, how)
 
 
 def _check_whole(folder: Path, damage: Damage | None, pattern: str = "") -> None:
@@ -213,62 +274,60 @@ _SCANNERS: dict[str, tuple[records.Scanner, type[records.RecordSet]]] = {
 }
 
 
-def _read(
-    kind: str, name: str, groups: Groups, columns: Columns, damage: Damage | None
-) -> dict[str, ImageSet]:
+def _read(kind: str, name: str, groups: Groups, how: _How) -> dict[str, ImageSet]:
     if kind == "columns":
         from fastadv.data.files.parquet import open_columns
 
-        return open_columns(name, groups, damage=damage, **columns)
+        return open_columns(
+            name,
+            groups,
+            image_column=how.columns.image,
+            label_column=how.columns.label,
+            image_root=how.image_root,
+            damage=how.damage,
+        )
     files = [file for group in groups.values() for file in group]
     names = shards.class_names(files) if kind == "tar" else None
     scan, made = _SCANNERS[kind]
+    more = how.columns if kind == "tar" else None
     tables = records.read_splits(
-        name, groups, lambda file: records.records_of(file, scan), damage
+        name, groups, lambda file: records.records_of(file, scan, more), how.damage
     )
+    if kind == "tar":
+        shards.refuse_unlabelled(tables, how.damage)
     texts = {split: records.label_texts(t.values()) for split, t in tables.items()}
-    classes, ids = records.resolve_labels(
-        texts, name, names=names, from_one=kind == "tfrecord"
-    )
+    classes, ids = resolve_labels(texts, name, names=names, from_one=kind == "tfrecord")
     return {
-        split: made(name, split or "all", classes, ids[split], parts)
-        for split, parts in tables.items()
+        split: made(name, split or "all", classes, ids[split], tables[split])
+        for split in ids
     }
 
 
-def _by_split(files: Sequence[Path], eval_split: str | None) -> Groups:
+def _by_split(files: Sequence[Path]) -> Groups:
     """Group files by the split in their names, the training split first."""
     groups = grouped(files, _split_of)
     # Without a training split, the first is the only one there is.
-    order = [s for s in ("train", "", *EVAL_FOLDERS) if s in groups]
-    if eval_split is not None:
-        if eval_split not in groups:
-            raise DataError(
-                f"there are no files of eval_split={eval_split}; their splits are "
-                f"{', '.join(order)}"
-            )
-        first = next((s for s in order if s != eval_split), eval_split)
-        return {split: groups[split] for split in dict.fromkeys((first, eval_split))}
-    if order[2:]:
-        log.warning("evaluating on %s; %s ignored", order[1] or "the rest", order[2:])
-    return {split: groups[split] for split in order[:2]}
+    train = training_name(groups)
+    order = [*([train] if train else []), "", *evaluation_order(groups)]
+    return {split: groups[split] for split in order if split in groups}
 
 
 def _split_of(file: Path) -> str:
-    for part in (file.name, file.parent.name):
-        for word in re.split(r"[^a-z]+", part.lower()):
-            if word in _TRAIN_WORDS:
-                return "train"
-            if word in EVAL_FOLDERS:
-                return word
+    """Return the split that a file belongs to as its name spells it, or nothing."""
+    words = [*re.split(r"[^a-z]+", file.name.lower()), file.parent.name.lower()]
+    for word in words:
+        if role := exact_role(word):
+            return "train" if role == "train" else word
     return ""
 
 
 def _files_in(folder: Path) -> list[Path]:
     """Return the files of a known format in a folder or one below, if without classes."""
-    train = folder / "train"
-    if train.is_dir() and any(e.is_dir() for e in os.scandir(train)):
-        return []
+    for inner in os.scandir(folder):
+        if exact_role(inner.name) != "train" or not inner.is_dir():
+            continue
+        if any(e.is_dir() and not is_hidden(e.name) for e in os.scandir(inner.path)):
+            return []
     found = [
         path
         for pattern in ("*", "*/*")

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fastadv.data.sets import arrays, official_splits as official
-from fastadv.data.sets.folders import abridged, open_folder, open_zip
+from fastadv.data.sets.class_order import abridged
+from fastadv.data.sets.folders import open_folder, open_zip
 from fastadv.data.sets.image_set import (
     Augment,
     DatasetSplits,
@@ -297,9 +298,23 @@ def open_entry(name: str, root: Path, **options: Any) -> DatasetSplits:
 def _image_folder(names: list[str], root: Path) -> tuple[ImageSet, ImageSet] | None:
     for folder in names:
         if (root / folder / "train").is_dir():
-            return open_folder((root / folder).resolve())
+            return _two(open_folder((root / folder).resolve()))
     archive = root / f"{names[0]}.zip"
-    return open_zip(archive) if archive.exists() else None
+    return _two(open_zip(archive)) if archive.exists() else None
+
+
+def _two(parts: Sequence[ImageSet]) -> tuple[ImageSet, ImageSet]:
+    """Return the two splits that a published set has.
+
+    Raises:
+        DataError: There is one only.
+    """
+    if len(parts) < 2:
+        raise DataError(
+            f"{parts[0].name} has the split {parts[0].split} only; a set that is called by "
+            "its name needs train/ and test/ (or val/)"
+        )
+    return parts[0], parts[1]
 
 
 def _not_found(

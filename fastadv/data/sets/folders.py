@@ -1,40 +1,44 @@
-"""Image folders and zip archives in the layout `split/class/image`.
+"""Image folders and zip archives: their sets, and how they are opened.
 
-Both are listed first and judged by the same code. Class ids follow the bytewise order of
-the training class names, never the order of a listing. Nothing is unpacked or written.
+Both are listed first and judged by the same code, see `layouts`. Nothing is unpacked or
+written.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastadv.data.sets.image_set import FileSet, SharedFile, option_hint
-from fastadv.errors import DataError, first_few
-
-log = logging.getLogger(__name__)
-
-IMAGE_SUFFIXES = frozenset(
-    (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-)
-EVAL_FOLDERS = ("val", "test", "valid", "validation")
-_EXPECTED = "expected train/<class>/<image> and val/<class>/<image> (or test/, valid/)"
-
-Members = dict[str, list[str]]  # class -> image paths below the root, '/'-separated
-Layout = dict[str, Members]  # by split
+from fastadv.data.sets.class_order import Members
+from fastadv.data.sets.endings import USUAL, is_image
+from fastadv.data.sets.image_set import FileSet, SharedFile
+from fastadv.data.sets.label_lists import Columns
+from fastadv.data.sets.layouts import Layout, find_layout
+from fastadv.data.sets.tree import Tree, folder_tree, zip_tree
+from fastadv.errors import DataError
 
 
-def _skipped(part: str) -> bool:
-    return part.startswith(".") or part == "__MACOSX"
+@dataclass(frozen=True)
+class FolderOptions:
+    """How the layout of a folder or an archive is read.
+
+    Attributes:
+        eval_split: Name of the evaluation split; None takes the first that has labels.
+        columns: Columns of a list of labels.
+        by_number: Order class folders that are called by numbers as numbers.
+    """
+
+    eval_split: str | None = None
+    columns: Columns | None = None
+    by_number: bool = False
 
 
 def in_id_order(
@@ -75,7 +79,15 @@ class FolderSet(FileSet):
 
     def sizes(self) -> list[int]:
         """Return the size of every encoded image in bytes."""
-        return [(self.root / m).stat().st_size for m in self.members]
+        return [_size(self.root / member) for member in self.members]
+
+
+def _size(path: Path) -> int:
+    """Return the size of a file; 0 where it is not there, or a link to nowhere."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 @dataclass(frozen=True)
@@ -128,71 +140,60 @@ class ZipSet(FileSet):
         return [e.size for e in self.entries]
 
 
-def open_folder(
-    root: Path, eval_split: str | None = None
-) -> tuple[FolderSet, FolderSet]:
-    """Open an image folder.
+def open_folder(root: Path, options: FolderOptions | None = None) -> list[FolderSet]:
+    """Open a folder of image files, of any layout that `find_layout` knows.
 
     Args:
-        root: Folder holding `train/` and an evaluation split.
-        eval_split: Which evaluation split, where there are several; None takes the first.
+        root: The folder.
+        options: How its layout is read.
 
     Returns:
-        (train, evaluation).
+        The splits, the training split first where there is one; see `Layout.splits`.
 
     Raises:
-        DataError: The layout is not `split/class/image`, or classes disagree.
+        DataError: The layout is not known, or classes disagree.
     """
-    top = sorted((e.name for e in os.scandir(root) if e.is_dir()), key=os.fsencode)
-    splits = [name for name in top if name in ("train", *EVAL_FOLDERS)]
-    layout = {split: _list_classes(root, split) for split in splits}
-    classes, evaluation = _judge(layout, top, str(root), eval_split)
-    return (
-        FolderSet(root, "train", classes, layout["train"]),
-        FolderSet(root, evaluation, classes, layout[evaluation]),
-    )
+    layout = _layout(folder_tree(root), options)
+    base = root / layout.prefix
+    return [
+        FolderSet(base, split, layout.classes, members, name=root.name)
+        for split, members in layout.splits.items()
+    ]
 
 
-def open_zip(path: Path, eval_split: str | None = None) -> tuple[ZipSet, ZipSet]:
-    """Open a zip archive of the same layout, with or without one folder on top.
+def open_zip(path: Path, options: FolderOptions | None = None) -> list[ZipSet]:
+    """Open a zip archive of image files; see `open_folder`.
 
     Args:
         path: The archive; members stored or deflated.
-        eval_split: Which evaluation split, where there are several; None takes the first.
-
-    Returns:
-        (train, evaluation).
+        options: How its layout is read.
 
     Raises:
         DataError: Not a readable zip, an unsafe member path, a member
             that is encrypted or compressed otherwise, or a wrong layout.
     """
-    infos = _infos(path)
-    prefix = _common_folder([i.filename for i in infos])
-    layout: Layout = {}
-    entries: dict[str, ZipEntry] = {}
-    top = set()
-    for info in infos:
-        member = info.filename[len(prefix) :]
-        parts = member.split("/")
-        if len(parts) == 1:
-            continue
-        top.add(parts[0])
-        if parts[0] not in ("train", *EVAL_FOLDERS):
-            continue
-        classes_of = layout.setdefault(parts[0], {})
-        if len(parts) == 2:
-            continue
-        images = classes_of.setdefault(parts[1], [])
-        if Path(member).suffix.lower() in IMAGE_SUFFIXES and not info.is_dir():
-            images.append(member)
-            entries[member] = _entry(info, path)
-    classes, evaluation = _judge(
-        layout, sorted(top, key=os.fsencode), str(path), eval_split
-    )
-    return (
-        ZipSet(path, "train", classes, layout["train"], entries),
-        ZipSet(path, evaluation, classes, layout[evaluation], entries),
+    tree, infos = zip_tree(path)
+    layout = _layout(tree, options)
+    n = len(layout.prefix)
+    used = {p for m in layout.splits.values() for paths in m.values() for p in paths}
+    entries = {
+        name[n:]: _entry(info, path)
+        for name, info in infos.items()
+        if name.startswith(layout.prefix) and name[n:] in used
+    }
+    return [
+        ZipSet(path, split, layout.classes, members, entries)
+        for split, members in layout.splits.items()
+    ]
+
+
+def _layout(tree: Tree, options: FolderOptions | None) -> Layout:
+    options = options or FolderOptions()
+    return find_layout(
+        tree,
+        eval_split=options.eval_split,
+        columns=options.columns,
+        by_number=options.by_number,
     )
 
 
@@ -210,140 +211,16 @@ def open_all(path: Path) -> FileSet:
     """
     entries: dict[str, ZipEntry] = {}
     if path.is_dir():
-        members = sorted(p.relative_to(path).as_posix() for p in _images_below(path))
+        members = [p for p in folder_tree(path).files if is_image(p)]
     else:
-        entries = {
-            info.filename: _entry(info, path)
-            for info in _infos(path)
-            if Path(info.filename).suffix.lower() in IMAGE_SUFFIXES
-            and not info.is_dir()
-        }
-        members = sorted(entries)
+        tree, infos = zip_tree(path)
+        members = [p for p in tree.files if is_image(p)]
+        entries = {name: _entry(infos[name], path) for name in members}
     if not members:
-        raise DataError(f"{path} has no images ({' '.join(sorted(IMAGE_SUFFIXES))})")
+        raise DataError(f"{path} has no images ({USUAL})")
     if entries:
         return ZipSet(path, "all", ["all"], {"all": members}, entries)
     return FolderSet(path, "all", ["all"], {"all": members})
-
-
-def _infos(path: Path) -> list[zipfile.ZipInfo]:
-    """Return the members of an archive that may be images, or raise DataError."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            infos = archive.infolist()
-    except (OSError, zipfile.BadZipFile) as error:
-        raise DataError(f"cannot read {path} as a zip archive: {error}") from error
-    _refuse_unsafe(infos, path)
-    return [i for i in infos if not any(map(_skipped, i.filename.split("/")))]
-
-
-def _list_classes(root: Path, split: str) -> dict[str, list[str]]:
-    folder = root / split
-    return {
-        e.name: [p.relative_to(root).as_posix() for p in _images_below(Path(e.path))]
-        for e in os.scandir(folder)
-        if e.is_dir() and not _skipped(e.name)
-    }
-
-
-def _images_below(folder: Path) -> Iterator[Path]:
-    seen = set()
-    for here, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(here)
-        if real in seen:  # a symbolic link back up
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = [f for f in folders if not _skipped(f)]
-        for file in files:
-            if not _skipped(file) and Path(file).suffix.lower() in IMAGE_SUFFIXES:
-                yield Path(here, file)
-
-
-def _judge(
-    layout: Layout, top: Sequence[str], where: str, eval_split: str | None
-) -> tuple[list[str], str]:
-    """Return (classes in id order, evaluation split), or raise DataError."""
-    found = f"found {abridged(top)}" if top else "found no folders"
-    if "train" not in layout:
-        raise DataError(f"{where} has no train/ folder: {_EXPECTED}; {found}")
-    if not layout["train"]:
-        raise DataError(f"{where}: train/ has no class folders; {_EXPECTED}")
-    candidates = [s for s in EVAL_FOLDERS if s in layout]
-    if not candidates:
-        raise DataError(
-            f"{where} has no evaluation split: {_EXPECTED}; {found}. Make a val/ "
-            "folder with images held out of train/"
-        )
-    if eval_split is not None and eval_split not in candidates:
-        raise DataError(
-            f"{where} has no folder {eval_split}/, which eval_split names; it has "
-            f"{', '.join(f'{name}/' for name in candidates)}"
-        )
-    evaluation = eval_split or candidates[0]
-    if len(candidates) > 1 and eval_split is None:
-        log.warning(
-            "%s: evaluating on %s/; %s ignored. To evaluate there, give %s",
-            where,
-            evaluation,
-            candidates[1:],
-            option_hint("eval_split", candidates[1]),
-        )
-    train, held = layout["train"], layout[evaluation]
-    return agreed_classes(train, held, where, evaluation), evaluation
-
-
-def agreed_classes(
-    train: Members, held: Members, where: str, evaluation: str
-) -> list[str]:
-    """Return the classes of both splits in id order, which is bytewise.
-
-    Args:
-        train: Training images per class.
-        held: Evaluation images per class.
-        where: The data set in messages.
-        evaluation: The evaluation split in messages.
-
-    Raises:
-        DataError: A class has no training images, or is of the evaluation split only.
-    """
-    if empty := [c for c in train if not train[c]]:
-        raise DataError(
-            f"{where}: no images in the training class folder(s) {abridged(empty)}; add "
-            f"images ({' '.join(sorted(IMAGE_SUFFIXES))}) or remove the folder"
-        )
-    if unknown := [c for c in held if c not in train]:
-        raise DataError(
-            f"{where}: class folder(s) {abridged(unknown)} are in {evaluation}/ but "
-            f"not in train/ ({len(held)} classes against {len(train)}); class ids come "
-            "from train/, so add or remove them"
-        )
-    if not any(held.values()):
-        raise DataError(f"{where}: {evaluation}/ has no images; {_EXPECTED}")
-    return sorted(train, key=os.fsencode)
-
-
-def abridged(names: Sequence[str], limit: int = 8) -> str:
-    """Return the first names, quoted, and how many more there are."""
-    return first_few([repr(name) for name in sorted(names, key=os.fsencode)], limit)
-
-
-def _refuse_unsafe(infos: Sequence[zipfile.ZipInfo], path: Path) -> None:
-    for info in infos:
-        # orig_filename: zipfile itself already rewrites some of these.
-        name = info.orig_filename.replace("\\", "/")
-        if name.startswith("/") or name[1:2] == ":" or ".." in name.split("/"):
-            raise DataError(
-                f"{path} has the member {info.orig_filename!r}, which points outside "
-                "the archive; refusing it. Pack the folder again"
-            )
-
-
-def _common_folder(names: Sequence[str]) -> str:
-    tops = {n.split("/", 1)[0] for n in names if "/" in n}
-    if len(tops) == 1 and not tops & {"train", *EVAL_FOLDERS}:
-        return f"{tops.pop()}/"
-    return ""
 
 
 def _entry(info: zipfile.ZipInfo, path: Path) -> ZipEntry:

@@ -156,7 +156,12 @@ class FileSet(ImageSet):
         classes: Class names; position is the class id.
         members: Name of each image: its path below the root, '/'-separated.
         labels: Integers [n], class ids.
+
+    Attributes:
+        bits: Number of bits that images of 16-bit files fill.
     """
+
+    bits: int = 16
 
     def __init__(
         self,
@@ -174,7 +179,7 @@ class FileSet(ImageSet):
     def load(self, index: int) -> NDArray[np.uint8]:
         """Decode image `index` to uint8 [H, W, 3] RGB in 0..255."""
         data = self.read(checked_index(index, len(self)))
-        return decode_rgb(data, self.describe(index))
+        return decode_rgb(data, self.describe(index), self.bits)
 
     def describe(self, index: int) -> str:
         """Return the path of the image, below the root of the data set."""
@@ -205,8 +210,12 @@ class FileSet(ImageSet):
             except BadImage as error:
                 data = f"bad: {error.reason}".encode()
             digest.update(len(data).to_bytes(8, "little") + data)
-        digest.update(part.labels.tobytes())
+        digest.update(part.labels.tobytes() + self._bits_key())
         return digest.hexdigest()
+
+    def _bits_key(self) -> bytes:
+        """Return what a hash of the images is told of their depth; nothing as usual."""
+        return b"" if self.bits == 16 else b"bits %d" % self.bits
 
     @abstractmethod
     def sizes(self) -> Sequence[int]:
@@ -218,7 +227,7 @@ class FileSet(ImageSet):
         digest = hashlib.sha256(repr((self.split, self.classes)).encode())
         for path, size in zip(self.members, self.sizes(), strict=True):
             digest.update(os.fsencode(path) + b"\0%d\n" % size)
-        digest.update(self.labels.tobytes())
+        digest.update(self.labels.tobytes() + self._bits_key())
         return digest.hexdigest()[:32]
 
 

@@ -16,13 +16,9 @@ import numpy as np
 
 from fastadv.data.counter import derive_key, permutation
 from fastadv.data.sets.arrays import read_mat
-from fastadv.data.sets.folders import (
-    IMAGE_SUFFIXES,
-    FolderSet,
-    Members,
-    abridged,
-    agreed_classes,
-)
+from fastadv.data.sets.class_order import Members, abridged, agreed_classes
+from fastadv.data.sets.endings import IMAGE_SUFFIXES
+from fastadv.data.sets.folders import FolderSet
 from fastadv.errors import ConfigError, DataError
 
 Lister = Callable[..., tuple[Members, Members]]

@@ -8,7 +8,6 @@ images to a smaller one.
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Collection
 from functools import cached_property
 
@@ -17,18 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastadv.data.cache import text_key
 from fastadv.data.counter import derive_key, permutation
-from fastadv.data.sets.folders import EVAL_FOLDERS
-from fastadv.data.sets.image_set import (
-    Damage,
-    FileSet,
-    ImageSet,
-    check_classes,
-    checked_index,
-    option_hint,
-)
+from fastadv.data.sets.image_set import FileSet, ImageSet, checked_index
 from fastadv.errors import ConfigError
-
-log = logging.getLogger(__name__)
 
 
 class Subset(ImageSet):
@@ -299,37 +288,3 @@ def stratified_pick(
         order = permutation(derive_key(seed, "stratified", int(c)), len(members))
         picked.append(members[order[: take[c]]])
     return np.sort(np.concatenate(picked))
-
-
-def pair_splits(
-    name: str,
-    sets: dict[str, ImageSet],
-    holdout: float,
-    *,
-    strict: bool = True,
-    damage: Damage | None = None,
-) -> tuple[ImageSet, ImageSet]:
-    """Return (training, evaluation) split; holds a part out where there is one only.
-
-    Raises:
-        DataError: See `check_classes`.
-    """
-    if len(sets) > 1:
-        first = "train" if "train" in sets else next(iter(sets))
-        held = next((s for s in EVAL_FOLDERS if s in sets and s != first), None)
-        pair = sets[first], sets[held or next(s for s in sets if s != first)]
-        hint = f"accept it by {option_hint('strict', 'false')}"
-        check_classes(*pair, strict=strict, damage=damage, hint=hint)
-        return pair
-    (only,) = sets.values()
-    check_classes(only, None, damage=damage)
-    log.warning(
-        "%s has one split only (%d images): %g of it, stratified, with seed 0, is held "
-        "out for evaluation. Name files of both splits in one pattern, like "
-        "{train,val}-*.tar, or give %s; another share by holdout",
-        name,
-        len(only),
-        holdout,
-        option_hint("test", "PATH"),
-    )
-    return train_val_split(only, holdout, seed=0)

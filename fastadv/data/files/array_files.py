@@ -1,0 +1,447 @@
+"""Well-known files of whole arrays of images, opened by path.
+
+NumPy (.npz, .npy), MATLAB (.mat), the Python and binary batches of CIFAR, the binary files
+of STL-10, and idx files. Which array is what stands in its name: `x_train`, `val_labels`,
+`test_images`, `data`, `y`.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import pickle
+import re
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastadv.data.sets.arrays import DIGIT_NAMES, as_rgb, read_idx, read_mat
+from fastadv.data.sets.image_set import ArraySet, ImageSet, option_hint
+from fastadv.data.sets.label_rule import resolve_labels
+from fastadv.data.sets.split_names import exact_role
+from fastadv.data.sets.splitting import chosen_splits
+from fastadv.errors import ConfigError, DataError, first_few
+
+log = logging.getLogger(__name__)
+
+Arrays = Mapping[str, NDArray[Any]]
+Pair = tuple[NDArray[Any], NDArray[Any]]  # images as stored, labels
+_IMAGES = frozenset(("x", "images", "image", "imgs", "img", "data", "pixels"))
+_LABELS = frozenset(("y", "labels", "label", "targets", "target", "classes", "cls"))
+_EXPECTED = (
+    "expected x_train, y_train, x_test and y_test, names like train_images and "
+    "train_labels, or x and y (images and labels) alone"
+)
+_SEVERITIES = 5
+_SVHN = re.compile(r"(train|test)_32x32\.mat")
+_IDX = re.compile(r"images?([-.])idx3-ubyte")
+_PLAIN_GLOBALS = {
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("_codecs", "encode"),
+}
+
+
+def open_arrays(
+    path: Path, severity: int | None = None, eval_split: str | None = None
+) -> dict[str, ImageSet]:
+    """Open a file of arrays, or a folder of such files.
+
+    Args:
+        path: The file or folder.
+        severity: Of images that are stored five times, at severities 1 to 5 one after the
+            other, take those of this one.
+        eval_split: Name of the evaluation split, where there are several.
+
+    Returns:
+        The splits, as `chosen_splits` returns them; nothing if the path is of no such
+        format.
+
+    Raises:
+        DataError: A file cannot be read, or its arrays are no images with labels.
+        ConfigError: The severity cannot be met.
+    """
+    pairs, names = _pairs(path)
+    if not pairs:
+        if severity is not None:
+            raise ConfigError(
+                f"severity={severity} belongs to arrays like those of CIFAR-10-C; {path} "
+                "holds none"
+            )
+        return {}
+    where = path.stem if path.is_file() else path.name
+    if severity is not None:
+        pairs = {k: _at_severity(p, severity, str(path)) for k, p in pairs.items()}
+    elif any(repeats_labels(labels) for _, labels in pairs.values()):
+        log.warning(
+            "%s holds the same images five times, at five severities; all are taken. For "
+            "one of them give %s",
+            path,
+            option_hint("severity", "3"),
+        )
+    sets = sets_of_arrays(where, pairs, names)
+    return chosen_splits(sets, eval_split, str(path))
+
+
+def sets_of_arrays(
+    name: str, pairs: Mapping[str, Pair], names: list[str] | None = None
+) -> dict[str, ImageSet]:
+    """Return the splits of images and labels in memory, those without labels left out.
+
+    Args:
+        name: The data set.
+        pairs: Images and labels by split.
+        names: Names of the classes by id, if they are known.
+
+    Raises:
+        DataError: Shapes, dtypes or labels do not fit.
+    """
+    labels = {}
+    images = {}
+    order = sorted(pairs, key=lambda split: exact_role(split) != "train")
+    for split in order:
+        what = f"{name}/{split or 'all'}"
+        images[split] = to_images(pairs[split][0], what)
+        labels[split] = _flat_labels(pairs[split][1], what)
+        if len(labels[split]) != len(images[split]):
+            raise DataError(
+                f"{what}: {len(labels[split])} labels for {len(images[split])} images"
+            )
+    classes, ids = resolve_labels(labels, name, names=names)
+    found: dict[str, ImageSet] = {}
+    for split, label in ids.items():
+        kept = label >= 0
+        pixels = images[split] if kept.all() else images[split][kept]
+        found[split] = ArraySet(
+            pixels, label[kept], classes, name=name, split=split or "all"
+        )
+    return found
+
+
+def to_images(array: NDArray[Any], what: str) -> NDArray[np.uint8]:
+    """Return uint8 [n, H, W, 3] of images in any usual order of axes.
+
+    Rows of 3 x side x side values are planes of colours, as in CIFAR; rows of side x side
+    values are gray; channels may stand before height and width.
+    """
+    if array.ndim == 2:
+        side = round((array.shape[1] / 3) ** 0.5)
+        gray = round(array.shape[1] ** 0.5)
+        if 3 * side * side == array.shape[1]:
+            array = array.reshape(-1, 3, side, side)
+        elif gray * gray == array.shape[1]:
+            array = array.reshape(-1, gray, gray)
+    if array.ndim == 4 and array.shape[3] not in (1, 3) and array.shape[1] in (1, 3):
+        array = array.transpose(0, 2, 3, 1)
+    return as_rgb(array, what)
+
+
+def corruption_arrays(path: Path) -> dict[str, Path]:
+    """Return the files of a folder like CIFAR-10-C by corruption; nothing of others."""
+    if not (path / "labels.npy").is_file():
+        return {}
+    files = {p.stem: p for p in sorted(path.glob("*.npy")) if p.stem != "labels"}
+    return {} if any(_kind(stem)[0] for stem in files) else files
+
+
+def read_corruption(file: Path) -> Pair:
+    """Return images and labels of one corruption of a folder like CIFAR-10-C."""
+    return _npy(file), _npy(file.with_name("labels.npy"))
+
+
+def repeats_labels(labels: NDArray[Any]) -> bool:
+    """Return whether labels are five times the same, as those of CIFAR-10-C are."""
+    n = len(labels)
+    if labels.ndim != 1 or n < 100 or n % _SEVERITIES:
+        return False
+    fifths = labels.reshape(_SEVERITIES, -1)
+    return bool((fifths == fifths[0]).all())
+
+
+def _at_severity(pair: Pair, severity: int, where: str) -> Pair:
+    images, labels = pair
+    if not 1 <= severity <= _SEVERITIES:
+        raise ConfigError(f"severity={severity}; there are 1 to {_SEVERITIES}")
+    n = len(images) // _SEVERITIES
+    if len(labels) == len(images) and not repeats_labels(labels):
+        raise ConfigError(
+            f"severity={severity}: {where} does not hold the same images five times"
+        )
+    part = slice((severity - 1) * n, severity * n)
+    return images[part], labels[part] if len(labels) == len(images) else labels[:n]
+
+
+def _pairs(path: Path) -> tuple[dict[str, Pair], list[str] | None]:
+    """Return images and labels by split, and the class names where they are known."""
+    if path.is_dir():
+        return _of_folder(path)
+    suffix = path.suffix.lower()
+    if suffix == ".npz":
+        return _by_names(_npz(path), str(path)), None
+    if suffix == ".npy":
+        return _beside(path), None
+    if suffix == ".mat":
+        return _of_mat(path)
+    if _IDX.search(path.name):
+        return _of_idx(path.parent), None
+    return {}, None
+
+
+def _of_folder(folder: Path) -> tuple[dict[str, Pair], list[str] | None]:
+    if corruptions := corruption_arrays(folder):
+        kinds = list(corruptions)
+        raise DataError(
+            f"{folder} holds {len(kinds)} corruptions ({first_few(kinds, 4)}): name one of "
+            f"its files, for example {folder / kinds[0]}.npy, or judge on all of them with "
+            "fastadv-analyze shift"
+        )
+    arrays = {file.stem: file for file in sorted(folder.glob("*.npy"))}
+    if {"images", "labels"} <= {_kind(stem)[0] for stem in arrays}:
+        return _by_names({k: _npy(f) for k, f in arrays.items()}, str(folder)), None
+    mats = [f for f in sorted(folder.glob("*.mat")) if _SVHN.fullmatch(f.name)]
+    if mats:
+        return {f.name.split("_")[0]: _svhn(f) for f in mats}, list(DIGIT_NAMES)
+    if any(_IDX.search(file.name) for file in folder.glob("*idx3*")):
+        return _of_idx(folder), None
+    for reader in (_stl, _cifar_binary, _cifar_python):
+        pairs, names = reader(folder)
+        if pairs:
+            return pairs, names
+    return {}, None
+
+
+def _kind(key: str) -> tuple[str, str]:
+    """Return (images, labels or nothing; the split or nothing) that a name stands for."""
+    text = re.sub(r"^([xy])(?=tr|te|val)", r"\1_", key.lower())
+    words = [w for w in re.split(r"[^a-z0-9]+", text) if w]
+    split = next((w for w in words if exact_role(w)), "")
+    kinds = [
+        kind
+        for kind, known in (("labels", _LABELS), ("images", _IMAGES))
+        if known & set(words)
+    ]
+    return (kinds[0] if kinds else ""), split
+
+
+def _by_names(arrays: Arrays, where: str) -> dict[str, Pair]:
+    """Pair arrays of images and of labels by their names."""
+    found: dict[str, dict[str, NDArray[Any]]] = {}
+    for key, array in arrays.items():
+        kind, split = _kind(key)
+        if kind and array.ndim:
+            if kind in found.setdefault(split, {}):
+                raise DataError(
+                    f"{where} has the arrays {sorted(arrays)}, of which several are "
+                    f"{kind} of {split or 'all'}; {_EXPECTED}"
+                )
+            found[split][kind] = array
+    pairs = {s: (p["images"], p["labels"]) for s, p in found.items() if len(p) == 2}
+    for split in set(found) - set(pairs):
+        if pairs and "images" in found[split]:
+            log.warning(
+                "%s: %s has images without labels; it is passed over",
+                where,
+                split or "all",
+            )
+    if not pairs:
+        raise DataError(f"{where} has the arrays {sorted(arrays)}; {_EXPECTED}")
+    return pairs
+
+
+def _flat_labels(labels: NDArray[Any], what: str) -> list[object]:
+    """Return one label per image."""
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim == 2:
+        binary = bool(np.isin(labels, (0, 1)).all())
+        if not (binary and (labels.sum(axis=1) == 1).all()):
+            raise DataError(
+                f"{what}: labels are {list(labels.shape)}, several per image; an image has "
+                "one class here"
+            )
+        labels = labels.argmax(axis=1)
+    if labels.ndim != 1:
+        raise DataError(f"{what}: labels are {list(labels.shape)}; expected [n]")
+    return list(labels.tolist())
+
+
+def _npz(path: Path) -> dict[str, NDArray[Any]]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {key: archive[key] for key in archive.files}
+    except (OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(
+            f"cannot read {path} as a NumPy .npz archive: {error}"
+        ) from error
+
+
+def _npy(path: Path) -> NDArray[Any]:
+    try:
+        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"cannot read {path} as a NumPy array: {error}") from error
+    return array
+
+
+def _beside(path: Path) -> dict[str, Pair]:
+    """Return the images of an .npy file with the labels of the file beside it."""
+    stem = path.stem
+    other = re.sub(r"(?i)(images?|imgs?|data|pixels|x)(?![a-z])", "labels", stem)
+    names = [f"{other}.npy", f"{stem}_labels.npy", "labels.npy"]
+    if stem.lower().startswith("x"):
+        names.insert(0, f"y{stem[1:]}.npy")
+    for name in names:
+        if (file := path.with_name(name)).is_file() and file != path:
+            return {_kind(stem)[1]: (_npy(path), _npy(file))}
+    raise DataError(f"{path} has no labels beside it; expected {' or '.join(names)}")
+
+
+def _svhn(path: Path) -> Pair:
+    arrays = read_mat(path)
+    if not {"X", "y"} <= arrays.keys() or arrays["X"].ndim != 4:
+        raise DataError(f"{path} has no images X [32, 32, 3, n] and labels y")
+    labels = np.atleast_1d(arrays["y"]).astype(np.int64) % 10  # 0 is stored as 10
+    return np.transpose(arrays["X"], (3, 0, 1, 2)), labels
+
+
+def _of_mat(path: Path) -> tuple[dict[str, Pair], list[str] | None]:
+    if found := _SVHN.fullmatch(path.name):
+        return {found[1]: _svhn(path)}, list(DIGIT_NAMES)
+    arrays = {
+        key: value
+        for key, value in read_mat(path).items()
+        if isinstance(value, np.ndarray) and not key.startswith("__")
+    }
+    return _by_names(arrays, str(path)), None
+
+
+def _of_idx(folder: Path) -> dict[str, Pair]:
+    pairs: dict[str, Pair] = {}
+    for file in sorted(folder.glob("*idx3*")):
+        name = _IDX.sub(r"labels\1idx1-ubyte", file.name)
+        spelled = (name, f"{name}.gz", name.removesuffix(".gz"))
+        labels = next((f for n in spelled if (f := folder / n).is_file()), None)
+        if labels is None:
+            log.warning("%s has no labels beside it; it is passed over", file)
+            continue
+        words = re.split(r"[^a-z0-9]+", file.name.lower())
+        split = next((w for w in words if exact_role(w)), "")
+        if split not in pairs:
+            pairs[split] = read_idx(file), read_idx(labels)
+    return pairs
+
+
+def _cifar_python(folder: Path) -> tuple[dict[str, Pair], list[str] | None]:
+    files = [f for f in sorted(folder.iterdir()) if f.is_file() and not f.suffix]
+    batches: dict[str, list[Path]] = {}
+    for file in files:
+        name = file.name.lower()
+        if re.fullmatch(r"(train_)?data_batch_\d+|train", name):
+            batches.setdefault("train", []).append(file)
+        elif found := re.fullmatch(r"(test|val)(_batch|_data)?", name):
+            batches.setdefault(found[1], []).append(file)
+    one = any((folder / n).is_file() for n in ("data_batch_1", "train_data_batch_1"))
+    if not one and not all((folder / n).is_file() for n in ("train", "test", "meta")):
+        return {}, None
+    pairs = {}
+    for split, parts in batches.items():
+        read = [_unpickle(part) for part in parts]
+        label = next((k for k in ("fine_labels", "labels") if k in read[0]), None)
+        if label is None or "data" not in read[0]:
+            raise DataError(f"{parts[0]} has no data and labels like a batch of CIFAR")
+        images = np.concatenate([np.asarray(each["data"]) for each in read])
+        pairs[split] = images, np.concatenate([np.asarray(r[label]) for r in read])
+    names = None
+    meta = next(
+        (f for n in ("batches.meta", "meta") if (f := folder / n).is_file()), None
+    )
+    if meta is not None:
+        facts = _unpickle(meta)
+        found_names = facts.get("fine_label_names", facts.get("label_names"))
+        names = [_text(name) for name in found_names] if found_names else None
+    return pairs, names
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Reads pickles of arrays, lists and numbers; anything else is refused."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _PLAIN_GLOBALS:
+            raise ValueError(f"it needs {module}.{name}")
+        return super().find_class(module, name)
+
+
+def _unpickle(path: Path) -> dict[str, Any]:
+    try:
+        data = _PlainUnpickler(io.BytesIO(path.read_bytes()), encoding="bytes").load()
+        if not isinstance(data, dict):
+            raise ValueError("it holds no dictionary")
+    # Damaged pickles raise anything from EOFError to AttributeError.
+    except Exception as error:
+        raise DataError(
+            f"cannot read {path} as a batch of CIFAR: {error}; unpack the official python "
+            "archive again"
+        ) from error
+    return {_text(key): value for key, value in data.items()}
+
+
+def _text(value: object) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+def _cifar_binary(folder: Path) -> tuple[dict[str, Pair], list[str] | None]:
+    pairs: dict[str, Pair] = {}
+    for split, pattern in (
+        ("train", r"data_batch_\d+|train"),
+        ("test", "test(_batch)?"),
+    ):
+        files = [
+            f for f in sorted(folder.glob("*.bin")) if re.fullmatch(pattern, f.stem)
+        ]
+        rows = []
+        for file in files:
+            data = np.fromfile(file, np.uint8)
+            before = next((n for n in (1, 2) if len(data) % (3072 + n) == 0), None)
+            if before is None or not len(data):
+                raise DataError(
+                    f"{file} has {len(data)} bytes, which are no records of CIFAR's binary "
+                    "files; fetch it again"
+                )
+            rows.append(data.reshape(-1, 3072 + before))
+        if rows:
+            table = np.concatenate(rows)
+            labels = table[:, -3073].astype(np.int64)  # of CIFAR-100, the fine ones
+            pairs[split] = table[:, -3072:], labels
+    return pairs, _lines_of(folder, "batches.meta.txt", "fine_label_names.txt")
+
+
+def _stl(folder: Path) -> tuple[dict[str, Pair], list[str] | None]:
+    pairs: dict[str, Pair] = {}
+    for split in ("train", "test"):
+        images, labels = folder / f"{split}_X.bin", folder / f"{split}_y.bin"
+        if not (images.is_file() and labels.is_file()):
+            continue
+        pixels = np.fromfile(images, np.uint8)
+        if len(pixels) % (3 * 96 * 96):
+            raise DataError(
+                f"{images} holds no images of 96 x 96 pixels; fetch it again"
+            )
+        # Columns come before rows in these files.
+        planes = pixels.reshape(-1, 3, 96, 96).transpose(0, 3, 2, 1)
+        pairs[split] = planes, np.fromfile(labels, np.uint8).astype(np.int64)
+    return pairs, _lines_of(folder, "class_names.txt") if pairs else None
+
+
+def _lines_of(folder: Path, *names: str) -> list[str] | None:
+    for name in names:
+        if (folder / name).is_file():
+            lines = (folder / name).read_text().splitlines()
+            return [line.strip() for line in lines if line.strip()]
+    return None
