@@ -387,15 +387,19 @@ def test_columns_of_lists_can_be_named(tmp_path: Path) -> None:
 # ---- only what is to be judged ----
 
 
-def test_all_of_what_is_only_judged(tmp_path: Path) -> None:
+def test_all_of_what_is_only_judged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     from record_files import samples, write_tar
 
     folder = write(tmp_path / "x", "val/a/{1,2}.png", "val/b/{3,4}.png")
     expected = {"a": [1, 2], "b": [3, 4]}
     assert content(open_judged_splits(folder).test) == expected
     assert content(open_judged_splits(folder / "val").test) == expected
+    assert not caplog.text
     alone = write(tmp_path / "r", "a/{1,2}.png", "b/{3,4}.png")
     assert content(open_judged_splits(alone).test) == expected
+    assert "r has one split: all of its 4 images are judged" in caplog.text
     with pytest.raises(DataError, match=r"no train/ folder; found 'val' alone"):
         open_dataset(folder)
     for name in ("val-000.tar", "all.tar"):
