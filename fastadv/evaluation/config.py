@@ -13,6 +13,7 @@ from fastadv.device import DeviceConfig
 from fastadv.errors import ConfigError
 from fastadv.extensions import check_name
 from fastadv.flags import NormName, Pixels
+from fastadv.models.handed_in import named_source
 from fastadv.ranges import AT_LEAST_1
 from fastadv.results.config import KeepConfig
 
@@ -115,6 +116,7 @@ class EvaluationConfig(AttackConfig, ImagesConfig, DeviceConfig, KeepConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "checkpoint", named_source(self.checkpoint))
         check_name("`attack`", self.attack, ATTACKS, "attacks")
         check_name("`objective`", self.objective, OBJECTIVES, "objectives")
         theirs = self.attack not in ATTACKS

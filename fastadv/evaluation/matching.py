@@ -48,7 +48,8 @@ class Matched:
             return model
         net = ClassScores(model.net, self.groups)
         mean, std = model.mean.tolist(), model.std.tolist()
-        return NormalizedModel(net, mean, std, source.arch, len(self.groups))
+        made = NormalizedModel(net, mean, std, source.arch, len(self.groups))
+        return made.train(model.training)
 
 
 class ClassScores(nn.Module):

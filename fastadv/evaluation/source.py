@@ -259,6 +259,7 @@ def _same_place(one: str, other: str) -> bool:
 
 def check_same_classes(source: Source, images: ImageSet) -> None:
     """Raise ConfigError unless a network tells apart the classes of the images."""
+    source.require_classifier()
     theirs = images.classes
     num_classes = source.num_classes
     if num_classes != len(theirs):

@@ -12,6 +12,7 @@ from fastadv.errors import ConfigError
 from fastadv.models.architecture_names import IMAGENET_MEAN, IMAGENET_STD, TIMM_PREFIX
 from fastadv.models.checkpoint import load_model
 from fastadv.models.normalized import NormalizedModel, check_num_classes, seeded_init
+from fastadv.models.own_networks import import_arch, own_network
 from fastadv.models.registry import get_spec
 from fastadv.models.weights import torchvision_files
 
@@ -28,7 +29,8 @@ def create_model(
     """Build a classifier of [0, 1] images.
 
     Args:
-        arch: A name from `list_models()`, or `timm/<name>`.
+        arch: A name from `list_models()`, `timm/<name>`, the name of a network of your own
+            (`register_arch`), or package.module:function, which is imported.
         num_classes: Number of logits. Default: 1000, or that of the weights. Where
             the weights have another number, the head is replaced by a fresh one.
         weights: None for random weights; "torchvision" or "timm" for that library's
@@ -51,7 +53,10 @@ def create_model(
         >>> model.embedding_dim
         512
     """
+    import_arch(arch)
     spec = get_spec(arch)
+    if weights is None and (own := own_network(arch)) is not None:
+        mean, std = mean or own.mean, std or own.std
     if num_classes is not None:
         check_num_classes(num_classes)
     if weights is None:

@@ -37,7 +37,7 @@ from fastadv.models.architecture_names import (
 )
 from fastadv.models.checkpoint import cpu_state, decimals, save_model, state_hash
 from fastadv.models.dialects import DETECTRON2_CONFIGS, TIMM_TWINS, to_detectron2
-from fastadv.models.normalized import NormalizedModel
+from fastadv.models.normalized import NormalizedModel, as_model
 from fastadv.models.source import Source
 from fastadv.preparation import Preparation
 from fastadv.threat import training_kind
@@ -50,7 +50,7 @@ About = dict[str, Any]
 
 
 def export_model(
-    model: NormalizedModel,
+    model: nn.Module,
     path: str | os.PathLike[str],
     to: str,
     *,
@@ -60,7 +60,8 @@ def export_model(
     """Write a model as another program reads it, and a JSON card beside it.
 
     Args:
-        model: The model, in any mode; it is written for evaluation.
+        model: The model, or a network of your own that takes [0, 1] images, in any mode; it
+            is written for evaluation.
         path: The file to write; a folder for timm.
         to: One of `EXPORT_FORMATS`.
         resolution: Side in pixels of the images the model is for; the timm format and
@@ -78,6 +79,7 @@ def export_model(
     """
     if to not in _WRITERS:
         raise ConfigError(unknown_name("format", to, _WRITERS))
+    model = as_model(model)
     target = Path(path)
     metadata = {**(about or {}), "resolution": resolution}
     written = _WRITERS[to](model, target, metadata)
@@ -281,11 +283,10 @@ def _to_onnx(model: NormalizedModel, path: Path, about: About) -> list[Path]:
             f"the onnx format needs the package {error.name}, which is not installed; "
             "run: pip install 'fastadv[onnx]'"
         ) from error
-    program: Any = None
     with _evaluating(model), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns about itself
         exported = _exported(model, about["resolution"])
-        program = torch.onnx.export(
+        program: Any = torch.onnx.export(
             exported,
             input_names=["images"],
             output_names=["logits"],

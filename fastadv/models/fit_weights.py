@@ -18,6 +18,9 @@ from torch import Tensor
 
 from fastadv.models.dialects import dialects
 
+BY_ORDER = "order"
+"""The dialect of a network whose layers were matched by their order and shapes."""
+
 _COUNTER = "num_batches_tracked"  # missing in files older than torch 0.4.1
 # Buffers that networks compute anew, and what profilers leave in every module.
 _COMPUTED = re.compile(
@@ -64,6 +67,11 @@ class Blueprint:
     def body(self) -> dict[str, torch.Size]:
         """The shapes of all tensors but those of the classifiers."""
         return {k: v for k, v in self.shapes.items() if not self.in_head(k)}
+
+    def matches(self, key: str, tensor: Tensor) -> bool:
+        """Return whether a tensor has the shape of a key; classes may be of any number."""
+        free = int(self.in_head(key))
+        return tensor.dim() > 0 and tensor.shape[free:] == self.shapes[key][free:]
 
     def in_head(self, key: str) -> bool:
         """Return whether a key is one below a classifier."""
@@ -260,15 +268,48 @@ def _classifier(
         if (
             len(layers) == 1
             and found.keys() == {head + name for name in names}
-            and all(
-                tensor.dim() > 0 and tensor.shape[1:] == blueprint.shapes[key][1:]
-                for key, (_, tensor) in found.items()
-            )
+            and all(blueprint.matches(key, entry[1]) for key, entry in found.items())
         ):
             return found
         if place == prefix + head and below:  # something else is in its place
             return {}
     return {}
+
+
+def fit_by_order(tensors: Mapping[str, Tensor], blueprint: Blueprint) -> list[Fit]:
+    """Match the layers of a network in the order of the file, where only names differ.
+
+    All tensors below a prefix must have the shapes of the network's, one after the other,
+    and the same last names (`weight`, `running_var`). Files whose keys are sorted have lost
+    the order of their layers.
+
+    Args:
+        tensors: The tensors of the file by path, in the order of the file.
+        blueprint: The network.
+    """
+    if [*tensors] == sorted(tensors):
+        return []
+    body = [key for key in blueprint.body if not key.endswith(_COUNTER)]
+    head = [key for key in blueprint.shapes if blueprint.in_head(key)]
+    for prefix in _ancestors(tensors):
+        found = [
+            key
+            for key in tensors
+            if key.startswith(prefix)
+            and not _COMPUTED.match(key)
+            and not _BESIDE.match(key.removeprefix(prefix))
+        ]
+        for wanted in (body + head, body):
+            pairs = [*zip(wanted, found, strict=False)]
+            if len(wanted) == len(found) and all(
+                blueprint.matches(key, tensors[path])
+                and key.rpartition(".")[2] == path.rpartition(".")[2]
+                for key, path in pairs
+            ):
+                state = {key: tensors[path] for key, path in pairs}
+                classes = len(state[head[0]]) if wanted != body and head else 0
+                return [Fit(prefix, BY_ORDER, state, classes, frozenset(found), ())]
+    return []
 
 
 def misfit(tensors: Mapping[str, Tensor], blueprint: Blueprint) -> list[str]:

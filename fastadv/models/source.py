@@ -64,6 +64,14 @@ class Source(Weights):
         """Mean and standard deviation that inputs are normalised by, per channel."""
         return _statistics(self)
 
+    def require_classifier(self) -> None:
+        """Raise ConfigError if the network is a trunk that classifies nothing."""
+        if self.num_classes == 0:
+            raise ConfigError(
+                f"{self.name} has no classifier, so there is nothing to evaluate: transfer "
+                "it first (fastadv-transfer), and evaluate the row of that"
+            )
+
     def load(self) -> NormalizedModel:
         """Load a fresh copy of the model."""
         return read_model(self, quiet=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -10,8 +11,8 @@ from tyro.conf import arg
 
 from fastadv.data.config import Backend, TrainingImagesConfig
 from fastadv.device import DeviceConfig
-from fastadv.errors import ConfigError, unknown_name
-from fastadv.models.architecture_names import ARCHITECTURES
+from fastadv.errors import ConfigError
+from fastadv.models.own_networks import check_arch
 from fastadv.ranges import AT_LEAST_0, AT_LEAST_1, Range, ordered_values
 from fastadv.training.method_config import MethodConfig
 from fastadv.training.optimizer_config import OptimizerConfig
@@ -137,8 +138,7 @@ class TrainConfig(MethodConfig, OptimizerConfig, TrainingImagesConfig, DeviceCon
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.arch not in ARCHITECTURES and not self.arch.startswith("timm/"):
-            raise ConfigError(unknown_name("architecture", self.arch, ARCHITECTURES))
+        check_arch(self.arch)
         if self.clean_epochs + self.eps_warmup >= self.epochs:
             clean = (
                 f"`clean_epochs={self.clean_epochs}` and " if self.clean_epochs else ""
@@ -198,7 +198,7 @@ class TrainConfig(MethodConfig, OptimizerConfig, TrainingImagesConfig, DeviceCon
         threat = str(self.threat).replace(" ", "").replace("/", "-")
         threat = threat if self.adversarial else "standard"
         method = f"_{self.method}" if self.method not in ("pgd_at", "standard") else ""
-        name = f"{self.arch.replace('/', '-')}_{threat}{method}_{data}_s{self.seed}"
+        name = f"{re.sub('[/:]', '-', self.arch)}_{threat}{method}_{data}_s{self.seed}"
         return Path("runs") / name
 
     def resolve_batch_size(self, num_images: int, ranks: int = 1) -> int:

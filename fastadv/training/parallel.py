@@ -114,7 +114,13 @@ class Parallel:
     def replica(self, state: dict[str, Any]) -> NormalizedModel:
         """Return a new model like this one with the weights of `state`."""
         model = self.model
-        copy = create_model(model.arch, model.num_classes, seed=0)
+        copy = create_model(
+            model.arch,
+            model.num_classes,
+            mean=model.mean.tolist(),
+            std=model.std.tolist(),
+            seed=0,
+        )
         copy.load_state_dict(state)
         copy.train(model.training)
         return copy.to(model.mean.device).to(memory_format=torch.channels_last)

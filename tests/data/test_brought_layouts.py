@@ -68,6 +68,9 @@ def test_a_split_without_labels_is_passed_over(
     held = ("validation/a/7.png", "validation/b/8.png")
     splits = open_dataset(write(tmp_path / "one", *TRAIN, *held, unlabelled))
     assert (content(splits.train), content(splits.test)) == (IN_TRAIN, HELD)
+    assert "one: test/ has no labels (2 images); it is passed over" in caplog.text
+    assert "ignored" not in caplog.text
+    caplog.clear()
     # Without a labelled one, a part of the training split is held out.
     splits = open_dataset(write(tmp_path / "two", *TRAIN, unlabelled))
     assert "test/ has no labels (2 images); it is passed over" in caplog.text
@@ -384,15 +387,19 @@ def test_columns_of_lists_can_be_named(tmp_path: Path) -> None:
 # ---- only what is to be judged ----
 
 
-def test_all_of_what_is_only_judged(tmp_path: Path) -> None:
+def test_all_of_what_is_only_judged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     from record_files import samples, write_tar
 
     folder = write(tmp_path / "x", "val/a/{1,2}.png", "val/b/{3,4}.png")
     expected = {"a": [1, 2], "b": [3, 4]}
     assert content(open_judged_splits(folder).test) == expected
     assert content(open_judged_splits(folder / "val").test) == expected
+    assert not caplog.text
     alone = write(tmp_path / "r", "a/{1,2}.png", "b/{3,4}.png")
     assert content(open_judged_splits(alone).test) == expected
+    assert "r has one split: all of its 4 images are judged" in caplog.text
     with pytest.raises(DataError, match=r"no train/ folder; found 'val' alone"):
         open_dataset(folder)
     for name in ("val-000.tar", "all.tar"):

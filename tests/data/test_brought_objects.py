@@ -265,3 +265,20 @@ def test_stats_say_what_was_noticed(
     (tmp_path / "flat/1.png").write_bytes(picture(1))
     assert main(["stats", str(tmp_path / "flat")]) == 1
     assert "without a list of labels" in capsys.readouterr().err
+
+
+def test_checkpoints_at_any_address(bucket: Any, tmp_path: Path) -> None:
+    from fastadv.errors import CheckpointError
+    from fastadv.models import create_model, save_model
+    from fastadv.models.source import open_source
+
+    file = tmp_path / "net.safetensors"
+    save_model(create_model("resnet8_cifar", 10, seed=1), file, {"resolution": 32})
+    bucket.pipe("/bucket/net.safetensors", file.read_bytes())
+    address = "memory://bucket/net.safetensors"
+    with pytest.raises(CheckpointError, match=r"is not on this machine.*download=true"):
+        open_source(address)
+    source = open_source(f"{address},download=true")
+    assert source.digest == open_source(str(file)).digest
+    bucket.rm("/bucket/net.safetensors")
+    assert open_source(address).digest == source.digest

@@ -33,7 +33,7 @@ class Tree:
             return self
         n = len(prefix)
         return Tree(
-            self.where,
+            f"{self.where}/{prefix.rstrip('/')}",
             [p[n:] for p in self.files if p.startswith(prefix)],
             [p[n:] for p in self.folders if p.startswith(prefix) and p != prefix],
             lambda path: self.read(prefix + path),
