@@ -31,11 +31,11 @@ from fastadv.data.corruptions.corrupt import check_corruptions
 from fastadv.data.corruptions.severities import GROUPS, KINDS, published_side
 from fastadv.data.opening.shifted import (
     CorruptedFiles,
-    ListedSet,
     chosen_conditions,
     open_judged,
 )
 from fastadv.data.sets.image_set import sampled_sizes
+from fastadv.data.sets.listed import ListedSet
 from fastadv.data.sets.subsets import Subset, at_most, base_and_positions
 from fastadv.errors import ConfigError, DataError
 from fastadv.evaluation.class_map import ClassMap, class_map_for

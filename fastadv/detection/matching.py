@@ -195,9 +195,11 @@ def class_matches(pairs: Sequence[Pair], bounds: tuple[float, float]) -> Matches
         image.append(np.full(len(scores), i))
         objects.append(int((~ignored).sum()))
     order = np.argsort(-np.concatenate([pair[1] for pair in pairs]), kind="stable")
+    rights, wrongs = (np.concatenate(each, axis=1)[:, order] for each in (right, wrong))
+    counts = (rights | wrongs).any(0)  # the others are ignored, and only take time
     return Matches(
-        np.concatenate(image)[order],
-        np.concatenate(right, axis=1)[:, order],
-        np.concatenate(wrong, axis=1)[:, order],
+        np.concatenate(image)[order][counts],
+        rights[:, counts],
+        wrongs[:, counts],
         np.array(objects, np.int64),
     )

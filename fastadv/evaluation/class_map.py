@@ -11,6 +11,7 @@ import csv
 import difflib
 import functools
 import json
+import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from fastadv.data.sets.class_order import abridged
 from fastadv.errors import ConfigError, DataError
 from fastadv.models.source import Source
 from fastadv.results.identity import digest
+
+log = logging.getLogger(__name__)
 
 _WNID = re.compile(r"n\d{8}")
 _FORMS = (
@@ -130,6 +133,11 @@ def class_map_for(
     if stated is not None:
         outputs = _stated(source, classes, stated, names, str(file))
     elif not names:
+        if all(name.isdecimal() for name in classes) and len(classes) > 1:
+            numbers = [int(name) for name in classes]
+            if len(numbers) < source.num_classes and max(numbers) < source.num_classes:
+                outputs = {place: (number,) for place, number in enumerate(numbers)}
+                return _checked(source, classes, outputs, names)
         if len(classes) != source.num_classes:
             raise ConfigError(
                 f"{source.name} does not state the names of its {source.num_classes} "
@@ -257,8 +265,15 @@ def _by_name(
             found[place] = (hits[0],)
     if not found and all(name.isdecimal() for name in classes):
         numbers = [int(name) for name in classes]
-        if max(numbers) < len(names):
-            return {place: (number,) for place, number in enumerate(numbers)}
+        first = 0
+        if sorted(numbers) == list(range(1, len(names) + 1)):
+            first = 1
+            log.warning(
+                "the classes of the data are 1 to %d: class 1 is taken for output 0, %s",
+                *(len(names), names[0][0]),
+            )
+        if max(numbers) - first < len(names):
+            return {place: (number - first,) for place, number in enumerate(numbers)}
     return found
 
 

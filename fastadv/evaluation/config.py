@@ -47,7 +47,14 @@ class EvaluationConfig(AttackConfig, ImagesConfig, DeviceConfig, KeepConfig):
     hf:ORG/NAME, package:NAME, or row:IDENTITY for the network of a row of a results table.
     `fastadv-models show SOURCE` describes it."""
     data: Annotated[str, arg(aliases=["--dataset"])]
-    """A data set name, an ImageFolder or a .zip of one; its evaluation split is used."""
+    """A data set name, a path or an address; its evaluation split is used, or all of data
+    that have no training split."""
+    class_map: str | None = None
+    """A .csv or .json file that says which outputs of the network stand for which class of
+    the data. Default: classes of the same name, WordNet identifier or number."""
+    all_outputs: bool = False
+    """Let the network choose among all of its outputs. Default: among those that stand for
+    the classes of the data."""
     arch: str | None = None
     """Architecture, if the checkpoint does not state it."""
     download: bool = False

@@ -15,7 +15,16 @@ import torch
 from fastadv import __version__
 from fastadv.attacks import PGD, Attack, Budget, Cascade, ThreatModel, make_attack
 from fastadv.attacks.package import check_classes
-from fastadv.data import Batch, ImageSet, Loader, make_loader, open_dataset, subset
+from fastadv.data import (
+    Batch,
+    DatasetSplits,
+    ImageSet,
+    Loader,
+    make_loader,
+    open_dataset,
+    open_judged_splits,
+    subset,
+)
 from fastadv.data.sets.subsets import Downscaled, readable
 from fastadv.device import resolve_device
 from fastadv.errors import ConfigError
@@ -23,6 +32,7 @@ from fastadv.evaluation.accuracy import Accuracy, Evaluation
 from fastadv.evaluation.config import EvaluationConfig
 from fastadv.evaluation.journal import Journal
 from fastadv.evaluation.judging import evaluate
+from fastadv.evaluation.matching import Matched, check_all_outputs, match_classes
 from fastadv.evaluation.preparing import preparation_for
 from fastadv.evaluation.rows import (
     checks_record,
@@ -65,10 +75,13 @@ def evaluate_checkpoint(config: EvaluationConfig) -> SourceEvaluation:
     """
     source = open_source(config.checkpoint, arch=config.arch, download=config.download)
     resolution = config.resolution or source.resolution
-    splits = open_dataset(config.data, resolution=resolution, **config.options)
-    check_same_classes(source, splits.test)
+    splits = _splits(config, source, resolution)
+    matched = match_classes(
+        source, splits.test, config.class_map, all_outputs=config.all_outputs
+    )
+    check_all_outputs(matched, config.all_outputs)
     attack = _attack(config, _threat(config, source, resolution))
-    images = subset(splits.test, config.num_images, config.seed)
+    images = subset(matched.images, config.num_images, config.seed)
     side = source.downscale
     prepared = preparation_for(source, splits.test, resolution, config)
     loader = make_loader(
@@ -95,8 +108,13 @@ def evaluate_checkpoint(config: EvaluationConfig) -> SourceEvaluation:
             attack,
             seed=config.seed,
             setting=EvaluationSetting(
-                num_images=config.num_images, chose_preparation=prepared.chosen
+                num_images=config.num_images,
+                chose_preparation=prepared.chosen,
+                class_map=matched.class_map.digest,
+                left_out=len(matched.class_map.left_out),
+                all_outputs=matched.all_outputs,
             ),
+            matched=matched,
             target_name=config.name_with_options(splits.name),
             journal=journal,
         )
@@ -115,6 +133,7 @@ def evaluate_source(
     setting: EvaluationSetting | None = None,
     target_name: str | None = None,
     journal: Callable[[dict[str, Any]], Journal] | None = None,
+    matched: Matched | None = None,
 ) -> SourceEvaluation:
     """Evaluate a pretrained network on images, clean and attacked.
 
@@ -126,13 +145,16 @@ def evaluate_source(
         setting: How the images were chosen; the rest of it is filled in.
         target_name: Name of the data set in the rows; None means that of the images.
         journal: Opens the journal for given settings, from which the evaluation resumes.
+        matched: How the network was made to fit other classes than its own, which the
+            labels of the images follow.
 
     Raises:
         ConfigError: Network and images have different classes.
         ValueError: The network has too few classes for the attack.
     """
     images, options = loader.imageset, loader.options
-    check_same_classes(source, images)
+    if matched is None or matched.groups is None:
+        check_same_classes(source, images)
     if isinstance(attack, Cascade):
         attack = attack.for_classes(len(images.classes))
     if attack is not None:
@@ -159,11 +181,14 @@ def evaluate_source(
             "batch_size": options.batch_size,
             "fastadv": __version__,
         }
+        if matched is not None and matched.groups is not None:
+            depends["outputs"] = matched.groups
         if unusual is not None:  # older journals do not have it
             depends["preparation"] = asdict(unusual)
         opened = journal(settings | depends)
     began = time.monotonic()
-    model = source.load().to(options.device).to(memory_format=torch.channels_last)
+    model = source.load() if matched is None else matched.model(source)
+    model = model.to(options.device).to(memory_format=torch.channels_last)
     found = evaluate(
         model,
         _with_progress(loader),
@@ -195,6 +220,23 @@ def evaluate_source(
         wall_seconds=round(time.monotonic() - began, 2),
     )
     return SourceEvaluation(found, result, rows)
+
+
+def _splits(config: EvaluationConfig, source: Source, resolution: int) -> DatasetSplits:
+    """Open the data set; a network of its own training is judged on what was held out."""
+    trained = source.metadata().get("config", {}) if source.trained_here else {}
+    open_it = open_judged_splits
+    if trained.get("data") and same_place(str(trained["data"]), config.data):
+        open_it = open_dataset
+    return open_it(config.data, resolution=resolution, **config.options)
+
+
+def same_place(one: str, other: str) -> bool:
+    """Return whether two texts name one data set: the same text, or the same path."""
+    if one == other:
+        return True
+    paths = [Path(text).expanduser() for text in (one, other)]
+    return all(path.exists() for path in paths) and paths[0].samefile(paths[1])
 
 
 def check_same_classes(source: Source, images: ImageSet) -> None:

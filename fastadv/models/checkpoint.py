@@ -1,7 +1,7 @@
-"""Model weights in and out: safetensors written here, published files read.
+"""Model weights in and out: safetensors written here, files of all programs read.
 
 Not the resume state of a training run (optimiser, loader, random state), which
-belongs to `fastadv.training`. Whatever the file, no pickle is ever executed.
+belongs to `fastadv.training`. Whatever the file, nothing that it names is ever run.
 """
 
 from __future__ import annotations
@@ -10,13 +10,11 @@ import hashlib
 import json
 import logging
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -29,28 +27,22 @@ from fastadv.models.architecture_names import (
     IMAGENET_STD,
     TIMM_PREFIX,
 )
+from fastadv.models.checkpoint_contents import find_statistics
 from fastadv.models.checkpoint_files import resolve_checkpoint
-from fastadv.models.fill_network import fill_network, fitting_archs
-from fastadv.models.foreign_checkpoints import (
-    BareWeights,
-    facts_from_filename,
-    find_state_dict,
-    unwrap,
-)
-from fastadv.models.heads import classes_of
+from fastadv.models.fill_network import Filled, fill_network
+from fastadv.models.foreign_checkpoints import facts_from_filename
 from fastadv.models.input_conventions import CONVENTIONS, make_rgb
 from fastadv.models.normalized import NormalizedModel
+from fastadv.models.read_checkpoint import (
+    FORMAT_VERSION,
+    FileContents,
+    read_checkpoint,
+    read_header,
+)
 from fastadv.models.registry import get_spec
 from fastadv.models.weights import Weights, find_weights
 
 log = logging.getLogger(__name__)
-
-FORMAT_VERSION = 1
-
-# How torch's restricted unpickler words a refusal, as opposed to damage.
-_NEEDS_CODE = re.compile(
-    r"unsupported (global|class)|call reduce|can only (build|create)|blocked", re.I
-)
 
 
 def save_model(
@@ -194,40 +186,54 @@ def read_model(
     *,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    quiet: bool = False,
 ) -> NormalizedModel:
-    """Load a model from a file that `find_weights` found; see `load_model`."""
+    """Load a model from a file that `find_weights` found; see `load_model`.
+
+    Args:
+        weights: The file, and what is known of it.
+        num_classes: As `load_model` takes it.
+        mean: As `load_model` takes it.
+        std: As `load_model` takes it.
+        quiet: Do not say again what was chosen.
+    """
     file = weights.file
-    bare = _read(file)
+    read = read_checkpoint(file)
+    tensors = read.contents.tensors
     if weights.trunk is not None:
-        below = read_model(weights.trunk).net.state_dict()
-        bare = replace(bare, state=dict(below) | bare.state)
-    spec = get_spec(_decide_arch(weights, bare))
-    net = fill_network(spec, bare.state, file)
-    found = classes_of(net, spec.head_paths(net))
+        below = read_model(weights.trunk, quiet=True).net.state_dict()
+        tensors = dict(below) | tensors
+    filled = fill_network(
+        tensors,
+        _stated_arch(weights, read),
+        file,
+        names=read.contents.names,
+        which=weights.which,
+    )
+    found = filled.fit.classes
     if num_classes not in (None, found):
         raise CheckpointError(
             f"{file} classifies {found} classes, not {num_classes}; load it without "
             "num_classes and call model.replace_head to transfer it"
         )
+    notes = list(filled.notes)
     stated = weights.convention
-    if stated is None and bare.mean is None and bare.input:
-        log.warning(
-            "%s says its input is %r; it gets RGB images with ImageNet's mean and std. If "
-            "that is not the same, add the convention after its name: ,input=%s",
-            file,
-            bare.input,
-            "|".join(CONVENTIONS),
-        )
     if stated is not None:
         mean, std = mean or stated.mean, std or stated.std
         if stated.bgr:
-            make_rgb(net)
-    mean = _decide_statistic("mean", mean, bare.mean, IMAGENET_MEAN, file)
-    std = _decide_statistic("std", std, bare.std, IMAGENET_STD, file)
+            make_rgb(filled.net)
+    mean, std, note = _decide_statistics(read, tensors, filled, (mean, std), file)
+    mean, std = (_for_each_channel(values, filled.net) for values in (mean, std))
+    spec = filled.spec
     try:
-        model = NormalizedModel(net, mean, std, spec.name, found, spec=spec)
+        model = NormalizedModel(filled.net, mean, std, spec.name, found, spec=spec)
     except ValueError as error:
         raise CheckpointError(f"{file}: {error}") from error
+    if risky := read.contents.risky:
+        notes.append(f"it names {risky[0]}, which weights do not need; it was not run")
+    notes += note
+    if notes and not quiet:
+        log.warning("%s: %s", file, "; ".join(notes))
     return model.eval()
 
 
@@ -242,7 +248,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
         CheckpointError: The file is not one of `save_model`, or is damaged.
     """
     file = resolve_checkpoint(os.fspath(path))
-    header = _read_header(file) if file.suffix == ".safetensors" else {}
+    header = read_header(file) if file.suffix == ".safetensors" else {}
     if "fastadv_format" not in header:
         raise CheckpointError(
             f"{file} carries no fastadv metadata; only files of save_model do"
@@ -250,136 +256,62 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     return header
 
 
-def _read(file: Path) -> BareWeights:
-    _refuse_lookalikes(file)
-    if file.suffix != ".safetensors":
-        return unwrap(find_state_dict(_load_pickle_safely(file), file), file)
-    header = _read_header(file)
-    try:
-        state = safetensors.torch.load_file(file)
-    except (safetensors.SafetensorError, OSError) as error:
-        raise _damaged(file, error) from error
-    if "fastadv_format" in header:
-        mean, std = tuple(header["mean"]), tuple(header["std"])
-        return BareWeights(state, mean, std, arch=header["arch"])
-    return replace(unwrap(state, file), input=header.get("input"))
-
-
-def _refuse_lookalikes(file: Path) -> None:
-    try:
-        with open(file, "rb") as stream:
-            start = stream.read(256).lstrip().lower()
-    except OSError as error:
-        raise CheckpointError(f"could not read {file}: {error.strerror}") from error
-    if not start:
-        raise CheckpointError(f"{file} is empty; download or write it again")
-    if start.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
-        raise CheckpointError(
-            f"{file} is a web page, not a checkpoint: the download returned an error "
-            "or log-in page. Open the link in a browser and save the file it offers"
-        )
-    if start.startswith(b"version https://git-lfs"):
-        raise CheckpointError(
-            f"{file} is a Git LFS pointer, not the weights; run: git lfs pull"
-        )
-
-
-def _read_header(file: Path) -> dict[str, Any]:
-    """Return the header of a file of `save_model`; of other files, the text in theirs."""
-    try:
-        with safetensors.safe_open(file, framework="pt") as handle:
-            raw: dict[str, Any] = handle.metadata() or {}
-    except (safetensors.SafetensorError, OSError) as error:
-        raise _damaged(file, error) from error
-    if "fastadv_format" not in raw:
-        return raw
-    try:
-        version = int(raw["fastadv_format"])
-        header = {
-            "fastadv_format": version,
-            "arch": raw["arch"],
-            "num_classes": int(raw["num_classes"]),
-            "mean": [float(value) for value in json.loads(raw["mean"])],
-            "std": [float(value) for value in json.loads(raw["std"])],
-            "user": json.loads(raw["user"]),
-        }
-    except (KeyError, ValueError, TypeError) as error:
-        raise _damaged(file, error) from error
-    if version > FORMAT_VERSION:
-        raise CheckpointError(
-            f"{file} has format {version}, this fastadv reads up to {FORMAT_VERSION}; "
-            "upgrade fastadv"
-        )
-    return header
-
-
-def _load_pickle_safely(file: Path) -> object:
-    try:
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # what a damaged pickle raises depends on the bytes
-        reason = _reason(error)
-        if not _NEEDS_CODE.search(reason):
-            raise _damaged(file, error) from error
-        raise CheckpointError(
-            f"{file} needs code to be run to read it ({reason}), which is refused: "
-            "such code could do anything. If you trust its source, open it there and "
-            "save model.state_dict() alone"
-        ) from error
-
-
-def _reason(error: Exception) -> str:
-    """Return the first sentence of the cause, without torch's advice to unpickle."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [line for line in lines if _NEEDS_CODE.search(line)] or lines or ["?"]
-    text = telling[0].removeprefix("WeightsUnpickler error: ")
-    sentence = re.split(r"\.\s| was not an allowed", text, maxsplit=1)[0].rstrip(".")
-    return f"{type(error).__name__}: {sentence}"
-
-
-def _damaged(file: Path, error: Exception) -> CheckpointError:
-    if file.suffix in (".onnx", ".pkl"):
-        return CheckpointError(
-            f"{file} is no checkpoint that can be read here: .onnx and Detectron2's .pkl "
-            "are formats to write; give what it was converted from"
-        )
-    return CheckpointError(
-        f"{file} is damaged, cut short, or no checkpoint at all ({_reason(error)}); "
-        "download or write it again"
-    )
-
-
-def _decide_arch(weights: Weights, bare: BareWeights) -> str:
+def _stated_arch(weights: Weights, read: FileContents) -> str | None:
+    """Return the architecture that the file, the user or the file's name states, if any."""
     file, given = weights.file, weights.arch
-    if bare.arch is not None and given not in (None, bare.arch):
-        raise CheckpointError(f"{file} is a {bare.arch}, not a {given}")
+    if read.arch is not None and given not in (None, read.arch):
+        raise CheckpointError(f"{file} is a {read.arch}, not a {given}")
     guess = str(facts_from_filename(file).get("arch"))
     if guess not in ARCHITECTURES and not guess.startswith(TIMM_PREFIX):
         guess = ""
-    if decided := bare.arch or given or guess:
-        return decided
-    fits = fitting_archs(bare.state)
-    if len(fits) == 1:
-        log.warning(
-            "%s does not say its architecture; its weights fit %s alone, which is taken",
-            file,
-            fits[0],
-        )
-        return fits[0]
-    hint = f"its weights fit {' and '.join(fits)}" if fits else "no known one fits"
-    raise CheckpointError(
-        f"{file} does not say its architecture; {hint}. Pass `arch=NAME`"
+    return read.arch or given or guess or None
+
+
+def _for_each_channel(values: Sequence[float], net: nn.Module) -> Sequence[float]:
+    """Repeat a single value for the channels that the first convolution takes."""
+    if len(values) > 1:
+        return values
+    kernels = [tensor for tensor in net.parameters() if tensor.dim() == 4]
+    return tuple(values) * (kernels[0].shape[1] if kernels else 1)
+
+
+Values = Sequence[float] | None
+
+
+def _decide_statistics(
+    read: FileContents,
+    tensors: Mapping[str, Tensor],
+    filled: Filled,
+    given: tuple[Values, Values],
+    file: Path,
+) -> tuple[Sequence[float], Sequence[float], list[str]]:
+    """Return the mean and the deviation, and what is to be said of where they come from."""
+    found = find_statistics(read.contents, tensors, filled.fit, file)
+    if found is not None:
+        mean = _agreed("mean", given[0], found.mean, file)
+        std = _agreed("std", given[1], found.std, file)
+        where = f"its normalisation is what {found.path} in it says"
+        return mean, std, [where] if read.arch is None and not found.in_tensors else []
+    mean, std = given[0] or IMAGENET_MEAN, given[1] or IMAGENET_STD
+    if None not in given or facts_from_filename(file):
+        return mean, std, []
+    if read.input:
+        said = f"it says its input is {read.input!r}; it gets RGB images with"
+    else:
+        said = "it does not say how its images were normalised; assumed are"
+    return (
+        mean,
+        std,
+        [
+            f"{said} ImageNet's mean and std. If that is not right, add to its name: ,input="
+            f"{'|'.join(CONVENTIONS)}, or ,mean=R,G,B,std=R,G,B with numbers in [0, 1]"
+        ],
     )
 
 
-def _decide_statistic(
-    name: str,
-    given: Sequence[float] | None,
-    stored: Sequence[float] | None,
-    default: Sequence[float],
-    file: Path,
+def _agreed(
+    name: str, given: Values, stored: Sequence[float], file: Path
 ) -> Sequence[float]:
-    if stored is None:
-        return default if given is None else given
     equal = given is None or torch.allclose(
         torch.tensor(list(given)), torch.tensor(list(stored)), atol=1e-5
     )

@@ -3,11 +3,32 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 from pathlib import Path
 
-from fastadv.errors import CheckpointError
+from fastadv.errors import CheckpointError, first_few
+from fastadv.files import file_sha256
 from fastadv.models.architecture_names import ARCHITECTURES, MODEL_FILE
+
+WEIGHT_SUFFIXES = (
+    ".safetensors",
+    ".ckpt",
+    ".pth",
+    ".pt",
+    ".th",
+    ".tar",
+    ".bin",
+    ".pkl",
+)
+"""How names of files of weights end; `.tar` is that of `model.pth.tar`."""
+
+_INDEX = ".index.json"
+WEIGHT_FILES = (
+    *(MODEL_FILE, f"{MODEL_FILE}{_INDEX}"),
+    *("pytorch_model.bin", f"pytorch_model.bin{_INDEX}"),
+)
+"""Names of weights in a folder of the Hugging Face layout, in order of preference."""
 
 _LONGEST_HEADER = 100 << 20  # what safetensors itself accepts, bytes
 
@@ -28,13 +49,23 @@ def resolve_checkpoint(path: str | Path) -> Path:
             "timm:NAME, salman2020:resnet50_l2_eps3 or hf:org/name"
         )
     choices = [given / "checkpoints" / which / MODEL_FILE for which in ("best", "last")]
-    for choice in (*choices, given / MODEL_FILE):
+    choices += [given / name for name in WEIGHT_FILES]
+    for choice in choices:
         if choice.is_file():
             return choice
+    single = [
+        path for path in sorted(given.iterdir()) if path.suffix in WEIGHT_SUFFIXES
+    ]
+    if len(single) == 1:
+        return single[0]
+    if single:
+        names = first_few([path.name for path in single], 4)
+        raise CheckpointError(
+            f"the folder {given} holds several checkpoints ({names}); give the path of one"
+        )
     raise CheckpointError(
         f"the folder {given} holds no checkpoint; looked for "
         + ", ".join(str(choice.relative_to(given)) for choice in choices)
-        + f", {MODEL_FILE}"
     )
 
 
@@ -62,3 +93,35 @@ def our_header(file: Path) -> dict[str, str]:
         return dict(texts) if "fastadv_format" in texts else {}
     except (ValueError, KeyError, TypeError):
         return {}
+
+
+def shards(file: Path) -> list[Path]:
+    """Return the files that an index lists (`model.safetensors.index.json`); else nothing.
+
+    Raises:
+        CheckpointError: It is no such index, or a file that it lists is missing.
+    """
+    if file.suffix != ".json":
+        return []
+    try:
+        names = sorted(set(json.loads(file.read_text())["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise CheckpointError(
+            f"{file} is no index of weights (no `weight_map` in it); give the weights"
+        ) from None
+    parts = [file.parent / Path(str(name)).name for name in names]
+    if missing := [part.name for part in parts if not part.is_file()]:
+        raise CheckpointError(
+            f"{file} lists {len(parts)} files, of which {first_few(missing, 4)} "
+            f"{'are' if len(missing) > 1 else 'is'} missing; download all of them"
+        )
+    return parts
+
+
+def checkpoint_sha256(file: Path) -> str:
+    """Return the SHA-256 of a file of weights; that of an index is one of its files, too."""
+    parts = shards(file)
+    if not parts:
+        return file_sha256(file)
+    sums = "".join(file_sha256(part) for part in (file, *parts))
+    return hashlib.sha256(sums.encode()).hexdigest()

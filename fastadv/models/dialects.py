@@ -1,15 +1,21 @@
-"""Key names of other libraries for the networks we build: Detectron2, lukemelas, timm.
+"""Key names of other libraries and people for the networks we build.
 
-Only names are translated; no number changes.
+Only names are translated; no number changes. Prefixes are not looked at: the rules translate
+layers wherever they stand, and `fit_weights.py` finds the prefix afterwards.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final
 
+import torch
 from torch import Tensor
+
+# Keys of the file and tensors, by the keys of the network that is built.
+Renamed = dict[str, tuple[str, Tensor]]
+_Rule = tuple[str, str | Callable[[re.Match[str]], str]]
 
 _LUKEMELAS_STEM: Final = {
     "_conv_stem": "conv_stem",
@@ -34,41 +40,161 @@ _LUKEMELAS_PLAIN: Final = _LUKEMELAS_WIDENED | {
     "_project_conv": "conv_pw",
     "_bn2": "bn2",
 }
-_LUKEMELAS_BLOCK = re.compile(r"_blocks\.(\d+)\.(\w+)\.(\w+)$")
+_LUKEMELAS_BLOCK = re.compile(r"(.*?)\b_blocks\.(\d+)\.(\w+)\.(\w+)$")
+_LUKEMELAS_OUTSIDE = re.compile(r"(|.*\.)(_conv_stem|_bn0|_conv_head|_bn1|_fc)\.(\w+)$")
 _TIMM_BLOCK = re.compile(r"blocks\.(\d+)\.(\d+)\.")
 
 
-def from_lukemelas(
-    state: Mapping[str, Tensor], wanted: Iterable[str]
-) -> dict[str, Tensor]:
-    """Give an EfficientNet's weights timm's keys; any other state comes back as it is.
+def from_lukemelas(keys: Iterable[str], wanted: Iterable[str]) -> dict[str, str]:
+    """Translate an EfficientNet's keys to those of timm; other keys are left out.
 
     Args:
-        state: Weights with keys such as `_blocks.3._bn0.weight`.
+        keys: Keys such as `_blocks.3._bn0.weight`, below any prefix.
         wanted: Keys of timm's network, which say how many blocks a stage has.
-
-    Returns:
-        The same tensors; unknown keys stay as they are, so that they are refused by name.
 
     Source: The keys of github.com/lukemelas/EfficientNet-PyTorch, `model.py`.
     """
-    if "_conv_stem.weight" not in state:
-        return dict(state)
     places = {match.groups() for key in wanted if (match := _TIMM_BLOCK.match(key))}
     blocks = sorted(places, key=lambda place: (int(place[0]), int(place[1])))
-    widened = {key.split(".")[1] for key in state if "._expand_conv." in key}
+    keys = list(keys)
+    widened = {key.rpartition("._expand_conv.")[0] for key in keys}
     translated = {}
-    for key, value in state.items():
-        layer, _, rest = key.partition(".")
-        new = f"{_LUKEMELAS_STEM[layer]}.{rest}" if layer in _LUKEMELAS_STEM else key
-        match = _LUKEMELAS_BLOCK.match(key)
-        if match and int(match[1]) < len(blocks):
-            names = _LUKEMELAS_WIDENED if match[1] in widened else _LUKEMELAS_PLAIN
-            stage, place = blocks[int(match[1])]
-            if match[2] in names:
-                new = f"blocks.{stage}.{place}.{names[match[2]]}.{match[3]}"
-        translated[new] = value
+    for key in keys:
+        if match := _LUKEMELAS_BLOCK.match(key):
+            before, index, layer, rest = match.groups()
+            wide = f"{before}_blocks.{index}" in widened
+            names = _LUKEMELAS_WIDENED if wide else _LUKEMELAS_PLAIN
+            if int(index) < len(blocks) and layer in names:
+                stage, place = blocks[int(index)]
+                new = f"{before}blocks.{stage}.{place}.{names[layer]}.{rest}"
+                translated[key] = new
+        elif match := _LUKEMELAS_OUTSIDE.match(key):
+            before, layer, rest = match.groups()
+            translated[key] = f"{before}{_LUKEMELAS_STEM[layer]}.{rest}"
     return translated
+
+
+_PROJECTIONS: Final = {"q": "query", "k": "key", "v": "value", "o": "proj"}
+# Rules of translation: patterns of a key and what takes their place, one after another.
+_RULES: Final[dict[str, tuple[_Rule, ...]]] = {
+    # DenseNets of torchvision before 0.3.
+    "torchvision of 2017": ((r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2."),),
+    "DataParallel within the network": ((r"(^|\.)module\.", r"\1"),),
+    # kuangliu/pytorch-cifar, and with it the CIFAR networks of robustness, AWP and many more.
+    "kuangliu/pytorch-cifar": (
+        (r"(layer\d\.\d+)\.(?:shortcut|skip)\.([01])\.", r"\1.downsample.\2."),
+        (r"(^|\.)linear\.(weight|bias)$", r"\1fc.\2"),
+    ),
+    "Detectron2": (
+        (r"(^|\.)stem\.conv1\.norm\.", r"\1bn1."),
+        (r"(^|\.)stem\.", r"\1"),
+        (r"\bres(\d)\.", lambda m: f"layer{int(m[1]) - 1}."),
+        (r"\bshortcut\.norm\.", "downsample.1."),
+        (r"\bshortcut\.", "downsample.0."),
+        (r"\bconv([123])\.norm\.", r"bn\1."),
+    ),
+    "ResNets of transformers": (
+        (r"(^|\.)embedder\.embedder\.convolution\.", r"\1conv1."),
+        (r"(^|\.)embedder\.embedder\.normalization\.", r"\1bn1."),
+        (
+            r"\bencoder\.stages\.(\d)\.layers\.(\d+)\.",
+            lambda m: f"layer{int(m[1]) + 1}.{m[2]}.",
+        ),
+        (
+            r"\blayer\.(\d)\.convolution\.",
+            lambda m: f"conv{int(m[1]) + 1}.",
+        ),
+        (
+            r"\blayer\.(\d)\.normalization\.",
+            lambda m: f"bn{int(m[1]) + 1}.",
+        ),
+        (r"\bshortcut\.convolution\.", "downsample.0."),
+        (r"\bshortcut\.normalization\.", "downsample.1."),
+    ),
+    "ViTs of transformers": (
+        (r"(^|\.)embeddings\.cls_token$", r"\1cls_token"),
+        (r"(^|\.)embeddings\.position_embeddings$", r"\1pos_embed"),
+        (r"(^|\.)embeddings\.patch_embeddings\.projection\.", r"\1patch_embed.proj."),
+        (r"(^|\.)encoder\.layer\.(\d+)\.", r"\1blocks.\2."),
+        (r"(^|\.)layers\.(\d+)\.", r"\1blocks.\2."),
+        (r"\battention\.([qkvo])_proj\.", lambda m: f"attn.{_PROJECTIONS[m[1]]}."),
+        (r"\blayernorm_before\.", "norm1."),
+        (r"\blayernorm_after\.", "norm2."),
+        (r"\battention\.output\.dense\.", "attn.proj."),
+        (r"\battention\.attention\.(query|key|value)\.", r"attn.\1."),
+        (r"\bintermediate\.dense\.", "mlp.fc1."),
+        (r"\boutput\.dense\.", "mlp.fc2."),
+        (r"(^|\.)layernorm\.", r"\1norm."),
+    ),
+}
+
+
+Translate = Callable[[Iterable[str]], Renamed]
+"""From the keys of the network that is built to the tensors of a file by such keys."""
+
+
+def dialects(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Translate]]:
+    """Yield the tensors under their own keys, and in each dialect that their keys speak.
+
+    Args:
+        tensors: The tensors of a file by path.
+
+    Yields:
+        The name of the dialect (empty for their own keys) and the translation.
+    """
+    own = {key: (key, tensor) for key, tensor in tensors.items()}
+    yield "", lambda _: own
+    for name, rules in _RULES.items():
+        translated = {key: _apply(rules, key) for key in tensors}
+        if any(key != new for key, new in translated.items()):
+            renamed = _joined({new: (k, tensors[k]) for k, new in translated.items()})
+            yield name, lambda _, renamed=renamed: renamed  # type: ignore[misc]
+    if any("_conv_stem." in key for key in tensors):
+
+        def lukemelas(wanted: Iterable[str]) -> Renamed:
+            names = from_lukemelas(tensors, wanted)
+            return {names.get(k, k): (k, tensor) for k, tensor in tensors.items()}
+
+        yield "lukemelas/EfficientNet-PyTorch", lukemelas
+    if any(key.endswith("_orig") for key in tensors):
+        unpruned = _unpruned(tensors)
+        yield "torch.nn.utils.prune", lambda _: unpruned
+
+
+def _apply(rules: Iterable[_Rule], key: str) -> str:
+    for pattern, replacement in rules:
+        key = re.sub(pattern, replacement, key)
+    return key
+
+
+def _joined(renamed: Renamed) -> Renamed:
+    """Put query, key and value into the one tensor that timm's attention has."""
+    joined = dict(renamed)
+    for key in renamed:
+        if ".attn.query." not in key:
+            continue
+        parts = [
+            key.replace(".query.", f".{part}.") for part in ("query", "key", "value")
+        ]
+        if all(part in renamed for part in parts):
+            tensors = [joined.pop(part)[1] for part in parts]
+            joined[key.replace(".query.", ".qkv.")] = (
+                renamed[key][0],
+                torch.cat(tensors),
+            )
+    return joined
+
+
+def _unpruned(tensors: Mapping[str, Tensor]) -> Renamed:
+    """Multiply pruned weights by their masks, as the forward pass did."""
+    renamed = {}
+    for key, tensor in tensors.items():
+        bare = key.removesuffix("_orig")
+        if bare != key and f"{bare}_mask" in tensors:
+            renamed[bare] = key, tensor * tensors[f"{bare}_mask"]
+        elif not key.endswith("_mask"):
+            renamed[key] = key, tensor
+    return renamed
 
 
 _D2_RULES: Final = (

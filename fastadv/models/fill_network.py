@@ -1,100 +1,348 @@
-"""Match a state dict to an architecture: fill a network, or say what does not fit.
+"""Build the network that a file holds: which architecture, which of several weights.
 
-Keys are those of the bare network; wrappers come off in `foreign_checkpoints.py`.
+`fit_weights.py` finds the places in a file where a network fits. Here one of them is chosen,
+and what was chosen for the user is said.
 """
 
 from __future__ import annotations
 
+import re
+import sys
+import warnings
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from fastadv.errors import CheckpointError
-from fastadv.models.architecture_names import ARCHITECTURES
-from fastadv.models.dialects import from_lukemelas
+from fastadv.errors import CheckpointError, ConfigError, first_few
+from fastadv.models.architecture_names import ARCHITECTURES, TIMM_PREFIX
+from fastadv.models.fit_weights import Blueprint, Fit, Sketch, find_fits, misfit
 from fastadv.models.heads import replace_heads
 from fastadv.models.normalized import seeded_init
 from fastadv.models.registry import ArchSpec, get_spec
 
 _BUILD_CLASSES = 1000  # any number does: the head is resized to that of the weights
+_FEW = 4  # names that a message lists
+# The words by which programs name averaged weights and the networks of a pair.
+_AVERAGED = {"ema", "avg", "averaged", "average", "swa", "shadow", "polyak"}
+_SECOND = _AVERAGED | {"teacher", "momentum", "target", "key"}
+_FIRST = {"student", "online", "base", "query", "raw"}
 
 
-def fill_network(spec: ArchSpec, state: dict[str, Tensor], file: Path) -> nn.Module:
-    """Build the network of `spec` with exactly the weights of `state`.
+@dataclass(frozen=True, slots=True)
+class Filled:
+    """A network with the weights of a file, and how they were found.
+
+    Attributes:
+        net: The network, in the mode it is built in.
+        spec: Its architecture.
+        fit: The place in the file that was taken.
+        notes: What was chosen for the user, as sentences without a full stop.
+    """
+
+    net: nn.Module
+    spec: ArchSpec
+    fit: Fit
+    notes: tuple[str, ...]
+
+
+def fill_network(
+    tensors: Mapping[str, Tensor],
+    arch: str | None,
+    file: Path,
+    *,
+    names: Iterable[str] = (),
+    which: str | None = None,
+) -> Filled:
+    """Build the network that fits the tensors of a file.
 
     Args:
-        spec: The architecture.
-        state: Weights under the network's own keys, or an EfficientNet's under those of
-            lukemelas; the number of classes is theirs.
-        file: Where they came from, for the message.
+        tensors: The tensors of the file by path.
+        arch: The architecture, or None to find the known one that fits.
+        file: Where they came from, for messages.
+        names: Names in the file that may be those of its architecture.
+        which: Which of several weights to take, such as `ema`; None takes the raw ones.
 
     Raises:
-        CheckpointError: A key is missing, unexpected or of another shape; the message
-            names the first few, and the architectures that would fit.
+        CheckpointError: No network fits, or it is not clear which; the message names what
+            differs, and the architectures that would fit.
     """
+    notes = []
+    if arch is None:
+        arch, fits, note = _find_arch(tensors, names, file)
+        notes.append(note)
+        spec, net = get_spec(arch), None
+    else:
+        spec = get_spec(arch)
+        with seeded_init(0):
+            net = spec.build(_BUILD_CLASSES)
+        fits = _fits_of(spec, net, tensors, file)
+    fit, more = _choose(fits, which, file)
+    notes += more
     with seeded_init(0):
-        net, state, problems = _build(spec, state)
-    if problems:
-        fits = fitting_archs(state)
-        hint = f" They fit {' and '.join(fits)}: pass that as arch." if fits else ""
-        raise CheckpointError(
-            f"the weights in {file} are not those of {spec.name}: "
-            f"{'; '.join(problems)}.{hint}"
-        )
+        net = net or spec.build(_BUILD_CLASSES)
+        if heads := spec.head_paths(net):
+            with warnings.catch_warnings():  # torch warns of a layer of no outputs
+                warnings.simplefilter("ignore", UserWarning)
+                replace_heads(net, heads, fit.classes)
     # MNASNet asks for the version of its weights, which wrappers and safetensors lose; all
     # versions have the same weights at width 1.
-    named = OrderedDict(state)
+    named = OrderedDict(fit.state)
     named._metadata = net.state_dict()._metadata  # type: ignore[attr-defined]
-    # Only num_batches_tracked can be missing: files older than torch 0.4.1 lack it.
+    # Only num_batches_tracked and the head can be missing.
     net.load_state_dict(named, strict=False)
-    return net
+    return Filled(net, spec, fit, (*notes, *_left_out(tensors, fit, fits)))
 
 
-def _build(
-    spec: ArchSpec, state: Mapping[str, Tensor]
-) -> tuple[nn.Module, dict[str, Tensor], list[str]]:
-    """Return a network with the classes of `state`, its weights, and what does not fit."""
-    net = spec.build(_BUILD_CLASSES)
-    heads = spec.head_paths(net)
-    renamed = from_lukemelas(state, net.state_dict())
-    weight = renamed.get(f"{heads[0]}.weight") if heads else None
-    if weight is not None and weight.dim() >= 2 and len(weight) > 0:
-        replace_heads(net, heads, len(weight))
-    return net, renamed, _differences(net.state_dict(), renamed)
+def _find_arch(
+    tensors: Mapping[str, Tensor], names: Iterable[str], file: Path
+) -> tuple[str, list[Fit], str]:
+    """Return the known architecture that fits, where, and how it was found.
+
+    Those that the file names come first.
+    """
+    hinted = [name for name in names if _is_known(name)]
+    for name in hinted:
+        found = find_fits(tensors, {name: _blueprint(name)})
+        if sound := _sound(found.get(name, [])):
+            return name, sound, f"it names the architecture {name}, which fits"
+    found = find_fits(tensors, _sketches())
+    fitting = {arch: fits for arch, fits in found.items() if _sound(fits)}
+    if len(fitting) == 1:
+        [[arch, fits]] = fitting.items()
+        return arch, fits, f"its weights fit {arch} alone, which is taken"
+    hint = "no known one fits"
+    if fitting:
+        hint = f"its weights fit {' and '.join(fitting)}"
+    elif found:
+        [arch, fits] = next(iter(found.items()))
+        hint = f"{arch} would fit, but for {first_few(fits[0].strange, _FEW)}"
+    raise CheckpointError(
+        f"{file} does not say its architecture; {hint}. Pass `arch=NAME`"
+    )
 
 
-def _differences(
-    expected: Mapping[str, Tensor], found: Mapping[str, Tensor]
-) -> list[str]:
-    """Say how two state dicts differ, as up to three clauses."""
-    wrong = {
-        "missing": [
-            key
-            for key in expected
-            if key not in found and not key.endswith("num_batches_tracked")
-        ],
-        "unexpected": [key for key in found if key not in expected],
-        "of wrong shape": [
-            f"{key} {tuple(found[key].shape)} instead of {tuple(value.shape)}"
-            for key, value in expected.items()
-            if key in found and found[key].shape != value.shape
-        ],
-    }
-    return [
-        f"{len(keys)} {kind} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
-        for kind, keys in wrong.items()
-        if keys
+def _is_known(name: str) -> bool:
+    try:
+        get_spec(name)
+    except ConfigError:
+        return False
+    return True
+
+
+def fitting_archs(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Return the registered architectures that fit somewhere among tensors of a file.
+
+    The number of classes is left open. Networks whose stages are in the file are built
+    without memory (meta device).
+    """
+    found = find_fits(tensors, _sketches())
+    return [arch for arch, fits in found.items() if _sound(fits)]
+
+
+@cache
+def _sketches() -> dict[str, Sketch]:
+    """Return the sketch of each known architecture: its stages have to be in a file."""
+    sketches = {}
+    for arch in ARCHITECTURES:
+        stages = get_spec(arch).stages
+        paths = [stage.name for stage in stages] if isinstance(stages, tuple) else []
+        steps = {
+            step for path in paths for step in path.split(".") if not step.isdigit()
+        }
+        sketches[arch] = Sketch(frozenset(steps), partial(_blueprint, arch))
+    return sketches
+
+
+@cache
+def _blueprint(arch: str) -> Blueprint:
+    spec = get_spec(arch)
+    with torch.device("meta"):
+        net = spec.build(_BUILD_CLASSES)
+    return Blueprint.of(net.state_dict(), spec.head_paths(net))
+
+
+def _sound(fits: Iterable[Fit]) -> list[Fit]:
+    return [fit for fit in fits if not fit.strange]
+
+
+def _fits_of(
+    spec: ArchSpec, net: nn.Module, tensors: Mapping[str, Tensor], file: Path
+) -> list[Fit]:
+    """Return the places where a stated architecture fits."""
+    blueprint = Blueprint.of(net.state_dict(), spec.head_paths(net))
+    fits = find_fits(tensors, {spec.name: blueprint}).get(spec.name, [])
+    if not fits and spec.name.startswith(TIMM_PREFIX):
+        fits = _as_timm_converts(net, tensors, blueprint)
+    if _sound(fits):
+        return fits
+    problems = [_unexpected(fits[0])] if fits else misfit(tensors, blueprint)
+    other = [arch for arch in fitting_archs(tensors) if arch != spec.name]
+    hint = f" They fit {' and '.join(other)}: pass that as arch." if other else ""
+    raise CheckpointError(
+        f"the weights in {file} are not those of {spec.name}: {'; '.join(problems)}.{hint}"
+    )
+
+
+def _as_timm_converts(
+    net: nn.Module, tensors: Mapping[str, Tensor], blueprint: Blueprint
+) -> list[Fit]:
+    """Let timm translate the keys of a network's authors, as its own loading does."""
+    convert = getattr(
+        sys.modules[type(net).__module__],
+        "checkpoint_filter_fn",
+        lambda state, _: state,
+    )
+    for prefix in sorted({key.rpartition("patch_embed")[0] for key in tensors} | {""}):
+        below = {
+            key.removeprefix(prefix): tensor
+            for key, tensor in tensors.items()
+            if key.startswith(prefix)
+        }
+        try:
+            converted = convert(below, net)
+        except Exception:  # it is written for the files of its authors alone
+            continue
+        found = find_fits(converted, {"": blueprint}).get("", [])
+        if found:
+            return [
+                replace(
+                    fit, prefix=prefix, dialect="its authors", used=frozenset(below)
+                )
+                for fit in found
+            ]
+    return []
+
+
+def _choose(
+    fits: Sequence[Fit], which: str | None, file: Path
+) -> tuple[Fit, list[str]]:
+    """Return one of several weights, and what to say of the choice."""
+    different: list[Fit] = []
+    for fit in fits:  # copies of the same weights are one
+        if not any(_difference(fit, other) is None for other in different):
+            different.append(fit)
+    labels = _labels(different)
+    if which is not None:
+        named = _named(different, which)
+        if len(named) == 1:
+            _refuse_strange(named[0], file)
+            return named[0], []
+        raise ConfigError(
+            f"{file}: weights={which} names {len(named) or 'none'} of the weights in it: "
+            f"{', '.join(labels.values())}"
+        )
+    if len(different) == 1:
+        return different[0], []
+    ranked = sorted(different, key=_rank)
+    listed = " and ".join(labels[fit.prefix] for fit in ranked[:_FEW])
+    if _rank(ranked[0]) == _rank(ranked[1]):
+        for fit in ranked[:2]:
+            _refuse_strange(fit, file)
+        keys = _difference(ranked[0], ranked[1])
+        raise CheckpointError(
+            f"{file} holds two different models, {listed}, which differ in "
+            f"{first_few(keys or [], _FEW)}; say which one you mean after its name: "
+            f",weights={labels[ranked[0].prefix]}"
+        )
+    _refuse_strange(ranked[0], file)
+    other = labels[ranked[1].prefix]
+    return ranked[0], [
+        f"it holds several weights ({listed}), of which {labels[ranked[0].prefix]} is "
+        f"taken; write ,weights={_short(ranked[1]) or other} after its name for the other"
     ]
 
 
-def fitting_archs(state: Mapping[str, Tensor]) -> list[str]:
-    """Return the registered architectures whose keys and shapes `state` has.
+def _refuse_strange(fit: Fit, file: Path) -> None:
+    if fit.strange:
+        raise CheckpointError(
+            f"the weights {fit.label} in {file} are not those of one network: "
+            f"{_unexpected(fit)}"
+        )
 
-    The number of classes is left open. Networks are built without memory (meta
-    device): all of them together take about a second.
-    """
-    with torch.device("meta"):
-        return [name for name in ARCHITECTURES if not _build(get_spec(name), state)[2]]
+
+def _unexpected(fit: Fit) -> str:
+    return (
+        f"{len(fit.strange)} unexpected ({first_few(fit.strange, _FEW)}), as "
+        f"{fit.prefix}{fit.strange[0]} in the file"
+    )
+
+
+def _labels(fits: Sequence[Fit]) -> dict[str, str]:
+    return {fit.prefix: fit.label for fit in fits}
+
+
+def _words(fit: Fit) -> set[str]:
+    """Return the words in the path of a network: `modelEMA.module` has model, ema, module."""
+    found = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[A-Z]+", fit.prefix)
+    words = {word.lower() for word in found}
+    return words | {"key"} if "encoder_k" in fit.prefix else words
+
+
+def _rank(fit: Fit) -> int:
+    words = _words(fit)
+    return 2 if words & _SECOND else 1 if words & _FIRST else 0
+
+
+def _short(fit: Fit) -> str:
+    return next(iter(sorted(_words(fit) & (_SECOND | _FIRST))), "")
+
+
+def _named(fits: Sequence[Fit], which: str) -> list[Fit]:
+    """Return the networks that a text names: by path, by a step of it, by a word in it."""
+    return (
+        [fit for fit in fits if which == fit.label]
+        or [fit for fit in fits if which in fit.label.split(".")]
+        or [fit for fit in fits if which.lower() in _words(fit)]
+        or [fit for fit in fits if which == "raw" and not _words(fit) & _SECOND]
+    )
+
+
+def _difference(a: Fit, b: Fit) -> list[str] | None:
+    """Return the names by which two networks differ; None if they are copies."""
+    names = [
+        key
+        for key in {**a.state, **b.state}
+        if key not in a.state
+        or key not in b.state
+        or not same_tensor(a.state[key], b.state[key])
+    ]
+    names += [fit.prefix + key for fit in (a, b) for key in fit.strange]
+    return [name for name in names if not name.endswith("num_batches_tracked")] or None
+
+
+def same_tensor(a: Tensor, b: Tensor) -> bool:
+    """Return whether two tensors have the same shape and values."""
+    # The copies of published files share memory, which makes this free.
+    shared = a.data_ptr() == b.data_ptr() and a.stride() == b.stride()
+    return a.shape == b.shape and (shared or torch.equal(a, b))
+
+
+def _left_out(
+    tensors: Mapping[str, Tensor], fit: Fit, fits: Sequence[Fit]
+) -> list[str]:
+    """Say which weights of a file were left out, and what was translated."""
+    notes = []
+    if fit.dialect:
+        notes.append(f"its layers have names of {fit.dialect}, which were translated")
+    if not fit.classes:
+        left = "its head is no classifier and was left out"
+        what = left if fit.projection else "it has no classifier"
+        notes.append(f"{what}: it serves as a source of features and of transfer alone")
+    taken = frozenset[str]().union(*(each.used for each in fits))
+    rest = [
+        path
+        for path, tensor in tensors.items()
+        if path not in taken
+        and tensor.numel() > 4  # statistics, counters and precisions
+    ]
+    if rest:
+        groups = sorted({path.rpartition(".")[0] or path for path in rest})
+        notes.append(
+            f"what is no part of the network was left out: {first_few(groups, _FEW)}"
+        )
+    return notes

@@ -43,7 +43,8 @@ class NormalizedModel(nn.Module):
         arch: Name of the architecture of `net`. With a name that is not registered
             the model classifies, but has no `features`, `head` or `blocks` unless
             `spec` is given.
-        num_classes: Number of logits.
+        num_classes: Number of logits; 0 for a trunk without a classifier, whose `head` is
+            a layer of no outputs until `replace_head` gives it one.
         spec: Where features and head are in a network of your own.
 
     Attributes:
@@ -82,7 +83,8 @@ class NormalizedModel(nn.Module):
                 f"mean={tuple(mean)}, std={tuple(std)} cannot normalise: give one finite "
                 "value per channel each, std > 0, in [0, 1] pixel units"
             )
-        check_num_classes(num_classes)
+        if num_classes != 0:
+            check_num_classes(num_classes)
         self.net = net
         self.arch = arch
         self.num_classes = num_classes

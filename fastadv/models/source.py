@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from fastadv.errors import CheckpointError, ConfigError
-from fastadv.files import file_sha256
 from fastadv.models import (
     NormalizedModel,
     Weights,
@@ -17,6 +16,7 @@ from fastadv.models import (
     read_metadata,
 )
 from fastadv.models.checkpoint import read_model
+from fastadv.models.checkpoint_files import checkpoint_sha256
 from fastadv.models.weights import weights_digest
 from fastadv.preparation import Preparation
 from fastadv.threat import parse_training_kind, training_kind
@@ -66,7 +66,7 @@ class Source(Weights):
 
     def load(self) -> NormalizedModel:
         """Load a fresh copy of the model."""
-        return read_model(self)
+        return read_model(self, quiet=True)
 
 
 @cache
@@ -113,7 +113,8 @@ def open_source(
         file=weights.file,
         convention=weights.convention,
         trunk=weights.trunk,
-        file_digest=file_sha256(weights.file),
+        which=weights.which,
+        file_digest=checkpoint_sha256(weights.file),
         arch=model.arch,
         norm=config.get("norm", weights.norm) if eps else None,
         eps=eps,

@@ -12,11 +12,12 @@ A source is written without spaces, so that it fits a flag or a line of a recipe
     row:IDENTITY                    the network of a row of the results table ./results,
                                     or row:TABLE/IDENTITY; the first digits are enough
 
-and may end in what the file does not say: `,arch=resnet50`, `,input=caffe` (see
-`input_conventions.py`), `,norm=linf`, `,eps=4/255` (the radius of its training; 0 means
-standard training), `,kind=texture` (how it was trained, if that is neither standard nor
-adversarial; see `threat.TRAINING_KINDS`), `,name=mine`, `,download=true`. Nothing is
-downloaded without that, or the flag of its name.
+and may end in what the file does not say: `,arch=resnet50`, `,weights=ema` (which of several
+in the file), `,input=caffe` (see `input_conventions.py`) or the statistics themselves,
+`,mean=0.49,0.48,0.45,std=0.25,0.24,0.26`, `,norm=linf`, `,eps=4/255` (the radius of its
+training; 0 means standard training), `,kind=texture` (how it was trained, if that is neither
+standard nor adversarial; see `threat.TRAINING_KINDS`), `,name=mine`, `,download=true`.
+Nothing is downloaded without that, or the flag of its name.
 """
 
 from __future__ import annotations
@@ -30,21 +31,24 @@ from pathlib import Path
 from typing import Any
 
 from fastadv.errors import CheckpointError, ConfigError, FastadvError, unknown_name
-from fastadv.files import file_sha256
 from fastadv.models import hub, published, timm_models
 from fastadv.models.architecture_names import ARCHITECTURES, TIMM_PREFIX
-from fastadv.models.checkpoint_files import our_header, resolve_checkpoint
+from fastadv.models.checkpoint_files import (
+    WEIGHT_SUFFIXES,
+    checkpoint_sha256,
+    our_header,
+    resolve_checkpoint,
+)
 from fastadv.models.foreign_checkpoints import facts_from_filename
 from fastadv.models.input_conventions import (
     CONVENTIONS,
     InputConvention,
     get_convention,
+    parse_statistic,
 )
 from fastadv.models.kept import DEFAULT_TABLE, Origin, find_row
 from fastadv.preparation import Preparation
 from fastadv.threat import parse_norm, parse_pixels, parse_training_kind
-
-WEIGHT_SUFFIXES = (".safetensors", ".ckpt", ".pth", ".pt", ".th", ".bin")
 
 
 def _yes_or_no(text: str) -> bool:
@@ -53,18 +57,22 @@ def _yes_or_no(text: str) -> bool:
     return text == "true"
 
 
-# The options after a source: the attribute of `Weights` each sets, and its parser;
-# `download` is no attribute, but replaces the argument of that name.
+# The options after a source: the attribute of `Weights` each sets, and its parser.
+# `download` is no attribute, but replaces the argument of that name; `mean` and `std` are
+# put into a convention.
 _OPTIONS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "arch": ("arch", str),
+    "weights": ("which", str),
     "input": ("convention", get_convention),
+    "mean": ("mean", parse_statistic),
+    "std": ("std", parse_statistic),
     "norm": ("norm", parse_norm),
     "eps": ("eps", parse_pixels),
     "kind": ("kind", parse_training_kind),
     "name": ("name", str),
     "download": ("download", _yes_or_no),
 }
-_OPTION = re.compile(r",(\w+)=([^,]*)$")
+_OPTION = re.compile(r",(\w+)=([^,]*(?:,[\d.e+-]+)*)$")
 ROBUSTBENCH_URL = (
     "https://drive.usercontent.google.com/download?id={}&export=download&confirm=t"
 )
@@ -86,6 +94,7 @@ class Weights:
         norm, eps: The threat model of its training (pixel units; eps 0 is standard
             training), None where unknown.
         kind: How it was trained, a key of `threat.TRAINING_KINDS`; None where `eps` says.
+        which: Which of several weights in the file; None takes those that it trained.
         trunk: The network that all tensors are of which the file does not hold; None for
             a file that holds all of them.
     """
@@ -100,6 +109,7 @@ class Weights:
     eps: float | None = None
     trunk: Weights | None = None
     kind: str | None = None
+    which: str | None = None
 
 
 def find_weights(source: str | Path, *, download: bool = False) -> Weights:
@@ -156,17 +166,18 @@ def absolute_source(source: str) -> str:
 def weights_digest(weights: Weights, file_digest: str | None = None) -> str:
     """Return a hash of the network that weights are, 64 hexadecimal digits.
 
-    It is the file's, unless an input convention is given beside the file: then the same
-    weights are another model. The file of a head alone states the digest of its trunk.
+    It is the file's, unless an input convention is given beside the file, or which of several
+    weights: then it is another model. The file of a head states the digest of its trunk.
 
     Args:
         weights: What `find_weights` returned.
         file_digest: SHA-256 of the file, where it is known.
     """
-    found = file_digest or file_sha256(weights.file)
-    if weights.convention is None:
-        return found
-    return hashlib.sha256(f"{found} {weights.convention}".encode()).hexdigest()
+    found = file_digest or checkpoint_sha256(weights.file)
+    for beside in (weights.convention, weights.which):
+        if beside is not None:
+            found = hashlib.sha256(f"{found} {beside}".encode()).hexdigest()
+    return found
 
 
 def _split_options(source: str) -> tuple[str, dict[str, Any]]:
@@ -187,7 +198,25 @@ def _split_options(source: str) -> tuple[str, dict[str, Any]]:
             known[attribute] = parse(value)
         except ValueError as error:
             raise ConfigError(f"source {source!r}: {error}") from None
-    return text, known
+    return text, _with_statistics(known, source)
+
+
+def _with_statistics(known: dict[str, Any], source: str) -> dict[str, Any]:
+    """Put the options `mean` and `std` into one convention, as `input` gives one."""
+    mean, std = known.pop("mean", None), known.pop("std", None)
+    if mean is None and std is None:
+        return known
+    if mean is None or std is None or "convention" in known:
+        raise ConfigError(
+            f"source {source!r}: give both mean= and std=, and not input= beside them, which "
+            "states them, too"
+        )
+    if len(mean) != len(std) and 1 not in (len(mean), len(std)):
+        raise ConfigError(
+            f"source {source!r}: mean= has {len(mean)} numbers and std= has {len(std)}; give "
+            "one for all channels or one for each"
+        )
+    return known | {"convention": InputConvention(mean, std)}
 
 
 def _from_path(path: Path) -> Weights:

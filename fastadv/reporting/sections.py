@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from fastadv.reporting.calibration import calibration_sections
+from fastadv.reporting.detection import detection_sections
 from fastadv.reporting.effective import effective_sections
 from fastadv.reporting.evaluation import evaluation_sections
 from fastadv.reporting.influence import influence_sections
@@ -46,6 +47,7 @@ SECTIONS: dict[
     "inversion": inversion_sections,
     "vulnerability": vulnerability_sections,
     "universal": universal_sections,
+    "detection": detection_sections,
 }
 
 # Kinds whose rows the sections of a kind read besides its own.

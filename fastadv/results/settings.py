@@ -24,6 +24,7 @@ from fastadv.results.analysis_settings import (
     ShapeSetting,
     SimilaritySetting,
 )
+from fastadv.results.detection_settings import DetectionSetting
 from fastadv.results.seeing_settings import (
     GradientSetting,
     InversionSetting,
@@ -218,6 +219,11 @@ class EvaluationSetting:
     batch_size: int | None = None  # Images per batch.
     # Whether the network was checked for what makes robust accuracies misleading.
     checked: bool = False
+    # Hash of the outputs that stand for each class; None where these are the classes.
+    class_map: str | None = None
+    left_out: int = 0  # Number of classes of the data that the network does not know.
+    # Whether it chose among all of its outputs, and not those of the classes alone.
+    all_outputs: bool = False
 
     def key(self) -> tuple[Any, ...]:
         """Return the images and what flags chose of their preparation.
@@ -226,13 +232,17 @@ class EvaluationSetting:
         does the batch size.
         """
         chosen = (self.preparation,) if self.chose_preparation else ()
+        if self.left_out or self.all_outputs:
+            chosen = (*chosen, self.left_out, self.all_outputs)
         return self.split, self.num_images, self.augment, *chosen
 
     def label(self) -> str:
         """Return which images were evaluated."""
+        how = f", {self.left_out} classes left out" if self.left_out else ""
+        how += ", among all outputs" if self.all_outputs else ""
         if self.num_images is None:
-            return f"all {self.split} images"
-        return f"{self.num_images} {self.split} images"
+            return f"all {self.split} images{how}"
+        return f"{self.num_images} {self.split} images{how}"
 
 
 Setting = (
@@ -251,5 +261,6 @@ Setting = (
     | InversionSetting
     | UniversalSetting
     | VulnerabilitySetting
+    | DetectionSetting
 )
 KINDS: dict[str, type[Setting]] = {kind.kind: kind for kind in get_args(Setting)}

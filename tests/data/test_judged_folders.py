@@ -11,10 +11,10 @@ from PIL import Image
 
 from fastadv.data.opening.shifted import (
     CorruptedFiles,
-    ListedSet,
     chosen_conditions,
     open_judged,
 )
+from fastadv.data.sets.listed import ListedSet
 from fastadv.errors import ConfigError, DataError
 
 

@@ -17,11 +17,9 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from fastadv.data.files.records import Record, Table
 from fastadv.data.sets.endings import IMAGE_SUFFIXES, USUAL
-from fastadv.data.sets.image_set import option_hint
+from fastadv.data.sets.image_set import Damage, option_hint
 from fastadv.data.sets.label_lists import Columns
 from fastadv.errors import DataError
 
@@ -33,6 +31,7 @@ _JSON_LABELS = ("label", "cls", "class", "class_name", "target")
 _MAX_LABEL = 1 << 20  # bytes: anything longer is no label
 
 _UNLABELLED = "\1"  # begins the label of a sample without one; the reason follows
+_MARK = _UNLABELLED.encode()
 
 Member = tuple[str, int, int]  # ending, offset, size
 
@@ -46,8 +45,8 @@ def scan_tar(path: Path, chosen: Columns | None = None) -> list[Record]:
 
     Raises:
         DataError: Not an uncompressed tar file, or cut short; a sample lacks its image,
-            or has one twice. Samples without a label have one that only
-            `refuse_unlabelled` understands.
+            or has one twice, or lacks a label that others have. Where all lack one, their
+            labels are the reason, which `refuse_unlabelled` understands.
     """
     records = []
     seen = set()
@@ -65,6 +64,11 @@ def scan_tar(path: Path, chosen: Columns | None = None) -> list[Record]:
                 raise DataError(
                     f"shard {path}: sample {key!r} {error}; pack the shard again"
                 ) from error
+    bare = [record for record in records if record.label.startswith(_UNLABELLED)]
+    if bare and len(bare) < len(records):
+        raise DataError(
+            f"shard {path}: sample {bare[0].key!r} {bare[0].label[1:]}; pack the shard again"
+        )
     return records
 
 
@@ -144,30 +148,35 @@ def _samples(path: Path) -> Iterator[tuple[str, list[Member]]]:
         yield current, members
 
 
-def refuse_unlabelled(tables: dict[str, dict[Path, Table]]) -> None:
-    """Let splits without any label member have empty labels; refuse single samples without.
+def refuse_unlabelled(
+    tables: dict[str, dict[Path, Table]], damage: Damage | None = None
+) -> None:
+    """Let splits without any label member have empty labels; refuse single shards without.
 
     The first split must have labels.
 
+    Args:
+        tables: The samples of each shard of each split, which are changed.
+        damage: List to which shards without labels are added; they are then left out.
+
     Raises:
-        DataError: A sample has no label member, where it must.
+        DataError: A shard has no label members, where it must.
     """
     for number, parts in enumerate(tables.values()):
-        for file, table in parts.items():
-            bare = np.char.startswith(table["label"], _UNLABELLED.encode())
-            some = number == 0 or not all(
-                np.char.startswith(t["label"], _UNLABELLED.encode()).all()
-                for t in parts.values()
-            )
-            if bare.any() and some:
-                row = table[int(bare.argmax())]
-                key = row["key"].decode("utf-8", "replace")
-                raise DataError(
-                    f"shard {file}: sample {key!r} {row['label'].decode()[1:]}"
-                )
-            if bare.any():
-                parts[file] = table.copy()
+        bare = [f for f, t in parts.items() if t["label"][0].startswith(_MARK)]
+        refused = number == 0 or len(bare) < len(parts)
+        for file in bare:
+            row = parts[file][0]
+            if not refused:
+                parts[file] = parts[file].copy()
                 parts[file]["label"] = b""
+                continue
+            key, reason = row["key"].decode("utf-8", "replace"), row["label"].decode()
+            what = f"shard {file}: sample {key!r} {reason[1:]}; pack the shard again"
+            if damage is None or len(bare) == len(parts):
+                raise DataError(what)
+            damage.append((str(file), what))
+            del parts[file]
 
 
 def _record(

@@ -294,7 +294,7 @@ def _read(kind: str, name: str, groups: Groups, how: _How) -> dict[str, ImageSet
         name, groups, lambda file: records.records_of(file, scan, more), how.damage
     )
     if kind == "tar":
-        shards.refuse_unlabelled(tables)
+        shards.refuse_unlabelled(tables, how.damage)
     texts = {split: records.label_texts(t.values()) for split, t in tables.items()}
     classes, ids = resolve_labels(texts, name, names=names, from_one=kind == "tfrecord")
     return {

@@ -6,56 +6,25 @@ ImageNet-C is `corruption/severity/class/image`, with or without folders of grou
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from fastadv.data.opening.by_name import open_dataset
+from fastadv.data.files.array_files import (
+    corruption_arrays,
+    read_corruption,
+    sets_of_arrays,
+)
+from fastadv.data.opening.by_name import open_judged_splits
 from fastadv.data.sets.class_order import abridged
 from fastadv.data.sets.folders import open_all
 from fastadv.data.sets.image_set import FileSet, ImageSet
-from fastadv.data.sets.subsets import Subset
+from fastadv.data.sets.listed import ListedSet
 from fastadv.errors import ConfigError, DataError, unknown_name
 
 _SEVERITIES = ("1", "2", "3", "4", "5")
-
-
-class ListedSet(Subset):
-    """Some files of a folder or an archive, as images of classes.
-
-    Args:
-        base: All files.
-        indices: Positions of those that belong to the set.
-        labels: Class id of each.
-        classes: Names of the classes.
-        name: Name of the set.
-    """
-
-    def __init__(
-        self,
-        base: ImageSet,
-        indices: Sequence[int] | NDArray[np.int64],
-        labels: Sequence[int] | NDArray[np.int64],
-        classes: Sequence[str],
-        name: str,
-    ) -> None:
-        super().__init__(base, indices, split="test")
-        self.name, self.classes = name, tuple(classes)
-        self.labels = np.asarray(labels, np.int64)
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Key of the files, their classes and the positions taken, hex."""
-        digest = hashlib.sha256(super().fingerprint.encode())
-        digest.update(repr(self.classes).encode() + self.labels.tobytes())
-        return digest.hexdigest()[:32]
 
 
 @dataclass(frozen=True)
@@ -88,12 +57,18 @@ def open_judged(
             folder are missing under others.
     """
     path = Path(name_or_path).expanduser()
+    if path.is_dir() and not options and (arrays := corruption_arrays(path)):
+        return _corrupted_arrays(path, arrays)
     files = None if options else _without_training(path)
     if files is None:
-        return open_dataset(name_or_path, resolution=resolution, **options).test
+        return open_judged_splits(name_or_path, resolution=resolution, **options).test
     parts = [member.split("/") for member in files.members]
+    if all(len(each) == 3 and each[0] in _SEVERITIES for each in parts):
+        parts = [[files.name, *each] for each in parts]  # the folder of one corruption
     if all(len(each) >= 4 and each[-3] in _SEVERITIES for each in parts):
         return _corrupted(files, parts)
+    if len({each[-2] for each in parts if len(each) > 1}) < 2:
+        return open_judged_splits(name_or_path, resolution=resolution).test
     if not all(len(each) >= 2 for each in parts):
         loose = [each[0] for each in parts if len(each) < 2]
         raise DataError(
@@ -155,6 +130,29 @@ def _without_training(path: Path) -> FileSet | None:
     files = open_all(path)
     has_train = any("train" in each.split("/")[:2] for each in files.members)
     return None if has_train else files
+
+
+def _corrupted_arrays(path: Path, arrays: Mapping[str, Path]) -> CorruptedFiles:
+    """Open a folder like CIFAR-10-C, whose files hold five severities one by one."""
+    conditions: dict[tuple[str, int], ListedSet] = {}
+    for kind, file in arrays.items():
+        sets = sets_of_arrays(path.name, {"": read_corruption(file)})
+        images = sets[""]
+        n = len(images) // len(_SEVERITIES)
+        if n * len(_SEVERITIES) != len(images):
+            raise DataError(
+                f"{file} holds {len(images)} images, which are no five severities"
+            )
+        for number, severity in enumerate(map(int, _SEVERITIES)):
+            part = range(number * n, (number + 1) * n)
+            conditions[kind, severity] = ListedSet(
+                images,
+                part,
+                images.labels[part.start : part.stop],
+                images.classes,
+                f"{path.name} ({kind} {severity})",
+            )
+    return CorruptedFiles(path.name, conditions)
 
 
 def _corrupted(files: FileSet, parts: Sequence[Sequence[str]]) -> CorruptedFiles:

@@ -40,6 +40,7 @@ from fastadv.errors import ConfigError, DataError, unknown_name
 
 log = logging.getLogger(__name__)
 
+_SEVERITIES = ("1", "2", "3", "4", "5")
 # Folders in a split that hold its images without being a class.
 _PLAIN = frozenset(
     [
@@ -419,8 +420,20 @@ def _without_splits(
         )
     report_left_out(where, left_out(tree.files))
     _note_loose(_Part(loose=loose), where)
+    _refuse_corruptions(images, where)
     _refuse_domains(members, where)
     return ordered_classes(members, where, by_number), {"": members}
+
+
+def _refuse_corruptions(images: Sequence[str], where: str) -> None:
+    """Refuse folders like ImageNet-C, whose folders are corruptions and severities."""
+    parts = [path.split("/") for path in images]
+    if all(len(each) >= 3 and each[-3] in _SEVERITIES for each in parts):
+        one = "/".join(parts[0][:-2])
+        raise DataError(
+            f"{where} holds corruptions in severities like ImageNet-C; open one of them, "
+            f"for example {where}/{one}, or judge on all with fastadv-analyze shift"
+        )
 
 
 def _refuse_domains(members: Members, where: str) -> None:
