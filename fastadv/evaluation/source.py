@@ -25,7 +25,7 @@ from fastadv.data import (
     open_judged_splits,
     subset,
 )
-from fastadv.data.sets.subsets import Downscaled, readable
+from fastadv.data.sets.subsets import Downscaled, listed_subset, readable
 from fastadv.device import resolve_device
 from fastadv.errors import ConfigError
 from fastadv.evaluation.accuracy import Accuracy, Evaluation
@@ -81,7 +81,10 @@ def evaluate_checkpoint(config: EvaluationConfig) -> SourceEvaluation:
     )
     check_all_outputs(matched, config.all_outputs)
     attack = _attack(config, _threat(config, source, resolution))
-    images = subset(matched.images, config.num_images, config.seed)
+    if config.image_list is not None:
+        images = listed_subset(matched.images, config.image_list)
+    else:
+        images = subset(matched.images, config.num_images, config.seed)
     side = source.downscale
     prepared = preparation_for(source, splits.test, resolution, config)
     loader = make_loader(
