@@ -54,7 +54,7 @@ def table(runs: dict[str, dict[str, dict[int, Any]]]) -> str:
     return text_table([*columns, "mask AP50"], rows)
 
 
-def figure(folder: Path, first: dict[str, Path], data: str | None, out: Path) -> None:
+def figure(first: dict[str, Path], data: str | None, out: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -113,7 +113,6 @@ def main() -> None:
     (options.out / "detection-table.txt").write_text(text + "\n")
     print(text)
     figure(
-        options.runs,
         {k: first[k] for k in KINDS if k in first},
         options.data,
         options.out,
