@@ -225,7 +225,7 @@ def _forbidden(path: Path) -> Iterator[str]:
         if name == "torch.load" and _option(call, "weights_only") is not True:
             yield f"{here} without weights_only=True"
         inert = path.name == "safe_pickle.py"  # whose unpickler runs nothing
-        if last in ("_legacy_load", "_zip_load", "Unpickler") and not inert:
+        if ("serialization._" in name or last == "Unpickler") and not inert:
             yield f"{here} outside of safe_pickle.py"
         if name == "np.load" and _option(call, "allow_pickle") is not False:
             yield f"{here} without allow_pickle=False"

@@ -14,11 +14,11 @@ from fastadv.analysis.contract import Analysis, Findings, Measured
 from fastadv.analysis.images import a_few, options_for, seen_by
 from fastadv.analysis.portions import Portions, count_batches, numbered_batches
 from fastadv.analysis.seeing_config import GradientsConfig
-from fastadv.data import Batch, ImageSet, make_loader, open_dataset
+from fastadv.data import Batch, ImageSet, make_loader
 from fastadv.data.sets.subsets import at_most
 from fastadv.errors import ConfigError
 from fastadv.evaluation.rows import source_record, target_record
-from fastadv.evaluation.source import check_same_classes
+from fastadv.evaluation.source import check_same_classes, open_for
 from fastadv.models import NormalizedModel
 from fastadv.models.source import Source, open_source
 from fastadv.models.view import AttackView
@@ -52,7 +52,7 @@ def prepare(config: GradientsConfig, name: str) -> Analysis:
     """
     source = open_source(name, download=config.download)
     side = config.resolution or source.resolution
-    test = open_dataset(config.data, resolution=side, **config.options).test
+    test = open_for(source, config.data, side, config.options).test
     chosen = at_most(test, config.num_images, config.seed)
     # Those drawn are of many classes.
     images = seen_by(source, a_few(chosen, len(chosen), config.seed))

@@ -21,9 +21,9 @@ from fastadv.analysis.images import a_few, options_for, pixels, seen_by
 from fastadv.analysis.portions import Portions
 from fastadv.analysis.seeing_config import InversionConfig
 from fastadv.analysis.starts import noise_image
-from fastadv.data import open_dataset
 from fastadv.errors import ConfigError, DataError
 from fastadv.evaluation.rows import source_record, target_record
+from fastadv.evaluation.source import open_for
 from fastadv.models.source import Source, open_source
 from fastadv.models.view import AttackView
 from fastadv.results.seeing_settings import InversionSetting
@@ -55,7 +55,7 @@ def prepare(config: InversionConfig, name: str) -> Analysis:
     """
     source = open_source(name, download=config.download)
     side = config.resolution or source.resolution
-    test = open_dataset(config.data, resolution=side, **config.options).test
+    test = open_for(source, config.data, side, config.options).test
     options = options_for(source, test, config)
 
     def make_view() -> AttackView:

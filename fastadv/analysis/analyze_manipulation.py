@@ -19,12 +19,12 @@ from fastadv.analysis.manipulation import (
     shuffle_patches,
 )
 from fastadv.analysis.portions import Portions, count_batches, numbered_batches
-from fastadv.data import Batch, make_loader, open_dataset
+from fastadv.data import Batch, make_loader
 from fastadv.data.sets.subsets import at_most
 from fastadv.errors import ConfigError
 from fastadv.evaluation.accuracy import Accuracy
 from fastadv.evaluation.rows import source_record, target_record
-from fastadv.evaluation.source import check_same_classes
+from fastadv.evaluation.source import check_same_classes, open_for
 from fastadv.models.source import open_source
 from fastadv.models.view import AttackView
 from fastadv.results.analysis_settings import ManipulationSetting
@@ -54,7 +54,7 @@ def prepare(config: ManipulationConfig, name: str) -> Analysis:
     """
     source = open_source(name, download=config.download)
     side = config.resolution or source.resolution
-    splits = open_dataset(config.data, resolution=side, **config.options)
+    splits = open_for(source, config.data, side, config.options)
     check_same_classes(source, splits.test)
     images = at_most(splits.test, config.num_images, config.seed)
     images = seen_by(source, images)

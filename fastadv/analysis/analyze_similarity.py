@@ -16,10 +16,11 @@ from fastadv.analysis.contract import Analysis, Findings, Measured
 from fastadv.analysis.images import options_for, seen_by
 from fastadv.analysis.portions import Portions, numbered_batches
 from fastadv.analysis.similarity import SVCCA, LinearCKA, alignment, pool
-from fastadv.data import Batch, make_loader, open_dataset
+from fastadv.data import Batch, make_loader
 from fastadv.data.sets.subsets import at_most
 from fastadv.errors import ConfigError, unknown_name
 from fastadv.evaluation.rows import source_record, target_record
+from fastadv.evaluation.source import open_for
 from fastadv.models import NormalizedModel, activations
 from fastadv.models.intermediate import EMBEDDING, activation_names
 from fastadv.models.source import Source, open_source
@@ -53,8 +54,7 @@ def prepare(config: SimilarityConfig, name: str) -> Analysis:
     layers, others = _layers_of_both(config, sources)
     sides = [config.resolution or source.resolution for source in sources]
     tests = [
-        open_dataset(config.data, resolution=side, **config.options).test
-        for side in sides
+        open_for(sources[0], config.data, side, config.options).test for side in sides
     ]
     images = [
         seen_by(source, at_most(test, config.num_images, config.seed))

@@ -25,7 +25,7 @@ from fastadv.data.sets.exchanged import TextureExchanged
 from fastadv.data.sets.subsets import Subset, at_most, base_and_positions
 from fastadv.errors import ConfigError
 from fastadv.evaluation.rows import source_record, target_record
-from fastadv.evaluation.source import check_same_classes
+from fastadv.evaluation.source import check_same_classes, open_for
 from fastadv.models.source import Source, open_source
 from fastadv.models.view import AttackView
 from fastadv.results.analysis_settings import ShapeSetting
@@ -194,7 +194,7 @@ def _named(source: Source) -> str:
 
 def _exchanged(config: ShapeConfig, source: Source, side: int) -> _Cues:
     """Return test images with the spectrum of others, and the same images as they are."""
-    test = open_dataset(config.data, resolution=side, **config.options).test
+    test = open_for(source, config.data, side, config.options).test
     check_same_classes(source, test)
     if not isinstance(test, TextureExchanged) or test.texture_labels is None:
         raise ConfigError(

@@ -1,6 +1,10 @@
 from fastadv.attacks.apgd import APGD as APGD
 from fastadv.attacks.autoattack import Cascade as Cascade, make_attack as make_attack
-from fastadv.attacks.contract import Attack as Attack, AttackResult as AttackResult
+from fastadv.attacks.contract import (
+    Attack as Attack,
+    AttackResult as AttackResult,
+    SingleAttack as SingleAttack,
+)
 from fastadv.attacks.deepfool import DeepFool as DeepFool
 from fastadv.attacks.fmn import DDN as DDN, FMN as FMN
 from fastadv.attacks.minimal import MinimalResult as MinimalResult

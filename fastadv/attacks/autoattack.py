@@ -6,6 +6,7 @@ APGD-CE and APGD-T run on the fused kernels. FAB-T and Square come from the pack
 
 from __future__ import annotations
 
+import inspect
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +30,8 @@ from fastadv.attacks.package import (
     undefined,
 )
 from fastadv.device import differentiable, wait_for
-from fastadv.errors import unknown_name
+from fastadv.errors import ConfigError, unknown_name
+from fastadv.extensions import look_up
 from fastadv.kernels.pixels import to_pixels
 from fastadv.models.view import AttackView
 from fastadv.threat import ThreatModel
@@ -174,6 +176,34 @@ class Cascade:
         return AttackResult(x_adv, success, loss, nonfinite, tuple(seconds), stage_of)
 
 
+def _own_attack(
+    name: str, made_by: Any, threat: ThreatModel, budget: Budget, seed: int
+) -> Cascade:
+    """Return the attack of a user, under the name by which it was asked for."""
+    attack = made_by
+    if isinstance(made_by, type) or not hasattr(made_by, "describe"):
+        if not callable(made_by):
+            raise ConfigError(
+                f"attack {name!r} is {type(made_by).__name__}; expected an attack, or a "
+                "function that is given a ThreatModel and returns one"
+            )
+        parameters = inspect.signature(made_by).parameters
+        offered = asdict(budget) | {"seed": seed}
+        taken = {key: value for key, value in offered.items() if key in parameters}
+        attack = made_by(threat, **taken)
+    lacks = [
+        each
+        for each in ("names", "prepare", "describe", "__call__")
+        if isinstance(attack, type) or not hasattr(attack, each)
+    ]
+    if lacks:
+        raise ConfigError(
+            f"attack {name!r} made {type(attack).__name__}, which is no attack: it lacks "
+            f"{', '.join(lacks)}; see fastadv.attacks.Attack, or derive from SingleAttack"
+        )
+    return Cascade([(name, attack)], attack.describe() | {"name": name})
+
+
 @torch.no_grad()
 def _num_classes(network: nn.Module, x: Tensor) -> int:
     """Return the number of logits, with a forward pass of one image if it is not stated."""
@@ -199,7 +229,11 @@ def make_attack(
 
     Args:
         name: `"autoattack"`, an `AttackName`, or a `MinimalName`; attacks that minimise
-            the norm take nothing of the budget but the steps.
+            the norm take nothing of the budget but the steps. `module:name`, or the name
+            of an entry point in the group `fastadv.attacks`, stands for an `Attack`, or
+            for a function that is given the threat model and returns one. It is also
+            given those of `num_steps`, `num_restarts`, `num_targets`, `num_queries` and
+            `seed` that it has parameters for.
         threat: Norm and radius, in pixel units.
         budget: Numbers of steps, restarts, targets and queries.
         judge: `"fastadv"` runs APGD on the fused kernels and everything on the attack
@@ -207,14 +241,16 @@ def make_attack(
         seed: Seed of all random choices.
 
     Raises:
-        ConfigError: The package is needed and not installed.
+        ConfigError: The package is needed and not installed, or `module:name` cannot be
+            imported or makes no attack.
         ValueError: A name is unknown, a number of the budget is below 1, `ddn` is asked
             for another norm than l2, or an attack that minimises the norm for the judge
             `"package"`.
     """
     known = ("autoattack", *get_args(AttackName), *_MINIMAL)
     if name not in known:
-        raise ValueError(unknown_name("attack", name, known))
+        made_by = look_up("attack", name, dict.fromkeys(known), "attacks")
+        return _own_attack(name, made_by, threat, budget, seed)
     if judge not in get_args(Judge):
         raise ValueError(unknown_name("judge", judge, get_args(Judge)))
     if name in _MINIMAL:

@@ -123,11 +123,16 @@ class SingleAttack:
         *,
         offset: int = 0,
         active: Tensor | None = None,
+        **more: Any,
     ) -> AttackResult:
-        """Attack a batch and judge the result; see `Attack.__call__`."""
+        """Attack a batch and judge the result; see `Attack.__call__`.
+
+        `more` are arguments of a single kind of attack, such as `eps` and `start` of
+        `PGD`.
+        """
         began = time.perf_counter()
         layout = memory_order(x) or torch.contiguous_format
-        found = self._attack(model, x, y, offset, active)
+        found = self._attack(model, x, y, offset, active, **more)
         return replace(
             found,
             x_adv=found.x_adv.contiguous(memory_format=layout),

@@ -23,6 +23,7 @@ from fastadv.attacks.objectives import (
     succeeded,
 )
 from fastadv.kernels import ball_init
+from fastadv.kernels.pixels import to_pixels
 from fastadv.models.view import AttackView
 from fastadv.phases import phase
 from fastadv.threat import ThreatModel
@@ -151,15 +152,27 @@ class GradientAttack(SingleAttack):
             return view.features(z)
         return checked_logits(view(z))
 
-    def _start(self, x_nat: Tensor, seed: int, restart: int, offset: int) -> Tensor:
-        """Return the first iterate, float32 [N, C, H, W], in memory of its own."""
-        eps = self.start_eps
+    def _start(
+        self,
+        x_nat: Tensor,
+        seed: int,
+        restart: int,
+        offset: int,
+        share: Tensor | None = None,
+    ) -> Tensor:
+        """Return the first iterate, float32 [N, C, H, W], in memory of its own.
+
+        `share` multiplies the radius for each image [N].
+        """
+        eps: float | Tensor = self.start_eps
         if not self.random_start:
             if not self.objective.zero_at_clean:
                 if x_nat.dtype == torch.uint8:
                     return x_nat.to(torch.float32).div_(255)
                 return x_nat.to(torch.float32, copy=True)
             eps *= _NUDGE
+        if share is not None:
+            eps = eps * share
         # Golden-ratio increments: restarts of one seed are far apart in the key space.
         key = (seed + restart * 0x9E3779B97F4A7C15) & _MASK64
         start: Tensor = ball_init(
@@ -219,6 +232,40 @@ class GradientAttack(SingleAttack):
         warn_of_probabilities(view, logits)
         success = succeeded(logits, context, self.objective)
         return AttackResult(x, success, loss.float(), nonfinite)
+
+
+def own_start(
+    start: Tensor, x_nat: Tensor, threat: ThreatModel, share: Tensor | None
+) -> Tensor:
+    """Return images that a caller chose as the first iterate, moved into the ball.
+
+    Args:
+        start: Images [N, C, H, W], uint8 or float in [0, 1].
+        x_nat: Clean images, likewise.
+        threat: Norm and radius.
+        share: Factor of the radius for each image [N], or None.
+
+    Raises:
+        ValueError: The shapes differ, or pixels are outside [0, 1].
+    """
+    if start.shape != x_nat.shape or start.device != x_nat.device:
+        raise ValueError(
+            f"start has shape {list(start.shape)} on {start.device}; expected images "
+            f"like x, {list(x_nat.shape)} on {x_nat.device}"
+        )
+    check_pixels(start)
+    first = start.detach().to(memory_format=torch.channels_last)
+    clean = to_pixels(x_nat, torch.float32)
+    delta = to_pixels(first, torch.float32) - clean
+    eps = torch.full((len(x_nat),), threat.eps, device=x_nat.device)
+    radius = (eps if share is None else eps * share).view(-1, 1, 1, 1)
+    if threat.norm == "linf":
+        delta = torch.minimum(torch.maximum(delta, -radius), radius)
+    else:
+        length = delta.flatten(1).norm(dim=1).clamp_min(1e-30).view(-1, 1, 1, 1)
+        delta = delta * (radius / length).clamp_max(1)
+    moved: Tensor = (clean + delta).clamp_(0, 1)
+    return moved.contiguous(memory_format=torch.channels_last)
 
 
 def check_counts(**numbers: int) -> None:

@@ -16,7 +16,13 @@ from torch import Tensor, nn
 
 from fastadv.attacks.compiled import CompileMode, CompileReport, Inputs, Runner
 from fastadv.attacks.contract import AttackResult
-from fastadv.attacks.engine import Forward, GradientAttack, check_counts, worse_of
+from fastadv.attacks.engine import (
+    Forward,
+    GradientAttack,
+    check_counts,
+    own_start,
+    worse_of,
+)
 from fastadv.attacks.objectives import AnyObjective, Context
 from fastadv.device import differentiable
 from fastadv.kernels import normalize, pgd_step_
@@ -39,6 +45,7 @@ class _Inputs(NamedTuple):
     mean: Tensor  # of the network's normalisation [C]
     std: Tensor  # of the network's normalisation [C]
     nonfinite: Tensor | None  # counter, int64 [1]; without it nothing is judged
+    share: Tensor | None  # of radius and step for each image [N]; None: all of it
 
 
 class PGD(GradientAttack):
@@ -67,6 +74,10 @@ class PGD(GradientAttack):
             again; see `CompileMode`. Where that is not available, steps run one by one
             and the reason is logged once; see `compile_report`.
         start_eps: Radius of the random start in pixel units; None means eps.
+
+    A call, and `perturb`, also take `eps`, a radius for each image (float [N], pixel units;
+    steps and random starts shrink or grow with it), and `start`, images [N, C, H, W] where
+    the first run begins, which are moved into the ball where they are outside.
 
     Raises:
         ValueError: A number is out of range, or restarts come without a random start.
@@ -166,16 +177,28 @@ class PGD(GradientAttack):
         return None
 
     def _attack(
-        self, model: nn.Module, x: Tensor, y: Tensor, offset: int, active: Tensor | None
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        offset: int,
+        active: Tensor | None,
+        *,
+        eps: Tensor | None = None,
+        start: Tensor | None = None,
     ) -> AttackResult:
         """Attack all images, active or not: a recorded batch keeps its shape."""
         view, x_nat, context = self._begin(model, x, y)
+        share = self._share(eps, x_nat)
         nonfinite = torch.zeros(1, dtype=torch.int64, device=x.device)
 
         def run(restart: int) -> AttackResult:
-            start = self._start(x_nat, self.seed, restart, offset)
+            if start is not None and restart == 0:
+                begin = own_start(start, x_nat, self.threat, share)
+            else:
+                begin = self._start(x_nat, self.seed, restart, offset, share)
             x_adv, success, loss, count = self._run(
-                view, x_nat, start, context, nonfinite, view is model
+                view, x_nat, begin, context, nonfinite, view is model, share
             )
             return AttackResult(x_adv, success, loss, count)
 
@@ -190,6 +213,8 @@ class PGD(GradientAttack):
         *,
         seed: int | None = None,
         offset: int = 0,
+        eps: Tensor | None = None,
+        start: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return the last iterate, and the same normalised for the network.
 
@@ -206,6 +231,10 @@ class PGD(GradientAttack):
                 one at every call, in a sequence that the seed of the attack determines.
             offset: Number of the first image in the random sequence; several ranks with
                 the same seed need different ones.
+            eps: Radius of each image in pixel units, float [N]; None: that of the threat
+                model. The length of a step changes in proportion.
+            start: Images [N, C, H, W] in [0, 1] where the first run begins; None: the
+                images themselves, or a random point with `random_start`.
 
         Returns:
             (x_adv float32 [N, C, H, W] in [0, 1], z in the dtype of the view, the same
@@ -217,14 +246,18 @@ class PGD(GradientAttack):
             TypeError: The model does not return logits [N, K].
         """
         view, x_nat, context = self._begin(model, x, y, training=True)
+        share = self._share(eps, x_nat)
         first, key = 0, seed
         if key is None:
             first, key = self._drawn[0], self.seed
             self._drawn[0] += self.num_restarts
 
         def run(restart: int) -> tuple[Tensor, ...]:
-            start = self._start(x_nat, key, restart, offset)
-            return self._run(view, x_nat, start, context, None, view is model)
+            if start is not None and restart == first:
+                begin = own_start(start, x_nat, self.threat, share)
+            else:
+                begin = self._start(x_nat, key, restart, offset, share)
+            return self._run(view, x_nat, begin, context, None, view is model, share)
 
         x_adv, z = run(first)
         if self.num_restarts == 1:
@@ -240,6 +273,31 @@ class PGD(GradientAttack):
             z = torch.where(larger, z_other, z)
             most = torch.maximum(loss, most)
         return x_adv, z
+
+    def _share(self, eps: Tensor | None, x: Tensor) -> Tensor | None:
+        """Return the radius of each image as a share of that of the threat model, [N]."""
+        if eps is None:
+            return None
+        if not isinstance(eps, Tensor) or eps.shape != x.shape[:1]:
+            shape = list(eps.shape) if isinstance(eps, Tensor) else type(eps).__name__
+            raise ValueError(
+                f"eps is {shape}; expected the radius of each image in pixel units, a "
+                f"tensor [{len(x)}]. One radius for all belongs into the ThreatModel"
+            )
+        eps = eps.to(device=x.device, dtype=torch.float32)
+        if not bool((eps.isfinite() & (eps >= 0)).all()):
+            raise ValueError("eps has values that are negative or not finite")
+        most = float(eps.amax()) if len(eps) else 0.0
+        if self.threat.norm == "linf" and most > 1:
+            raise ValueError(
+                f"eps has values up to {most:g}; linf radii are in [0, 1] pixel units"
+            )
+        if self.threat.eps == 0:
+            raise ValueError(
+                "eps of images is a share of the threat model's, which is 0; give the "
+                "threat model the usual radius"
+            )
+        return eps / self.threat.eps
 
     @torch.no_grad()
     def _objective(self, view: AttackView, z: Tensor, context: Context) -> Tensor:
@@ -277,6 +335,7 @@ class PGD(GradientAttack):
         context: Context,
         nonfinite: Tensor | None,
         reused: bool,
+        share: Tensor | None,
     ) -> tuple[Tensor, ...]:
         """Return what `_steps` finds, run in the mode `compile`."""
         mean, std = view.statistics(start.shape[1])
@@ -284,7 +343,16 @@ class PGD(GradientAttack):
             view,
             partial(self._forward, view),
             partial(self._steps, view),
-            _Inputs(x_nat, start, context.labels, context.clean, mean, std, nonfinite),
+            _Inputs(
+                x_nat,
+                start,
+                context.labels,
+                context.clean,
+                mean,
+                std,
+                nonfinite,
+                share,
+            ),
             reused=reused,
             constants=(
                 self.threat,
@@ -305,7 +373,14 @@ class PGD(GradientAttack):
         `AttackResult` of the iterate that `keep` chooses; without it, the last iterate
         and its normalised image.
         """
-        x_nat, x, labels, clean, mean, std, nonfinite = _Inputs(*tensors)  # type: ignore[arg-type]
+        x_nat, x, labels, clean, mean, std, nonfinite, share = _Inputs(*tensors)  # type: ignore[arg-type]
+        radii = {
+            name: per_sample(name, value, x) if share is None else value * share
+            for name, value in (
+                ("step_size", self.step_size),
+                ("eps", self.threat.eps),
+            )
+        }
         context = Context(labels, clean)
         z = normalize(x, mean=mean, std=std, dtype=view.input_dtype)
         step = partial(
@@ -313,8 +388,7 @@ class PGD(GradientAttack):
             x,
             x_nat,
             norm=self.threat.norm,
-            step_size=per_sample("step_size", self.step_size, x),
-            eps=per_sample("eps", self.threat.eps, x),
+            **radii,
             mean=mean,
             std=std,
             z=z,

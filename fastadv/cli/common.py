@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from fastadv.errors import (
     unknown_name,
 )
 from fastadv.machine import keep_freed_memory
+from fastadv.models.own_networks import import_arch
 from fastadv.progress import Progress
 from fastadv.ranges import ordered_values
 
@@ -114,6 +116,8 @@ def run(
         print(f"fastadv {__version__}")
         return EXIT_OK
     try:
+        for name in typed_archs(words):
+            import_arch(name)
         return body(words) or EXIT_OK
     except FastadvError as error:
         return _complain(prog, error, error.exit_code)
@@ -126,6 +130,18 @@ def run(
     except BrokenPipeError:
         sys.stderr.close()
         return EXIT_OK
+
+
+def typed_archs(words: Sequence[str]) -> list[str]:
+    """Return the architectures that a command line names, by `--arch` or after a source."""
+    found: list[str] = []
+    for number, word in enumerate(words):
+        if word == "--arch":
+            found += words[number + 1 : number + 2]
+        elif word.startswith("--arch="):
+            found.append(word.removeprefix("--arch="))
+        found += re.findall(r",arch=([^,]*)", word)
+    return found
 
 
 def show(command: Any, values: Any, text: str) -> int:

@@ -28,7 +28,7 @@ class ListCommand:
 
 @dataclass(frozen=True, kw_only=True)
 class StatsCommand(DatasetConfig):
-    """Class counts, sizes, and mean and std per channel in [0, 1], for both splits."""
+    """Class counts, sizes, mean and std per channel in [0, 1], and what was noticed."""
 
     json: PrintJson = False
 
@@ -49,7 +49,7 @@ class PackCommand(DatasetConfig):
     """
 
     data: Positional[str]
-    """A name, a path, a pattern of shards, or hf:NAME."""
+    """A name, a path, an address, a pattern of shards, hf:NAME, or torchvision:NAME."""
     out: Positional[Path]
     """Folder to write to."""
     shard_mb: Annotated[int, AT_LEAST_1] = 256
@@ -81,9 +81,10 @@ def _list(command: ListCommand) -> int:
 
 
 def _stats(command: StatsCommand) -> int:
-    from fastadv.data.files.inspection import statistics, statistics_text
+    from fastadv.data.files.inspection import noticing, statistics, statistics_text
 
-    found = statistics(command.open(), jobs=command.threads)
+    with noticing() as notices:
+        found = statistics(command.open_as_stored(), notices, jobs=command.threads)
     return common.show(command, found, statistics_text(found))
 
 

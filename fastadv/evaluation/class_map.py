@@ -117,6 +117,7 @@ def class_map_for(
             output, or the file leaves a class out.
         DataError: The file cannot be read.
     """
+    source.require_classifier()
     names = [[name] for name in output_names(source)]
     stated = None
     if file is not None:

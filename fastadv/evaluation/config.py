@@ -10,8 +10,10 @@ from tyro.conf import arg
 from fastadv.attacks.config import NORM_ALIAS, AttackConfig, StepsFlag, StepSizeFlag
 from fastadv.data.config import ImagesConfig
 from fastadv.device import DeviceConfig
-from fastadv.errors import ConfigError, unknown_name
+from fastadv.errors import ConfigError
+from fastadv.extensions import check_name
 from fastadv.flags import NormName, Pixels
+from fastadv.models.handed_in import named_source
 from fastadv.ranges import AT_LEAST_1
 from fastadv.results.config import KeepConfig
 
@@ -30,6 +32,8 @@ ATTACKS = (
 )
 # Those that search for the shortest perturbation; pyautoattack has none of them.
 MINIMAL = ("deepfool", "fmn", "ddn")
+# Those of the objectives that judge an image by its logits and its class.
+OBJECTIVES = ("cross_entropy", "margin", "dlr")
 _PGD_STEPS, _APGD_STEPS = 20, 100
 
 
@@ -53,8 +57,8 @@ class EvaluationConfig(AttackConfig, ImagesConfig, DeviceConfig, KeepConfig):
     """A .csv or .json file that says which outputs of the network stand for which class of
     the data. Default: classes of the same name, WordNet identifier or number."""
     all_outputs: bool = False
-    """Let the network choose among all of its outputs. Default: among those that stand for
-    the classes of the data."""
+    """Let the network choose among all of its outputs, and not among those alone that stand
+    for the classes of the data."""
     arch: str | None = None
     """Architecture, if the checkpoint does not state it."""
     download: bool = False
@@ -67,9 +71,13 @@ class EvaluationConfig(AttackConfig, ImagesConfig, DeviceConfig, KeepConfig):
     eps: Pixels | None = None
     """Radius of the attack in [0, 1] pixel units; 0 means no attack. Default: that of the
     checkpoint's training."""
-    attack: Annotated[str, arg(metavar="{" + ",".join(ATTACKS) + "}")] = "pgd"
+    attack: Annotated[str, arg(metavar="{" + ",".join(ATTACKS) + "}|MODULE:NAME")] = (
+        "pgd"
+    )
     """The attack; fab and square need the package pyautoattack. deepfool, fmn and ddn (l2
-    only) search for the shortest perturbation, whatever the radius."""
+    only) search for the shortest perturbation, whatever the radius. MODULE:NAME imports a
+    function from a threat model to an attack of your own; so does a name that an installed
+    package adds."""
     judge: Literal["fastadv", "package"] = "fastadv"
     """Whose APGD runs: that of fastadv on its fused kernels, or that of pyautoattack, with
     everything else of that package (package)."""
@@ -83,11 +91,17 @@ class EvaluationConfig(AttackConfig, ImagesConfig, DeviceConfig, KeepConfig):
     """Number of wrong classes that apgd-t and fab aim at, the likeliest first."""
     num_queries: Annotated[int, AT_LEAST_1] = 5000
     """Number of forward passes of square."""
-    objective: Literal["cross_entropy", "margin", "dlr"] = "cross_entropy"
-    """Loss that PGD maximises."""
+    objective: Annotated[
+        str, arg(metavar="{" + ",".join(OBJECTIVES) + "}|MODULE:NAME")
+    ] = "cross_entropy"
+    """Loss that PGD maximises. MODULE:NAME imports a function (logits, labels) of your own
+    that returns the loss of each image; so does a name that an installed package adds."""
     num_images: Annotated[int | None, AT_LEAST_1] = None
     """Evaluate a stratified, seeded subset of N images, which is not the fixed list of 5,000
     ImageNet images of RobustBench: accuracies on the two differ. Default: all images."""
+    image_list: str | None = None
+    """Evaluate the images that a text file lists, one path, file name or position in each
+    line, for example RobustBench's list of 5,000 images of ImageNet. Default: all images."""
     batch_size: Annotated[int, AT_LEAST_1] = 64
     """Images per batch. It changes the results of what pyautoattack runs."""
     seed: int = 0
@@ -102,9 +116,11 @@ class EvaluationConfig(AttackConfig, ImagesConfig, DeviceConfig, KeepConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.attack not in ATTACKS:
-            raise ConfigError(unknown_name("`attack`", self.attack, ATTACKS))
-        if self.attack in ("pgd", *MINIMAL) and self.judge == "package":
+        object.__setattr__(self, "checkpoint", named_source(self.checkpoint))
+        check_name("`attack`", self.attack, ATTACKS, "attacks")
+        check_name("`objective`", self.objective, OBJECTIVES, "objectives")
+        theirs = self.attack not in ATTACKS
+        if (theirs or self.attack in ("pgd", *MINIMAL)) and self.judge == "package":
             raise ConfigError(
                 f"`judge=package` has no {self.attack}; use `attack=autoattack` or apgd-ce "
                 "with it"
@@ -119,6 +135,11 @@ class EvaluationConfig(AttackConfig, ImagesConfig, DeviceConfig, KeepConfig):
             raise ConfigError(
                 f"`step_size` and `objective` belong to pgd, {self.attack} chooses its "
                 "own; leave them out, or use `attack=pgd`"
+            )
+        if self.image_list is not None and self.num_images is not None:
+            raise ConfigError(
+                f"`image_list={self.image_list}` says which images, so that "
+                f"`num_images={self.num_images}` has no meaning; leave one out"
             )
         if self.resume and self.out is None:
             raise ConfigError("`resume` needs `out`, the folder of what to continue")

@@ -48,7 +48,8 @@ class Matched:
             return model
         net = ClassScores(model.net, self.groups)
         mean, std = model.mean.tolist(), model.std.tolist()
-        return NormalizedModel(net, mean, std, source.arch, len(self.groups))
+        made = NormalizedModel(net, mean, std, source.arch, len(self.groups))
+        return made.train(model.training)
 
 
 class ClassScores(nn.Module):
@@ -103,6 +104,7 @@ def match_classes(
         ConfigError: The network knows fewer than two of the classes; see `class_map_for`.
         DataError: The file cannot be read, or no image is of a class that is known.
     """
+    source.require_classifier()
     n = len(images.classes)
     if class_map is None and not output_names(source) and n > source.num_classes:
         raise ConfigError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from fastadv.data import (
     open_judged_splits,
     subset,
 )
-from fastadv.data.sets.subsets import Downscaled, readable
+from fastadv.data.sets.subsets import Downscaled, listed_subset, readable
 from fastadv.device import resolve_device
 from fastadv.errors import ConfigError
 from fastadv.evaluation.accuracy import Accuracy, Evaluation
@@ -41,6 +41,7 @@ from fastadv.evaluation.rows import (
     target_record,
 )
 from fastadv.kernels import use_backend
+from fastadv.models import NormalizedModel
 from fastadv.models.source import Source, open_source
 from fastadv.progress import Progress
 from fastadv.results.row import Row
@@ -75,13 +76,16 @@ def evaluate_checkpoint(config: EvaluationConfig) -> SourceEvaluation:
     """
     source = open_source(config.checkpoint, arch=config.arch, download=config.download)
     resolution = config.resolution or source.resolution
-    splits = _splits(config, source, resolution)
+    splits = open_for(source, config.data, resolution, config.options)
     matched = match_classes(
         source, splits.test, config.class_map, all_outputs=config.all_outputs
     )
     check_all_outputs(matched, config.all_outputs)
     attack = _attack(config, _threat(config, source, resolution))
-    images = subset(matched.images, config.num_images, config.seed)
+    if config.image_list is not None:
+        images = listed_subset(matched.images, config.image_list)
+    else:
+        images = subset(matched.images, config.num_images, config.seed)
     side = source.downscale
     prepared = preparation_for(source, splits.test, resolution, config)
     loader = make_loader(
@@ -91,6 +95,7 @@ def evaluate_checkpoint(config: EvaluationConfig) -> SourceEvaluation:
         train=False,
         augment=source.augment,
         preparation=prepared.how,
+        channels=source.channels,
         device=resolve_device(config.device),
         workers=config.workers,
         on_bad_image=config.on_bad_image,
@@ -188,6 +193,8 @@ def evaluate_source(
         opened = journal(settings | depends)
     began = time.monotonic()
     model = source.load() if matched is None else matched.model(source)
+    if isinstance(model, NormalizedModel):
+        model.set_image_size(options.resolution)
     model = model.to(options.device).to(memory_format=torch.channels_last)
     found = evaluate(
         model,
@@ -222,16 +229,31 @@ def evaluate_source(
     return SourceEvaluation(found, result, rows)
 
 
-def _splits(config: EvaluationConfig, source: Source, resolution: int) -> DatasetSplits:
-    """Open the data set; a network of its own training is judged on what was held out."""
+def open_for(
+    source: Source, data: str, resolution: int, options: Mapping[str, Any]
+) -> DatasetSplits:
+    """Open the data set that a network is judged on, as `test` of what is returned.
+
+    That is all of data without a training split. A network that was trained on the same
+    data is judged on the part that its training held out.
+
+    Args:
+        source: The network.
+        data: Name, path or address of the data set.
+        resolution: Side in pixels at which procedural sets are drawn.
+        options: Options of the data set.
+
+    Raises:
+        DataError, ConfigError: The data set cannot be opened.
+    """
     trained = source.metadata().get("config", {}) if source.trained_here else {}
     open_it = open_judged_splits
-    if trained.get("data") and same_place(str(trained["data"]), config.data):
+    if trained.get("data") and _same_place(str(trained["data"]), data):
         open_it = open_dataset
-    return open_it(config.data, resolution=resolution, **config.options)
+    return open_it(data, resolution=resolution, **options)
 
 
-def same_place(one: str, other: str) -> bool:
+def _same_place(one: str, other: str) -> bool:
     """Return whether two texts name one data set: the same text, or the same path."""
     if one == other:
         return True
@@ -241,6 +263,7 @@ def same_place(one: str, other: str) -> bool:
 
 def check_same_classes(source: Source, images: ImageSet) -> None:
     """Raise ConfigError unless a network tells apart the classes of the images."""
+    source.require_classifier()
     theirs = images.classes
     num_classes = source.num_classes
     if num_classes != len(theirs):

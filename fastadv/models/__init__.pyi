@@ -18,7 +18,11 @@ from fastadv.models.export import (
 )
 from fastadv.models.intermediate import Stage as Stage, activations as activations
 from fastadv.models.live_view import LiveView as LiveView
-from fastadv.models.normalized import NormalizedModel as NormalizedModel
+from fastadv.models.normalized import (
+    NormalizedModel as NormalizedModel,
+    as_model as as_model,
+)
+from fastadv.models.own_networks import register_arch as register_arch
 from fastadv.models.registry import ArchSpec as ArchSpec, get_spec as get_spec
 from fastadv.models.source import Source as Source, open_source as open_source
 from fastadv.models.view import AttackView as AttackView

@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,25 +28,27 @@ from fastadv.models.architecture_names import (
     TIMM_PREFIX,
 )
 from fastadv.models.checkpoint_contents import find_statistics
-from fastadv.models.checkpoint_files import resolve_checkpoint
+from fastadv.models.checkpoint_files import our_header, resolve_checkpoint
 from fastadv.models.fill_network import Filled, fill_network
 from fastadv.models.foreign_checkpoints import facts_from_filename
 from fastadv.models.input_conventions import CONVENTIONS, make_rgb
-from fastadv.models.normalized import NormalizedModel
+from fastadv.models.input_shapes import first_convolution
+from fastadv.models.normalized import NormalizedModel, as_model
+from fastadv.models.own_networks import own_network
 from fastadv.models.read_checkpoint import (
     FORMAT_VERSION,
     FileContents,
     read_checkpoint,
     read_header,
 )
-from fastadv.models.registry import get_spec
+from fastadv.models.registry import arch_name, get_spec
 from fastadv.models.weights import Weights, find_weights
 
 log = logging.getLogger(__name__)
 
 
 def save_model(
-    model: NormalizedModel,
+    model: nn.Module,
     path: str | os.PathLike[str],
     metadata: Mapping[str, Any] | None = None,
 ) -> None:
@@ -56,7 +58,8 @@ def save_model(
     architecture, classes and normalisation are in the header.
 
     Args:
-        model: The model; its weights are stored in their own dtype.
+        model: The model, or a network of your own that takes [0, 1] images; its weights are
+            stored in their own dtype.
         path: The file to write; missing folders are made.
         metadata: Anything JSON can hold (threat model, epoch, accuracy, commit).
 
@@ -67,13 +70,13 @@ def save_model(
             build the network again.
         TypeError: `metadata` holds something JSON cannot.
     """
+    model = as_model(model)
     try:
         get_spec(model.arch)
     except ConfigError as error:
         raise ConfigError(
             f"{error}. `load_model` could not build this network again, so {path} is not "
-            "written. Keep a network of your own with torch.save(model.net.state_dict(), "
-            "path), and give its weights back with model.net.load_state_dict"
+            "written"
         ) from None
     write_atomic(path, model_bytes(model, metadata))
 
@@ -101,6 +104,8 @@ def model_bytes(
         "std": json.dumps(decimals(model.std)),
         "user": json.dumps(dict(metadata or {})),
     }
+    if model.image_size is not None:
+        header["image_size"] = str(model.image_size)
     if trunk is not None:
         header["trunk"] = trunk
     tensors = model.net.state_dict() if state is None else state
@@ -117,7 +122,15 @@ def _in_order(content: bytes) -> bytes:
 
 def cpu_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return a state dict with contiguous tensors on the CPU."""
-    return {k: v.detach().cpu().contiguous() for k, v in state.items()}
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for key, value in state.items():
+        tensor = value.detach().cpu().contiguous()
+        # A parameter of several modules is stored for each: no file shares memory.
+        place = tensor.untyped_storage().data_ptr() if tensor.numel() else 0
+        found[key] = tensor.clone() if place in seen and place else tensor
+        seen.add(place)
+    return found
 
 
 def decimals(values: Tensor) -> list[float]:
@@ -141,7 +154,7 @@ def state_hash(model: nn.Module) -> str:
 
 def load_model(
     source: str | os.PathLike[str],
-    arch: str | None = None,
+    arch: str | nn.Module | Callable[..., nn.Module] | None = None,
     num_classes: int | None = None,
     *,
     mean: Sequence[float] | None = None,
@@ -157,7 +170,9 @@ def load_model(
             `torchvision:resnet18`, `timm:NAME`, `hf:org/name` (see `weights.py`, also
             for options such as `,input=caffe` after it).
         arch: Architecture, where neither the file nor its name says
-            (`{arch}_l2_eps3.ckpt`). If the file says otherwise it is refused.
+            (`{arch}_l2_eps3.ckpt`). If the file says otherwise it is refused. Of a
+            network of your own: its name, the function or class that builds it, or a
+            network of the kind, which is copied.
         num_classes: Number of classes that the head must have; None accepts any.
         mean: Per-channel mean in [0, 1] units, where the file does not say; the
             default is ImageNet's. If the file says otherwise it is refused.
@@ -175,9 +190,8 @@ def load_model(
         ('resnet18', 1000)
     """
     weights = find_weights(os.fspath(source), download=download)
-    return read_model(
-        replace(weights, arch=arch or weights.arch), num_classes, mean=mean, std=std
-    )
+    given = weights.arch if arch is None else arch_name(arch)
+    return read_model(replace(weights, arch=given), num_classes, mean=mean, std=std)
 
 
 def read_model(
@@ -224,9 +238,14 @@ def read_model(
             make_rgb(filled.net)
     mean, std, note = _decide_statistics(read, tensors, filled, (mean, std), file)
     mean, std = (_for_each_channel(values, filled.net) for values in (mean, std))
+    first = first_convolution(filled.net)
+    if len(mean) == 3 and first is not None and first[1].in_channels == 1:
+        mean, std = (sum(mean) / 3,), (sum(std) / 3,)  # those of grey images
     spec = filled.spec
     try:
         model = NormalizedModel(filled.net, mean, std, spec.name, found, spec=spec)
+        if side := our_header(file).get("image_size"):
+            model.image_size = int(side)
     except ValueError as error:
         raise CheckpointError(f"{file}: {error}") from error
     if risky := read.contents.risky:
@@ -260,7 +279,9 @@ def _stated_arch(weights: Weights, read: FileContents) -> str | None:
     """Return the architecture that the file, the user or the file's name states, if any."""
     file, given = weights.file, weights.arch
     if read.arch is not None and given not in (None, read.arch):
-        raise CheckpointError(f"{file} is a {read.arch}, not a {given}")
+        if own_network(given or "") is None or read.arch in ARCHITECTURES:
+            raise CheckpointError(f"{file} is a {read.arch}, not a {given}")
+        return str(given)  # a network of your own may have got another name
     guess = str(facts_from_filename(file).get("arch"))
     if guess not in ARCHITECTURES and not guess.startswith(TIMM_PREFIX):
         guess = ""
@@ -292,6 +313,9 @@ def _decide_statistics(
         std = _agreed("std", given[1], found.std, file)
         where = f"its normalisation is what {found.path} in it says"
         return mean, std, [where] if read.arch is None and not found.in_tensors else []
+    own = own_network(filled.spec.name)
+    if own is not None and own.mean is not None and own.std is not None:
+        return given[0] or own.mean, given[1] or own.std, []
     mean, std = given[0] or IMAGENET_MEAN, given[1] or IMAGENET_STD
     if None not in given or facts_from_filename(file):
         return mean, std, []

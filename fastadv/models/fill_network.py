@@ -20,13 +20,24 @@ from torch import Tensor, nn
 
 from fastadv.errors import CheckpointError, ConfigError, first_few
 from fastadv.models.architecture_names import ARCHITECTURES, TIMM_PREFIX
-from fastadv.models.fit_weights import Blueprint, Fit, Sketch, find_fits, misfit
+from fastadv.models.checkpoint_files import our_header
+from fastadv.models.fit_weights import (
+    BY_ORDER,
+    Blueprint,
+    Fit,
+    Sketch,
+    find_fits,
+    fit_by_order,
+    misfit,
+)
 from fastadv.models.heads import replace_heads
+from fastadv.models.input_shapes import channels_in, set_channels, set_side
 from fastadv.models.normalized import seeded_init
 from fastadv.models.registry import ArchSpec, get_spec
 
 _BUILD_CLASSES = 1000  # any number does: the head is resized to that of the weights
 _FEW = 4  # names that a message lists
+_NUMBERS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 # The words by which programs name averaged weights and the networks of a pair.
 _AVERAGED = {"ema", "avg", "averaged", "average", "swa", "shadow", "polyak"}
 _SECOND = _AVERAGED | {"teacher", "momentum", "target", "key"}
@@ -79,16 +90,17 @@ def fill_network(
     else:
         spec = get_spec(arch)
         with seeded_init(0):
-            net = spec.build(_BUILD_CLASSES)
+            net = _built(spec, tensors, file)
         fits = _fits_of(spec, net, tensors, file)
     fit, more = _choose(fits, which, file)
     notes += more
     with seeded_init(0):
-        net = net or spec.build(_BUILD_CLASSES)
+        net = net or _built(spec, tensors, file)
         if heads := spec.head_paths(net):
             with warnings.catch_warnings():  # torch warns of a layer of no outputs
                 warnings.simplefilter("ignore", UserWarning)
                 replace_heads(net, heads, fit.classes)
+    _refuse_values(fit, net, file)
     # MNASNet asks for the version of its weights, which wrappers and safetensors lose; all
     # versions have the same weights at width 1.
     named = OrderedDict(fit.state)
@@ -98,6 +110,34 @@ def fill_network(
     return Filled(net, spec, fit, (*notes, *_left_out(tensors, fit, fits)))
 
 
+def _refuse_values(fit: Fit, net: nn.Module, file: Path) -> None:
+    """Refuse values that a network cannot compute with, or that are no plain numbers."""
+    wanted = net.state_dict()
+    wrong = {}
+    for key, tensor in fit.state.items():
+        if not wanted[key].is_floating_point():
+            continue
+        if tensor.dtype not in _NUMBERS:
+            wrong[key] = (
+                f"are {tensor.dtype}, which only their program can turn to numbers"
+            )
+        elif not _is_finite(tensor):
+            wrong[key] = "are not finite"
+        elif key.endswith("running_var") and bool((tensor < 0).any()):
+            wrong[key] = "are variances below 0"
+    if wrong:
+        key, what = next(iter(wrong.items()))
+        raise CheckpointError(
+            f"{file} is of no use: values of {key} {what} ({len(wrong)} tensors in all)"
+        )
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Return whether all values are finite; a finite sum, which is quicker, says it."""
+    quick = torch.isfinite(tensor.sum(dtype=torch.float32))
+    return bool(quick) or bool(torch.isfinite(tensor).all())
+
+
 def _find_arch(
     tensors: Mapping[str, Tensor], names: Iterable[str], file: Path
 ) -> tuple[str, list[Fit], str]:
@@ -105,16 +145,17 @@ def _find_arch(
 
     Those that the file names come first.
     """
-    hinted = [name for name in names if _is_known(name)]
-    for name in hinted:
-        found = find_fits(tensors, {name: _blueprint(name)})
-        if sound := _sound(found.get(name, [])):
-            return name, sound, f"it names the architecture {name}, which fits"
+    names = [*names]
+    hinted = (name for name in names if name in ARCHITECTURES or TIMM_PREFIX in name)
+    if named := _first_that_fits(tensors, hinted):
+        return named
     found = find_fits(tensors, _sketches())
     fitting = {arch: fits for arch, fits in found.items() if _sound(fits)}
     if len(fitting) == 1:
         [[arch, fits]] = fitting.items()
         return arch, fits, f"its weights fit {arch} alone, which is taken"
+    if named := _first_that_fits(tensors, (TIMM_PREFIX + name for name in names)):
+        return named
     hint = "no known one fits"
     if fitting:
         hint = f"its weights fit {' and '.join(fitting)}"
@@ -124,6 +165,28 @@ def _find_arch(
     raise CheckpointError(
         f"{file} does not say its architecture; {hint}. Pass `arch=NAME`"
     )
+
+
+def _first_that_fits(
+    tensors: Mapping[str, Tensor], names: Iterable[str]
+) -> tuple[str, list[Fit], str] | None:
+    """Return the first of the architectures that a file names which fits its weights."""
+    for name in names:
+        if _is_known(name):
+            found = find_fits(tensors, {name: _blueprint(name)})
+            if fits := _sound(found.get(name, [])):
+                return name, fits, f"it names the architecture {name}, which fits"
+    return None
+
+
+def _built(spec: ArchSpec, tensors: Mapping[str, Tensor], file: Path) -> nn.Module:
+    """Build a network of the channels and of the side of images that a file is for."""
+    net = spec.build(_BUILD_CLASSES)
+    if channels_in(net, tensors) == 1:
+        set_channels(net, 1)
+    if side := our_header(file).get("image_size"):
+        set_side(net, int(side))
+    return net
 
 
 def _is_known(name: str) -> bool:
@@ -178,6 +241,7 @@ def _fits_of(
     fits = find_fits(tensors, {spec.name: blueprint}).get(spec.name, [])
     if not fits and spec.name.startswith(TIMM_PREFIX):
         fits = _as_timm_converts(net, tensors, blueprint)
+    fits = fits or fit_by_order(tensors, blueprint)
     if _sound(fits):
         return fits
     problems = [_unexpected(fits[0])] if fits else misfit(tensors, blueprint)
@@ -327,7 +391,12 @@ def _left_out(
 ) -> list[str]:
     """Say which weights of a file were left out, and what was translated."""
     notes = []
-    if fit.dialect:
+    if fit.dialect == BY_ORDER:
+        notes.append(
+            "its layers have other names and were matched by their order and shapes alone: "
+            "check its accuracy"
+        )
+    elif fit.dialect:
         notes.append(f"its layers have names of {fit.dialect}, which were translated")
     if not fit.classes:
         left = "its head is no classifier and was left out"

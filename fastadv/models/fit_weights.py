@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import torch
@@ -18,6 +18,10 @@ from torch import Tensor
 
 from fastadv.models.dialects import dialects
 
+BY_ORDER = "order"
+"""The dialect of a network whose layers were matched by their order and shapes."""
+
+_STATISTICS = ("running_mean", "running_var")
 _COUNTER = "num_batches_tracked"  # missing in files older than torch 0.4.1
 # Buffers that networks compute anew, and what profilers leave in every module.
 _COMPUTED = re.compile(
@@ -64,6 +68,11 @@ class Blueprint:
     def body(self) -> dict[str, torch.Size]:
         """The shapes of all tensors but those of the classifiers."""
         return {k: v for k, v in self.shapes.items() if not self.in_head(k)}
+
+    def matches(self, key: str, tensor: Tensor) -> bool:
+        """Return whether a tensor has the shape of a key; classes may be of any number."""
+        free = int(self.in_head(key))
+        return tensor.dim() > 0 and tensor.shape[free:] == self.shapes[key][free:]
 
     def in_head(self, key: str) -> bool:
         """Return whether a key is one below a classifier."""
@@ -142,7 +151,7 @@ def find_fits(
                 _fit(name, renamed, prefix, blueprint)
                 for prefix in _prefixes(renamed, blueprint)
             )
-            if fits := [fit for fit in tried if fit is not None]:
+            if fits := _with_statistics([f for f in tried if f is not None], blueprint):
                 found[arch] = fits
         sound = {
             arch: fits
@@ -160,6 +169,20 @@ def find_fits(
     return second
 
 
+def _with_statistics(fits: list[Fit], blueprint: Blueprint) -> list[Fit]:
+    """Lend BatchNorm's statistics to averages of parameters alone; drop what lacks them."""
+    keys = {key for key in blueprint.body if key.endswith(_STATISTICS)}
+    whole = [fit for fit in fits if keys <= fit.state.keys()]
+    if not whole:
+        return []
+    lent = {key: whole[0].state[key] for key in keys}
+    return [
+        replace(fit, state=lent | fit.state)
+        for fit in fits
+        if keys <= fit.state.keys() or not keys & fit.state.keys()
+    ]
+
+
 def _steps(keys: Iterable[str]) -> set[str]:
     return {step for key in keys for step in key.split(".")}
 
@@ -168,7 +191,7 @@ def _prefixes(
     renamed: Mapping[str, tuple[str, Tensor]], blueprint: Blueprint
 ) -> Iterator[str]:
     """Yield what stands before the key that is least likely to be found by chance."""
-    body = [key for key in blueprint.body if not key.endswith(_COUNTER)]
+    body = [key for key in blueprint.body if not key.endswith((_COUNTER, *_STATISTICS))]
     anchor = max(body, key=len, default="?")
     for key in renamed:
         if key.endswith(anchor):
@@ -188,7 +211,7 @@ def _fit(
     for key, shape in blueprint.body.items():
         entry = renamed.get(prefix + key)
         if entry is None:
-            if key.endswith(_COUNTER):
+            if key.endswith((_COUNTER, *_STATISTICS)):
                 continue
             return None
         if entry[1].shape != shape:
@@ -260,15 +283,48 @@ def _classifier(
         if (
             len(layers) == 1
             and found.keys() == {head + name for name in names}
-            and all(
-                tensor.dim() > 0 and tensor.shape[1:] == blueprint.shapes[key][1:]
-                for key, (_, tensor) in found.items()
-            )
+            and all(blueprint.matches(key, entry[1]) for key, entry in found.items())
         ):
             return found
         if place == prefix + head and below:  # something else is in its place
             return {}
     return {}
+
+
+def fit_by_order(tensors: Mapping[str, Tensor], blueprint: Blueprint) -> list[Fit]:
+    """Match the layers of a network in the order of the file, where only names differ.
+
+    All tensors below a prefix must have the shapes of the network's, one after the other,
+    and the same last names (`weight`, `running_var`). Files whose keys are sorted have lost
+    the order of their layers.
+
+    Args:
+        tensors: The tensors of the file by path, in the order of the file.
+        blueprint: The network.
+    """
+    if [*tensors] == sorted(tensors):
+        return []
+    body = [key for key in blueprint.body if not key.endswith(_COUNTER)]
+    head = [key for key in blueprint.shapes if blueprint.in_head(key)]
+    for prefix in _ancestors(tensors):
+        found = [
+            key
+            for key in tensors
+            if key.startswith(prefix)
+            and not _COMPUTED.match(key)
+            and not _BESIDE.match(key.removeprefix(prefix))
+        ]
+        for wanted in (body + head, body):
+            pairs = [*zip(wanted, found, strict=False)]
+            if len(wanted) == len(found) and all(
+                blueprint.matches(key, tensors[path])
+                and key.rpartition(".")[2] == path.rpartition(".")[2]
+                for key, path in pairs
+            ):
+                state = {key: tensors[path] for key, path in pairs}
+                classes = len(state[head[0]]) if wanted != body and head else 0
+                return [Fit(prefix, BY_ORDER, state, classes, frozenset(found), ())]
+    return []
 
 
 def misfit(tensors: Mapping[str, Tensor], blueprint: Blueprint) -> list[str]:

@@ -6,8 +6,9 @@ token have two, and return the mean of both.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TypeAlias
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -108,6 +109,104 @@ def write_heads(
             head.bias = nn.Parameter(bias.to(head.weight))
         if head.bias is not None:
             head.bias.copy_(torch.zeros_like(head.bias) if bias is None else bias)
+
+
+# Sides in pixels that a network of unknown size is tried on.
+_SIDES = (32, 224, 64, 28, 96, 128, 256, 299, 384)
+
+
+def find_heads(
+    net: nn.Module,
+    channels: int,
+    side: int | None = None,
+    paths: tuple[str, ...] | None = None,
+) -> tuple[tuple[str, ...], bool]:
+    """Find the last layer of a network from one forward pass over random images.
+
+    It is the last `nn.Linear` or `nn.Conv2d` that ran and has as many outputs as there
+    are logits. On the meta device nothing is known of values.
+
+    Args:
+        net: The network; it comes back as it was.
+        channels: Number of channels of its images.
+        side: Side of its images in pixels; None tries the usual ones.
+        paths: The last layers, where they are known.
+
+    Returns:
+        The dotted paths, none where there is no such layer; and whether their mean over
+        what they read gives the logits.
+
+    Raises:
+        ConfigError: The network runs on no image that was tried.
+    """
+    calls: list[tuple[str, Tensor]] = []
+    names: dict[nn.Module, str] = {
+        module: name
+        for name, module in net.named_modules()
+        if isinstance(module, (nn.Linear, nn.Conv2d))
+    }
+
+    def note(module: nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            calls.append((names[module], output))
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        for module in names:
+            stack.callback(module.register_forward_hook(note).remove)
+        logits = _tried(net, channels, side, calls)
+    if not isinstance(logits, Tensor) or logits.dim() != 2:
+        return paths or (), False
+    if paths is None:
+        last = [name for name, out in calls if _pooled(out).shape == logits.shape]
+        paths = (last[-1],) if last else ()
+    if logits.is_meta or not paths:
+        return paths, bool(paths)
+    outputs = [_pooled(out) for name, out in calls if name in paths]
+    if not outputs or any(each.shape != logits.shape for each in outputs):
+        return paths, False
+    mean = torch.stack(outputs).mean(0)
+    return paths, bool(torch.allclose(mean, logits, rtol=1e-3, atol=1e-5))
+
+
+def _tried(net: nn.Module, channels: int, side: int | None, calls: list[Any]) -> object:
+    """Run a network on images of the first size that it takes; `calls` are of that."""
+    like = next((p for p in net.parameters() if p.is_floating_point()), torch.zeros(()))
+    draw = torch.Generator().manual_seed(0)
+    reason: Exception | None = None
+    with _evaluating(net):
+        for size in _SIDES if side is None else (side,):
+            calls.clear()
+            images = torch.randn(2, channels, size, size, generator=draw, device="cpu")
+            try:
+                found: object = net(images.to(like))
+            except Exception as error:  # whatever the code of the user raises
+                reason = reason or error
+            else:
+                return found
+    sides = f"{side} px" if side else f"{', '.join(map(str, _SIDES))} px"
+    raise ConfigError(
+        f"the network {type(net).__name__} runs on no images of {channels} channels and "
+        f"{sides} ({type(reason).__name__}: {str(reason).splitlines()[0][:120]}); give "
+        "`image_size` or `head` to register_arch"
+    )
+
+
+@contextlib.contextmanager
+def _evaluating(net: nn.Module) -> Iterator[None]:
+    """Put a network in evaluation mode, and each module back in its mode."""
+    modes = [(module, module.training) for module in net.modules()]
+    net.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _pooled(output: Tensor) -> Tensor:
+    """Average maps [N, K, H, W] to [N, K]; another output stays as it is."""
+    return output.mean((2, 3)) if output.dim() == 4 else output
 
 
 class MeanOfHeads(nn.Module):

@@ -218,10 +218,11 @@ def in_order(found: dict[str, Tensor], names: Sequence[str]) -> dict[str, Tensor
 
 
 def _embedding(found: dict[str, Tensor]) -> Tensor:
-    """Join what the heads read: maps [N, D, H, W] are averaged to [N, D]."""
+    """Join what the heads read: maps [N, D, H, W] and tokens [N, T, D] are averaged."""
     parts: list[Tensor] = []
+    over = {4: (2, 3), 3: (1,)}  # dimensions that are no features
     while (value := found.get(_key(len(parts)))) is not None:
-        parts.append(value.mean((2, 3)) if value.dim() == 4 else value)
+        parts.append(value.mean(over[value.dim()]) if value.dim() in over else value)
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 

@@ -17,11 +17,13 @@ from fastadv.errors import ConfigError
 from fastadv.models.heads import (
     Classifier,
     MeanOfHeads,
+    classes_of,
     classifiers,
     replace_heads,
     width_of,
     write_heads,
 )
+from fastadv.models.input_shapes import check_side, set_side
 from fastadv.models.intermediate import (
     EMBEDDING,
     Block,
@@ -30,7 +32,7 @@ from fastadv.models.intermediate import (
     recording,
     trainable_blocks,
 )
-from fastadv.models.registry import ArchSpec, get_spec
+from fastadv.models.registry import ArchSpec, get_spec, register_network
 
 
 class NormalizedModel(nn.Module):
@@ -40,11 +42,13 @@ class NormalizedModel(nn.Module):
         net: Maps normalised images [N,C,H,W] to logits [N,num_classes].
         mean: Per-channel mean, C values in [0, 1] pixel units.
         std: Per-channel standard deviation, C positive values in the same units.
-        arch: Name of the architecture of `net`. With a name that is not registered
-            the model classifies, but has no `features`, `head` or `blocks` unless
-            `spec` is given.
-        num_classes: Number of logits; 0 for a trunk without a classifier, whose `head` is
-            a layer of no outputs until `replace_head` gives it one.
+        arch: Name of the architecture of `net`. None registers a network of your own under
+            the name of its class, so that it can be saved, and loaded again in this
+            process. With a name that is not registered the model classifies, but has no
+            `features`, `head` or `blocks` unless `spec` is given.
+        num_classes: Number of logits. None counts those of the last layer; 0 is a trunk
+            without a classifier, whose `head` is a layer of no outputs until
+            `replace_head` gives it one.
         spec: Where features and head are in a network of your own.
 
     Attributes:
@@ -53,6 +57,8 @@ class NormalizedModel(nn.Module):
         std: Buffer [C], float32.
         arch: Name of the architecture.
         num_classes: Number of logits.
+        image_size: Side of the images that it was made to take by `set_image_size`, or
+            None.
 
     Raises:
         ValueError: `mean` and `std` differ in length, or `std` is not positive.
@@ -71,8 +77,8 @@ class NormalizedModel(nn.Module):
         net: nn.Module,
         mean: Sequence[float],
         std: Sequence[float],
-        arch: str,
-        num_classes: int,
+        arch: str | None = None,
+        num_classes: int | None = None,
         *,
         spec: ArchSpec | None = None,
     ) -> None:
@@ -83,12 +89,18 @@ class NormalizedModel(nn.Module):
                 f"mean={tuple(mean)}, std={tuple(std)} cannot normalise: give one finite "
                 "value per channel each, std > 0, in [0, 1] pixel units"
             )
-        if num_classes != 0:
+        if arch is None:
+            arch = register_network(net, mean, std)
+        if num_classes is None:
+            spec = spec or get_spec(arch)
+            num_classes = classes_of(net, spec.head_paths(net))
+        elif num_classes != 0:
             check_num_classes(num_classes)
         self.net = net
         self.arch = arch
         self.num_classes = num_classes
         self._spec = spec
+        self.image_size: int | None = None
         self.register_buffer("mean", torch.tensor(list(mean), dtype=torch.float32))
         self.register_buffer("std", torch.tensor(list(std), dtype=torch.float32))
 
@@ -176,7 +188,8 @@ class NormalizedModel(nn.Module):
     @property
     def head_is_linear(self) -> bool:
         """Whether `head(features(x))` is equal to `forward(x)`."""
-        return self.spec.head_is_linear
+        linear = self.spec.head_is_linear
+        return linear if isinstance(linear, bool) else linear(self.net)
 
     @property
     def embedding_dim(self) -> int:
@@ -207,6 +220,24 @@ class NormalizedModel(nn.Module):
             )
         return found
 
+    @property
+    def channels(self) -> int:
+        """Number of channels of its images: 3, or 1 for a grey network."""
+        return len(self.mean)
+
+    def set_image_size(self, side: int) -> None:
+        """Have the network take images of a side, with interpolated position embeddings.
+
+        Args:
+            side: Side of the images in pixels. Most convolutional networks take any.
+
+        Raises:
+            ConfigError: The network runs on no images of this side.
+        """
+        if side != self.image_size and set_side(self.net, side):
+            self.image_size = side
+        check_side(self.net, self.channels, side)
+
     def replace_head(self, num_classes: int, seed: int | None = None) -> None:
         """Put a fresh classifier on the embedding, on the old one's device and dtype.
 
@@ -226,6 +257,19 @@ class NormalizedModel(nn.Module):
     def extra_repr(self) -> str:
         """Name the architecture in the printed model."""
         return f"arch={self.arch!r}, num_classes={self.num_classes}"
+
+
+def as_model(net: nn.Module) -> NormalizedModel:
+    """Return a network as a `NormalizedModel`; a plain one takes [0, 1] images as they are.
+
+    Raises:
+        ConfigError: The network runs on no images of usual size.
+    """
+    if isinstance(net, NormalizedModel):
+        return net
+    first = (m for m in net.modules() if isinstance(m, nn.Conv2d))
+    channels = 1 if getattr(next(first, None), "in_channels", 3) == 1 else 3
+    return NormalizedModel(net, (0.0,) * channels, (1.0,) * channels)
 
 
 @contextlib.contextmanager

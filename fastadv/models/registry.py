@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastadv.errors import ConfigError, unknown_name
+from fastadv.errors import ConfigError
 from fastadv.models import timm_models, torchvision_models
 from fastadv.models.architecture_names import ARCHITECTURES, TIMM_PREFIX
 from fastadv.models.cifar import CifarResNet, PreActResNet, WideResNet
+from fastadv.models.heads import classes_of, find_heads, replace_heads
 from fastadv.models.intermediate import Stage
+from fastadv.models.own_networks import (
+    OwnNetwork,
+    import_arch,
+    own_network,
+    register_arch,
+    unknown_arch,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +46,8 @@ class ArchSpec:
             in a network; empty if they are not known.
         head_is_linear: Whether `head(features(net, z))` equals `net(z)`. False for
             SqueezeNet, whose classifier is a 1x1 convolution with a ReLU before the
-            pooling, so no function of the pooled embedding gives its logits.
+            pooling, so no function of the pooled embedding gives its logits. Or a
+            function that says so of a network.
         image_size: Side in pixels that the architecture was designed for.
     """
 
@@ -44,7 +56,7 @@ class ArchSpec:
     head: str | Callable[[nn.Module], tuple[str, ...]]
     features: Callable[[nn.Module, Tensor], Tensor] | None = None
     stages: tuple[Stage, ...] | Callable[[nn.Module], tuple[Stage, ...]] = ()
-    head_is_linear: bool = True
+    head_is_linear: bool | Callable[[nn.Module], bool] = True
     image_size: int = 224
 
     def head_paths(self, net: nn.Module) -> tuple[str, ...]:
@@ -56,12 +68,15 @@ def get_spec(arch: str) -> ArchSpec:
     """Look up an architecture by name.
 
     Args:
-        arch: One of `ARCHITECTURES`, or `timm/<name>`.
+        arch: One of `ARCHITECTURES`, `timm/<name>`, or the name of a network of your own
+            that is registered. Nothing is imported for a name.
 
     Raises:
         ConfigError: The name is unknown (near misses are named), or it asks for timm
             and timm is not installed.
     """
+    if (own := own_network(arch)) is not None:
+        return own_spec(own)
     if arch.startswith(TIMM_PREFIX):
         name = arch.removeprefix(TIMM_PREFIX)
         timm_models.check_name(name)
@@ -69,12 +84,112 @@ def get_spec(arch: str) -> ArchSpec:
             name=arch,
             build=partial(timm_models.build, name),
             head=timm_models.head_paths,
+            head_is_linear=timm_models.head_is_linear,
             stages=timm_models.stages,
         )
     try:
         return _table()[arch]
     except KeyError:
-        raise ConfigError(unknown_name("architecture", arch, ARCHITECTURES)) from None
+        raise unknown_arch(arch) from None
+
+
+def own_spec(own: OwnNetwork) -> ArchSpec:
+    """Return what is known of a network of your own."""
+    side = own.image_size
+    channels = 3 if own.mean is None else len(own.mean)
+
+    def heads(net: nn.Module) -> tuple[str, ...]:
+        if own.head is not None:
+            return (own.head,) if isinstance(own.head, str) else own.head
+        return find_heads(net, channels, side)[0]
+
+    return ArchSpec(
+        name=own.name,
+        build=partial(_build_own, own, heads),
+        head=heads,
+        features=own.features,
+        stages=own.stages,
+        head_is_linear=lambda net: find_heads(net, channels, side, heads(net))[1],
+        image_size=side or 224,
+    )
+
+
+def register_network(
+    net: nn.Module, mean: Sequence[float], std: Sequence[float]
+) -> str:
+    """Register a network of your own under the name of its class, and return the name.
+
+    Another network of the same class gets a number. It is copied where it is built.
+    """
+    name, number = type(net).__name__, 1
+    while name in ARCHITECTURES or own_network(name):
+        known = own_network(name)
+        if known is not None and known.build is net:
+            break
+        number += 1
+        name = f"{type(net).__name__}-{number}"
+    register_arch(name, net, mean=mean, std=std)
+    return name
+
+
+def arch_name(arch: str | nn.Module | Callable[..., nn.Module]) -> str:
+    """Return the name of an architecture that the user gave, imported or registered.
+
+    Args:
+        arch: A name; or a network of your own, or a function or class that returns it,
+            which is registered under its own name.
+    """
+    if isinstance(arch, str):
+        import_arch(arch)
+        return arch
+    if isinstance(arch, nn.Module):
+        return register_network(arch, (0.0,) * 3, (1.0,) * 3)
+    name = f"{arch.__module__}.{arch.__qualname__}"
+    register_arch(name, arch)
+    return name
+
+
+def _build_own(
+    own: OwnNetwork, heads: Callable[[nn.Module], tuple[str, ...]], num_classes: int
+) -> nn.Module:
+    """Build a network of your own with a number of classes."""
+    build = own.build
+    if isinstance(build, nn.Module):
+        net: Any = copy.deepcopy(build)
+    else:
+        try:
+            needed = _arguments(build)
+            if "num_classes" in needed:
+                net = build(num_classes=num_classes)
+            else:
+                net = build(num_classes) if needed else build()
+        except Exception as error:  # whatever the code of the user raises
+            raise ConfigError(
+                f"{own.name} could not build its network for {num_classes} classes "
+                f"({type(error).__name__}: {error})"
+            ) from error
+    if not isinstance(net, nn.Module):
+        raise ConfigError(
+            f"{own.name} returned a {type(net).__name__}; it must return an nn.Module"
+        )
+    paths = heads(net)
+    if paths and classes_of(net, paths) != num_classes:
+        replace_heads(net, paths, num_classes)
+    return net
+
+
+def _arguments(build: Callable[..., object]) -> list[str]:
+    """Return the arguments that a function needs, and `num_classes` where it has it."""
+    parameters = inspect.signature(build).parameters.values()
+    positional = (
+        inspect.Parameter.POSITIONAL_ONLY,
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+    )
+    return [
+        p.name
+        for p in parameters
+        if p.name == "num_classes" or (p.default is p.empty and p.kind in positional)
+    ]
 
 
 # What forward methods do between modules, as steps of a `trunk`.

@@ -8,8 +8,10 @@ tensor or a container is what its name says (`_BUILDERS`). Every other name beco
 
 from __future__ import annotations
 
+import contextlib
 import io
 import pickle
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -17,8 +19,7 @@ from types import SimpleNamespace
 from typing import IO, Any
 
 import torch
-from torch import Tensor
-from torch.serialization import _legacy_load, _load as _zip_load, _open_zipfile_reader
+from torch import Tensor, serialization
 
 ENCODING = "latin1"  # that of texts and arrays which Python 2 pickled
 
@@ -111,7 +112,20 @@ def _subclass(build: Callable[..., Tensor], _: Any, args: Any, *state: Any) -> T
     return build(*args)
 
 
+def _a_class(*_: Any) -> type[Stub]:
+    """Stand in for the functions by which dill and cloudpickle make classes."""
+    return type("Stub", (Stub,), {"named": "a class of the file"})
+
+
 _BUILDERS: dict[str, Any] = {
+    **dict.fromkeys(
+        (
+            *("dill._dill._create_type", "dill.dill._create_type", "builtins.type"),
+            *("dill._dill._load_type", "dill.dill._load_type"),
+            "cloudpickle.cloudpickle._make_skeleton_class",
+        ),
+        _Builder(_a_class),
+    ),
     "collections.OrderedDict": OrderedDict,
     "torch.UntypedStorage": torch.UntypedStorage,
     "torch.storage.UntypedStorage": torch.UntypedStorage,
@@ -137,6 +151,9 @@ class _Unpickler(pickle.Unpickler):
         full = f"{module}.{name}"
         if full in _BUILDERS:
             return _BUILDERS[full]
+        if module == "torch" and name.endswith("Storage"):
+            with contextlib.suppress(KeyError):
+                return serialization.StorageType(name)  # type: ignore[no-untyped-call]
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)
         return type("Stub", (Stub,), {"named": full})
@@ -159,11 +176,11 @@ def _read_torch(stream: IO[bytes]) -> Any:
     start = stream.read(4)
     stream.seek(0)
     if start != b"PK\x03\x04":
-        return _legacy_load(stream, "cpu", _MODULE, encoding=ENCODING)  # type: ignore[no-untyped-call]
-    with _open_zipfile_reader(stream) as archive:
+        return serialization._legacy_load(stream, "cpu", _MODULE, encoding=ENCODING)  # type: ignore[no-untyped-call]
+    with serialization._open_zipfile_reader(stream) as archive:
         if "constants.pkl" in archive.get_all_records():
             raise NotImplementedError("a TorchScript archive")
-        return _zip_load(archive, "cpu", _MODULE, encoding=ENCODING)  # type: ignore[no-untyped-call]
+        return serialization._load(archive, "cpu", _MODULE, encoding=ENCODING)  # type: ignore[no-untyped-call]
 
 
 def read_pickle(file: Path) -> Any:
@@ -183,7 +200,9 @@ def read_pickle(file: Path) -> Any:
         NotImplementedError: It is a TorchScript archive, which is a program.
         Exception: It is damaged; of what kind depends on its bytes.
     """
-    with open(file, "rb") as stream:
+    with open(file, "rb") as stream, warnings.catch_warnings():
+        # Old files hold the source of classes, which torch compares with that of the stub.
+        warnings.simplefilter("ignore")
         try:
             return _read_torch(stream)
         except RuntimeError as error:

@@ -133,7 +133,8 @@ def head_paths(net: nn.Module) -> tuple[str, ...]:
     stated = (stated,) if isinstance(stated, str) else stated
     held: Any = [named[path] for path in stated if path in named]
     if not held:
-        held = net.get_classifier()  # type: ignore[operator]
+        own: Any = getattr(net, "head", None)
+        held = net.get_classifier() if own is not None else ()  # type: ignore[operator]
         held = held if isinstance(held, (tuple, list, nn.ModuleList)) else (held,)
     paths = {id(module): path for path, module in named.items()}
     found = []
@@ -142,6 +143,14 @@ def head_paths(net: nn.Module) -> tuple[str, ...]:
         if layers:
             found.append(paths[id(layers[-1])])
     return tuple(found)
+
+
+def head_is_linear(net: nn.Module) -> bool:
+    """Return whether the logits are a linear function of what the last layers read.
+
+    VOLO adds the maximum of an auxiliary classifier over all tokens.
+    """
+    return getattr(net, "aux_head", None) is None
 
 
 def stages(net: nn.Module) -> tuple[Stage, ...]:

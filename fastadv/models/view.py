@@ -86,7 +86,10 @@ class AttackView(nn.Module):
         self._seen: tuple[list[Tensor], int] = [], 0
         # A copy of the modules that shares every tensor with the model.
         tensors = (*self.live.parameters(), *self.live.buffers())
-        self.net = copy.deepcopy(self.live, {id(t): t for t in tensors}).eval()
+        memo: dict[int, Any] = {id(t): t for t in tensors}
+        for held in _caches(self.live):  # what a network computed of its weights
+            memo |= {id(held): {}}
+        self.net = copy.deepcopy(self.live, memo).eval()
         if mode == "train":
             for module in self.net.modules():  # but no dropout: it would be noise
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -152,6 +155,8 @@ class AttackView(nn.Module):
         """
         held: list[Tensor] = [p for p in self.live.parameters() if not p.is_inference()]
         self._seen = held, _versions(held)
+        for cache in _caches(self.net):
+            cache.clear()
         live = dict(self.live.named_modules())
         mine = list(self.net.named_modules())
         # Cuts share the layers, but hold parameters outside of layers by themselves.
@@ -286,6 +291,23 @@ class AttackView(nn.Module):
                 f"got {type(model).__name__}: where its embedding ends is unknown"
             )
         return model.spec.head_paths(self.live)
+
+
+def _caches(net: nn.Module) -> list[dict[Any, Any]]:
+    """Return the dictionaries of tensors in which modules keep what they computed.
+
+    LeViT's attention, for example, keeps biases that it gathered from its parameters.
+    """
+    known = ("_parameters", "_buffers", "_modules")
+    return [
+        value
+        for module in net.modules()
+        for name, value in vars(module).items()
+        if isinstance(value, dict)
+        and value
+        and name not in known
+        and all(isinstance(each, (Tensor, fx.Proxy)) for each in value.values())
+    ]
 
 
 def _versions(tensors: list[Tensor]) -> int:

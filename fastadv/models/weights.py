@@ -9,6 +9,7 @@ A source is written without spaces, so that it fits a flag or a line of a recipe
     salman2020:resnet50_l2_eps3     a published checkpoint of Salman et al. 2020
     robustbench:Salman2020Do_R18    an ImageNet network of RobustBench
     package:NAME                    the weights file inside an installed Python package
+    https://..., s3://..., hf://... a file at any address that fsspec reads
     row:IDENTITY                    the network of a row of the results table ./results,
                                     or row:TABLE/IDENTITY; the first digits are enough
 
@@ -30,7 +31,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fastadv.errors import CheckpointError, ConfigError, FastadvError, unknown_name
+from fastadv.addresses import is_address, local_copies
+from fastadv.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    FastadvError,
+    unknown_name,
+)
 from fastadv.models import hub, published, timm_models
 from fastadv.models.architecture_names import ARCHITECTURES, TIMM_PREFIX
 from fastadv.models.checkpoint_files import (
@@ -129,14 +137,12 @@ def find_weights(source: str | Path, *, download: bool = False) -> Weights:
     scheme = _SCHEME.match(text)
     if scheme is None or Path(text).expanduser().exists():
         weights = _from_path(Path(text).expanduser())
+    elif is_address(text):
+        weights = replace(_at_address(text, download), name=text)
     elif scheme[1] in _SCHEMES:
         weights = _SCHEMES[scheme[1]](scheme[2], download)
         if scheme[1] != "row":  # the name of a row says what was transferred where
             weights = replace(weights, name=text)
-    elif scheme[1] in ("http", "https"):
-        raise ConfigError(
-            f"{text} is an address; download the file yourself and give its path"
-        )
     else:
         raise ConfigError(
             f"{unknown_name('kind of source', scheme[1], _SCHEMES)} "
@@ -147,6 +153,16 @@ def find_weights(source: str | Path, *, download: bool = False) -> Weights:
         trunk = _reopened(what, Origin.from_text(record, weights.file), download)
         weights = replace(weights, trunk=trunk)
     return replace(weights, **known)
+
+
+def _at_address(address: str, download: bool) -> Weights:
+    """Return the weights of a file at an address, from its copy on this machine."""
+    hint = "nothing is downloaded without `download`, or `,download=true` after the address"
+    try:
+        (file,) = local_copies([address], download=download, hint=hint)
+    except DataError as error:
+        raise CheckpointError(str(error)) from error
+    return _from_path(file)
 
 
 def absolute_source(source: str) -> str:

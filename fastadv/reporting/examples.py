@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from fastadv import reporting
 from fastadv.attacks import PGD
-from fastadv.data import Batch, make_loader, open_dataset, subset
+from fastadv.data import Batch, make_loader, open_judged_splits, subset
 from fastadv.errors import CheckpointError, ConfigError, FastadvError
 from fastadv.models import NormalizedModel
 from fastadv.models.source import Source, open_source
@@ -79,7 +79,9 @@ def _sources(
             continue
         try:
             source = _reopened(row)
-            classes = open_dataset(data, resolution=source.resolution).test.classes
+            classes = open_judged_splits(
+                data, resolution=source.resolution
+            ).test.classes
             model = source.load()
             if source.num_classes != len(classes):
                 raise ConfigError(
@@ -119,7 +121,7 @@ def _threat(source: Source) -> ThreatModel | None:
 
 def _images(data: str, side: int) -> tuple[Batch, tuple[str, ...]]:
     """Return a few test images of `side` pixels, and the names of all classes."""
-    test = open_dataset(data, resolution=side).test
+    test = open_judged_splits(data, resolution=side).test
     chosen = subset(test, max(_IMAGES, len(test.classes)), seed=0)
     loader = make_loader(chosen, batch_size=_IMAGES, resolution=side, train=False)
     return next(iter(loader)), test.classes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -10,8 +11,8 @@ from tyro.conf import arg
 
 from fastadv.data.config import Backend, TrainingImagesConfig
 from fastadv.device import DeviceConfig
-from fastadv.errors import ConfigError, unknown_name
-from fastadv.models.architecture_names import ARCHITECTURES
+from fastadv.errors import ConfigError
+from fastadv.models.own_networks import check_arch
 from fastadv.ranges import AT_LEAST_0, AT_LEAST_1, Range, ordered_values
 from fastadv.training.method_config import MethodConfig
 from fastadv.training.optimizer_config import OptimizerConfig
@@ -44,11 +45,14 @@ class TrainConfig(MethodConfig, OptimizerConfig, TrainingImagesConfig, DeviceCon
         "num_restarts", "clean_epochs", "eps_warmup", "accumulate", "clip_grad",
         "label_smoothing", "mixup", "cutmix", "progressive", "on_overfit", "bn_mode",
         "milestones", "peak", "val_size", "eval_every", "eval_steps", "eval_images",
-        "pictures_every", "keep_every", "sync_bn", "parallel",
+        "pictures_every", "keep_every", "sync_bn", "parallel", "grey",
     )  # fmt: skip
 
     arch: str = "resnet18"
-    """Architecture: a torchvision name, a *_cifar variant or timm/NAME."""
+    """Architecture: a torchvision name, a *_cifar variant, timm/NAME, or a network of your
+    own as package.module:function."""
+    grey: bool = False
+    """Train a network of one channel on grey images; those in colour are converted."""
     data: str = "shapetex"
     """A data set name (`fastadv-data list`), an ImageFolder (train/, val/) or a .zip of one,
     packed shards, TFRecord, RecordIO or hf:NAME. Without it and --config, the command is a
@@ -137,8 +141,7 @@ class TrainConfig(MethodConfig, OptimizerConfig, TrainingImagesConfig, DeviceCon
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.arch not in ARCHITECTURES and not self.arch.startswith("timm/"):
-            raise ConfigError(unknown_name("architecture", self.arch, ARCHITECTURES))
+        check_arch(self.arch)
         if self.clean_epochs + self.eps_warmup >= self.epochs:
             clean = (
                 f"`clean_epochs={self.clean_epochs}` and " if self.clean_epochs else ""
@@ -198,7 +201,7 @@ class TrainConfig(MethodConfig, OptimizerConfig, TrainingImagesConfig, DeviceCon
         threat = str(self.threat).replace(" ", "").replace("/", "-")
         threat = threat if self.adversarial else "standard"
         method = f"_{self.method}" if self.method not in ("pgd_at", "standard") else ""
-        name = f"{self.arch.replace('/', '-')}_{threat}{method}_{data}_s{self.seed}"
+        name = f"{re.sub('[/:]', '-', self.arch)}_{threat}{method}_{data}_s{self.seed}"
         return Path("runs") / name
 
     def resolve_batch_size(self, num_images: int, ranks: int = 1) -> int:

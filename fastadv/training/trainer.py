@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, NoReturn
 
 import torch
+from torch import nn
 
 from fastadv.attacks import PGD
 from fastadv.data import Batch
 from fastadv.data.counter import derive_key
 from fastadv.errors import (
     CatastrophicOverfitting,
+    ConfigError,
     FastadvError,
     Preempted,
     TrainingDiverged,
 )
 from fastadv.kernels import use_backend
 from fastadv.kernels.registry import check_backend_name
-from fastadv.models import create_model, load_model, save_model
+from fastadv.models import (
+    NormalizedModel,
+    as_model,
+    create_model,
+    load_model,
+    save_model,
+)
 from fastadv.models.architecture_names import MODEL_FILE
 from fastadv.phases import phase
 from fastadv.runs.directory import RunDirectory
@@ -39,6 +48,8 @@ from fastadv.training.snapshots import draw_pictures, pictured_images
 from fastadv.training.stages import radius_at, side_at
 from fastadv.training.step import StepResult, train_step
 from fastadv.training.validation import Interrupted, Validation
+
+log = logging.getLogger(__name__)
 
 # Choices that may differ when a run is resumed: none of them changes what is computed.
 MAY_CHANGE = (
@@ -61,6 +72,9 @@ class Trainer:
         dry_run: Build everything, but neither create nor open the run directory.
         world: The ranks of which this process is one; see `distributed.join_ranks`.
         profile: Number of steps to time; see `StepProfile`. None times nothing.
+        model: A network of your own to train: a `NormalizedModel`, or a module that takes
+            [0, 1] images. It is trained as it is, but for its head, where the data have
+            another number of classes; `config.arch` becomes its name.
 
     Raises:
         ConfigError: Choices contradict each other.
@@ -75,7 +89,11 @@ class Trainer:
         dry_run: bool = False,
         world: World | None = None,
         profile: int | None = None,
+        model: nn.Module | None = None,
     ) -> None:
+        if model is not None:
+            model = as_model(model)
+            config = replace(config, arch=model.arch)
         self.config = config
         self.world = world or World()
         leads = self.world.leads
@@ -95,9 +113,22 @@ class Trainer:
         resumes = self.world.share(config.resume and self.run.began)
         # A resumed run does not read it again: the file may be gone by then.
         source = None if resumes else config.init_from
-        self.model = create_model(
-            config.arch, classes, weights=source, seed=config.seed
+        grey: dict[str, Any] = (
+            {"mean": (0.449,), "std": (0.226,)} if config.grey else {}
         )
+        self.model = _given(model, classes, config.seed) or create_model(
+            config.arch,
+            classes,
+            weights=source,
+            seed=config.seed,
+            **({} if source else grey),
+        )
+        if self.model.channels != self.images.channels:
+            raise ConfigError(
+                f"the network {config.arch} reads {self.model.channels} channels, and the "
+                f"images have {self.images.channels}; `grey` is for networks of one channel"
+            )
+        self.model.set_image_size(self.resolution)
         self.model.to(self.device).to(memory_format=torch.channels_last)
         self.learner = Learner(config, self.model, self.resolution, self.world)
         self.parallel, self.optimizer = self.learner.parallel, self.learner.optimizer
@@ -404,7 +435,21 @@ class Trainer:
         )
 
 
-def train(config: TrainConfig) -> TrainSummary:
+def _given(
+    model: NormalizedModel | None, classes: int, seed: int
+) -> NormalizedModel | None:
+    if model is not None and model.num_classes != classes:
+        log.warning(
+            "the network has %d classes and the data %d: its head is replaced by a "
+            "fresh one",
+            model.num_classes,
+            classes,
+        )
+        model.replace_head(classes, seed)
+    return model
+
+
+def train(config: TrainConfig, model: nn.Module | None = None) -> TrainSummary:
     """Build a `Trainer` and fit it, as one of the ranks that the environment describes."""
     with join_ranks(config.device) as world:
-        return Trainer(config, world=world).fit()
+        return Trainer(config, world=world, model=model).fit()

@@ -11,6 +11,7 @@ from fastadv.data.config import AugmentName, TrainingImagesConfig
 from fastadv.device import DeviceConfig
 from fastadv.errors import ConfigError
 from fastadv.flags import Pixels
+from fastadv.models.handed_in import named_source
 from fastadv.ranges import ABOVE_0, AT_LEAST_0, AT_LEAST_1, Range
 from fastadv.reporting.literature import PUBLISHED_SIDE
 from fastadv.results.config import KeepConfig
@@ -124,6 +125,7 @@ class TransferConfig(TuningConfig, TrainingImagesConfig, DeviceConfig, KeepConfi
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "source", named_source(self.source))
         if self.save:
             object.__setattr__(self, "keep", "networks")
         if not self.seeds:

@@ -31,6 +31,8 @@ HELD = {"a": [7], "b": [8]}
         ("seg_train", "seg_val", "seg_test"),
         ("training_set", "validation_set", "test_set"),
         ("train2017", "val2017", "test2017"),
+        ("TrainSet", "ValidationSet", "TestSet"),
+        ("ILSVRC2012_img_train", "ILSVRC2012_img_val", "test_images"),
     ],
 )
 def test_validation_comes_before_test_in_any_spelling(
@@ -68,6 +70,9 @@ def test_a_split_without_labels_is_passed_over(
     held = ("validation/a/7.png", "validation/b/8.png")
     splits = open_dataset(write(tmp_path / "one", *TRAIN, *held, unlabelled))
     assert (content(splits.train), content(splits.test)) == (IN_TRAIN, HELD)
+    assert "one: test/ has no labels (2 images); it is passed over" in caplog.text
+    assert "ignored" not in caplog.text
+    caplog.clear()
     # Without a labelled one, a part of the training split is held out.
     splits = open_dataset(write(tmp_path / "two", *TRAIN, unlabelled))
     assert "test/ has no labels (2 images); it is passed over" in caplog.text
@@ -325,6 +330,21 @@ def test_class_folders_without_splits(
         open_dataset(office)
 
 
+def test_what_lies_beside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Archives that were unpacked, and folders that are of no split."""
+    from record_files import samples, write_tar
+
+    root = write(tmp_path / "a", "Training/a/{1,2}.png", "Training/b/{3,4}.png")
+    write(root, "Test/a/5.png", "Test/b/6.png", "test-multiple_fruits/{7,8}.png")
+    write_tar(root / "archive.tar", samples([1, 2]))
+    splits = open_dataset(root)
+    assert content(splits.test) == {"a": [5], "b": [6]}
+    assert "'test-multiple_fruits' are of no split and left out" in caplog.text
+    root = write(tmp_path / "b", "a/{1,2}.png", "b/{3,4}.png")
+    write_tar(root / "b.tgz", samples([1, 2]))
+    assert content(open_judged_splits(root).test) == {"a": [1, 2], "b": [3, 4]}
+
+
 def test_wrappers_inside_splits(tmp_path: Path) -> None:
     root = write(
         tmp_path / "a",
@@ -384,15 +404,19 @@ def test_columns_of_lists_can_be_named(tmp_path: Path) -> None:
 # ---- only what is to be judged ----
 
 
-def test_all_of_what_is_only_judged(tmp_path: Path) -> None:
+def test_all_of_what_is_only_judged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     from record_files import samples, write_tar
 
     folder = write(tmp_path / "x", "val/a/{1,2}.png", "val/b/{3,4}.png")
     expected = {"a": [1, 2], "b": [3, 4]}
     assert content(open_judged_splits(folder).test) == expected
     assert content(open_judged_splits(folder / "val").test) == expected
+    assert not caplog.text
     alone = write(tmp_path / "r", "a/{1,2}.png", "b/{3,4}.png")
     assert content(open_judged_splits(alone).test) == expected
+    assert "r has one split: all of its 4 images are judged" in caplog.text
     with pytest.raises(DataError, match=r"no train/ folder; found 'val' alone"):
         open_dataset(folder)
     for name in ("val-000.tar", "all.tar"):
@@ -443,6 +467,31 @@ def test_what_pillow_reads_is_read_and_the_rest_is_counted(
     assert ".heic 2" in caplog.text
     assert "(none) 1" in caplog.text
     assert ".txt" not in caplog.text
+
+
+def test_rarer_formats_are_packed_too(tmp_path: Path) -> None:
+    from fastadv.data.files.packing import pack
+
+    paths = ("{}/a/1.tga", "{}/a/2.jp2", "{}/b/3.png", "{}/b/4.jfif")
+    root = write(
+        tmp_path / "x", *(p.format(s) for s in ("train", "val") for p in paths)
+    )
+    for path in root.rglob("*.*"):
+        from PIL import Image
+
+        Image.new("RGB", (8, 8), (50, 50, 50)).save(path)
+    (root / "train/b/5.png").write_bytes((root / "val/a/2.jp2").read_bytes())
+    pack(open_dataset(root), tmp_path / "packed")
+    packed = open_dataset(tmp_path / "packed").train
+    assert len(packed) == 5
+    assert all(abs(int(packed.load(i)[4, 4, 0]) - 50) <= 3 for i in range(5))
+
+
+def test_a_list_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    root = write(tmp_path / "x", "images/{1,2}.png")
+    (root / "labels.csv").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(DataError, match=r"cannot read .*labels\.csv: No such file"):
+        open_dataset(root)
 
 
 def test_the_endings_are_those_of_pillow() -> None:

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from fastadv.detection.attack import DetectorAttack
+from fastadv.detection.networks import build_detector
 from fastadv.detection.view import LOSSES, DetectorView, seeded_sampling
+from fastadv.models import create_model
 from fastadv.threat import ThreatModel
 
 CPU = torch.device("cpu")
@@ -98,6 +100,13 @@ def test_the_view_has_the_losses_and_gradients_of_the_detector(
         assert not mine[:, height:].any()
         assert not mine[:, :, width:].any()
     assert not any(parameter.requires_grad for parameter in view.parameters())
+
+
+def test_the_view_folds_the_backbones_that_are_built_here() -> None:
+    detector = build_detector(create_model("resnet18", seed=0), 2)
+    view = DetectorView(detector)
+    assert view.backbone.unfolded_reason is None
+    assert (view.backbone.folded, view.backbone.unfolded) == (20, {})
 
 
 @pytest.mark.parametrize("threat", [LINF, L2])

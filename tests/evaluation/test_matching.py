@@ -101,6 +101,7 @@ def test_the_attack_is_within_the_restriction(thousand: Source, tmp_path: Path) 
     for every, evaluated in found.items():
         clean, robust = evaluated.rows
         assert clean.n == 8  # the fifth class is left out
+        assert not any("training mode" in w for w in evaluated.result["warnings"])
         assert (clean.setting.left_out, clean.setting.all_outputs) == (1, every)
         assert clean.setting.class_map is not None
         assert robust.value <= clean.value

@@ -179,7 +179,7 @@ def test_a_foreign_header_about_the_input_is_shown(
         ("hf:name", "names no repository; write hf:org/name"),
         ("package:no-such-thing", "run: pip install no-such-thing"),
         ("package:pytest", "it holds none"),
-        ("https://example.org/a.pt", "is an address; download the file"),
+        ("https://example.org/a.pt", "is not on this machine"),
         ("resnet18", "perhaps you meant: torchvision:resnet18"),
         ("w.pt,inputs=half", "perhaps you meant: input"),
         ("w.pt,input=cafe", "perhaps you meant: caffe"),

@@ -6,8 +6,10 @@ packed shards are checked, too.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -23,8 +25,9 @@ from fastadv.data.files.packing import CHECKSUMS
 from fastadv.data.files.records import RecordSet
 from fastadv.data.files.tfrecord import damaged_records
 from fastadv.data.sets.image_set import Damage, DatasetSplits, ImageSet
+from fastadv.data.sets.splitting import SplitSets
 from fastadv.data.sets.subsets import base_and_positions, files_and_positions
-from fastadv.errors import DataError
+from fastadv.errors import DataError, first_few
 from fastadv.files import file_sha256
 from fastadv.progress import track
 
@@ -230,19 +233,62 @@ def _checksums(folder: Path) -> Iterable[tuple[str, str]]:
     return [(e[1].lstrip("*"), e[0].lower()) for e in entries if len(e) == 2]
 
 
-def statistics(splits: DatasetSplits, *, jobs: int = 1) -> dict[str, Any]:
-    """Return counts, sizes and channel statistics of both splits, as plain values.
+class _Notices(logging.Handler):
+    """Keeps the texts of warnings."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.texts.append(record.getMessage())
+
+
+@contextlib.contextmanager
+def noticing() -> Iterator[list[str]]:
+    """Yield a list of the warnings of fastadv, which are not shown meanwhile."""
+    logger, handler = logging.getLogger("fastadv"), _Notices()
+    before = logger.handlers, logger.propagate
+    logger.handlers, logger.propagate = [handler], False
+    try:
+        yield handler.texts
+    finally:
+        logger.handlers, logger.propagate = before
+
+
+def statistics(
+    opened: SplitSets, notices: list[str] | None = None, *, jobs: int = 1
+) -> dict[str, Any]:
+    """Return counts, sizes and channel statistics of every split, as plain values.
 
     `mean` and `std` are over all pixels of all images, RGB in [0, 1]; bad images are
     counted and left out.
+
+    Args:
+        opened: The data set.
+        notices: What was noticed while it was opened; see `noticing`. Classes without
+            images are added.
+        jobs: Number of images read at once.
     """
+    notices = [] if notices is None else notices
+    splits = {part.split: _statistics(part, jobs) for part in opened.sets.values()}
+    for split, values in splits.items():
+        counts = values["classes"]
+        if empty := [name for name, count in counts.items() if not count]:
+            notices.append(
+                f"{split} has no images of {len(empty)} of {len(counts)} classes: "
+                f"{first_few([repr(name) for name in empty], 8)}"
+            )
+    if len(opened.sets) == 1:
+        notices.append(
+            "there is one split: networks are judged on all of it, or on a part held out "
+            "of it where it is trained on"
+        )
     return {
-        "name": splits.name,
-        "metric": splits.metric,
-        "splits": {
-            images.split: _statistics(images, jobs)
-            for images in (splits.train, splits.test)
-        },
+        "name": opened.name,
+        "metric": opened.metric,
+        "splits": splits,
+        "noticed": list(notices),
     }
 
 
@@ -321,4 +367,5 @@ def statistics_text(found: dict[str, Any]) -> str:
         for moment in ("mean", "std"):
             numbers = " ".join(f"{value:.4f}" for value in values[moment])
             lines.append(f"  {moment:6} {numbers}")
+    lines += [f"noticed: {text}" for text in found["noticed"]]
     return "\n".join(lines)

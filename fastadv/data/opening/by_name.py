@@ -108,6 +108,23 @@ def open_judged_splits(
     return exchange_textures(sets.judged(), **_checked(name, view))
 
 
+def open_as_stored(
+    given: str | os.PathLike[str] | Any, *, resolution: int = 64, **options: Any
+) -> SplitSets:
+    """Open the splits that a data set has, without holding anything out or checking classes.
+
+    It takes the arguments of `open_dataset` but for textures.
+
+    Raises:
+        DataError, ConfigError: As of `open_dataset`.
+    """
+    sets, name, view = _opened(given, resolution, None, options)
+    if view:
+        pair = exchange_textures(sets.pair(), **_checked(name, view))
+        return _both(pair)
+    return sets
+
+
 def _opened(
     given: Any, resolution: int, damage: Damage | None, options: dict[str, Any]
 ) -> tuple[SplitSets, str, dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional
 
@@ -15,6 +15,7 @@ from fastadv.ranges import AT_LEAST_0, Checked
 
 if TYPE_CHECKING:
     from fastadv.data.sets.image_set import Damage, DatasetSplits
+    from fastadv.data.sets.splitting import SplitSets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +23,7 @@ class DatasetConfig(Checked):
     """Which data set is opened as it is, and in how many threads its images are read."""
 
     data: Positional[str]
-    """A name, a path, a pattern of shards, or hf:NAME."""
+    """A name, a path, an address, a pattern of shards, hf:NAME, or torchvision:NAME."""
     root: Path | None = None
     """Folder that holds the folders of named data sets. Default: $FASTADV_DATA, else
     ./data."""
@@ -40,7 +41,17 @@ class DatasetConfig(Checked):
         """Open the data set; `damage` collects the files that cannot be used."""
         from fastadv.data import open_dataset
 
+        return open_dataset(self.data, damage=damage, **self._options)
+
+    def open_as_stored(self) -> SplitSets:
+        """Open the splits that there are, without holding anything out."""
+        from fastadv.data.opening.by_name import open_as_stored
+
+        return open_as_stored(self.data, **self._options)
+
+    @property
+    def _options(self) -> dict[str, Any]:
         options = dataset_options(self.dataset_option)
         if self.root is not None:
             options["root"] = self.root
-        return open_dataset(self.data, damage=damage, **options)
+        return options

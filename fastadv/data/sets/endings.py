@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from pathlib import PurePosixPath
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +110,9 @@ _NOTES = frozenset(
 
 def suffix_of(path: str) -> str:
     """Return the ending of a path in lower case, with its dot; empty without one."""
-    return PurePosixPath(path).suffix.lower()
+    name = path[path.rfind("/") + 1 :]  # quicker than pathlib, for millions of files
+    dot = name.rfind(".")
+    return name[dot:].lower() if dot > 0 else ""
 
 
 def is_image(path: str) -> bool:

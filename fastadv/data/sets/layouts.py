@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from fastadv.data.sets.class_order import (
     EXPECTED,
@@ -28,6 +28,7 @@ from fastadv.data.sets.layout_lists import (
     cub_layout,
     splits_of_lists,
 )
+from fastadv.data.sets.split_folders import SplitFiles, are_classes, files_of_split
 from fastadv.data.sets.split_names import (
     EVAL_WORDS,
     Role,
@@ -41,27 +42,6 @@ from fastadv.errors import ConfigError, DataError, unknown_name
 log = logging.getLogger(__name__)
 
 _SEVERITIES = ("1", "2", "3", "4", "5")
-# Folders in a split that hold its images without being a class.
-_PLAIN = frozenset(
-    [
-        "images",
-        "image",
-        "imgs",
-        "img",
-        "jpg",
-        "jpeg",
-        "jpegs",
-        "jpegimages",
-        "photos",
-        "pictures",
-        "pics",
-        "data",
-        "unknown",
-        "unlabeled",
-        "unlabelled",
-        "all",
-    ]
-)
 
 
 @dataclass(frozen=True)
@@ -78,19 +58,6 @@ class Layout:
     prefix: str
     classes: list[str]
     splits: dict[str, Members]
-
-
-@dataclass
-class _Part:
-    """The files of one split: class folders (with their images), or loose images."""
-
-    folders: Members = field(default_factory=dict)
-    loose: list[str] = field(default_factory=list)
-    others: list[str] = field(default_factory=list)
-
-    @property
-    def images(self) -> list[str]:
-        return [*self.loose, *(p for paths in self.folders.values() for p in paths)]
 
 
 def find_layout(
@@ -161,38 +128,6 @@ def _only_folder(tree: Tree) -> str | None:
     return None if direct else top
 
 
-def _part(tree: Tree, name: str) -> _Part:
-    """Return the files of a split folder, without folders that only wrap it."""
-    base = f"{name}/"
-    files = [p for p in tree.files if p.startswith(base)]
-    folders = [p for p in tree.folders if p.startswith(base)]
-    while True:
-        n = len(base)
-        direct = sorted(
-            p[n:] for p in folders if p.startswith(base) and "/" not in p[n:]
-        )
-        loose = [p for p in files if "/" not in p[n:] and is_image(p)]
-        if len(direct) != 1 or loose:
-            break
-        inner = f"{base}{direct[0]}/"
-        classes = {
-            path[len(inner) :].split("/")[0]
-            for path in files
-            if path.startswith(inner) and "/" in path[len(inner) :] and is_image(path)
-        }
-        if direct[0].lower() in _PLAIN | {name.lower()} or len(classes) > 1:
-            base = inner
-            continue
-        break
-    found = _Part(others=[p for p in files if not is_image(p)], loose=loose)
-    found.folders = {folder: [] for folder in direct}
-    for path in files:
-        inside = path[len(base) :] if path.startswith(base) else ""
-        if "/" in inside and is_image(path):
-            found.folders[inside.split("/", 1)[0]].append(path)
-    return found
-
-
 def _by_folders(
     tree: Tree,
     roles: Mapping[str, Role],
@@ -211,9 +146,10 @@ def _by_folders(
                 f"{', '.join(f'{name}/' for name in candidates)}"
             )
         candidates = [eval_split]
-    parts = {name: _part(tree, name) for name in roles}
+    parts = {name: files_of_split(tree, name) for name in roles}
     for name, part in parts.items():
         report_left_out(f"{where}: {name}/", left_out(part.others))
+    _say_beside(tree, roles)
     flat = FlatLabels(tree, columns)
     train: Members | None = None
     listed: dict[str, list[tuple[str, str]]] = {}
@@ -231,7 +167,7 @@ def _by_folders(
     for name in candidates:
         part = parts[name]
         alone = len(candidates) == 1
-        if _are_classes(part, train):
+        if are_classes(part, train):
             _note_loose(part, f"{where}: {name}/")
             held_name, held = name, part.folders
         elif part.images and (pairs := _flat(flat, name, part, where)):
@@ -244,13 +180,14 @@ def _by_folders(
                     f"{where}: {name}/, which eval_split names, has no labels: neither "
                     "folders of classes nor a list"
                 )
-            log.warning(
-                "%s: %s/ has no labels (%d images); it is passed over",
-                *(where, name, len(part.images)),
-            )
+            _say_unlabelled(where, name, len(part.images))
             continue
         break
-    _say_ignored(where, held_name, candidates, eval_split)
+    later = candidates[candidates.index(held_name) + 1 :] if held_name else []
+    bare = [name for name in later if not _has_labels(parts[name], train, flat, name)]
+    for name in bare:
+        _say_unlabelled(where, name, len(parts[name].images))
+    _say_ignored(where, held_name, [n for n in candidates if n not in bare], eval_split)
     if train_name is None and held_name is None:
         raise DataError(f"{where} has no train/ folder: {EXPECTED}")
     if not listed and train is not None and train_name is not None:
@@ -320,18 +257,34 @@ def _as_train(
     return found
 
 
-def _are_classes(part: _Part, train: Members | None) -> bool:
-    """Return whether the folders of an evaluation split are classes."""
-    if not any(part.folders.values()):
-        return False
-    if train is None or set(part.folders) & set(train):
-        return True
-    # One folder of another name holds images without labels: `test/unknown/`.
-    return len(part.folders) > 1
+def _has_labels(
+    part: SplitFiles, train: Members | None, flat: FlatLabels, name: str
+) -> bool:
+    """Return whether a split that is not evaluated on could be."""
+    return are_classes(part, train) or bool(flat.of_split(name, part.images))
+
+
+def _say_beside(tree: Tree, roles: Mapping[str, Role]) -> None:
+    """Warn of folders of images beside those of splits."""
+    beside = {p.split("/")[0] for p in tree.files if "/" in p and is_image(p)} - set(
+        roles
+    )
+    if beside:
+        log.warning(
+            "%s: the images in %s are of no split and left out",
+            tree.where,
+            abridged(sorted(beside)),
+        )
+
+
+def _say_unlabelled(where: str, name: str, count: int) -> None:
+    log.warning(
+        "%s: %s/ has no labels (%d images); it is passed over", where, name, count
+    )
 
 
 def _flat(
-    flat: FlatLabels, name: str, part: _Part, where: str, *, required: bool = False
+    flat: FlatLabels, name: str, part: SplitFiles, where: str, *, required: bool = False
 ) -> list[tuple[str, str]]:
     """Return (path, label) of the images of a split by a list; nothing without one."""
     found = flat.of_split(name, part.images)
@@ -344,7 +297,7 @@ def _flat(
     return found
 
 
-def _note_loose(part: _Part, where: str) -> None:
+def _note_loose(part: SplitFiles, where: str) -> None:
     if part.loose:
         log.warning(
             "%s: %d image(s) outside of any class folder are left out, like %s",
@@ -419,7 +372,7 @@ def _without_splits(
             f"{found}"
         )
     report_left_out(where, left_out(tree.files))
-    _note_loose(_Part(loose=loose), where)
+    _note_loose(SplitFiles(loose=loose), where)
     _refuse_corruptions(images, where)
     _refuse_domains(members, where)
     return ordered_classes(members, where, by_number), {"": members}

@@ -98,7 +98,13 @@ class SplitSets:
         if rest or (exact_role(first) or word_role(first)) == "train":
             return self.pair()
         only = self.sets[first]
-        log.info("%s has one split: all of its %d images", self.name, len(only))
+        if not first and exact_role(self.name) not in ("val", "test"):
+            log.warning(
+                "%s has one split: all of its %d images are judged. A network that was "
+                "trained on some of them should be judged on others",
+                self.name,
+                len(only),
+            )
         return DatasetSplits(self.name, only, only, self.metric)
 
 
