@@ -273,7 +273,7 @@ def _images_of_timm(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _images_of_torchvision(weights: Any) -> dict[str, Any]:
-    """Return the side and the preparation of images of a member of torchvision's enum."""
+    """Return size, preparation and statistics of images of a member of torchvision's enum."""
     transform = weights.transforms()
     side = int(transform.crop_size[0])
     how = Preparation(
@@ -281,7 +281,11 @@ def _images_of_torchvision(weights: Any) -> dict[str, Any]:
         crop=side,
         interpolation=transform.interpolation.value,
     )
-    return {"resolution": side, "preparation": how}
+    # torchvision's Inceptions turn its statistics into those of TensorFlow.
+    statistics = InputConvention(tuple(transform.mean), tuple(transform.std))
+    if weights.url.rpartition("/")[2].startswith(("googlenet", "inception")):
+        statistics = CONVENTIONS["half"]
+    return {"resolution": side, "preparation": how, "convention": statistics}
 
 
 def torchvision_files(arch: str) -> dict[str, Path]:
@@ -309,12 +313,10 @@ def _torchvision(name: str, download: bool) -> Weights:
     if member and member not in (*names, "DEFAULT"):
         raise ConfigError(unknown_name(f"weights of {arch}", member, names))
     chosen = enum[member or "DEFAULT"]
-    transform = chosen.transforms()
     return Weights(
         file=hub.torch_hub_file(chosen.url, f"torchvision:{name}", download),
         name=f"torchvision:{name}",
         arch=arch,
-        convention=InputConvention(tuple(transform.mean), tuple(transform.std)),
         eps=0.0,
         **_images_of_torchvision(chosen),
     )

@@ -84,6 +84,21 @@ def test_torchvision_weights_come_from_the_hub_cache(torch_hub: Path) -> None:
     assert loaded.mean.tolist() == pytest.approx([0.485, 0.456, 0.406])
 
 
+def test_inceptions_have_the_statistics_that_torchvision_gives_them(
+    torch_hub: Path,
+) -> None:
+    torch.manual_seed(0)
+    theirs = torchvision.models.googlenet(init_weights=False, transform_input=True)
+    torch_hub.mkdir(parents=True)
+    torch.save(theirs.state_dict(), torch_hub / "googlenet-1378be20.pth")
+    images = torch.rand(2, 3, 64, 64)
+    usual = torchvision.transforms.functional.normalize(
+        images, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    )
+    ours = open_source("torchvision:googlenet").load().eval()
+    torch.testing.assert_close(ours(images), theirs.eval()(usual))
+
+
 def test_downloads_are_checked_by_the_hash_in_their_name(
     torch_hub: Path, tmp_path: Path
 ) -> None:
