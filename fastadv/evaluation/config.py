@@ -57,8 +57,8 @@ class EvaluationConfig(AttackConfig, ImagesConfig, DeviceConfig, KeepConfig):
     """A .csv or .json file that says which outputs of the network stand for which class of
     the data. Default: classes of the same name, WordNet identifier or number."""
     all_outputs: bool = False
-    """Let the network choose among all of its outputs. Default: among those that stand for
-    the classes of the data."""
+    """Let the network choose among all of its outputs, and not among those alone that stand
+    for the classes of the data."""
     arch: str | None = None
     """Architecture, if the checkpoint does not state it."""
     download: bool = False

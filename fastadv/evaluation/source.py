@@ -41,6 +41,7 @@ from fastadv.evaluation.rows import (
     target_record,
 )
 from fastadv.kernels import use_backend
+from fastadv.models import NormalizedModel
 from fastadv.models.source import Source, open_source
 from fastadv.progress import Progress
 from fastadv.results.row import Row
@@ -94,6 +95,7 @@ def evaluate_checkpoint(config: EvaluationConfig) -> SourceEvaluation:
         train=False,
         augment=source.augment,
         preparation=prepared.how,
+        channels=source.channels,
         device=resolve_device(config.device),
         workers=config.workers,
         on_bad_image=config.on_bad_image,
@@ -191,6 +193,8 @@ def evaluate_source(
         opened = journal(settings | depends)
     began = time.monotonic()
     model = source.load() if matched is None else matched.model(source)
+    if isinstance(model, NormalizedModel):
+        model.set_image_size(options.resolution)
     model = model.to(options.device).to(memory_format=torch.channels_last)
     found = evaluate(
         model,
