@@ -11,6 +11,8 @@ from torchvision.models.detection import FasterRCNN
 
 from fastadv.detection.batches import DetectionBatch
 from fastadv.detection.config import DetectTrainConfig
+from fastadv.detection.rois import quick_rois
+from fastadv.models.quick_convs import quick_convs
 from fastadv.phases import phase
 from fastadv.runs.distributed import World
 from fastadv.training.ema import EMA
@@ -93,7 +95,7 @@ class DetectorLearner:
         self.optimizer.zero_grad(set_to_none=True)
         images = [image.float() / 255 for image in batch.images]
         dtype = DTYPES.get(self.precision)
-        with phase("train"):
+        with phase("train"), quick_convs(self._device), quick_rois(self._device):
             with torch.autocast(
                 self._device.type, dtype, enabled=dtype is not None, cache_enabled=True
             ):
