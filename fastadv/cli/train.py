@@ -97,7 +97,7 @@ def _body(argv: list[str]) -> None:
 
         job = submit(
             MODULE,
-            _here(plain_resume(argv)),
+            without_rank_flags(plain_resume(argv)),
             slurm,
             config.out_path,
             program=PROG,
@@ -108,7 +108,7 @@ def _body(argv: list[str]) -> None:
     if nproc is not None:
         from fastadv.runs.launch import launch
 
-        raise SystemExit(launch(MODULE, nproc, _here(argv)))
+        raise SystemExit(launch(MODULE, nproc, without_rank_flags(argv)))
 
     from fastadv.runs.distributed import join_ranks
     from fastadv.training.trainer import Trainer
@@ -124,7 +124,7 @@ def _body(argv: list[str]) -> None:
         common.show(command, values, f"run: {summary.run}")
 
 
-def _here(argv: list[str]) -> list[str]:
+def without_rank_flags(argv: list[str]) -> list[str]:
     """Return the arguments of each rank: `argv` without the flags that start ranks."""
     return without_flag(without_flag(argv, "--nproc"), "--slurm")
 

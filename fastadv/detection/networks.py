@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.feature_extraction import create_feature_extractor
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import (
@@ -23,73 +23,17 @@ from torchvision.ops.feature_pyramid_network import (
     LastLevelMaxPool,
 )
 
+from fastadv.detection.config import DetectorConfig
 from fastadv.errors import ConfigError
 from fastadv.models import NormalizedModel, create_model
 from fastadv.models.intermediate import Stage
 from fastadv.models.normalized import seeded_init
 from fastadv.models.timm_models import layers_in_use
-from fastadv.ranges import ABOVE_0, AT_LEAST_0, AT_LEAST_1, Checked
 
 _LEVELS = 4  # of the published pyramids: strides 4 to 32
-_WIDTH = 256  # channels of the pyramid
+_MASK_LAYERS = 4
 _RATIOS = (0.5, 1.0, 2.0)
 _PROBE = (96, 160)  # pixels; sides that no stage maps to one length
-
-
-@dataclass(frozen=True, kw_only=True)
-class DetectorConfig(Checked):
-    """How a detector is built on a network and sees its images."""
-
-    scratch: bool = False
-    """Begin with random weights of the same architecture instead of those of the source."""
-    frozen_stages: Annotated[int | None, AT_LEAST_0] = None
-    """Number of stages that do not train, from the input on; the stem belongs to the first.
-    Default: 1, as in torchvision (trainable_backbone_layers=3) and Detectron2
-    (FREEZE_AT=2: stem and res2); 0 from scratch."""
-    frozen_norm: bool | None = None
-    """Keep weights and statistics of all BatchNorm layers of the backbone. Default: yes, as
-    torchvision (FrozenBatchNorm2d) and Detectron2 (FrozenBN) do; from scratch they train."""
-    min_size: Annotated[tuple[int, ...], AT_LEAST_1] = (800,)
-    """Length in pixels to which the shorter side of an image is resized. In training one of
-    several is drawn for each batch (multi-scale; Detectron2: 640 672 704 736 768 800); the
-    last one counts in evaluation."""
-    max_size: Annotated[int, AT_LEAST_1] = 1333
-    """Greatest length in pixels of the longer side after that."""
-    anchor_scale: Annotated[float, ABOVE_0] = 8.0
-    """Side of the anchors of a level of the pyramid in units of its stride. With 8 they
-    are the published 32, 64, 128, 256 and 512 pixels at strides 4 to 64."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.min_size:
-            raise ConfigError(
-                "`min_size` is empty; give at least one length, such as 800"
-            )
-        if max(self.min_size) > self.max_size:
-            raise ConfigError(
-                f"`min_size={max(self.min_size)}` is above `max_size={self.max_size}`; "
-                "raise `max_size`"
-            )
-        if self.scratch and self.frozen_stages:
-            raise ConfigError(
-                f"`frozen_stages={self.frozen_stages}` would keep random weights with "
-                "`scratch`; leave it out"
-            )
-        if self.scratch and self.frozen_norm:
-            raise ConfigError(
-                "`frozen_norm` would keep the statistics of an untrained network with "
-                "`scratch`; leave it out"
-            )
-
-    @property
-    def frozen(self) -> tuple[int, bool]:
-        """Number of frozen stages, and whether BatchNorm is frozen everywhere."""
-        stages = self.frozen_stages
-        norm = self.frozen_norm
-        return (
-            (0 if self.scratch else 1) if stages is None else stages,
-            not self.scratch if norm is None else norm,
-        )
 
 
 class StageBackbone(nn.Module):
@@ -98,8 +42,9 @@ class StageBackbone(nn.Module):
     Args:
         model: The classifier; its weights are shared, not copied.
         stages: Stages of rising stride whose outputs the pyramid takes.
-        frozen_stages: Number of these that do not train, counted from the input.
+        frozen_stages: Number of `model.stages()` that do not train, from the input on.
         frozen_norm: Whether no BatchNorm layer changes.
+        width: Channels of each level of the pyramid.
 
     Attributes:
         body: The network up to its last stage; its weights have the names of the classifier.
@@ -117,6 +62,7 @@ class StageBackbone(nn.Module):
         *,
         frozen_stages: int,
         frozen_norm: bool,
+        width: int = 256,
     ) -> None:
         super().__init__()
         names = [stage.name for stage in stages]
@@ -135,12 +81,11 @@ class StageBackbone(nn.Module):
                 )
             self.channels_last.append(shape[2:] != wanted)
             widths.append(shape[3] if self.channels_last[-1] else shape[1])
-        self.fpn = FeaturePyramidNetwork(
-            widths, _WIDTH, extra_blocks=LastLevelMaxPool()
-        )
-        self.out_channels = _WIDTH
+        self.fpn = FeaturePyramidNetwork(widths, width, extra_blocks=LastLevelMaxPool())
+        self.out_channels = width
         self._frozen: list[_BatchNorm] = []
-        self._freeze(model, names[:frozen_stages], frozen_norm)
+        frozen = [stage.name for stage in model.stages()[:frozen_stages]]
+        self._freeze(model, frozen, frozen_norm)
 
     def _freeze(
         self, model: NormalizedModel, names: Sequence[str], frozen_norm: bool
@@ -180,12 +125,15 @@ def pyramid_stages(model: NormalizedModel) -> tuple[Stage, ...]:
     """Return the stages of a network that a pyramid is built on: the last four strides.
 
     Of stages with one stride the last is taken. For ResNets these are layer1 to layer4, of
-    strides 4 to 32.
+    strides 4 to 32. A stage of stride 1, which networks for small images begin with, is left
+    out: a level at full resolution costs more than all others together.
 
     Raises:
         ConfigError: The stages are not known, or are all of one stride.
     """
     by_stride = {stage.stride: stage for stage in model.stages()}
+    if len(by_stride) > 2:
+        by_stride.pop(1, None)
     if len(by_stride) < 2:
         raise ConfigError(
             f"the stages of {model.arch} are all of stride {next(iter(by_stride))}, so there "
@@ -230,9 +178,9 @@ def build_detector(
         )
     stages = pyramid_stages(model)
     frozen_stages, frozen_norm = config.frozen
-    if frozen_stages > len(stages):
+    if frozen_stages > (known := len(model.stages())):
         raise ConfigError(
-            f"`frozen_stages={frozen_stages}` is more than the {len(stages)} stages of "
+            f"`frozen_stages={frozen_stages}` is more than the {known} stages of "
             f"{model.arch}"
         )
     strides = [stage.stride for stage in stages]
@@ -243,21 +191,26 @@ def build_detector(
             f"{sizes[0]:g} pixels (`anchor_scale={config.anchor_scale:g}` times the stride "
             f"{strides[0]}); use larger images or a smaller `anchor_scale`"
         )
-    names = [stage.name for stage in stages]
-    kind = MaskRCNN if masks else FasterRCNN
-    pools: dict[str, Any] = {
-        "box_roi_pool": MultiScaleRoIAlign(names, output_size=7, sampling_ratio=2)
-    }
-    if masks:
-        pools["mask_roi_pool"] = MultiScaleRoIAlign(
-            names, output_size=14, sampling_ratio=2
-        )
+    names, width = [stage.name for stage in stages], config.width
     with seeded_init(seed):
+        kind = MaskRCNN if masks else FasterRCNN
+        parts: dict[str, Any] = {
+            "box_roi_pool": MultiScaleRoIAlign(names, output_size=7, sampling_ratio=2)
+        }
+        if masks:
+            parts["mask_head"] = MaskRCNNHeads(width, (width,) * _MASK_LAYERS, 1)
+            parts["mask_roi_pool"] = MultiScaleRoIAlign(
+                names, output_size=14, sampling_ratio=2
+            )
         if config.scratch:
             mean, std = model.mean.tolist(), model.std.tolist()
             model = create_model(model.arch, mean=mean, std=std, seed=seed)
         backbone = StageBackbone(
-            model, stages, frozen_stages=frozen_stages, frozen_norm=frozen_norm
+            model,
+            stages,
+            frozen_stages=frozen_stages,
+            frozen_norm=frozen_norm,
+            width=width,
         )
         detector: FasterRCNN = kind(
             backbone,
@@ -269,8 +222,17 @@ def build_detector(
             rpn_anchor_generator=AnchorGenerator(
                 tuple((size,) for size in sizes), (_RATIOS,) * len(sizes)
             ),
-            **pools,
+            box_batch_size_per_image=config.sampled_boxes,
+            rpn_pre_nms_top_n_train=2 * config.proposals,
+            rpn_pre_nms_top_n_test=config.proposals,
+            rpn_post_nms_top_n_train=2 * config.proposals,
+            rpn_post_nms_top_n_test=config.proposals,
+            **parts,
         )
+        if masks:  # torchvision's own is for 256 channels
+            detector.roi_heads.mask_predictor = MaskRCNNPredictor(
+                width, width, num_classes + 1
+            )
     return detector
 
 

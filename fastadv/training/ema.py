@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
+from torch import nn
 
-from fastadv.models import NormalizedModel
+Network = TypeVar("Network", bound=nn.Module)
 
 
-class EMA:
+class EMA(Generic[Network]):
     """A model with averaged weights, which is validated, tested and saved for others.
 
     BatchNorm statistics are averaged like weights. The decay of update t is
@@ -27,13 +28,13 @@ class EMA:
         Polyak and Juditsky 1992; the warm-up is TensorFlow's ExponentialMovingAverage.
     """
 
-    def __init__(self, model: NormalizedModel, decay: float) -> None:
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+    def __init__(self, model: Network, decay: float) -> None:
+        self.model: Network = copy.deepcopy(model).eval().requires_grad_(False)
         self.decay = decay
         self.updates = 0
 
     @torch.no_grad()
-    def update(self, model: NormalizedModel) -> None:
+    def update(self, model: Network) -> None:
         """Add the present weights of `model`; nothing is read from the device."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
@@ -47,7 +48,7 @@ class EMA:
             1 - decay,
         )
 
-    def reset(self, model: NormalizedModel) -> None:
+    def reset(self, model: Network) -> None:
         """Restart the average from the present weights of `model`."""
         self.model.load_state_dict(model.state_dict())
         self.updates = 0

@@ -8,7 +8,7 @@ and the running statistics of BatchNorm, which the next attack uses.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, cast
 
 import torch
@@ -54,6 +54,7 @@ class Parallel:
         self.model, self.world = model, world
         self.network: Callable[[Tensor], Tensor] = model.forward_normalized
         self.altered = False
+        self.averaged: list[_BatchNorm] = []
         if world.size == 1:
             return
         norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
@@ -69,37 +70,19 @@ class Parallel:
             fully_shard(model.net, reshard_after_forward=False)
         else:
             device = next(model.parameters()).device
-            options: dict[str, Any] = {_BUFFERS: False}  # see `average_statistics`
-            if device.type == "cuda":
-                options["device_ids"] = [device.index]
-            self.network = DistributedDataParallel(
-                _Network(model), gradient_as_bucket_view=True, **options
-            )
+            self.network = wrapped(_Network(model), device)
 
     def gather_weights(self) -> None:
         """Gather the whole weights on every rank before a step, for the attack view."""
         if isinstance(self.model.net, FSDPModule):
             self.model.net.unshard()
 
-    @torch.no_grad()
     def average_statistics(self) -> None:
         """Average the running statistics of BatchNorm over all ranks, after a step.
 
         All ranks then attack the same network, and a checkpoint holds the state of all.
         """
-        if self.world.size == 1 or not self.averaged:
-            return
-        held = [
-            cast(Tensor, statistic)
-            for norm in self.averaged
-            for statistic in (norm.running_mean, norm.running_var)
-        ]
-        flat = torch.cat(held)  # each is a vector
-        dist.all_reduce(flat)
-        flat /= self.world.size
-        means = torch.split(flat, [len(statistic) for statistic in held])
-        for statistic, mean in zip(held, means, strict=True):
-            statistic.copy_(mean)
+        average_statistics(self.averaged, self.world)
 
     # ---- whole states, the same whatever the parallelism ----
 
@@ -144,6 +127,37 @@ class Parallel:
             for number, values in state["state"].items()
         }
         optimizer.load_state_dict(state | {"state": shared})
+
+
+def wrapped(network: nn.Module, device: torch.device) -> DistributedDataParallel:
+    """Return a network whose gradients are averaged over the ranks; see `average_statistics`.
+
+    Args:
+        network: The network, the same on every rank.
+        device: Its device.
+    """
+    options: dict[str, Any] = {_BUFFERS: False}
+    if device.type == "cuda":
+        options["device_ids"] = [device.index]
+    return DistributedDataParallel(network, gradient_as_bucket_view=True, **options)
+
+
+@torch.no_grad()
+def average_statistics(norms: Sequence[_BatchNorm], world: World) -> None:
+    """Average the running statistics of BatchNorm layers over all ranks, in place."""
+    if world.size == 1 or not norms:
+        return
+    held = [
+        cast(Tensor, statistic)
+        for norm in norms
+        for statistic in (norm.running_mean, norm.running_var)
+    ]
+    flat = torch.cat(held)  # each is a vector
+    dist.all_reduce(flat)
+    flat /= world.size
+    means = torch.split(flat, [len(statistic) for statistic in held])
+    for statistic, mean in zip(held, means, strict=True):
+        statistic.copy_(mean)
 
 
 class _Network(nn.Module):

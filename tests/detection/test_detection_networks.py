@@ -10,8 +10,8 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models.detection import fasterrcnn_resnet50_fpn
 
+from fastadv.detection.config import DetectorConfig
 from fastadv.detection.networks import (
-    DetectorConfig,
     StageBackbone,
     build_detector,
     pyramid_stages,
@@ -21,7 +21,9 @@ from fastadv.models import NormalizedModel, create_model, get_spec
 from fastadv.models.intermediate import Stage, activations
 from fastadv.models.registry import ArchSpec
 
-SMALL = DetectorConfig(min_size=(64,), max_size=96, anchor_scale=8)
+TINY: dict[str, Any] = {
+    "min_size": (64,), "max_size": 96, "width": 8, "sampled_boxes": 8, "proposals": 20
+}  # fmt: skip
 
 
 def example(masks: bool = False) -> tuple[list[Tensor], list[dict[str, Any]]]:
@@ -119,7 +121,6 @@ def trained_and_moved(config: DetectorConfig) -> tuple[set[str], set[str]]:
     """Train one step; return the stages whose weights and whose statistics changed."""
     model = create_model("resnet8_cifar", 5, seed=0)
     detector = build_detector(model, 2, config, masks=True).train()
-    detector.roi_heads.fg_bg_sampler.batch_size_per_image = 8
     body = detector.backbone.body
     before = {name: value.clone() for name, value in body.state_dict().items()}
     parameters = [p for p in detector.parameters() if p.requires_grad]
@@ -139,21 +140,20 @@ def trained_and_moved(config: DetectorConfig) -> tuple[set[str], set[str]]:
 
 
 def test_what_is_frozen_stays() -> None:
-    options = {"min_size": (64,), "max_size": 96, "anchor_scale": 8}
     every = {"conv1", "bn1", "layer1", "layer2", "layer3"}
     later = {"layer2", "layer3"}
-    assert trained_and_moved(DetectorConfig(**options)) == (later, set())
-    assert trained_and_moved(DetectorConfig(scratch=True, **options))[0] == every
-    thawed = DetectorConfig(frozen_stages=0, frozen_norm=False, **options)
+    assert trained_and_moved(DetectorConfig(**TINY)) == (later, set())
+    assert trained_and_moved(DetectorConfig(scratch=True, **TINY))[0] == every
+    thawed = DetectorConfig(frozen_stages=0, frozen_norm=False, **TINY)
     assert trained_and_moved(thawed) == (every, every - {"conv1"})
-    part = DetectorConfig(frozen_stages=2, frozen_norm=False, **options)
+    part = DetectorConfig(frozen_stages=2, frozen_norm=False, **TINY)
     assert trained_and_moved(part) == ({"layer3"}, {"layer3"})
 
 
 def test_scratch_has_other_weights_of_the_same_architecture() -> None:
     model = create_model("resnet8_cifar", 5, seed=0)
     before = {name: value.clone() for name, value in model.net.state_dict().items()}
-    config = DetectorConfig(scratch=True)
+    config = DetectorConfig(scratch=True, **TINY)
     one, again = (build_detector(model, 2, config, seed=4) for _ in range(2))
     other = build_detector(model, 2, config, seed=5)
     first = "backbone.body.conv1.weight"
@@ -169,7 +169,7 @@ def test_a_built_detector_leaves_random_state_alone() -> None:
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)
-    build_detector(create_model("resnet8_cifar", 5, seed=0), 2, SMALL)
+    build_detector(create_model("resnet8_cifar", 5, seed=0), 2, DetectorConfig(**TINY))
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -198,9 +198,9 @@ def test_sources_and_sizes_that_cannot_work_are_refused() -> None:
     model = create_model("resnet8_cifar", 5, seed=0)
     with pytest.raises(ValueError, match="num_classes=0 leaves nothing to detect"):
         build_detector(model, 0)
-    tiny = DetectorConfig(min_size=(64, 7), max_size=96)
+    tiny = DetectorConfig(min_size=(64, 15), max_size=96)
     with pytest.raises(
-        ConfigError, match=r"`min_size=7` is below the smallest anchor of 8"
+        ConfigError, match=r"`min_size=15` is below the smallest anchor of 16"
     ):
         build_detector(model, 2, tiny)
     with pytest.raises(ConfigError, match="is more than the 3 stages of resnet8_cifar"):

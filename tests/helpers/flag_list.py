@@ -24,6 +24,11 @@ from fastadv.cli import common
 from fastadv.cli.flagrules import make_rules
 
 ROOT = Path(__file__).parents[2]
+# Words of the commands below one that calls `parse` itself, by the entry of that.
+BELOW = {
+    "fastadv.cli.transfer:main": [["sweep"]],
+    "fastadv.cli.detect:main": [["train", "--help"]],
+}
 LISTED = ROOT / "tests" / "cli" / "flags.txt"
 
 
@@ -43,8 +48,7 @@ def commands() -> dict[str, type[Any]]:
                 prog, _, kinds = main.args
                 found |= {f"{prog} {name}": kind for name, (kind, _) in kinds.items()}
                 continue
-            words = ["sweep"] if entry == "fastadv.cli.transfer:main" else None
-            for argv in filter(None, (["--help"], words)):
+            for argv in (["--help"], *BELOW.get(entry, ())):
                 with contextlib.suppress(SystemExit):
                     main(argv)
     return dict(sorted(found.items()))

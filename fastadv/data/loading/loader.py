@@ -108,11 +108,14 @@ class LoaderOptions(OrderOptions):
     @property
     def worker_count(self) -> int:
         """`workers`, or its default: this rank's share of the cores, at most eight."""
-        if self.workers is not None:
-            return self.workers
-        # Slurm binds each of its tasks to cores of their own; elsewhere ranks share all.
-        sharing = 1 if "SLURM_CPUS_PER_TASK" in os.environ else ranks_on_this_machine()
-        return max(1, min(8, usable_cores() // sharing))
+        return default_workers() if self.workers is None else self.workers
+
+
+def default_workers() -> int:
+    """Return this rank's share of the cores, at most eight."""
+    # Slurm binds each of its tasks to cores of their own; elsewhere ranks share all.
+    sharing = 1 if "SLURM_CPUS_PER_TASK" in os.environ else ranks_on_this_machine()
+    return max(1, min(8, usable_cores() // sharing))
 
 
 @dataclass

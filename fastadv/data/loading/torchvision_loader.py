@@ -5,10 +5,6 @@ Each request carries its epoch: workers outlive epochs and hold no random state.
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,7 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch._C import _remove_worker_pids
 from torch.utils.data import DataLoader, Dataset
 
 from fastadv.data.config import Backend
@@ -32,6 +27,7 @@ from fastadv.data.loading.loader import (
     augmentation_draws,
     load_or_replace,
 )
+from fastadv.data.loading.workers import outlive_stop_signals, received, unchanged
 from fastadv.data.sets.image_set import Augment, ImageSet
 from fastadv.errors import DataError
 from fastadv.preparation import Preparation
@@ -60,8 +56,8 @@ class TorchvisionLoader(Loader):
             Decoder(imageset, options, self.augment),
             batch_sampler=self._requests,
             num_workers=workers,
-            collate_fn=_unchanged,
-            worker_init_fn=_outlive_stop_signals,
+            collate_fn=unchanged,
+            worker_init_fn=outlive_stop_signals,
             persistent_workers=workers > 0,
             pin_memory=torch.device(options.device).type == "cuda",
             # Its own: otherwise every epoch draws from the global generator.
@@ -77,38 +73,9 @@ class TorchvisionLoader(Loader):
             yield self._finished(images, indices, side)
 
     def _prepared(self) -> Iterator[torch.Tensor]:
-        batches = iter(self._loader)
-        _ignore_dead_workers(batches)
-        while True:
-            try:
-                prepared = next(batches, None)
-            # What it left in its pipe is one of many errors; torch's own names it.
-            except (RuntimeError, OSError, EOFError) as error:
-                lost = self._lost_worker()
-                if lost is None:
-                    raise
-                raise DataError(
-                    f"decoding process {lost}: those that are killed mostly ran out of "
-                    "memory; use fewer workers or a smaller batch_size, and resume"
-                ) from error
-            if prepared is None:
-                return
-            if isinstance(prepared, DataError):
-                raise prepared
+        for prepared in received(self._loader):
             self._note_bad(prepared.bad)
             yield prepared.images
-
-    def _lost_worker(self) -> str | None:
-        """Return which worker process died and of what, or None."""
-        iterator: Any = self._loader._iterator
-        workers = iterator._workers if self.options.worker_count else []
-        until = time.monotonic() + 1  # its pipe may close before its death is known
-        while workers and time.monotonic() < until:
-            for worker in workers:
-                worker.join(timeout=0.01)
-                if worker.exitcode:
-                    return f"{worker.pid} died with exit code {worker.exitcode}"
-        return None
 
 
 def on_device(
@@ -136,35 +103,6 @@ def _arrived(images: torch.Tensor, copied: torch.cuda.Event) -> torch.Tensor:
     current.wait_event(copied)
     images.record_stream(current)  # its memory is not the copying stream's to reuse yet
     return images
-
-
-def _ignore_dead_workers(batches: Any) -> None:
-    """Stop torch's SIGCHLD handler, which raises anywhere, from watching these workers.
-
-    Waiting for a batch notices a dead worker, too, up to five seconds later.
-    """
-    if getattr(batches, "_worker_pids_set", False):  # not where nothing was started
-        _remove_worker_pids(id(batches))
-        batches._worker_pids_set = False
-
-
-def _outlive_stop_signals(worker: int) -> None:
-    """Ignore stop signals in a worker, which schedulers send to every process of a job.
-
-    A worker that died would break the training step under way. SIGTERM from its parent
-    still ends it; that is how Python ends its children when it exits.
-    """
-    for number in (signal.SIGINT, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # not on macOS
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
-    os._exit(0)
 
 
 @dataclass(eq=False)
@@ -208,10 +146,6 @@ class Decoder(Dataset[Prepared | DataError]):
         draws = augmentation_draws(self.options.seed, epoch, np.array([index]))
         height, width = (np.array([size]) for size in image.shape[:2])
         return resized_crop(image, resized_crop_boxes(draws, height, width), side)
-
-
-def _unchanged(prepared: Any) -> Any:
-    return prepared
 
 
 def augment_utrera(
