@@ -228,7 +228,7 @@ def _common(
     )
     attack = condition.attack
     record = attack and AttackRecord.from_description(attack.describe())
-    drawn = {"drawn": config.seed} if config.seed else {}
+    drawn: dict[str, Any] = {"drawn": config.seed} if config.seed else {}
     common: dict[str, Any] = {
         "source": source,
         "target": target,

@@ -274,6 +274,16 @@ def test_npy_files(tmp_path: Path) -> None:
         open_judged_splits(tmp_path / "cifar10.1_v6_data.npy")
 
 
+def test_folders_of_npz_files(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        np.savez(tmp_path / f"kmnist-{part}-imgs.npz", X[..., 0])
+        np.savez(tmp_path / f"kmnist-{part}-labels.npz", Y)
+    assert content(open_dataset(tmp_path).test) == ALL
+    (tmp_path / "one").mkdir()
+    np.savez(tmp_path / "one/pathmnist.npz", x=X, y=Y)
+    assert content(open_judged_splits(tmp_path / "one").test) == ALL
+
+
 def test_cifar_10_c(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     root = tmp_path / "CIFAR-10-C"
     root.mkdir()

@@ -31,6 +31,8 @@ HELD = {"a": [7], "b": [8]}
         ("seg_train", "seg_val", "seg_test"),
         ("training_set", "validation_set", "test_set"),
         ("train2017", "val2017", "test2017"),
+        ("TrainSet", "ValidationSet", "TestSet"),
+        ("ILSVRC2012_img_train", "ILSVRC2012_img_val", "test_images"),
     ],
 )
 def test_validation_comes_before_test_in_any_spelling(
@@ -326,6 +328,21 @@ def test_class_folders_without_splits(
     )
     with pytest.raises(DataError, match=r"hold the same folders.*open one of them"):
         open_dataset(office)
+
+
+def test_what_lies_beside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Archives that were unpacked, and folders that are of no split."""
+    from record_files import samples, write_tar
+
+    root = write(tmp_path / "a", "Training/a/{1,2}.png", "Training/b/{3,4}.png")
+    write(root, "Test/a/5.png", "Test/b/6.png", "test-multiple_fruits/{7,8}.png")
+    write_tar(root / "archive.tar", samples([1, 2]))
+    splits = open_dataset(root)
+    assert content(splits.test) == {"a": [5], "b": [6]}
+    assert "'test-multiple_fruits' are of no split and left out" in caplog.text
+    root = write(tmp_path / "b", "a/{1,2}.png", "b/{3,4}.png")
+    write_tar(root / "b.tgz", samples([1, 2]))
+    assert content(open_judged_splits(root).test) == {"a": [1, 2], "b": [3, 4]}
 
 
 def test_wrappers_inside_splits(tmp_path: Path) -> None:

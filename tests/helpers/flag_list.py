@@ -49,7 +49,8 @@ def commands() -> dict[str, type[Any]]:
                 found |= {f"{prog} {name}": kind for name, (kind, _) in kinds.items()}
                 continue
             for argv in (["--help"], *BELOW.get(entry, ())):
-                with contextlib.suppress(SystemExit):
+                quiet = contextlib.redirect_stdout(io.StringIO())
+                with quiet, contextlib.suppress(SystemExit):
                     main(argv)
     return dict(sorted(found.items()))
 

@@ -7,9 +7,7 @@ of STL-10, and idx files. Which array is what stands in its name: `x_train`, `va
 
 from __future__ import annotations
 
-import io
 import logging
-import pickle
 import re
 import zipfile
 import zlib
@@ -20,6 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastadv.data.files.batch_files import (
+    cifar_binary_batches,
+    cifar_python_batches,
+    stl_files,
+)
 from fastadv.data.sets.arrays import DIGIT_NAMES, as_rgb, read_idx, read_mat
 from fastadv.data.sets.image_set import ArraySet, ImageSet, option_hint
 from fastadv.data.sets.label_rule import resolve_labels
@@ -40,13 +43,6 @@ _EXPECTED = (
 _SEVERITIES = 5
 _SVHN = re.compile(r"(train|test)_32x32\.mat")
 _IDX = re.compile(r"images?([-.])idx3-ubyte")
-_PLAIN_GLOBALS = {
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    ("_codecs", "encode"),
-}
 
 
 def open_arrays(
@@ -202,15 +198,18 @@ def _of_folder(folder: Path) -> tuple[dict[str, Pair], list[str] | None]:
             f"its files, for example {folder / kinds[0]}.npy, or judge on all of them with "
             "fastadv-analyze shift"
         )
-    arrays = {file.stem: file for file in sorted(folder.glob("*.npy"))}
+    arrays = {file.stem: file for file in sorted(folder.glob("*.np[yz]"))}
     if {"images", "labels"} <= {_kind(stem)[0] for stem in arrays}:
-        return _by_names({k: _npy(f) for k, f in arrays.items()}, str(folder)), None
+        found = {k: _only_array(f) for k, f in arrays.items()}
+        return _by_names(found, str(folder)), None
+    if len(arrays) == 1 and (file := next(iter(arrays.values()))).suffix == ".npz":
+        return _by_names(_npz(file), str(file)), None
     mats = [f for f in sorted(folder.glob("*.mat")) if _SVHN.fullmatch(f.name)]
     if mats:
         return {f.name.split("_")[0]: _svhn(f) for f in mats}, list(DIGIT_NAMES)
     if any(_IDX.search(file.name) for file in folder.glob("*idx3*")):
         return _of_idx(folder), None
-    for reader in (_stl, _cifar_binary, _cifar_python):
+    for reader in (stl_files, cifar_binary_batches, cifar_python_batches):
         pairs, names = reader(folder)
         if pairs:
             return pairs, names
@@ -290,6 +289,19 @@ def _npy(path: Path) -> NDArray[Any]:
     return array
 
 
+def _only_array(path: Path) -> NDArray[Any]:
+    """Return the array of an .npy file, or the only one of an .npz file."""
+    if path.suffix == ".npy":
+        return _npy(path)
+    found = _npz(path)
+    if len(found) != 1:
+        raise DataError(
+            f"{path} has the arrays {sorted(found)}; beside files of single arrays it must "
+            "have one. Name the file to open it alone"
+        )
+    return next(iter(found.values()))
+
+
 def _beside(path: Path) -> dict[str, Pair]:
     """Return the images of an .npy file with the labels of the file beside it."""
     stem = path.stem
@@ -336,112 +348,3 @@ def _of_idx(folder: Path) -> dict[str, Pair]:
         if split not in pairs:
             pairs[split] = read_idx(file), read_idx(labels)
     return pairs
-
-
-def _cifar_python(folder: Path) -> tuple[dict[str, Pair], list[str] | None]:
-    files = [f for f in sorted(folder.iterdir()) if f.is_file() and not f.suffix]
-    batches: dict[str, list[Path]] = {}
-    for file in files:
-        name = file.name.lower()
-        if re.fullmatch(r"(train_)?data_batch_\d+|train", name):
-            batches.setdefault("train", []).append(file)
-        elif found := re.fullmatch(r"(test|val)(_batch|_data)?", name):
-            batches.setdefault(found[1], []).append(file)
-    one = any((folder / n).is_file() for n in ("data_batch_1", "train_data_batch_1"))
-    if not one and not all((folder / n).is_file() for n in ("train", "test", "meta")):
-        return {}, None
-    pairs = {}
-    for split, parts in batches.items():
-        read = [_unpickle(part) for part in parts]
-        label = next((k for k in ("fine_labels", "labels") if k in read[0]), None)
-        if label is None or "data" not in read[0]:
-            raise DataError(f"{parts[0]} has no data and labels like a batch of CIFAR")
-        images = np.concatenate([np.asarray(each["data"]) for each in read])
-        pairs[split] = images, np.concatenate([np.asarray(r[label]) for r in read])
-    names = None
-    meta = next(
-        (f for n in ("batches.meta", "meta") if (f := folder / n).is_file()), None
-    )
-    if meta is not None:
-        facts = _unpickle(meta)
-        found_names = facts.get("fine_label_names", facts.get("label_names"))
-        names = [_text(name) for name in found_names] if found_names else None
-    return pairs, names
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    """Reads pickles of arrays, lists and numbers; anything else is refused."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _PLAIN_GLOBALS:
-            raise ValueError(f"it needs {module}.{name}")
-        return super().find_class(module, name)
-
-
-def _unpickle(path: Path) -> dict[str, Any]:
-    try:
-        data = _PlainUnpickler(io.BytesIO(path.read_bytes()), encoding="bytes").load()
-        if not isinstance(data, dict):
-            raise ValueError("it holds no dictionary")
-    # Damaged pickles raise anything from EOFError to AttributeError.
-    except Exception as error:
-        raise DataError(
-            f"cannot read {path} as a batch of CIFAR: {error}; unpack the official python "
-            "archive again"
-        ) from error
-    return {_text(key): value for key, value in data.items()}
-
-
-def _text(value: object) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
-
-
-def _cifar_binary(folder: Path) -> tuple[dict[str, Pair], list[str] | None]:
-    pairs: dict[str, Pair] = {}
-    for split, pattern in (
-        ("train", r"data_batch_\d+|train"),
-        ("test", "test(_batch)?"),
-    ):
-        files = [
-            f for f in sorted(folder.glob("*.bin")) if re.fullmatch(pattern, f.stem)
-        ]
-        rows = []
-        for file in files:
-            data = np.fromfile(file, np.uint8)
-            before = next((n for n in (1, 2) if len(data) % (3072 + n) == 0), None)
-            if before is None or not len(data):
-                raise DataError(
-                    f"{file} has {len(data)} bytes, which are no records of CIFAR's binary "
-                    "files; fetch it again"
-                )
-            rows.append(data.reshape(-1, 3072 + before))
-        if rows:
-            table = np.concatenate(rows)
-            labels = table[:, -3073].astype(np.int64)  # of CIFAR-100, the fine ones
-            pairs[split] = table[:, -3072:], labels
-    return pairs, _lines_of(folder, "batches.meta.txt", "fine_label_names.txt")
-
-
-def _stl(folder: Path) -> tuple[dict[str, Pair], list[str] | None]:
-    pairs: dict[str, Pair] = {}
-    for split in ("train", "test"):
-        images, labels = folder / f"{split}_X.bin", folder / f"{split}_y.bin"
-        if not (images.is_file() and labels.is_file()):
-            continue
-        pixels = np.fromfile(images, np.uint8)
-        if len(pixels) % (3 * 96 * 96):
-            raise DataError(
-                f"{images} holds no images of 96 x 96 pixels; fetch it again"
-            )
-        # Columns come before rows in these files.
-        planes = pixels.reshape(-1, 3, 96, 96).transpose(0, 3, 2, 1)
-        pairs[split] = planes, np.fromfile(labels, np.uint8).astype(np.int64)
-    return pairs, _lines_of(folder, "class_names.txt") if pairs else None
-
-
-def _lines_of(folder: Path, *names: str) -> list[str] | None:
-    for name in names:
-        if (folder / name).is_file():
-            lines = (folder / name).read_text().splitlines()
-            return [line.strip() for line in lines if line.strip()]
-    return None

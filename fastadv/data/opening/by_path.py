@@ -25,6 +25,7 @@ from fastadv.data.files.patterns import (
     names_file,
 )
 from fastadv.data.sets.depth import set_depth
+from fastadv.data.sets.endings import is_image
 from fastadv.data.sets.folders import (
     FolderOptions,
     FolderSet,
@@ -336,7 +337,17 @@ def _files_in(folder: Path) -> list[Path]:
         and not path.name.startswith(".")
         and path.is_file()
     ]
+    if any(file_format(path.name) == "tar" for path in found) and _has_images(folder):
+        # What folders of images were unpacked from often lies beside them.
+        found = [path for path in found if file_format(path.name) != "tar"]
     return sorted(found, key=os.fsencode)
+
+
+def _has_images(folder: Path) -> bool:
+    """Return whether there are images in the folders of a folder, or in theirs."""
+    return any(
+        is_image(path.name) for depth in ("*/*", "*/*/*") for path in folder.glob(depth)
+    )
 
 
 def _manifest_metric(path: Path) -> Metric | None:

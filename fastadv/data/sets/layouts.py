@@ -149,6 +149,7 @@ def _by_folders(
     parts = {name: files_of_split(tree, name) for name in roles}
     for name, part in parts.items():
         report_left_out(f"{where}: {name}/", left_out(part.others))
+    _say_beside(tree, roles)
     flat = FlatLabels(tree, columns)
     train: Members | None = None
     listed: dict[str, list[tuple[str, str]]] = {}
@@ -261,6 +262,19 @@ def _has_labels(
 ) -> bool:
     """Return whether a split that is not evaluated on could be."""
     return are_classes(part, train) or bool(flat.of_split(name, part.images))
+
+
+def _say_beside(tree: Tree, roles: Mapping[str, Role]) -> None:
+    """Warn of folders of images beside those of splits."""
+    beside = {p.split("/")[0] for p in tree.files if "/" in p and is_image(p)} - set(
+        roles
+    )
+    if beside:
+        log.warning(
+            "%s: the images in %s are of no split and left out",
+            tree.where,
+            abridged(sorted(beside)),
+        )
 
 
 def _say_unlabelled(where: str, name: str, count: int) -> None:

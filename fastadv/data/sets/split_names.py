@@ -15,9 +15,9 @@ T = TypeVar("T")
 
 # Words that name a role, the usual spelling first.
 WORDS: dict[Role, tuple[str, ...]] = {
-    "train": ("train", "training", "trn", "trainset", "trainval"),
-    "val": ("val", "valid", "validation", "dev", "development", "valset"),
-    "test": ("test", "testing", "eval", "evaluation", "tst", "testset", "t10k"),
+    "train": ("train", "training", "trn", "trainval"),
+    "val": ("val", "valid", "validation", "dev", "development"),
+    "test": ("test", "testing", "eval", "evaluation", "tst", "t10k"),
 }
 _ROLES: dict[str, Role] = {
     word: role for role, words in WORDS.items() for word in words
@@ -26,9 +26,16 @@ _ROLES: dict[str, Role] = {
 EVAL_WORDS = (*WORDS["val"], *WORDS["test"])
 
 
+_MORE = re.compile(r"(?<=[a-z])(sets?|data|images?|imgs?|split)$")
+
+
 def exact_role(name: str) -> Role | None:
-    """Return the role that a name as a whole stands for, whatever its case, or None."""
-    return _ROLES.get(name.lower())
+    """Return the role that a name as a whole stands for, whatever its case, or None.
+
+    It may end in what it is of: `TrainSet`, `testdata`.
+    """
+    word = name.lower()
+    return _ROLES.get(word) or _ROLES.get(_MORE.sub("", word))
 
 
 def word_role(name: str) -> Role | None:
@@ -37,7 +44,7 @@ def word_role(name: str) -> Role | None:
     A name with words of two roles, like `train_val_lists`, has none.
     """
     words = re.split(r"[^a-z]+", re.sub(r"t10k", "test", name.lower()))
-    found = {role for word in words if (role := _ROLES.get(word))}
+    found = {role for word in words if (role := exact_role(word))}
     return found.pop() if len(found) == 1 else None
 
 
