@@ -151,11 +151,13 @@ YES = "yes"
 
 
 def side_of(arch: str, model: NormalizedModel) -> int:
-    """Return the side of the images that an architecture was designed for."""
+    """Return the side of the images: 96 px where the size is free, to save time."""
     if not arch.startswith("timm/"):
-        return min(model.spec.image_size, 96 if "maxvit" not in arch else 224)
+        fixed = arch.startswith(("vit_", "maxvit"))
+        return model.spec.image_size if fixed else min(model.spec.image_size, 96)
     config = model.net.default_cfg
-    return int((config.get("test_input_size") or config["input_size"])[-1])
+    side = int(config["input_size"][-1])
+    return side if config.get("fixed_input_size") else min(side, 96)
 
 
 def classifier(model: NormalizedModel) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import logging
 import os
@@ -13,8 +12,15 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 from fastadv.errors import ConfigError, OutputError
+
+fcntl: ModuleType | None
+try:
+    import fcntl
+except ImportError:  # Windows has none
+    fcntl = None
 
 log = logging.getLogger(__name__)
 
@@ -115,6 +121,18 @@ def sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
+def _lock(file: int, *part: int, waits: bool = False) -> None:
+    """Take the record lock of an open file, or of a part of it (length, first byte).
+
+    Raises:
+        BlockingIOError, PermissionError: Another process holds it.
+        OSError: The file system, or the platform, has no such locks.
+    """
+    if fcntl is None:
+        raise OSError(errno.ENOLCK, "this platform has no record locks")
+    fcntl.lockf(file, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB), *part)
+
+
 class FolderLock(contextlib.AbstractContextManager["FolderLock"]):
     """A lock of the one process that may write a folder; it ends with the process.
 
@@ -134,12 +152,14 @@ class FolderLock(contextlib.AbstractContextManager["FolderLock"]):
         folder.mkdir(parents=True, exist_ok=True)
         self._file = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(self._file)
             holder = f"process {os.getpid()} on {socket.gethostname()}"
             os.ftruncate(self._file, 0)
             os.pwrite(self._file, holder.encode(), 0)
         except OSError as error:
-            holder = os.pread(self._file, 200, 0).decode(errors="replace")
+            holder = ""
+            if fcntl is not None:
+                holder = os.pread(self._file, 200, 0).decode(errors="replace")
             self.release()
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 raise BlockingIOError(error.errno, holder) from None
@@ -181,12 +201,12 @@ def claimed(
             file = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
             stack.callback(os.close, file)
             try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, number)
+                _lock(file, 1, number)
             except (BlockingIOError, PermissionError):
                 free = wait is not None
                 if wait is not None:
                     wait()
-                    fcntl.lockf(file, fcntl.LOCK_EX, 1, number)
+                    _lock(file, 1, number, waits=True)
         yield free
 
 

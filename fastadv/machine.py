@@ -20,6 +20,26 @@ def ranks_on_this_machine() -> int:
     return max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
+def platform_support() -> str:
+    """Return the name of this platform, and how far fastadv is tested on it."""
+    name, machine = platform.system(), platform.machine()
+    if name == "Linux" and machine in ("x86_64", "AMD64"):
+        return f"{name} {machine}: supported and tested"
+    if name == "Linux":
+        return (
+            f"{name} {machine}: not tested; kernels are compiled, or Numba's are used"
+        )
+    if name == "Darwin":
+        return (
+            f"macOS {machine}: not tested; expected to work on the CPU, where memory is "
+            "estimated and workers cannot ignore SIGTERM"
+        )
+    return (
+        f"{name} {machine}: not tested; files are not locked, so two runs must not share a "
+        "folder, and a run is stopped by Ctrl-C alone. Linux, or WSL on Windows, is supported"
+    )
+
+
 def _linux_memory(path: str, key: str) -> int | None:
     """Return a number of bytes that Linux reports under `key`; None elsewhere."""
     with contextlib.suppress(OSError), open(path) as lines:
@@ -37,20 +57,22 @@ def available_memory() -> int:
     # No simple call reports it elsewhere: half of what is built in, or 4 GiB.
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    except (ValueError, OSError):
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
         return 4 << 30
 
 
 def resident_memory(peak: bool = False) -> int:
     """Return the bytes that this process holds, or with `peak` the most it ever held.
 
-    On systems other than Linux it is always the peak.
+    On systems other than Linux it is always the peak, and on Windows 0.
     """
     found = _linux_memory("/proc/self/status", "VmHWM:" if peak else "VmRSS:")
     if found is not None:
         return found
-    import resource  # not on Windows, where nothing here has run
-
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if platform.system() == "Darwin" else most * 1024
 

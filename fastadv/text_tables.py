@@ -103,3 +103,17 @@ def text_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
         ).rstrip()
         for line in lines
     )
+
+
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    r"""Return a table in Markdown; a bar in a cell is escaped.
+
+    Example:
+        >>> print(markdown_table(["a", "b"], [[1, "x|y"]]))
+        | a | b |
+        | --- | --- |
+        | 1 | x\|y |
+    """
+    lines: list[Sequence[object]] = [columns, ["---"] * len(columns), *rows]
+    cells = ([format_cell(c).replace("|", "\\|") for c in line] for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)

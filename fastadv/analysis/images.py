@@ -42,6 +42,7 @@ def options_for(
         train=False,
         augment=augment,
         preparation=preparation_for(source, images, side, config).how,
+        channels=source.channels,
         device=resolve_device(config.device),
         workers=config.workers,
         on_bad_image=config.on_bad_image,

@@ -9,6 +9,7 @@ from typing import Any
 from fastadv.cli import common
 from fastadv.errors import BackendError
 from fastadv.flags import PrintJson
+from fastadv.machine import platform_support
 
 PROG = "fastadv-doctor"
 
@@ -42,6 +43,7 @@ def examine() -> dict[str, Any]:
         except BackendError as error:
             chosen[device] = f"nothing: {error}"
     report = {
+        "platform": platform_support(),
         "environment": provenance(),
         "devices": devices,
         "backends": backends,
@@ -57,7 +59,7 @@ def examine() -> dict[str, Any]:
 
 def report_text(report: dict[str, Any]) -> str:
     """Return what `examine` returned for a terminal."""
-    lines = ["versions and machine"]
+    lines = [report["platform"], "versions and machine"]
     for name, value in report["environment"].items():
         lines.append(f"  {name:20} {value if value is not None else 'not installed'}")
     lines.append("kernel backends, in order of preference")

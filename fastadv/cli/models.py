@@ -1,4 +1,4 @@
-"""fastadv-models: list networks, describe checkpoints, and write other formats."""
+"""fastadv-models: list networks, describe checkpoints, and hand them on."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import Positional, arg
 
 from fastadv.cli import common
+from fastadv.cli.publishing import ClaimCommand, PushCommand, claim, push
 from fastadv.errors import ConfigError
 from fastadv.flags import PrintJson
 from fastadv.models.architecture_names import EXPORT_FORMATS, check_export
@@ -135,6 +136,8 @@ _COMMANDS: common.Commands = {
     "list": (ListCommand, _list),
     "show": (ShowCommand, _show),
     "convert": (ConvertCommand, _convert),
+    "push": (PushCommand, push),
+    "claim": (ClaimCommand, claim),
 }
 main = functools.partial(common.run_commands, PROG, __doc__, _COMMANDS)
 

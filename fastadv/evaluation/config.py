@@ -57,8 +57,8 @@ class EvaluationConfig(AttackConfig, ImagesConfig, DeviceConfig, KeepConfig):
     """A .csv or .json file that says which outputs of the network stand for which class of
     the data. Default: classes of the same name, WordNet identifier or number."""
     all_outputs: bool = False
-    """Let the network choose among all of its outputs. Default: among those that stand for
-    the classes of the data."""
+    """Let the network choose among all of its outputs, and not among those alone that stand
+    for the classes of the data."""
     arch: str | None = None
     """Architecture, if the checkpoint does not state it."""
     download: bool = False
@@ -99,6 +99,9 @@ class EvaluationConfig(AttackConfig, ImagesConfig, DeviceConfig, KeepConfig):
     num_images: Annotated[int | None, AT_LEAST_1] = None
     """Evaluate a stratified, seeded subset of N images, which is not the fixed list of 5,000
     ImageNet images of RobustBench: accuracies on the two differ. Default: all images."""
+    image_list: str | None = None
+    """Evaluate the images that a text file lists, one path, file name or position in each
+    line, for example RobustBench's list of 5,000 images of ImageNet. Default: all images."""
     batch_size: Annotated[int, AT_LEAST_1] = 64
     """Images per batch. It changes the results of what pyautoattack runs."""
     seed: int = 0
@@ -132,6 +135,11 @@ class EvaluationConfig(AttackConfig, ImagesConfig, DeviceConfig, KeepConfig):
             raise ConfigError(
                 f"`step_size` and `objective` belong to pgd, {self.attack} chooses its "
                 "own; leave them out, or use `attack=pgd`"
+            )
+        if self.image_list is not None and self.num_images is not None:
+            raise ConfigError(
+                f"`image_list={self.image_list}` says which images, so that "
+                f"`num_images={self.num_images}` has no meaning; leave one out"
             )
         if self.resume and self.out is None:
             raise ConfigError("`resume` needs `out`, the folder of what to continue")

@@ -104,6 +104,7 @@ def match_classes(
         ConfigError: The network knows fewer than two of the classes; see `class_map_for`.
         DataError: The file cannot be read, or no image is of a class that is known.
     """
+    source.require_classifier()
     n = len(images.classes)
     if class_map is None and not output_names(source) and n > source.num_classes:
         raise ConfigError(

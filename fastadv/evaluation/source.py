@@ -25,7 +25,7 @@ from fastadv.data import (
     open_judged_splits,
     subset,
 )
-from fastadv.data.sets.subsets import Downscaled, readable
+from fastadv.data.sets.subsets import Downscaled, listed_subset, readable
 from fastadv.device import resolve_device
 from fastadv.errors import ConfigError
 from fastadv.evaluation.accuracy import Accuracy, Evaluation
@@ -41,6 +41,7 @@ from fastadv.evaluation.rows import (
     target_record,
 )
 from fastadv.kernels import use_backend
+from fastadv.models import NormalizedModel
 from fastadv.models.source import Source, open_source
 from fastadv.progress import Progress
 from fastadv.results.row import Row
@@ -81,7 +82,10 @@ def evaluate_checkpoint(config: EvaluationConfig) -> SourceEvaluation:
     )
     check_all_outputs(matched, config.all_outputs)
     attack = _attack(config, _threat(config, source, resolution))
-    images = subset(matched.images, config.num_images, config.seed)
+    if config.image_list is not None:
+        images = listed_subset(matched.images, config.image_list)
+    else:
+        images = subset(matched.images, config.num_images, config.seed)
     side = source.downscale
     prepared = preparation_for(source, splits.test, resolution, config)
     loader = make_loader(
@@ -91,6 +95,7 @@ def evaluate_checkpoint(config: EvaluationConfig) -> SourceEvaluation:
         train=False,
         augment=source.augment,
         preparation=prepared.how,
+        channels=source.channels,
         device=resolve_device(config.device),
         workers=config.workers,
         on_bad_image=config.on_bad_image,
@@ -188,6 +193,8 @@ def evaluate_source(
         opened = journal(settings | depends)
     began = time.monotonic()
     model = source.load() if matched is None else matched.model(source)
+    if isinstance(model, NormalizedModel):
+        model.set_image_size(options.resolution)
     model = model.to(options.device).to(memory_format=torch.channels_last)
     found = evaluate(
         model,

@@ -69,7 +69,8 @@ EXPORT_FORMATS: Final = {
     "timm": "folder for timm.create_model('local-dir:FOLDER', pretrained=True)",
     "detectron2": "ResNet backbone (.pkl) and a config (.yaml) for Detectron2",
     "robustbench": "state dict (.pt) of a plain module of [0, 1] images",
-    "onnx": "ONNX graph of [0, 1] images, any batch size",
+    "onnx": "ONNX graph of [0, 1] images, any batch size and, where it can be, any size",
+    "torch_export": "program (.pt2) of [0, 1] images for torch.export.load, likewise",
 }
 """What `fastadv-models convert --to` writes."""
 
@@ -80,6 +81,7 @@ _SUFFIXES: Final = {
     "detectron2": (".pkl",),
     "robustbench": (".pt", ".pth"),
     "onnx": (".onnx",),
+    "torch_export": (".pt2",),
 }
 
 

@@ -28,10 +28,11 @@ from fastadv.models.architecture_names import (
     TIMM_PREFIX,
 )
 from fastadv.models.checkpoint_contents import find_statistics
-from fastadv.models.checkpoint_files import resolve_checkpoint
+from fastadv.models.checkpoint_files import our_header, resolve_checkpoint
 from fastadv.models.fill_network import Filled, fill_network
 from fastadv.models.foreign_checkpoints import facts_from_filename
 from fastadv.models.input_conventions import CONVENTIONS, make_rgb
+from fastadv.models.input_shapes import first_convolution
 from fastadv.models.normalized import NormalizedModel, as_model
 from fastadv.models.own_networks import own_network
 from fastadv.models.read_checkpoint import (
@@ -103,6 +104,8 @@ def model_bytes(
         "std": json.dumps(decimals(model.std)),
         "user": json.dumps(dict(metadata or {})),
     }
+    if model.image_size is not None:
+        header["image_size"] = str(model.image_size)
     if trunk is not None:
         header["trunk"] = trunk
     tensors = model.net.state_dict() if state is None else state
@@ -235,9 +238,14 @@ def read_model(
             make_rgb(filled.net)
     mean, std, note = _decide_statistics(read, tensors, filled, (mean, std), file)
     mean, std = (_for_each_channel(values, filled.net) for values in (mean, std))
+    first = first_convolution(filled.net)
+    if len(mean) == 3 and first is not None and first[1].in_channels == 1:
+        mean, std = (sum(mean) / 3,), (sum(std) / 3,)  # those of grey images
     spec = filled.spec
     try:
         model = NormalizedModel(filled.net, mean, std, spec.name, found, spec=spec)
+        if side := our_header(file).get("image_size"):
+            model.image_size = int(side)
     except ValueError as error:
         raise CheckpointError(f"{file}: {error}") from error
     if risky := read.contents.risky:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from fastadv.errors import ConfigError
 from fastadv.models.architecture_names import IMAGENET_MEAN, IMAGENET_STD, TIMM_PREFIX
 from fastadv.models.checkpoint import load_model
+from fastadv.models.input_shapes import set_channels
 from fastadv.models.normalized import NormalizedModel, check_num_classes, seeded_init
 from fastadv.models.own_networks import import_arch, own_network
 from fastadv.models.registry import get_spec
@@ -25,6 +26,7 @@ def create_model(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     seed: int | None = None,
+    image_size: int | None = None,
 ) -> NormalizedModel:
     """Build a classifier of [0, 1] images.
 
@@ -36,10 +38,13 @@ def create_model(
         weights: None for random weights; "torchvision" or "timm" for that library's
             own (downloaded on first use); else a path or name for `load_model`.
         mean: Per-channel mean in [0, 1] units. Default: that of the weights where
-            they say so, else ImageNet's.
+            they say so, else ImageNet's. A single value makes a grey network, of images
+            of one channel.
         std: Per-channel standard deviation, for which the same holds.
         seed: Makes random weights reproducible: they are drawn on the CPU, and global
             random state stays as it was.
+        image_size: Side in pixels of the images that it has to take; see
+            `NormalizedModel.set_image_size`. None leaves it as it is designed.
 
     Raises:
         ConfigError: Unknown architecture (near misses are named), timm is missing, or
@@ -60,11 +65,16 @@ def create_model(
     if num_classes is not None:
         check_num_classes(num_classes)
     if weights is None:
-        with seeded_init(seed):
-            net = spec.build(num_classes or 1000)
         mean = IMAGENET_MEAN if mean is None else mean
         std = IMAGENET_STD if std is None else std
-        return NormalizedModel(net, mean, std, arch, num_classes or 1000, spec=spec)
+        with seeded_init(seed):
+            net = spec.build(num_classes or 1000)
+            if len(mean) != 3:
+                set_channels(net, len(mean))
+        model = NormalizedModel(net, mean, std, arch, num_classes or 1000, spec=spec)
+        if image_size is not None:
+            model.set_image_size(image_size)
+        return model
     if weights in ("torchvision", "timm"):
         name = arch.removeprefix(TIMM_PREFIX)
         owner = "timm" if name != arch else "torchvision"
@@ -78,4 +88,6 @@ def create_model(
         model = load_model(weights, arch, mean=mean, std=std)
     if num_classes is not None and num_classes != model.num_classes:
         model.replace_head(num_classes, seed)
+    if image_size is not None:
+        model.set_image_size(image_size)
     return model

@@ -1,4 +1,4 @@
-"""Export of models to torchvision, timm, Detectron2, RobustBench and ONNX.
+"""Export of models to torchvision, timm, Detectron2, RobustBench, ONNX and torch.export.
 
 Each format is one function from a model to files; `export_model` adds the card, a JSON
 file that says what the format itself cannot: normalisation, training, origin.
@@ -6,6 +6,7 @@ file that says what the format itself cannot: normalisation, training, origin.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import logging
@@ -13,7 +14,7 @@ import os
 import pickle
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -151,6 +152,7 @@ def _card(model: NormalizedModel, to: str) -> dict[str, Any]:
 _INSIDE = "RGB images in [0, 1]; mean and std are applied inside"
 _INPUTS = {
     "onnx": _INSIDE,
+    "torch_export": _INSIDE,
     "robustbench": _INSIDE,
     "detectron2": "RGB images in 0..255: INPUT.FORMAT RGB (Detectron2's default is BGR), "
     "PIXEL_MEAN and PIXEL_STD as in the .yaml file",
@@ -281,25 +283,72 @@ def _to_onnx(model: NormalizedModel, path: Path, about: About) -> list[Path]:
             f"the onnx format needs the package {error.name}, which is not installed; "
             "run: pip install 'fastadv[onnx]'"
         ) from error
-    images = torch.zeros(2, len(model.mean), about["resolution"], about["resolution"])
-    training = model.training
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the exporter warns about itself
-            program: Any = torch.onnx.export(
-                model.eval(),
-                (images.to(model.mean.device),),
-                input_names=["images"],
-                output_names=["logits"],
-                dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
-                opset_version=ONNX_OPSET,
-                dynamo=True,
-                verbose=False,
-            )
-    finally:
-        model.train(training)
+    with _evaluating(model), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter warns about itself
+        exported = _exported(model, about["resolution"])
+        program: Any = torch.onnx.export(
+            exported,
+            input_names=["images"],
+            output_names=["logits"],
+            opset_version=ONNX_OPSET,
+            dynamo=True,
+            verbose=False,
+        )
     write_atomic(path, program.model_proto.SerializeToString())
     return [path]
+
+
+def _to_torch_export(model: NormalizedModel, path: Path, about: About) -> list[Path]:
+    buffer = io.BytesIO()
+    with _evaluating(model), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.export.save(_exported(model, about["resolution"]), buffer)
+    write_atomic(path, buffer.getvalue())
+    return [path]
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+def _exported(model: NormalizedModel, side: int) -> torch.export.ExportedProgram:
+    """Return the program of a network for any number of images of [0, 1].
+
+    Height and width are free where the network allows it: where the program can be made,
+    and computes for images of another size what the network does. Else they are `side`,
+    which is logged.
+    """
+    other = torch.rand(
+        3, len(model.mean), side + 64, side + 32, device=model.mean.device
+    )
+    batch = torch.export.Dim("batch", min=1)
+    try:
+        with torch.no_grad():
+            expected = model(other)
+        free = torch.export.export(
+            model,
+            (other[:2, :, : side + 32, :side].contiguous(),),
+            dynamic_shapes=(
+                {0: batch, 2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO},
+            ),
+        )
+        with torch.no_grad():
+            torch.testing.assert_close(
+                free.module()(other), expected, rtol=1e-3, atol=1e-3
+            )
+        return free
+    except Exception as error:  # what the network's own code raises at that size
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        log.info("height and width are fixed to %d pixels: %s", side, reason)
+    return torch.export.export(
+        model, (other[:2, :, :side, :side].contiguous(),), dynamic_shapes=({0: batch},)
+    )
 
 
 def _need_twin(model: NormalizedModel, library: str, known: Collection[str]) -> None:
@@ -318,4 +367,5 @@ _WRITERS: dict[str, Callable[[NormalizedModel, Path, About], list[Path]]] = {
     "detectron2": _to_detectron2,
     "robustbench": _to_robustbench,
     "onnx": _to_onnx,
+    "torch_export": _to_torch_export,
 }

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from fastadv.errors import CheckpointError, ConfigError, first_few
 from fastadv.models.architecture_names import ARCHITECTURES, TIMM_PREFIX
+from fastadv.models.checkpoint_files import our_header
 from fastadv.models.fit_weights import (
     BY_ORDER,
     Blueprint,
@@ -30,6 +31,7 @@ from fastadv.models.fit_weights import (
     misfit,
 )
 from fastadv.models.heads import replace_heads
+from fastadv.models.input_shapes import channels_in, set_channels, set_side
 from fastadv.models.normalized import seeded_init
 from fastadv.models.registry import ArchSpec, get_spec
 
@@ -88,12 +90,12 @@ def fill_network(
     else:
         spec = get_spec(arch)
         with seeded_init(0):
-            net = spec.build(_BUILD_CLASSES)
+            net = _built(spec, tensors, file)
         fits = _fits_of(spec, net, tensors, file)
     fit, more = _choose(fits, which, file)
     notes += more
     with seeded_init(0):
-        net = net or spec.build(_BUILD_CLASSES)
+        net = net or _built(spec, tensors, file)
         if heads := spec.head_paths(net):
             with warnings.catch_warnings():  # torch warns of a layer of no outputs
                 warnings.simplefilter("ignore", UserWarning)
@@ -119,7 +121,7 @@ def _refuse_values(fit: Fit, net: nn.Module, file: Path) -> None:
             wrong[key] = (
                 f"are {tensor.dtype}, which only their program can turn to numbers"
             )
-        elif not torch.isfinite(tensor.sum(dtype=torch.float64)):
+        elif not _is_finite(tensor):
             wrong[key] = "are not finite"
         elif key.endswith("running_var") and bool((tensor < 0).any()):
             wrong[key] = "are variances below 0"
@@ -128,6 +130,12 @@ def _refuse_values(fit: Fit, net: nn.Module, file: Path) -> None:
         raise CheckpointError(
             f"{file} is of no use: values of {key} {what} ({len(wrong)} tensors in all)"
         )
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Return whether all values are finite; a finite sum, which is quicker, says it."""
+    quick = torch.isfinite(tensor.sum(dtype=torch.float32))
+    return bool(quick) or bool(torch.isfinite(tensor).all())
 
 
 def _find_arch(
@@ -169,6 +177,16 @@ def _first_that_fits(
             if fits := _sound(found.get(name, [])):
                 return name, fits, f"it names the architecture {name}, which fits"
     return None
+
+
+def _built(spec: ArchSpec, tensors: Mapping[str, Tensor], file: Path) -> nn.Module:
+    """Build a network of the channels and of the side of images that a file is for."""
+    net = spec.build(_BUILD_CLASSES)
+    if channels_in(net, tensors) == 1:
+        set_channels(net, 1)
+    if side := our_header(file).get("image_size"):
+        set_side(net, int(side))
+    return net
 
 
 def _is_known(name: str) -> bool:

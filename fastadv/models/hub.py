@@ -13,7 +13,7 @@ from urllib.parse import urlparse
 
 import torch
 
-from fastadv.errors import CheckpointError, ConfigError
+from fastadv.errors import CheckpointError, ConfigError, OutputError
 from fastadv.files import file_sha256
 from fastadv.models.architecture_names import MODEL_FILE
 
@@ -165,3 +165,42 @@ def _unfetched(what: str, address: str, error: Exception) -> CheckpointError:
         f"could not fetch {what} from {address}: {first}. Without a network, download "
         "the file elsewhere and give its path"
     )
+
+
+def push_folder(folder: Path, repo: str, *, private: bool, token: str | None) -> str:
+    """Upload the files of a folder to a model repository of the Hugging Face hub.
+
+    The repository is made if it does not exist. Who may write is known from `token`, or
+    from what `hf auth login` stored.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        ConfigError: The package huggingface_hub is not installed, or `repo` is no name.
+        OutputError: The hub refuses, or cannot be reached.
+    """
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
+        raise ConfigError(f"{repo!r} is no repository; write it as ORG/NAME")
+    try:
+        from huggingface_hub import HfApi, constants
+    except ImportError as error:
+        raise ConfigError(
+            "pushing needs the huggingface_hub package, which is not installed; run: "
+            "pip install huggingface-hub"
+        ) from error
+    api = HfApi(endpoint=constants.ENDPOINT, token=token)
+    try:
+        api.create_repo(repo, private=private, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=repo,
+            folder_path=folder,
+            commit_message="Weights, and a card written from the results table",
+        )
+    except (OSError, ValueError, RuntimeError) as error:  # HTTP errors are OSErrors
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise OutputError(
+            f"could not push to {repo} at {constants.ENDPOINT}: {first}. Log in by `hf auth "
+            "login`, or set HF_TOKEN to a token that may write there"
+        ) from error
+    return str(commit.commit_url)

@@ -23,6 +23,7 @@ from fastadv.models.heads import (
     width_of,
     write_heads,
 )
+from fastadv.models.input_shapes import check_side, set_side
 from fastadv.models.intermediate import (
     EMBEDDING,
     Block,
@@ -56,6 +57,8 @@ class NormalizedModel(nn.Module):
         std: Buffer [C], float32.
         arch: Name of the architecture.
         num_classes: Number of logits.
+        image_size: Side of the images that it was made to take by `set_image_size`, or
+            None.
 
     Raises:
         ValueError: `mean` and `std` differ in length, or `std` is not positive.
@@ -97,6 +100,7 @@ class NormalizedModel(nn.Module):
         self.arch = arch
         self.num_classes = num_classes
         self._spec = spec
+        self.image_size: int | None = None
         self.register_buffer("mean", torch.tensor(list(mean), dtype=torch.float32))
         self.register_buffer("std", torch.tensor(list(std), dtype=torch.float32))
 
@@ -215,6 +219,24 @@ class NormalizedModel(nn.Module):
                 "ArchSpec"
             )
         return found
+
+    @property
+    def channels(self) -> int:
+        """Number of channels of its images: 3, or 1 for a grey network."""
+        return len(self.mean)
+
+    def set_image_size(self, side: int) -> None:
+        """Have the network take images of a side, with interpolated position embeddings.
+
+        Args:
+            side: Side of the images in pixels. Most convolutional networks take any.
+
+        Raises:
+            ConfigError: The network runs on no images of this side.
+        """
+        if side != self.image_size and set_side(self.net, side):
+            self.image_size = side
+        check_side(self.net, self.channels, side)
 
     def replace_head(self, num_classes: int, seed: int | None = None) -> None:
         """Put a fresh classifier on the embedding, on the old one's device and dtype.

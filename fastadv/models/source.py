@@ -36,6 +36,7 @@ class Source(Weights):
         classes: Names of the classes it was trained on; empty if unknown.
         downscale: Side in pixels that its images are first reduced to; None if they are
             not.
+        channels: Number of channels of its images: 3, or 1 for a grey network.
         trained_here: Whether it is of fastadv-train. Such a network of unknown preparation
             expects the usual one of its augmentation.
     """
@@ -49,6 +50,7 @@ class Source(Weights):
     classes: tuple[str, ...]
     downscale: int | None = None
     trained_here: bool = False
+    channels: int = 3
 
     @property
     def digest(self) -> str:
@@ -130,6 +132,7 @@ def open_source(
         resolution=trained.get("resolution") or weights.resolution or native,
         augment=config.get("augment", "auto"),
         num_classes=model.num_classes,
+        channels=model.channels,
         classes=tuple(trained.get("classes", ())),
         downscale=trained.get("downscale"),
         preparation=_preparation(trained, weights),

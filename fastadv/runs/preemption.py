@@ -10,7 +10,12 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+# Windows has no SIGUSR1, and delivers SIGTERM only to processes that send it to themselves.
+_SIGNALS = tuple(
+    signal.Signals[name]
+    for name in ("SIGTERM", "SIGINT", "SIGUSR1")
+    if hasattr(signal, name)
+)
 # A launcher passes on what its scheduler may have sent to every process already: a signal
 # that follows within this many seconds is the same request, not a second one.
 _ECHO_SECONDS = 2.0

@@ -45,11 +45,14 @@ class TrainConfig(MethodConfig, OptimizerConfig, TrainingImagesConfig, DeviceCon
         "num_restarts", "clean_epochs", "eps_warmup", "accumulate", "clip_grad",
         "label_smoothing", "mixup", "cutmix", "progressive", "on_overfit", "bn_mode",
         "milestones", "peak", "val_size", "eval_every", "eval_steps", "eval_images",
-        "pictures_every", "keep_every", "sync_bn", "parallel",
+        "pictures_every", "keep_every", "sync_bn", "parallel", "grey",
     )  # fmt: skip
 
     arch: str = "resnet18"
-    """Architecture: a torchvision name, a *_cifar variant or timm/NAME."""
+    """Architecture: a torchvision name, a *_cifar variant, timm/NAME, or a network of your
+    own as package.module:function."""
+    grey: bool = False
+    """Train a network of one channel on grey images; those in colour are converted."""
     data: str = "shapetex"
     """A data set name (`fastadv-data list`), an ImageFolder (train/, val/) or a .zip of one,
     packed shards, TFRecord, RecordIO or hf:NAME. Without it and --config, the command is a

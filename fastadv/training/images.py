@@ -61,6 +61,7 @@ class RunImages:
         splits = open_dataset(config.data, resolution=side, **config.options)
         native = config.resolution or native_resolution(config.data, splits)
         self.resolution = native or drawn
+        self.channels = 1 if config.grey else 3
         if (config.progressive or 0) > self.resolution:
             raise ConfigError(
                 f"`progressive={config.progressive}` is above the {self.resolution} px "
@@ -178,6 +179,7 @@ class RunImages:
             preparation=self.prepared.how,
             color_jitter=config.color_jitter,
             lighting=config.lighting,
+            channels=self.channels,
             device=self.device,
             workers=config.workers,
             on_bad_image=config.on_bad_image,

@@ -102,6 +102,7 @@ class Parallel:
             model.num_classes,
             mean=model.mean.tolist(),
             std=model.std.tolist(),
+            image_size=model.image_size,
             seed=0,
         )
         copy.load_state_dict(state)

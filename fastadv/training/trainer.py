@@ -17,6 +17,7 @@ from fastadv.data import Batch
 from fastadv.data.counter import derive_key
 from fastadv.errors import (
     CatastrophicOverfitting,
+    ConfigError,
     FastadvError,
     Preempted,
     TrainingDiverged,
@@ -112,9 +113,22 @@ class Trainer:
         resumes = self.world.share(config.resume and self.run.began)
         # A resumed run does not read it again: the file may be gone by then.
         source = None if resumes else config.init_from
-        self.model = _given(model, classes, config.seed) or create_model(
-            config.arch, classes, weights=source, seed=config.seed
+        grey: dict[str, Any] = (
+            {"mean": (0.449,), "std": (0.226,)} if config.grey else {}
         )
+        self.model = _given(model, classes, config.seed) or create_model(
+            config.arch,
+            classes,
+            weights=source,
+            seed=config.seed,
+            **({} if source else grey),
+        )
+        if self.model.channels != self.images.channels:
+            raise ConfigError(
+                f"the network {config.arch} reads {self.model.channels} channels, and the "
+                f"images have {self.images.channels}; `grey` is for networks of one channel"
+            )
+        self.model.set_image_size(self.resolution)
         self.model.to(self.device).to(memory_format=torch.channels_last)
         self.learner = Learner(config, self.model, self.resolution, self.world)
         self.parallel, self.optimizer = self.learner.parallel, self.learner.optimizer

@@ -180,6 +180,7 @@ class Experiment:
     def load_model(self) -> NormalizedModel:
         """Return a fresh copy of the source on the device."""
         model = self.source.load()
+        model.set_image_size(self.resolution)
         return model.to(self.device).to(memory_format=torch.channels_last)
 
     @cached_property
@@ -196,6 +197,7 @@ class Experiment:
             seed=seed,
             augment=self.procedure.augment,
             preparation=self.prepared.how,
+            channels=self.source.channels,
             device=self.device,
             workers=self.config.workers,
             on_bad_image=self.config.on_bad_image,

@@ -142,7 +142,12 @@ def _candidates(
     if config.mode == "scratch":
         mean, std = model.mean.tolist(), model.std.tolist()
         model = create_model(
-            model.arch, experiment.num_classes, mean=mean, std=std, seed=seed
+            model.arch,
+            experiment.num_classes,
+            mean=mean,
+            std=std,
+            seed=seed,
+            image_size=model.image_size,
         )
         model.to(experiment.device).to(memory_format=torch.channels_last)
     prepare_model(model, experiment.num_classes, seed, procedure)

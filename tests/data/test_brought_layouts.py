@@ -469,6 +469,31 @@ def test_what_pillow_reads_is_read_and_the_rest_is_counted(
     assert ".txt" not in caplog.text
 
 
+def test_rarer_formats_are_packed_too(tmp_path: Path) -> None:
+    from fastadv.data.files.packing import pack
+
+    paths = ("{}/a/1.tga", "{}/a/2.jp2", "{}/b/3.png", "{}/b/4.jfif")
+    root = write(
+        tmp_path / "x", *(p.format(s) for s in ("train", "val") for p in paths)
+    )
+    for path in root.rglob("*.*"):
+        from PIL import Image
+
+        Image.new("RGB", (8, 8), (50, 50, 50)).save(path)
+    (root / "train/b/5.png").write_bytes((root / "val/a/2.jp2").read_bytes())
+    pack(open_dataset(root), tmp_path / "packed")
+    packed = open_dataset(tmp_path / "packed").train
+    assert len(packed) == 5
+    assert all(abs(int(packed.load(i)[4, 4, 0]) - 50) <= 3 for i in range(5))
+
+
+def test_a_list_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    root = write(tmp_path / "x", "images/{1,2}.png")
+    (root / "labels.csv").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(DataError, match=r"cannot read .*labels\.csv: No such file"):
+        open_dataset(root)
+
+
 def test_the_endings_are_those_of_pillow() -> None:
     from PIL import Image
 

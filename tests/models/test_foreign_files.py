@@ -6,6 +6,7 @@ import argparse
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ import torch
 from source_files import MEAN, STD, refused
 from torch import Tensor, nn
 
+from fastadv.errors import ConfigError
+from fastadv.evaluation.matching import match_classes
 from fastadv.models import NormalizedModel, create_model, load_model, state_hash
 from fastadv.models.source import open_source
 
@@ -193,6 +196,16 @@ def test_trunks_without_a_classifier(
     assert loaded(x).shape == (2, 0)
     loaded.replace_head(7, seed=0)
     assert loaded(x).shape == (2, 7)
+
+
+def test_a_trunk_is_not_evaluated(model: NormalizedModel, tmp_path: Path) -> None:
+    torch.save(trunk(model.net.state_dict()), tmp_path / "w.pt")
+    source = open_source(str(tmp_path / "w.pt"))
+    images: Any = SimpleNamespace(classes=("a", "b"), name="two")
+    with pytest.raises(
+        ConfigError, match="w has no classifier, so there is nothing to"
+    ):
+        match_classes(source, images)
 
 
 # ---- several weights in a file ----

@@ -113,7 +113,7 @@ ELSEWHERE = {
     "device", "backend", "data", "dataset_option", "workers", "on_bad_image", "loader",
     "compile", "out", "resume", "pictures_every", "tensorboard", "wandb", "save_minutes",
     "keep_every", "parallel", "sync_bn", "dry_run", "plan", "profile", "nproc", "slurm",
-    "json", "val_size", "eval_every", "eval_steps", "eval_images", "on_overfit",
+    "json", "grey", "val_size", "eval_every", "eval_steps", "eval_images", "on_overfit",
 }  # fmt: skip
 
 

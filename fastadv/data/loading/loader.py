@@ -70,6 +70,9 @@ class LoaderOptions(OrderOptions):
     lighting: Annotated[float | None, Range(0, 1, "[]")] = 0.0
     """Standard deviation of the lighting noise along the principal components of
     ImageNet's colours; None: 0.05 with rrc as published and else 0."""
+    channels: int = 3
+    """Channels of the images: red, green and blue, or their luma alone (ITU-R 601, as in
+    Pillow's mode L; grey images keep their values) for grey networks."""
     device: str | torch.device = "cpu"
     """Where batches are put."""
     on_bad_image: OnBadImage = "skip"
@@ -116,6 +119,13 @@ def default_workers() -> int:
     # Slurm binds each of its tasks to cores of their own; elsewhere ranks share all.
     sharing = 1 if "SLURM_CPUS_PER_TASK" in os.environ else ranks_on_this_machine()
     return max(1, min(8, usable_cores() // sharing))
+
+
+def _luma(images: torch.Tensor) -> torch.Tensor:
+    """Return the luma [N, H, W, 1] of images uint8 [N, H, W, 3], rounded as Pillow does."""
+    red, green, blue = images.to(torch.int32).unbind(-1)
+    luma = 19595 * red + 38470 * green + 7471 * blue + (1 << 15)
+    return (luma >> 16).to(torch.uint8).unsqueeze(-1)
 
 
 @dataclass
@@ -207,6 +217,8 @@ class Loader(ABC):
                 if not len(indices):
                     continue
             labels = torch.from_numpy(self.imageset.labels[indices])
+            if self.options.channels == 1:
+                images = _luma(images)
             yield Batch(
                 images.permute(0, 3, 1, 2),
                 labels.to(device, non_blocking=True),

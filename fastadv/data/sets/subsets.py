@@ -8,8 +8,9 @@ images to a smaller one.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -159,6 +160,66 @@ def subset(s: ImageSet, n: int | None, seed: int) -> ImageSet:
     counts = _checked_counts(s, n)
     take = allocate(counts, n, np.minimum(counts, 1), counts)
     return Subset(s, stratified_pick(s.labels, take, seed))
+
+
+def listed_subset(s: ImageSet, file: str | Path) -> ImageSet:
+    """Return the images that a text file lists, in its order.
+
+    Each line names an image by its path below the split, by its file name, or by its
+    position in the set; text after a space is left out, as are empty lines.
+
+    Args:
+        s: The set to take from.
+        file: The list, for example that of RobustBench's 5,000 images of ImageNet.
+
+    Raises:
+        ConfigError: The file cannot be read, lists nothing, lists an image twice, or names
+            one that is not in the set or not unique.
+    """
+    try:
+        lines = Path(file).expanduser().read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the image list {file}: {error}") from error
+    names = [line.split()[0] for line in lines if line.strip()]
+    if not names:
+        raise ConfigError(f"the image list {file} is empty")
+    if all(name.isdecimal() for name in names):
+        positions = [int(name) for name in names]
+        if max(positions) >= len(s):
+            raise ConfigError(
+                f"the image list {file} has position {max(positions)}, {s.name} has "
+                f"{len(s)} images, from 0"
+            )
+    else:
+        positions = _positions_of(s, names, str(file))
+    if len(set(positions)) < len(positions):
+        raise ConfigError(f"the image list {file} names an image twice")
+    return Subset(s, positions)
+
+
+def _positions_of(s: ImageSet, names: Sequence[str], file: str) -> list[int]:
+    places: dict[str, list[int]] = {}
+    for index in range(len(s)):
+        parts = s.describe(index).replace(":", "/").split("/")
+        for depth in range(1, min(len(parts), 4) + 1):
+            places.setdefault("/".join(parts[-depth:]), []).append(index)
+    found = []
+    for name in names:
+        tail = name.strip("/").split("/")
+        # The name of a split may stand before, as in val/n01440764/x.JPEG.
+        for begin in range(len(tail)):
+            known = places.get("/".join(tail[begin:]), [])
+            if known:
+                break
+        if len(known) != 1:
+            what = "is not" if not known else f"is {len(known)} times"
+            example = s.describe(0) if len(s) else "nothing"
+            raise ConfigError(
+                f"the image list {file} names {name!r}, which {what} in {s.name}; its "
+                f"images are called like {example}"
+            )
+        found.append(known[0])
+    return found
 
 
 def random_subset(s: ImageSet, n: int | None, seed: int) -> ImageSet:

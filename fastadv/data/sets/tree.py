@@ -63,7 +63,15 @@ def folder_tree(root: Path) -> Tree:
         (folders if is_folder else files).append(path)
     files.sort(key=os.fsencode)
     folders.sort(key=os.fsencode)
-    return Tree(str(root), files, folders, lambda path: (root / path).read_bytes())
+
+    def read(path: str) -> bytes:
+        try:
+            return (root / path).read_bytes()
+        except OSError as error:
+            reason = error.strerror or error
+            raise DataError(f"cannot read {root / path}: {reason}") from error
+
+    return Tree(str(root), files, folders, read)
 
 
 def _walk(
