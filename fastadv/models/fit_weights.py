@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import torch
@@ -21,6 +21,7 @@ from fastadv.models.dialects import dialects
 BY_ORDER = "order"
 """The dialect of a network whose layers were matched by their order and shapes."""
 
+_STATISTICS = ("running_mean", "running_var")
 _COUNTER = "num_batches_tracked"  # missing in files older than torch 0.4.1
 # Buffers that networks compute anew, and what profilers leave in every module.
 _COMPUTED = re.compile(
@@ -150,7 +151,7 @@ def find_fits(
                 _fit(name, renamed, prefix, blueprint)
                 for prefix in _prefixes(renamed, blueprint)
             )
-            if fits := [fit for fit in tried if fit is not None]:
+            if fits := _with_statistics([f for f in tried if f is not None], blueprint):
                 found[arch] = fits
         sound = {
             arch: fits
@@ -168,6 +169,20 @@ def find_fits(
     return second
 
 
+def _with_statistics(fits: list[Fit], blueprint: Blueprint) -> list[Fit]:
+    """Lend BatchNorm's statistics to averages of parameters alone; drop what lacks them."""
+    keys = {key for key in blueprint.body if key.endswith(_STATISTICS)}
+    whole = [fit for fit in fits if keys <= fit.state.keys()]
+    if not whole:
+        return []
+    lent = {key: whole[0].state[key] for key in keys}
+    return [
+        replace(fit, state=lent | fit.state)
+        for fit in fits
+        if keys <= fit.state.keys() or not keys & fit.state.keys()
+    ]
+
+
 def _steps(keys: Iterable[str]) -> set[str]:
     return {step for key in keys for step in key.split(".")}
 
@@ -176,7 +191,7 @@ def _prefixes(
     renamed: Mapping[str, tuple[str, Tensor]], blueprint: Blueprint
 ) -> Iterator[str]:
     """Yield what stands before the key that is least likely to be found by chance."""
-    body = [key for key in blueprint.body if not key.endswith(_COUNTER)]
+    body = [key for key in blueprint.body if not key.endswith((_COUNTER, *_STATISTICS))]
     anchor = max(body, key=len, default="?")
     for key in renamed:
         if key.endswith(anchor):
@@ -196,7 +211,7 @@ def _fit(
     for key, shape in blueprint.body.items():
         entry = renamed.get(prefix + key)
         if entry is None:
-            if key.endswith(_COUNTER):
+            if key.endswith((_COUNTER, *_STATISTICS)):
                 continue
             return None
         if entry[1].shape != shape:

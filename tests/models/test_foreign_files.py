@@ -227,6 +227,14 @@ SEVERAL: dict[str, tuple[Callable[[State, State], Any], str, str]] = {
         "ema",
         "online",
     ),
+    "parameters alone": (
+        lambda a, b: {
+            "model": a,
+            "ema": {"decay": 0.9, "shadow": {k: b[k] for k in b if "running" not in k}},
+        },
+        "ema",
+        "raw",
+    ),
     "camel": (lambda a, b: {"model": a, "modelEMA": b}, "modelEMA", "model"),
     "mean teacher": (lambda a, b: {"student": a, "teacher": b}, "teacher", "student"),
 }
