@@ -112,3 +112,13 @@ def test_every_example_is_tried() -> None:
     tried = "".join(path.read_text() for path in tests)
     for path in EXAMPLES.glob("*.py"):
         assert path.stem in tried or path.stem == "digits", path
+
+
+def test_a_method_of_ones_own(example: Any) -> None:
+    """It is the weighted mean of what its two halves alone begin with, and it learns."""
+    main = example("own_method").main
+    losses = main(epochs=2)
+    assert losses[-1] < 0.7 * losses[0]
+    clean, adversarial = (main(epochs=1, share=share)[0] for share in (0.0, 1.0))
+    assert clean < adversarial
+    assert losses[0] == pytest.approx((clean + adversarial) / 2, rel=1e-3)
