@@ -13,7 +13,9 @@ from fastadv.data.counter import derive_key
 from fastadv.detection.attack import DetectorAttack
 from fastadv.detection.batches import DetectionBatch
 from fastadv.detection.config import DetectTrainConfig
+from fastadv.detection.rois import quick_rois
 from fastadv.detection.view import DetectorView
+from fastadv.models.quick_convs import quick_convs
 from fastadv.phases import phase
 from fastadv.runs.distributed import World
 from fastadv.threat import ThreatModel
@@ -110,7 +112,7 @@ class DetectorLearner:
             with phase("attack"):
                 images = self._attacked(batch, step)
         dtype = DTYPES.get(self.precision)
-        with phase("train"):
+        with phase("train"), quick_convs(self._device), quick_rois(self._device):
             with torch.autocast(
                 self._device.type, dtype, enabled=dtype is not None, cache_enabled=True
             ):

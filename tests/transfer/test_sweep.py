@@ -175,7 +175,8 @@ def test_recipes_of_the_two_kinds_are_told_apart(
 @pytest.mark.parametrize("name", [path.name for path in RECIPES.glob("*.yaml")])
 def test_recipes_say_which_command_they_are_for(name: str) -> None:
     command = yaml.safe_load((RECIPES / name).read_text())["command"]
-    assert command in (COMMAND, "fastadv-train --config")
+    others = ("fastadv-train --config", "fastadv-detect train --config")
+    assert command in (COMMAND, *others)
     assert f"{command} recipes/{name}" in (RECIPES / name).read_text()
 
 
