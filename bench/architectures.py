@@ -206,6 +206,7 @@ def features(model: NormalizedModel, x: Tensor) -> str:
 
 def agreement(mine: Tensor, other: Tensor) -> str:
     """Return yes where two tensors agree to a thousandth of the largest value."""
+    mine, other = mine.detach(), other.detach()
     error = float((mine - other).abs().max() / other.abs().max().clamp(min=1e-12))
     return YES if error < 1e-3 else f"differs by {error:.2g}"
 

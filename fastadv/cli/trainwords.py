@@ -10,7 +10,7 @@ from fastadv.errors import ConfigError
 
 # Flags of a try-out: training on a small built-in set that a processor learns in minutes,
 # with a radius that its bold shapes let a network withstand.
-_TRY_OUT_EPOCHS = 30
+_TRY_OUT_EPOCHS = 45
 _TRY_OUT = {
     "--data": "shapetex_bold",
     "--resolution": "32",
@@ -85,12 +85,13 @@ def tried_out(argv: list[str]) -> list[str]:
     epochs = int(given) if given is not None and given.isdecimal() else _TRY_OUT_EPOCHS
     words |= {"--epochs": str(epochs), "--eval-every": str(max(epochs, 1))}
     if flag_value(argv, "--method") != "standard":
-        words["--clean-epochs"] = str(2 * epochs // 5)
-        words["--eps-warmup"] = str(2 * epochs // 5)
+        words["--clean-epochs"] = str(epochs // 5)
+        words["--eps-warmup"] = str(3 * epochs // 10)
     if not any(flag_value(argv, name) for name in ("--optimizer", "--lr")):
         small = (flag_value(argv, "--arch") or "").endswith("_cifar")
         words |= {"--optimizer": "adamw", "--lr": "3e-3" if small else "1e-3"}
     if not any(flag_value(argv, name) for name in ("--schedule", "--milestones")):
-        words["--schedule"] = "onecycle"
+        # The learning rate is highest at once: it is still large when the radius is reached.
+        words |= {"--schedule": "onecycle", "--peak": "0.03"}
     missing = [name for name in words if flag_value(argv, name) is None]
     return [*argv, *(word for name in missing for word in (name, words[name]))]

@@ -359,25 +359,25 @@ def test_the_published_command_starts_as_typed(tmp_path: Path) -> None:
     start = "wide_resnet50_2 on shapetex_bold at 32 px, l2 3, 3 steps: "
     assert lines[1].startswith(start)
     assert "1045 training, 55 validation, 1000 test images, 12 classes" in lines[1]
-    assert "batch 32, 30 epochs, 990 steps" in lines[1]
+    assert "batch 32, 45 epochs, 1485 steps" in lines[1]
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ("", {"data": "shapetex_bold", "epochs": 30, "optimizer": "adamw", "lr": 1e-3}),
+        ("", {"data": "shapetex_bold", "epochs": 45, "optimizer": "adamw", "lr": 1e-3}),
         ("--arch resnet8_cifar", {"eps": 0.5, "lr": 3e-3, "optimizer": "adamw"}),
         (
             "--epochs 6",
-            {"epochs": 6, "clean_epochs": 2, "eps_warmup": 2, "eval_every": 6},
+            {"epochs": 6, "clean_epochs": 1, "eps_warmup": 1, "eval_every": 6},
         ),
         ("--epochs 1", {"epochs": 1, "eps_warmup": 0, "eval_every": 1}),
         ("--lr 0.05", {"optimizer": "sgd", "lr": 0.05, "schedule": "onecycle"}),
         ("--schedule cosine", {"schedule": "cosine", "optimizer": "adamw"}),
         ("--batch-size=16 --eval-every 1", {"batch_size": 16, "eval_every": 1}),
         ("--method standard", {"eps": 0, "clean_epochs": 0, "data": "shapetex_bold"}),
-        ("--method free", {"replays": 4, "clean_epochs": 12, "eps_warmup": 12}),
+        ("--method free", {"replays": 4, "clean_epochs": 9, "eps_warmup": 13}),
         # What names its data, or a file, is no try-out.
         ("--data digits", {"epochs": 90, "optimizer": "sgd", "lr": 0.1}),
         ("--data=shapetex", {"epochs": 90, "schedule": "step", "batch_size": None}),
