@@ -1,6 +1,7 @@
 """fastadv-detect: object detection and instance segmentation on pretrained networks.
 
-Trains torchvision's Faster R-CNN or Mask R-CNN on the stages of a source.
+Trains torchvision's Faster R-CNN or Mask R-CNN on the stages of a source, and measures the
+average precision of what was trained: clean, under attack, and corrupted.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from fastadv.cli.trainwords import (
     resumes_or_starts,
 )
 from fastadv.detection.config import DetectTrainConfig
+from fastadv.detection.eval_config import DetectEvalConfig
 from fastadv.errors import EXIT_OK, EXIT_USAGE, ConfigError, unknown_name
 from fastadv.flags import PrintJson
 from fastadv.ranges import ordered_values
+from fastadv.results.row import Row
 
 PROG, MODULE = "fastadv-detect", "fastadv.cli.detect"
 
@@ -78,7 +81,35 @@ def _train(argv: list[str]) -> int:
     return EXIT_OK
 
 
-COMMANDS = {"train": (DetectTrainCommand, _train)}
+@dataclass(frozen=True, kw_only=True)
+class DetectEvalCommand(DetectEvalConfig):  # noqa: D101, it shows the help of its base
+    __doc__ = DetectEvalConfig.__doc__
+
+    json: PrintJson = False
+
+
+def _eval(argv: list[str]) -> int:
+    command = common.parse(DetectEvalCommand, argv, f"{PROG} eval")
+    from fastadv.detection.evaluating import average_precisions, evaluate_detector_file
+
+    config = DetectEvalConfig(**ordered_values(command, DetectEvalConfig))
+
+    def note(condition: str, rows: list[Row]) -> None:
+        if not command.json:
+            print(f"{condition}: {average_precisions(rows)}", flush=True)
+
+    found = evaluate_detector_file(config, note)
+    values = {
+        condition: {row.metric: [row.value, row.low, row.high] for row in rows}
+        for condition, rows in found.items()
+    }
+    return common.show(command, values, f"rows: {config.results}")
+
+
+COMMANDS = {
+    "train": (DetectTrainCommand, _train),
+    "eval": (DetectEvalCommand, _eval),
+}
 
 
 def _body(argv: list[str]) -> int:

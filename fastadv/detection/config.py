@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from tyro.conf import arg
 
 from fastadv.data.config import OnBadImage
+from fastadv.detection.attack_config import DetectorAttackConfig
 from fastadv.device import DeviceConfig
 from fastadv.errors import ConfigError
 from fastadv.ranges import (
@@ -119,17 +120,22 @@ class DetectionImages(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DetectTrainConfig(DetectorConfig, OptimizerConfig, DetectionImages, DeviceConfig):
+class DetectTrainConfig(
+    DetectorConfig, OptimizerConfig, DetectionImages, DetectorAttackConfig, DeviceConfig
+):
     """Train torchvision's Faster R-CNN or Mask R-CNN on the stages of a source.
 
     The defaults are the published schedule: SGD with momentum 0.9, weight decay 1e-4 and
     learning rate 0.02 for 16 images, which rises linearly in the first 1,000 updates and
     falls by ten after 2/3 and 8/9 of the run (Detectron2's 1x; Salman et al. 2020 used
-    Detectron2). recipes/detect-short.yaml is a short run for small sets.
+    Detectron2). recipes/detect-short.yaml is a short run for small sets. With --eps, every
+    update is on images that an attack made from its batch.
 
     Raises:
         ConfigError: A value that cannot work, or values that do not go together.
     """
+
+    USUAL_STEPS: ClassVar[int] = 3
 
     # Flags that only --help-all shows.
     RARE: ClassVar[tuple[str, ...]] = (
@@ -191,6 +197,11 @@ class DetectTrainConfig(DetectorConfig, OptimizerConfig, DetectionImages, Device
         if self.schedule == "step" and self.milestones is None:
             object.__setattr__(self, "milestones", _MILESTONES)
         super().__post_init__()
+        if self.attack_loss == "all" and not self.masks:
+            raise ConfigError(
+                "`attack_loss=all` counts the loss of masks, which are not trained; add "
+                "`masks`, or take `attack_loss=both`"
+            )
         if (self.source is None) == (self.arch is None):
             given = "neither" if self.source is None else "both"
             raise ConfigError(

@@ -9,12 +9,16 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models.detection import FasterRCNN
 
+from fastadv.data.counter import derive_key
+from fastadv.detection.attack import DetectorAttack
 from fastadv.detection.batches import DetectionBatch
 from fastadv.detection.config import DetectTrainConfig
 from fastadv.detection.rois import quick_rois
+from fastadv.detection.view import DetectorView
 from fastadv.models.quick_convs import quick_convs
 from fastadv.phases import phase
 from fastadv.runs.distributed import World
+from fastadv.threat import ThreatModel
 from fastadv.training.ema import EMA
 from fastadv.training.learner import resolve_precision
 from fastadv.training.methods import DTYPES
@@ -72,6 +76,15 @@ class DetectorLearner:
             momentum=config.momentum,
             weight_decay=config.weight_decay,
         )
+        self._attack: DetectorAttack | None = None
+        self._view: DetectorView | None = None
+        if config.eps:
+            self._attack = DetectorAttack(
+                ThreatModel(config.norm, config.eps),  # type: ignore[arg-type]
+                config.steps,
+                config.step_size,
+                loss=config.attack_loss,
+            )
         half = self.precision == "fp16"
         self.scaler = torch.amp.GradScaler(self._device.type) if half else None
 
@@ -93,7 +106,11 @@ class DetectorLearner:
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate(step)
         self.optimizer.zero_grad(set_to_none=True)
-        images = [image.float() / 255 for image in batch.images]
+        if self._attack is None:
+            images = [image.float() / 255 for image in batch.images]
+        else:
+            with phase("attack"):
+                images = self._attacked(batch, step)
         dtype = DTYPES.get(self.precision)
         with phase("train"), quick_convs(self._device), quick_rois(self._device):
             with torch.autocast(
@@ -109,6 +126,26 @@ class DetectorLearner:
         if self.ema is not None:
             self.ema.update(self.detector)
         return {name: loss.detach() for name, loss in losses.items()}
+
+    def _attacked(self, batch: DetectionBatch, step: int) -> list[Tensor]:
+        """Return adversarial images of a batch, float [3, H, W] in [0, 1].
+
+        They depend on the seed, the step and the weights, so that a resumed run makes the
+        same ones.
+        """
+        if self._attack is None:
+            raise RuntimeError("the run has no attack")
+        if self._view is None:
+            self._view = self._attack.prepare(self.detector)
+        # The view follows the weights by itself, and statistics that were updated, too.
+        found = self._attack(
+            self._view,
+            batch.images,
+            batch.targets,
+            offset=self.world.rank * len(batch.images),
+            seed=derive_key(self.config.seed, "attack", step),
+        )
+        return found.images
 
     def _apply(self) -> None:
         if self.config.clip_grad is not None:

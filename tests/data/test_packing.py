@@ -26,6 +26,7 @@ from fastadv.data import open_dataset
 from fastadv.data.files.archives import unpack
 from fastadv.data.files.inspection import statistics, verify
 from fastadv.data.files.packing import pack
+from fastadv.data.opening.by_name import open_as_stored
 from fastadv.data.sets.image_set import ImageSet
 from fastadv.errors import ConfigError, DataError
 
@@ -249,7 +250,7 @@ def test_statistics_are_those_of_the_pixels(tmp_path: Path) -> None:
             Image.fromarray(pixels).save(folder / f"{i}.png")
         arrays.append(pixels.reshape(-1, 3) / 255)
     (root / "train/a/bad.png").write_bytes(b"x")
-    found = statistics(open_dataset(root))["splits"]["train"]
+    found = statistics(open_as_stored(root))["splits"]["train"]
     every = np.concatenate(arrays)
     np.testing.assert_allclose(found["mean"], every.mean(axis=0), rtol=1e-12)
     np.testing.assert_allclose(found["std"], every.std(axis=0), rtol=1e-12)

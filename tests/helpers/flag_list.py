@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 # Words of the commands below one that calls `parse` itself, by the entry of that.
 BELOW = {
     "fastadv.cli.transfer:main": [["sweep"]],
-    "fastadv.cli.detect:main": [["train", "--help"]],
+    "fastadv.cli.detect:main": [["train", "--help"], ["eval", "--help"]],
 }
 LISTED = ROOT / "tests" / "cli" / "flags.txt"
 

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastadv.data.counter import derive_key, permutation
-from fastadv.data.decoding import decode_rgb
+from fastadv.data.decoding import BadImage, decode_rgb
 from fastadv.data.files.shards import MANIFEST, PACKING
 from fastadv.data.sets.endings import is_image, suffix_of
 from fastadv.data.sets.image_set import DatasetSplits, FileSet, ImageSet
@@ -244,8 +244,9 @@ def _encoder(images: ImageSet) -> Callable[[int], tuple[bytes, str, str, int]]:
             data, name = base.read(index), Path(base.members[index]).name
         ending = next((e for magic, e in _MAGIC if data.startswith(magic)), None)
         if ending is None and is_image(name):  # a rarer format, by its name
-            decode_rgb(data, images.describe(i), base.bits)
-            ending = suffix_of(name)[1:]
+            with contextlib.suppress(BadImage):
+                decode_rgb(data, images.describe(i), base.bits)
+                ending = suffix_of(name)[1:]
         if ending is None:
             raise DataError(
                 f"{images.describe(i)} is of no known image format; remove it, or see "

@@ -113,13 +113,15 @@ def open_as_stored(
 ) -> SplitSets:
     """Open the splits that a data set has, without holding anything out or checking classes.
 
-    It takes the arguments of `open_dataset` but for textures.
+    It takes the arguments of `open_dataset`. With the option `holdout` or a texture, the
+    splits are those that `open_dataset` makes.
 
     Raises:
         DataError, ConfigError: As of `open_dataset`.
     """
+    makes = "holdout" in options
     sets, name, view = _opened(given, resolution, None, options)
-    if view:
+    if view or makes:
         pair = exchange_textures(sets.pair(), **_checked(name, view))
         return _both(pair)
     return sets

@@ -1,0 +1,181 @@
+"""`fastadv-detect eval`, and training on attacked images, on a small set."""
+
+from __future__ import annotations
+
+import json
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import torch
+from detection_files import write_coco
+
+from fastadv.cli import detect
+from fastadv.detection.attack_config import LossChoice
+from fastadv.detection.config import DetectTrainConfig
+from fastadv.detection.eval_config import DetectEvalConfig
+from fastadv.detection.evaluating import evaluate_detector_file
+from fastadv.detection.opening import open_detection
+from fastadv.detection.saving import open_detector
+from fastadv.detection.trainer import DetectorTrainer, train_detector
+from fastadv.detection.view import LOSSES
+from fastadv.errors import ConfigError, Preempted
+from fastadv.models.checkpoint import state_hash
+from fastadv.results.detection_settings import DetectionSetting, TrainingAttack
+from fastadv.results.table import ResultsTable
+
+TINY: dict[str, Any] = {
+    "min_size": (64,), "max_size": 96, "width": 8, "sampled_boxes": 16, "proposals": 20,
+    "masks": True, "batch_size": 4, "epochs": 1, "lr": 0.02, "workers": 0, "device": "cpu",
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Any:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def attacked_run(
+    rectangles: Path, classifier: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A detector that was trained on attacked images."""
+    out = tmp_path_factory.mktemp("attacked") / "run"
+    paths = {"source": str(classifier), "data": str(rectangles), "out": str(out)}
+    attack = {"eps": 4 / 255, "num_steps": 1, "attack_loss": "all", "split_seed": 3}
+    train_detector(DetectTrainConfig(**TINY | paths | attack))
+    return out
+
+
+def test_names_of_losses_are_those_of_the_view() -> None:
+    assert get_args(LossChoice) == tuple(LOSSES)
+
+
+def test_training_on_attacked_images_resumes_to_the_bit_and_differs(
+    attacked_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = open_detector(attacked_run).facts.training
+    known = {name: trained[name] for name in ("source", "data", "split_seed")}
+    config = DetectTrainConfig(
+        **TINY | known | {"out": str(tmp_path / "run")},
+        eps=4 / 255,
+        num_steps=1,
+        attack_loss="all",
+    )
+    update = DetectorTrainer.update
+
+    def stopped(self: DetectorTrainer, batch: Any) -> Any:
+        losses = update(self, batch)
+        if self.step == 1:
+            signal.raise_signal(signal.SIGTERM)
+        return losses
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DetectorTrainer, "update", stopped)
+        with pytest.raises(Preempted):
+            train_detector(config)
+    train_detector(replace(config, resume=True))
+    plain = replace(
+        config, out=str(tmp_path / "plain"), eps=0.0, num_steps=None, attack_loss="both"
+    )
+    train_detector(plain)
+    whole, resumed, other = (
+        state_hash(open_detector(folder).detector)
+        for folder in (attacked_run, config.out_path, plain.out_path)
+    )
+    assert whole == resumed != other
+
+
+def test_the_command_stores_every_condition_once(
+    attacked_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["eval", "--checkpoint", str(attacked_run), "--workers", "0"]
+    argv += ["--results", str(tmp_path), "--resamples", "20", "--device", "cpu"]
+    argv += [
+        "--eps",
+        "4/255",
+        "--num-steps",
+        "2",
+        "--corruption",
+        "fog",
+        "--severity",
+        "3",
+    ]
+    assert detect.main(argv) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == [
+        "as they are",
+        "pgd, linf 4/255, 2 steps, both loss",
+        "fog 3",
+        "rows",
+    ]
+    assert "box AP50" in lines[0]
+    table = ResultsTable(tmp_path)
+    rows = table.rows()
+    assert len({row.experiment for row in rows}) == 3
+    assert len({row.identity for row in rows}) == len(rows)
+    clean = {row.metric: row for row in rows if row.experiment == rows[0].experiment}
+    assert {"box_ap", "mask_ap", "box_ap50", "box_ap:object"} <= set(clean)
+    row = clean["box_ap"]
+    assert isinstance(row.setting, DetectionSetting)
+    assert row.setting.attack == TrainingAttack(
+        norm="linf", eps=4 / 255, num_steps=1, loss="all"
+    )
+    assert (row.setting.detector, row.setting.min_size, row.n) == ("mask_rcnn", 64, 3)
+    # The images that it was not trained on, by the split of its training.
+    facts = open_detector(attacked_run).facts
+    test = open_detection(facts.training["data"], split_seed=3).test
+    arrays = table.arrays(row)
+    assert arrays["image_ids"].tolist() == [each.image_id for each in test.annotated]
+    assert len(arrays["boxes"]) == len(arrays["mask_runs"])
+    assert detect.main([*argv, "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again["as they are"]["box_ap"] == [row.value, row.low, row.high]
+    assert len(ResultsTable(tmp_path).rows()) == len(rows)
+
+
+def test_a_part_of_the_images_is_another_number(
+    attacked_run: Path, tmp_path: Path
+) -> None:
+    config = DetectEvalConfig(
+        checkpoint=str(attacked_run),
+        results=str(tmp_path),
+        workers=0,
+        device="cpu",
+        resamples=0,
+        num_images=2,
+    )
+    (rows,) = evaluate_detector_file(config).values()
+    (whole,) = evaluate_detector_file(replace(config, num_images=None)).values()
+    assert (rows[0].n, whole[0].n) == (2, 3)
+    assert rows[0].identity != whole[0].identity
+    assert rows[0].low is None
+    arrays = ResultsTable(tmp_path).arrays(rows[0])
+    assert np.isin(arrays["image_ids"], np.arange(100)).all()
+
+
+def test_choices_that_do_not_fit_are_refused(
+    attacked_run: Path, rectangles: Path, classifier: Path, tmp_path: Path
+) -> None:
+    config = DetectEvalConfig(
+        checkpoint=str(attacked_run), results=str(tmp_path / "r"), workers=0
+    )
+    other = write_coco(tmp_path / "coco")
+    with pytest.raises(ConfigError, match="the detector knows object"):
+        evaluate_detector_file(replace(config, data=str(other)))
+    with pytest.raises(ConfigError, match="corruption"):
+        evaluate_detector_file(replace(config, corruption=("mist",)))
+    with pytest.raises(ConfigError, match="`num_steps` belongs to the attack"):
+        replace(config, num_steps=3)
+    with pytest.raises(ConfigError, match="`severity` is empty"):
+        replace(config, severity=())
+    with pytest.raises(ConfigError, match="`attack_loss=all` counts the loss of masks"):
+        DetectTrainConfig(
+            source=str(classifier), data=str(rectangles), eps=0.1, attack_loss="all"
+        )
