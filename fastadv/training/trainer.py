@@ -17,20 +17,13 @@ from fastadv.data import Batch
 from fastadv.data.counter import derive_key
 from fastadv.errors import (
     CatastrophicOverfitting,
-    ConfigError,
     FastadvError,
     Preempted,
     TrainingDiverged,
 )
 from fastadv.kernels import use_backend
 from fastadv.kernels.registry import check_backend_name
-from fastadv.models import (
-    NormalizedModel,
-    as_model,
-    create_model,
-    load_model,
-    save_model,
-)
+from fastadv.models import as_model, load_model, save_model
 from fastadv.models.architecture_names import MODEL_FILE
 from fastadv.phases import phase
 from fastadv.runs.directory import RunDirectory
@@ -41,6 +34,7 @@ from fastadv.runs.profile import StepProfile
 from fastadv.training.config import TrainConfig
 from fastadv.training.images import RunImages
 from fastadv.training.learner import Learner, judging_attack
+from fastadv.training.network import network_of
 from fastadv.training.optimizer_config import learning_rate
 from fastadv.training.overfit import OverfitWatch, updates_between, watched_images
 from fastadv.training.runlog import Interval, RunLog, TrainSummary, store_final_test
@@ -113,21 +107,7 @@ class Trainer:
         resumes = self.world.share(config.resume and self.run.began)
         # A resumed run does not read it again: the file may be gone by then.
         source = None if resumes else config.init_from
-        grey: dict[str, Any] = (
-            {"mean": (0.449,), "std": (0.226,)} if config.grey else {}
-        )
-        self.model = _given(model, classes, config.seed) or create_model(
-            config.arch,
-            classes,
-            weights=source,
-            seed=config.seed,
-            **({} if source else grey),
-        )
-        if self.model.channels != self.images.channels:
-            raise ConfigError(
-                f"the network {config.arch} reads {self.model.channels} channels, and the "
-                f"images have {self.images.channels}; `grey` is for networks of one channel"
-            )
+        self.model = network_of(config, classes, self.images.channels, source, model)
         self.model.set_image_size(self.resolution)
         self.model.to(self.device).to(memory_format=torch.channels_last)
         self.learner = Learner(config, self.model, self.resolution, self.world)
@@ -433,20 +413,6 @@ class Trainer:
             f"{stop.signal}: saved step {self.step}; continue with "
             f"`resume` `out={self.run.path}`"
         )
-
-
-def _given(
-    model: NormalizedModel | None, classes: int, seed: int
-) -> NormalizedModel | None:
-    if model is not None and model.num_classes != classes:
-        log.warning(
-            "the network has %d classes and the data %d: its head is replaced by a "
-            "fresh one",
-            model.num_classes,
-            classes,
-        )
-        model.replace_head(classes, seed)
-    return model
 
 
 def train(config: TrainConfig, model: nn.Module | None = None) -> TrainSummary:
