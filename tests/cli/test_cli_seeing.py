@@ -32,7 +32,7 @@ def networks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         model = create_model("resnet8_cifar", 10, seed=seed)
         if name == "broken":
             with torch.no_grad():
-                model.net.get_submodule("layer3.0.bn2").bias[5] = 3e38  # sums overflow
+                model.net.get_submodule("layer3.0.bn2").weight[5] = 3e38  # overflows
         found[name] = folder / f"{name}.safetensors"
         facts = {
             "resolution": side,
