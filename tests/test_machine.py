@@ -39,5 +39,7 @@ def test_kept_blocks_cost_no_page_faults():
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         return int(done.stdout)
 
-    assert faults("keep") < 1000
-    assert faults("not") > 1000  # so the test would notice
+    # Without keeping, each of ten blocks costs 16,384 faults, or 32 where pages are huge.
+    kept = faults("keep")
+    assert kept < 100
+    assert faults("not") > kept + 200  # so the test would notice
