@@ -179,7 +179,7 @@ class Cascade:
 def _own_attack(
     name: str, made_by: Any, threat: ThreatModel, budget: Budget, seed: int
 ) -> Cascade:
-    """Return the attack of a user, under the name by which it was asked for."""
+    """Return the attack of a user, under the name that the user gave."""
     attack = made_by
     if isinstance(made_by, type) or not hasattr(made_by, "describe"):
         if not callable(made_by):

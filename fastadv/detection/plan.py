@@ -14,14 +14,13 @@ from typing import Any
 
 from fastadv.detection.config import DetectTrainConfig
 from fastadv.detection.trainer import DetectorTrainer
-from fastadv.device import wait_for
 from fastadv.progress import clock
 from fastadv.text_tables import text_table
+from fastadv.training.looplog import memory_in_use
 from fastadv.training.plan import ASSUMED_EFFICIENCY
-from fastadv.training.runlog import memory_in_use
+from fastadv.training.probe import time_steps
 
 STEPS, WARMUP = 10, 2
-_MOST_SECONDS = 120.0  # for timed steps; slow runs time fewer than `STEPS`
 _JUDGED = 4  # images
 
 
@@ -104,18 +103,9 @@ def plan_detection(
     setup = time.monotonic() - began
     batches = itertools.chain.from_iterable(itertools.repeat(trainer.loader))
     trainer.detector.train()
-    for _ in range(WARMUP):
-        trainer.update(next(batches))
-    wait_for(trainer.device)
-    began, steps, images, waited = time.monotonic(), 0, 0, 0.0
-    while steps < STEPS and time.monotonic() - began < _MOST_SECONDS:
-        requested = time.monotonic()
-        batch = next(batches)
-        waited += time.monotonic() - requested
-        trainer.update(batch)
-        steps, images = steps + 1, images + len(batch.images)
-    wait_for(trainer.device)
-    seconds = time.monotonic() - began
+    timed = time_steps(
+        trainer.update, batches, trainer.device, most=STEPS, warmup=WARMUP
+    )
     test = trainer.test_set
     few = test.subset(range(min(_JUDGED, len(test))))
     trainer.test_set, began = few, time.monotonic()
@@ -129,14 +119,11 @@ def plan_detection(
         trained_parameters=sum(p.numel() for p in parameters if p.requires_grad),
         memory_gib=memory_in_use(trainer.device, peak=True) / 2**30,
         steps=trainer.total_steps,
-        measured_steps=steps,
-        step_seconds=seconds / steps,
-        images_per_s=images / seconds,
-        data_wait=waited / seconds,
         parts={
             "setup": setup,
-            "training": trainer.total_steps * seconds / steps,
+            "training": trainer.total_steps * timed["step_seconds"],
             "tests": tests * judged,
         },
         devices=tuple(devices),
+        **timed,
     )

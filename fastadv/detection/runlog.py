@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import time
 from collections.abc import Mapping
@@ -14,13 +13,10 @@ import torch
 from torch import Tensor
 
 from fastadv.detection.config import DetectTrainConfig
-from fastadv.environment import provenance
 from fastadv.errors import TrainingDiverged
 from fastadv.phases import phase
-from fastadv.progress import Progress
-from fastadv.runs.directory import RunDirectory
 from fastadv.runs.distributed import World
-from fastadv.training.runlog import memory_in_use
+from fastadv.training.looplog import LoopLog, memory_in_use
 
 
 class _Part(NamedTuple):
@@ -109,7 +105,7 @@ class DetectionSummary:
     images_per_s: float
 
 
-class DetectionLog:
+class DetectionLog(LoopLog[DetectTrainConfig]):
     """The log and the progress of one run; only the first of several ranks shows them.
 
     Args:
@@ -119,56 +115,7 @@ class DetectionLog:
         total_steps: Number of training steps of the whole run.
     """
 
-    def __init__(
-        self,
-        config: DetectTrainConfig,
-        run: RunDirectory,
-        world: World,
-        total_steps: int,
-    ) -> None:
-        self._config, self._run, self._world = config, run, world
-        self._total_steps = total_steps
-        self._last: dict[str, float] = {}
-        self._images, self._seconds = 0, 0.0
-        self.begin(0)
-
-    def begin(self, step: int) -> None:
-        """Start to measure time, after `step` steps were done."""
-        stream = None if self._world.leads else io.StringIO()
-        self._progress = Progress(self._total_steps, step, stream)
-
-    def note(self, line: str) -> None:
-        """Print a line that stays, above the progress."""
-        self._progress.note(line)
-
-    def started(self, step: int, *, resumed: bool) -> None:
-        """Log that the run begins, or that it goes on at `step`."""
-        config, run = self._config, self._run
-        if resumed:
-            self.note(f"resuming {run.path} at step {step}")
-        elif config.resume:
-            self.note(f"{run.path} holds no run yet: starting it")
-        run.log(
-            "resume" if resumed else "start",
-            step=step,
-            total_steps=self._total_steps,
-            config=config.to_dict(),
-            environment=provenance(),
-        )
-
-    def trained(self, interval: LossInterval, epoch: int, step: int, lr: float) -> None:
-        """Read and log what an interval measured. Every rank must call it.
-
-        Raises:
-            TrainingDiverged: A loss of the interval is not finite.
-        """
-        self._last = interval.read(step - 1, self._world)
-        # All ranks have equally many images.
-        self._images += interval.images * self._world.size
-        self._seconds += time.monotonic() - interval.began
-        rounded = {key: round(value, 5) for key, value in self._last.items()}
-        self._run.log("train", epoch=epoch, step=step, lr=lr, **rounded)
-        self.show(epoch, step)
+    also = ", limit the gradient by `clip_grad`"
 
     def show(self, epoch: int, step: int) -> None:
         """Update the progress with the last measurements."""
@@ -189,32 +136,6 @@ class DetectionLog:
         self._run.log(event, epoch=epoch, step=step, **metrics)
         self.note(
             f"epoch {epoch} {'test' if event == 'test' else 'so far'}: {ap_text(metrics)}"
-        )
-
-    def bad_images(self, names: list[str]) -> None:
-        """Log the unreadable images that any rank met, if there were some."""
-        if names:
-            self._run.log("bad_images", count=len(names), images=names)
-            self.note(
-                f"{len(names)} unreadable image(s) were replaced by others in training, or "
-                "left out of tests"
-            )
-
-    @property
-    def images_per_s(self) -> float:
-        """Training images per second of this process so far."""
-        return self._images / max(self._seconds, 1e-9)
-
-    def diverged(self, error: TrainingDiverged, step: int) -> TrainingDiverged:
-        """Log `error`; return it with the last checkpoint and what to do."""
-        self._run.log("diverged", step=step, reason=str(error))
-        last = self._run.checkpoints / "last"
-        kept = "no checkpoint had been saved yet"
-        if last.exists():
-            kept = f"the last good checkpoint is {last.resolve()}"
-        return TrainingDiverged(
-            f"{error}; {kept}. Lower `lr` (now {self._config.lr:g}), limit the gradient by "
-            "`clip_grad` or try `precision=fp32`"
         )
 
 

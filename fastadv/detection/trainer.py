@@ -383,7 +383,7 @@ class DetectorTrainer:
     def _finish(self) -> DetectionSummary:
         metrics = self.judge()
         bad = {name for name, _ in self.loader.bad_images}
-        self.log.bad_images(sorted(set().union(*self.world.gather(bad))))
+        self.log.bad_images(sorted(set().union(*self.world.gather(bad))), "others")
         self.log.judged("test", metrics, self.loader.epoch, self.step)
         return DetectionSummary(self.run.path, metrics, self.log.images_per_s)
 

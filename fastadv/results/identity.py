@@ -41,7 +41,7 @@ def measured_identity(identity: str, bad_images: int, left_out: int) -> str:
 
     Args:
         identity: The identity that was known before any image was read. It stays the
-            `experiment` of the row, by which the number is found when it is asked for again.
+            `experiment` of the row, by which later calls find the number.
         bad_images: Number of unreadable images that were met; without any, nothing changes.
         left_out: Number of test images that the number is therefore not over.
     """

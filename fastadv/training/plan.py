@@ -21,6 +21,7 @@ from fastadv.progress import clock
 from fastadv.text_tables import text_table
 from fastadv.training.config import TrainConfig
 from fastadv.training.images import EVAL_BATCH
+from fastadv.training.looplog import memory_in_use
 from fastadv.training.probe import (
     SavedMemory,
     Units,
@@ -29,7 +30,6 @@ from fastadv.training.probe import (
     time_evaluation,
     time_steps,
 )
-from fastadv.training.runlog import memory_in_use
 from fastadv.training.stages import side_at
 from fastadv.training.trainer import Trainer
 
@@ -163,7 +163,7 @@ def plan_run(config: TrainConfig, devices: Sequence[int] = (1,)) -> RunPlan:
         first = next(batches)
         with units.counting(trainer), saved.recording():
             trainer.update(first)
-        timed = time_steps(trainer, batches)
+        timed = time_steps(trainer.update, batches, trainer.device)
         evaluation_seconds = time_evaluation(trainer)
     side, steps = trainer.resolution, len(trainer.loader)
     sides = [side_at(config, side, epoch) for epoch in range(config.epochs)]

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fastadv.attacks import PGD
-from fastadv.data import Batch
 from fastadv.data.sets.subsets import Subset
 from fastadv.device import wait_for
 from fastadv.evaluation.judging import evaluate
@@ -27,23 +26,41 @@ STEPS, WARMUP = 20, 3
 _MOST_SECONDS = 120.0  # for timed steps; slow runs time fewer than `STEPS`
 
 
-def time_steps(trainer: Trainer, batches: Iterator[Batch]) -> dict[str, Any]:
-    """Time `STEPS` training steps after `WARMUP` others, in the mode the model is in.
+class WithImages(Protocol):
+    """A batch."""
+
+    @property
+    def images(self) -> Sized:
+        """The images of the batch."""
+
+
+AnyBatch = TypeVar("AnyBatch", bound=WithImages)
+
+
+def time_steps(
+    update: Callable[[AnyBatch], object],
+    batches: Iterator[AnyBatch],
+    device: torch.device,
+    *,
+    most: int = STEPS,
+    warmup: int = WARMUP,
+) -> dict[str, Any]:
+    """Time at most `most` training steps after `warmup` others, in the model's mode.
 
     Returns:
         The attributes of `RunPlan` that describe the steps.
     """
-    for _ in range(WARMUP):
-        trainer.update(next(batches))
-    wait_for(trainer.device)
+    for _ in range(warmup):
+        update(next(batches))
+    wait_for(device)
     began, steps, images, waited = time.monotonic(), 0, 0, 0.0
-    while steps < STEPS and time.monotonic() - began < _MOST_SECONDS:
+    while steps < most and time.monotonic() - began < _MOST_SECONDS:
         requested = time.monotonic()
         batch = next(batches)
         waited += time.monotonic() - requested
-        trainer.update(batch)
-        steps, images = steps + 1, images + len(batch.labels)
-    wait_for(trainer.device)
+        update(batch)
+        steps, images = steps + 1, images + len(batch.images)
+    wait_for(device)
     seconds = time.monotonic() - began
     return {
         "measured_steps": steps,

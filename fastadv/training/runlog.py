@@ -5,7 +5,6 @@ Losses stay on the device until an event is due.
 
 from __future__ import annotations
 
-import io
 import logging
 import math
 import time
@@ -18,20 +17,18 @@ from torch import Tensor
 
 from fastadv.attacks import PGD
 from fastadv.data import ImageSet
-from fastadv.environment import provenance
 from fastadv.errors import TrainingDiverged
 from fastadv.evaluation.accuracy import Evaluation
 from fastadv.evaluation.rows import evaluation_rows, store, target_record
-from fastadv.machine import resident_memory
 from fastadv.models.source import open_source
 from fastadv.phases import phase
-from fastadv.progress import Progress
 from fastadv.results.settings import EvaluationSetting
 from fastadv.results.table import ResultsTable
 from fastadv.runs.directory import RunDirectory
 from fastadv.runs.distributed import World
 from fastadv.training.config import TrainConfig
 from fastadv.training.images import RunImages
+from fastadv.training.looplog import LoopLog, memory_in_use
 from fastadv.training.overfit import ACTIONS, OverfitCheck
 from fastadv.training.step import StepResult
 from fastadv.training.validation import accuracy_text, accuracy_values
@@ -105,14 +102,6 @@ class _Part(NamedTuple):
     problem: str | None
 
 
-def memory_in_use(device: torch.device, *, peak: bool = False) -> int:
-    """Return the bytes allocated on a CUDA device, else the memory of this process."""
-    if device.type != "cuda":
-        return resident_memory(peak)
-    used = torch.cuda.max_memory_allocated if peak else torch.cuda.memory_allocated
-    return used(device)
-
-
 def store_final_test(
     folder: Path,
     config: TrainConfig,
@@ -170,7 +159,7 @@ class TrainSummary:
     images_per_s: float
 
 
-class RunLog:
+class RunLog(LoopLog[TrainConfig]):
     """The log and the progress of one run; only the first of several ranks shows them.
 
     Args:
@@ -190,20 +179,8 @@ class RunLog:
         *,
         attacked: bool,
     ) -> None:
-        self._config, self._run, self._world = config, run, world
-        self._total_steps, self._attacked = total_steps, attacked
-        self._last: dict[str, float] = {}
-        self._images, self._seconds = 0, 0.0
-        self.begin(0)
-
-    def begin(self, step: int) -> None:
-        """Start to measure time, after `step` steps were done."""
-        stream = None if self._world.leads else io.StringIO()
-        self._progress = Progress(self._total_steps, step, stream)
-
-    def note(self, line: str) -> None:
-        """Print a line that stays, above the progress."""
-        self._progress.note(line)
+        super().__init__(config, run, world, total_steps)
+        self._attacked = attacked
 
     def describe(self, images: RunImages, device: torch.device) -> None:
         """Print a description of the run, with warnings where due."""
@@ -242,35 +219,6 @@ class RunLog:
                 f"accuracy is known to +-{98 / math.sqrt(chosen_on):.0f} points; "
                 "`val_size` holds out more"
             )
-
-    def started(self, step: int, *, resumed: bool) -> None:
-        """Log that the run begins, or that it goes on at `step`."""
-        config, run = self._config, self._run
-        if resumed:
-            self.note(f"resuming {run.path} at step {step}")
-        elif config.resume:
-            self.note(f"{run.path} holds no run yet: starting it")
-        run.log(
-            "resume" if resumed else "start",
-            step=step,
-            total_steps=self._total_steps,
-            config=config.to_dict(),
-            environment=provenance(),
-        )
-
-    def trained(self, interval: Interval, epoch: int, step: int, lr: float) -> None:
-        """Read and log what an interval measured. Every rank must call it.
-
-        Raises:
-            TrainingDiverged: A loss of the interval is not finite.
-        """
-        self._last = interval.read(step - 1, self._world)
-        # All ranks have equally many images.
-        self._images += interval.images * self._world.size
-        self._seconds += time.monotonic() - interval.began
-        rounded = {key: round(value, 5) for key, value in self._last.items()}
-        self._run.log("train", epoch=epoch, step=step, lr=lr, **rounded)
-        self.show(epoch, step)
 
     def show(self, epoch: int, step: int) -> None:
         """Update the progress with the last measurements."""
@@ -314,15 +262,10 @@ class RunLog:
             bad_images: Names of the unreadable images that any rank met.
             compiled: How the attack was compiled; None without an attack.
         """
-        if bad_images:
-            self._run.log("bad_images", count=len(bad_images), images=bad_images)
-            self.note(
-                f"{len(bad_images)} unreadable image(s) were replaced by others of "
-                "their class in training, or left out of tests"
-            )
+        self.bad_images(bad_images, "others of their class")
         if compiled is not None:
             self._run.log("compile", step=step, **compiled)
-        rate = self._images / max(self._seconds, 1e-9)
+        rate = self.images_per_s
         self._run.log(
             "test", step=step, images_per_s=round(rate, 2), **accuracy_values(found)
         )
@@ -339,15 +282,3 @@ class RunLog:
                 break
         robust = found.robust.top1 if found.robust else None
         return TrainSummary(self._run.path, found.clean.top1, robust, rate)
-
-    def diverged(self, error: TrainingDiverged, step: int) -> TrainingDiverged:
-        """Log `error`; return it with the last checkpoint and what to do."""
-        self._run.log("diverged", step=step, reason=str(error))
-        last = self._run.checkpoints / "last"
-        kept = "no checkpoint had been saved yet"
-        if last.exists():
-            kept = f"the last good checkpoint is {last.resolve()}"
-        return TrainingDiverged(
-            f"{error}; {kept}. Lower `lr` (now {self._config.lr:g}) or try "
-            "`precision=fp32`"
-        )

@@ -13,7 +13,8 @@ import torch
 from odd_data import content, picture, write
 from PIL import Image
 from record_files import reds, samples, write_tar
-from test_brought_labels import batch, rows
+from test_brought_arrays import batch
+from test_brought_labels import rows
 from torch.utils.data import Dataset, TensorDataset
 
 from fastadv.cli.data import main

@@ -314,7 +314,7 @@ def test_missing_dali_falls_back_and_says_so_once(
     with caplog.at_level(logging.WARNING):
         assert choose(plain.train, monkeypatch) == "torchvision"
         assert choose(plain.test, monkeypatch) == "torchvision"
-        assert loader(plain.train, "dali").backend == "torchvision"  # asked for by name
+        assert loader(plain.train, "dali").backend == "torchvision"  # chosen by name
     assert len(caplog.records) == 1
     assert "does not import" in caplog.text
     assert "fastadv[dali-cuda130]" in caplog.text

@@ -17,7 +17,7 @@ class LocalHub:
 
     Attributes:
         repos: Content of the files by repository and path.
-        requests: What was asked for, as (method, path).
+        requests: Requests that were served, as (method, path).
         refuse: Whether requests that write are forbidden.
     """
 

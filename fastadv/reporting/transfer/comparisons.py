@@ -212,7 +212,7 @@ def study_comparisons(
     cells: Sequence[Cell], pairing: Pairing | None = None
 ) -> Comparisons:
     """Make all comparisons that a report tests, and correct both families."""
-    pairing = pairing or Pairing()  # one: an estimate is asked for by several groups
+    pairing = pairing or Pairing()  # one: several groups share an estimate
     most = with_most_images(cells)
     of_norm = {
         norm: [c for c in most if c.threat is None or c.threat[0] in (norm, None)]
