@@ -1,7 +1,8 @@
 """Checksums of a safetensors file in its own header, which say whether it is damaged.
 
-Two texts of the header state them. `tensors_crc32` is the CRC-32 of the bytes of the tensors:
-it finds every change of up to 32 neighbouring bits, and of others all but one in four billion.
+Two texts of the header state them. `tensors_crc32` is the CRC-32 of the bytes of the tensors,
+which finds every change of up to 32 neighbouring bits, and of others all but one in four
+billion.
 `header_sha256` is the SHA-256 of the header in which its own 64 digits are zeros, so that it
 covers every other byte of the header, `tensors_crc32` among them.
 

@@ -120,13 +120,14 @@ def _read_safetensors(file: Path) -> FileContents:
     header = read_header(file)
     try:
         texts = read_texts(file)
+        check: Callable[[], object] = bool
         if hashed := states_checksum(texts):
             # A network is built while another thread reads the file.
             pool = ThreadPoolExecutor(1)
             check = pool.submit(check_tensors, file, texts).result
             pool.shutdown(wait=False)
         else:
-            check, hashed = bool, bool(check_beside(file))
+            hashed = bool(check_beside(file))
         state = safetensors.torch.load_file(file)
     except (safetensors.SafetensorError, OSError) as error:
         raise damaged(file, error) from error
@@ -135,7 +136,7 @@ def _read_safetensors(file: Path) -> FileContents:
         return FileContents(contents, input=header.get("input"), check=check)
     mean, std = tuple(header["mean"]), tuple(header["std"])
     contents.statistics.append(Statistics("", mean, std))
-    notes = () if hashed else (_NO_HASH,)
+    notes: tuple[str, ...] = () if hashed else (_NO_HASH,)
     if (file.parent / "state.pt").exists() and (gap := sums_gap(file)):
         notes += (gap,)
     return FileContents(contents, header["arch"], notes=notes, check=check)

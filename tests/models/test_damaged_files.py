@@ -1,4 +1,4 @@
-"""Files of weights that were damaged are noticed, and those that cannot be checked are said."""
+"""Damaged files of weights are noticed, and it is said where that is not possible."""
 
 from __future__ import annotations
 
@@ -50,7 +50,10 @@ def test_every_flipped_bit_is_noticed(content: bytes, tmp_path: Path) -> None:
     header = 8 + int.from_bytes(content[:8], "little")
     places = [draw.randrange(header) for _ in range(30)]
     places += [draw.randrange(header, len(content)) for _ in range(10)]
-    places += [content.index(b"tensors_crc32") + 2, content.index(b"header_sha256") + 20]
+    places += [
+        content.index(b"tensors_crc32") + 2,
+        content.index(b"header_sha256") + 20,
+    ]
     for place in places:
         damaged = bytearray(content)
         damaged[place] ^= 1 << draw.randrange(8)
