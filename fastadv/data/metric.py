@@ -43,7 +43,7 @@ def own_metric(name: str) -> OwnMetric:
         ConfigError: As `check_metric` does.
     """
     try:
-        found = look_up("metric", name, dict.fromkeys(METRICS), "metrics")
+        found: Any = look_up("metric", name, dict.fromkeys(METRICS), "metrics")
     except ValueError as error:
         raise ConfigError(str(error)) from None
     fits = callable(found) and not isinstance(found, type)

@@ -7,8 +7,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from statistics import stdev
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -234,7 +234,7 @@ class Evaluation:
         for _ in range(_RESAMPLES):
             drawn = torch.randint(len(labels), (len(labels),), generator=generator)
             values.append(metric_value(metric, logits[drawn], labels[drawn]))
-        middle, spread = self.value(metric, attacked=attacked), np.std(values, ddof=1)
+        middle, spread = self.value(metric, attacked=attacked), stdev(values)
         if spread == 0:
             share = (middle * len(labels) + 1) / (len(labels) + 2)
             spread = math.sqrt(share * (1 - share) / len(labels))

@@ -222,7 +222,8 @@ def option_names(name: str) -> list[str]:
 def _kinds(name: str) -> dict[str, Any]:
     """Return the options of a data set, which are keywords of its openers, and types."""
     found: dict[str, Any] = {}
-    for each in (*_openers(name), _measured, exchange_textures):
+    shared: list[Callable[..., Any]] = [_measured, exchange_textures]
+    for each in (*_openers(name), *shared):
         found |= _options(each)
     return found
 
