@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import re
@@ -113,6 +114,8 @@ def run(
     if argv is None:  # the process is this command's own
         keep_freed_memory()
     words = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names on disk need not be UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")
     if "--version" in words:
         print(f"fastadv {__version__}")
         return EXIT_OK

@@ -297,7 +297,8 @@ class Trainer:
                 now - interval.began > _LOG_SECONDS,
             )
             if stopping or overdue or report:
-                interval = self._report(interval, epoch)
+                with self._saved_on_error():
+                    interval = self._report(interval, epoch)
             else:
                 self.runlog.show(epoch, self.step)
             self.profile.end_step()
