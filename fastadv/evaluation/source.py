@@ -347,4 +347,6 @@ def _plain(found: Evaluation) -> dict[str, Any]:
         for stage in found.stages
     ]
     more = {"stages": stages, "checks": asdict(checks), "warnings": found.warnings()}
+    if found.passes:
+        more["passes"] = found.passes
     return values | shares("robust", found.robust) | more
