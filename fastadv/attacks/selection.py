@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, is_dataclass, replace
-from typing import Any, TypeVar
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor
 
-_Samples = TypeVar("_Samples")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+_Samples = TypeVar("_Samples", bound="DataclassInstance")
 
 
 def take(whole: _Samples, rows: Tensor) -> _Samples:
     """Select `rows` of a dataclass of tensors (or of such dataclasses, or None)."""
-    assert is_dataclass(whole)
-    assert not isinstance(whole, type)
     parts: dict[str, Any] = {}
     for name in (field.name for field in fields(whole)):
         value = getattr(whole, name)

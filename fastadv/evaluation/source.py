@@ -346,7 +346,11 @@ def _plain(found: Evaluation) -> dict[str, Any]:
         | {"seconds": round(stage.seconds, 3)}
         for stage in found.stages
     ]
-    more = {"stages": stages, "checks": asdict(checks), "warnings": found.warnings()}
+    more: dict[str, Any] = {
+        "stages": stages,
+        "checks": asdict(checks),
+        "warnings": found.warnings(),
+    }
     if found.passes:
         more["passes"] = found.passes
     return values | shares("robust", found.robust) | more
