@@ -109,7 +109,7 @@ def plan_detection(
     test = trainer.test_set
     few = test.subset(range(min(_JUDGED, len(test))))
     trainer.test_set, began = few, time.monotonic()
-    trainer.judge()
+    trainer.judge(trainer.detector)
     judged = (time.monotonic() - began) / len(few) * len(test)
     every = config.eval_every
     tests = 1 + (0 if every is None else (config.epochs - 1) // every)

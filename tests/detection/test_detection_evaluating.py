@@ -92,6 +92,28 @@ def test_training_on_attacked_images_resumes_to_the_bit_and_differs(
     assert whole == resumed != other
 
 
+def test_the_final_test_is_in_the_table_of_the_run(attacked_run: Path) -> None:
+    table = ResultsTable(attacked_run / "results")
+    rows = {row.metric: row for row in table.rows()}
+    lines = (attacked_run / "log.jsonl").read_text().splitlines()
+    [tested] = [e for e in map(json.loads, lines) if e["event"] == "test"]
+    for metric in ("box_ap", "box_ap50", "mask_ap"):
+        row = rows[metric]
+        assert row.value == pytest.approx(100 * tested[metric])
+        assert row.low is not None
+        assert row.high is not None
+        assert row.low <= row.high
+    assert rows["box_ap"].source.given == str(attacked_run)
+    assert table.arrays(rows["box_ap"])["image_ids"].shape == (3,)
+    # An evaluation of the run finds the same numbers there and computes none again.
+    config = DetectEvalConfig(
+        checkpoint=str(attacked_run), results=str(table.path), workers=0, device="cpu"
+    )
+    (found,) = evaluate_detector_file(config).values()
+    assert {row.metric: row for row in found} == rows
+    assert len(table.rows()) == len(rows)
+
+
 def test_the_command_stores_every_condition_once(
     attacked_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
