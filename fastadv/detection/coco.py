@@ -15,6 +15,7 @@ from fastadv.detection.sets import (
     DetectionSet,
     Files,
     Masks,
+    MasksMissing,
     Objects,
     Report,
 )
@@ -147,7 +148,7 @@ def read_coco(
             report.note("an annotation of an unknown image, left out", f"image {lost}")
     shapeless = list(_without_shape(known["annotations"]))
     if masks and shapeless:
-        raise DataError(
+        raise MasksMissing(
             f"{file}: {len(shapeless)} objects have no segmentation (annotations "
             f"{first_few(shapeless, 5)}), so there are no masks to train on; use "
             "`masks=False` for boxes alone, or complete the file"

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from fastadv.data.corruptions.corrupt import check_corruptions
 from fastadv.data.corruptions.severities import KINDS
 from fastadv.detection.attack import DetectorAttack
 from fastadv.detection.batches import DetectionLoader, DetectionLoaderOptions
 from fastadv.detection.eval_config import DetectEvalConfig
-from fastadv.detection.judging import Corruption, evaluate_detector
+from fastadv.detection.judging import Corruption, Judged, judged_batches
+from fastadv.detection.metrics import Findings
 from fastadv.detection.opening import open_detection
 from fastadv.detection.rows import Condition, row_fields, store_rows
 from fastadv.detection.saving import OpenedDetector, open_detector
-from fastadv.detection.sets import DetectionSet
+from fastadv.detection.sets import DetectionSet, MasksMissing
 from fastadv.device import resolve_device
 from fastadv.errors import ConfigError
 from fastadv.kernels import use_backend
+from fastadv.results.portions import UNFINISHED, Portions
 from fastadv.results.row import Row
 from fastadv.results.table import ResultsTable
 from fastadv.text_tables import format_percent_ci
@@ -49,9 +54,7 @@ def evaluate_detector_file(
     conditions = list(_conditions(config))
     opened = open_detector(config.checkpoint)
     images = _images(config, opened)
-    masks = opened.facts.masks and images.has_masks
-    if opened.facts.masks and not masks:
-        log.warning("%s has no masks, so boxes alone are judged", images.name)
+    masks = images.has_masks
     device = resolve_device(config.device)
     detector = opened.detector.to(device)
     table = ResultsTable(config.results)
@@ -80,21 +83,15 @@ def evaluate_detector_file(
         )
         rows = table.rows(experiment=common["experiment"])
         if not rows:
+            portions = Portions(table.path / UNFINISHED / common["experiment"])
             with use_backend(config.backend):
-                judged = evaluate_detector(
-                    detector,
-                    loader,
-                    images.classes,
-                    masks=masks,
-                    attack=condition.attack,
-                    corruption=condition.corruption,
-                    seed=config.seed,
-                )
+                judged = _judged(detector, loader, condition, masks, config, portions)
             metrics = judged.findings.metrics(
                 resamples=config.resamples, seed=config.seed
             )
-            bad = len(loader.bad_images)
+            bad = len(images) - metrics.num_images
             rows = store_rows(table, common, judged, metrics, bad=bad, keep=config)
+            portions.discard()
         found[str(condition)] = rows
         note(str(condition), rows)
     return found
@@ -129,11 +126,12 @@ def _images(config: DetectEvalConfig, opened: OpenedDetector) -> DetectionSet:
         return trained[name] if value is None else value
 
     names = ("test_share", "split_seed", "origin", "class_name")
-    splits = open_detection(
-        chosen("data"),
-        masks=None if opened.facts.masks else False,
-        **{name: chosen(name) for name in names},
-    )
+    values = {name: chosen(name) for name in names}
+    try:
+        splits = open_detection(chosen("data"), masks=opened.facts.masks, **values)
+    except MasksMissing as error:
+        log.warning("%s; boxes alone are judged", error)
+        splits = open_detection(chosen("data"), masks=False, **values)
     images = splits.test
     if images.classes != opened.facts.classes:
         raise ConfigError(
@@ -147,6 +145,54 @@ def _images(config: DetectEvalConfig, opened: OpenedDetector) -> DetectionSet:
     return images.subset(
         sorted(draw.permutation(len(images))[: config.num_images].tolist())
     )
+
+
+def _judged(
+    detector: nn.Module,
+    loader: DetectionLoader,
+    condition: Condition,
+    masks: bool,
+    config: DetectEvalConfig,
+    portions: Portions,
+) -> Judged:
+    """Judge a detector under one condition, from the batches on that are not judged yet."""
+    images, size = loader.images, config.batch_size
+    total = -(-len(images) // size)
+
+    def compute(known: int) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+        loader.load_state_dict(
+            loader.state_dict() | {"epoch": 0, "position": known * size}
+        )
+        found = judged_batches(
+            detector,
+            loader,
+            attack=condition.attack,
+            corruption=condition.corruption,
+            seed=config.seed,
+        )
+        began = time.perf_counter()
+        with contextlib.closing(found):
+            for each in found:
+                part = Findings(images.classes, masks)
+                for one, target in zip(each.found, each.batch.targets, strict=True):
+                    part.add(one, target)
+                taken = time.perf_counter() - began
+                more = {
+                    "indices": np.array(each.batch.indices),
+                    "nonfinite": np.array(each.nonfinite),
+                    "seconds": np.array(taken),
+                }
+                yield each.batch.indices[0] // size, part.arrays() | more
+                began = time.perf_counter()
+
+    findings = Findings(images.classes, masks)
+    nonfinite, seconds = 0, 0.0
+    for arrays in portions.each(f"batches-of-{size}", total, compute):
+        targets = [images.target(i) for i in arrays["indices"].tolist()]
+        findings.add_arrays(arrays, targets)
+        nonfinite += int(arrays["nonfinite"])
+        seconds += float(arrays["seconds"])
+    return Judged(findings, seconds, nonfinite)
 
 
 def average_precisions(rows: list[Row]) -> str:

@@ -30,6 +30,10 @@ Target = dict[str, Any]
 _NAMED = 5  # names in a message
 
 
+class MasksMissing(DataError):
+    """Raised where masks are wanted of a set, or of objects, that have none."""
+
+
 class Masks(Protocol):
     """The shapes of the objects of an image."""
 

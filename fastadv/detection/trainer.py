@@ -114,6 +114,7 @@ class DetectorTrainer(
                 rank=self.world.rank,
                 world_size=self.world.size,
                 augment=config.augment,
+                aspect_factor=config.aspect_factor,
                 device=self.device,
                 on_bad_image=config.on_bad_image,
                 workers=config.workers,

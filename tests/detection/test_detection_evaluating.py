@@ -14,6 +14,7 @@ import torch
 from detection_files import write_coco
 
 from fastadv.cli import detect
+from fastadv.detection.attack import DetectorAttack
 from fastadv.detection.attack_config import LossChoice
 from fastadv.detection.config import DetectTrainConfig
 from fastadv.detection.eval_config import DetectEvalConfig
@@ -160,6 +161,86 @@ def test_the_command_stores_every_condition_once(
     again = json.loads(capsys.readouterr().out)
     assert again["as they are"]["box_ap"] == [row.value, row.low, row.high]
     assert len(ResultsTable(tmp_path).rows()) == len(rows)
+
+
+def test_an_evaluation_that_was_killed_goes_on_with_the_next_batch(
+    attacked_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = DetectEvalConfig(
+        checkpoint=str(attacked_run), workers=0, device="cpu", resamples=20,
+        results=str(tmp_path / "whole"), eps=4 / 255, num_steps=1,
+    )  # fmt: skip
+    whole = evaluate_detector_file(config)
+    stopped = replace(config, results=str(tmp_path / "stopped"))
+    real, done = DetectorAttack.__call__, list[int]()
+
+    def dies(self: DetectorAttack, *args: Any, **options: Any) -> Any:
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(options["offset"])
+        return real(self, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DetectorAttack, "__call__", dies)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate_detector_file(stopped)
+    assert done == [0, 1]
+    attacked = len(ResultsTable(tmp_path / "stopped").rows())
+
+    def counts(self: DetectorAttack, *args: Any, **options: Any) -> Any:
+        done.append(options["offset"])
+        return real(self, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DetectorAttack, "__call__", counts)
+        again = evaluate_detector_file(stopped)
+    assert done == [0, 1, 2]  # the last image alone
+    assert attacked < len(ResultsTable(tmp_path / "stopped").rows())
+    assert not (tmp_path / "stopped" / "_unfinished").exists()
+    for condition, rows in whole.items():
+        found = {row.metric: row for row in again[condition]}
+        for row in rows:
+            other = found[row.metric]
+            assert (row.identity, row.value, row.low, row.n) == (
+                (other.identity, other.value, other.low, other.n)
+            )
+        arrays = [
+            ResultsTable(folder).arrays(each[0])
+            for folder, each in (
+                (config.results, rows),
+                (stopped.results, again[condition]),
+            )
+        ]
+        for name, value in arrays[0].items():
+            np.testing.assert_array_equal(arrays[1][name], value)
+
+
+def test_the_command_exports_what_another_runtime_runs(
+    attacked_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    out = tmp_path / "detector.onnx"
+    argv = ["export", "--checkpoint", str(attacked_run), "--out", str(out)]
+    argv += ["--size", "80", "96"]
+    assert detect.main(argv) == 0
+    assert f"written: {out}" in capsys.readouterr().out
+    session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
+    facts = session.get_modelmeta().custom_metadata_map
+    assert json.loads(facts["classes"]) == ["object"]
+    opened = open_detector(attacked_run)
+    test = open_detection(opened.facts.training["data"], split_seed=3).test
+    image = test.image(0).float() / 255
+    names = [each.name for each in session.get_outputs()]
+    assert names == ["boxes", "labels", "scores", "masks"]
+    found = dict(zip(names, session.run(None, {"image": image.numpy()}), strict=True))
+    with torch.no_grad():
+        (wanted,) = opened.detector([image])
+    best = wanted["scores"].max().item()
+    assert found["scores"].max() == pytest.approx(best, abs=1e-3)
+    assert detect.main(argv) == 2
+    assert "exists; add --force to replace it" in capsys.readouterr().err
+    assert detect.main(["export", "--checkpoint", str(tmp_path), "--force"]) == 1
+    assert "there is no detector in" in capsys.readouterr().err
 
 
 def test_a_part_of_the_images_is_another_number(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import time
 from pathlib import Path
 from typing import Any
 
+import detector_pair
 import pytest
 import torch
 import yaml
@@ -21,6 +23,7 @@ from fastadv.detection.saving import open_detector
 from fastadv.detection.trainer import DetectorTrainer, train_detector
 from fastadv.errors import CheckpointError, ConfigError, DataError, Preempted
 from fastadv.models.checkpoint import state_hash
+from fastadv.runs.launch import launch
 
 TINY: dict[str, Any] = {
     "min_size": (64,), "max_size": 96, "width": 8, "sampled_boxes": 16, "proposals": 20,
@@ -190,6 +193,33 @@ def test_two_ranks_share_a_batch(tiny: dict[str, Any]) -> None:
     opened = open_detector(run)
     assert opened.facts.training["step"] == 3
     assert events(run, "test")
+
+
+def test_two_ranks_equal_one(
+    classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same updates as one process makes of the same batches, but for rounding.
+
+    Detectors average losses over the boxes that each rank draws, so it is so only where
+    every image counts equally many; see `detector_pair`.
+    """
+    data = write_masks(tmp_path / "set", images=8, objects=1)
+    helpers = str(Path(detector_pair.__file__).parent)
+    paths = os.pathsep.join([helpers, os.environ.get("PYTHONPATH", "")])
+    monkeypatch.setenv("PYTHONPATH", paths)
+    names = [str(tmp_path / "two"), str(classifier), str(data)]
+    assert launch("detector_pair", 2, names) == 0
+    names[0] = str(tmp_path / "one")
+    alone = detector_pair.trainer(detector_pair.config(*names))
+    before = {n: v.clone() for n, v in alone.detector.state_dict().items()}
+    alone.fit()
+    one, two = (
+        open_detector(tmp_path / name).detector.state_dict() for name in ("one", "two")
+    )
+    moved = {n: (one[n] - value).abs().max() for n, value in before.items()}
+    assert max(moved.values()) > 0.01
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-5, msg=name)
 
 
 def test_what_is_kept_describes_itself(tiny: dict[str, Any], tmp_path: Path) -> None:
