@@ -11,7 +11,12 @@ from typing import Any, Generic, NoReturn, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from fastadv.errors import FastadvError, Preempted, TrainingDiverged
+from fastadv.errors import (
+    CheckpointError,
+    FastadvError,
+    Preempted,
+    TrainingDiverged,
+)
 from fastadv.kernels import use_backend
 from fastadv.kernels.registry import check_backend_name
 from fastadv.phases import phase
@@ -209,7 +214,7 @@ class TrainingLoop(Generic[Config, AnyBatch, Result, Summary]):
         self.resumed = state is not None
         try:
             if state is not None:
-                self._load_state(state)
+                self._resume_from(state)
             if leads:  # only now: a resume that is refused changes nothing
                 self.run.record(config.to_dict())
         except BaseException:
@@ -228,6 +233,15 @@ class TrainingLoop(Generic[Config, AnyBatch, Result, Summary]):
             **self._own_state(),
             **self.learner.state_dict(),
         }
+
+    def _resume_from(self, state: dict[str, Any]) -> None:
+        try:
+            self._load_state(state)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(
+                f"the state in {self.run.checkpoints / 'last'} is not one of this program "
+                f"({type(error).__name__}: {error}); start the run again with another `out`"
+            ) from error
 
     def _load_state(self, state: dict[str, Any]) -> None:
         self._load_own_state(state)
