@@ -161,7 +161,8 @@ def aspect_groups(images: DetectionSet, factor: int) -> NDArray[np.int64]:
     """
     ratios = np.array([each.width / each.height for each in images.annotated])
     bounds = 2 ** np.linspace(-1, 1, 2 * factor + 1) if factor else np.ones(1)
-    return np.digitize(ratios, bounds).astype(np.int64)
+    groups: NDArray[np.int64] = np.digitize(ratios, bounds).astype(np.int64)
+    return groups
 
 
 def on_device(batch: DetectionBatch, device: str | torch.device) -> DetectionBatch:

@@ -194,7 +194,7 @@ def _add_all(
         if category not in labels:
             raise DataError(
                 f"{file}: annotation {each.get('id')} is of category {category}, which "
-                "`categories` does not list; add it there"
+                "its list of categories does not hold; add it there"
             )
         box = [float(v) if isinstance(v, (int, float)) else np.nan for v in _box(each)]
         if len(box) == 4:
@@ -239,8 +239,8 @@ def _parsed(files: Files, file: str) -> dict[str, Any]:
     )
     if not lists:
         raise DataError(
-            f"{file} is no file of COCO's instances: it needs lists of `images`, "
-            "`annotations` and `categories`"
+            f"{file} is no file of COCO's instances: it needs lists named images, "
+            "annotations and categories"
         )
     for each in known["images"]:
         if not isinstance(each, dict) or not {"id", "file_name"} <= each.keys():

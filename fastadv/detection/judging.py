@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -110,7 +110,7 @@ def judged_batches(
     attack: DetectorAttack | None = None,
     corruption: Corruption | None = None,
     seed: int = 0,
-) -> Iterator[JudgedBatch]:
+) -> Generator[JudgedBatch, None, None]:
     """Yield what a detector finds in the images of each batch.
 
     The mode of the detector comes back as it was when the iteration ends. What is found

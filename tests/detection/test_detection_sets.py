@@ -154,16 +154,16 @@ def test_images_of_another_size_than_annotated_are_bad(coco: Path) -> None:
     [
         (
             {"annotations": [annotation(category_id=4)]},
-            "category 4, which `categories`",
+            "category 4, which its list of categories",
         ),
         ({"annotations": []}, "no image to train on has an object"),
-        ({"categories": []}, "category 3, which `categories`"),
+        ({"categories": []}, "category 3, which its list of categories"),
         (
             {"categories": [{"id": 3, "name": "a"}] * 2},
             "two categories have the same id",
         ),
         ({"categories": [{"id": 3}]}, "no id or no name"),
-        ({"annotations": None}, "needs lists of"),
+        ({"annotations": None}, "needs lists named"),
         ({"annotations": [annotation(), 3]}, "is no object of JSON"),
         ({"images": [{"id": 1}]}, "no id or no file_name"),
     ],
