@@ -11,7 +11,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
-from detection_files import write_coco
+from detection_files import voc_object, write_coco, write_voc_image
 
 from fastadv.cli import detect
 from fastadv.detection.attack import DetectorAttack
@@ -261,6 +261,24 @@ def test_a_part_of_the_images_is_another_number(
     assert rows[0].low is None
     arrays = ResultsTable(tmp_path).arrays(rows[0])
     assert np.isin(arrays["image_ids"], np.arange(100)).all()
+
+
+def test_a_set_without_masks_judges_boxes_alone(
+    attacked_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for stem in "abc":
+        box = voc_object("object", (5, 5, 60, 50))
+        write_voc_image(tmp_path / "voc", stem, [box], (96, 80))
+    config = DetectEvalConfig(
+        checkpoint=str(attacked_run), data=str(tmp_path / "voc"), workers=0,
+        results=str(tmp_path / "rows"), device="cpu", resamples=0,
+    )  # fmt: skip
+    (rows,) = evaluate_detector_file(config).values()
+    names = {row.metric for row in rows}
+    assert "box_ap" in names
+    assert not [name for name in names if name.startswith("mask")]
+    assert "has segmented objects" in caplog.text
+    assert "boxes alone are judged" in caplog.text
 
 
 def test_choices_that_do_not_fit_are_refused(
