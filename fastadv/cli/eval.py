@@ -41,6 +41,10 @@ def _body(argv: list[str]) -> None:
         _print_robust(result)
     else:
         print("  no attack: the checkpoint states no radius; give --eps for one")
+    for key, how in (("clean_metric", "clean"), ("robust_metric", "attacked")):
+        if key in result:
+            name = f"{result['metric']}, {how}"
+            _print_share(name, result[key], result[f"{key}_ci"], result["n"])
     if result["bad_images"]:
         print(f"{result['bad_images']} unreadable image(s) were left out")
 
@@ -58,6 +62,8 @@ def _print_robust(result: dict[str, Any]) -> None:
             name = f"after {stage['name']} ({stage['seconds']:.1f} s)"
             _print_share(name, stage["robust_acc"], stage["robust_ci"], result["n"])
     _print_share(what, result["robust_acc"], result["robust_ci"], result["n"])
+    if passes := result.get("passes"):
+        print(f"  {passes / result['n']:.1f} passes of each image through the network")
     for warning in result["warnings"]:
         print(f"  warning: {warning}")
 

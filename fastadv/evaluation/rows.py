@@ -10,6 +10,7 @@ import numpy as np
 
 from fastadv.attacks.contract import Attack
 from fastadv.data import ImageSet
+from fastadv.data.metric import is_own
 from fastadv.data.sets.subsets import Downscaled, base_and_positions
 from fastadv.environment import provenance
 from fastadv.evaluation.accuracy import (
@@ -18,6 +19,7 @@ from fastadv.evaluation.accuracy import (
     ImageVerdicts,
     StageResult,
 )
+from fastadv.evaluation.radii import RadiusGrid, at_radius
 from fastadv.models.source import Source
 from fastadv.results.config import KeepConfig
 from fastadv.results.identity import make_identity, measured_identity
@@ -39,18 +41,37 @@ def evaluation_rows(
     source: Source,
     *,
     command: str,
+    metric: str = "top1",
     **common: Any,
 ) -> list[Row]:
     """Return the row of the clean accuracy and, after an attack, that of the robust one.
+
+    A metric of your own has rows beside these; a grid of radii has a row for each.
 
     Args:
         found: Accuracies of the network.
         attack: The attack that `found.robust` was measured under.
         source: The network.
         command: What evaluated it, for example `fastadv-eval`.
+        metric: The metric of the data set.
         common: Other fields of `Row` that both share; `target` and `setting` are
             required. `bad_images` counts test images alone.
     """
+    if isinstance(attack, RadiusGrid) and found.stages:
+        numbers = range(len(found.stages))
+        each = [
+            evaluation_rows(
+                at_radius(found, number),
+                attack.at(number),
+                source,
+                command=command,
+                metric=metric,
+                **common,
+            )
+            for number in numbers
+        ]
+        clean = [row for row in each[0] if row.attack is None]
+        return clean + [row for rows in each for row in rows if row.attack is not None]
     common["source"] = source_record(source)
     common["provenance"] = Provenance.from_facts(provenance(), command)
     defines = {key: common[key] for key in ("source", "target", "setting")}
@@ -62,6 +83,9 @@ def evaluation_rows(
         return measured_identity(make_identity(**defines, **more), bad, bad)
 
     rows = [Row(identity=identity(), **accuracy_fields(found.clean), **common)]
+    if is_own(metric):
+        fields = measured_fields(found, metric)
+        rows.append(Row(identity=identity(metric=metric), **fields, **common))
     if attack is not None and found.robust is not None:
         record = AttackRecord.from_description(attack.describe())
         rows.append(
@@ -74,6 +98,10 @@ def evaluation_rows(
                 **common,
             )
         )
+        if is_own(metric):
+            fields = measured_fields(found, metric, attacked=True)
+            own = identity(attack=record, metric=metric)
+            rows.append(Row(identity=own, attack=record, **fields, **common))
     return rows
 
 
@@ -146,6 +174,17 @@ def store(
             (rows[:1], found.images, images, []),
             (rows[1:], under_attack, attacked, names),
         ]
+    attacks_of_rows = list(dict.fromkeys(row.attack for row in rows if row.attack))
+    if len(attacks_of_rows) > 1:  # a grid of radii, smallest first
+        groups = [
+            (
+                [r for r in rows if r.attack == each or (r.attack is None and not k)],
+                at_radius(found, k).images,
+                images,
+                [str(each.name)],
+            )
+            for k, each in enumerate(attacks_of_rows)
+        ]
     stored = []
     for some, verdicts, judged, attacks in groups:
         arrays = dict(more or {})
@@ -201,6 +240,22 @@ def accuracy_fields(accuracy: Accuracy, metric: str = "top1") -> dict[str, Any]:
         "n": accuracy.n,
         "per_class_correct": tuple(accuracy.correct.tolist()),
         "per_class_total": tuple(accuracy.total.tolist()),
+    }
+
+
+def measured_fields(
+    found: Evaluation, metric: str, *, attacked: bool = False
+) -> dict[str, Any]:
+    """Return a metric of an evaluation as fields of a `Row`, in percent."""
+    accuracy = found.robust if attacked and found.robust else found.clean
+    if not is_own(metric):
+        return accuracy_fields(accuracy, metric)
+    low, high = found.interval(metric, attacked=attacked)
+    return accuracy_fields(accuracy) | {
+        "metric": metric,
+        "value": 100 * found.value(metric, attacked=attacked),
+        "low": 100 * low,
+        "high": 100 * high,
     }
 
 

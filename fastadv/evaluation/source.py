@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,16 +25,18 @@ from fastadv.data import (
     open_judged_splits,
     subset,
 )
+from fastadv.data.metric import is_own
 from fastadv.data.sets.robustbench_images import NAME as ROBUSTBENCH, robustbench_images
 from fastadv.data.sets.subsets import Downscaled, listed_subset, readable
 from fastadv.device import resolve_device
 from fastadv.errors import ConfigError
-from fastadv.evaluation.accuracy import Accuracy, Evaluation
+from fastadv.evaluation.accuracy import Accuracy, Evaluation, check_on_few
 from fastadv.evaluation.config import EvaluationConfig
 from fastadv.evaluation.journal import Journal
 from fastadv.evaluation.judging import evaluate
 from fastadv.evaluation.matching import Matched, check_all_outputs, match_classes
 from fastadv.evaluation.preparing import preparation_for
+from fastadv.evaluation.radii import RadiusGrid
 from fastadv.evaluation.rows import (
     checks_record,
     evaluation_rows,
@@ -90,7 +92,7 @@ def evaluate_checkpoint(config: EvaluationConfig) -> SourceEvaluation:
         source, splits.test, config.class_map, all_outputs=config.all_outputs
     )
     check_all_outputs(matched, config.all_outputs)
-    attack = _attack(config, _threat(config, source, resolution))
+    attack = _attack(config, _threats(config, source, resolution))
     if config.image_list is not None:
         images = listed_subset(matched.images, _list_file(config))
     else:
@@ -129,6 +131,7 @@ def evaluate_checkpoint(config: EvaluationConfig) -> SourceEvaluation:
                 all_outputs=matched.all_outputs,
             ),
             matched=matched,
+            metric=splits.metric,
             target_name=config.name_with_options(splits.name),
             journal=journal,
         )
@@ -148,6 +151,7 @@ def evaluate_source(
     target_name: str | None = None,
     journal: Callable[[dict[str, Any]], Journal] | None = None,
     matched: Matched | None = None,
+    metric: str = "top1",
 ) -> SourceEvaluation:
     """Evaluate a pretrained network on images, clean and attacked.
 
@@ -161,6 +165,7 @@ def evaluate_source(
         journal: Opens the journal for given settings, from which the evaluation resumes.
         matched: How the network was made to fit other classes than its own, which the
             labels of the images follow.
+        metric: The metric of the data set; one of your own is measured, too.
 
     Raises:
         ConfigError: Network and images have different classes.
@@ -171,6 +176,8 @@ def evaluate_source(
         check_same_classes(source, images)
     if isinstance(attack, Cascade):
         attack = attack.for_classes(len(images.classes))
+    if is_own(metric):
+        check_on_few(metric, len(images.classes))
     if attack is not None:
         check_classes(attack.names, len(images.classes))
     unusual = options.unusual_preparation(images)
@@ -214,14 +221,12 @@ def evaluate_source(
         keep_logits=True,
     )
     result = {"checkpoint": str(source.file)} | settings | _plain(found)
-    result["bad_images"] = len(loader.bad_images)
-    if opened is not None:
-        opened.finish(result)
     rows = evaluation_rows(
         found,
         attack,
         source,
         command="fastadv-eval",
+        metric=metric,
         target=target_record(images, options.resolution, target_name),
         setting=replace(
             setting or EvaluationSetting(),
@@ -235,6 +240,14 @@ def evaluate_source(
         bad_images=len(loader.bad_images),
         wall_seconds=round(time.monotonic() - began, 2),
     )
+    if is_own(metric):
+        own = [row for row in rows if row.metric == metric]
+        for name, row in zip(("clean_metric", "robust_metric"), own, strict=False):
+            ends = [end / 100 for end in (row.low, row.high) if end is not None]
+            result |= {"metric": metric, name: row.value / 100, f"{name}_ci": ends}
+    result["bad_images"] = len(loader.bad_images)
+    if opened is not None:
+        opened.finish(result)
     return SourceEvaluation(found, result, rows)
 
 
@@ -290,23 +303,31 @@ def check_same_classes(source: Source, images: ImageSet) -> None:
             )
 
 
-def _threat(config: EvaluationConfig, source: Source, resolution: int) -> ThreatModel:
-    """Return the threat model that was chosen, or that of the network's training."""
-    if config.norm not in (None, source.norm) and config.eps is None:
+def _threats(
+    config: EvaluationConfig, source: Source, resolution: int
+) -> list[ThreatModel]:
+    """Return the threat models that were chosen, or that of the network's training."""
+    chosen = config.radii or (() if config.eps is None else (config.eps,))
+    if config.norm not in (None, source.norm) and not chosen:
         raise ConfigError(f"`norm={config.norm}` needs `eps`, e.g. 0.5 or 4/255")
-    eps = source.eps if config.eps is None else config.eps
     norm: Any = config.norm or source.norm or "l2"
-    threat = ThreatModel(norm, eps or 0.0)
-    threat.check_side(resolution)
-    if doubt := threat.doubt(resolution):
+    threats = [ThreatModel(norm, eps or 0.0) for eps in chosen or (source.eps,)]
+    for threat in threats:
+        threat.check_side(resolution)
+    if doubt := max(threats, key=lambda each: each.eps).doubt(resolution):
         log.warning(doubt)
-    return threat
+    return threats
 
 
-def _attack(config: EvaluationConfig, threat: ThreatModel) -> Attack | None:
+def _attack(config: EvaluationConfig, threats: Sequence[ThreatModel]) -> Attack | None:
     """Return the attack that was chosen; None within a radius of zero."""
-    if threat.eps == 0:
-        return None
+    if config.radii:
+        radii = [threat.eps for threat in threats]
+        return RadiusGrid(threats[0].norm, radii, partial(_made, config))
+    return _made(config, threats[0]) if threats[0].eps else None
+
+
+def _made(config: EvaluationConfig, threat: ThreatModel) -> Attack:
     if config.attack == "pgd":
         own = {} if config.step_size is None else {"step_size": config.step_size}
         return PGD.judge(
@@ -355,5 +376,11 @@ def _plain(found: Evaluation) -> dict[str, Any]:
         | {"seconds": round(stage.seconds, 3)}
         for stage in found.stages
     ]
-    more = {"stages": stages, "checks": asdict(checks), "warnings": found.warnings()}
+    more: dict[str, Any] = {
+        "stages": stages,
+        "checks": asdict(checks),
+        "warnings": found.warnings(),
+    }
+    if found.passes:
+        more["passes"] = found.passes
     return values | shares("robust", found.robust) | more
