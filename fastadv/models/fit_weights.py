@@ -193,7 +193,8 @@ def _prefixes(
 ) -> Iterator[str]:
     """Yield what stands before the key that is least likely to be found by chance."""
     body = [key for key in blueprint.body if not key.endswith((_COUNTER, *_STATISTICS))]
-    anchor = max(body, key=len, default="?")
+    # A linear network has nothing but its head.
+    anchor = max(body or blueprint.shapes, key=len, default="?")
     for key in renamed:
         if key.endswith(anchor):
             prefix = key.removesuffix(anchor)
