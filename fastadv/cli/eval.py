@@ -41,6 +41,8 @@ def _body(argv: list[str]) -> None:
         _print_robust(result)
     else:
         print("  no attack: the checkpoint states no radius; give --eps for one")
+    for warning in result["warnings"]:
+        print(f"  warning: {warning}")
     if result["bad_images"]:
         print(f"{result['bad_images']} unreadable image(s) were left out")
 
@@ -57,9 +59,9 @@ def _print_robust(result: dict[str, Any]) -> None:
         for stage in result["stages"]:
             name = f"after {stage['name']} ({stage['seconds']:.1f} s)"
             _print_share(name, stage["robust_acc"], stage["robust_ci"], result["n"])
+    if result["flags"]:
+        what += f", doubtful ({', '.join(result['flags']).replace('_', ' ')})"
     _print_share(what, result["robust_acc"], result["robust_ci"], result["n"])
-    for warning in result["warnings"]:
-        print(f"  warning: {warning}")
 
 
 def _print_share(what: str, value: float, ci: Sequence[float], n: int) -> None:

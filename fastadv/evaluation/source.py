@@ -14,6 +14,7 @@ import torch
 
 from fastadv import __version__
 from fastadv.attacks import PGD, Attack, Budget, Cascade, ThreatModel, make_attack
+from fastadv.attacks.bpda import BPDA, Transfer
 from fastadv.attacks.package import check_classes
 from fastadv.data import (
     Batch,
@@ -298,6 +299,20 @@ def _attack(config: EvaluationConfig, threat: ThreatModel) -> Attack | None:
     """Return the attack that was chosen; None within a radius of zero."""
     if threat.eps == 0:
         return None
+    attack = _first_opinion(config, threat)
+    steps, seed = config.steps, config.seed
+    if config.second_opinion:
+        attack = Cascade.of(attack).then(BPDA(threat, steps, seed=seed), "yes")
+    if config.twin is not None:
+        twin = open_source(config.twin, download=config.download)
+        model = twin.load().eval().to(resolve_device(config.device))
+        transfer = Transfer(threat, model, steps, seed=seed)
+        attack = Cascade.of(attack).then(transfer, str(twin.digest))
+    return attack
+
+
+def _first_opinion(config: EvaluationConfig, threat: ThreatModel) -> Attack:
+    """Return the attack that runs first, and most often alone."""
     if config.attack == "pgd":
         own = {} if config.step_size is None else {"step_size": config.step_size}
         return PGD.judge(
@@ -337,6 +352,8 @@ def _plain(found: Evaluation) -> dict[str, Any]:
         return {f"{of}_acc": accuracy.top1, f"{of}_ci": accuracy.interval("top1")}
 
     values = {"n": found.clean.n} | shares("clean", found.clean)
+    values["nonfinite_logits"] = found.nonfinite_logits
+    values["warnings"] = found.warnings()
     checks = checks_record(found)
     if found.robust is None or checks is None:
         return values
@@ -346,5 +363,5 @@ def _plain(found: Evaluation) -> dict[str, Any]:
         | {"seconds": round(stage.seconds, 3)}
         for stage in found.stages
     ]
-    more = {"stages": stages, "checks": asdict(checks), "warnings": found.warnings()}
+    more = {"stages": stages, "checks": asdict(checks), "flags": found.flags()}
     return values | shares("robust", found.robust) | more

@@ -21,6 +21,7 @@ from fastadv.errors import (
     Preempted,
     TrainingDiverged,
 )
+from fastadv.evaluation.accuracy import Evaluation
 from fastadv.kernels import use_backend
 from fastadv.kernels.registry import check_backend_name
 from fastadv.models import as_model, load_model, save_model
@@ -356,6 +357,7 @@ class Trainer:
             self._validated = False
             with self._saved_on_error():
                 found = self.validation(self.learner.published(), self.val_set, stop)
+            self._check_finite(found)
             self._validated = True
             score = found.robust.top1 if found.robust else found.clean.top1
             best, self.best_score = score > self.best_score, max(score, self.best_score)
@@ -367,6 +369,15 @@ class Trainer:
         number, *_ = self.world.agree_to_stop(stop)
         if number:
             self._preempted(stop)
+
+    def _check_finite(self, found: Evaluation) -> None:
+        """Raise TrainingDiverged where a network gives no finite logits for any image."""
+        if found.clean.n and found.nonfinite_clean == found.clean.n:
+            raise TrainingDiverged(
+                f"the logits of all {found.clean.n} evaluated images after step {self.step} "
+                "are NaN or infinite, although the loss in training was finite (in "
+                "evaluation, BatchNorm uses its running statistics)"
+            )
 
     def _draw_pictures(self, epoch: int) -> None:
         every = self.config.pictures_every
@@ -386,6 +397,7 @@ class Trainer:
             best = load_model(self.run.path).state_dict() if self.world.leads else {}
             model = self.parallel.replica(self.world.share(best))
         found = self.validation(model, self.test_set, stop)
+        self._check_finite(found)
         names = sorted(set().union(*self.world.gather(self.validation.bad_images)))
         attack = self.learner.attack
         compiled = asdict(attack.compile_report()) if attack else None
