@@ -187,7 +187,9 @@ class _Surrogate(LiveView):
 class _Opinion(SingleAttack):
     """Base class of attacks that climb the loss of other networks than the one judged."""
 
-    def __init__(self, threat: ThreatModel, num_steps: int = 100, *, seed: int = 0) -> None:
+    def __init__(
+        self, threat: ThreatModel, num_steps: int = 100, *, seed: int = 0
+    ) -> None:
         self.threat, self.num_steps, self.seed = threat, num_steps, seed
 
     def describe(self) -> dict[str, Any]:
@@ -269,7 +271,12 @@ class Transfer(_Opinion):
     name = "transfer"
 
     def __init__(
-        self, threat: ThreatModel, twin: nn.Module, num_steps: int = 100, *, seed: int = 0
+        self,
+        threat: ThreatModel,
+        twin: nn.Module,
+        num_steps: int = 100,
+        *,
+        seed: int = 0,
     ) -> None:
         super().__init__(threat, num_steps, seed=seed)
         self.twin = twin if isinstance(twin, AttackView) else AttackView(twin)

@@ -148,7 +148,9 @@ def check_model(
     zero = (grad.flatten(1) == 0).all(1)
     with torch.no_grad():
         std = view.statistics(x.shape[1])[1].view(1, -1, 1, 1)
-        there = checked_logits(view(z + (_STEP / std * grad.sign()).to(z.dtype))).float()
+        there = checked_logits(
+            view(z + (_STEP / std * grad.sign()).to(z.dtype))
+        ).float()
         context = Context(y)
         rises = F.cross_entropy(there, y, reduction="none") > loss
         rises |= margin(there, context) > margin(outputs, context)

@@ -89,11 +89,16 @@ def _differentiated(view: Any, x: Tensor) -> tuple[str | None, Tensor | None]:
         if not lacks_gradient(error):
             raise
         with torch.no_grad():
-            outputs = _logits(view(z.detach()))  # raises again if that is not the reason
+            outputs = _logits(
+                view(z.detach())
+            )  # raises again if that is not the reason
         return first_line(error), outputs
     if outputs is None or outputs.requires_grad:
         return None, outputs
-    return "its outputs do not depend on the images by operations with a gradient", outputs
+    return (
+        "its outputs do not depend on the images by operations with a gradient",
+        outputs,
+    )
 
 
 def lacks_gradient(error: RuntimeError) -> bool:
@@ -124,7 +129,9 @@ def _differ(one: Tensor | None, other: Tensor | None, bound: float) -> bool:
     a, b = (each.detach().double().flatten(1) for each in (one, other))
     finite = a.isfinite().all(1), b.isfinite().all(1)
     if bool((finite[0] != finite[1]).any()):
-        return bound < _SAME_IN_HALF  # a shorter dtype may overflow where the model does not
+        return (
+            bound < _SAME_IN_HALF
+        )  # a shorter dtype may overflow where the model does not
     a, b = a[finite[0]], b[finite[0]]
     length = torch.maximum(a.norm(dim=1), b.norm(dim=1)).clamp_min(1e-30)
     return bool(((a - b).norm(dim=1) > bound * length).any())
@@ -132,9 +139,8 @@ def _differ(one: Tensor | None, other: Tensor | None, bound: float) -> bool:
 
 def _random_state() -> tuple[Any, ...]:
     """Return the states of the generators that code usually draws from."""
-    numpy = np.random.get_state()
     states = [torch.default_generator.get_state()]
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if torch.cuda.is_available():
         states.append(torch.cuda.get_rng_state())
     seen = tuple(state.numpy().tobytes() for state in states)
-    return (random.getstate(), numpy[1].tobytes(), numpy[2], *seen)  # type: ignore[union-attr]
+    return (random.getstate(), str(np.random.get_state()), *seen)

@@ -37,7 +37,9 @@ def test_a_mask_is_seen_or_does_not_help(name: str) -> None:
 
 
 # Those that run code outside of PyTorch in every pass are slow.
-@pytest.mark.parametrize("name", sorted({*MASKS} - {"jpeg straight-through", "constant"}))
+@pytest.mark.parametrize(
+    "name", sorted({*MASKS} - {"jpeg straight-through", "constant"})
+)
 def test_bpda_breaks_every_mask(name: str) -> None:
     """Whatever part hides the gradient, the second opinion finds the truth."""
     batch = [tuple(each[:16] for each in BATCHES[0])]
@@ -108,7 +110,9 @@ def test_the_second_opinion_is_within_the_ball_and_leaves_no_trace() -> None:
 
 
 @pytest.mark.parametrize("name", ["one-hot", "detached", "jpeg"])
-@pytest.mark.parametrize("attack", ["apgd-ce", "apgd-t", "deepfool", "fmn", "fab", "square"])
+@pytest.mark.parametrize(
+    "attack", ["apgd-ce", "apgd-t", "deepfool", "fmn", "fab", "square"]
+)
 def test_every_attack_runs_on_a_model_without_gradients(name: str, attack: str) -> None:
     from fastadv.attacks import Budget, make_attack
 

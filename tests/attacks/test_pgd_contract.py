@@ -211,9 +211,7 @@ def test_perturb_costs_one_forward_and_input_gradient_a_step(
     ],
     ids=["last", "best", "restarts", "restarts-best", "clean-outputs"],
 )
-def test_attack_costs_two_more_forwards(
-    options: dict[str, Any], forwards: int
-) -> None:
+def test_attack_costs_two_more_forwards(options: dict[str, Any], forwards: int) -> None:
     """The last iterate of each run, and the verdict of the model itself."""
     model = small_model()
     view, labels = AttackView(model), labels_of(model)

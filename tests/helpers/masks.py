@@ -168,7 +168,9 @@ HONEST: dict[str, Callable[[], nn.Module]] = {
 }
 
 MASKS: dict[str, Callable[[], nn.Module]] = {
-    "jpeg straight-through": lambda: Masked(before=lambda x: x + (_jpeg(x) - x).detach()),
+    "jpeg straight-through": lambda: Masked(
+        before=lambda x: x + (_jpeg(x) - x).detach()
+    ),
     "logits x1000": lambda: Masked(after=lambda z: 1e3 * z),
     "logits x1e6": lambda: Masked(after=lambda z: 1e6 * z),
     "8 grey levels": lambda: _levels(8),
