@@ -19,7 +19,8 @@ from fastadv.attacks.outputs import (
     checked_logits,
     logits_of_model,
 )
-from fastadv.models.view import AttackView, input_gradient
+from fastadv.models.calling import input_gradient
+from fastadv.models.view import AttackView
 
 # Outputs, scaled to unit length, that differ by more than this between two passes over the
 # same images do not differ by rounding. The bound is that of AutoAttack's own check.

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from fastadv.attacks.minimal import MinimalNormAttack, dual_norm_of, misclassified
-from fastadv.models.view import AttackView, input_gradient
+from fastadv.models.calling import input_gradient
+from fastadv.models.view import AttackView
 from fastadv.phases import phase
 from fastadv.threat import ThreatModel
 

@@ -31,7 +31,8 @@ from fastadv.attacks.outputs import (
 )
 from fastadv.kernels import ball_init
 from fastadv.kernels.pixels import to_pixels
-from fastadv.models.view import AttackView, input_gradient
+from fastadv.models.calling import input_gradient
+from fastadv.models.view import AttackView
 from fastadv.phases import phase
 from fastadv.threat import ThreatModel
 

@@ -19,7 +19,8 @@ from fastadv.attacks.outputs import checked_logits
 from fastadv.device import differentiable
 from fastadv.kernels import pgd_step_
 from fastadv.kernels.pixels import to_pixels
-from fastadv.models.view import AttackView, input_gradient
+from fastadv.models.calling import input_gradient
+from fastadv.models.view import AttackView
 from fastadv.phases import phase
 from fastadv.threat import ThreatModel
 

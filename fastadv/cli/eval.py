@@ -66,6 +66,8 @@ def _print_robust(result: dict[str, Any]) -> None:
     if result["flags"]:
         what += f", doubtful ({', '.join(result['flags']).replace('_', ' ')})"
     _print_share(what, result["robust_acc"], result["robust_ci"], result["n"])
+    if passes := result.get("passes"):
+        print(f"  {passes / result['n']:.1f} passes of each image through the network")
 
 
 def _print_share(what: str, value: float, ci: Sequence[float], n: int) -> None:

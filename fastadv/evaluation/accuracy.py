@@ -89,6 +89,8 @@ class BatchVerdict:
         num_classes: Number of classes; 0 in journals that did not store it.
         clean_logits: Logits of the clean images, float32 [n, K], if they were kept.
         attacked_logits: Logits of the attacked images, float32 [n, K], if they were kept.
+        passes: Number of images that the attack passed through the network; 0 if it does
+            not count them.
         nonfinite_clean: Number of images whose clean logits are not finite.
         nonfinite_logits: Number of images whose logits, clean or attacked, are not finite.
         live_reason: Why the attack called the model itself, or None.
@@ -102,6 +104,7 @@ class BatchVerdict:
     num_classes: int = 0
     clean_logits: Tensor | None = field(default=None, compare=False)
     attacked_logits: Tensor | None = field(default=None, compare=False)
+    passes: int = 0
     nonfinite_clean: int = 0
     nonfinite_logits: int = 0
     live_reason: str | None = None
@@ -187,6 +190,8 @@ class Evaluation:
         images: What happened to each image, if it is known.
         part: Where only some of the images were attacked, those images and what happened
             to them; `images` is then without the attack.
+        passes: Number of images that the attacks passed through the network, with or
+            without a gradient; 0 where they do not count them.
         nonfinite_clean: Number of images whose clean logits were NaN or infinite.
         nonfinite_logits: Number of images whose logits, clean or attacked, were NaN or
             infinite. They count as misclassified.
@@ -202,6 +207,7 @@ class Evaluation:
     checks: Checks | None = None
     images: ImageVerdicts | None = None
     part: tuple[ImageSet, ImageVerdicts] | None = None
+    passes: int = 0
     nonfinite_clean: int = 0
     nonfinite_logits: int = 0
     nonfinite_gradients: int = 0
@@ -344,6 +350,7 @@ def summarize(
         images=ImageVerdicts(
             labels, fell, logits("clean_logits"), logits("attacked_logits")
         ),
+        passes=sum(verdict.passes for verdict in verdicts),
         nonfinite_clean=sum(v.nonfinite_clean for v in verdicts),
         nonfinite_logits=sum(v.nonfinite_logits for v in verdicts),
         nonfinite_gradients=sum(v.nonfinite for v in verdicts),

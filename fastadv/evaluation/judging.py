@@ -131,16 +131,21 @@ class _Judge:
         if self.checks:
             checks = check_model(self.model, network, images, labels, clean)
         fell_to, attacked, nonfinite = torch.zeros_like(labels), None, 0
+        passes = 0
         seconds: list[float] = []
         if self.attack is not None:
             began = time.perf_counter()
-            found = self.attack(self.target, images, labels, offset=offset)
+            # An image that is wrong without an attack is not attacked.
+            found = self.attack(
+                self.target, images, labels, offset=offset, active=right
+            )
             nonfinite = int(found.nonfinite)
+            passes = found.passes
             # Reading that number waited for the device, so the last attack is over.
             before = list(found.seconds[:-1])
             seconds = [*before, time.perf_counter() - began - sum(before)]
             attacked = logits_of_model(self.model, found.x_adv)
-            lost |= ~attacked.isfinite().all(1)
+            lost |= right & ~attacked.isfinite().all(1)
             fell_to = self._fell_to(found, decided(attacked) != labels)
         return BatchVerdict(
             labels.tolist(),
@@ -153,6 +158,7 @@ class _Judge:
             attacked.float().cpu()
             if self.keep_logits and attacked is not None
             else None,
+            passes,
             int((~clean.isfinite().all(1)).sum()),
             int(lost.sum()),
             live,

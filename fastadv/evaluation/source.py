@@ -375,5 +375,11 @@ def _plain(found: Evaluation) -> dict[str, Any]:
         | {"seconds": round(stage.seconds, 3)}
         for stage in found.stages
     ]
-    more = {"stages": stages, "checks": asdict(checks), "flags": found.flags()}
+    more: dict[str, Any] = {
+        "stages": stages,
+        "checks": asdict(checks),
+        "flags": found.flags(),
+    }
+    if found.passes:
+        more["passes"] = found.passes
     return values | shares("robust", found.robust) | more

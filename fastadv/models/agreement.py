@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastadv.models.calling import first_line, lacks_gradient
+
 IMAGES = 16  # images that are compared
 # Outputs that differ by more than this share of their length do not differ by rounding.
 # Folding moves outputs of float32 by 1e-5; bfloat16 keeps three digits of each layer.
@@ -54,9 +56,9 @@ def compared(view: Any, x: Tensor) -> Agreement:
         return Agreement()
     x = x[:IMAGES]
     no_gradient, seen = _differentiated(view, x)
-    before = _random_state()
+    before = _random_state(x)
     outputs = _logits(view.logits_of_model(x))
-    drew = _random_state() != before
+    drew = _random_state(x) != before
     again = _logits(view.logits_of_model(x))
     randomised = _differ(outputs, again, _STEADY)
     for _ in range(_DRAWS if drew and not randomised else 0):
@@ -101,16 +103,6 @@ def _differentiated(view: Any, x: Tensor) -> tuple[str | None, Tensor | None]:
     )
 
 
-def lacks_gradient(error: RuntimeError) -> bool:
-    """Return whether an error says that something cannot be differentiated."""
-    return "grad" in str(error) or "derivative" in str(error)
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of what an error says, or else its type."""
-    return str(error).strip().split("\n")[0] or type(error).__name__
-
-
 def _logits(outputs: Any) -> Tensor | None:
     """Return the logits among the outputs of a model, or None if there are none."""
     if isinstance(outputs, Mapping):
@@ -137,10 +129,10 @@ def _differ(one: Tensor | None, other: Tensor | None, bound: float) -> bool:
     return bool(((a - b).norm(dim=1) > bound * length).any())
 
 
-def _random_state() -> tuple[Any, ...]:
+def _random_state(x: Tensor) -> tuple[Any, ...]:
     """Return the states of the generators that code usually draws from."""
     states = [torch.default_generator.get_state()]
-    if torch.cuda.is_available():
-        states.append(torch.cuda.get_rng_state())
+    if x.is_cuda:
+        states.append(torch.cuda.get_rng_state(x.device))
     seen = tuple(state.numpy().tobytes() for state in states)
     return (random.getstate(), str(np.random.get_state()), *seen)

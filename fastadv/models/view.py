@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal, cast
 
@@ -21,7 +21,8 @@ from torch import Tensor, fx, nn
 from fastadv.device import differentiable
 from fastadv.kernels import normalize
 from fastadv.kernels.pixels import to_pixels
-from fastadv.models.agreement import Agreement, compared, first_line, lacks_gradient
+from fastadv.models.agreement import Agreement, compared
+from fastadv.models.calling import evaluating, first_line, lacks_gradient
 from fastadv.models.folding import (
     FrozenNorm,
     fold_norms,
@@ -390,29 +391,6 @@ class AttackView(nn.Module):
                 f"got {type(model).__name__}: where its embedding ends is unknown"
             )
         return cast(NormalizedModel, model).spec.head_paths(self.live)
-
-
-def input_gradient(total: Tensor, z: Tensor, *, retain_graph: bool = False) -> Tensor:
-    """Return the gradient of a sum by the input `z`, zero where none reaches it."""
-    if not total.requires_grad:
-        return torch.zeros_like(z)
-    (grad,) = torch.autograd.grad(
-        total, z, retain_graph=retain_graph, allow_unused=True
-    )
-    return torch.zeros_like(z) if grad is None else grad
-
-
-@contextlib.contextmanager
-def evaluating(net: nn.Module) -> Iterator[None]:
-    """Put all modules in evaluation mode, and each back into the mode that it had."""
-    training = [module for module in net.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _only_normalizes(model: nn.Module) -> bool:
