@@ -87,13 +87,14 @@ class FrozenCopy(nn.Module):
 class _Tame(nn.Module):
     """A network whose outputs are finite and have a gradient, as the package expects.
 
-    Numbers that are not finite are replaced, and a network without gradients gets one of
-    zero. What an image decides is not judged by these outputs.
+    Logits that are not finite become a decision for the class `instead`, and a network
+    without gradients gets one of zero. What an image decides is not judged by these outputs.
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, instead: int = 0) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.instead = network, instead
+        self.broke = False  # whether logits were not finite
 
     def forward(self, x: Tensor) -> Tensor:
         """Return finite logits of float images [N, C, H, W] in [0, 1]."""
@@ -104,7 +105,12 @@ class _Tame(nn.Module):
                 raise
             with torch.no_grad():  # raises again if gradients are not the reason
                 logits = self.network(x.detach())
-        logits = logits.nan_to_num(nan=0.0, posinf=1e4, neginf=-1e4)
+        bad = ~logits.isfinite().all(1, keepdim=True)
+        if bool(bad.any()):
+            self.broke = True
+            wrong = torch.zeros_like(logits)
+            wrong[:, self.instead] = 1.0
+            logits = torch.where(bad, wrong, logits)
         if x.requires_grad and torch.is_grad_enabled() and not logits.requires_grad:
             logits = logits + 0 * x.flatten(1).sum(1, keepdim=True)
         found: Tensor = logits
@@ -183,13 +189,18 @@ class PackageAttack(SingleAttack):
         if len(rows):
             devices = [x.device] if x.device.type == "cuda" else []
             with torch.random.fork_rng(devices=devices):
-                tame = _Tame(network)
-                attack = self.build(tame, logits.shape[1], self.seed + offset)
-                with counted_passes(network) as counted:
-                    moved = attack.perturb(pixels[rows], y[rows]).detach()
-                passes += counted[0]
-                # FAB divides by the length of a gradient, which may be zero.
-                found[rows] = moved.where(moved.isfinite(), pixels[rows])
+                for instead in (0, 1):
+                    tame = _Tame(network, instead)
+                    attack = self.build(tame, logits.shape[1], self.seed + offset)
+                    with counted_passes(network) as counted:
+                        moved = attack.perturb(pixels[rows], y[rows]).detach()
+                    passes += counted[0]
+                    # FAB divides by the length of a gradient, which may be zero.
+                    found[rows] = moved.where(moved.isfinite(), pixels[rows])
+                    # To images of class 0, logits that were not finite looked right.
+                    rows = rows[y[rows] == 0] if tame.broke else rows[:0]
+                    if not len(rows):
+                        break
         with torch.no_grad():
             logits = network(found)
             loss = OBJECTIVES["margin"].per_sample(logits, Context(y))

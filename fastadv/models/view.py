@@ -128,8 +128,8 @@ class AttackView(nn.Module):
 
         Where they differ, and where the model draws random numbers, of which a copy of its
         graph would hold a single draw, the view calls the model itself from now on, and a
-        warning says so. This takes two passes of the model and one of the view over at
-        most 16 images.
+        warning says so. This takes one and a half passes of the model and one of the view
+        over at most 16 images.
 
         Args:
             x: Images [N, C, H, W], uint8 or float in [0, 1].

@@ -36,10 +36,14 @@ def test_a_mask_is_seen_or_does_not_help(name: str) -> None:
     assert bool(found.flags()) == bool(found.warnings())
 
 
-# Those that run code outside of PyTorch in every pass are slow.
-@pytest.mark.parametrize(
-    "name", sorted({*MASKS} - {"jpeg straight-through", "constant"})
-)
+RANDOM = {
+    *("noise .3", "noise 1e-3", "dropout at inference"),
+    *("resize and pad", "modes swapped"),
+}
+
+
+# The verdict on a network that draws is a single draw, and the constant one cannot fall.
+@pytest.mark.parametrize("name", sorted({*MASKS} - RANDOM - {"constant"}))
 def test_bpda_breaks_every_mask(name: str) -> None:
     """Whatever part hides the gradient, the second opinion finds the truth."""
     batch = [tuple(each[:16] for each in BATCHES[0])]
@@ -66,7 +70,7 @@ class _Untraceable(nn.Module):
 
 
 def test_honest_code_that_cannot_be_traced_has_no_flag() -> None:
-    found = evaluate(_Untraceable(), BATCHES, _pgd(), checks=True)
+    found = evaluate(_Untraceable().eval(), BATCHES, _pgd(), checks=True)
     assert found.flags() == ()
     assert found.warnings() == []
 

@@ -126,9 +126,12 @@ def _jpeg(x: Tensor) -> Tensor:
 
 
 def _seeded_noise(x: Tensor) -> Tensor:
-    seed = int(x.detach().double().sum() * 1e6) % 2**31
-    draw = torch.Generator().manual_seed(seed)
-    return x + 0.1 * torch.randn(x.shape, generator=draw)
+    def one(image: Tensor) -> Tensor:
+        seed = int(image.detach().double().sum() * 1e6) % 2**31
+        draw = torch.Generator().manual_seed(seed)
+        return image + 0.05 * torch.randn(image.shape, generator=draw)
+
+    return torch.stack([one(image) for image in x])
 
 
 def _resized(x: Tensor) -> Tensor:
