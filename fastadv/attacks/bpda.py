@@ -68,7 +68,8 @@ class _PassThrough(TorchFunctionMode):
         options = dict(kwargs or {})
         if not torch.is_grad_enabled():
             return func(*args, **options)
-        if func in _DETACHING and args:
+        # Detached differences are how networks write a gradient of their own.
+        if func in _DETACHING and self.smooth and args:
             return args[0]
         if func in _LEAVING and args:
             return func(args[0].detach(), *args[1:], **options)
