@@ -94,8 +94,8 @@ class Cascade:
         """Return an attack as a cascade of one stage; a cascade stays as it is."""
         if isinstance(attack, Cascade):
             return attack
-        names = zip(attack.names, (attack,), strict=True)
-        return cls([*names], attack.describe())
+        stages: list[tuple[str, Attack]] = [(attack.names[0], attack)]
+        return cls(stages, attack.describe())
 
     def then(self, attack: SingleAttack, described: str) -> Cascade:
         """Return this cascade with one more attack at its end.

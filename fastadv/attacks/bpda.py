@@ -153,11 +153,11 @@ def _without_own_gradients() -> Iterator[None]:
         own = cls.setup_context is not torch.autograd.Function.setup_context
         return cls.forward(*args) if own else cls.forward(_Context(), *args)
 
-    torch.autograd.Function.apply = classmethod(apply)  # type: ignore[assignment]
+    torch.autograd.Function.apply = classmethod(apply)
     try:
         yield
     finally:
-        torch.autograd.Function.apply = usual  # type: ignore[method-assign]
+        torch.autograd.Function.apply = usual
 
 
 class _Surrogate(LiveView):

@@ -84,14 +84,14 @@ def evaluation_rows(
 
     # Without an attack, only logits that are not finite can be a reason for doubt.
     lost = ("nonfinite_logits",) if found.nonfinite_clean else ()
-    clean = Row(
+    first = Row(
         identity=identity(),
         flags=lost,
         nonfinite_logits=found.nonfinite_clean,
         **accuracy_fields(found.clean),
         **common,
     )
-    rows = [clean]
+    rows = [first]
     if is_own(metric):
         fields = measured_fields(found, metric)
         rows.append(Row(identity=identity(metric=metric), **fields, **common))

@@ -186,12 +186,12 @@ class AttackView(nn.Module):
     @property
     def live(self) -> nn.Module:
         """The network whose weights the view follows."""
-        return cast(nn.Module, self._live[0])
+        return self._live[0]
 
     @property
     def given(self) -> nn.Module:
         """The model that the view was made of."""
-        return cast(nn.Module, self._model[0])
+        return self._model[0]
 
     @property
     def folded(self) -> int:
