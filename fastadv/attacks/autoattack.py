@@ -94,8 +94,7 @@ class Cascade:
         """Return an attack as a cascade of one stage; a cascade stays as it is."""
         if isinstance(attack, Cascade):
             return attack
-        stages: list[tuple[str, Attack]] = [(attack.names[0], attack)]
-        return cls(stages, attack.describe())
+        return cls([(attack.names[0], attack)], attack.describe())
 
     def then(self, attack: SingleAttack, described: str) -> Cascade:
         """Return this cascade with one more attack at its end.
@@ -104,7 +103,10 @@ class Cascade:
             attack: The attack.
             described: What `describe` says under the name of the attack.
         """
-        stages = [*zip(self.names, self.stages, strict=True), (attack.name, attack)]
+        stages: list[tuple[str, Attack]] = [
+            *zip(self.names, self.stages, strict=True),
+            (attack.name, attack),
+        ]
         description = self.describe() | {attack.name: described}
         options: dict[str, Any] = {"leaves_out": self.leaves_out}
         return Cascade(stages, description, instead=self._instead, **options)
