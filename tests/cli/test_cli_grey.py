@@ -86,7 +86,17 @@ def test_analyses_of_grey_networks(
         ["full_network", "--epochs", 1, "--lrs", 0.01],
         ["last_k_blocks", "--k", 1, "--epochs", 1, "--lrs", 0.01],
         ["scratch", "--epochs", 1, "--lrs", 0.01, "--save"],
-        ["full_network", "--epochs", 1, "--lrs", 0.01, "--method", "pgd_at", "--eps", 0.1],
+        [
+            "full_network",
+            "--epochs",
+            1,
+            "--lrs",
+            0.01,
+            "--method",
+            "pgd_at",
+            "--eps",
+            0.1,
+        ],
     ],
 )
 def test_grey_networks_are_transferred_and_opened_again(
