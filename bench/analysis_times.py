@@ -35,7 +35,8 @@ BOTH = "--source {runs}/tiny-standard {runs}/tiny-l2-1"
 TINY = "--data {data}/tiny-imagenet-40.zip"
 OWN = f"{BOTH} {TINY}"
 PAIR = f"--source {{runs}}/tiny-l2-1 --other {{runs}}/tiny-standard {TINY}"
-LARGEST = "influence-largest"
+# Whether the inverse is damped.
+LARGEST = {"influence-largest": False, "influence-largest-damped": True}
 # Corruption error and calibration read what shift has left in the table.
 COMMANDS = {
     "start": "models show {runs}/tiny-standard",
@@ -51,11 +52,11 @@ COMMANDS = {
     "shift": f"analyze shift {OWN} --num-images 200",
     "corruption-error": "analyze corruption-error --reference tiny-standard",
     "calibration": "analyze calibration",
-    LARGEST: "",
+    **dict.fromkeys(LARGEST, ""),
 }  # fmt: skip
 
 
-def largest() -> None:
+def largest(damped: bool) -> None:
     """Compute the influences of the published size, on embeddings that are drawn.
 
     They are like those behind a ReLU, at least 0 and in ten clusters, and the head tells
@@ -72,7 +73,7 @@ def largest() -> None:
     means = np.stack([h[train][labels[train] == k].mean(0) for k in range(10)])
     weight = (means - means.mean(0)) / 150  # 85 % for the class of a training image
     layers = [LastLayer.from_embeddings(h[s], labels[s], weight) for s in (train, test)]
-    found = influence(*layers)
+    found = influence(*layers, damping=1.0 if damped else None)
     most_influential(found, 100)
     heat_map(found, labels[test], labels[train])
     if found.shape != (10_000, 3200) or not np.isfinite(found).all():
@@ -111,10 +112,10 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=COMMANDS, default=())
     parser.add_argument("--note", default="")
     parser.add_argument("--print", action="store_true")
-    parser.add_argument("--largest", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--largest", choices=LARGEST, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.largest:
-        return largest()
+        return largest(LARGEST[given.largest])
     if not given.print:
         if given.runs is None or given.data is None:
             parser.error("--runs and --data are needed to measure")
@@ -138,8 +139,8 @@ def run(given: argparse.Namespace, table: str) -> None:
     places = {"runs": given.runs, "data": given.data}
     for kind in wanted:
         command = COMMANDS[kind]
-        if kind == LARGEST:
-            words = [sys.executable, __file__, "--largest"]
+        if kind in LARGEST:
+            words = [sys.executable, __file__, "--largest", kind]
         else:
             program, *rest = command.format(**places).split()
             words = [sys.executable, "-m", f"fastadv.cli.{program}", *rest]
