@@ -26,7 +26,6 @@ from fastadv.analysis.config import (
     ManipulationConfig,
     SimilarityConfig,
 )
-from fastadv.analysis.portions import Portions
 from fastadv.analysis.seeing_config import (
     GradientsConfig,
     InversionConfig,
@@ -39,6 +38,7 @@ from fastadv.data.loading.geometry import resize_center_crop, usual_preparation
 from fastadv.data.sets.subsets import Downscaled, subset
 from fastadv.errors import DataError
 from fastadv.models import create_model, save_model
+from fastadv.results.portions import Portions
 from fastadv.results.row import TargetRecord
 
 SIDE, REDUCED = 16, 4
