@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fastadv.attacks.apgd import APGD
-from fastadv.attacks.contract import Attack, AttackResult, SingleAttack
+from fastadv.attacks.contract import Attack, AttackResult
 from fastadv.attacks.deepfool import DeepFool
 from fastadv.attacks.fmn import DDN, FMN
 from fastadv.attacks.objectives import DLR_TARGETED
@@ -96,7 +96,7 @@ class Cascade:
             return attack
         return cls([(attack.names[0], attack)], attack.describe())
 
-    def then(self, attack: SingleAttack, described: str) -> Cascade:
+    def then(self, attack: Attack, described: str) -> Cascade:
         """Return this cascade with one more attack at its end.
 
         Args:
@@ -105,9 +105,9 @@ class Cascade:
         """
         stages: list[tuple[str, Attack]] = [
             *zip(self.names, self.stages, strict=True),
-            (attack.name, attack),
+            (attack.names[0], attack),
         ]
-        description = self.describe() | {attack.name: described}
+        description = self.describe() | {attack.names[0]: described}
         options: dict[str, Any] = {"leaves_out": self.leaves_out}
         return Cascade(stages, description, instead=self._instead, **options)
 
