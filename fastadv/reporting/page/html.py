@@ -148,7 +148,7 @@ def printable_texts(figure: Figure) -> Iterator[None]:
     for text in figure.findobj(Text):
         set_printable(text, text.get_text())
     try:
-        Text.set_text = set_printable  # type: ignore[method-assign]
+        Text.set_text = set_printable  # type: ignore[method-assign,assignment]
         yield
     finally:
         Text.set_text = set_text  # type: ignore[method-assign]
