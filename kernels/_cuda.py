@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from contextlib import AbstractContextManager
 from ctypes import c_float, c_int32, c_int64, c_uint64, c_void_p
 from pathlib import Path
 
@@ -142,6 +143,11 @@ def _where(t: Tensor) -> dict[str, int]:
     return {"device": t.device.index, "stream": stream}
 
 
+def _on(device: int) -> AbstractContextManager[None]:
+    """Make a CUDA device the current one in the block."""
+    return torch.cuda.device(device)  # type: ignore[no-untyped-call, no-any-return]
+
+
 def _call(t: Tensor) -> ctypes.Structure:
     n, c, h, w = t.shape
     last = int(not t.is_contiguous())
@@ -158,7 +164,11 @@ def _parts(t: Tensor, row: int, norm: str) -> Tensor | None:
 
 def _run(function: str, arguments: ctypes.Structure) -> None:
     library = _library()
-    error = getattr(library, function)(ctypes.byref(arguments))
+    # The library would make this device the current one and then go back to the one
+    # before, which in a thread of its own may be a device that nothing has touched yet:
+    # going back would make a context on it. torch's guard knows of that.
+    with _on(arguments.call.device):
+        error = getattr(library, function)(ctypes.byref(arguments))
     if error < 0:
         raise BackendError(f"{function} was built without one of these dtypes")
     if error:

@@ -15,6 +15,7 @@ from fastadv.data.corruptions.corrupt import check_corruptions, corrupt
 from fastadv.detection.attack import DetectorAttack
 from fastadv.detection.metrics import Findings
 from fastadv.detection.rois import quick_rois
+from fastadv.device import exact_float32
 from fastadv.models.quick_convs import quick_convs
 
 
@@ -119,7 +120,7 @@ def evaluate_detector(
     device = next(detector.parameters()).device
     view = None if attack is None else attack.prepare(detector)
     nonfinite, done = 0, 0
-    with evaluating(detector):
+    with evaluating(detector), exact_float32():
         for batch in batches:
             given = batch.images
             if corruption is not None:

@@ -29,6 +29,7 @@ from fastadv.detection.runlog import (
 )
 from fastadv.detection.saving import DETECTOR_FILE, DetectorFacts, write_detector
 from fastadv.detection.sets import DetectionSet
+from fastadv.device import exact_float32
 from fastadv.errors import ConfigError, FastadvError, Preempted, TrainingDiverged
 from fastadv.models import create_model, get_spec
 from fastadv.models.checkpoint import decimals
@@ -368,7 +369,7 @@ class DetectorTrainer:
             findings = Findings(self.train_set.classes, self.config.masks)
             loader = self.test_loader(self.test_set)
             detector.eval()
-            with torch.no_grad():
+            with torch.no_grad(), exact_float32():
                 for batch in loader:
                     images = [image.float() / 255 for image in batch.images]
                     for one, target in zip(

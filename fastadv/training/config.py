@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from tyro.conf import arg
-
 from fastadv.data.config import Backend, TrainingImagesConfig
 from fastadv.device import DeviceConfig
 from fastadv.errors import ConfigError
+from fastadv.flags import arg
 from fastadv.models.own_networks import check_arch
 from fastadv.ranges import AT_LEAST_0, AT_LEAST_1, Range, ordered_values
 from fastadv.training.method_config import MethodConfig

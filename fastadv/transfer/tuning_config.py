@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from tyro.conf import arg
-
 from fastadv.errors import ConfigError
-from fastadv.flags import NormName, Pixels
+from fastadv.flags import NormName, Pixels, arg
 from fastadv.ranges import ABOVE_0, AT_LEAST_0, AT_LEAST_1, Checked, Range
 from fastadv.training.method_config import METHODS, MethodConfig, MethodName
 from fastadv.training.optimizer_config import OptimizerName, ScheduleName
