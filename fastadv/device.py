@@ -69,7 +69,8 @@ def float32_precision() -> str:
     """
     import torch
 
-    reduced = torch.backends.cudnn.conv.fp32_precision == "tf32"
+    convolutions: Any = torch.backends.cudnn
+    reduced = convolutions.conv.fp32_precision == "tf32"
     return "tf32" if reduced else "ieee"
 
 
@@ -83,7 +84,8 @@ def exact_float32() -> Iterator[None]:
     """
     import torch
 
-    convolutions, products = torch.backends.cudnn, torch.backends.cuda.matmul
+    convolutions: Any = torch.backends.cudnn
+    products = torch.backends.cuda.matmul
     reduced = convolutions.conv.fp32_precision == "tf32"
     # The older switch, which sets the newer ones, too: torch refuses to read it where the
     # newer ones differ from it.

@@ -24,9 +24,18 @@ from fastadv.kernels.step import Start, Step
 
 LIBRARY = Path(__file__).with_name("fastadv_cuda.so")
 DEVICE = "cuda"
-# Whether L2 may keep a sample in the shared memory of a cluster of thread blocks, where
-# the GPU and the size allow it; tests and benchmarks turn it off.
-SINGLE_PASS = True
+# The least number of thread blocks in whose shared memory a cluster keeps a sample of an L2
+# step, or 0 for two passes over memory; None chooses by `_TWO_PASSES`. Tests and benchmarks
+# set it.
+SINGLE_PASS: int | None = None
+# Batches that take two passes although a sample fits into a cluster: (samples at most,
+# elements of a sample at least), as `bench/gpu_first.py` measures them (`step_times`). No GPU
+# has been measured yet, and by the bytes no entry is due: an element of a training batch
+# (float32 state, uint8 image, bfloat16 gradient and output) moves 13 bytes in a single pass
+# and 20 in two, of which L2 saves the 7 that are read again only where all samples fit
+# (60 MB: 57 of 224 px). There both move the same, and two passes cost a second launch, but
+# use all multiprocessors, where 8 clusters of 8 blocks use half of those of an H200.
+_TWO_PASSES: tuple[tuple[int, int], ...] = ()
 # Offsets in a sample are 32-bit and reach one tile past its end; blocks are counted in
 # 31 bits.
 _MAX_ROW = 2**31 - 2**13
@@ -179,11 +188,19 @@ def _run(function: str, arguments: ctypes.Structure) -> None:
         )
 
 
+def _least_cluster(x: Tensor) -> int:
+    """Return the least size of a cluster for a batch; 0 means two passes."""
+    if SINGLE_PASS is not None:
+        return SINGLE_PASS
+    n, row = x.shape[0], x.shape[1:].numel()
+    return int(not any(n <= most and row >= least for most, least in _TWO_PASSES))
+
+
 def _arguments(step: Step) -> tuple[ctypes.Structure, list[Tensor | None]]:
     """Return the arguments of a step and the tensors made for it, which must outlive it."""
     fields, made = _native.step_fields(step)
     parts = _parts(step.x, step.x[0].numel(), step.norm)
-    rest = pointers(parts=parts) | {"single_pass": int(SINGLE_PASS)}
+    rest = pointers(parts=parts) | {"single_pass": _least_cluster(step.x)}
     return _Step(**fields, **rest, call=_call(step.x)), [*made, parts]
 
 

@@ -98,10 +98,11 @@ def _captured(
     the first capture; kernels of another device would not be recorded.
     """
     graph, pool = torch.cuda.CUDAGraph(), torch.cuda.MemPool()
+    handle: Any = pool.id  # torch 2.11 takes no pool itself
     try:
         # Other threads (loaders, NCCL's watchdog) go on working and are not recorded.
         with torch.cuda.graph(
-            graph, pool=pool.id, stream=stream, capture_error_mode="thread_local"
+            graph, pool=handle, stream=stream, capture_error_mode="thread_local"
         ):
             results = call()
     except BaseException:
