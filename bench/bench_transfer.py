@@ -41,7 +41,7 @@ from fastadv.models import create_model
 from fastadv.transfer.features import FeatureCache, Features, rows_of
 from fastadv.transfer.freezing import choose_trained, prepare_model
 from fastadv.transfer.heads import fit_sgd
-from fastadv.transfer.procedure import Procedure, Rates
+from fastadv.transfer.protocols import Procedure, Rates
 from fastadv.transfer.tuned import fine_tune, make_method
 
 SEEDS = (0, 1, 2, 3, 4)

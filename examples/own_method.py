@@ -1,8 +1,10 @@
 """A training method of your own, in steps of your own: clean and adversarial halves.
 
-`fastadv-train --method` does not take it yet; a loop of `train_step` does.
-
-Run: python examples/own_method.py
+Run: fastadv-train --method examples/own_method.py:HalfAndHalf --method-option share=0.3
+Or in a loop of your own: python examples/own_method.py
+A package adds a name for it in its pyproject.toml:
+    [project.entry-points."fastadv.methods"]
+    half = "mypackage.methods:HalfAndHalf"
 """
 
 from __future__ import annotations
@@ -11,17 +13,20 @@ from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
-from digits import digits, network
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from fastadv import PGD, AttackView, NormalizedModel, ThreatModel
+from fastadv.training.method_config import MethodEntry
 from fastadv.training.methods import Method, Net, Part
 from fastadv.training.step import train_step
 
 
 class HalfAndHalf(Method):
     """(1 - share) CE(f(x), y) + share CE(f(x'), y), after Goodfellow et al. 2015."""
+
+    # What it takes: the default number of steps of its attack, and its own parameters.
+    entry = MethodEntry(num_steps=3, parameters={"share": 0.5})
 
     def losses(self, part: Part) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the loss of each update with the logits that training accuracy counts."""
@@ -35,6 +40,8 @@ class HalfAndHalf(Method):
 
 def main(epochs: int = 3, eps: float = 0.15, share: float = 0.5) -> list[float]:
     """Train, and return the loss of each step."""
+    from digits import digits, network
+
     torch.manual_seed(0)
     train, _ = digits()
     model = NormalizedModel(network(), (0.5,), (0.25,), "digits", 10).train()

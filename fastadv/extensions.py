@@ -1,7 +1,7 @@
 """Things that people bring by name: `module:name`, `file.py:name`, and entry points.
 
 A name that the user types may import code. A name that is read from a file may not: who
-reads it calls `refuse_reference` and does not look it up.
+reads it calls `refuse_reference`, which lets through what was also typed.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from typing import Any, TypeVar
 from fastadv.errors import ConfigError, unknown_name
 
 _Thing = TypeVar("_Thing")
+_handed_in: dict[tuple[str, str], Any] = {}  # by group and name
+_typed: set[str] = set()
 _REFERENCE = re.compile(r"(?P<module>[A-Za-z_][\w.]*|.+\.py):(?P<name>[A-Za-z_][\w.]*)")
 
 
@@ -79,19 +81,44 @@ def load_reference(reference: str, kind: str) -> Any:
     return thing
 
 
+def note_typed(words: Iterable[str]) -> None:
+    """Remember the names of code on a command line, which a file may then hold, too.
+
+    Args:
+        words: The words; of `metric=module:name` the part after the sign counts.
+    """
+    names = (word.rpartition("=")[2] for word in words)
+    _typed.update(name for name in names if is_reference(name))
+
+
 def refuse_reference(name: object, file: str | os.PathLike[str], flag: str) -> None:
-    """Raise ConfigError if a name that a file holds would import code.
+    """Raise ConfigError if a name that a file holds would import code nobody typed.
 
     Args:
         name: What the file holds.
         file: The file, for the message.
         flag: Name of the argument that the user can type instead.
     """
-    if isinstance(name, str) and is_reference(name):
+    if isinstance(name, str) and is_reference(name) and name not in _typed:
         raise ConfigError(
             f"{file} names code, `{flag}={name}`, and a file never imports any; type it "
-            f"yourself: `{flag}={name}`"
+            f"yourself: `{flag}={name}`. A name that an installed package adds may stand "
+            "in a file"
         )
+
+
+# Keys of files whose values may name code; of options of data sets, the metric may.
+_NAMING = ("method", "protocol", "objective", "attack", "dataset_option")
+
+
+def refuse_references(values: Mapping[str, Any], file: str | os.PathLike[str]) -> None:
+    """Raise ConfigError if a mapping that a file holds names code nobody typed."""
+    for key in _NAMING:
+        given = values.get(key)
+        for value in given if isinstance(given, list | tuple) else [given]:
+            if isinstance(value, str):
+                option, equals, name = value.rpartition("=")
+                refuse_reference(name, file, option if equals else key)
 
 
 def installed(group: str) -> list[str]:
@@ -104,6 +131,39 @@ def installed(group: str) -> list[str]:
     return sorted({entry.name for entry in entry_points(group=f"fastadv.{group}")})
 
 
+def name_of(thing: Any, known: Iterable[str], group: str) -> str:
+    """Return the name of what may be handed in as an object; a name stays as it is.
+
+    `look_up` finds the object by its name in this process. Its name is its attribute
+    `name`, or `module:name` of a class or function, so that another process imports it.
+
+    Args:
+        thing: A name, or an object.
+        known: Names of what is built in.
+        group: Group of entry points; see `installed`.
+
+    Raises:
+        ConfigError: The object is called like something that is built in.
+    """
+    if isinstance(thing, str):
+        return thing
+    name = getattr(thing, "name", None)
+    if not isinstance(name, str) or hasattr(thing, "__qualname__"):
+        maker = thing if hasattr(thing, "__qualname__") else type(thing)
+        inner = maker.__qualname__.replace("<locals>.", "").replace(
+            "<lambda>", "lambda_"
+        )
+        name = f"{maker.__module__}:{inner}"
+    if name in known:
+        raise ConfigError(
+            f"{name!r} is built in; give the {type(thing).__name__} another name"
+        )
+    while _handed_in.get((group, name), thing) is not thing:
+        name += "_"
+    _handed_in[group, name] = thing
+    return name
+
+
 def look_up(
     kind: str, name: str, known: Mapping[str, _Thing], group: str
 ) -> _Thing | Any:
@@ -111,7 +171,8 @@ def look_up(
 
     Args:
         kind: What it stands for, for messages.
-        name: A key of `known`, `module:name`, or the name of an entry point.
+        name: A key of `known`, `module:name`, the name of an entry point, or what `name_of`
+            returned.
         known: What is built in.
         group: Group of entry points; see `installed`.
 
@@ -121,6 +182,8 @@ def look_up(
     """
     if name in known:
         return known[name]
+    if (group, name) in _handed_in:
+        return _handed_in[group, name]
     if is_reference(name):
         return load_reference(name, kind)
     for entry in entry_points(group=f"fastadv.{group}"):
@@ -132,6 +195,8 @@ def look_up(
 def check_name(kind: str, name: str, known: Iterable[str], group: str) -> None:
     """Raise ConfigError unless `look_up` would find a name; nothing is imported."""
     if name in known or is_reference(name) or name in installed(group):
+        return
+    if (group, name) in _handed_in:
         return
     raise ConfigError(_unknown(kind, name, known, group))
 

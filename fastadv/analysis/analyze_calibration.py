@@ -98,7 +98,7 @@ def prepare(config: CalibrationConfig, table: ResultsTable) -> list[Analysis]:
 
 def _is_first(row: Row) -> bool:
     """Return whether a row stands for its logits, and not another of its experiment."""
-    return row.kind != "shift" or row.metric == "top1"
+    return row.kind == "transfer" or row.metric == "top1"
 
 
 def _logits_name(row: Row) -> str:

@@ -20,6 +20,7 @@ from fastadv.analysis.manipulation import (
 )
 from fastadv.analysis.portions import Portions, count_batches, numbered_batches
 from fastadv.data import Batch, make_loader
+from fastadv.data.metric import is_own
 from fastadv.data.sets.subsets import at_most
 from fastadv.errors import ConfigError
 from fastadv.evaluation.accuracy import Accuracy
@@ -83,8 +84,10 @@ def prepare(config: ManipulationConfig, name: str) -> Analysis:
         found = list(portions.each(key, count_batches(images, options), decide))
         decisions = np.concatenate([each["decisions"] for each in found], 1)
         labels = np.concatenate([each["labels"] for each in found])
+        # One of the user's own would need logits.
+        metric = "top1" if is_own(splits.metric) else splits.metric
         numbers = [
-            _accuracy(level, decided, labels, splits.metric, len(images.classes))
+            _accuracy(level, decided, labels, metric, len(images.classes))
             for level, decided in zip(levels, decisions, strict=True)
         ]
         arrays = {

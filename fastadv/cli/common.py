@@ -25,6 +25,7 @@ from fastadv.errors import (
     is_ours,
     unknown_name,
 )
+from fastadv.extensions import note_typed
 from fastadv.machine import keep_freed_memory
 from fastadv.models.own_networks import import_arch
 from fastadv.progress import Progress
@@ -115,6 +116,7 @@ def run(
     if "--version" in words:
         print(f"fastadv {__version__}")
         return EXIT_OK
+    note_typed(words)
     try:
         for name in typed_archs(words):
             import_arch(name)

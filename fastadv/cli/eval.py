@@ -41,6 +41,10 @@ def _body(argv: list[str]) -> None:
         _print_robust(result)
     else:
         print("  no attack: the checkpoint states no radius; give --eps for one")
+    for key, how in (("clean_metric", "clean"), ("robust_metric", "attacked")):
+        if key in result:
+            name = f"{result['metric']}, {how}"
+            _print_share(name, result[key], result[f"{key}_ci"], result["n"])
     if result["bad_images"]:
         print(f"{result['bad_images']} unreadable image(s) were left out")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from fastadv.errors import ConfigError, unknown_name
+from fastadv.extensions import refuse_references
 
 
 def flag_value(argv: Sequence[str], *flags: str) -> str | None:
@@ -57,4 +58,5 @@ def read_yaml_config(path: Path, config_type: type[Any], prog: str) -> dict[str,
             values[key] = typed(kinds[key], value)
         except ValueError as error:
             raise ConfigError(f"{path}: {key}: {error}") from None
+    refuse_references(values, path)
     return values

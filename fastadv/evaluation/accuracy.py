@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from statistics import stdev
 
 import torch
 from torch import Tensor
@@ -14,9 +15,12 @@ from torch import Tensor
 from fastadv.attacks.autoattack import BLACK_BOX
 from fastadv.attacks.checks import Checks, masking_warning
 from fastadv.data import ImageSet
+from fastadv.data.metric import METRICS, is_own, metric_value
 from fastadv.statistics import wilson
 
 log = logging.getLogger(__name__)
+
+_RESAMPLES = 200  # of the images, for the interval of a metric of one's own
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,8 @@ class Accuracy:
 
     def value(self, metric: str) -> float:
         """Return the metric `top1` or `mean_per_class`, in [0, 1]."""
+        if metric not in METRICS:
+            raise ValueError(f"metric={metric!r} needs logits; see Evaluation.value")
         return self.mean_per_class if metric == "mean_per_class" else self.top1
 
     def interval(self, metric: str) -> tuple[float, float]:
@@ -124,6 +130,21 @@ class ImageVerdicts:
         )
         return cls(labels, fell_to)
 
+    def worst_logits(self, *, attacked: bool) -> Tensor:
+        """Return the logits of clean images, or those of images after the attacks, [N, K].
+
+        An image that was misclassified without an attack keeps its clean logits.
+
+        Raises:
+            ValueError: The logits were not kept.
+        """
+        clean, after = self.clean_logits, self.attacked_logits
+        if clean is None or (attacked and after is None):
+            raise ValueError("a metric of your own needs the logits: keep_logits=True")
+        if after is None or not attacked:
+            return clean
+        return torch.where((self.fell_to == -1)[:, None], clean, after)
+
     def arrays(self) -> dict[str, Tensor]:
         """Return the arrays that are present, by name."""
         return {name: value for name, value in vars(self).items() if value is not None}
@@ -179,6 +200,57 @@ class Evaluation:
             if after.name in BLACK_BOX:
                 return before.robust.top1 - after.robust.top1
         return None
+
+    def value(self, metric: str, *, attacked: bool = False) -> float:
+        """Return a metric of the network on clean images, or under attack, in [0, 1].
+
+        Args:
+            metric: `top1`, `mean_per_class`, or the name of one of your own.
+            attacked: Take the images after all attacks.
+
+        Raises:
+            ConfigError: The function of the metric fails.
+            ValueError: It needs logits that were not kept, or there was no attack.
+        """
+        if not is_own(metric):
+            return self._accuracy(attacked).value(metric)
+        images = self._judged(attacked)
+        logits = images.worst_logits(attacked=attacked)
+        return metric_value(metric, logits, images.labels)
+
+    def interval(self, metric: str, *, attacked: bool = False) -> tuple[float, float]:
+        """Return the 95 % confidence interval of a metric over the draw of test images.
+
+        That of a metric of your own is the normal interval with the standard deviation over
+        200 resamples of the images, or where these agree, that of a share of as many images
+        after one added success and failure; see `Accuracy.interval` for the others.
+        """
+        if not is_own(metric):
+            return self._accuracy(attacked).interval(metric)
+        images = self._judged(attacked)
+        logits, labels = images.worst_logits(attacked=attacked), images.labels
+        generator = torch.Generator().manual_seed(0)
+        values = []
+        for _ in range(_RESAMPLES):
+            drawn = torch.randint(len(labels), (len(labels),), generator=generator)
+            values.append(metric_value(metric, logits[drawn], labels[drawn]))
+        middle, spread = self.value(metric, attacked=attacked), stdev(values)
+        if spread == 0:
+            share = (middle * len(labels) + 1) / (len(labels) + 2)
+            spread = math.sqrt(share * (1 - share) / len(labels))
+        return max(0.0, middle - 1.96 * spread), min(1.0, middle + 1.96 * spread)
+
+    def _accuracy(self, attacked: bool) -> Accuracy:
+        accuracy = self.robust if attacked else self.clean
+        if accuracy is None:
+            raise ValueError("there was no attack, so there is no robust accuracy")
+        return accuracy
+
+    def _judged(self, attacked: bool) -> ImageVerdicts:
+        images = self.part[1] if attacked and self.part is not None else self.images
+        if images is None:
+            raise ValueError("a metric of your own needs the verdicts on the images")
+        return images
 
     def warnings(self) -> list[str]:
         """Return one sentence for each reason to doubt the robust accuracy."""
@@ -238,3 +310,13 @@ def summarize(
             labels, fell, logits("clean_logits"), logits("attacked_logits")
         ),
     )
+
+
+def check_on_few(metric: str, num_classes: int) -> None:
+    """Try a metric of your own on two images of each class, before work begins.
+
+    Raises:
+        ConfigError: Its function fails, or returns something else than a number in [0, 1].
+    """
+    labels = torch.arange(num_classes).repeat(2)
+    metric_value(metric, 4.0 * torch.eye(num_classes)[labels], labels)

@@ -10,6 +10,7 @@ import numpy as np
 
 from fastadv.attacks.contract import Attack
 from fastadv.data import ImageSet
+from fastadv.data.metric import is_own
 from fastadv.data.sets.subsets import Downscaled, base_and_positions
 from fastadv.environment import provenance
 from fastadv.evaluation.accuracy import (
@@ -39,15 +40,19 @@ def evaluation_rows(
     source: Source,
     *,
     command: str,
+    metric: str = "top1",
     **common: Any,
 ) -> list[Row]:
     """Return the row of the clean accuracy and, after an attack, that of the robust one.
+
+    A metric of your own has rows beside these.
 
     Args:
         found: Accuracies of the network.
         attack: The attack that `found.robust` was measured under.
         source: The network.
         command: What evaluated it, for example `fastadv-eval`.
+        metric: The metric of the data set.
         common: Other fields of `Row` that both share; `target` and `setting` are
             required. `bad_images` counts test images alone.
     """
@@ -62,6 +67,9 @@ def evaluation_rows(
         return measured_identity(make_identity(**defines, **more), bad, bad)
 
     rows = [Row(identity=identity(), **accuracy_fields(found.clean), **common)]
+    if is_own(metric):
+        fields = measured_fields(found, metric)
+        rows.append(Row(identity=identity(metric=metric), **fields, **common))
     if attack is not None and found.robust is not None:
         record = AttackRecord.from_description(attack.describe())
         rows.append(
@@ -74,6 +82,10 @@ def evaluation_rows(
                 **common,
             )
         )
+        if is_own(metric):
+            fields = measured_fields(found, metric, attacked=True)
+            own = identity(attack=record, metric=metric)
+            rows.append(Row(identity=own, attack=record, **fields, **common))
     return rows
 
 
@@ -201,6 +213,22 @@ def accuracy_fields(accuracy: Accuracy, metric: str = "top1") -> dict[str, Any]:
         "n": accuracy.n,
         "per_class_correct": tuple(accuracy.correct.tolist()),
         "per_class_total": tuple(accuracy.total.tolist()),
+    }
+
+
+def measured_fields(
+    found: Evaluation, metric: str, *, attacked: bool = False
+) -> dict[str, Any]:
+    """Return a metric of an evaluation as fields of a `Row`, in percent."""
+    accuracy = found.robust if attacked and found.robust else found.clean
+    if not is_own(metric):
+        return accuracy_fields(accuracy, metric)
+    low, high = found.interval(metric, attacked=attacked)
+    return accuracy_fields(accuracy) | {
+        "metric": metric,
+        "value": 100 * found.value(metric, attacked=attacked),
+        "low": 100 * low,
+        "high": 100 * high,
     }
 
 

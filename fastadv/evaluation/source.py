@@ -25,10 +25,11 @@ from fastadv.data import (
     open_judged_splits,
     subset,
 )
+from fastadv.data.metric import is_own
 from fastadv.data.sets.subsets import Downscaled, listed_subset, readable
 from fastadv.device import resolve_device
 from fastadv.errors import ConfigError
-from fastadv.evaluation.accuracy import Accuracy, Evaluation
+from fastadv.evaluation.accuracy import Accuracy, Evaluation, check_on_few
 from fastadv.evaluation.config import EvaluationConfig
 from fastadv.evaluation.journal import Journal
 from fastadv.evaluation.judging import evaluate
@@ -120,6 +121,7 @@ def evaluate_checkpoint(config: EvaluationConfig) -> SourceEvaluation:
                 all_outputs=matched.all_outputs,
             ),
             matched=matched,
+            metric=splits.metric,
             target_name=config.name_with_options(splits.name),
             journal=journal,
         )
@@ -139,6 +141,7 @@ def evaluate_source(
     target_name: str | None = None,
     journal: Callable[[dict[str, Any]], Journal] | None = None,
     matched: Matched | None = None,
+    metric: str = "top1",
 ) -> SourceEvaluation:
     """Evaluate a pretrained network on images, clean and attacked.
 
@@ -152,6 +155,7 @@ def evaluate_source(
         journal: Opens the journal for given settings, from which the evaluation resumes.
         matched: How the network was made to fit other classes than its own, which the
             labels of the images follow.
+        metric: The metric of the data set; one of your own is measured, too.
 
     Raises:
         ConfigError: Network and images have different classes.
@@ -162,6 +166,8 @@ def evaluate_source(
         check_same_classes(source, images)
     if isinstance(attack, Cascade):
         attack = attack.for_classes(len(images.classes))
+    if is_own(metric):
+        check_on_few(metric, len(images.classes))
     if attack is not None:
         check_classes(attack.names, len(images.classes))
     unusual = options.unusual_preparation(images)
@@ -205,14 +211,12 @@ def evaluate_source(
         keep_logits=True,
     )
     result = {"checkpoint": str(source.file)} | settings | _plain(found)
-    result["bad_images"] = len(loader.bad_images)
-    if opened is not None:
-        opened.finish(result)
     rows = evaluation_rows(
         found,
         attack,
         source,
         command="fastadv-eval",
+        metric=metric,
         target=target_record(images, options.resolution, target_name),
         setting=replace(
             setting or EvaluationSetting(),
@@ -226,6 +230,14 @@ def evaluate_source(
         bad_images=len(loader.bad_images),
         wall_seconds=round(time.monotonic() - began, 2),
     )
+    if is_own(metric):
+        own = [row for row in rows if row.metric == metric]
+        for name, row in zip(("clean_metric", "robust_metric"), own, strict=False):
+            ends = [end / 100 for end in (row.low, row.high) if end is not None]
+            result |= {"metric": metric, name: row.value / 100, f"{name}_ci": ends}
+    result["bad_images"] = len(loader.bad_images)
+    if opened is not None:
+        opened.finish(result)
     return SourceEvaluation(found, result, rows)
 
 

@@ -38,7 +38,7 @@ def evaluation_sections(rows: Sequence[Row], names: Mapping[str, str]) -> list[S
         first = next(iter(measured.values()))
         attacked: list[Row | None] = [row for row in measured.values() if row.attack]
         of_source = [
-            first.setting_label,
+            _images(first),
             name,
             first.source.arch,
             training_label(source_threat(first), first.source.training),
@@ -118,6 +118,12 @@ def _evaluated(rows: Sequence[Row]) -> dict[str, Evaluated]:
     return found
 
 
+def _images(row: Row) -> str:
+    """Return what a row measured, with the metric where that is not the accuracy."""
+    own = "" if row.metric == "top1" else f", {row.metric}"
+    return f"{row.setting_label}{own}"
+
+
 def _figure(found: Evaluated) -> tuple[Figure, str]:
     """Draw one group of bars for clean images and one per attack."""
     groups: dict[str, dict[str, Bar]] = {}
@@ -134,7 +140,7 @@ def _figure(found: Evaluated) -> tuple[Figure, str]:
     usual = ("standard", "robust", None)
     other = {name for name, each in sources.items() if each.training not in usual}
     figure = grouped_bars(groups, source_colors(eps, eps, other))
-    return figure, f"Accuracy on {row.setting_label}."
+    return figure, f"Accuracy on {_images(row)}."
 
 
 def _published(found: Mapping[str, Evaluated], names: Mapping[str, str]) -> list[Table]:

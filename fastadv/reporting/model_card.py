@@ -112,7 +112,7 @@ def _cells(row: Row) -> list[str]:
 
 def _model_index(rows: Sequence[Row], repo: str) -> list[str]:
     """Return the header's lines by which the hub shows results."""
-    judged = [row for row in rows if row.kind == "evaluation"]
+    judged = [r for r in rows if r.kind == "evaluation" and r.metric == "top1"]
     if not judged:
         return []
     lines = ["model-index:", f"- name: {json.dumps(repo)}", "  results:"]
@@ -170,6 +170,7 @@ def robustbench_claim(
         row
         for row in ours
         if row.attack is not None
+        and row.metric == "top1"
         and row.attack.name == "autoattack"
         and row.attack.norm == norm
         and abs((row.attack.eps or 0) - eps) < 1e-9

@@ -199,9 +199,10 @@ class TrainConfig(MethodConfig, OptimizerConfig, TrainingImagesConfig, DeviceCon
         data = Path(self.data).stem
         threat = str(self.threat).replace(" ", "").replace("/", "-")
         threat = threat if self.adversarial else "standard"
-        method = f"_{self.method}" if self.method not in ("pgd_at", "standard") else ""
-        name = f"{re.sub('[/:]', '-', self.arch)}_{threat}{method}_{data}_s{self.seed}"
-        return Path("runs") / name
+        method = f"_{self.method.rpartition(':')[2]}"
+        method = method if self.method not in ("pgd_at", "standard") else ""
+        name = f"{self.arch}_{threat}{method}_{data}_s{self.seed}"
+        return Path("runs") / re.sub("[/:]", "-", name)
 
     def resolve_batch_size(self, num_images: int, ranks: int = 1) -> int:
         """Return `batch_size`, or its default for a training set of `num_images`.

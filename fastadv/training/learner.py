@@ -20,7 +20,7 @@ from fastadv.threat import ThreatModel
 from fastadv.training.config import TrainConfig
 from fastadv.training.ema import EMA
 from fastadv.training.method_config import MethodConfig
-from fastadv.training.methods import CLASSES, DTYPES, Method, Net
+from fastadv.training.methods import DTYPES, Method, Net, method_class
 from fastadv.training.mixing import Mixing
 from fastadv.training.optimizer_config import default_lr
 from fastadv.training.optimizers import make_optimizer
@@ -195,12 +195,11 @@ class Learner:
 
     def _assemble(self) -> None:
         config = self.config
-        # pgd_at with eps 0 is standard training.
-        kind = CLASSES[config.method if self.attack else "standard"]
+        kind = method_class(config.method)
         forward, exact = self.parallel.network, self.exact_input
         net = Net(self.model, self.precision, forward, exact_input=exact)
         self.method = kind(net, self.attack, self.view, **config.parameters)
-        self._plain = CLASSES["standard"](net, None, None)
+        self._plain = Method(net, None, None)
         half = self.precision == "fp16"
         self.update = Update(
             mixing=Mixing(config.label_smoothing, config.mixup, config.cutmix),

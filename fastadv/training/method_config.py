@@ -4,26 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
+
+from tyro.conf import arg
 
 from fastadv.attacks.config import NORM_ALIAS, AttackConfig, StepsFlag, StepSizeFlag
 from fastadv.errors import ConfigError
-from fastadv.flags import NormName, Pixels
+from fastadv.extensions import look_up, name_of
+from fastadv.flags import NormName, Pairs, Pixels
 from fastadv.ranges import ABOVE_0, AT_LEAST_1
 from fastadv.threat import ThreatModel, usual_l2
 
 BatchNormMode: TypeAlias = Literal["eval", "train"]
-MethodName: TypeAlias = Literal[
-    "pgd_at",
-    "standard",
-    "trades",
-    "mart",
-    "free",
-    "rs_fgsm",
-    "n_fgsm",
-    "gradalign",
-    "discrepancy",
-]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +54,7 @@ class MethodEntry:
         return self.num_steps == 1
 
 
-METHODS: dict[MethodName, MethodEntry] = {
+METHODS: dict[str, MethodEntry] = {
     "pgd_at": MethodEntry(),
     "standard": MethodEntry(attacks=False, bn_mode=None),
     "trades": MethodEntry(
@@ -109,6 +101,71 @@ METHODS: dict[MethodName, MethodEntry] = {
 }
 _LINF_EPS = 4 / 255
 
+MethodName: TypeAlias = Annotated[
+    str, arg(metavar="{" + ",".join(METHODS) + "}|MODULE:NAME")
+]
+"""The name of a training method, built in or of your own; see `method_named`."""
+
+
+def method_named(name: str) -> Any:
+    """Return what a training method is called by: an entry of `METHODS`, or a class.
+
+    Args:
+        name: A key of `METHODS`; `module:name`, which is imported; or the name of an entry
+            point in the group `fastadv.methods`. The latter two name a subclass of
+            `fastadv.training.methods.Method`, whose attribute `entry` describes it.
+
+    Raises:
+        ConfigError: Nothing has this name, it cannot be imported, or is no method.
+    """
+    try:
+        found = look_up("`method`", name, METHODS, "methods")
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    entry = getattr(found, "entry", None)
+    if name not in METHODS and not (
+        isinstance(found, type) and isinstance(entry, MethodEntry)
+    ):
+        raise ConfigError(
+            f"`method={name}` names a {type(found).__name__} and no training method; write "
+            "a subclass of fastadv.training.methods.Method"
+        )
+    return found
+
+
+def entry_of(name: str) -> MethodEntry:
+    """Return what a training method takes; see `method_named`."""
+    found = method_named(name)
+    entry: MethodEntry = found if isinstance(found, MethodEntry) else found.entry
+    return entry
+
+
+def own_parameters(
+    name: str, entry: MethodEntry, pairs: tuple[str, ...]
+) -> dict[str, float]:
+    """Return the parameters of a method of your own, those given over its defaults.
+
+    Raises:
+        ConfigError: A text is not KEY=NUMBER, or the method has no such parameter.
+    """
+    found = dict(entry.parameters)
+    for pair in pairs:
+        key, _, value = pair.partition("=")
+        if name in METHODS or key not in found:
+            known = ", ".join(found) if name not in METHODS else ""
+            raise ConfigError(
+                f"`method_option={pair}`: `method={name}` has "
+                f"{f'the options {known}' if known else 'no such options'}"
+                f"{'; its parameters are arguments of their own' * (name in METHODS)}"
+            )
+        try:
+            found[key] = float(value)
+        except ValueError:
+            raise ConfigError(
+                f"`method_option={pair}` must be KEY=NUMBER, e.g. {key}={found[key]:g}"
+            ) from None
+    return found
+
 
 @dataclass(frozen=True, kw_only=True)
 class MethodConfig(AttackConfig):
@@ -122,7 +179,10 @@ class MethodConfig(AttackConfig):
     """Training method; recipes/*.yaml holds published settings. pgd_at is PGD adversarial
     training, standard trains without attack. trades and mart attack in several steps,
     too; free, rs_fgsm, n_fgsm and gradalign in a single one; discrepancy is for the
-    fine-tuning of robust networks."""
+    fine-tuning of robust networks. MODULE:NAME imports a method of your own; so does a name
+    that an installed package adds."""
+    method_option: Pairs = ()
+    """Parameter KEY=NUMBER of a method of your own."""
     beta: Annotated[float | None, ABOVE_0] = None
     """Weight of the second term of the loss. Default: 6 for trades, 5 for mart, 500 for
     discrepancy; for gradalign 0.2, which with linf is that of 8/255 and grows tenfold with
@@ -156,7 +216,10 @@ class MethodConfig(AttackConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        entry, name = METHODS[self.method], self.method
+        object.__setattr__(self, "method", name_of(self.method, METHODS, "methods"))
+        entry, name = entry_of(self.method), self.method
+        own = name not in METHODS
+        parameters = own_parameters(name, entry, self.method_option)
         if self.eps is None:
             usual = _LINF_EPS if self.norm == "linf" else usual_l2(self._usual_side())
             object.__setattr__(self, "eps", usual if entry.attacks else 0.0)
@@ -167,12 +230,13 @@ class MethodConfig(AttackConfig):
         given_beta = self.beta is not None
         for key in ("beta", "replays", "noise"):
             value = getattr(self, key)
-            if value is not None and key not in entry.parameters:
+            if value is not None and (own or key not in entry.parameters):
                 users = ", ".join(n for n, e in METHODS.items() if key in e.parameters)
                 raise ConfigError(
                     f"`{key}={value:g}` means nothing to `method={name}`; it is for {users}"
                 )
-            value = entry.parameters.get(key) if value is None else value
+            if value is None and not own:
+                value = parameters.get(key)
             object.__setattr__(self, key, value)
         if name == "gradalign" and not given_beta and self.norm == "linf":
             # Linear in the radius on a logarithmic scale: 0.2 at 8/255, 2 at 16/255.
@@ -220,8 +284,8 @@ class MethodConfig(AttackConfig):
 
     @property
     def entry(self) -> MethodEntry:
-        """The entry of the method in `METHODS`."""
-        return METHODS[self.method]
+        """What the method takes."""
+        return entry_of(self.method)
 
     @property
     def attack_steps(self) -> int:
@@ -231,6 +295,8 @@ class MethodConfig(AttackConfig):
     @property
     def parameters(self) -> dict[str, float]:
         """Parameters of the method besides its attack, by name."""
+        if self.method not in METHODS:
+            return own_parameters(self.method, self.entry, self.method_option)
         return {name: getattr(self, name) for name in self.entry.parameters}
 
     @property

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,7 @@ from fastadv.models.intermediate import EMBEDDING, in_order, recording
 from fastadv.models.quick_convs import ExactInput, quick_convs
 from fastadv.models.view import AttackView
 from fastadv.phases import phase
+from fastadv.training.method_config import METHODS, MethodEntry, method_named
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _TINY = 1e-30
@@ -118,7 +119,13 @@ class Method:
     Source:
         Madry et al. 2018, equation 2.1; Wong et al. 2020, algorithm 3; de Jorge et al.
         2022, equation 4.
+
+    Attributes:
+        entry: What a method of your own takes: its parameters and their defaults, and the
+            number of steps, the objective and the start of its attack.
     """
+
+    entry: ClassVar[MethodEntry] = MethodEntry()
 
     def __init__(
         self,
@@ -388,3 +395,9 @@ CLASSES: dict[str, type[Method]] = {
     "gradalign": GradAlign,
     "discrepancy": Discrepancy,
 }
+
+
+def method_class(name: str) -> type[Method]:
+    """Return the class of a training method; see `method_config.method_named`."""
+    found: type[Method] = CLASSES[name] if name in METHODS else method_named(name)
+    return found

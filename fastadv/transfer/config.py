@@ -8,17 +8,17 @@ from typing import Annotated, Literal
 from fastadv.data.config import AugmentName, TrainingImagesConfig
 from fastadv.device import DeviceConfig
 from fastadv.errors import ConfigError
+from fastadv.extensions import name_of
 from fastadv.flags import Pixels, arg
 from fastadv.models.handed_in import named_source
 from fastadv.ranges import ABOVE_0, AT_LEAST_0, AT_LEAST_1, Range
-from fastadv.reporting.literature import PUBLISHED_SIDE
 from fastadv.results.config import KeepConfig
 from fastadv.threat import ThreatModel
 from fastadv.training.optimizer_config import default_lr
+from fastadv.transfer.protocols import PROTOCOLS, Protocol, protocol_named
 from fastadv.transfer.tuning_config import SGD_CHOICES, TUNING_CHOICES, TuningConfig
 
 Mode = Literal["fixed_feature", "full_network", "last_k_blocks", "scratch"]
-Protocol = Literal["fastadv", "salman2020", "utrera2021", "zhang2023"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +48,11 @@ class TransferConfig(TuningConfig, TrainingImagesConfig, DeviceConfig, KeepConfi
     k: Annotated[int | None, AT_LEAST_0] = None
     """Number of blocks before the head that last_k_blocks trains; 0 trains the head
     alone."""
-    protocol: Protocol = "fastadv"
-    """Which experiment supplies the settings that are not given."""
+    protocol: Annotated[
+        str, arg(metavar="{" + ",".join(PROTOCOLS) + "}|MODULE:NAME")
+    ] = "fastadv"
+    """Which experiment supplies the settings that are not given. MODULE:NAME imports a
+    protocol of your own; so does a name that an installed package adds."""
     name: str | None = None
     """Name of the source in the results. Default: its file or directory name."""
     arch: str | None = None
@@ -124,6 +127,9 @@ class TransferConfig(TuningConfig, TrainingImagesConfig, DeviceConfig, KeepConfi
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "source", named_source(self.source))
+        named = name_of(self.protocol, PROTOCOLS, "protocols")
+        object.__setattr__(self, "protocol", named)
+        protocol_named(named)  # raises where there is none
         if self.save:
             object.__setattr__(self, "keep", "networks")
         if not self.seeds:
@@ -261,6 +267,11 @@ class TransferConfig(TuningConfig, TrainingImagesConfig, DeviceConfig, KeepConfi
             )
 
     @property
+    def prescribed(self) -> Protocol:
+        """The protocol that `protocol` names."""
+        return protocol_named(self.protocol)
+
+    @property
     def on_cached_features(self) -> bool:
         """Whether heads are fitted to features that are computed once."""
         return (
@@ -311,7 +322,7 @@ class TransferConfig(TuningConfig, TrainingImagesConfig, DeviceConfig, KeepConfi
         if self.select_on is not None:
             return self.select_on
         if self.protocol != "fastadv":
-            return "none" if self.protocol == "utrera2021" else "test"
+            return self.prescribed.select_on
         choices = self.rates
         if self.on_cached_features and self.exact:
             choices = self.strengths
@@ -350,8 +361,7 @@ class TransferConfig(TuningConfig, TrainingImagesConfig, DeviceConfig, KeepConfi
 
     def side(self, source_side: int) -> int:
         """Return the side of the images, for a source trained at `source_side` pixels."""
-        usual = source_side if self.protocol == "fastadv" else PUBLISHED_SIDE
-        return self.resolution or usual
+        return self.resolution or self.prescribed.side or source_side
 
     def _usual_seeds(self) -> tuple[int, ...]:
         if self.protocol != "utrera2021" or self.num_train is None:

@@ -11,9 +11,11 @@ import torch
 
 from fastadv.attacks import PGD
 from fastadv.data import ImageSet, Loader, LoaderOptions, make_loader
+from fastadv.data.metric import is_own
 from fastadv.data.sets.subsets import Downscaled
 from fastadv.device import resolve_device
 from fastadv.errors import ConfigError
+from fastadv.evaluation.accuracy import check_on_few
 from fastadv.models import NormalizedModel
 from fastadv.models.source import open_source
 from fastadv.threat import ThreatModel
@@ -148,6 +150,8 @@ class Experiment:
                 "of its features, so a head fitted to those cannot be put on it; use "
                 "`mode=last_k_blocks` `k=0`"
             )
+        if is_own(self.splits.metric):
+            check_on_few(self.splits.metric, self.num_classes)
         for epoch in config.test_epochs:
             if epoch > self.procedure.epochs:
                 raise ConfigError(

@@ -25,7 +25,7 @@ from fastadv.transfer.heads import (
     fit_exact,
     fit_sgd,
 )
-from fastadv.transfer.procedure import Procedure
+from fastadv.transfer.protocols import Procedure
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from fastadv.errors import ConfigError
 from fastadv.models import NormalizedModel
 from fastadv.models.normalized import seeded_init
 from fastadv.results.row import Defect
-from fastadv.transfer.procedure import Procedure
+from fastadv.transfer.protocols import Procedure
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from fastadv.evaluation.accuracy import Accuracy, Evaluation, ImageVerdicts
 from fastadv.models.normalized import seeded_init
 from fastadv.progress import Progress
 from fastadv.transfer.features import Features
-from fastadv.transfer.procedure import Procedure
+from fastadv.transfer.protocols import Procedure
 
 log = logging.getLogger(__name__)
 
@@ -81,14 +81,12 @@ def choose_head(
     Args:
         heads: Heads by the hyper-parameter that they were fitted with.
         val: Features of the validation images.
-        metric: `top1` or `mean_per_class`.
+        metric: `top1`, `mean_per_class`, or the name of one of your own.
 
     Returns:
         The head, its hyper-parameter, and its `metric` on `val` in [0, 1].
     """
-    values = {
-        key: head.evaluate(val).clean.value(metric) for key, head in heads.items()
-    }
+    values = {key: head.evaluate(val).value(metric) for key, head in heads.items()}
     best = max(values, key=values.__getitem__)
     return heads[best], best, values[best]
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastadv.results.row import EpochRecord
-from fastadv.transfer.procedure import Rates
+from fastadv.transfer.protocols import Rates
 
 
 @dataclass(eq=False)

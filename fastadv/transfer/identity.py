@@ -20,6 +20,7 @@ from fastadv.ranges import ordered_fields
 from fastadv.results.identity import digest
 from fastadv.training.method_config import METHODS
 from fastadv.transfer.config import TransferConfig
+from fastadv.transfer.protocols import PROTOCOLS, Task, prescribed
 from fastadv.transfer.target import target_preparation
 
 # This number grows when the same choices begin to mean another result.
@@ -85,6 +86,16 @@ def row_identity(
     # Older rows of such names hold the mean per class.
     if splits.metric == "top1" and once_mean_per_class(splits.name):
         what["metric"] = splits.metric
+    # What a protocol of your own prescribes may change while its name stays.
+    if config.protocol not in PROTOCOLS:
+        task = Task(
+            dataset=splits.name,
+            num_pool=config.num_train or len(splits.train),
+            mode=config.mode,
+            k=config.k,
+            resolution=resolution,
+        )
+        what["procedure"] = asdict(prescribed(config.protocol, task))
     # Only if there are any, so that older rows keep their identity.
     if options := config.defining_options:
         what["dataset_options"] = options
@@ -115,6 +126,9 @@ def _resolved(config: TransferConfig) -> dict[str, Any]:
             found["random_start"] = training.random_start
         if training.start_noise is not None:
             found["start_noise"] = training.start_noise
+        if training.method not in METHODS:
+            found["method_option"] = training.parameters
+            return found
         usual = METHODS[training.method].parameters.get("beta", 0.0)
         if config.beta is None and not math.isclose(training.beta or 0.0, usual):
             found["beta"] = training.beta

@@ -22,7 +22,7 @@ from fastadv.transfer.config import TransferConfig
 from fastadv.transfer.features import Features
 from fastadv.transfer.freezing import choose_trained, prepare_model
 from fastadv.transfer.heads import STRENGTHS, fit_exact, fit_sgd
-from fastadv.transfer.procedure import Procedure
+from fastadv.transfer.protocols import Procedure
 from fastadv.transfer.tuned import make_method
 
 _SECONDS = 1.0  # of each measurement, about

@@ -6,26 +6,23 @@ are kept as data.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal
+from dataclasses import asdict, replace
+from typing import Any
 
 from fastadv.data.loading.geometry import usual_preparation
 from fastadv.errors import ConfigError
-from fastadv.reporting.literature import PUBLISHED_SIDE
 from fastadv.results.row import Defect, Departure
-from fastadv.results.settings import Statistics
-from fastadv.training.optimizer_config import scheduled
 from fastadv.transfer.config import TransferConfig
+from fastadv.transfer.protocols import (
+    ON_TEST,
+    PROTOCOLS,
+    TRAIN_BN,
+    Procedure,
+    Task,
+    prescribed,
+)
 from fastadv.transfer.tuning_config import SGD_CHOICES
 
-# Salman et al. normalised these two by their own statistics, every other set not at all.
-_PUBLISHED_STATISTICS = {
-    "cifar10": Statistics(mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010)),
-    "cifar100": Statistics(mean=(0.5071, 0.4867, 0.4408), std=(0.2675, 0.2565, 0.2761)),
-}
-_NO_STATISTICS = Statistics(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-# Zhang et al. normalised every set by these.
-_HALVES = Statistics(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 _SALMAN_MODES = ("fixed_feature", "full_network")
 
 _ZHANG_METHODS = ("standard", "pgd_at", "trades", "discrepancy")
@@ -37,144 +34,11 @@ _ZHANG_AUGMENT = Departure(
 )
 
 _UTRERA_BLOCKS = (0, 1, 3, 9)
-_UTRERA_FEW = 1600  # images, and fewer epochs up to that number
-# Their code only resized these, and augmented every other set, svhn included.
-# scikit-learn's digits are of the same kind.
-_UTRERA_GREY = ("mnist", "kmnist", "fashion_mnist", "digits")
-
-_TRAIN_BN = Defect(
-    code="frozen_bn_in_train_mode", text="BatchNorm of frozen layers in train mode"
-)
-_ON_TEST = Defect(
-    code="selected_on_test", text="epoch and learning rate chosen on the test set"
-)
-_NOT_NORMALISED = Defect(
-    code="inputs_not_normalised", text="inputs normalised by mean 0, std 1"
-)
-_NORMALISED_BY_HALVES = Defect(
-    code="normalised_by_halves",
-    text="inputs normalised by mean 0.5, std 0.5, not as the source's",
-)
-_TARGET_STATISTICS = Defect(
-    code="target_statistics", text="inputs normalised by the target's statistics"
-)
 # The choices that repair a defect.
 _REPAIRS = {
-    _TRAIN_BN: ("frozen_bn", ("eval",)),
-    _ON_TEST: ("select_on", ("val", "none")),
+    TRAIN_BN: ("frozen_bn", ("eval",)),
+    ON_TEST: ("select_on", ("val", "none")),
 }
-
-
-@dataclass(frozen=True)
-class Rates:
-    """Initial learning rates of one training.
-
-    Attributes:
-        lr: Learning rate of all that trains, or of all but the head.
-        head: Learning rate of the head, where it has another; None if not.
-    """
-
-    lr: float
-    head: float | None = None
-
-    def __str__(self) -> str:
-        return (
-            f"{self.lr:g}" if self.head is None else f"{self.lr:g}, head {self.head:g}"
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Procedure:
-    """Every setting of a transfer.
-
-    Attributes:
-        epochs: Epochs of SGD.
-        batch_size: Images per step of SGD.
-        optimizer: Name of the optimiser.
-        lrs: Learning rates to choose from.
-        lrs_head: Those of the head, each of which is tried with each of `lrs`; empty
-            where the head has that of the rest.
-        momentum: Momentum of SGD; beta1 of adaptive optimisers.
-        weight_decay: Weight decay of the optimiser.
-        schedule: Learning rate over the run, a name of `optimizer_config.scheduled`.
-            With `floored_thirds` it falls every `epochs // 3` epochs, and so once more
-            in what that leaves over.
-        warmup_epochs: Epochs over which the learning rate rises linearly from 0.
-        lowest_rate: What the schedule adds to at its end.
-        augment: Augmentation of the training images.
-        frozen_bn: Mode of the BatchNorm of frozen layers.
-        select_on: Images that learning rate and epoch are chosen on. With `none` there is
-            one learning rate, the last epoch counts, and no image is held out.
-        select_by: Accuracy on them that counts: `clean`, or `robust` under attack.
-        refit: Whether the chosen network is fitted again to all images of the pool.
-        select_every: Epochs between evaluations of which the best counts; None if the
-            last epoch counts.
-        statistics: Mean and standard deviation of the inputs; None for the source's.
-        freeze_by_name: Whether to freeze as `freezing.published_names` says.
-        normal_head: Whether the weights of the head begin as N(0, 1), its bias as 0.
-        published_epochs: Epochs that the protocol publishes for this number of images;
-            None where its epochs do not depend on that number.
-        defects: Known flaws of the published protocol that are reproduced.
-        departures: Choices that are not the published ones.
-    """
-
-    epochs: int = 150
-    batch_size: int = 64
-    optimizer: str = "sgd"
-    lrs: tuple[float, ...] = (0.01, 0.001)
-    lrs_head: tuple[float, ...] = ()
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    schedule: str = "step"
-    warmup_epochs: int = 0
-    lowest_rate: float = 0.0
-    augment: Literal["auto", "none", "crop_flip", "rrc", "utrera"] = "auto"
-    frozen_bn: Literal["eval", "train"] = "eval"
-    select_on: Literal["val", "test", "none"] = "val"
-    select_by: Literal["clean", "robust"] = "clean"
-    refit: bool = False
-    select_every: int | None = None
-    statistics: Statistics | None = None
-    freeze_by_name: bool = False
-    normal_head: bool = False
-    published_epochs: int | None = None
-    defects: tuple[Defect, ...] = ()
-    departures: tuple[Departure, ...] = ()
-
-    def for_setting(self) -> dict[str, Any]:
-        """Return the fields of a `TransferSetting` that say how SGD trained."""
-        chosen_by = {"select_on", "select_by", "refit"}
-        left_out = {"defects", "departures", "lowest_rate"} | chosen_by
-        names = {field.name for field in fields(self)} - left_out
-        schedule = "thirds" if self.schedule == "step" else self.schedule
-        return {name: getattr(self, name) for name in names} | {"schedule": schedule}
-
-    def candidates(self) -> list[Rates]:
-        """Return the learning rates to choose from, those of the head varying fastest."""
-        heads: tuple[float | None, ...] = self.lrs_head or (None,)
-        return [Rates(lr, head) for lr in self.lrs for head in heads]
-
-    def rate(self, lr: float, epoch: float) -> float:
-        """Return the learning rate of an update of a run that begins with `lr`.
-
-        Args:
-            lr: Initial learning rate.
-            epoch: Epochs before the update, a fraction within an epoch. The rate that
-                falls by ten does so between epochs.
-        """
-        warmup = self.warmup_epochs
-        if epoch < warmup:
-            return lr * epoch / warmup
-        epoch, epochs = epoch - warmup, self.epochs - warmup
-        if self.schedule == "floored_thirds":
-            period = epochs // 3
-            return lr * 0.1 ** (int(epoch) // period) if period else lr
-        if self.schedule == "step":
-            epoch = int(epoch)
-        lowest = min(self.lowest_rate, lr)
-        # In thousandths of an epoch: `onecycle` begins one step into its rise.
-        now, total = 1000 * epoch, 1000 * epochs
-        return lowest + scheduled(lr - lowest, self.schedule, now, total)
 
 
 def make_procedure(
@@ -198,15 +62,15 @@ def make_procedure(
         ConfigError: There are several learning rates and nothing to choose one on, or
             the learning rate rises to the end.
     """
-    frozen = config.mode in ("fixed_feature", "last_k_blocks")
-    if config.protocol == "salman2020":
-        published = _salman(dataset, frozen, config.freezes_by_name, misfreezing)
-    elif config.protocol == "utrera2021":
-        published = _utrera(dataset, num_pool, frozen)
-    elif config.protocol == "zhang2023":
-        published = _zhang(frozen)
-    else:
-        published = Procedure()
+    task = Task(
+        dataset=dataset,
+        num_pool=num_pool,
+        mode=config.mode,
+        k=config.k,
+        resolution=resolution,
+        misfreezing=misfreezing,
+    )
+    published = prescribed(config.protocol, task)
     given: dict[str, Any] = {
         name: getattr(config, name)
         for name in (*SGD_CHOICES, "optimizer", "lrs_head")
@@ -227,9 +91,13 @@ def make_procedure(
         departures.append(_ZHANG_AUGMENT)
     if config.protocol != "fastadv":
         ours = given | {"resolution": resolution}
-        ours |= {name: getattr(config, name) for name in ("precision", "method")}
-        theirs = vars(published) | {"precision": "fp32", "method": "standard"}
-        theirs["resolution"] = PUBLISHED_SIDE
+        theirs = vars(published) | {"select_on": config.prescribed.select_on}
+        theirs["resolution"] = config.prescribed.side or resolution
+        if config.protocol in PROTOCOLS:
+            ours |= {name: getattr(config, name) for name in ("precision", "method")}
+            theirs |= {"precision": "fp32", "method": "standard"}
+        else:  # what the choices say, since a protocol does not
+            theirs |= {name: given[name] for name in ("select_by", "refit")}
         augment: Any = published.augment
         if config.protocol == "zhang2023":
             ours["robust_steps"], theirs["robust_steps"] = config.judge_steps, 10
@@ -285,72 +153,3 @@ def _never_run(config: TransferConfig) -> list[Departure]:
     name, ours = ("mode", mode) if blocks is None else ("k", str(blocks))
     published = f"the last {_text(_UTRERA_BLOCKS)} blocks"
     return [Departure(name=name, ours=ours, published=published)]
-
-
-def _salman(
-    dataset: str, frozen: bool, by_name: bool, misfreezing: Defect | None
-) -> Procedure:
-    """Return the procedure of Salman et al. 2020.
-
-    Source: their appendix A, and their code for what that leaves out.
-    """
-    statistics = _PUBLISHED_STATISTICS.get(dataset)
-    defects = [_TRAIN_BN] if frozen else []
-    defects.append(_TARGET_STATISTICS if statistics else _NOT_NORMALISED)
-    if by_name and misfreezing is not None:
-        defects.append(misfreezing)
-    return Procedure(
-        augment="rrc",
-        frozen_bn="train",
-        select_on="test",
-        select_every=5,  # `log_iters` of the robustness package
-        statistics=statistics or _NO_STATISTICS,
-        freeze_by_name=by_name,
-        defects=(*defects, _ON_TEST),
-    )
-
-
-def _utrera(dataset: str, num_pool: int, frozen: bool) -> Procedure:
-    """Return the procedure of Utrera et al. 2021.
-
-    Source: their appendix A, and their code for what that leaves out. Inputs are
-    normalised as the source's, as in that code when it loaded models for ImageNet. A
-    later state of it loaded them for the target, which gave natural sources the target's
-    statistics and left robust ones theirs; that is not reproduced.
-    """
-    epochs = 100 if num_pool <= _UTRERA_FEW else 150
-    return Procedure(
-        epochs=epochs,
-        published_epochs=epochs,
-        batch_size=128,
-        lrs=(0.1,),
-        augment="none" if dataset in _UTRERA_GREY else "utrera",
-        frozen_bn="train",
-        schedule="floored_thirds",  # StepLR(epochs // 3) in their code
-        select_on="none",
-        normal_head=True,
-        defects=(_TRAIN_BN,) if frozen else (),
-    )
-
-
-def _zhang(frozen: bool) -> Procedure:
-    """Return the procedure of Zhang et al. 2023.
-
-    Source: `train.py` and `train_dm.py` of their code (AAAI 2023, 2106.10989), whose
-    weights of the best epoch on the test images were kept.
-    """
-    return Procedure(
-        epochs=90,
-        batch_size=128,
-        optimizer="adam",
-        lrs=(3e-4,),
-        weight_decay=0.0,
-        schedule="cosine",
-        lowest_rate=1e-6,
-        augment="crop_flip",
-        frozen_bn="train",
-        select_on="test",
-        select_every=1,
-        statistics=_HALVES,
-        defects=(*((_TRAIN_BN,) if frozen else ()), _NORMALISED_BY_HALVES, _ON_TEST),
-    )

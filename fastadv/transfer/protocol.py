@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 
+from fastadv.data.metric import is_own
 from fastadv.data.sets.subsets import readable
 from fastadv.errors import FastadvError
 from fastadv.evaluation.accuracy import Evaluation
@@ -84,7 +85,7 @@ class TransferRun:
         if fitted.model is None:
             raise AssertionError("a network without a linear head is not attacked")
         loader = experiment.loader(experiment.splits.test, train=False)
-        logits = self.config.keeps("heads")
+        logits = self.config.keeps("heads") or is_own(experiment.splits.metric)
         found = evaluate(fitted.model, loader, attack, keep_logits=logits)
         experiment.note_bad(loader)
         return found

@@ -36,6 +36,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from fastadv.errors import ConfigError, unknown_name
+from fastadv.extensions import refuse_references
 from fastadv.runs.configfile import load_config_file, refuse_other_command, typed
 from fastadv.training.config import TrainConfig
 from fastadv.transfer.config import TransferConfig
@@ -157,6 +158,7 @@ def _checked(path: Path, values: dict[Any, Any], where: str) -> dict[str, Any]:
                 checked[key] = typed(kind, value)
         except ValueError as error:
             raise ConfigError(f"{path}: {where}: {key}: {error}") from None
+    refuse_references(checked, path)
     return checked
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from fastadv.environment import provenance
 from fastadv.evaluation.accuracy import Evaluation
-from fastadv.evaluation.rows import accuracy_fields, source_record, target_record
+from fastadv.evaluation.rows import measured_fields, source_record, target_record
 from fastadv.results.identity import attacked_identity, measured_identity
 from fastadv.results.row import AttackRecord, Provenance, Row, SourceRecord
 from fastadv.results.settings import TransferSetting
@@ -76,7 +76,7 @@ def transfer_rows(
         **more,
     }
     value = None if fitted.value is None else 100 * fitted.value
-    clean = accuracy_fields(found.clean, splits.metric)
+    clean = measured_fields(found, splits.metric)
     clean["history"] = fitted.history[-1].records() if fitted.history else ()
     rows = [Row(identity=identity, val_value=value, **clean, **common)]
     if (attack := experiment.attack) is not None and found.robust is not None:
@@ -84,7 +84,7 @@ def transfer_rows(
             Row(
                 identity=attacked_identity(identity),
                 attack=AttackRecord.from_description(attack.describe()),
-                **accuracy_fields(found.robust, splits.metric),
+                **measured_fields(found, splits.metric, attacked=True),
                 **common,
             )
         )

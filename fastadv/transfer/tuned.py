@@ -14,6 +14,7 @@ from torch import Tensor
 from fastadv.attacks import PGD
 from fastadv.data import ImageSet, Loader
 from fastadv.data.counter import derive_key
+from fastadv.data.metric import is_own
 from fastadv.errors import TrainingDiverged
 from fastadv.evaluation.judging import evaluate
 from fastadv.models import NormalizedModel, create_model
@@ -25,13 +26,13 @@ from fastadv.training.learner import (
     training_attack,
 )
 from fastadv.training.method_config import MethodConfig
-from fastadv.training.methods import CLASSES, DTYPES, Method, Net
+from fastadv.training.methods import DTYPES, Method, Net, method_class
 from fastadv.training.optimizers import make_optimizer
 from fastadv.training.step import train_step
 from fastadv.transfer.experiment import Experiment, Fitted, SeedSplit
 from fastadv.transfer.freezing import Trained, choose_trained, prepare_model
 from fastadv.transfer.history import History
-from fastadv.transfer.procedure import Procedure, Rates
+from fastadv.transfer.protocols import Procedure, Rates
 
 log = logging.getLogger(__name__)
 
@@ -124,10 +125,10 @@ def _value(
     training, attack = experiment.config.method_config, None
     if experiment.procedure.select_by == "robust" and training is not None:
         attack = PGD.judge(training.threat, SELECTION_STEPS)
-    found = evaluate(model, judge, attack)
     metric = experiment.splits.metric
-    clean = found.clean.value(metric)
-    return (clean if found.robust is None else found.robust.value(metric)), clean
+    found = evaluate(model, judge, attack, keep_logits=is_own(metric))
+    clean = found.value(metric)
+    return (clean if attack is None else found.value(metric, attacked=True)), clean
 
 
 def _candidates(
@@ -166,8 +167,9 @@ def _candidates(
     for epoch, loss in finished:
         run.loss[epoch - 1] = loss
         if test is not None and epoch in config.test_epochs:
-            found = evaluate(model, test).clean
-            run.test[epoch - 1] = found.value(experiment.splits.metric)
+            metric = experiment.splits.metric
+            found = evaluate(model, test, keep_logits=is_own(metric))
+            run.test[epoch - 1] = found.value(metric)
         if epoch == procedure.epochs:
             experiment.note_bad(loader)
             yield epoch, model
@@ -188,7 +190,7 @@ def make_method(
     exact = needs_exact_input(config.threat, side, dtype)
     net = Net(model, precision, exact_input=exact)
     attack = training_attack(config, side, dtype)
-    kind = CLASSES[config.method if attack else "standard"]
+    kind = method_class(config.method)
     return kind(net, attack, attacked_view(model, attack, exact), **config.parameters)
 
 

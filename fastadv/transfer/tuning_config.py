@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from fastadv.errors import ConfigError
-from fastadv.flags import NormName, Pixels, arg
+from fastadv.extensions import name_of
+from fastadv.flags import NormName, Pairs, Pixels, arg
 from fastadv.ranges import ABOVE_0, AT_LEAST_0, AT_LEAST_1, Checked, Range
-from fastadv.training.method_config import METHODS, MethodConfig, MethodName
+from fastadv.training.method_config import METHODS, MethodConfig, MethodName, entry_of
 from fastadv.training.optimizer_config import OptimizerName, ScheduleName
 
 # Choices of fine-tuning and of the sgd solver; None stands for what the protocol says.
@@ -17,7 +18,10 @@ SGD_CHOICES = (
 )  # fmt: skip
 # Choices of fine-tuning alone.
 TUNING_CHOICES = ("optimizer", "lrs_head", "lrs_trunk")
-_OF_ATTACK = ("eps", "num_steps", "beta", "step_size", "random_start", "num_restarts")
+_OF_ATTACK = (
+    "eps", "num_steps", "beta", "step_size", "random_start", "num_restarts",
+    "method_option",
+)  # fmt: skip
 _PUBLISHED_STEPS = 3
 
 
@@ -55,7 +59,10 @@ class TuningConfig(Checked):
     weight_decay: Annotated[float | None, AT_LEAST_0] = None
     """Weight decay. Default: 5e-4; with zhang2023 0."""
     method: MethodName = "standard"
-    """Training method; all but standard fine-tune adversarially."""
+    """Training method; all but standard fine-tune adversarially. MODULE:NAME imports a method
+    of your own; so does a name that an installed package adds."""
+    method_option: Pairs = ()
+    """Parameter KEY=NUMBER of a method of your own."""
     norm: NormName = "l2"
     """Norm of --eps and --robust-eps."""
     eps: Pixels | None = None
@@ -81,6 +88,7 @@ class TuningConfig(Checked):
         Raises:
             ConfigError: A value that the method does not use, or that cannot work.
         """
+        object.__setattr__(self, "method", name_of(self.method, METHODS, "methods"))
         if self.method == "standard":
             for name in _OF_ATTACK:
                 if getattr(self, name) != getattr(TuningConfig, name):
@@ -104,6 +112,7 @@ class TuningConfig(Checked):
         longer = self.method == "pgd_at" and (self.num_steps or 0) > _PUBLISHED_STEPS
         return MethodConfig(
             method=self.method,
+            method_option=self.method_option,
             norm=self.norm,
             eps=self.eps,
             num_steps=self.num_steps,
@@ -112,5 +121,5 @@ class TuningConfig(Checked):
             num_restarts=self.num_restarts,
             beta=self.beta,
             # Trunks may be frozen, with the statistics of their source.
-            bn_mode="eval" if METHODS[self.method].bn_mode else None,
+            bn_mode="eval" if entry_of(self.method).bn_mode else None,
         )

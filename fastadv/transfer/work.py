@@ -12,7 +12,8 @@ from fastadv.models.source import Source
 from fastadv.transfer.config import TransferConfig
 from fastadv.transfer.features import FEW
 from fastadv.transfer.heads import STRENGTHS
-from fastadv.transfer.procedure import Procedure, make_procedure
+from fastadv.transfer.procedure import make_procedure
+from fastadv.transfer.protocols import Procedure
 from fastadv.transfer.tuned import SELECTION_STEPS
 
 

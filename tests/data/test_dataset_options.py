@@ -76,7 +76,7 @@ def test_the_command_passes_options_on(
 def test_the_list_names_the_options(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
-    of_all = ["texture", "texture_seed"]
+    of_all = ["metric", "texture", "texture_seed"]
     assert rows["sun397"]["options"] == ["root", "partition", *of_all]
     assert rows["caltech256"]["options"] == ["root", "split_seed", *of_all]
     assert rows["digits"]["options"] == of_all

@@ -108,7 +108,8 @@ def test_two_ranks() -> None:
 
 
 def test_every_example_is_tried() -> None:
-    tests = (Path(__file__), ROOT / "tests/cli/test_cli_own_attacks.py")
+    own = (f"tests/cli/test_cli_own_{what}.py" for what in ("attacks", "names"))
+    tests = (Path(__file__), *(ROOT / each for each in own))
     tried = "".join(path.read_text() for path in tests)
     for path in EXAMPLES.glob("*.py"):
         assert path.stem in tried or path.stem == "digits", path

@@ -27,8 +27,9 @@ from fastadv.transfer.freezing import (
     misfreezing,
     published_names,
 )
-from fastadv.transfer.procedure import Procedure, make_procedure
+from fastadv.transfer.procedure import make_procedure
 from fastadv.transfer.protocol import TransferRun
+from fastadv.transfer.protocols import Procedure
 
 
 def test_salman2020_keeps_its_defects_and_says_so(

@@ -19,7 +19,7 @@ from fastadv.errors import ConfigError, DataError
 from fastadv.transfer import TransferConfig, target, transfer, tuned as module
 from fastadv.transfer.experiment import Experiment
 from fastadv.transfer.history import History
-from fastadv.transfer.procedure import Rates
+from fastadv.transfer.protocols import Rates
 from fastadv.transfer.recipe import read_recipe
 
 

@@ -16,7 +16,7 @@ from fastadv.models.normalized import seeded_init
 from fastadv.training.optimizer_config import scheduled
 from fastadv.transfer.features import Features
 from fastadv.transfer.heads import LinearHead, choose_head, fit_exact, fit_sgd
-from fastadv.transfer.procedure import Procedure
+from fastadv.transfer.protocols import Procedure
 
 CLASSES, DEPTH = 3, 21
 EPOCHS = 4

@@ -25,8 +25,8 @@ from fastadv.results.settings import MethodRecord, Parameter
 from fastadv.results.table import ResultsTable
 from fastadv.transfer import TransferConfig, target, transfer, tuned as module
 from fastadv.transfer.freezing import choose_trained, prepare_model
-from fastadv.transfer.procedure import Procedure, Rates
 from fastadv.transfer.protocol import TransferRun
+from fastadv.transfer.protocols import Procedure, Rates
 from fastadv.transfer.tuned import fine_tune, make_method
 
 # ---- what trains ----

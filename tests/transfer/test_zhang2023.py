@@ -24,8 +24,9 @@ from fastadv.training.optimizer_config import OptimizerName
 from fastadv.training.optimizers import LAMB
 from fastadv.transfer import TransferConfig, transfer, tuned as module
 from fastadv.transfer.freezing import choose_trained
-from fastadv.transfer.procedure import Procedure, Rates, make_procedure
+from fastadv.transfer.procedure import make_procedure
 from fastadv.transfer.protocol import TransferRun
+from fastadv.transfer.protocols import Procedure, Rates
 from fastadv.transfer.recipe import read_recipe
 from fastadv.transfer.sweep import plan_sweep, run_transfer
 from fastadv.transfer.target import target_preparation

@@ -10,11 +10,13 @@ import inspect
 import numbers
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from fastadv.data.files.parquet import open_hub
 from fastadv.data.files.patterns import looks_like_a_path
+from fastadv.data.metric import check_metric
 from fastadv.data.opening.by_path import open_path
 from fastadv.data.sets import arrays
 from fastadv.data.sets.catalog import CATALOG, default_root, open_entry
@@ -72,7 +74,9 @@ def open_dataset(
             folder above theirs (default `$FASTADV_DATA`, else ./data); caltech101 and
             caltech256: `split_seed`; dtd and sun397: `partition`. Paths: see `open_path`.
             hf: see `open_hub`. All: `texture` and `texture_seed`, see
-            `exchange_textures`.
+            `exchange_textures`; and `metric`, the accuracy to report: `top1`,
+            `mean_per_class`, or one of your own, a function (logits [N, K], labels [N])
+            -> number in [0, 1] or its `module:name`.
 
     Returns:
         The training split, the evaluation split and the metric to report.
@@ -132,12 +136,19 @@ def _opened(
 ) -> tuple[SplitSets, str, dict[str, Any]]:
     """Return the splits, the name of the data set, and options of its texture."""
     name = os.fspath(given) if isinstance(given, str | os.PathLike) else _OBJECT
+    metric = options.get("metric")
+    if metric is not None:
+        metric = options["metric"] = check_metric(metric)
+        if open_path not in _openers(name):
+            del options["metric"]  # it is the same of all sets but paths
     view = {
         key: options.pop(key) for key in _options(exchange_textures) if key in options
     }
     if name == _OBJECT:
-        return open_objects(given, **_checked(name, options)), name, view
-    return _open(name, resolution, damage, options), name, view
+        sets = open_objects(given, **_checked(name, options))
+    else:
+        sets = _open(name, resolution, damage, options)
+    return sets if metric is None else replace(sets, metric=metric), name, view
 
 
 def _open(
@@ -199,6 +210,10 @@ def _rooted(*, root: str | None = None) -> None:
     """Declare, by its signature, the option that every set of the catalogue has."""
 
 
+def _measured(*, metric: str | None = None) -> None:
+    """Declare, by its signature, the option that every data set has."""
+
+
 def option_names(name: str) -> list[str]:
     """Return the options of a data set: a known name, `hf:...` or a path."""
     return list(_kinds(name))
@@ -206,6 +221,15 @@ def option_names(name: str) -> list[str]:
 
 def _kinds(name: str) -> dict[str, Any]:
     """Return the options of a data set, which are keywords of its openers, and types."""
+    found: dict[str, Any] = {}
+    shared: list[Callable[..., Any]] = [_measured, exchange_textures]
+    for each in (*_openers(name), *shared):
+        found |= _options(each)
+    return found
+
+
+def _openers(name: str) -> list[Callable[..., Any]]:
+    """Return the functions whose keywords are the options of a data set."""
     openers: list[Callable[..., Any]] = [open_path]
     if name == _OBJECT:
         openers = [open_objects]
@@ -217,10 +241,7 @@ def _kinds(name: str) -> dict[str, Any]:
     elif name in CATALOG:
         layout = CATALOG[name].layout
         openers = [_rooted, layout.lister or layout.read] if layout else [_rooted]
-    found: dict[str, Any] = {}
-    for each in (*openers, exchange_textures):
-        found |= _options(each)
-    return found
+    return openers
 
 
 def _options(opener: Callable[..., Any]) -> dict[str, Any]:

@@ -12,7 +12,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
 from fastadv.addresses import is_address
 from fastadv.data.files import recordio, records, shards, tfrecord
@@ -24,6 +23,7 @@ from fastadv.data.files.patterns import (
     is_pattern,
     names_file,
 )
+from fastadv.data.metric import is_own
 from fastadv.data.sets.depth import set_depth
 from fastadv.data.sets.endings import is_image
 from fastadv.data.sets.folders import (
@@ -33,7 +33,7 @@ from fastadv.data.sets.folders import (
     open_folder,
     open_zip,
 )
-from fastadv.data.sets.image_set import Damage, ImageSet, Metric, option_hint
+from fastadv.data.sets.image_set import Damage, ImageSet, option_hint
 from fastadv.data.sets.label_lists import Columns
 from fastadv.data.sets.label_rule import resolve_labels
 from fastadv.data.sets.split_names import (
@@ -72,7 +72,7 @@ def open_path(
     text: str,
     damage: Damage | None = None,
     *,
-    metric: Metric | None = None,
+    metric: str | None = None,
     test: str | os.PathLike[str] | None = None,
     holdout: float = 0.1,
     image_column: str | None = None,
@@ -93,7 +93,8 @@ def open_path(
         damage: List to which files that are missing or cannot be scanned are added; they
             are then left out instead of raising an error.
         metric: The accuracy to report; by default that of the literature for a folder
-            with the usual name of one of its data sets, else top-1.
+            with the usual name of one of its data sets, else top-1. Checked before; see
+            `open_dataset`.
         test: Path or pattern of the evaluation files; `text` then names the training
             files.
         holdout: Share held out for evaluation where the data have one split only.
@@ -116,8 +117,6 @@ def open_path(
             lists are missing.
         ConfigError: An option cannot work.
     """
-    if metric is not None and metric not in get_args(Metric):
-        raise ConfigError(unknown_name("metric", str(metric), get_args(Metric)))
     if not 0.0 < holdout < 1.0:
         raise ConfigError(f"holdout={holdout} is outside (0, 1); use for example 0.1")
     if class_order not in _ORDERS:
@@ -350,9 +349,17 @@ def _has_images(folder: Path) -> bool:
     )
 
 
-def _manifest_metric(path: Path) -> Metric | None:
+def _manifest_metric(path: Path) -> str | None:
     try:
         stored = json.loads((path / shards.MANIFEST).read_text()).get("metric")
     except (OSError, ValueError, AttributeError):
         return None
-    return next((m for m in get_args(Metric) if m == stored), None)
+    if isinstance(stored, str) and is_own(stored):
+        log.warning(
+            "%s was packed with the metric %s, which a file does not import; give %s",
+            path,
+            stored,
+            option_hint("metric", stored),
+        )
+        return None
+    return stored if isinstance(stored, str) else None

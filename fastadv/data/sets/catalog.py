@@ -21,7 +21,6 @@ from fastadv.data.sets.image_set import (
     Augment,
     DatasetSplits,
     ImageSet,
-    Metric,
     check_classes,
 )
 from fastadv.errors import DataError
@@ -66,7 +65,7 @@ class Entry:
     licence: str
     counts: tuple[int, int, int]
     splits: str = "train -> test"
-    metric: Metric = "top1"
+    metric: str = "top1"
     layout: Layout | None = None
     augment: Augment = "rrc"
     resolution: int | None = None

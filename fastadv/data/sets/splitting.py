@@ -10,7 +10,6 @@ from fastadv.data.sets.image_set import (
     Damage,
     DatasetSplits,
     ImageSet,
-    Metric,
     check_classes,
     option_hint,
 )
@@ -44,7 +43,7 @@ class SplitSets:
 
     name: str
     sets: Mapping[str, ImageSet]
-    metric: Metric = "top1"
+    metric: str = "top1"
     holdout: float = 0.1
     strict: bool = True
     checked: bool = True

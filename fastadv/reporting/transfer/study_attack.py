@@ -180,7 +180,7 @@ def own_decline(
     clean: dict[str | None, Row] = {}
     found = None
     for row in evaluations:
-        if row.source.digest != digest or digest is None:
+        if row.source.digest != digest or digest is None or row.metric != "top1":
             continue
         if row.attack is None:
             clean[row.experiment] = row
