@@ -75,6 +75,24 @@ def float32_precision() -> str:
 
 
 @contextlib.contextmanager
+def autotuned(on: bool = True) -> Iterator[None]:
+    """Let cuDNN choose the algorithms of convolutions by timing them, inside the block.
+
+    Args:
+        on: Whether to do so; else what the process does stays as it is.
+    """
+    import torch
+
+    convolutions: Any = torch.backends.cudnn
+    before = convolutions.benchmark
+    convolutions.benchmark = on or before
+    try:
+        yield
+    finally:
+        convolutions.benchmark = before
+
+
+@contextlib.contextmanager
 def exact_float32() -> Iterator[None]:
     """Compute float32 convolutions and products on CUDA in float32, and not in TF32.
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastadv.attacks import PGD
-from fastadv.device import exact_float32, float32_precision
+from fastadv.device import autotuned, exact_float32, float32_precision
 from fastadv.environment import commit
 from fastadv.evaluation.judging import evaluate
 from fastadv.threat import ThreatModel
@@ -56,6 +56,17 @@ class _Told(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         SEEN.add(float32_precision())  # of copies, too
         return self.linear(x.flatten(1))
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_autotuning_is_on_within_where_wanted(
+    before: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CUDNN, "benchmark", before)
+    for on in (False, True):
+        with autotuned(on):
+            assert (on or before) == CUDNN.benchmark
+        assert before == CUDNN.benchmark
 
 
 def test_networks_are_judged_without_tf32() -> None:

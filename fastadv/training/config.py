@@ -44,7 +44,7 @@ class TrainConfig(MethodConfig, OptimizerConfig, TrainingImagesConfig, DeviceCon
         "num_restarts", "clean_epochs", "eps_warmup", "accumulate", "clip_grad",
         "label_smoothing", "mixup", "cutmix", "progressive", "on_overfit", "bn_mode",
         "milestones", "peak", "val_size", "eval_every", "eval_steps", "eval_images",
-        "pictures_every", "keep_every", "sync_bn", "parallel", "grey",
+        "pictures_every", "keep_every", "sync_bn", "parallel", "grey", "autotune",
     )  # fmt: skip
 
     arch: str = "resnet18"
@@ -132,11 +132,16 @@ class TrainConfig(MethodConfig, OptimizerConfig, TrainingImagesConfig, DeviceCon
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """How several ranks (torchrun, --nproc) share the work. fsdp spreads gradients and the
     state of the optimiser over them."""
+    autotune: bool = False
+    """Let cuDNN time its algorithms for each shape of batch on a GPU and take the quickest.
+    That saves some time with images of one size, and costs the equality of a resumed run to
+    the bit, since the choice may differ in the next process."""
     sync_bn: bool = False
     """Compute BatchNorm statistics over the batch of all ranks, not of each."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Data type of network passes; weights stay float32, and fp16 scales the loss. With
-    auto, it is bf16 on CUDA devices that have it, else fp32."""
+    auto, it is bf16 on CUDA devices that have it, else fp32. There, fp32 convolves in TF32
+    (10 bits of mantissa), as torch does by default; validations and tests do not."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -15,6 +15,7 @@ from torch import nn
 from fastadv.attacks import PGD
 from fastadv.data import Batch
 from fastadv.data.counter import derive_key
+from fastadv.device import autotuned
 from fastadv.errors import (
     CatastrophicOverfitting,
     CheckpointError,
@@ -236,6 +237,7 @@ class Trainer:
         self._saved_at = time.monotonic()
         with (
             use_backend(config.backend),
+            autotuned(config.autotune),
             open_listeners(
                 self.run.path,
                 self.step,
