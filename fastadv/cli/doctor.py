@@ -86,7 +86,8 @@ def report_text(report: dict[str, Any]) -> str:
             state += f" ({report['instruction_set']})"
         if name == "cuda" and "single_pass_blocks" in report:
             blocks = report["single_pass_blocks"]
-            state += f" (L2 at 224 px: {f'{blocks} blocks a sample' if blocks else 'two passes'})"
+            what = f"{blocks} blocks a sample" if blocks else "two passes"
+            state += f" (L2 at 224 px: {what})"
         lines.append(f"  {name:20} {state}")
     if report["forced"]:
         lines.append(f"forced by FASTADV_BACKEND: {report['forced']}")
