@@ -20,7 +20,7 @@ mkdir -p "$OUT"
 exec > >(tee "$OUT/log") 2>&1
 rows=$(mktemp -d)
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 FASTADV_BENCH=$rows
-[ -d .git ] || export FASTADV_COMMIT=${FASTADV_COMMIT:-unknown}
+[ -e .git ] || export FASTADV_COMMIT=${FASTADV_COMMIT:-unknown}
 failed=0
 
 keep() {  # what there is so far, where it comes back from

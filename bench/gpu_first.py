@@ -23,6 +23,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ import kernel_cases as kc
 from harness import RESULTS, buffer_sets, device_timing, interleaved
 
 from fastadv import PGD, AttackView, ThreatModel, create_model, kernels
+from fastadv.attacks.compiled import CompileMode
 from fastadv.environment import provenance
 from fastadv.kernels import _cuda
 from fastadv.training.methods import Method, Net
@@ -193,47 +195,69 @@ def _time_steps(
 def attacks(stage: Stage) -> None:
     """PGD-3 in every mode, a profile of one attack, and training steps."""
     arch, images, labels = _batch(stage)
-    threat = ThreatModel("l2", 3.0)
     model = _network(stage, arch).eval()
-    dtype = None if stage.small else torch.bfloat16
-    expected = None
-    for mode in ("off",) if stage.small else ("off", "graph", "full", "inductor"):
-        if stage.over(15):
+    first: list[Tensor] = []
+
+    def attack(mode: CompileMode) -> None:
+        _attack(stage, arch, model, mode, images, labels, first)
+
+    def train(precision: str, steps: int) -> None:
+        _train(stage, arch, precision, steps, images, labels)
+
+    if stage.small:
+        parts = [partial(attack, "off"), partial(train, "fp32", 3)]
+    else:  # what compiles for half a minute comes after what decides more
+        parts = [partial(attack, mode) for mode in ("off", "graph")]
+        parts += [partial(train, "bf16", steps) for steps in (0, 3)]
+        parts += [partial(attack, "full")]
+        parts += [
+            partial(train, p, steps) for p in ("fp16", "fp32") for steps in (0, 3)
+        ]
+        parts += [partial(attack, "inductor")]
+    for part in parts:
+        if stage.over(12):
             return
-        # Each has a recording and a view of its own.
-        attack = PGD(threat, 3, 2.0, dtype=dtype, compile=mode)
-        view = AttackView(model, dtype=dtype)
+        part()
 
-        def run(attack: PGD = attack, view: AttackView = view) -> Tensor:
-            view.refresh()
-            return attack.perturb(view, images, labels)[0]
 
-        try:
-            timing = _timed(stage, run)
-            found = run()
-        except Exception as error:
-            stage.say(arch=arch, attack=mode, error=f"{error}"[:500])
-            continue
-        expected = found if expected is None else expected
-        ran = attack.compile_report()
-        apart = (found - expected).flatten(1).norm(dim=1).max().item()
-        _tell(
-            stage,
-            len(images),
-            timing,
-            arch=arch,
-            attack=mode,
-            ran=ran.mode,
-            reason=ran.reason,
-            furthest_from_first=apart,
-        )
-        if mode == "off" and stage.cuda:
-            _profile(run)
-    for precision in ("bf16", "fp16", "fp32") if stage.cuda else ("fp32",):
-        for steps in (0, 3):
-            if stage.over(10):
-                return
-            _train(stage, arch, precision, steps, images, labels)
+def _attack(
+    stage: Stage,
+    arch: str,
+    model: Any,
+    mode: CompileMode,
+    images: Tensor,
+    labels: Tensor,
+    first: list[Tensor],
+) -> None:
+    dtype = None if stage.small else torch.bfloat16
+    # Each has a recording and a view of its own.
+    attack = PGD(ThreatModel("l2", 3.0), 3, 2.0, dtype=dtype, compile=mode)
+    view = AttackView(model, dtype=dtype)
+
+    def run() -> Tensor:
+        view.refresh()
+        return attack.perturb(view, images, labels)[0]
+
+    try:
+        timing = _timed(stage, run)
+        first.append(run())
+    except Exception as error:
+        stage.say(arch=arch, attack=mode, error=f"{error}"[:500])
+        return
+    ran = attack.compile_report()
+    apart = (first[-1] - first[0]).flatten(1).norm(dim=1).max().item()
+    _tell(
+        stage,
+        len(images),
+        timing,
+        arch=arch,
+        attack=mode,
+        ran=ran.mode,
+        reason=ran.reason,
+        furthest_from_first=apart,
+    )
+    if mode == "off" and stage.cuda:
+        _profile(run)
 
 
 def _train(
@@ -268,7 +292,7 @@ def _train(
 
 def peers(stage: Stage) -> None:
     """The same attack as other libraries write it, on the same network and batch."""
-    from bench_attack import PEERS, STEPS, Autocast
+    from bench_attack import STEPS, Autocast, with_loop
 
     arch, images, labels = _batch(stage)
     pixels = images.float().contiguous() / 255
@@ -278,7 +302,7 @@ def peers(stage: Stage) -> None:
             model.requires_grad_(False)  # the tuned loop computes no weight gradients
             plain = Autocast(model) if precision == "bf16" else model
             given = pixels.contiguous(memory_format=layout)
-            for name in ("loop", "robustness"):
+            for name, build in (("loop", with_loop), ("robustness", as_robustness)):
                 if name == "robustness" and layout is torch.channels_last:
                     continue  # it takes views of the gradient that this layout has not
                 if stage.over(5):
@@ -288,12 +312,36 @@ def peers(stage: Stage) -> None:
                 # `robustness` itself leaves the weights' gradients on.
                 model.requires_grad_(name == "robustness")
                 try:
-                    call = PEERS[name](plain)
+                    call = build(plain)
                     timing = _timed(stage, lambda call=call, x=given: call(x, labels))
                 except Exception as error:
                     stage.say(**row, error=f"{error}"[:300])
                     continue
                 _tell(stage, len(images), timing, **row)
+
+
+def as_robustness(model: torch.nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return PGD-3 with the operations of the package `robustness`, which need not be here.
+
+    Its `L2Step` (Engstrom et al. 2019) normalises the gradient, moves, and projects by
+    `renorm`, one operation at a time; every step copies the images and differentiates the
+    mean loss. `bench_attack.py` runs the package itself.
+    """
+
+    def attack(x: Tensor, y: Tensor) -> Tensor:
+        begun = x.detach()
+        for _ in range(3):
+            x = x.clone().detach().requires_grad_(True)
+            losses = torch.nn.functional.cross_entropy(model(x), y, reduction="none")
+            (grad,) = torch.autograd.grad(losses.mean(), [x])
+            with torch.no_grad():
+                length = torch.norm(grad.view(len(grad), -1), dim=1).view(-1, 1, 1, 1)
+                moved = x + 2.0 * grad / (length + 1e-10)
+                delta = (moved - begun).renorm(p=2, dim=0, maxnorm=3.0)
+                x = torch.clamp(begun + delta, 0, 1)
+        return x.detach()
+
+    return attack
 
 
 def launches(stage: Stage) -> None:

@@ -32,7 +32,7 @@ def test_what_repeats_to_the_bit_is_noticed(monkeypatch: pytest.MonkeyPatch) -> 
             runs.append(1)
             found = run(step)
             if len(runs) == 4:
-                step.z.view(-1)[7] += 0.25
+                step.z[0, 0, 0, 7] += 0.25
             return found
 
         monkeypatch.setattr("kernel_cases.StepCase.run", drifting)
