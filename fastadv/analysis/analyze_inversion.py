@@ -75,7 +75,7 @@ def prepare(config: InversionConfig, name: str) -> Analysis:
             count,
             config.num_images,
         )
-    budget = config.budget(side, (3 * side**2) ** 0.5)
+    budget = config.budget(side, (source.channels * side**2) ** 0.5)
 
     def compute(portions: Portions) -> Findings:
         both = pixels(images, range(len(images)), options)
@@ -95,7 +95,7 @@ def prepare(config: InversionConfig, name: str) -> Analysis:
         targets, others = both[: 2 * read].chunk(2)
         starts = others.float() / 255
         if config.start == "noise":
-            shape = 3, side, side
+            shape = source.channels, side, side
             drawn = [noise_image(shape, config.seed, i) for i in range(len(starts))]
             starts = torch.stack(drawn)
         view = make_view()

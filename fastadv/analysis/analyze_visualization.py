@@ -221,7 +221,9 @@ def _starts(
     if config.start == "images":
         return pixels(photos, range(len(photos)), options)[None].float() / 255
     if config.start == "noise":
-        drawn = [noise_image((3, side, side), config.seed, i) for i in count]
+        drawn = [
+            noise_image((source.channels, side, side), config.seed, i) for i in count
+        ]
         return torch.stack(drawn)[None]
     if not config.classes:
         some = a_few(train, config.num_fitted, config.seed)

@@ -153,6 +153,17 @@ def head_is_linear(net: nn.Module) -> bool:
     return getattr(net, "aux_head", None) is None
 
 
+def statistics(
+    net: nn.Module,
+) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Return mean and deviation of the images that timm trains a network of its own on."""
+    config: Any = getattr(net, "default_cfg", None)
+    if not type(net).__module__.startswith("timm.") or not config:
+        return None
+    mean, std = config.get("mean"), config.get("std")
+    return (tuple(mean), tuple(std)) if mean and std else None
+
+
 def stages(net: nn.Module) -> tuple[Stage, ...]:
     """Return the stages that timm lists in a network's `feature_info`, if it does."""
     listed: Any = getattr(net, "feature_info", None) or ()
