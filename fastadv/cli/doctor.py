@@ -71,7 +71,8 @@ def _blocks_of_a_sample() -> int:
 
     x = torch.zeros(1, 3, 224, 224, device="cuda")
     each, channel = x.new_ones(1), x.new_ones(3)
-    return cluster_size(Step(x, x, x, each, each, channel, channel, "l2", None))
+    blocks: int = cluster_size(Step(x, x, x, each, each, channel, channel, "l2", None))
+    return blocks
 
 
 def report_text(report: dict[str, Any]) -> str:
