@@ -58,7 +58,7 @@ class Sizes:
 
 
 WHOLE = Sizes(60, 256, 64, 1000, 30)
-SMALL = Sizes(1, 64, 32, 8, 1, "resnet18_cifar", 240)
+SMALL = Sizes(1, 64, 32, 40, 1, "resnet18_cifar", 240)
 
 
 class Study:
