@@ -18,7 +18,6 @@ from fastadv.analysis.ascent import (
 )
 from fastadv.analysis.contract import Analysis, Findings, Measured
 from fastadv.analysis.images import a_few, options_for, pixels, seen_by
-from fastadv.analysis.portions import Portions
 from fastadv.analysis.seeing_config import InversionConfig
 from fastadv.analysis.starts import noise_image
 from fastadv.errors import ConfigError, DataError
@@ -26,6 +25,7 @@ from fastadv.evaluation.rows import source_record, target_record
 from fastadv.evaluation.source import open_for
 from fastadv.models.source import Source, open_source
 from fastadv.models.view import AttackView
+from fastadv.results.portions import Portions
 from fastadv.results.seeing_settings import InversionSetting
 
 log = logging.getLogger(__name__)

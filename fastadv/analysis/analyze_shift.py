@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from fastadv.analysis.contract import Analysis, Findings, Measured
 from fastadv.analysis.decisions import finite_logits
 from fastadv.analysis.images import options_for, seen_by
-from fastadv.analysis.portions import Portions, count_batches, numbered_batches
+from fastadv.analysis.portions import count_batches, numbered_batches
 from fastadv.analysis.shift_config import ShiftConfig
 from fastadv.analysis.shifts import (
     FIELDS,
@@ -45,6 +45,7 @@ from fastadv.evaluation.rows import source_record, target_record
 from fastadv.models.source import Source, open_source
 from fastadv.models.view import AttackView
 from fastadv.preparation import Preparation
+from fastadv.results.portions import Portions
 from fastadv.results.shift_settings import ShiftSetting
 
 log = logging.getLogger(__name__)
