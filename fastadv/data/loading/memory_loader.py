@@ -95,6 +95,9 @@ class MemoryLoader(Loader):
                 bad.update(failed)
         self._note_bad([(error.name, error.reason) for error in bad.values()])
         for i in bad:
+            if not self.options.train:  # it will be left out
+                store[i] = 0
+                continue
             others = replacements(self.imageset, i, self.options.seed)
             other = next((r for r in others if r not in bad), None)
             if other is None:
