@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,6 +18,7 @@ from fastadv.data.sets.endings import is_image
 from fastadv.data.sets.image_set import option_hint
 from fastadv.data.sets.split_names import roles_of, word_role
 from fastadv.errors import DataError, first_few
+from fastadv.files import loads_json
 
 LIST_SUFFIXES = frozenset((".csv", ".tsv", ".txt", ".jsonl"))
 # Files beside data that are no lists of labels.
@@ -179,7 +179,7 @@ def names_by_id(data: bytes, path: str) -> list[str] | None:
     text = data.decode("utf-8-sig", "replace")
     if path.lower().endswith(".json"):
         try:
-            found = json.loads(text)
+            found = loads_json(text)
         except ValueError:
             return None
         if not isinstance(found, dict):
@@ -236,7 +236,7 @@ def _from_words(lines: Sequence[str], index: FileIndex) -> list[list[str]]:
 
 def _from_json(lines: Iterable[str]) -> tuple[list[list[str]], list[str]]:
     try:
-        found = [json.loads(line) for line in lines]
+        found = [loads_json(line) for line in lines]
     except ValueError:
         return [], []
     if not all(isinstance(each, dict) for each in found):
