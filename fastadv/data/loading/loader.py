@@ -213,7 +213,8 @@ class Loader(ABC):
             self.order.take(indices)
             if self.bad_images and not self.options.train:
                 readable = self._readable(indices)
-                images = images[torch.from_numpy(readable).to(images.device)]
+                rows = torch.from_numpy(np.flatnonzero(readable))
+                images = images[rows.to(images.device, non_blocking=True)]
                 indices = indices[readable]
                 if not len(indices):
                     continue

@@ -118,7 +118,8 @@ class MemoryLoader(Loader):
                 colours = self._colours(indices)
                 images = cut_out(store, indices, boxes, side, colours)
             else:
-                images = store[torch.from_numpy(indices).to(store.device)]
+                rows = torch.from_numpy(indices).to(store.device, non_blocking=True)
+                images = store[rows]
             yield images.to(device, non_blocking=True)
 
     def _boxes(self, indices: NDArray[np.int64], size: int) -> Boxes:
