@@ -1,8 +1,8 @@
 """Well-known files of whole arrays of images, opened by path.
 
-NumPy (.npz, .npy), MATLAB (.mat), the Python and binary batches of CIFAR, the binary files
-of STL-10, and idx files. Which array is what stands in its name: `x_train`, `val_labels`,
-`test_images`, `data`, `y`.
+NumPy (.npz, .npy), MATLAB (.mat), HDF5 (.h5), the Python and binary batches of CIFAR, the
+binary files of STL-10, and idx files. Which array is what stands in its name: `x_train`,
+`val_labels`, `test_images`, `data`, `y`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from fastadv.data.files.batch_files import (
     cifar_python_batches,
     stl_files,
 )
+from fastadv.data.files.hdf5_files import ENDINGS, read_hdf5
 from fastadv.data.sets.arrays import DIGIT_NAMES, as_rgb, read_idx, read_mat
 from fastadv.data.sets.image_set import ArraySet, ImageSet, option_hint
 from fastadv.data.sets.label_rule import resolve_labels
@@ -35,7 +36,9 @@ log = logging.getLogger(__name__)
 Arrays = Mapping[str, NDArray[Any]]
 Pair = tuple[NDArray[Any], NDArray[Any]]  # images as stored, labels
 _IMAGES = frozenset(("x", "images", "image", "imgs", "img", "data", "pixels"))
-_LABELS = frozenset(("y", "labels", "label", "targets", "target", "classes", "cls"))
+_LABELS = frozenset(
+    ("y", "labels", "label", "targets", "target", "classes", "cls", "ans")
+)
 _EXPECTED = (
     "expected x_train, y_train, x_test and y_test, names like train_images and "
     "train_labels, or x and y (images and labels) alone"
@@ -185,6 +188,8 @@ def _pairs(path: Path) -> tuple[dict[str, Pair], list[str] | None]:
         return _beside(path), None
     if suffix == ".mat":
         return _of_mat(path)
+    if suffix in ENDINGS:
+        return _by_names(read_hdf5(path, _is_wanted), str(path)), None
     if _IDX.search(path.name):
         return _of_idx(path.parent), None
     return {}, None
@@ -204,6 +209,9 @@ def _of_folder(folder: Path) -> tuple[dict[str, Pair], list[str] | None]:
         return _by_names(found, str(folder)), None
     if len(arrays) == 1 and (file := next(iter(arrays.values()))).suffix == ".npz":
         return _by_names(_npz(file), str(file)), None
+    hdf5 = {f.stem: f for f in sorted(folder.iterdir()) if f.suffix in ENDINGS}
+    if hdf5:
+        return _of_hdf5(hdf5, str(folder)), None
     mats = [f for f in sorted(folder.glob("*.mat")) if _SVHN.fullmatch(f.name)]
     if mats:
         return {f.name.split("_")[0]: _svhn(f) for f in mats}, list(DIGIT_NAMES)
@@ -256,8 +264,8 @@ def _by_names(arrays: Arrays, where: str) -> dict[str, Pair]:
 
 def _flat_labels(labels: NDArray[Any], what: str) -> list[object]:
     """Return one label per image."""
-    if labels.ndim == 2 and labels.shape[1] == 1:
-        labels = labels[:, 0]
+    if labels.ndim > 1 and labels.size == len(labels):
+        labels = labels.reshape(-1)
     if labels.ndim == 2:
         binary = bool(np.isin(labels, (0, 1)).all())
         if not (binary and (labels.sum(axis=1) == 1).all()):
@@ -315,6 +323,22 @@ def _beside(path: Path) -> dict[str, Pair]:
     raise DataError(f"{path} has no labels beside it; expected {' or '.join(names)}")
 
 
+def _is_wanted(key: str) -> bool:
+    return bool(_kind(key)[0])
+
+
+def _of_hdf5(files: Mapping[str, Path], where: str) -> dict[str, Pair]:
+    """Pair the arrays of one HDF5 file, or of several that are called by what they hold."""
+    found: dict[str, NDArray[Any]] = {}
+    for stem, file in files.items():
+        arrays = read_hdf5(file, _is_wanted)
+        for key, array in arrays.items():
+            # PatchCamelyon calls the only array of `..._train_y.h5` y.
+            alone = len(arrays) == 1 and _kind(stem)[0] == _kind(key)[0]
+            found[stem if alone else f"{stem}/{key}" if len(files) > 1 else key] = array
+    return _by_names(found, where)
+
+
 def _svhn(path: Path) -> Pair:
     arrays = read_mat(path)
     if not {"X", "y"} <= arrays.keys() or arrays["X"].ndim != 4:
@@ -326,6 +350,11 @@ def _svhn(path: Path) -> Pair:
 def _of_mat(path: Path) -> tuple[dict[str, Pair], list[str] | None]:
     if found := _SVHN.fullmatch(path.name):
         return {found[1]: _svhn(path)}, list(DIGIT_NAMES)
+    with path.open("rb") as file:
+        hdf5 = file.read(128).startswith(b"MATLAB 7.3")
+    if hdf5:  # axes are stored in the opposite order
+        read = read_hdf5(path, _is_wanted)
+        return _by_names({key: array.T for key, array in read.items()}, str(path)), None
     arrays = {
         key: value
         for key, value in read_mat(path).items()

@@ -62,10 +62,12 @@ class Columns:
     Attributes:
         image: The column of files, or the ending of images.
         label: The column of labels, or the ending of labels.
+        pattern: What finds the label in the path of an image, as its first group.
     """
 
     image: str | None = None
     label: str | None = None
+    pattern: re.Pattern[str] | None = None
 
 
 @dataclass
