@@ -2,8 +2,9 @@
 
     python bench/low_resolution.py RESULTS
 
-RESULTS is the results table of the sweep docs/studies/low-resolution.yaml. Accuracies are
-means over seeds; the tests are those of fastadv-report.
+RESULTS is the results table of the sweeps docs/studies/low-resolution.yaml and
+low-resolution-tuned.yaml. Accuracies are means over seeds; the tests are those of
+fastadv-report, corrected for the comparisons of one protocol.
 """
 
 from __future__ import annotations
@@ -50,26 +51,15 @@ def moves(rows: Sequence[Row], robust: Sequence[str], standard: str) -> None:
         print(f"| {target} | {name} | {ends} | {p:.2g} |")
 
 
-def main() -> None:
-    """Print both tables as Markdown."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("results", type=Path)
-    table = ResultsTable(parser.parse_args().results)
-    rows = [row for row in table.rows() if row.setting.kind == "transfer"]
+def tables(rows: Sequence[Row], pairing: Pairing) -> None:
+    """Print both tables of the rows of one protocol as Markdown."""
     sources = sorted({row.source.name: row.source.eps for row in rows}.items(), key=str)
     sources.sort(key=lambda each: each[1] or 0)
     names = [name for name, _ in sources]
-    found = study_comparisons(make_cells(rows), Pairing(table.arrays)).groups["sides"]
-    columns = [
-        "target",
-        "detail",
-        *names,
-        "robust lead",
-        "95 % interval",
-        "p, corrected",
-    ]
-    print("| " + " | ".join(columns) + " |")
-    print("| --- | --- |" + " ---: |" * (len(columns) - 2))
+    found = study_comparisons(make_cells(rows), pairing).groups["sides"]
+    heads = "target", "detail", *names, "robust lead", "95 % interval", "p, corrected"
+    print("| " + " | ".join(heads) + " |")
+    print("| --- | --- |" + " ---: |" * (len(heads) - 2))
     for pair in found:
         condition = pair.condition
         alike = [
@@ -93,6 +83,17 @@ def main() -> None:
         line = [condition.target, f"{condition.downscale} px", *means, which, ends, p]
         print("| " + " | ".join(line) + " |")
     moves(rows, names[1:], names[0])
+
+
+def main() -> None:
+    """Print the tables of each protocol."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("results", type=Path)
+    table = ResultsTable(parser.parse_args().results)
+    rows = [row for row in table.rows() if row.setting.kind == "transfer"]
+    for mode in sorted({row.setting.mode for row in rows}):
+        print(f"\n{mode}\n")
+        tables([row for row in rows if row.setting.mode == mode], Pairing(table.arrays))
 
 
 if __name__ == "__main__":

@@ -74,7 +74,8 @@ def check_fields(config: Any) -> None:
     for name, limits in _limited(type(config)).items():  # type: ignore[arg-type]
         given = getattr(config, name)
         choices = [limit for limit in limits if isinstance(limit, str)]
-        for value in given if isinstance(given, tuple) else (given,):
+        values = list(given) if isinstance(given, tuple) else [given]
+        for index, value in enumerate(values):
             if value is None:
                 continue
             for limit in limits:
@@ -84,9 +85,11 @@ def check_fields(config: Any) -> None:
                     )
                 if isinstance(limit, FunctionType):
                     try:
-                        object.__setattr__(config, name, limit(value))
+                        values[index] = limit(value)
                     except ValueError as error:
                         raise ConfigError(str(error)) from None
+                    made = tuple(values) if isinstance(given, tuple) else values[0]
+                    object.__setattr__(config, name, made)
             if choices and value not in choices:
                 raise ConfigError(unknown_name(f"`{name}`", value, choices))
 

@@ -20,6 +20,7 @@ SOURCES = sorted([*ROOT.glob("fastadv/**/*.py"), *ROOT.glob("kernels/*.py")])
 # not import it back. A new package needs a place here.
 LAYERS = (
     {
+        "checksums",
         "errors",
         "extensions",
         "files",

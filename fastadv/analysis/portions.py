@@ -31,7 +31,7 @@ UNFINISHED = "_unfinished"  # Readers of Parquet folders pass over an underscore
 Arrays = Mapping[str, np.ndarray]
 
 
-class ShareDone(Exception):  # noqa: N818: nothing went wrong
+class ShareDone(Exception):
     """A process that helps has nothing left to do."""
 
 

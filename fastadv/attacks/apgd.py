@@ -11,9 +11,8 @@ nothing is read from the device.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +25,7 @@ from fastadv.attacks.engine import (
     warn_of_probabilities,
 )
 from fastadv.attacks.objectives import DLR_TARGETED, AnyObjective, Context, succeeded
+from fastadv.attacks.selection import take
 from fastadv.kernels import apgd_step_
 from fastadv.kernels.pixels import to_pixels
 from fastadv.models.view import AttackView
@@ -36,8 +36,6 @@ _RHO = 0.75  # share of steps that must raise the loss, or else the step size is
 # Most samples that are fooled at all are fooled in the first steps, and the first checkpoint
 # comes after 22 % of the steps: after these steps, fooled samples leave the batch already.
 _EARLY = (3, 10)
-
-_Samples = TypeVar("_Samples", "_Run", Context)
 
 
 def checkpoints(num_steps: int) -> list[int]:
@@ -144,6 +142,7 @@ class APGD(GradientAttack):
             loss=loss.masked_fill(todo, float("-inf")),
             nonfinite=torch.zeros(1, dtype=torch.int64, device=x.device),
         )
+        passes = len(x)
         runs = [target for target in targets for _ in range(self.num_restarts)]
         for number, target in enumerate(runs):
             # The host waits for the device here.
@@ -151,9 +150,9 @@ class APGD(GradientAttack):
             if not len(rows):
                 break
             start = self._start(x_nat, self.seed, number, offset)
-            aim = _take(replace(context, targets=target), rows)
-            self._run(view, rows, x_nat[rows], start[rows], aim, found)
-        return found
+            aim = take(replace(context, targets=target), rows)
+            passes += self._run(view, rows, x_nat[rows], start[rows], aim, found)
+        return replace(found, passes=passes)
 
     def _targets(self, logits: Tensor, labels: Tensor) -> list[Tensor | None]:
         """Return the wrong classes [N] that each run aims at, likeliest first, or None."""
@@ -171,8 +170,12 @@ class APGD(GradientAttack):
         start: Tensor,
         context: Context,
         found: AttackResult,
-    ) -> None:
-        """Attack the samples `rows` of the batch once, and update `found` in place."""
+    ) -> int:
+        """Attack the samples `rows` of the batch once, and update `found` in place.
+
+        Returns:
+            The number of images that passed through the network.
+        """
         mean, std = view.statistics(start.shape[1])
         forward = partial(self._forward, view)
         z = view.normalize(start)
@@ -198,7 +201,7 @@ class APGD(GradientAttack):
         )
         radius = torch.full_like(run.step_size, self.threat.eps)
         checks = checkpoints(self.num_steps)
-        since = 0
+        since, passes = 0, len(rows)
         for step in range(1, self.num_steps + 1):
             with torch.no_grad():
                 apgd_step_(
@@ -221,6 +224,7 @@ class APGD(GradientAttack):
                 with torch.no_grad():
                     outputs = self._outputs(view, run.z)
                     loss = self.objective.losses(outputs, run.context)
+            passes += len(run.rows)
             run.remember(loss, succeeded(outputs, run.context, self.objective))
             if step in checks:
                 run.reconsider(step - since)
@@ -228,8 +232,9 @@ class APGD(GradientAttack):
             if step in checks or step in _EARLY:
                 run = run.without_fooled(found)
                 if not len(run.rows):
-                    return
+                    return passes
         run.report(found)
+        return passes
 
 
 @dataclass
@@ -286,8 +291,8 @@ class _Run:
         left = (~self.fooled).nonzero().squeeze(1)
         if len(left) == len(self.rows):
             return self
-        _take(self, self.fooled.nonzero().squeeze(1)).report(found)
-        return _take(self, left)
+        take(self, self.fooled.nonzero().squeeze(1)).report(found)
+        return take(self, left)
 
     def report(self, found: AttackResult) -> None:
         """Write every sample that does better than before into `found`."""
@@ -297,15 +302,3 @@ class _Run:
         found.x_adv[self.rows] = x_adv
         found.loss[self.rows] = torch.where(better, self.best, found.loss[self.rows])
         found.success[self.rows] = self.fooled
-
-
-def _take(whole: _Samples, rows: Tensor) -> _Samples:
-    """Select `rows` of a dataclass of tensors (or of such dataclasses, or None)."""
-    parts: dict[str, Any] = {}
-    for name in (field.name for field in fields(whole)):
-        value = getattr(whole, name)
-        if isinstance(value, Tensor):
-            parts[name] = value[rows]
-        elif value is not None:
-            parts[name] = _take(value, rows)
-    return replace(whole, **parts)

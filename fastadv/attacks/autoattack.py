@@ -157,7 +157,7 @@ class Cascade:
         left = attacked
         loss = torch.zeros(len(y), device=y.device)
         nonfinite = torch.zeros(1, dtype=torch.int64, device=y.device)
-        seconds = []
+        seconds, passes = [], 0
         for number in range(len(self.stages)):
             wait_for(x.device)
             began = time.perf_counter()
@@ -168,12 +168,15 @@ class Cascade:
                 x_adv = torch.where(mask, found.x_adv, x_adv)
                 loss = torch.where(left, found.loss, loss)
                 nonfinite += found.nonfinite
+                passes += found.passes
                 left = left & ~found.success
             stage_of += left | ~attacked
             wait_for(x.device)
             seconds.append(time.perf_counter() - began)
         success = attacked & ~left
-        return AttackResult(x_adv, success, loss, nonfinite, tuple(seconds), stage_of)
+        return AttackResult(
+            x_adv, success, loss, nonfinite, tuple(seconds), stage_of, passes
+        )
 
 
 def _own_attack(

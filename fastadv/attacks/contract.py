@@ -31,6 +31,8 @@ class AttackResult:
             work when the last one ends.
         stage: For several attacks in a row, the index of the one that fooled each
             image, or their number where none did, int64 [N]; None for one attack.
+        passes: Number of images that passed through the network, with or without a
+            gradient, over all steps and restarts; 0 of attacks that do not count them.
     """
 
     x_adv: Tensor
@@ -39,6 +41,7 @@ class AttackResult:
     nonfinite: Tensor
     seconds: tuple[float, ...] = (0.0,)
     stage: Tensor | None = None
+    passes: int = 0
 
     @property
     def fell_to(self) -> Tensor:

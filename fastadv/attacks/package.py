@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
@@ -146,17 +147,20 @@ class PackageAttack(SingleAttack):
             check_classes(self.names, logits.shape[1])
             todo = logits.argmax(1) == y
         todo = todo if active is None else todo & active
-        rows = todo.nonzero().squeeze(1)
+        rows, passes = todo.nonzero().squeeze(1), 2 * len(x)
         if len(rows):
             devices = [x.device] if x.device.type == "cuda" else []
             with torch.random.fork_rng(devices=devices):
                 attack = self.build(network, logits.shape[1], self.seed + offset)
-                found[rows] = attack.perturb(pixels[rows], y[rows]).detach()
+                with counted_passes(network) as counted:
+                    found[rows] = attack.perturb(pixels[rows], y[rows]).detach()
+                passes += counted[0]
         with torch.no_grad():
             logits = network(found)
             loss = OBJECTIVES["margin"].per_sample(logits, Context(y))
         nonfinite = torch.zeros(1, dtype=torch.int64, device=x.device)
-        return AttackResult(found, logits.argmax(1) != y, loss, nonfinite)
+        success = logits.argmax(1) != y
+        return AttackResult(found, success, loss, nonfinite, passes=passes)
 
     def build(self, network: nn.Module, num_classes: int, seed: int) -> Any:
         """Return the package's attack, set up as in its standard version."""
@@ -186,6 +190,21 @@ class PackageAttack(SingleAttack):
         return package.autopgd_base.APGDAttack(
             network, loss=loss, logger=_quiet, **common
         )
+
+
+@contextmanager
+def counted_passes(network: nn.Module) -> Iterator[list[int]]:
+    """Count the images that pass through a network, in the one number of the list."""
+    counted = [0]
+
+    def count(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+        counted[0] += len(inputs[0])
+
+    handle = network.register_forward_pre_hook(count)
+    try:
+        yield counted
+    finally:
+        handle.remove()
 
 
 def undefined(name: str, num_classes: int) -> str | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from functools import partial, reduce
 from typing import Any, Literal, NamedTuple
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from fastadv.attacks.compiled import CompileMode, CompileReport, Inputs, Runner
 from fastadv.attacks.contract import AttackResult
+from fastadv.attacks.early import attack_until_certain
 from fastadv.attacks.engine import (
     Forward,
     GradientAttack,
@@ -74,6 +76,12 @@ class PGD(GradientAttack):
             again; see `CompileMode`. Where that is not available, steps run one by one
             and the reason is logged once; see `compile_report`.
         start_eps: Radius of the random start in pixel units; None means eps.
+        early_stop: Whether images leave the batch of a call once their verdict is certain:
+            when they are fooled, and when the attack begins to repeat itself on them (see
+            `early`). Success is the same; `x_adv` of a fooled image is the first iterate
+            that fools, and images that are not active are left alone. Needs
+            `keep="best"`; it has no effect where BatchNorm uses the batch, or where
+            steps are compiled or recorded by request.
 
     A call, and `perturb`, also take `eps`, a radius for each image (float [N], pixel units;
     steps and random starts shrink or grow with it), and `start`, images [N, C, H, W] where
@@ -109,6 +117,7 @@ class PGD(GradientAttack):
         dtype: torch.dtype | None = None,
         compile: CompileMode = "auto",
         start_eps: float | None = None,
+        early_stop: bool = False,
     ) -> None:
         check_counts(num_steps=num_steps, num_restarts=num_restarts)
         if num_restarts > 1 and not random_start:
@@ -118,6 +127,8 @@ class PGD(GradientAttack):
             )
         if keep not in ("last", "best"):
             raise ValueError(f"keep={keep!r} is unknown; accepted: last, best")
+        if early_stop and keep != "best":
+            raise ValueError(f"early_stop needs keep='best', not {keep!r}")
         if step_size is None:
             step_size = threat.eps * (2 if num_steps <= 3 else 2.5) / num_steps
         if not (math.isfinite(step_size) and step_size >= 0):
@@ -140,6 +151,7 @@ class PGD(GradientAttack):
         self.num_steps = num_steps
         self.step_size = float(step_size)
         self.keep = keep
+        self.early_stop = early_stop
         # Random starts of `perturb`; attacks made of this one share it.
         self._drawn = [0]
         self._runner = Runner(compile)
@@ -149,7 +161,8 @@ class PGD(GradientAttack):
         """Return the attack that measures robust accuracy.
 
         It starts at a random point, keeps the best iterate, and takes steps of 2.5 eps /
-        num_steps, which cross the ball from anywhere (Madry et al. 2018).
+        num_steps, which cross the ball from anywhere (Madry et al. 2018). Images leave
+        it once their verdict is certain.
 
         Args:
             threat: Norm and radius, in pixel units.
@@ -161,7 +174,9 @@ class PGD(GradientAttack):
             "random_start": True,
             "keep": "best",
         }
-        return cls(threat, num_steps, **chosen | options)
+        chosen |= options
+        chosen.setdefault("early_stop", chosen["keep"] == "best")
+        return cls(threat, num_steps, **chosen)
 
     @property
     def weakness(self) -> str | None:
@@ -187,22 +202,34 @@ class PGD(GradientAttack):
         eps: Tensor | None = None,
         start: Tensor | None = None,
     ) -> AttackResult:
-        """Attack all images, active or not: a recorded batch keeps its shape."""
+        """Attack all images, active or not, unless they may leave.
+
+        A recorded batch keeps its shape.
+        """
         view, x_nat, context = self._begin(model, x, y)
         share = self._share(eps, x_nat)
+
+        def begin(restart: int) -> Tensor:
+            if start is not None and restart == 0:
+                return own_start(start, x_nat, self.threat, share)
+            return self._start(x_nat, self.seed, restart, offset, share)
+
+        alone = self.bn_mode == "eval" and self.objective.succeeds
+        if self.early_stop and alone and self._runner.mode in ("auto", "off"):
+            return attack_until_certain(
+                self, view, x_nat, context, begin, share=share, active=active
+            )
         nonfinite = torch.zeros(1, dtype=torch.int64, device=x.device)
 
         def run(restart: int) -> AttackResult:
-            if start is not None and restart == 0:
-                begin = own_start(start, x_nat, self.threat, share)
-            else:
-                begin = self._start(x_nat, self.seed, restart, offset, share)
             x_adv, success, loss, count = self._run(
-                view, x_nat, begin, context, nonfinite, view is model, share
+                view, x_nat, begin(restart), context, nonfinite, view is model, share
             )
             return AttackResult(x_adv, success, loss, count)
 
-        return reduce(worse_of, map(run, range(self.num_restarts)))
+        found = reduce(worse_of, map(run, range(self.num_restarts)))
+        passes = len(x) * self.num_restarts * (self.num_steps + 1)
+        return replace(found, passes=passes)
 
     @differentiable
     def perturb(

@@ -62,6 +62,8 @@ def _print_robust(result: dict[str, Any]) -> None:
             name = f"after {stage['name']} ({stage['seconds']:.1f} s)"
             _print_share(name, stage["robust_acc"], stage["robust_ci"], result["n"])
     _print_share(what, result["robust_acc"], result["robust_ci"], result["n"])
+    if passes := result.get("passes"):
+        print(f"  {passes / result['n']:.1f} passes of each image through the network")
     for warning in result["warnings"]:
         print(f"  warning: {warning}")
 

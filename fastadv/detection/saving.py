@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -12,12 +13,16 @@ import safetensors
 import safetensors.torch
 from torchvision.models.detection import FasterRCNN
 
+from fastadv.checksums import check_beside
 from fastadv.detection.config import DetectorConfig
 from fastadv.detection.networks import build_detector
 from fastadv.errors import CheckpointError
 from fastadv.files import file_sha256, write_atomic
 from fastadv.models import create_model
 from fastadv.models.checkpoint import cpu_state
+from fastadv.models.file_checksums import check_tensors, read_texts, with_checksums
+
+log = logging.getLogger(__name__)
 
 DETECTOR_FILE = "detector.safetensors"
 _FORMAT = 1
@@ -79,7 +84,7 @@ def write_detector(
     """
     header = {_HEADER: str(_FORMAT), "facts": json.dumps(asdict(facts))}
     content = safetensors.torch.save(cpu_state(detector.state_dict()), header)
-    write_atomic(path, content)
+    write_atomic(path, with_checksums(content))
 
 
 def open_detector(path: str | os.PathLike[str]) -> OpenedDetector:
@@ -89,12 +94,13 @@ def open_detector(path: str | os.PathLike[str]) -> OpenedDetector:
         path: The run directory, whose last checkpoint is taken, or the file.
 
     Raises:
-        CheckpointError: There is none, or it is damaged or no detector.
+        CheckpointError: There is none, or it is damaged (it differs from the checksum in
+            it, too) or no detector.
     """
     file = _file_of(Path(path).expanduser())
     try:
-        with safetensors.safe_open(file, framework="pt") as handle:
-            header = handle.metadata() or {}
+        header = read_texts(file)
+        hashed = check_tensors(file, header) or bool(check_beside(file))
         state = safetensors.torch.load_file(file)
     except (safetensors.SafetensorError, OSError) as error:
         raise CheckpointError(
@@ -104,6 +110,12 @@ def open_detector(path: str | os.PathLike[str]) -> OpenedDetector:
         raise CheckpointError(
             f"{file} is no detector of fastadv-detect; to begin one from a classifier, "
             "give that as `source` of its training"
+        )
+    if not hashed:
+        log.warning(
+            "%s: an older version wrote it, without a checksum: damage to it cannot be "
+            "noticed",
+            file,
         )
     facts = _facts(header, file)
     model = create_model(facts.arch, mean=facts.mean, std=facts.std, seed=0)
@@ -129,7 +141,7 @@ def _facts(header: dict[str, str], file: Path) -> DetectorFacts:
         config = {k: v for k, v in values.pop("config").items() if k in known}
         config["min_size"] = tuple(config["min_size"])
         return DetectorFacts(config=DetectorConfig(**config), **values)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{file} has a damaged description: {error}") from None
 
 

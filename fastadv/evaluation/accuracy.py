@@ -89,6 +89,8 @@ class BatchVerdict:
         num_classes: Number of classes; 0 in journals that did not store it.
         clean_logits: Logits of the clean images, float32 [n, K], if they were kept.
         attacked_logits: Logits of the attacked images, float32 [n, K], if they were kept.
+        passes: Number of images that the attack passed through the network; 0 if it does
+            not count them.
     """
 
     labels: list[int]
@@ -99,6 +101,7 @@ class BatchVerdict:
     num_classes: int = 0
     clean_logits: Tensor | None = field(default=None, compare=False)
     attacked_logits: Tensor | None = field(default=None, compare=False)
+    passes: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,6 +184,8 @@ class Evaluation:
         images: What happened to each image, if it is known.
         part: Where only some of the images were attacked, those images and what happened
             to them; `images` is then without the attack.
+        passes: Number of images that the attacks passed through the network, with or
+            without a gradient; 0 where they do not count them.
     """
 
     clean: Accuracy
@@ -189,6 +194,7 @@ class Evaluation:
     checks: Checks | None = None
     images: ImageVerdicts | None = None
     part: tuple[ImageSet, ImageVerdicts] | None = None
+    passes: int = 0
 
     @property
     def black_box_gain(self) -> float | None:
@@ -309,6 +315,7 @@ def summarize(
         images=ImageVerdicts(
             labels, fell, logits("clean_logits"), logits("attacked_logits")
         ),
+        passes=sum(verdict.passes for verdict in verdicts),
     )
 
 

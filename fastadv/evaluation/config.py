@@ -71,6 +71,9 @@ class EvaluationConfig(AttackConfig, ImagesConfig, DeviceConfig, KeepConfig):
     eps: Pixels | None = None
     """Radius of the attack in [0, 1] pixel units; 0 means no attack. Default: that of the
     checkpoint's training."""
+    radii: tuple[Pixels, ...] = ()
+    """Several radii instead of --eps: robust accuracy at each, where an image that falls is
+    not attacked within the larger ones. The report draws the curve."""
     attack: Annotated[str, arg(metavar="{" + ",".join(ATTACKS) + "}|MODULE:NAME")] = (
         "pgd"
     )
@@ -140,6 +143,20 @@ class EvaluationConfig(AttackConfig, ImagesConfig, DeviceConfig, KeepConfig):
             raise ConfigError(
                 f"`image_list={self.image_list}` says which images, so that "
                 f"`num_images={self.num_images}` has no meaning; leave one out"
+            )
+        if self.radii and self.eps is not None:
+            raise ConfigError(
+                f"`radii` and `eps={self.eps:g}` both choose the radius; leave one out"
+            )
+        if len(set(self.radii)) < len(self.radii) or 0 in self.radii:
+            raise ConfigError(
+                f"`radii={' '.join(f'{r:g}' for r in self.radii)}` must be above 0 and "
+                "different from each other"
+            )
+        if self.radii and self.step_size is not None:
+            raise ConfigError(
+                f"`step_size={self.step_size:g}` is for one radius; with `radii` leave it "
+                "out, for 2.5 eps / num_steps at each"
             )
         if self.resume and self.out is None:
             raise ConfigError("`resume` needs `out`, the folder of what to continue")

@@ -123,11 +123,16 @@ class _Judge:
         if self.checks:
             checks = check_model(self.model, self.view, images, labels)
         fell_to, attacked, nonfinite = torch.zeros_like(labels), None, 0
+        passes = 0
         seconds: list[float] = []
         if self.attack is not None:
             began = time.perf_counter()
-            found = self.attack(self.target, images, labels, offset=offset)
+            # An image that is wrong without an attack is not attacked.
+            found = self.attack(
+                self.target, images, labels, offset=offset, active=right
+            )
             fell_to, nonfinite = found.fell_to, int(found.nonfinite)
+            passes = found.passes
             # Reading that number waited for the device, so the last attack is over.
             before = list(found.seconds[:-1])
             seconds = [*before, time.perf_counter() - began - sum(before)]
@@ -141,6 +146,7 @@ class _Judge:
             clean.shape[1],
             clean.float().cpu() if self.keep_logits else None,
             attacked.float().cpu() if attacked is not None else None,
+            passes,
         )
 
     @torch.no_grad()

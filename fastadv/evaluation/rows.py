@@ -19,6 +19,7 @@ from fastadv.evaluation.accuracy import (
     ImageVerdicts,
     StageResult,
 )
+from fastadv.evaluation.radii import RadiusGrid, at_radius
 from fastadv.models.source import Source
 from fastadv.results.config import KeepConfig
 from fastadv.results.identity import make_identity, measured_identity
@@ -45,7 +46,7 @@ def evaluation_rows(
 ) -> list[Row]:
     """Return the row of the clean accuracy and, after an attack, that of the robust one.
 
-    A metric of your own has rows beside these.
+    A metric of your own has rows beside these; a grid of radii has a row for each.
 
     Args:
         found: Accuracies of the network.
@@ -56,6 +57,21 @@ def evaluation_rows(
         common: Other fields of `Row` that both share; `target` and `setting` are
             required. `bad_images` counts test images alone.
     """
+    if isinstance(attack, RadiusGrid) and found.stages:
+        numbers = range(len(found.stages))
+        each = [
+            evaluation_rows(
+                at_radius(found, number),
+                attack.at(number),
+                source,
+                command=command,
+                metric=metric,
+                **common,
+            )
+            for number in numbers
+        ]
+        clean = [row for row in each[0] if row.attack is None]
+        return clean + [row for rows in each for row in rows if row.attack is not None]
     common["source"] = source_record(source)
     common["provenance"] = Provenance.from_facts(provenance(), command)
     defines = {key: common[key] for key in ("source", "target", "setting")}
@@ -157,6 +173,17 @@ def store(
         groups = [
             (rows[:1], found.images, images, []),
             (rows[1:], under_attack, attacked, names),
+        ]
+    attacks_of_rows = list(dict.fromkeys(row.attack for row in rows if row.attack))
+    if len(attacks_of_rows) > 1:  # a grid of radii, smallest first
+        groups = [
+            (
+                [r for r in rows if r.attack == each or (r.attack is None and not k)],
+                at_radius(found, k).images,
+                images,
+                [str(each.name)],
+            )
+            for k, each in enumerate(attacks_of_rows)
         ]
     stored = []
     for some, verdicts, judged, attacks in groups:

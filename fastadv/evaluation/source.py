@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -35,6 +35,7 @@ from fastadv.evaluation.journal import Journal
 from fastadv.evaluation.judging import evaluate
 from fastadv.evaluation.matching import Matched, check_all_outputs, match_classes
 from fastadv.evaluation.preparing import preparation_for
+from fastadv.evaluation.radii import RadiusGrid
 from fastadv.evaluation.rows import (
     checks_record,
     evaluation_rows,
@@ -82,7 +83,7 @@ def evaluate_checkpoint(config: EvaluationConfig) -> SourceEvaluation:
         source, splits.test, config.class_map, all_outputs=config.all_outputs
     )
     check_all_outputs(matched, config.all_outputs)
-    attack = _attack(config, _threat(config, source, resolution))
+    attack = _attack(config, _threats(config, source, resolution))
     if config.image_list is not None:
         images = listed_subset(matched.images, config.image_list)
     else:
@@ -293,23 +294,31 @@ def check_same_classes(source: Source, images: ImageSet) -> None:
             )
 
 
-def _threat(config: EvaluationConfig, source: Source, resolution: int) -> ThreatModel:
-    """Return the threat model that was chosen, or that of the network's training."""
-    if config.norm not in (None, source.norm) and config.eps is None:
+def _threats(
+    config: EvaluationConfig, source: Source, resolution: int
+) -> list[ThreatModel]:
+    """Return the threat models that were chosen, or that of the network's training."""
+    chosen = config.radii or (() if config.eps is None else (config.eps,))
+    if config.norm not in (None, source.norm) and not chosen:
         raise ConfigError(f"`norm={config.norm}` needs `eps`, e.g. 0.5 or 4/255")
-    eps = source.eps if config.eps is None else config.eps
     norm: Any = config.norm or source.norm or "l2"
-    threat = ThreatModel(norm, eps or 0.0)
-    threat.check_side(resolution)
-    if doubt := threat.doubt(resolution):
+    threats = [ThreatModel(norm, eps or 0.0) for eps in chosen or (source.eps,)]
+    for threat in threats:
+        threat.check_side(resolution)
+    if doubt := max(threats, key=lambda each: each.eps).doubt(resolution):
         log.warning(doubt)
-    return threat
+    return threats
 
 
-def _attack(config: EvaluationConfig, threat: ThreatModel) -> Attack | None:
+def _attack(config: EvaluationConfig, threats: Sequence[ThreatModel]) -> Attack | None:
     """Return the attack that was chosen; None within a radius of zero."""
-    if threat.eps == 0:
-        return None
+    if config.radii:
+        radii = [threat.eps for threat in threats]
+        return RadiusGrid(threats[0].norm, radii, partial(_made, config))
+    return _made(config, threats[0]) if threats[0].eps else None
+
+
+def _made(config: EvaluationConfig, threat: ThreatModel) -> Attack:
     if config.attack == "pgd":
         own = {} if config.step_size is None else {"step_size": config.step_size}
         return PGD.judge(
@@ -358,5 +367,11 @@ def _plain(found: Evaluation) -> dict[str, Any]:
         | {"seconds": round(stage.seconds, 3)}
         for stage in found.stages
     ]
-    more = {"stages": stages, "checks": asdict(checks), "warnings": found.warnings()}
+    more: dict[str, Any] = {
+        "stages": stages,
+        "checks": asdict(checks),
+        "warnings": found.warnings(),
+    }
+    if found.passes:
+        more["passes"] = found.passes
     return values | shares("robust", found.robust) | more

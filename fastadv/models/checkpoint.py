@@ -29,6 +29,7 @@ from fastadv.models.architecture_names import (
 )
 from fastadv.models.checkpoint_contents import find_statistics
 from fastadv.models.checkpoint_files import our_header, resolve_checkpoint
+from fastadv.models.file_checksums import with_checksums
 from fastadv.models.fill_network import Filled, fill_network
 from fastadv.models.foreign_checkpoints import facts_from_filename
 from fastadv.models.input_conventions import CONVENTIONS, make_rgb
@@ -109,15 +110,7 @@ def model_bytes(
     if trunk is not None:
         header["trunk"] = trunk
     tensors = model.net.state_dict() if state is None else state
-    return _in_order(safetensors.torch.save(cpu_state(tensors), header))
-
-
-def _in_order(content: bytes) -> bytes:
-    """Return a safetensors file with its header sorted, which safetensors does not do."""
-    size = int.from_bytes(content[:8], "little")
-    header = json.dumps(json.loads(content[8 : 8 + size]), sort_keys=True).encode()
-    header += b" " * (-len(header) % 8)  # the tensors stay aligned
-    return len(header).to_bytes(8, "little") + header + content[8 + size :]
+    return with_checksums(safetensors.torch.save(cpu_state(tensors), header))
 
 
 def cpu_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -180,8 +173,9 @@ def load_model(
         download: Fetch the file that a name stands for if it is not on this machine.
 
     Raises:
-        CheckpointError: The file is missing, damaged, not a checkpoint, needs code to be
-            run, or is of another architecture, class count or normalisation.
+        CheckpointError: The file is missing, damaged (its content and the checksum in it, or
+            in the SHA256SUMS or the card beside it, differ), not a checkpoint, needs code to
+            be run, or is of another architecture, class count or normalisation.
         ConfigError: `arch` or the name is unknown.
 
     Example:
@@ -217,13 +211,16 @@ def read_model(
     if weights.trunk is not None:
         below = read_model(weights.trunk, quiet=True).net.state_dict()
         tensors = dict(below) | tensors
-    filled = fill_network(
-        tensors,
-        _stated_arch(weights, read),
-        file,
-        names=read.contents.names,
-        which=weights.which,
-    )
+    try:
+        filled = fill_network(
+            tensors,
+            _stated_arch(weights, read),
+            file,
+            names=read.contents.names,
+            which=weights.which,
+        )
+    finally:
+        read.check()  # damage is the reason of whatever else is wrong
     found = filled.fit.classes
     if num_classes not in (None, found):
         raise CheckpointError(
@@ -250,7 +247,7 @@ def read_model(
         raise CheckpointError(f"{file}: {error}") from error
     if risky := read.contents.risky:
         notes.append(f"it names {risky[0]}, which weights do not need; it was not run")
-    notes += note
+    notes += [*note, *read.notes]
     if notes and not quiet:
         log.warning("%s: %s", file, "; ".join(notes))
     return model.eval()

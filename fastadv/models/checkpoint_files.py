@@ -10,6 +10,7 @@ from pathlib import Path
 from fastadv.errors import CheckpointError, first_few
 from fastadv.files import file_sha256
 from fastadv.models.architecture_names import ARCHITECTURES, MODEL_FILE
+from fastadv.models.file_checksums import read_texts
 
 WEIGHT_SUFFIXES = (
     ".safetensors",
@@ -29,8 +30,6 @@ WEIGHT_FILES = (
     *("pytorch_model.bin", f"pytorch_model.bin{_INDEX}"),
 )
 """Names of weights in a folder of the Hugging Face layout, in order of preference."""
-
-_LONGEST_HEADER = 100 << 20  # what safetensors itself accepts, bytes
 
 
 def resolve_checkpoint(path: str | Path) -> Path:
@@ -82,17 +81,15 @@ def _near_paths(missing: Path) -> str:
 
 
 def our_header(file: Path) -> dict[str, str]:
-    """Return the texts in the header of a file of `save_model`; of others, nothing."""
+    """Return the texts in the header of a file of `save_model`; of others, nothing.
+
+    Raises:
+        CheckpointError: The header is damaged.
+    """
     if file.suffix != ".safetensors":
         return {}
-    with open(file, "rb") as stream:
-        size = int.from_bytes(stream.read(8), "little")
-        start = stream.read(min(size, _LONGEST_HEADER))
-    try:
-        texts = json.loads(start)["__metadata__"]
-        return dict(texts) if "fastadv_format" in texts else {}
-    except (ValueError, KeyError, TypeError):
-        return {}
+    texts = read_texts(file)
+    return texts if "fastadv_format" in texts else {}
 
 
 def shards(file: Path) -> list[Path]:

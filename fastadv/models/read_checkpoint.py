@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +13,24 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
+from fastadv.checksums import check_beside, sums_gap
 from fastadv.errors import CheckpointError, first_few
 from fastadv.models.checkpoint_contents import Contents, Statistics, read_contents
 from fastadv.models.checkpoint_files import shards
+from fastadv.models.file_checksums import (
+    check_tensors,
+    read_texts,
+    states_checksum,
+    without_checksums,
+)
 from fastadv.models.safe_pickle import read_pickle
 
 FORMAT_VERSION = 1
 _FEW = 4  # names that a message lists
+_NO_HASH = (
+    "an older version wrote it, without a checksum: damage to it cannot be noticed "
+    "(fastadv-models convert --to safetensors writes it with one)"
+)
 # Files of weights of other programs, and what makes one of them readable.
 _FOREIGN = {
     ".onnx": "give what it was converted from",
@@ -40,11 +53,16 @@ class FileContents:
         contents: Its tensors by path, and what describes them.
         arch: The architecture, which only files of `save_model` state.
         input: The text about the input that a header of another program holds.
+        notes: What a user should know of the file, as sentences without a full stop.
+        check: Waits until the tensors were compared with the checksum in the file, and raises
+            CheckpointError if they differ. Whoever uses the tensors must call it.
     """
 
     contents: Contents
     arch: str | None = None
     input: str | None = None
+    notes: tuple[str, ...] = ()
+    check: Callable[[], object] = lambda: None
 
 
 def read_checkpoint(file: Path) -> FileContents:
@@ -55,13 +73,18 @@ def read_checkpoint(file: Path) -> FileContents:
             wrote.
 
     Raises:
-        CheckpointError: It is damaged, no such file, a program, or holds no tensors.
+        CheckpointError: It is damaged, no such file, a program, or holds no tensors; or it
+            is not what the checksum in it, or that beside it, says.
     """
     refuse_lookalikes(file)
+    if file.suffix != ".safetensors":
+        check_beside(file)
     if parts := shards(file):
         merged: dict[str, Tensor] = {}
         for part in parts:
-            merged |= read_checkpoint(part).contents.tensors
+            read = read_checkpoint(part)
+            read.check()
+            merged |= read.contents.tensors
         return FileContents(read_contents(merged))
     if file.suffix == ".safetensors":
         return _read_safetensors(file)
@@ -96,15 +119,27 @@ def _no_weights(file: Path, contents: Contents) -> CheckpointError:
 def _read_safetensors(file: Path) -> FileContents:
     header = read_header(file)
     try:
+        texts = read_texts(file)
+        check: Callable[[], object] = bool
+        if hashed := states_checksum(texts):
+            # A network is built while another thread reads the file.
+            pool = ThreadPoolExecutor(1)
+            check = pool.submit(check_tensors, file, texts).result
+            pool.shutdown(wait=False)
+        else:
+            hashed = bool(check_beside(file))
         state = safetensors.torch.load_file(file)
     except (safetensors.SafetensorError, OSError) as error:
         raise damaged(file, error) from error
     contents = read_contents(state)
     if "fastadv_format" not in header:
-        return FileContents(contents, input=header.get("input"))
+        return FileContents(contents, input=header.get("input"), check=check)
     mean, std = tuple(header["mean"]), tuple(header["std"])
     contents.statistics.append(Statistics("", mean, std))
-    return FileContents(contents, header["arch"])
+    notes: tuple[str, ...] = () if hashed else (_NO_HASH,)
+    if (file.parent / "state.pt").exists() and (gap := sums_gap(file)):
+        notes += (gap,)
+    return FileContents(contents, header["arch"], notes=notes, check=check)
 
 
 def refuse_lookalikes(file: Path) -> None:
@@ -143,12 +178,13 @@ def read_header(file: Path) -> dict[str, Any]:
         CheckpointError: The file is damaged, or of a later version.
     """
     try:
+        read_texts(file)
         with safetensors.safe_open(file, framework="pt") as handle:
             raw: dict[str, Any] = handle.metadata() or {}
     except (safetensors.SafetensorError, OSError) as error:
         raise damaged(file, error) from error
     if "fastadv_format" not in raw:
-        return raw
+        return without_checksums(raw)
     try:
         version = int(raw["fastadv_format"])
         header = {
@@ -159,7 +195,9 @@ def read_header(file: Path) -> dict[str, Any]:
             "std": [float(value) for value in json.loads(raw["std"])],
             "user": json.loads(raw["user"]),
         }
-    except (KeyError, ValueError, TypeError) as error:
+        if not isinstance(header["user"], dict):
+            raise TypeError("its `user` is no mapping")
+    except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise damaged(file, error) from error
     if version > FORMAT_VERSION:
         raise CheckpointError(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, cast
 
 from fastadv.errors import CheckpointError, ConfigError
 from fastadv.models import (
@@ -16,7 +19,7 @@ from fastadv.models import (
     read_metadata,
 )
 from fastadv.models.checkpoint import read_model
-from fastadv.models.checkpoint_files import checkpoint_sha256
+from fastadv.models.checkpoint_files import checkpoint_sha256, our_header
 from fastadv.models.weights import weights_digest
 from fastadv.preparation import Preparation
 from fastadv.threat import parse_training_kind, training_kind
@@ -150,10 +153,58 @@ def _preparation(trained: dict[str, Any], weights: Weights) -> Preparation | Non
 
 
 def _stored_metadata(file: Path) -> dict[str, Any]:
-    try:
-        return dict(read_metadata(file)["user"])
-    except CheckpointError:
+    if not our_header(file):
         return {}
+    found: dict[str, Any] = read_metadata(file)["user"]
+    for name, is_right in _KINDS.items():
+        if found.get(name) is not None and not is_right(found[name]):
+            raise CheckpointError(
+                f"{file} says {name} {str(found[name])[:60]!r} of its training, which cannot "
+                "be; it is damaged, or another program changed it"
+            )
+    return found
+
+
+def _is_side(value: object) -> bool:
+    return type(value) is int and 1 <= value <= _LARGEST_SIDE
+
+
+def _is_texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and 0 <= cast(float, value) < math.inf
+
+
+def _is_config(value: object) -> bool:
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("augment", ""), str)
+        and isinstance(value.get("norm", ""), str | NoneType)
+        and (value.get("eps") is None or _is_number(value["eps"]))
+    )
+
+
+def _is_preparation(value: object) -> bool:
+    try:
+        how = Preparation(**cast(dict[str, Any], value))
+        how.check()
+    except (TypeError, ValueError, ConfigError):
+        return False
+    return how.resize <= _LARGEST_SIDE
+
+
+_LARGEST_SIDE = 1 << 14  # pixels
+# What the metadata of a file may say, as far as it is used here.
+_KINDS: dict[str, Callable[[object], bool]] = {
+    "config": _is_config,
+    "classes": _is_texts,
+    "resolution": _is_side,
+    "downscale": _is_side,
+    "preparation": _is_preparation,
+    "kind": lambda value: isinstance(value, str),
+}
 
 
 def _check_threat(source: str, config: dict[str, Any], weights: Weights) -> None:

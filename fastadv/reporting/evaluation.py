@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from matplotlib.figure import Figure
 
 from fastadv.reporting.figures.bars import Bar, grouped_bars
+from fastadv.reporting.figures.lines import Panel, Point, draw_panels, panel_caption
 from fastadv.reporting.figures.palette import source_colors
 from fastadv.reporting.literature import Judged, judged_accuracy
 from fastadv.reporting.page.html import Section, Table
@@ -18,6 +19,7 @@ from fastadv.text_tables import format_percent_ci, text_table
 
 CLEAN = "clean images"
 IMAGENET_CLASSES = 1000
+_FEW_RADII = 3  # fewer are no curve
 
 
 # What was measured of a source, by its name and the seed: a row under each attack, and
@@ -60,7 +62,10 @@ def evaluation_sections(rows: Sequence[Row], names: Mapping[str, str]) -> list[S
                 "it is classified correctly and no attack changes that. Intervals are "
                 "95 %, over the draw of test images."
             ],
-            [_figure(of_images) for of_images in found.values()],
+            [
+                *[_figure(of_images) for of_images in found.values()],
+                *_curves(found),
+            ],
             [Table(columns, lines, "Accuracy of every source, percent."), *published],
         )
     ]
@@ -130,6 +135,8 @@ def _figure(found: Evaluated) -> tuple[Figure, str]:
     sources = {name: next(iter(m.values())).source for (name, _), m in found.items()}
     for (name, _), measured in found.items():
         for attack, row in sorted(measured.items(), key=lambda a: a[0] is not None):
+            if attack is not None and _is_of_grid(attack):
+                continue  # the curves show it
             label = CLEAN if attack is None else str(attack)
             record = _judged(row)
             alike = record is not None and not _other_attack(row, record)
@@ -141,6 +148,53 @@ def _figure(found: Evaluated) -> tuple[Figure, str]:
     other = {name for name, each in sources.items() if each.training not in usual}
     figure = grouped_bars(groups, source_colors(eps, eps, other))
     return figure, f"Accuracy on {_images(row)}."
+
+
+def _curves(found: Mapping[str, Evaluated]) -> list[tuple[Figure, str]]:
+    """Draw accuracy against the radius where an attack was made at several radii."""
+    panels: dict[str, dict[str, dict[float, Point]]] = {}
+    eps: dict[str, float | None] = {}
+    for of_images in found.values():
+        for (name, _), measured in of_images.items():
+            alike: dict[str, list[Row]] = {}
+            for attack, row in measured.items():
+                if attack is not None:
+                    alike.setdefault(_kind_of_attack(attack), []).append(row)
+            for kind, rows in alike.items():
+                if len(rows) < _FEW_RADII:
+                    continue
+                clean = measured.get(None)
+                title = f"{_images(rows[0])}, {kind}"
+                line = panels.setdefault(title, {}).setdefault(name, {})
+                eps[name] = rows[0].source.eps
+                for row in [*rows, *([clean] if clean else [])]:
+                    radius = row.attack.eps if row.attack else 0.0
+                    low, high = row.low, row.high
+                    line[radius or 0.0] = Point(
+                        row.value,
+                        row.value if low is None else low,
+                        row.value if high is None else high,
+                    )
+    if not panels:
+        return []
+    drawn = [Panel(title, series) for title, series in panels.items()]
+    figure = draw_panels(drawn, source_colors(eps, eps), "radius", "accuracy (%)")
+    caption = (
+        "Accuracy against the radius of the attack, with 95 % intervals over test images. "
+        "An image that falls within a radius counts as fallen within every larger one."
+    )
+    return [(figure, panel_caption(caption, len(drawn)))]
+
+
+def _is_of_grid(attack: AttackRecord) -> bool:
+    return any(option.name == "after_radii" for option in attack.options)
+
+
+def _kind_of_attack(attack: AttackRecord) -> str:
+    """Return what radii of one grid have in common."""
+    name = "PGD" if attack.name == "pgd" else str(attack.name)
+    steps = f"-{attack.num_steps}" if attack.num_steps else ""
+    return f"{name}{steps}, {attack.norm}"
 
 
 def _published(found: Mapping[str, Evaluated], names: Mapping[str, str]) -> list[Table]:

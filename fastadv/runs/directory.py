@@ -21,6 +21,7 @@ import itertools
 import logging
 import os
 import shutil
+import zipfile
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -28,19 +29,18 @@ from typing import Any, cast
 import torch
 import yaml
 
+from fastadv.checksums import SUMS, check_sums, write_sums
 from fastadv.errors import CheckpointError, ConfigError, OutputError
 from fastadv.files import (
     FolderLock,
-    file_sha256,
     lock_folder,
     replace_file,
     sync_folder,
     write_atomic,
 )
+from fastadv.models.file_checksums import check_tensors, read_texts
 from fastadv.runs.eventlog import EventLog, refuse_changes
 from fastadv.runs.listeners import ListenerGroup
-
-SUMS = "SHA256SUMS"
 
 log = logging.getLogger(__name__)
 
@@ -136,13 +136,24 @@ class RunDirectory:
         write_atomic(self.path / "config.yaml", text.encode())
 
     def restore_config(self) -> None:
-        """Write config.yaml as the newest checkpoint has it, if one can be read."""
+        """Write config.yaml as the newest checkpoint has it, if one can be read.
+
+        Raises:
+            CheckpointError: No hash is known of that checkpoint, so that its choices may
+                be others than those of the run.
+        """
         try:
             state, used, _ = self._newest_state()
         except CheckpointError:
             return
-        self.record(state["config"])
         name = self.path / "config.yaml"
+        if "state.pt" in check_sums(used, ["state.pt"]):
+            raise CheckpointError(
+                f"{name} is gone or empty, and is not written again from {used}, whose "
+                f"{SUMS} is missing, empty or partial: its choices may be damaged. Give "
+                "all flags of the run, or put the file back"
+            )
+        self.record(state["config"])
         log.warning("%s was gone or empty: written again from %s", name, used)
 
     def release(self) -> None:
@@ -178,39 +189,22 @@ class RunDirectory:
         best = self.checkpoints / "best"
         try:
             if self.has_best:
-                self._check_sums(best)
+                _check_files(best)
         except CheckpointError as error:
             log.warning("%s; the best epoch is chosen again from those to come", error)
             self.log("damaged_checkpoint", reason=str(error), used=None)
             best.unlink(missing_ok=True)
 
-    @staticmethod
-    def _check_sums(folder: Path) -> None:
-        """Raise CheckpointError unless all files match the checksums saved with them."""
-        sums = folder / SUMS
-        if not folder.exists():
-            raise CheckpointError(f"{folder} points at a checkpoint that is gone")
-        if not sums.exists():  # written by a version without checksums
-            return
-        for line in sums.read_text(errors="replace").splitlines():
-            digest, _, name = line.partition("  ")
-            path = folder / name
-            try:
-                found = file_sha256(path)
-            except OSError as error:
-                reason = error.strerror or error
-                raise CheckpointError(f"could not read {path}: {reason}") from error
-            if found != digest:
-                raise CheckpointError(f"{path} is damaged (checksum differs)")
-
     def _read_state(self, folder: Path) -> dict[str, Any]:
-        self._check_sums(folder)
+        _check_files(folder)
         path = folder / "state.pt"
         try:
             loaded = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises many types for a damaged file
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise CheckpointError(f"{path} cannot be read ({reason})") from error
+        if not isinstance(loaded, dict) or not isinstance(loaded.get("config"), dict):
+            raise CheckpointError(f"{path} is no state of a run (no `config` in it)")
         return cast(dict[str, Any], loaded)
 
     def log(self, event: str, **values: Any) -> None:
@@ -266,9 +260,7 @@ class RunDirectory:
             buffer = io.BytesIO()  # torch hides why a write to a file failed
             torch.save(state, buffer)
             replace_file(temporary / "state.pt", buffer.getbuffer())
-            files = sorted(temporary.iterdir())
-            sums = "".join(f"{file_sha256(path)}  {path.name}\n" for path in files)
-            replace_file(temporary / SUMS, sums.encode())
+            write_sums(temporary)
             sync_folder(temporary)
             os.rename(temporary, final)
             # `best` first: killed in between, the run goes on from the checkpoint
@@ -315,3 +307,43 @@ class RunDirectory:
         for path in paths:
             if path.name.startswith("step-") and path.resolve() not in kept:
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def _check_files(folder: Path) -> None:
+    """Check the files of a checkpoint against their hashes.
+
+    Where the SHA256SUMS of the folder does not state them, that is said, and the checksums
+    inside of the files are taken: that of safetensors, and those of the members of a zip.
+
+    Raises:
+        CheckpointError: A file is damaged, or the folder is gone.
+    """
+    if not folder.exists():
+        raise CheckpointError(f"{folder} points at a checkpoint that is gone")
+    names = sorted({"state.pt", *(path.name for path in folder.iterdir())} - {SUMS})
+    unknown = check_sums(folder, names)
+    if not unknown:
+        return
+    log.warning(
+        "%s: %s is missing, empty or partial: it states no hash of %s. The checksums inside "
+        "of these files are checked instead",
+        *(folder, SUMS, " and ".join(unknown)),
+    )
+    for path in map(folder.joinpath, unknown):
+        if not path.is_file():
+            raise CheckpointError(f"could not read {path}: it is gone")
+        if path.suffix == ".safetensors" and not check_tensors(path, read_texts(path)):
+            log.warning("%s states no hash of its content either", path)
+        elif path.suffix == ".pt":
+            _check_zip(path)
+
+
+def _check_zip(path: Path) -> None:
+    """Raise CheckpointError unless all members of what `torch.save` wrote are whole."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged ({error})") from error
+    if damaged is not None:
+        raise CheckpointError(f"{path} is damaged (checksum of {damaged} differs)")

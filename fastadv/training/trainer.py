@@ -17,6 +17,7 @@ from fastadv.data import Batch
 from fastadv.data.counter import derive_key
 from fastadv.errors import (
     CatastrophicOverfitting,
+    CheckpointError,
     FastadvError,
     Preempted,
     TrainingDiverged,
@@ -151,7 +152,7 @@ class Trainer:
         self.resumed = state is not None
         try:
             if state is not None:
-                self._load_state(state)
+                self._resume_from(state)
             if prepares:  # only now: a resume that is refused changes nothing
                 self.run.record(config.to_dict())
         except BaseException:
@@ -180,6 +181,15 @@ class Trainer:
             "loader_backend": self.loader.backend,
             "rng": self.world.gather(random_state()),
         } | self.learner.state_dict()
+
+    def _resume_from(self, state: dict[str, Any]) -> None:
+        try:
+            self._load_state(state)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(
+                f"the state in {self.run.checkpoints / 'last'} is not one of this program "
+                f"({type(error).__name__}: {error}); start the run again with another `out`"
+            ) from error
 
     def _load_state(self, state: dict[str, Any]) -> None:
         self.images.check_classes(state["classes"])

@@ -86,9 +86,11 @@ def test_the_judge_is_pgd_as_published(eps: float, options: dict[str, Any]) -> N
     explicit = PGD(threat, 4, 2.5 * eps / 4, random_start=True, keep="best", **options)
     judge = PGD.judge(threat, 4, **options)
     assert judge.describe() == explicit.describe()
-    found, expected = (a(MODEL, IMAGES, LABELS) for a in (judge, explicit))
+    whole = PGD.judge(threat, 4, early_stop=False, **options)
+    found, expected = (a(MODEL, IMAGES, LABELS) for a in (whole, explicit))
     assert torch.equal(found.x_adv, expected.x_adv)
     assert torch.equal(found.success, expected.success)
+    assert torch.equal(judge(MODEL, IMAGES, LABELS).success, expected.success)
 
 
 def test_choices_of_the_judge_can_be_replaced() -> None:

@@ -305,3 +305,49 @@ def test_too_few_classes(
     assert stages == ["apgd-ce", "fab", "square"]
     assert "apgd-t needs at least 4 classes, the model has 2" in caplog.text
     assert "it is left out" in caplog.text
+
+
+def test_several_radii_are_a_curve(call: Caller, run: Path, tmp_path: Path) -> None:
+    """A row for each radius, with its own verdicts; the smallest is as if alone."""
+    from fastadv.reporting.evaluation import evaluation_sections
+    from fastadv.results.table import ResultsTable
+
+    words = "--norm linf --num-steps 4 --num-images 60 --results "
+    table = tmp_path / "results"
+    grid = "--radii 4/255 1/255 2/255"
+    found = _evaluated(call, run, f"{grid} {words}{table}")
+    curve = [stage["robust_acc"] for stage in found["stages"]]
+    assert found["clean_acc"] >= curve[0] > curve[-1]
+    rows = ResultsTable(table).rows()
+    attacked = [row for row in rows if row.attack is not None]
+    assert [row.attack.eps for row in attacked] == [1 / 255, 2 / 255, 4 / 255]
+    assert [row.value / 100 for row in attacked] == pytest.approx(curve)
+    for row in attacked:
+        held = ResultsTable(table).arrays(row)["fell_to"] > 0
+        assert held.mean() * 100 == pytest.approx(row.value)
+    (section,) = evaluation_sections(rows, {})
+    assert len(section.figures) == 2
+    assert "every larger one" in section.figures[1][1]
+    alone = tmp_path / "alone"
+    _evaluated(call, run, f"--eps 1/255 {words}{alone}")
+    single = ResultsTable(alone).rows()[-1]
+    assert single.identity == attacked[0].identity
+    assert single.value == attacked[0].value
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        ("--radii 1/255 --eps 2/255", "--radii"),
+        ("--radii 1/255 1/255", "different"),
+        ("--radii 0 1/255", "above 0"),
+        ("--radii 1/255 2/255 --step-size 1/255", "--step-size"),
+        ("--radii 1/255 x", "x"),
+    ],
+)
+def test_radii_that_cannot_be_meant(
+    call: Caller, run: Path, words: str, error: str
+) -> None:
+    result = call("eval", *_words(run, f"--norm linf {words}"))
+    assert result.code != 0
+    assert error in result.err

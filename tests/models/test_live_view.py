@@ -65,7 +65,7 @@ def test_every_pass_of_pgd_is_counted(wrapper: Any, restarts: int) -> None:
     model = wrapper(small_model())
     labels = predicted(model, IMAGES)
     options: dict[str, Any] = {"num_restarts": restarts, "compile": "off"}
-    attack = PGD.judge(THREAT, 4, **options)
+    attack = PGD.judge(THREAT, 4, early_stop=False, **options)
     copied = attack(model, IMAGES, labels)
     model.forwards = model.backwards = 0
     found = attack(LiveView(model), IMAGES, labels)
@@ -75,6 +75,10 @@ def test_every_pass_of_pgd_is_counted(wrapper: Any, restarts: int) -> None:
     model.forwards = model.backwards = 0
     attack.perturb(LiveView(model), IMAGES, labels)
     assert model.backwards == 6 * 4 * restarts
+    # Images that are fooled leave the attack, and are passed no more.
+    model.forwards = 0
+    found = PGD.judge(THREAT, 4, num_restarts=restarts)(LiveView(model), IMAGES, labels)
+    assert model.forwards == found.passes < 6 * 5 * restarts
 
 
 def test_evaluate_counts_too() -> None:

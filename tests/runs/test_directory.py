@@ -113,3 +113,38 @@ def test_a_torn_log_line_costs_only_itself(tmp_path: Path) -> None:
         ("resume", 3),
         ("train", 4),
     ]
+
+
+@pytest.mark.parametrize("sums", [None, "", "weights"])
+def test_sums_that_state_nothing_are_said_and_the_files_own_checksums_taken(
+    saved: RunDirectory, caplog: pytest.LogCaptureFixture, sums: str | None
+) -> None:
+    last = saved.checkpoints / "last"
+    lines = (last / "SHA256SUMS").read_text().splitlines(keepends=True)
+    (last / "SHA256SUMS").unlink()
+    if sums is not None:
+        kept = [line for line in lines if sums and line.endswith(f"  {sums}\n")]
+        (last / "SHA256SUMS").write_text("".join(kept))
+    with caplog.at_level(logging.WARNING):
+        state = open_run(saved.path).prepare(CHOICES, resume=True)
+    assert state is not None
+    assert state["step"] == 3
+    assert "SHA256SUMS is missing, empty or partial" in caplog.text
+    with pytest.raises(CheckpointError, match="is not written again from"):
+        open_run(saved.path).restore_config()
+    assert not (saved.path / "config.yaml").exists()
+    data = bytearray((last / "state.pt").read_bytes())
+    data[data.index(3 * (3).to_bytes(8, "little"))] ^= 1  # in the tensor of moments
+    (last / "state.pt").write_bytes(data)
+    state = open_run(saved.path).prepare(CHOICES, resume=True)
+    assert state is not None
+    assert state["step"] == 2
+
+
+def test_a_state_of_another_program_is_one_line(saved: RunDirectory) -> None:
+    for name in ("last", "previous"):
+        folder = saved.checkpoints / name
+        (folder / "SHA256SUMS").unlink()
+        torch.save({"a": 1}, folder / "state.pt")
+    with pytest.raises(CheckpointError, match=r"is no state of a run \(no `config`"):
+        open_run(saved.path).prepare(CHOICES, resume=True)
