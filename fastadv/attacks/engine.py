@@ -15,7 +15,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
-from fastadv.attacks.contract import AttackResult, SingleAttack
+from fastadv.attacks.contract import AttackResult, SingleAttack, check_batch
 from fastadv.attacks.objectives import (
     AnyObjective,
     Context,
@@ -116,6 +116,7 @@ class GradientAttack(SingleAttack):
         other values [N, K]. Where checks wait for the device, labels are not checked in
         training, and pixels only in the first batch of floats.
         """
+        check_batch(model, x, y)
         view = self.prepare(model)
         may_be_soft = training or not self.objective.succeeds
         soft = may_be_soft and y.dim() == 2 and y.is_floating_point()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import struct
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -113,6 +115,47 @@ def test_a_pattern_of_ones_own(
     ):
         with pytest.raises(ConfigError, match=said):
             open_dataset(tmp_path / "x", label_pattern=pattern)
+
+
+_ROWS = [(1, "a"), (2, "b"), (3, "a"), (4, "b")]
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {f"{i}.png": label for i, label in _ROWS},
+        {f"img/{i}.png": {"label": label, "width": 6} for i, label in _ROWS},
+        [{"file_name": f"{i}.png", "label": label} for i, label in _ROWS],
+        [[f"img/{i}.png", label] for i, label in _ROWS],
+        {"labels": [[f"img/{i}.png", label] for i, label in _ROWS]},
+        {
+            "images": [{"id": i, "file_name": f"{i}.png"} for i, _ in _ROWS],
+            "annotations": [
+                {"image_id": i, "category_id": 7 + i % 2} for i, _ in _ROWS
+            ],
+            "categories": [{"id": 8, "name": "a"}, {"id": 7, "name": "b"}],
+        },
+    ],
+)
+def test_lists_in_json(tmp_path: Path, document: Any) -> None:
+    """A map, objects, pairs (as StyleGAN's dataset.json) and COCO's tables."""
+    text = {"annotations.json": json.dumps(document)}
+    root = write(tmp_path / "x", "img/{1,2,3,4}.png", text=text)
+    assert content(open_judged_splits(root).test) == {"a": [1, 3], "b": [2, 4]}
+
+
+def test_json_that_lists_no_labels(tmp_path: Path) -> None:
+    """Names of classes are none, though they may be called like files; nor is damage."""
+    text = {"cat_to_name.json": '{"1": "rose", "2": "lily"}', "bad.json": "{"}
+    root = write(tmp_path / "x", "1/{1,2}.png", "2/{3,4}.png", text=text)
+    assert content(open_judged_splits(root).test) == {"1": [1, 2], "2": [3, 4]}
+    several = {
+        "images": [{"id": 1, "file_name": "1.png"}],
+        "annotations": [{"image_id": 1, "category_id": i} for i in (1, 2)],
+    }
+    root = write(tmp_path / "y", "img/{1,2}.png", text={"a.json": json.dumps(several)})
+    with pytest.raises(DataError, match="1 of 1 images several classes"):
+        open_judged_splits(root)
 
 
 def test_stats_and_verify_name_what_is_there(

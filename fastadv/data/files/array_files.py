@@ -139,7 +139,20 @@ def to_images(array: NDArray[Any], what: str) -> NDArray[np.uint8]:
             array = array.reshape(-1, gray, gray)
     if array.ndim == 4 and array.shape[3] not in (1, 3) and array.shape[1] in (1, 3):
         array = array.transpose(0, 2, 3, 1)
-    return as_rgb(array, what)
+    return as_rgb(_eight_bits(array), what)
+
+
+def _eight_bits(array: NDArray[Any]) -> NDArray[Any]:
+    """Return floats in [0, 1] rounded to 8 bit, whole ones in 0..255 as they are."""
+    if not np.issubdtype(array.dtype, np.floating) or not array.size:
+        return array
+    low, high = float(array.min()), float(array.max())
+    if not (low >= 0 and high <= 255):  # not a number neither
+        return array
+    if high <= 1:
+        return np.floor(array * 255 + 0.5).astype(np.uint8)
+    whole = np.floor(array)
+    return whole.astype(np.uint8) if (whole == array).all() else array
 
 
 def corruption_arrays(path: Path) -> dict[str, Path]:
@@ -226,7 +239,8 @@ def _of_folder(folder: Path) -> tuple[dict[str, Pair], list[str] | None]:
 
 def _kind(key: str) -> tuple[str, str]:
     """Return (images, labels or nothing; the split or nothing) that a name stands for."""
-    text = re.sub(r"^([xy])(?=tr|te|val)", r"\1_", key.lower())
+    text = re.sub(r"(?<=[a-z])(?=[XY]$)", "_", key).lower()  # trainX
+    text = re.sub(r"^([xy])(?=tr|te|val)", r"\1_", text)
     words = [w for w in re.split(r"[^a-z0-9]+", text) if w]
     split = next((w for w in words if exact_role(w)), "")
     kinds = [

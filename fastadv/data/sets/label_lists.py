@@ -11,16 +11,17 @@ import io
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from fastadv.data.sets.endings import is_image
 from fastadv.data.sets.image_set import option_hint
+from fastadv.data.sets.json_lists import rows_of_json
 from fastadv.data.sets.split_names import roles_of, word_role
 from fastadv.errors import DataError, first_few
 
-LIST_SUFFIXES = frozenset((".csv", ".tsv", ".txt", ".jsonl"))
+LIST_SUFFIXES = frozenset((".csv", ".tsv", ".txt", ".json", ".jsonl"))
 # Files beside data that are no lists of labels.
 _NO_LISTS = re.compile(
     r"readme|licen[cs]e|copying|notice|citation|changelog|submission|requirements|"
@@ -206,8 +207,13 @@ def _rows(text: str, path: str, index: FileIndex) -> tuple[list[list[str]], list
     if not lines:
         return [], []
     suffix = PurePosixPath(path).suffix.lower()
-    if suffix == ".jsonl":
-        return _from_json(lines)
+    if suffix in (".json", ".jsonl"):
+        try:
+            if suffix == ".json":
+                return rows_of_json(json.loads(text), path)
+            return rows_of_json([json.loads(line) for line in lines], path)
+        except (ValueError, AttributeError, TypeError):  # damaged, or of another form
+            return [], []
     first = lines[0]
     if suffix == ".txt" and not re.search(r"[,;\t|]", first):
         return _from_words(lines, index), []
@@ -234,21 +240,6 @@ def _from_words(lines: Sequence[str], index: FileIndex) -> list[list[str]]:
             words = [head, last] if index.find(head) else words
         rows.append(words)
     return rows
-
-
-def _from_json(lines: Iterable[str]) -> tuple[list[list[str]], list[str]]:
-    try:
-        found = [json.loads(line) for line in lines]
-    except ValueError:
-        return [], []
-    if not all(isinstance(each, dict) for each in found):
-        return [], []
-    header = list(dict.fromkeys(key for each in found for key in each))
-    rows = [
-        ["" if each.get(key) is None else str(each[key]) for key in header]
-        for each in found
-    ]
-    return rows, header
 
 
 def _file_column(

@@ -203,7 +203,7 @@ def _lists(tree: Tree) -> list[str]:
             by_folder.setdefault(path.rpartition("/")[0], []).append(path)
     found: list[str] = []
     for paths in by_folder.values():
-        notes = [p for p in paths if p.lower().endswith(".txt")]
+        notes = [p for p in paths if p.lower().endswith((".txt", ".json"))]
         crowded = len(notes) > _MOST_NOTES
         found += [p for p in paths if not (crowded and p in notes)]
     return sorted(found, key=lambda p: (p.count("/"), p))
