@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 # Off the CPU, the host waits for the device where it asks who has left.
 _EARLY_LOOKS = (1, 3)
 _LOOK_EVERY = 10
-# Steps between two iterates that later ones are compared with; they become more, so that
-# cycles of any length are found.
-_LEAST_GAP = 8
+# Iterates hardly ever come back earlier.
+_FIRST_COMPARED = 6
 _ROUNDING = 1e-4  # of outputs, as a share of the largest
+_SEED = 0x5EED
 
 
 @dataclass
@@ -50,9 +50,9 @@ class _Run:
     best: Tensor  # first iterate that fooled the network, or else that of highest loss
     best_loss: Tensor
     fooled: Tensor  # bool
-    kept: Tensor  # an earlier iterate, with which later ones are compared
-    kept_outputs: Tensor  # of the network at `kept`, [n, K]
-    repeats: Tensor  # whether the iterate came back to `kept`, bool
+    hashes: Tensor  # of the iterates so far, int64 [n, steps]
+    extremes: Tensor  # least and largest output at each of them, float32 [n, steps, 2]
+    repeats: Tensor  # whether an iterate came back, bool
 
     def judge(self, verdict: AttackResult) -> None:
         """Remember the current iterate where it is the worst so far."""
@@ -61,20 +61,23 @@ class _Run:
         self.best_loss = torch.where(better, verdict.loss, self.best_loss)
         self.fooled = self.fooled | verdict.success
 
-    def compare(self, outputs: Tensor) -> None:
-        """Find images whose iterate is the kept one again.
+    def compare(self, hashed: Tensor, outputs: Tensor) -> None:
+        """Find images whose iterate is one of the earlier ones again.
 
         Equal images have equal outputs, up to the rounding of batches of other sizes,
         unless the network is random; then nothing repeats.
-        """
-        same = (self.x == self.kept).flatten(1).all(1)
-        far = (outputs - self.kept_outputs).abs().amax(1)
-        steady = far <= _ROUNDING * outputs.abs().amax(1)
-        self.repeats = self.repeats | (same & steady)
 
-    def keep(self, outputs: Tensor) -> None:
-        """Compare later iterates with the current one."""
-        self.kept, self.kept_outputs = self.x.clone(), outputs
+        Args:
+            hashed: Hash of each iterate, int64 [n].
+            outputs: Outputs of the network at the iterates, [n, K].
+        """
+        ends = torch.stack(torch.aminmax(outputs.float(), dim=1), dim=1)
+        far = (self.extremes - ends[:, None]).abs().amax(2)
+        steady = far <= _ROUNDING * ends.abs().amax(1, keepdim=True)
+        same = (self.hashes == hashed[:, None]) & steady
+        self.repeats = self.repeats | same.any(1)
+        self.hashes = torch.cat([self.hashes, hashed[:, None]], dim=1)
+        self.extremes = torch.cat([self.extremes, ends[:, None]], dim=1)
 
     def report(self, found: AttackResult) -> None:
         """Write every image that does better than in runs before into `found`."""
@@ -160,8 +163,8 @@ def _begun(
         best=start,
         best_loss=lowest,
         fooled=nothing,
-        kept=start,
-        kept_outputs=lowest[:, None],
+        hashes=torch.empty(len(start), 0, dtype=torch.int64, device=start.device),
+        extremes=lowest.new_empty(len(start), 0, 2),
         repeats=nothing,
     )
     return take(whole, rows)
@@ -171,8 +174,13 @@ def _finish(attack: PGD, view: AttackView, run: _Run, found: AttackResult) -> in
     """Run all steps, write what they find into `found`, and return the passes."""
     mean, std = view.statistics(run.x.shape[1])
     forward = partial(attack._forward, view)
-    cycles = attack.threat.norm == "linf"
-    kept_at, passes = 0, 0
+    factors = None
+    if attack.threat.norm == "linf" and attack.num_steps > _FIRST_COMPARED:
+        draw = torch.Generator().manual_seed(_SEED)
+        shape = run.x[0].permute(1, 2, 0).shape
+        factors = torch.randint(-(2**62), 2**62, shape, generator=draw)
+        factors = factors.to(run.x.device)
+    passes = 0
     each = 2 if attack.objective.outputs == "features" else 1
     for number in range(attack.num_steps + 1):
         passes += each * len(run.rows)
@@ -185,12 +193,8 @@ def _finish(attack: PGD, view: AttackView, run: _Run, found: AttackResult) -> in
                 view, run.x, run.z, run.context, found.nonfinite, outputs, loss
             )
         )
-        if cycles:
-            if number > kept_at:
-                run.compare(outputs)
-            if number == 0 or number - kept_at >= max(_LEAST_GAP, number // 4):
-                run.keep(outputs)
-                kept_at = number
+        if factors is not None and number >= _FIRST_COMPARED:
+            run.compare(_hash(run.x, factors), outputs)
         if _looks(run.x.device, number):
             left = (~(run.fooled | run.repeats)).nonzero().squeeze(1)
             if len(left) < len(run.rows):
@@ -214,6 +218,15 @@ def _finish(attack: PGD, view: AttackView, run: _Run, found: AttackResult) -> in
             )
     run.report(found)
     return passes
+
+
+def _hash(x: Tensor, factors: Tensor) -> Tensor:
+    """Return a sum modulo 2^64 of the bits of each image times random factors, [n].
+
+    Two images have the same one with a probability of about 2^-62.
+    """
+    bits = x.permute(0, 2, 3, 1).contiguous().view(torch.int32).long()
+    return (bits * (2 * factors + 1)).flatten(1).sum(1)
 
 
 def _looks(device: torch.device, step: int) -> bool:

@@ -278,4 +278,4 @@ def test_recipes_are_read(name: str, capsys: pytest.CaptureFixture[str]) -> None
         assert values["milestones"] == list(plain.milestones or ())
         assert values["min_size"] == [640, 672, 704, 736, 768, 800]
     else:
-        assert (values["width"], values["epochs"]) == (64, 6)
+        assert (values["width"], values["epochs"]) == (64, 12)
