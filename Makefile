@@ -1,6 +1,7 @@
 # make demo    train, attack, transfer, report; under ten minutes on two cores
 # make test    the test suite
 # make lint    ruff, mypy, clang-format
+# make docs    these pages as a site, in build/docs
 # make bench   the benchmarks whose results are in bench/results
 # Each creates .venv first if it is not there.
 
@@ -19,7 +20,7 @@ PEERS := torchattacks foolbox eagerpy robustness adversarial-robustness-toolbox 
          GitPython gitdb smmap requests charset_normalizer urllib3 certifi \
          cox dill pandas tensorboardX protobuf dattri pytorch-cka
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint docs bench clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt $(NATIVE)
 	@echo "installing fastadv into $(VENV); torch and its libraries take about two minutes"
@@ -30,7 +31,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt $(NATIVE)
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	@$(PIP) -e '.[test,lint]'
+	@$(PIP) -e '.[test,lint,docs]'
 	@$(PIP) --no-deps $(PEERS)
 	@touch $@
 
@@ -43,6 +44,9 @@ test: $(VENV)/.installed-dev
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(FORMATTED)
+
+docs: $(VENV)/.installed-dev
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python bench/bench_pgd_step.py

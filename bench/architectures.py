@@ -7,7 +7,10 @@ does, does a step of an attack move the images, can the head be replaced, and do
 come back from a file. Networks of more parameters than `--most` are only built, without
 memory, and their blocks checked.
 
-    python bench/architectures.py --out docs/architectures.md
+What is done is kept in a file of JSON lines, so that the same command goes on after a stop;
+`--only NAME ...` tries these again.
+
+    python bench/architectures.py --most 60 --out docs/architectures.md
 """
 
 from __future__ import annotations
@@ -15,11 +18,12 @@ from __future__ import annotations
 import argparse
 import copy
 import gc
+import json
 import logging
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -27,6 +31,7 @@ import torchvision
 from torch import Tensor
 
 from fastadv import PGD, ThreatModel
+from fastadv.errors import ConfigError
 from fastadv.models import (
     ARCHITECTURES,
     AttackView,
@@ -36,6 +41,10 @@ from fastadv.models import (
     save_model,
 )
 from fastadv.models.heads import MeanOfHeads
+from fastadv.models.input_shapes import check_side
+from fastadv.models.intermediate import trainable_blocks
+
+RESULTS = Path(__file__).parent / "results" / "architectures.jsonl"
 
 # The smallest member of every module of timm 1.0.31, by its parameters.
 TIMM = [
@@ -142,7 +151,10 @@ TIMM = [
     "xception41p",
     "xcit_nano_12_p8_224",
 ]
-CLASSES, OTHER = 10, 7
+CLASSES, OTHER, SIDE = 10, 7, 96
+# Radii of the attack: the loss of networks of random weights can be so steep that only
+# within the last one it is nearly linear.
+RADII = (1 / 255, 1e-4, 1e-6)
 COLUMNS = (
     *("architecture", "px", "million", "classifier", "features", "blocks", "view"),
     *("attack", "new head", "file"),
@@ -151,13 +163,19 @@ YES = "yes"
 
 
 def side_of(arch: str, model: NormalizedModel) -> int:
-    """Return the side of the images: 96 px where the size is free, to save time."""
+    """Return the side of the images: 96 px where the network takes them, to save time."""
     if not arch.startswith("timm/"):
-        fixed = arch.startswith(("vit_", "maxvit"))
-        return model.spec.image_size if fixed else min(model.spec.image_size, 96)
-    config = model.net.default_cfg
-    side = int(config["input_size"][-1])
-    return side if config.get("fixed_input_size") else min(side, 96)
+        fixed, side = arch.startswith(("vit_", "maxvit")), model.spec.image_size
+    else:
+        config = model.net.default_cfg
+        fixed, side = config.get("fixed_input_size"), int(config["input_size"][-1])
+    if fixed or side < SIDE:
+        return side
+    try:
+        check_side(model.net, 3, SIDE)
+    except ConfigError:
+        return side
+    return SIDE
 
 
 def classifier(model: NormalizedModel) -> str:
@@ -214,7 +232,7 @@ def agreement(mine: Tensor, other: Tensor) -> str:
 def blocks(model: NormalizedModel) -> str:
     """Count the blocks, which must hold every parameter once, together with the head."""
     heads = model.heads if model.spec.head_paths(model.net) else ()
-    listed = model.blocks() if heads else []
+    listed = trainable_blocks(model.net, heads)
     held = [p for _, ms in listed for m in ms for p in m.parameters()]
     held += [p for head in heads for p in head.parameters()]
     ids = [id(p) for p in held]
@@ -244,16 +262,21 @@ def view(model: NormalizedModel, x: Tensor) -> str:
 
 def attack(model: NormalizedModel, x: Tensor) -> str:
     """Take one step of PGD, which must move the images and raise the loss."""
-    with torch.no_grad():
-        labels = model(x).argmin(1)
-    step = PGD(ThreatModel("linf", "1/255"), num_steps=1)
-    moved, _ = step.perturb(model, x, labels)
-    if not 0 < float((moved - x).abs().max()) <= 1 / 255 + 1e-6:
-        return "does not move"
     loss = torch.nn.functional.cross_entropy
     with torch.no_grad():
-        before, after = (float(loss(model(each), labels)) for each in (x, moved))
-    return YES if after > before else f"loss from {before:.3g} to {after:.3g}"
+        logits = model(x)
+    labels = logits.argmin(1)
+    before, found = float(loss(logits, labels)), []
+    for eps in RADII:
+        step = PGD(ThreatModel("linf", eps), num_steps=1)
+        moved, _ = step.perturb(model, x, labels)
+        if not 0 < float((moved - x).abs().max()) <= eps + 1e-7:
+            return "does not move"
+        with torch.no_grad():
+            found.append(float(loss(model(moved), labels)))
+        if found[-1] > before:
+            return YES
+    return f"loss from {before:.3g} to {', '.join(f'{each:.3g}' for each in found)}"
 
 
 def new_head(model: NormalizedModel, x: Tensor) -> str:
@@ -285,41 +308,53 @@ def tried(check: Callable[..., str], *given: object) -> str:
         return f"{type(error).__name__}: {' '.join(str(error).split())[:60]}"
 
 
-def rows(archs: list[str], most: float) -> Iterator[list[str]]:
-    """Yield a row of the table for each architecture."""
+def row_of(arch: str, most: float) -> list[str]:
+    """Return the row of the table for an architecture."""
+    try:
+        with torch.device("meta"):
+            shape = create_model(arch, CLASSES)
+        size = sum(p.numel() for p in shape.parameters()) / 1e6
+    except Exception as error:
+        return [arch, "", "", f"{type(error).__name__}: {str(error)[:60]}"]
+    row = [f"{size:.1f}", classifier(shape)]
+    if size > most:
+        return [arch, "", *row, "", tried(blocks, shape), "", "", "", ""]
+    model = create_model(arch, CLASSES, seed=0).eval()
+    side = side_of(arch, model)
+    row = [arch, str(side), *row]
+    x = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+    tried(prepare, model, x)
+    row += [tried(features, model, x), tried(blocks, model)]
+    return row + [tried(check, model, x) for check in (view, attack, new_head, file)]
+
+
+def read_done(path: Path) -> dict[str, list[str]]:
+    """Return the rows of a file of JSON lines; the last of each architecture counts."""
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return {row[0]: row for row in map(json.loads, lines)}
+
+
+def try_all(archs: list[str], most: float, path: Path) -> None:
+    """Try architectures, and append the row of each to a file of JSON lines."""
     for arch in archs:
         gc.collect()
-        try:
-            with torch.device("meta"):
-                shape = create_model(arch, CLASSES)
-            size = sum(p.numel() for p in shape.parameters()) / 1e6
-        except Exception as error:
-            yield [arch, "", "", f"{type(error).__name__}: {str(error)[:60]}"]
-            continue
-        row = [arch, str(side_of(arch, shape)), f"{size:.1f}", classifier(shape)]
-        if size > most:
-            yield [*row, "", tried(blocks, shape), "", "", "", ""]
-            continue
         began = time.monotonic()
-        model = create_model(arch, CLASSES, seed=0).eval()
-        draw = torch.Generator().manual_seed(0)
-        x = torch.rand(2, 3, side_of(arch, model), side_of(arch, model), generator=draw)
-        tried(prepare, model, x)
-        row += [tried(features, model, x), tried(blocks, model)]
-        row += [tried(check, model, x) for check in (view, attack, new_head, file)]
-        yield row
-        print(f"{arch}: {time.monotonic() - began:.1f} s", row[4:], flush=True)
+        row = row_of(arch, most)
+        with path.open("a") as stream:
+            stream.write(json.dumps(row) + "\n")
+        print(f"{arch}: {time.monotonic() - began:.1f} s", row[1:], flush=True)
 
 
 def page(found: list[list[str]], most: float) -> str:
     """Return the page of the table, in Markdown."""
     import timm
 
+    vision = torchvision.__version__.partition("+")[0]
     lines = [
         "# Architectures",
         "",
-        "Made by `python bench/architectures.py --out docs/architectures.md` (torchvision "
-        f"{torchvision.__version__.partition('+')[0]}, timm {timm.__version__}): every "
+        f"Made by `python bench/architectures.py --most {most:g} --out "
+        f"docs/architectures.md` (torchvision {vision}, timm {timm.__version__}): every "
         "architecture by name, and the smallest member of every family of timm, with "
         "random weights.",
         "",
@@ -331,6 +366,10 @@ def page(found: list[list[str]], most: float) -> str:
         "it can be replaced and written to. *file*: the weights come back from a file. "
         f"Of networks with more than {most:g} million parameters, only the structure was "
         "checked.",
+        "",
+        "The logits of SqueezeNet and VOLO are no linear function of their features. "
+        "gemma4_vit has no classifier, but returns tokens: it can be attacked as a module, "
+        "and is no source of transfer.",
         "",
         f"| {' | '.join(COLUMNS)} |",
         f"|{'|'.join(['---', '--:', '--:', *['---'] * (len(COLUMNS) - 3)])}|",
@@ -345,16 +384,19 @@ def main() -> None:
     """Write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, help="Markdown file to write")
-    parser.add_argument("--only", nargs="*", help="names of architectures to try")
-    parser.add_argument("--most", type=float, default=100, help="million parameters")
+    parser.add_argument("--only", nargs="*", help="try these again, and no others")
+    parser.add_argument("--most", type=float, default=60, help="million parameters")
+    parser.add_argument("--done", type=Path, default=RESULTS, help="JSON lines of rows")
     given = parser.parse_args()
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
-    archs = given.only or [*sorted(ARCHITECTURES), *(f"timm/{name}" for name in TIMM)]
-    text = page(list(rows(archs, given.most)), given.most)
-    print(text)
+    archs = [*sorted(ARCHITECTURES), *(f"timm/{name}" for name in TIMM)]
+    done = read_done(given.done)
+    left = [arch for arch in archs if arch not in done]
+    try_all(left if given.only is None else given.only, given.most, given.done)
+    done = read_done(given.done)
     if given.out:
-        given.out.write_text(text)
+        given.out.write_text(page([done[a] for a in archs if a in done], given.most))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import statistics
 import sys
 import warnings
 from collections.abc import Callable
@@ -32,7 +31,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 sys.path.insert(0, str(Path(__file__).parent))
-from harness import Results, interleaved, ratio
+from harness import Results, interleaved
 
 from fastadv import PGD, AttackView, NormalizedModel, ThreatModel, create_model
 from fastadv.machine import keep_freed_memory
@@ -233,28 +232,18 @@ def bench(arch: str, options: argparse.Namespace, results: Results) -> None:
     for name, timing in times.items():
         # What a training step is compared with is a clean one on PyTorch's convolutions.
         mine = times["train, torch" if name.startswith("train") else "fastadv"]
-        faster, low, high = ratio(timing, mine)
-        results.add(
+        results.compare(
+            name,
+            timing,
+            mine,
+            images=options.batch,
             arch=arch,
             device=str(device),
             precision=options.precision,
             batch=options.batch,
             steps=STEPS,
-            what=name,
             weight_gradients=weights[name],
             keep_freed_memory=options.keep_freed_memory,
-            seconds=timing.median,
-            seconds_range=[round(timing.low, 4), round(timing.high, 4)],
-            cpu_seconds=statistics.median(timing.cpu) if timing.cpu else None,
-            images_per_s=options.batch / timing.median,
-            times_ours=faster,
-            times_ours_range=[round(low, 3), round(high, 3)],
-            repeats=options.repeats,
-        )
-        print(
-            f"{arch} {name:16}{timing.median:8.3f} s [{timing.low:.3f}, "
-            f"{timing.high:.3f}]{options.batch / timing.median:8.2f} images/s   "
-            f"{faster:.2f} x [{low:.2f}, {high:.2f}]"
         )
 
 

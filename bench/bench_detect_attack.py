@@ -1,7 +1,8 @@
 """Attacks on a detector against a plain autograd loop on the same one, images per second.
 
     python bench/bench_detect_attack.py [--arch resnet18 resnet50] [--masks] [--side 320 400]
-        [--batch 2] [--steps 3] [--repeats 5] [--device cuda]
+        [--width 256] [--batch 2] [--steps 3] [--repeats 5] [--device cuda]
+    python bench/bench_detect_attack.py --arch resnet18 --side 96 128 --batch 1 --repeats 3
 
 Faster R-CNN (with --masks Mask R-CNN) of random weights on the pyramid of a network, random
 images, eight boxes each. All cases run in one process, in turn, on the same images, from the
@@ -15,7 +16,6 @@ with the convolutions and the pooling of regions of this package.
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -25,10 +25,11 @@ import torch
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent))
-from harness import Results, interleaved, ratio
+from harness import Results, interleaved
 
 from fastadv import ThreatModel, create_model
 from fastadv.detection.attack import DetectorAttack
+from fastadv.detection.config import DetectorConfig
 from fastadv.detection.networks import build_detector
 from fastadv.detection.rois import quick_rois
 from fastadv.detection.view import LOSSES, seeded_sampling
@@ -99,11 +100,12 @@ def quick_step(detector: nn.Module, given: Images) -> None:
 
 def bench(arch: str, options: argparse.Namespace, results: Results) -> None:
     device = torch.device(options.device)
+    config = DetectorConfig(
+        min_size=(min(options.side),), max_size=max(options.side), width=options.width
+    )
     model = create_model(arch, seed=0)
-    detector = build_detector(model, 20, masks=options.masks, seed=0).to(device)
-    detector.transform.min_size = (min(options.side),)
-    detector.transform.max_size = max(options.side)
-    detector.train()
+    detector = build_detector(model, 20, config, masks=options.masks, seed=0)
+    detector.to(device).train()
     given = images_with_boxes(options, device)
     attack = DetectorAttack(
         ThreatModel("l2", EPS), options.steps, random_start=False, loss=options.loss
@@ -123,28 +125,19 @@ def bench(arch: str, options: argparse.Namespace, results: Results) -> None:
     times = interleaved(cases, repeats=options.repeats, warmup=1, device=device)
     for name, timing in times.items():
         mine = times["train, quick" if name.startswith("train") else "fastadv"]
-        faster, low, high = ratio(timing, mine)
-        results.add(
+        results.compare(
+            name,
+            timing,
+            mine,
+            images=options.batch,
             arch=arch,
             device=str(device),
             masks=options.masks,
             side=options.side,
+            width=options.width,
             batch=options.batch,
             steps=options.steps,
             loss=options.loss,
-            what=name,
-            seconds=timing.median,
-            seconds_range=[round(timing.low, 4), round(timing.high, 4)],
-            cpu_seconds=statistics.median(timing.cpu) if timing.cpu else None,
-            images_per_s=options.batch / timing.median,
-            times_ours=faster,
-            times_ours_range=[round(low, 3), round(high, 3)],
-            repeats=options.repeats,
-        )
-        print(
-            f"{arch} {name:16}{timing.median:8.3f} s [{timing.low:.3f}, "
-            f"{timing.high:.3f}]{options.batch / timing.median:8.2f} images/s   "
-            f"{faster:.2f} x [{low:.2f}, {high:.2f}]"
         )
 
 
@@ -154,6 +147,7 @@ def main() -> None:
     parser.add_argument("--masks", action="store_true")
     parser.add_argument("--loss", choices=[*LOSSES], default="both")
     parser.add_argument("--side", type=int, nargs=2, default=[320, 400])
+    parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=5)

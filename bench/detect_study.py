@@ -1,11 +1,13 @@
 """Table and figure of detectors by the initialisation of their backbone.
 
     python bench/detect_study.py RUNS [--data pennfudan.zip] [--out docs/studies]
+        [--eps 2/255]
 
 RUNS holds run directories of `fastadv-detect train` named KIND-sSEED, such as robust-s0. The
 table gives the mean over seeds with their standard deviation, for every epoch that was tested
 (`--eval-every`). The figure draws boxes and masks with scores of at least one half, of the
-first seed of each kind, on three test images.
+first seed of each kind, on three test images; with --eps, those images under an attack of ten
+steps (linf) stand beside the clean ones.
 """
 
 from __future__ import annotations
@@ -17,15 +19,18 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from fastadv import ThreatModel
+from fastadv.detection.attack import DetectorAttack
+from fastadv.detection.batches import DetectionBatch
+from fastadv.detection.judging import judged_batches
 from fastadv.detection.opening import open_detection
 from fastadv.detection.saving import open_detector
+from fastadv.reporting.figures.detections import detections
 from fastadv.text_tables import text_table
 
 KINDS = ("standard", "robust", "scratch")
 METRICS = ("box_ap", "box_ap50", "mask_ap", "mask_ap50")
-DRAWN, SCORE = 3, 0.5
+DRAWN = 3
 
 
 def tested(run: Path) -> dict[int, dict[str, float]]:
@@ -54,49 +59,42 @@ def table(runs: dict[str, dict[str, dict[int, Any]]]) -> str:
     return text_table([*columns, "mask AP50"], rows)
 
 
-def figure(first: dict[str, Path], data: str | None, out: Path) -> None:
-    import matplotlib
+def figure(
+    first: dict[str, Path], data: str | None, out: Path, threat: ThreatModel | None
+) -> None:
+    """Draw what the first seeds find in the test images with the most objects.
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
-
+    With `threat` the images of each kind are attacked, too, and stand beside the clean ones.
+    """
     opened = {kind: open_detector(run) for kind, run in first.items()}
     training = next(iter(opened.values())).facts.training
     chosen = {
         k: training[k] for k in ("test_share", "split_seed", "class_name", "masks")
     }
     test = open_detection(data or training["data"], **chosen).test
-    indices = sorted(range(len(test)), key=lambda i: -len(test.annotated[i].labels))[
-        :DRAWN
+    most = sorted(range(len(test)), key=lambda i: -len(test.annotated[i].labels))
+    images = [test[i] for i in most[:DRAWN]]
+    batches = [
+        DetectionBatch([image], [true], [i]) for i, (image, true) in enumerate(images)
     ]
-    titles = ["annotated", *opened]
-    _, axes = plt.subplots(DRAWN, len(titles), figsize=(3 * len(titles), 3 * DRAWN))
-    for row, index in zip(axes, indices, strict=True):
-        image, target = test[index]
-        for axis, title in zip(row, titles, strict=True):
-            found = target
-            if title != "annotated":
-                with torch.no_grad():
-                    [found] = opened[title].detector([image.float() / 255])
-                keep = found["scores"] >= SCORE
-                found = {name: value[keep] for name, value in found.items()}
-            drawn = image
-            if len(found["boxes"]):
-                masks = found["masks"].reshape(-1, *image.shape[1:]) > 0.5
-                drawn = draw_segmentation_masks(drawn, masks, alpha=0.5)
-                drawn = draw_bounding_boxes(drawn, found["boxes"], colors="yellow")
-            axis.imshow(drawn.permute(1, 2, 0).numpy())
-            axis.set_title(title)
-            axis.axis("off")
-    plt.tight_layout()
-    plt.savefig(out / "detection.png", dpi=80)
+    columns: dict[str, list[Any]] = {"annotated": list(images)}
+    attack = None if threat is None else DetectorAttack(threat, num_steps=10)
+    for kind, each in opened.items():
+        attacks = {kind: None} | ({f"{kind}, attacked": attack} if attack else {})
+        for title, made in attacks.items():
+            columns[title] = [
+                (judged.images[0], judged.found[0])
+                for judged in judged_batches(each.detector, batches, attack=made)
+            ]
+    name = "detection.png" if threat is None else "detection-attacked.png"
+    detections(columns).savefig(out / name, dpi=90, facecolor="white")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", type=Path)
     parser.add_argument("--data")
+    parser.add_argument("--eps")
     parser.add_argument("--out", type=Path, default=Path("docs/studies"))
     options = parser.parse_args()
     runs: dict[str, dict[str, dict[int, Any]]] = defaultdict(dict)
@@ -116,6 +114,7 @@ def main() -> None:
         {k: first[k] for k in KINDS if k in first},
         options.data,
         options.out,
+        ThreatModel("linf", options.eps) if options.eps else None,
     )
 
 

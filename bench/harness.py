@@ -105,6 +105,32 @@ class Results:
         }
         self.rows.append(self._about | rounded)
 
+    def compare(
+        self, what: str, timing: Timing, mine: Timing, *, images: int, **values: Any
+    ) -> None:
+        """Add and print the row of a case that `mine` is compared with.
+
+        `values` are its further entries, and `images` the number of images of a repeat.
+        """
+        faster, low, high = ratio(timing, mine)
+        self.add(
+            **values,
+            what=what,
+            seconds=timing.median,
+            seconds_range=[round(timing.low, 4), round(timing.high, 4)],
+            cpu_seconds=statistics.median(timing.cpu) if timing.cpu else None,
+            images_per_s=images / timing.median,
+            times_ours=faster,
+            times_ours_range=[round(low, 3), round(high, 3)],
+            repeats=len(timing.seconds),
+        )
+        print(
+            f"{values.get('arch', '')} {what:20}{timing.median:8.3f} s [{timing.low:.3f}, "
+            f"{timing.high:.3f}]{images / timing.median:8.2f} images/s   "
+            f"{faster:.2f} x [{low:.2f}, {high:.2f}]",
+            flush=True,
+        )
+
     def write(self) -> None:
         """Write all rows."""
         self.path.parent.mkdir(exist_ok=True)

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from fastadv.analysis.contract import Analysis, Findings, Measured
 from fastadv.analysis.derived import chosen_rows
-from fastadv.analysis.portions import Portions
 from fastadv.analysis.shift_config import CalibrationConfig
 from fastadv.errors import ConfigError, DataError
+from fastadv.results.portions import Portions
 from fastadv.results.row import Row
 from fastadv.results.shift_settings import CalibrationSetting
 from fastadv.results.table import ResultsTable

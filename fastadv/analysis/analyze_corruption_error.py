@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from fastadv.analysis.contract import Analysis, Findings, Measured
 from fastadv.analysis.derived import chosen_rows
-from fastadv.analysis.portions import Portions
 from fastadv.analysis.shift_config import CorruptionErrorConfig
 from fastadv.data.corruptions.severities import KINDS, SEVERITIES
 from fastadv.errors import ConfigError, DataError
 from fastadv.reporting.literature import read_published
+from fastadv.results.portions import Portions
 from fastadv.results.row import Row
 from fastadv.results.shift_settings import CorruptionErrorSetting, ShiftSetting
 from fastadv.results.table import ResultsTable

@@ -8,9 +8,9 @@ import numpy as np
 
 from fastadv.analysis.contract import Analysis, Findings, Measured
 from fastadv.analysis.derived import chosen_rows, newest
-from fastadv.analysis.portions import Portions
 from fastadv.analysis.shift_config import EffectiveConfig
 from fastadv.errors import ConfigError, unknown_name
+from fastadv.results.portions import Portions
 from fastadv.results.row import Row
 from fastadv.results.shift_settings import EffectiveSetting, ShiftSetting
 from fastadv.results.table import ResultsTable

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastadv.analysis.contract import Analysis, Findings, Measured
 from fastadv.analysis.images import a_few, options_for, seen_by
-from fastadv.analysis.portions import Portions, count_batches, numbered_batches
+from fastadv.analysis.portions import count_batches, numbered_batches
 from fastadv.analysis.seeing_config import GradientsConfig
 from fastadv.data import Batch, ImageSet, make_loader
 from fastadv.data.sets.subsets import at_most
@@ -23,6 +23,7 @@ from fastadv.models import NormalizedModel
 from fastadv.models.source import Source, open_source
 from fastadv.models.view import AttackView
 from fastadv.reporting.figures.pictures import pixel_gradients, visible_gradient
+from fastadv.results.portions import Portions
 from fastadv.results.seeing_settings import GradientSetting
 
 log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from fastadv.analysis.config import InfluenceConfig
 from fastadv.analysis.contract import Analysis, Findings, Measured
 from fastadv.analysis.images import options_for, pixels, seen_by
 from fastadv.analysis.influence import Array, LastLayer, influence
-from fastadv.analysis.portions import Portions, numbered_batches
+from fastadv.analysis.portions import numbered_batches
 from fastadv.data import ImageSet, Loader, LoaderOptions, open_dataset
 from fastadv.data.sets.subsets import Subset, at_most
 from fastadv.errors import CheckpointError, ConfigError
@@ -21,6 +21,7 @@ from fastadv.evaluation.source import check_same_classes
 from fastadv.models import NormalizedModel
 from fastadv.models.source import Source, open_source
 from fastadv.results.analysis_settings import InfluenceSetting
+from fastadv.results.portions import Portions
 from fastadv.transfer.features import FeatureCache, Features, completed, embedder
 
 RANKS = 100  # The most influential training images that are kept of each test image.

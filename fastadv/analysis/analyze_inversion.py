@@ -18,7 +18,6 @@ from fastadv.analysis.ascent import (
 )
 from fastadv.analysis.contract import Analysis, Findings, Measured
 from fastadv.analysis.images import a_few, options_for, pixels, seen_by
-from fastadv.analysis.portions import Portions
 from fastadv.analysis.seeing_config import InversionConfig
 from fastadv.analysis.starts import noise_image
 from fastadv.errors import ConfigError, DataError
@@ -26,6 +25,7 @@ from fastadv.evaluation.rows import source_record, target_record
 from fastadv.evaluation.source import open_for
 from fastadv.models.source import Source, open_source
 from fastadv.models.view import AttackView
+from fastadv.results.portions import Portions
 from fastadv.results.seeing_settings import InversionSetting
 
 log = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ def prepare(config: InversionConfig, name: str) -> Analysis:
             count,
             config.num_images,
         )
-    budget = config.budget(side, (3 * side**2) ** 0.5)
+    budget = config.budget(side, (source.channels * side**2) ** 0.5)
 
     def compute(portions: Portions) -> Findings:
         both = pixels(images, range(len(images)), options)
@@ -95,7 +95,7 @@ def prepare(config: InversionConfig, name: str) -> Analysis:
         targets, others = both[: 2 * read].chunk(2)
         starts = others.float() / 255
         if config.start == "noise":
-            shape = 3, side, side
+            shape = source.channels, side, side
             drawn = [noise_image(shape, config.seed, i) for i in range(len(starts))]
             starts = torch.stack(drawn)
         view = make_view()

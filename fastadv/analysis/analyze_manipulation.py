@@ -18,7 +18,7 @@ from fastadv.analysis.manipulation import (
     highest_frequency,
     shuffle_patches,
 )
-from fastadv.analysis.portions import Portions, count_batches, numbered_batches
+from fastadv.analysis.portions import count_batches, numbered_batches
 from fastadv.data import Batch, make_loader
 from fastadv.data.metric import is_own
 from fastadv.data.sets.subsets import at_most
@@ -30,6 +30,7 @@ from fastadv.evaluation.source import open_for
 from fastadv.models.source import open_source
 from fastadv.models.view import AttackView
 from fastadv.results.analysis_settings import ManipulationSetting
+from fastadv.results.portions import Portions
 
 _EXAMPLES = 6  # Images that are kept as they were and manipulated.
 

@@ -17,7 +17,7 @@ from fastadv.analysis.contract import Analysis, Findings, Measured
 from fastadv.analysis.cues import prepare_cues
 from fastadv.analysis.decisions import finite_logits
 from fastadv.analysis.images import options_for, seen_by
-from fastadv.analysis.portions import Portions, count_batches, numbered_batches
+from fastadv.analysis.portions import count_batches, numbered_batches
 from fastadv.analysis.shape import conflict_of, decide, shape_bias
 from fastadv.data import Batch, make_loader
 from fastadv.data.sets.folders import open_all
@@ -29,6 +29,7 @@ from fastadv.evaluation.rows import source_record, target_record
 from fastadv.models.source import Source, open_source
 from fastadv.models.view import AttackView
 from fastadv.results.analysis_settings import ShapeSetting
+from fastadv.results.portions import Portions
 from fastadv.statistics import wilson
 
 log = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from fastadv.analysis.contract import Analysis, Findings, Measured
 from fastadv.analysis.decisions import finite_logits
 from fastadv.analysis.images import options_for, seen_by
-from fastadv.analysis.portions import Portions, count_batches, numbered_batches
+from fastadv.analysis.portions import count_batches, numbered_batches
 from fastadv.analysis.shift_config import ShiftConfig
 from fastadv.analysis.shifts import (
     FIELDS,
@@ -29,6 +29,7 @@ from fastadv.analysis.shifts import (
 from fastadv.data import Batch, ImageSet, LoaderOptions, make_loader
 from fastadv.data.corruptions.corrupt import check_corruptions
 from fastadv.data.corruptions.severities import GROUPS, KINDS, published_side
+from fastadv.data.loading.loader import luma
 from fastadv.data.opening.shifted import (
     CorruptedFiles,
     chosen_conditions,
@@ -44,6 +45,7 @@ from fastadv.evaluation.rows import source_record, target_record
 from fastadv.models.source import Source, open_source
 from fastadv.models.view import AttackView
 from fastadv.preparation import Preparation
+from fastadv.results.portions import Portions
 from fastadv.results.shift_settings import ShiftSetting
 
 log = logging.getLogger(__name__)
@@ -269,10 +271,15 @@ def _judge_batch(
     if not work.conditions:
         return found
     pixels = batch.images.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    grey = pixels.shape[-1] == 1
+    if grey:  # corruptions are defined for colour
+        pixels = np.repeat(pixels, 3, axis=-1)
     made = corrupted_batches(pixels, rows, work.conditions, seed=work.seed, pool=pool)
     under = []
     for (kind, severity), images in zip(work.conditions, made, strict=True):
-        tensor = torch.from_numpy(images).permute(0, 3, 1, 2).to(labels.device)
+        tensor = torch.from_numpy(images)
+        tensor = luma(tensor) if grey else tensor
+        tensor = tensor.permute(0, 3, 1, 2).to(labels.device)
         what = f"{work.source.name} under {kind} {severity}"
         scores = finite_logits(view, tensor, what, work.classes)
         under.append(decided(scores, labels))

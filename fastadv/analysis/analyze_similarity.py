@@ -14,7 +14,7 @@ from torch import Tensor
 from fastadv.analysis.config import SimilarityConfig
 from fastadv.analysis.contract import Analysis, Findings, Measured
 from fastadv.analysis.images import options_for, seen_by
-from fastadv.analysis.portions import Portions, numbered_batches
+from fastadv.analysis.portions import numbered_batches
 from fastadv.analysis.similarity import SVCCA, LinearCKA, alignment, pool
 from fastadv.data import Batch, make_loader
 from fastadv.data.sets.subsets import at_most
@@ -25,6 +25,7 @@ from fastadv.models import NormalizedModel, activations
 from fastadv.models.intermediate import EMBEDDING, activation_names
 from fastadv.models.source import Source, open_source
 from fastadv.results.analysis_settings import SimilaritySetting
+from fastadv.results.portions import Portions
 
 Both: TypeAlias = tuple[dict[str, Tensor], dict[str, Tensor]]
 """Activations of both networks for the same images, by layer."""

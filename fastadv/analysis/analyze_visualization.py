@@ -21,7 +21,6 @@ from fastadv.analysis.ascent import (
 )
 from fastadv.analysis.contract import Analysis, Findings, Measured
 from fastadv.analysis.images import a_few, options_for, pixels, seen_by
-from fastadv.analysis.portions import Portions
 from fastadv.analysis.seeing_config import VisualizationConfig
 from fastadv.analysis.starts import GaussianImages, noise_image
 from fastadv.data import ImageSet, LoaderOptions, open_dataset
@@ -30,6 +29,7 @@ from fastadv.evaluation.rows import source_record, target_record
 from fastadv.evaluation.source import check_same_classes
 from fastadv.models.source import Source, open_source
 from fastadv.models.view import AttackView
+from fastadv.results.portions import Portions
 from fastadv.results.seeing_settings import VisualizationSetting
 
 log = logging.getLogger(__name__)
@@ -221,7 +221,9 @@ def _starts(
     if config.start == "images":
         return pixels(photos, range(len(photos)), options)[None].float() / 255
     if config.start == "noise":
-        drawn = [noise_image((3, side, side), config.seed, i) for i in count]
+        drawn = [
+            noise_image((source.channels, side, side), config.seed, i) for i in count
+        ]
         return torch.stack(drawn)[None]
     if not config.classes:
         some = a_few(train, config.num_fitted, config.seed)

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastadv.analysis.portions import Portions
 from fastadv.attacks import PGD
 from fastadv.attacks.objectives import Context, Objective, targeted
 from fastadv.errors import ConfigError, unknown_name
 from fastadv.models import NormalizedModel
 from fastadv.models.intermediate import EMBEDDING
 from fastadv.models.view import AttackView
+from fastadv.results.portions import Portions
 from fastadv.threat import ThreatModel
 
 LOGITS = "logits"

@@ -16,9 +16,9 @@ from functools import cached_property
 import numpy as np
 
 from fastadv import __version__
-from fastadv.analysis.portions import UNFINISHED, Portions, Share
 from fastadv.environment import provenance
 from fastadv.results.identity import digest, make_identity
+from fastadv.results.portions import UNFINISHED, Portions, Share
 from fastadv.results.row import (
     AttackRecord,
     Provenance,

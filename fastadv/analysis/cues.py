@@ -18,7 +18,7 @@ from fastadv.analysis.config import ShapeConfig
 from fastadv.analysis.contract import Analysis, Findings, Measured
 from fastadv.analysis.decisions import finite_logits
 from fastadv.analysis.images import options_for, seen_by
-from fastadv.analysis.portions import Portions, count_batches, numbered_batches
+from fastadv.analysis.portions import count_batches, numbered_batches
 from fastadv.analysis.shape import ShapeBias
 from fastadv.data import ImageSet, LoaderOptions, ShapeTex, make_loader, open_dataset
 from fastadv.data.sets.exchanged import TextureExchanged
@@ -29,6 +29,7 @@ from fastadv.evaluation.source import check_same_classes, open_for
 from fastadv.models.source import Source, open_source
 from fastadv.models.view import AttackView
 from fastadv.results.analysis_settings import ShapeSetting
+from fastadv.results.portions import Portions
 
 Classes = NDArray[np.int64]
 

@@ -16,9 +16,9 @@ from typing import Any
 
 from fastadv.analysis.config import AnalysisConfig
 from fastadv.analysis.contract import Analysis, measure_once
-from fastadv.analysis.portions import Share, ShareDone
 from fastadv.errors import FastadvError
 from fastadv.kernels import use_backend
+from fastadv.results.portions import Share, ShareDone
 from fastadv.results.row import Row
 from fastadv.results.table import ResultsTable
 from fastadv.runs.executors import SerialExecutor

@@ -1,7 +1,7 @@
 """fastadv-detect: object detection and instance segmentation on pretrained networks.
 
 Trains torchvision's Faster R-CNN or Mask R-CNN on the stages of a source, and measures the
-average precision of what was trained: clean, under attack, and corrupted.
+average precision of what was trained: clean, under attack, and corrupted. Exports it to ONNX.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fastadv.cli.trainwords import (
     resumes_or_starts,
 )
 from fastadv.detection.config import DetectTrainConfig
-from fastadv.detection.eval_config import DetectEvalConfig
+from fastadv.detection.eval_config import DetectEvalConfig, DetectExportConfig
 from fastadv.errors import EXIT_OK, EXIT_USAGE, ConfigError, unknown_name
 from fastadv.flags import PrintJson
 from fastadv.ranges import ordered_values
@@ -106,9 +106,26 @@ def _eval(argv: list[str]) -> int:
     return common.show(command, values, f"rows: {config.results}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class DetectExportCommand(DetectExportConfig):  # noqa: D101, it shows the help of its base
+    __doc__ = DetectExportConfig.__doc__
+
+    json: PrintJson = False
+
+
+def _export(argv: list[str]) -> int:
+    command = common.parse(DetectExportCommand, argv, f"{PROG} export")
+    from fastadv.detection.export import export_detector_file
+
+    config = DetectExportConfig(**ordered_values(command, DetectExportConfig))
+    path = export_detector_file(config)
+    return common.show(command, {"out": str(path)}, f"written: {path}")
+
+
 COMMANDS = {
     "train": (DetectTrainCommand, _train),
     "eval": (DetectEvalCommand, _eval),
+    "export": (DetectExportCommand, _export),
 }
 
 

@@ -71,7 +71,7 @@ class ClaimCommand(_Published):
 
     Its accuracies are those of the results table, under AutoAttack at the radius of the
     leaderboard. That of ImageNet is measured on a fixed list of 5,000 images, which
-    fastadv-eval --image-list takes.
+    fastadv-eval --image-list robustbench evaluates.
     """
 
     source: Positional[str]

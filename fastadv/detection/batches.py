@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -31,6 +33,8 @@ _Request = tuple[int, int]  # (epoch, index)
 class DetectionLoaderOptions(OrderOptions):
     """How batches are made of a set of images with objects."""
 
+    aspect_factor: Annotated[int | None, AT_LEAST_0] = None
+    """Groups of like shape that batches are made of; see `aspect_groups`. None makes none."""
     augment: Literal["flip", "ssd", "none"] = "none"
     """Augmentation in training; see `fastadv.detection.augment`."""
     device: str | torch.device = "cpu"
@@ -87,7 +91,10 @@ class DetectionLoader:
 
     def __init__(self, images: DetectionSet, options: DetectionLoaderOptions) -> None:
         self.images, self.options = images, options
-        self.order = EpochOrder(images, options)
+        groups = None
+        if options.aspect_factor is not None:
+            groups = aspect_groups(images, options.aspect_factor)
+        self.order = EpochOrder(images, options, groups)
         self.bad_images: list[tuple[str, str]] = []
         self._requests: list[list[_Request]] = []
         workers = default_workers() if options.workers is None else options.workers
@@ -138,6 +145,24 @@ class DetectionLoader:
             if (name, reason) not in self.bad_images:
                 self.bad_images.append((name, reason))
                 log.warning("bad image %s (%s): %s", name, reason, what)
+
+
+def aspect_groups(images: DetectionSet, factor: int) -> NDArray[np.int64]:
+    """Return a group for each image by the ratio of its width to its height, int64 [N].
+
+    Args:
+        images: The set.
+        factor: With 0, there are two groups: tall images, and others. With k above, 2k + 1
+            bounds lie between 1/2 and 2, evenly on the scale of logarithms.
+
+    Source:
+        `group_by_aspect_ratio.py` of torchvision's detection reference, whose default is
+        3; Detectron2 has two groups.
+    """
+    ratios = np.array([each.width / each.height for each in images.annotated])
+    bounds = 2 ** np.linspace(-1, 1, 2 * factor + 1) if factor else np.ones(1)
+    groups: NDArray[np.int64] = np.digitize(ratios, bounds).astype(np.int64)
+    return groups
 
 
 def on_device(batch: DetectionBatch, device: str | torch.device) -> DetectionBatch:

@@ -15,6 +15,7 @@ from fastadv.detection.sets import (
     DetectionSet,
     Files,
     Masks,
+    MasksMissing,
     Objects,
     Report,
 )
@@ -147,7 +148,7 @@ def read_coco(
             report.note("an annotation of an unknown image, left out", f"image {lost}")
     shapeless = list(_without_shape(known["annotations"]))
     if masks and shapeless:
-        raise DataError(
+        raise MasksMissing(
             f"{file}: {len(shapeless)} objects have no segmentation (annotations "
             f"{first_few(shapeless, 5)}), so there are no masks to train on; use "
             "`masks=False` for boxes alone, or complete the file"
@@ -193,7 +194,7 @@ def _add_all(
         if category not in labels:
             raise DataError(
                 f"{file}: annotation {each.get('id')} is of category {category}, which "
-                "`categories` does not list; add it there"
+                "its list of categories does not hold; add it there"
             )
         box = [float(v) if isinstance(v, (int, float)) else np.nan for v in _box(each)]
         if len(box) == 4:
@@ -238,8 +239,8 @@ def _parsed(files: Files, file: str) -> dict[str, Any]:
     )
     if not lists:
         raise DataError(
-            f"{file} is no file of COCO's instances: it needs lists of `images`, "
-            "`annotations` and `categories`"
+            f"{file} is no file of COCO's instances: it needs lists named images, "
+            "annotations and categories"
         )
     for each in known["images"]:
         if not isinstance(each, dict) or not {"id", "file_name"} <= each.keys():

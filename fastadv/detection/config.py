@@ -141,6 +141,7 @@ class DetectTrainConfig(
     RARE: ClassVar[tuple[str, ...]] = (
         "split_seed", "origin", "clip_grad", "milestones", "peak", "keep_every",
         "anchor_scale", "width", "sampled_boxes", "proposals", "empty_images", "warmup_steps",
+        "aspect_factor",
         "tensorboard", "wandb",
     )  # fmt: skip
 
@@ -161,6 +162,10 @@ class DetectTrainConfig(
     augment: Literal["flip", "ssd", "none"] = "flip"
     """Augmentation: horizontal flips, as published, or also photometric distortion, zooming
     out and random crops around objects (ssd)."""
+    aspect_factor: Annotated[int | None, AT_LEAST_0] = None
+    """Make batches of images of like ratio of width to height, which pads them less: 0
+    tells tall from wide ones (Detectron2), 3 makes the eight groups of torchvision's
+    reference. Default: batches of any images."""
     empty_images: Literal["leave_out", "train"] = "leave_out"
     """What happens to training images without objects. torchvision and Detectron2 leave them
     out."""

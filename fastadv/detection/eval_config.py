@@ -1,4 +1,4 @@
-"""The choices of an evaluation of a detector, which flags set. Needs no torch."""
+"""The choices of what is done with a trained detector, which flags set. Needs no torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fastadv.data.config import OnBadImage
 from fastadv.detection.attack_config import DetectorAttackConfig
 from fastadv.device import DeviceConfig
 from fastadv.errors import ConfigError
-from fastadv.ranges import AT_LEAST_0, AT_LEAST_1, Range
+from fastadv.ranges import AT_LEAST_0, AT_LEAST_1, Checked, Range
 from fastadv.results.config import KeepConfig
 
 
@@ -73,3 +73,27 @@ class DetectEvalConfig(DetectorAttackConfig, DeviceConfig, KeepConfig):
         super().__post_init__()
         if not self.severity:
             raise ConfigError("`severity` is empty; leave it out for all five")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectExportConfig(Checked):
+    """Write a detector as an ONNX file, for programs without PyTorch.
+
+    The input is one float32 image [3, H, W] of any size, RGB in [0, 1]; it is normalised and
+    resized inside. The outputs are boxes in pixels, labels, scores and, of Mask R-CNN, masks.
+    The file also names the classes.
+
+    Raises:
+        ConfigError: A value that cannot work.
+    """
+
+    checkpoint: Annotated[str, arg(aliases=["--source", "--model-path"])]
+    """The detector: a run directory of fastadv-detect train, or its file
+    detector.safetensors."""
+    out: str = "detector.onnx"
+    """The file to write."""
+    size: Annotated[tuple[int, int], AT_LEAST_1] = (480, 640)
+    """Height and width in pixels of the image that the network is traced with; the file
+    takes others, too."""
+    force: bool = False
+    """Replace a file that is there."""

@@ -2,63 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from fastadv.data.corruptions.corrupt import check_corruptions
 from fastadv.data.corruptions.severities import KINDS
 from fastadv.detection.attack import DetectorAttack
 from fastadv.detection.batches import DetectionLoader, DetectionLoaderOptions
-from fastadv.detection.config import DetectTrainConfig
 from fastadv.detection.eval_config import DetectEvalConfig
-from fastadv.detection.judging import Corruption, Judged, evaluate_detector
-from fastadv.detection.metrics import DetectionMetrics
+from fastadv.detection.judging import Corruption, Judged, judged_batches
+from fastadv.detection.metrics import Findings
 from fastadv.detection.opening import open_detection
+from fastadv.detection.rows import Condition, row_fields, store_rows
 from fastadv.detection.saving import OpenedDetector, open_detector
-from fastadv.detection.sets import DetectionSet
+from fastadv.detection.sets import DetectionSet, MasksMissing
 from fastadv.device import resolve_device
-from fastadv.environment import provenance
 from fastadv.errors import ConfigError
 from fastadv.kernels import use_backend
-from fastadv.results.detection_settings import DetectionSetting, TrainingAttack
-from fastadv.results.identity import digest, make_identity, measured_identity
-from fastadv.results.row import (
-    AttackRecord,
-    Provenance,
-    Row,
-    SourceRecord,
-    TargetRecord,
-)
+from fastadv.results.portions import UNFINISHED, Portions
+from fastadv.results.row import Row
 from fastadv.results.table import ResultsTable
 from fastadv.text_tables import format_percent_ci
 from fastadv.threat import ThreatModel
 
 log = logging.getLogger(__name__)
-
-COMMAND = "fastadv-detect"
-
-
-@dataclass(frozen=True)
-class Condition:
-    """What is done to the images of one evaluation.
-
-    Attributes:
-        attack: The attack; None for none.
-        corruption: The corruption; None for none.
-    """
-
-    attack: DetectorAttack | None = None
-    corruption: Corruption | None = None
-
-    def __str__(self) -> str:
-        if self.attack is not None:
-            record = AttackRecord.from_description(self.attack.describe())
-            return f"{record}, {self.attack.loss} loss"
-        return str(self.corruption) if self.corruption else "as they are"
 
 
 def evaluate_detector_file(
@@ -81,9 +54,7 @@ def evaluate_detector_file(
     conditions = list(_conditions(config))
     opened = open_detector(config.checkpoint)
     images = _images(config, opened)
-    masks = opened.facts.masks and images.has_masks
-    if opened.facts.masks and not masks:
-        log.warning("%s has no masks, so boxes alone are judged", images.name)
+    masks = images.has_masks
     device = resolve_device(config.device)
     detector = opened.detector.to(device)
     table = ResultsTable(config.results)
@@ -100,24 +71,27 @@ def evaluate_detector_file(
     )
     found: dict[str, list[Row]] = {}
     for condition in conditions:
-        common = _common(config, opened, images, condition)
+        common = row_fields(
+            opened,
+            images,
+            condition,
+            given=config.checkpoint,
+            num_images=config.num_images,
+            batch_size=config.batch_size,
+            resamples=config.resamples,
+            seed=config.seed,
+        )
         rows = table.rows(experiment=common["experiment"])
         if not rows:
+            portions = Portions(table.path / UNFINISHED / common["experiment"])
             with use_backend(config.backend):
-                judged = evaluate_detector(
-                    detector,
-                    loader,
-                    images.classes,
-                    masks=masks,
-                    attack=condition.attack,
-                    corruption=condition.corruption,
-                    seed=config.seed,
-                )
+                judged = _judged(detector, loader, condition, masks, config, portions)
             metrics = judged.findings.metrics(
                 resamples=config.resamples, seed=config.seed
             )
-            bad = len(loader.bad_images)
-            rows = _stored(config, table, common, judged, metrics, bad)
+            bad = len(images) - metrics.num_images
+            rows = store_rows(table, common, judged, metrics, bad=bad, keep=config)
+            portions.discard()
         found[str(condition)] = rows
         note(str(condition), rows)
     return found
@@ -152,11 +126,12 @@ def _images(config: DetectEvalConfig, opened: OpenedDetector) -> DetectionSet:
         return trained[name] if value is None else value
 
     names = ("test_share", "split_seed", "origin", "class_name")
-    splits = open_detection(
-        chosen("data"),
-        masks=None if opened.facts.masks else False,
-        **{name: chosen(name) for name in names},
-    )
+    values = {name: chosen(name) for name in names}
+    try:
+        splits = open_detection(chosen("data"), masks=opened.facts.masks, **values)
+    except MasksMissing as error:
+        log.warning("%s; boxes alone are judged", error)
+        splits = open_detection(chosen("data"), masks=False, **values)
     images = splits.test
     if images.classes != opened.facts.classes:
         raise ConfigError(
@@ -172,116 +147,52 @@ def _images(config: DetectEvalConfig, opened: OpenedDetector) -> DetectionSet:
     )
 
 
-def _common(
-    config: DetectEvalConfig,
-    opened: OpenedDetector,
-    images: DetectionSet,
+def _judged(
+    detector: nn.Module,
+    loader: DetectionLoader,
     condition: Condition,
-) -> dict[str, Any]:
-    """Return the fields of `Row` that the metrics of one condition share."""
-    facts, trained = opened.facts, opened.facts.training
-    stages, norm = facts.config.frozen
-    attacked = trained.get("eps")
-    corruption = condition.corruption
-    setting = DetectionSetting(
-        detector="mask_rcnn" if facts.masks else "faster_rcnn",
-        split=images.split,
-        num_images=config.num_images,
-        scratch=facts.config.scratch,
-        frozen_stages=stages,
-        frozen_norm=norm,
-        min_size=facts.config.min_size[-1],
-        max_size=facts.config.max_size,
-        anchor_scale=facts.config.anchor_scale,
-        epochs=trained.get("epochs"),
-        batch_size=trained.get("batch_size"),
-        lr=trained.get("lr"),
-        attack=None
-        if not attacked
-        else TrainingAttack(
-            norm=trained["norm"],
-            eps=attacked,
-            num_steps=trained["num_steps"] or DetectTrainConfig.USUAL_STEPS,
-            loss=trained["attack_loss"],
-        ),
-        corruption=None if corruption is None else corruption.kind,
-        severity=None if corruption is None else corruption.severity,
-    )
-    begin = facts.source
-    source = SourceRecord(
-        name=begin.get("name") or facts.arch,
-        given=config.checkpoint,
-        path=str(opened.file),
-        digest=opened.file_digest,
-        arch=facts.arch,
-        norm=None if facts.config.scratch else begin.get("norm"),
-        eps=None if facts.config.scratch else begin.get("eps"),
-        kind=None if facts.config.scratch else begin.get("kind"),
-    )
-    target = TargetRecord(
-        name=images.name,
-        fingerprint=images.fingerprint,
-        resolution=facts.config.min_size[-1],
-        num_test=len(images),
-        num_classes=len(images.classes),
-        class_names=tuple(images.classes),
-    )
-    attack = condition.attack
-    record = attack and AttackRecord.from_description(attack.describe())
-    drawn: dict[str, Any] = {"drawn": config.seed} if config.seed else {}
-    common: dict[str, Any] = {
-        "source": source,
-        "target": target,
-        "setting": setting,
-        "attack": record,
-        "seed": trained.get("seed", 0),
-    }
-    # Batches are padded to their largest image, which counts a little.
-    more = drawn | {"batch_size": config.batch_size, "resamples": config.resamples}
-    return common | {"experiment": make_identity(**common, **more)}
-
-
-def _stored(
+    masks: bool,
     config: DetectEvalConfig,
-    table: ResultsTable,
-    common: dict[str, Any],
-    judged: Judged,
-    metrics: DetectionMetrics,
-    bad: int,
-) -> list[Row]:
-    """Append the rows of one condition to the table, with the detections beside them."""
-    if judged.nonfinite:
-        log.warning(
-            "%d gradient elements were not finite and moved nothing; the attack is weaker "
-            "than it looks",
-            judged.nonfinite,
+    portions: Portions,
+) -> Judged:
+    """Judge a detector under one condition, from the batches on that are not judged yet."""
+    images, size = loader.images, config.batch_size
+    total = -(-len(images) // size)
+
+    def compute(known: int) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+        loader.load_state_dict(
+            loader.state_dict() | {"epoch": 0, "position": known * size}
         )
-    arrays = judged.findings.arrays() if config.keeps("verdicts") else {}
-    kept = table.kept.keep(common["experiment"], arrays, None, limit=config.keep_bytes)
-    facts = Provenance.from_facts(provenance(), COMMAND)
-    rows = []
-    for metric, value in metrics.values.items():
-        low, high = (
-            None if end is None else 100 * end for end in (value.low, value.high)
+        found = judged_batches(
+            detector,
+            loader,
+            attack=condition.attack,
+            corruption=condition.corruption,
+            seed=config.seed,
         )
-        identity = digest([common["experiment"], metric])
-        rows.append(
-            Row(
-                identity=measured_identity(identity, bad, bad),
-                metric=metric,
-                value=100 * value.value,
-                low=low,
-                high=high,
-                n=metrics.num_images,
-                bad_images=bad or None,
-                wall_seconds=judged.seconds,
-                provenance=facts,
-                **common,
-                **kept,
-            )
-        )
-    table.append(rows)
-    return rows
+        began = time.perf_counter()
+        with contextlib.closing(found):
+            for each in found:
+                part = Findings(images.classes, masks)
+                for one, target in zip(each.found, each.batch.targets, strict=True):
+                    part.add(one, target)
+                taken = time.perf_counter() - began
+                more = {
+                    "indices": np.array(each.batch.indices),
+                    "nonfinite": np.array(each.nonfinite),
+                    "seconds": np.array(taken),
+                }
+                yield each.batch.indices[0] // size, part.arrays() | more
+                began = time.perf_counter()
+
+    findings = Findings(images.classes, masks)
+    nonfinite, seconds = 0, 0.0
+    for arrays in portions.each(f"batches-of-{size}", total, compute):
+        targets = [images.target(i) for i in arrays["indices"].tolist()]
+        findings.add_arrays(arrays, targets)
+        nonfinite += int(arrays["nonfinite"])
+        seconds += float(arrays["seconds"])
+    return Judged(findings, seconds, nonfinite)
 
 
 def average_precisions(rows: list[Row]) -> str:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
+from fastadv.detection.eval_config import DetectExportConfig
 from fastadv.detection.judging import evaluating
+from fastadv.detection.saving import open_detector
 from fastadv.errors import ConfigError
 from fastadv.files import atomic
 
@@ -21,6 +26,8 @@ def export_detector(
     detector: nn.Module,
     path: str | os.PathLike[str],
     size: tuple[int, int] = (480, 640),
+    *,
+    facts: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a detector as an ONNX file of one image, of any size.
 
@@ -35,6 +42,8 @@ def export_detector(
         detector: A Faster or Mask R-CNN of torchvision, in any mode, which is restored.
         path: The file to write.
         size: Height and width in pixels of the image that it is traced with.
+        facts: Values that JSON can hold, which are written into the file as its metadata,
+            such as the names of the classes.
 
     Returns:
         The path of the file.
@@ -44,7 +53,7 @@ def export_detector(
         OutputError: The file cannot be written; what was there is unchanged.
     """
     try:
-        import onnx  # noqa: F401
+        import onnx
     except ImportError as error:
         raise ConfigError(
             "ONNX files need the package onnx, which is not installed; run: pip install "
@@ -73,4 +82,28 @@ def export_detector(
             opset_version=_OPSET,
             dynamo=False,
         )
+        written = onnx.load(begun)
+        for key, value in (facts or {}).items():
+            written.metadata_props.add(key=key, value=json.dumps(value))
+        onnx.save(written, begun)
     return target
+
+
+def export_detector_file(config: DetectExportConfig) -> Path:
+    """Write the detector that a configuration names as an ONNX file; return its path.
+
+    Raises:
+        CheckpointError: The detector cannot be read.
+        ConfigError: The file is there, or the package `onnx` is missing.
+        OutputError: The file cannot be written.
+    """
+    path = Path(config.out).expanduser()
+    if path.exists() and not config.force:
+        raise ConfigError(f"{path} exists; add `force` to replace it")
+    opened = open_detector(config.checkpoint)
+    facts = {
+        "classes": opened.facts.classes,
+        "category_ids": opened.facts.category_ids,
+        "arch": opened.facts.arch,
+    }
+    return export_detector(opened.detector, path, config.size, facts=facts)

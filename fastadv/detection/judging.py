@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -86,6 +86,63 @@ class Judged:
     nonfinite: int = 0
 
 
+@dataclass(frozen=True)
+class JudgedBatch:
+    """What a detector found in the images of one batch.
+
+    Attributes:
+        batch: The batch, with its clean images.
+        images: The images that the detector was given, float32 [3, H, W] each, in [0, 1].
+        found: The detections of each.
+        nonfinite: Number of gradient elements of the attack that were not finite.
+    """
+
+    batch: Batch
+    images: list[Tensor]
+    found: list[dict[str, Tensor]]
+    nonfinite: int
+
+
+def judged_batches(
+    detector: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    attack: DetectorAttack | None = None,
+    corruption: Corruption | None = None,
+    seed: int = 0,
+) -> Generator[JudgedBatch, None, None]:
+    """Yield what a detector finds in the images of each batch.
+
+    The mode of the detector comes back as it was when the iteration ends. What is found
+    in a batch does not depend on the batches before it.
+
+    Args:
+        detector: A Faster or Mask R-CNN of torchvision, on the device of the batches.
+        batches: Images with their objects.
+        attack: Attacks every image before it is given to the detector; None does not.
+        corruption: Corrupts every image, before the attack if there is one.
+        seed: Seed of the corruption; the attack has its own.
+    """
+    device = next(detector.parameters()).device
+    view = None if attack is None else attack.prepare(detector)
+    with evaluating(detector):
+        for batch in batches:
+            given, nonfinite = batch.images, 0
+            if corruption is not None:
+                given = [
+                    corruption(image, index, seed)
+                    for image, index in zip(given, batch.indices, strict=True)
+                ]
+            if attack is None or view is None:
+                images = [image.float() / 255 for image in given]
+            else:
+                attacked = attack(view, given, batch.targets, offset=batch.indices[0])
+                images, nonfinite = attacked.images, int(attacked.nonfinite)
+            with torch.no_grad(), quick_convs(device), quick_rois(device):
+                found = detector(images)
+            yield JudgedBatch(batch, images, found, nonfinite)
+
+
 def evaluate_detector(
     detector: nn.Module,
     batches: Iterable[Batch],
@@ -116,28 +173,15 @@ def evaluate_detector(
     """
     began = time.perf_counter()
     findings = Findings(classes, masks)
-    device = next(detector.parameters()).device
-    view = None if attack is None else attack.prepare(detector)
     nonfinite, done = 0, 0
-    with evaluating(detector):
-        for batch in batches:
-            given = batch.images
-            if corruption is not None:
-                given = [
-                    corruption(image, index, seed)
-                    for image, index in zip(given, batch.indices, strict=True)
-                ]
-            if attack is None or view is None:
-                images = [image.float() / 255 for image in given]
-            else:
-                attacked = attack(view, given, batch.targets, offset=batch.indices[0])
-                images = attacked.images
-                nonfinite += int(attacked.nonfinite)
-            with torch.no_grad(), quick_convs(device), quick_rois(device):
-                found = detector(images)
-            for one, target in zip(found, batch.targets, strict=True):
+    found = judged_batches(
+        detector, batches, attack=attack, corruption=corruption, seed=seed
+    )
+    with contextlib.closing(found):  # modes come back after an error, too
+        for each in found:
+            for one, target in zip(each.found, each.batch.targets, strict=True):
                 findings.add(one, target)
-            done += len(images)
+            nonfinite, done = nonfinite + each.nonfinite, done + len(each.images)
             note(done)
     return Judged(findings, time.perf_counter() - began, nonfinite)
 

@@ -88,7 +88,7 @@ class Findings:
         Args:
             found: What was detected: `boxes`, `labels`, `scores` [D], and of masks the
                 probabilities `masks` [D, 1, H, W] in [0, 1] (bool or uint8 masks
-                [D, H, W] will do).
+                [D, H, W] will do, and so do COCO's run lengths as `runs`).
             true: The objects: `boxes`, `labels`, `image_id`, `iscrowd` [G] (crowd regions
                 are neither to be found nor wrong to find), `area` [G] in pixels (that of
                 masks or else boxes where it is missing), and `masks` uint8 [G, H, W].
@@ -121,6 +121,40 @@ class Findings:
         height, width = (0, 0) if masks is None else masks.shape[-2:]
         self._sizes[image] = (height, width)
 
+    def add_arrays(
+        self, arrays: Mapping[str, NDArray[Any]], targets: Sequence[Named]
+    ) -> None:
+        """Add the images of which `arrays` returned the detections.
+
+        Args:
+            arrays: What `arrays` returned.
+            targets: The objects of these images, in the order of `image_ids`.
+
+        Raises:
+            ValueError: They are of other images; see also `add`.
+        """
+        known = arrays["image_ids"].tolist()
+        given = [int(target["image_id"]) for target in targets]
+        if known != given:
+            raise ValueError(
+                f"detections are of the images {known}, targets of {given}; give those of "
+                "the same images"
+            )
+        for position, target in enumerate(targets):
+            mine = np.flatnonzero(arrays["image"] == position)
+            found: dict[str, Any] = {
+                name: torch.from_numpy(arrays[name][mine])
+                for name in ("boxes", "labels", "scores")
+            }
+            if self.masks:
+                found["runs"] = [
+                    {"counts": bytes(arrays["mask_runs"][i]), "size": size}
+                    for i, size in zip(
+                        mine, arrays["mask_sizes"][mine].tolist(), strict=True
+                    )
+                ]
+            self.add(found, target)
+
     @property
     def image_ids(self) -> list[int]:
         """The images, in the order in which they were added."""
@@ -144,12 +178,15 @@ class Findings:
             )
         runs: list[Any] = [None] * len(labels)
         if self.masks:
-            if "masks" not in given:
+            if "runs" in given:
+                runs = given["runs"]
+            elif "masks" not in given:
                 raise ValueError(
                     f"masks are to be judged, but the {what} objects have none; give "
                     "`masks`, or judge boxes alone"
                 )
-            runs = encode_masks(torch.as_tensor(given["masks"]), len(labels))
+            else:
+                runs = encode_masks(torch.as_tensor(given["masks"]), len(labels))
         return [
             {"category_id": int(label), "box": box.tolist(), "runs": mask}
             for label, box, mask in zip(labels, boxes, runs, strict=True)

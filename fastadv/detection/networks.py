@@ -28,7 +28,7 @@ from fastadv.errors import ConfigError
 from fastadv.models import NormalizedModel, create_model
 from fastadv.models.intermediate import Stage
 from fastadv.models.normalized import seeded_init
-from fastadv.models.timm_models import layers_in_use
+from fastadv.models.timm_models import layers_in_use, of_any_size
 
 _LEVELS = 4  # of the published pyramids: strides 4 to 32
 _MASK_LAYERS = 4
@@ -239,13 +239,14 @@ def build_detector(
 def _cut(model: NormalizedModel, names: Sequence[str]) -> nn.Module:
     """Return the network up to the last of some modules, giving the output of each."""
     timm = layers_in_use()
+    net, blocks = of_any_size(model.net)
     tracer = {
-        "leaf_modules": list(timm.leaves),
+        "leaf_modules": [*timm.leaves, *blocks],
         "autowrap_functions": tuple(timm.functions),
     }
     try:
         body: nn.Module = create_feature_extractor(
-            model.net,
+            net,
             return_nodes=list(names),
             tracer_kwargs=tracer,
             suppress_diff_warning=True,

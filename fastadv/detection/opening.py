@@ -53,7 +53,8 @@ def open_detection(
         path: The folder or the archive, in COCO's layout, in VOC's, or images beside
             instance masks.
         masks: Whether targets have masks: True refuses a set without them, False leaves
-            them out, None gives them where there are some.
+            them out, None gives them where there are some. VOC segments a part of its
+            images, so there only True gives masks, and the images that have them.
         test_share: Share of the images to test on, where the set has no splits of its own.
         split_seed: Seed of that choice.
         origin: The coordinate of the first pixel in VOC's files: 1, or 0 as some tools
@@ -80,14 +81,14 @@ def open_detection(
             name, sorted(found["all"], key=os.fsencode), test_share, split_seed
         )
 
-    layout, found = "", dict[str, DetectionSet]()
+    found: dict[str, DetectionSet] = {}
     if (json_files := coco.find_splits(files)) is not None:
         layout = "coco"
         for split, file in json_files.items():
             found[split] = coco.read_coco(files, name, split, file, masks=masks)
-    elif (xml_files := voc.find_splits(files)) is not None:
-        layout = "voc"
-        found = voc.read_voc(files, name, divided(xml_files), origin=origin)
+    elif (xml_files := voc.find_splits(files, masks=bool(masks))) is not None:
+        layout, split_files = "voc", divided(xml_files)
+        found = voc.read_voc(files, name, split_files, origin=origin, masks=bool(masks))
     elif (pairs := maskfolder.find_splits(files)) is not None:
         layout = "masks"
         masks_of = {
@@ -99,11 +100,6 @@ def open_detection(
     else:
         raise DataError(_LAYOUTS.format(root))
     for each in found.values():
-        if masks and not each.has_masks:
-            raise DataError(
-                f"{root} is in the layout of {layout.upper()}, which has boxes alone; "
-                "leave out `masks`"
-            )
         each.has_masks = each.has_masks and masks is not False
     train, test = found["train"], found["test"]
     if train.classes != test.classes or train.category_ids != test.category_ids:

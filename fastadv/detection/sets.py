@@ -30,6 +30,10 @@ Target = dict[str, Any]
 _NAMED = 5  # names in a message
 
 
+class MasksMissing(DataError):
+    """Raised where masks are wanted of a set, or of objects, that have none."""
+
+
 class Masks(Protocol):
     """The shapes of the objects of an image."""
 
@@ -354,7 +358,10 @@ class DetectionSet(torch.utils.data.Dataset[tuple[Tensor, Target]]):
             "image_id": each.image_id,
         }
         if self.has_masks and each.masks is not None:
-            drawn = each.masks.draw(self.files, each.height, each.width)
+            try:
+                drawn = each.masks.draw(self.files, each.height, each.width)
+            except DataError as error:
+                raise DataError(f"{self.describe(index)}: {error}") from None
             if drawn.shape != (len(each.labels), each.height, each.width):
                 raise DataError(
                     f"{self.describe(index)} has masks of {drawn.shape[2]} x "

@@ -1,14 +1,14 @@
-"""The training loop of detectors: it builds a run, resumes, steps, saves and tests."""
+"""The training of a detector: what it adds to the loop that all trainings share."""
 
 from __future__ import annotations
 
 import contextlib
-import time
-from collections.abc import Iterator
-from typing import Any, NoReturn
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastadv.data.counter import derive_key
 from fastadv.detection.batches import (
@@ -17,39 +17,42 @@ from fastadv.detection.batches import (
     DetectionLoaderOptions,
 )
 from fastadv.detection.config import DetectorConfig, DetectTrainConfig
+from fastadv.detection.judging import Judged, evaluate_detector
 from fastadv.detection.learner import DetectorLearner
-from fastadv.detection.metrics import Findings
+from fastadv.detection.metrics import DetectionMetrics
 from fastadv.detection.networks import build_detector
 from fastadv.detection.opening import open_detection
-from fastadv.detection.runlog import (
-    DetectionLog,
-    DetectionSummary,
-    LossInterval,
-    whole_state,
+from fastadv.detection.rows import RESAMPLES, Condition, row_fields, store_rows
+from fastadv.detection.runlog import DetectionLog, DetectionSummary
+from fastadv.detection.saving import (
+    DETECTOR_FILE,
+    DetectorFacts,
+    open_detector,
+    write_detector,
 )
-from fastadv.detection.saving import DETECTOR_FILE, DetectorFacts, write_detector
-from fastadv.detection.sets import DetectionSet
-from fastadv.errors import ConfigError, FastadvError, Preempted, TrainingDiverged
+from fastadv.errors import ConfigError
 from fastadv.models import create_model, get_spec
 from fastadv.models.checkpoint import decimals
 from fastadv.models.source import open_source
-from fastadv.phases import phase
 from fastadv.ranges import ordered_values
-from fastadv.runs.directory import RunDirectory
-from fastadv.runs.distributed import World, join_ranks, random_state, set_random_state
-from fastadv.runs.listeners import check_listeners, open_listeners
-from fastadv.runs.preemption import StopRequest, stop_on_signal
-from fastadv.runs.profile import StepProfile
+from fastadv.results.table import ResultsTable
+from fastadv.runs.distributed import World, join_ranks
+from fastadv.runs.preemption import StopRequest
+from fastadv.training.loop import TrainingLoop
+from fastadv.training.validation import Interrupted
 
 # Choices that may differ when a run is resumed: none of them changes what is computed.
 MAY_CHANGE = (
     "out", "resume", "device", "workers", "save_minutes", "backend", "data", "keep_every",
     "tensorboard", "wandb", "source",
 )  # fmt: skip
-_LOG_SECONDS = 10.0  # between "train" events; reading the losses waits for the device
+
+Losses = dict[str, Tensor]
 
 
-class DetectorTrainer:
+class DetectorTrainer(
+    TrainingLoop[DetectTrainConfig, DetectionBatch, Losses, DetectionSummary]
+):
     """Everything that one run needs, built from its choices.
 
     Args:
@@ -64,6 +67,10 @@ class DetectorTrainer:
         CheckpointError: The source or the state to resume from cannot be read.
     """
 
+    loader: DetectionLoader
+    learner: DetectorLearner
+    log: DetectionLog
+
     def __init__(
         self,
         config: DetectTrainConfig,
@@ -72,12 +79,7 @@ class DetectorTrainer:
         world: World | None = None,
         profile: int | None = None,
     ) -> None:
-        self.config = config
-        self.world = world or World()
-        leads = self.world.leads
-        check_listeners(config.tensorboard, config.wandb, writes=leads)
-        self.device = self.world.device(config.device)
-        self.run = RunDirectory(config.out_path, may_change=MAY_CHANGE, writes=leads)
+        super().__init__(config, world, MAY_CHANGE)
         self._open_images()
         self.detector = self._build().to(self.device)
         self.total_steps = config.epochs * len(self.loader)
@@ -85,15 +87,9 @@ class DetectorTrainer:
         self.learner = DetectorLearner(
             config, self.detector, self.world, self.total_steps, warmup
         )
-        self.step = 0
         self.log = DetectionLog(config, self.run, self.world, self.total_steps)
-        folder = self.run.path if leads else None
-        self.profile = StepProfile(
-            folder, profile, self.device, config.batch_size, self.log.note
-        )
-        self.resumed = False
-        if not dry_run:
-            self._prepare()
+        self._bad_tests: set[str] = set()
+        self.prepare(config.batch_size, dry_run=dry_run, profile=profile)
 
     def _open_images(self) -> None:
         config = self.config
@@ -118,6 +114,7 @@ class DetectorTrainer:
                 rank=self.world.rank,
                 world_size=self.world.size,
                 augment=config.augment,
+                aspect_factor=config.aspect_factor,
                 device=self.device,
                 on_bad_image=config.on_bad_image,
                 workers=config.workers,
@@ -153,106 +150,33 @@ class DetectorTrainer:
             seed=config.seed,
         )
 
-    def _prepare(self) -> None:
-        config, leads = self.config, self.world.leads
-        state = None
-        if leads:
-            state = self.run.prepare(config.to_dict(), resume=config.resume)
-        state = self.world.share(state)
-        self.resumed = state is not None
-        try:
-            if state is not None:
-                self._load_state(state)
-            if leads:  # only now: a resume that is refused changes nothing
-                self.run.record(config.to_dict())
-        except BaseException:
-            self.run.release()
-            raise
-
     # ---- state ----
 
-    def _state(self) -> dict[str, Any]:
-        """Return everything that a resume needs. Every rank must call it."""
-        return {
-            "config": self.config.to_dict(),
-            "classes": self.train_set.classes,
-            "epoch": self.loader.epoch,
-            "step": self.step,
-            "loader": self.loader.state_dict(),
-            "rng": self.world.gather(random_state()),
-        } | self.learner.state_dict()
+    def _own_state(self) -> dict[str, Any]:
+        return {"classes": self.train_set.classes}
 
-    def _load_state(self, state: dict[str, Any]) -> None:
+    def _load_own_state(self, state: dict[str, Any]) -> None:
         if state["classes"] != self.train_set.classes:
             raise ConfigError(
                 f"`data={self.config.data}` has the classes {self.train_set.classes}, the "
                 f"run was begun on {state['classes']}; resume with the set it was begun on"
             )
-        self.loader.load_state_dict(state["loader"])
-        self.learner.load_state_dict(state)
-        self.step = state["step"]
-        set_random_state(state["rng"], self.world.rank, self.config.seed)
 
-    def _save(self, *, keep: str | None = None) -> None:
-        state = self._state()
-        if not whole_state(state["weights"]):
-            raise TrainingDiverged(
-                f"the weights after step {self.step - 1} are not finite"
-            )
-        if self.world.leads:
-            progress = {"epoch": self.loader.epoch, "step": self.step}
-            facts = DetectorFacts(
-                **vars(self.facts) | {"training": self.facts.training | progress}
-            )
-            self.run.save(
-                lambda folder: write_detector(
-                    self.learner.published, facts, folder / DETECTOR_FILE
-                ),
-                state,
-                step=self.step,
-                best=False,
-                keep=keep,
-            )
-        self._saved_at = time.monotonic()
+    def _writer(self, state: dict[str, Any]) -> Callable[[Path], None]:
+        detector, progress = (
+            self.learner.published,
+            {name: state[name] for name in ("epoch", "step")},
+        )
+        facts = DetectorFacts(
+            **vars(self.facts) | {"training": self.facts.training | progress}
+        )
+        return lambda folder: write_detector(detector, facts, folder / DETECTOR_FILE)
 
     # ---- the loop ----
 
-    def fit(self) -> DetectionSummary:
-        """Train to the end of the last epoch, saving on the way, and test.
-
-        Raises:
-            Preempted: A signal requested a stop; the state is saved.
-            TrainingDiverged: A loss or a weight is not finite; nothing was saved since.
-            OutputError: A checkpoint or the log cannot be written.
-        """
-        config, leads = self.config, self.world.leads
-        if not self.resumed:
-            # Drawing proposals and sizes of images takes torch's own generator.
-            torch.manual_seed(derive_key(config.seed, "proposals", self.world.rank))
-        self.log.begin(self.step)
-        self.describe()
-        self._saved_at = time.monotonic()
-        with (
-            open_listeners(
-                self.run.path,
-                self.step,
-                config.to_dict(),
-                config.tensorboard and leads,
-                config.wandb if leads else None,
-            ) as self.run.listeners,
-            contextlib.closing(self.profile),
-            stop_on_signal() as stop,
-        ):
-            try:
-                self.log.started(self.step, resumed=self.resumed)
-                while self.loader.epoch < config.epochs:
-                    self._epoch(stop)
-                    self._finish_epoch(stop)
-                return self._finish()
-            except TrainingDiverged as error:
-                raise self.log.diverged(error, self.step) from None
-            finally:
-                self.run.release()
+    def _seed(self) -> None:
+        # Drawing proposals and sizes of images takes torch's own generator.
+        torch.manual_seed(derive_key(self.config.seed, "proposals", self.world.rank))
 
     def describe(self) -> None:
         """Print a description of the run, and what was left out of the set."""
@@ -275,78 +199,33 @@ class DetectorTrainer:
             for line in images.report.lines():
                 self.log.note(f"{images.split}: {line}")
 
-    def _epoch(self, stop: StopRequest) -> None:
-        config, epoch = self.config, self.loader.epoch
+    def _begin_epoch(self, epoch: int) -> None:
         self.detector.train()
-        interval = LossInterval()
-        batches, stopping = iter(self.loader), 0  # signal number
-        self.profile.begin_epoch()
-        while not stopping:
-            began = time.monotonic()
-            with phase("data"), self._saved_on_error():
-                batch = next(batches, None)
-            if batch is None:
-                break
-            waited = time.monotonic() - began
-            losses = self.update(batch)
-            interval.add(losses, len(batch.images), waited)
-            now = time.monotonic()
-            stopping, overdue, report = self.world.agree_to_stop(
-                stop,
-                now - self._saved_at > 60 * config.save_minutes,
-                now - interval.began > _LOG_SECONDS,
-            )
-            if stopping or overdue or report:
-                interval = self._report(interval, epoch)
-            else:
-                self.log.show(epoch, self.step)
-            self.profile.end_step()
-            if overdue and not stopping and self.step % len(self.loader):
-                self._save()
-                self.profile.begin_epoch()
-        if interval.losses:
-            self._report(interval, epoch)
-        if stopping:
-            self._save()
-            self._preempted(stop)
 
-    def update(self, batch: DetectionBatch) -> dict[str, Tensor]:
+    def update(self, batch: DetectionBatch) -> Losses:
         """Do one training step; the detector must be in train mode."""
         losses = self.learner.update(batch, self.step)
         self.step += 1
         return losses
 
-    @contextlib.contextmanager
-    def _saved_on_error(self) -> Iterator[None]:
-        """Save before an error ends the run; several ranks resume from `last` instead."""
-        try:
-            yield
-        except Exception:
-            if self.world.size == 1 and self.step:
-                with contextlib.suppress(FastadvError):
-                    self._save()
-            raise
+    def _values(self, result: Losses) -> dict[str, Tensor]:
+        return result
 
-    def _report(self, interval: LossInterval, epoch: int) -> LossInterval:
-        lr = self.learner.optimizer.param_groups[0]["lr"]
-        self.log.trained(interval, epoch, self.step, lr)
-        return LossInterval()
+    def _validates(self, epoch: int) -> bool:
+        every = self.config.eval_every or self.config.epochs
+        return epoch % every == 0 and epoch < self.config.epochs
 
-    def _finish_epoch(self, stop: StopRequest) -> None:
-        config, epoch = self.config, self.loader.epoch
-        every = config.eval_every
-        if every and epoch % every == 0 and epoch < config.epochs:
-            self.log.judged("val", self.judge(), epoch, self.step)
-        keeps = config.keep_every and epoch % config.keep_every == 0
-        self._save(keep=f"epoch-{epoch:04d}" if keeps else None)
-        number, *_ = self.world.agree_to_stop(stop)
-        if number:
-            self._preempted(stop)
+    def _validate(self, stop: StopRequest) -> DetectionMetrics:
+        return self.judge(self.learner.published, stop)[1]
 
-    def test_loader(self, images: DetectionSet) -> DetectionLoader:
-        """Return batches of one image of a set to be judged on, in its order."""
+    def _scored(self, found: DetectionMetrics, epoch: int) -> bool:
+        self.log.judged("val", values_of(found), epoch, self.step)
+        return False  # the last weights are kept, whatever the test images say
+
+    def test_loader(self) -> DetectionLoader:
+        """Return batches of one test image."""
         return DetectionLoader(
-            images,
+            self.test_set,
             DetectionLoaderOptions(
                 batch_size=1,
                 train=False,
@@ -356,43 +235,74 @@ class DetectorTrainer:
             ),
         )
 
-    def judge(self) -> dict[str, float]:
-        """Return average precisions on the test images by name. Every rank must call it.
+    def judge(
+        self,
+        detector: nn.Module,
+        stop: StopRequest | None = None,
+        *,
+        resamples: int = 0,
+    ) -> tuple[Judged | None, DetectionMetrics]:
+        """Judge a detector on the test images. Every rank must call it.
 
-        The random state, which training draws from, stays as it was.
+        The mode of the detector and the random state, which training draws from, stay as
+        they were.
+
+        Args:
+            detector: The detector, on the device of the run.
+            stop: A request that ends it early; None for none.
+            resamples: Number of samples of the images for intervals; 0 for none.
+
+        Returns:
+            What the first rank found, None on others, and its metrics.
+
+        Raises:
+            Interrupted: `stop` was requested.
         """
-        found: dict[str, float] = {}
+        judged: Judged | None = None
+        metrics: DetectionMetrics | None = None
         if self.world.leads:
-            detector = self.learner.published
-            training = detector.training
-            findings = Findings(self.train_set.classes, self.config.masks)
-            loader = self.test_loader(self.test_set)
-            detector.eval()
-            with torch.no_grad():
-                for batch in loader:
-                    images = [image.float() / 255 for image in batch.images]
-                    for one, target in zip(
-                        detector(images), batch.targets, strict=True
-                    ):
-                        findings.add(one, target)
-            detector.train(training)
-            metrics = findings.metrics(resamples=0)
-            found = {name: each.value for name, each in metrics.values.items()}
-        return self.world.share(found)
+            loader = self.test_loader()
 
-    def _finish(self) -> DetectionSummary:
-        metrics = self.judge()
-        bad = {name for name, _ in self.loader.bad_images}
+            def check(images: int) -> None:
+                if stop:
+                    raise Interrupted
+
+            with contextlib.suppress(Interrupted):
+                judged = evaluate_detector(
+                    detector,
+                    loader,
+                    self.train_set.classes,
+                    masks=self.config.masks,
+                    note=check,
+                )
+                metrics = judged.findings.metrics(resamples=resamples)
+            self._bad_tests |= {name for name, _ in loader.bad_images}
+        metrics = self.world.share(metrics)
+        if metrics is None:
+            raise Interrupted
+        return judged, metrics
+
+    def _finish(self, stop: StopRequest) -> DetectionSummary:
+        # What other commands read is tested: the last weights, as they were saved.
+        opened = open_detector(self.run.path) if self.world.leads else None
+        detector = opened.detector.to(self.device) if opened else self.detector
+        judged, metrics = self.judge(detector, stop, resamples=RESAMPLES)
+        bad = self._bad_tests | {name for name, _ in self.loader.bad_images}
         self.log.bad_images(sorted(set().union(*self.world.gather(bad))), "others")
-        self.log.judged("test", metrics, self.loader.epoch, self.step)
-        return DetectionSummary(self.run.path, metrics, self.log.images_per_s)
+        values = values_of(metrics)
+        self.log.judged("test", values, self.loader.epoch, self.step)
+        if opened and judged:
+            fields = row_fields(
+                opened, self.test_set, Condition(), given=str(self.run.path)
+            )
+            table = ResultsTable(self.run.path / "results", once=True)
+            store_rows(table, fields, judged, metrics, bad=len(self._bad_tests))
+        return DetectionSummary(self.run.path, values, self.log.images_per_s)
 
-    def _preempted(self, stop: StopRequest) -> NoReturn:
-        self.run.log("preempted", step=self.step, signal=stop.signal)
-        raise Preempted(
-            f"{stop.signal}: saved step {self.step}; continue with "
-            f"`resume` `out={self.run.path}`"
-        )
+
+def values_of(metrics: DetectionMetrics) -> dict[str, float]:
+    """Return average precisions in [0, 1] by name, without their intervals."""
+    return {name: each.value for name, each in metrics.values.items()}
 
 
 def train_detector(config: DetectTrainConfig) -> DetectionSummary:

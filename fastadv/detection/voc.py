@@ -9,8 +9,19 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from xml.etree import ElementTree
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fastadv.data.decoding import BadImage
-from fastadv.detection.sets import AnnotatedImage, DetectionSet, Files, Objects, Report
+from fastadv.detection.maskfolder import InstanceImage, read_values
+from fastadv.detection.sets import (
+    AnnotatedImage,
+    DetectionSet,
+    Files,
+    MasksMissing,
+    Objects,
+    Report,
+)
 from fastadv.errors import DataError
 
 _TRAIN = ("trainval", "train")
@@ -36,12 +47,13 @@ class _Described:
     objects: tuple[_Object, ...]
 
 
-def find_splits(files: Files) -> dict[str, list[str]] | None:
+def find_splits(files: Files, *, masks: bool = False) -> dict[str, list[str]] | None:
     """Return the XML files of `train` and `test`, or None if the layout is not VOC's.
 
-    Several years beside each other are read together: `trainval` of all of them trains
-    (else `train`), `test` of those that have one tests (else `val`). Without lists in
-    ImageSets/Main there is one split, `all`.
+    With `masks`, the lists are those of ImageSets/Segmentation where there are some, since
+    VOC segments a part of its images. Several years beside each other are read together:
+    `trainval` of all of them trains (else `train`), `test` of those that have one tests
+    (else `val`). Without lists in ImageSets/Main there is one split, `all`.
     """
     tops = sorted(
         {name.partition("Annotations/")[0] for name in _xml_files(files)},
@@ -51,7 +63,9 @@ def find_splits(files: Files) -> dict[str, list[str]] | None:
         return None
     lists: dict[str, list[str]] = {}
     for top in tops:
-        folder = f"{top}ImageSets/Main/"
+        folder = f"{top}ImageSets/Segmentation/"
+        if not masks or not any(name.startswith(folder) for name in files.texts):
+            folder = f"{top}ImageSets/Main/"
         for word in (*_TRAIN, *_TEST):
             if f"{folder}{word}.txt" in files.texts:
                 text = files.read_text(f"{folder}{word}.txt").decode(errors="replace")
@@ -69,7 +83,12 @@ def find_splits(files: Files) -> dict[str, list[str]] | None:
 
 
 def read_voc(
-    files: Files, name: str, splits: dict[str, list[str]], *, origin: int = 1
+    files: Files,
+    name: str,
+    splits: dict[str, list[str]],
+    *,
+    origin: int = 1,
+    masks: bool = False,
 ) -> dict[str, DetectionSet]:
     """Read the splits of a set in VOC's layout, with one list of classes.
 
@@ -83,10 +102,14 @@ def read_voc(
         splits: XML files of each split.
         origin: The coordinate of the first pixel: 1 as in VOC, or 0. A box from xmin to
             xmax holds both pixels.
+        masks: Read the shapes of objects in SegmentationObject/NAME.png, where pixels of
+            value k are the k-th object of the XML file and 255 is a border that belongs to
+            none. Images and objects without a shape are left out.
 
     Raises:
-        DataError: An XML file cannot be read, no image is there, or a coordinate below
-            `origin` shows that boxes count from 0.
+        DataError: An XML file cannot be read, no image is there, a coordinate below
+            `origin` shows that boxes count from 0, or masks are of another size than
+            their image.
     """
     described: dict[str, list[_Described]] = {}
     reports = {split: Report() for split in splits}
@@ -99,9 +122,16 @@ def read_voc(
             each = _described(files, path, ignores=split == "test")
             if each is None:
                 report.note("a missing image file, left out", path)
+            elif masks and _shapes_of(each) not in files:
+                report.note("an image without segmented objects, left out", each.image)
             else:
                 found.append(each)
         described[split] = found
+        if not found and masks and report.found:
+            raise MasksMissing(
+                f"{name}/{split}: none of its {len(paths)} images has segmented objects; "
+                "expected SegmentationObject/NAME.png, or leave out `masks`"
+            )
         if not found:
             raise DataError(
                 f"{name}/{split}: none of its {len(paths)} images is there with its file "
@@ -119,11 +149,12 @@ def read_voc(
             split,
             dict(enumerate(classes, start=1)),
             [
-                _annotated(files, each, number, labels, origin, reports[split])
+                _annotated(files, each, number, labels, origin, reports[split], masks)
                 for number, each in enumerate(found)
             ],
             files,
             report=reports[split],
+            has_masks=masks,
         )
         for split, found in described.items()
     }
@@ -136,18 +167,47 @@ def _annotated(
     labels: Mapping[str, int],
     origin: int,
     report: Report,
+    masks: bool,
 ) -> AnnotatedImage:
     width, height = described.size or _image_size(files, described.image)
     objects = Objects(described.image, height, width, report)
-    for one in described.objects:
+    pixels = _pixels(files, described, height, width) if masks else None
+    shown = []  # the value of each object that has pixels
+    for value, one in enumerate(described.objects, start=1):
+        if pixels is not None and not pixels[value : value + 1].any():
+            where = f"{described.image} object {value}"
+            report.note("an object without pixels of its own, left out", where)
+            continue
+        shown.append(value)
         x1, y1, x2, y2 = one.box
         # The last pixel belongs to the box, so its far edge is one further.
         objects.add(
             (x1 - origin, y1 - origin, x2 - origin + 1, y2 - origin + 1),
             labels[one.name],
             iscrowd=one.ignored,
+            area=None if pixels is None else float(pixels[value]),
         )
-    return objects.annotated(described.image, number)
+    shapes = InstanceImage(_shapes_of(described), tuple(shown)) if masks else None
+    return objects.annotated(described.image, number, shapes)
+
+
+def _shapes_of(described: _Described) -> str:
+    """Return the path of the image whose values are the objects of another one."""
+    top, _, stem = described.xml.removesuffix(".xml").rpartition("Annotations/")
+    return f"{top}SegmentationObject/{stem}.png"
+
+
+def _pixels(
+    files: Files, described: _Described, height: int, width: int
+) -> NDArray[np.int64]:
+    """Return the number of pixels of each value of an image's segmentation."""
+    values = read_values(files, _shapes_of(described))
+    if values.shape != (height, width):
+        raise DataError(
+            f"the mask {_shapes_of(described)} is {values.shape[1]} x {values.shape[0]} "
+            f"pixels, its image {width} x {height}; both must have one size"
+        )
+    return np.bincount(values.ravel()).astype(np.int64)
 
 
 def _check_origin(described: Sequence[_Described], origin: int) -> None:

@@ -104,7 +104,8 @@ class EvaluationConfig(AttackConfig, ImagesConfig, DeviceConfig, KeepConfig):
     ImageNet images of RobustBench: accuracies on the two differ. Default: all images."""
     image_list: str | None = None
     """Evaluate the images that a text file lists, one path, file name or position in each
-    line, for example RobustBench's list of 5,000 images of ImageNet. Default: all images."""
+    line. robustbench stands for RobustBench's list of 5,000 images of ImageNet, which
+    is taken from the package of that name, or downloaded. Default: all images."""
     batch_size: Annotated[int, AT_LEAST_1] = 64
     """Images per batch. It changes the results of what pyautoattack runs."""
     seed: int = 0

@@ -26,6 +26,7 @@ from fastadv.data import (
     subset,
 )
 from fastadv.data.metric import is_own
+from fastadv.data.sets.robustbench_images import NAME as ROBUSTBENCH, robustbench_images
 from fastadv.data.sets.subsets import Downscaled, listed_subset, readable
 from fastadv.device import resolve_device
 from fastadv.errors import ConfigError
@@ -69,6 +70,14 @@ class SourceEvaluation:
     rows: list[Row]
 
 
+def _list_file(config: EvaluationConfig) -> str | Path:
+    """Return the file of the list of images that a configuration names."""
+    named = str(config.image_list)
+    if named == ROBUSTBENCH and not Path(named).is_file():
+        return robustbench_images(download=config.download)
+    return named
+
+
 def evaluate_checkpoint(config: EvaluationConfig) -> SourceEvaluation:
     """Evaluate the network that a configuration names, and store rows in its table.
 
@@ -85,7 +94,7 @@ def evaluate_checkpoint(config: EvaluationConfig) -> SourceEvaluation:
     check_all_outputs(matched, config.all_outputs)
     attack = _attack(config, _threats(config, source, resolution))
     if config.image_list is not None:
-        images = listed_subset(matched.images, config.image_list)
+        images = listed_subset(matched.images, _list_file(config))
     else:
         images = subset(matched.images, config.num_images, config.seed)
     side = source.downscale

@@ -21,13 +21,14 @@ from torch import Tensor, nn
 
 from fastadv.errors import CheckpointError, ConfigError
 from fastadv.files import write_atomic
+from fastadv.models import timm_models
 from fastadv.models.architecture_names import (
     ARCHITECTURES,
     IMAGENET_MEAN,
     IMAGENET_STD,
     TIMM_PREFIX,
 )
-from fastadv.models.checkpoint_contents import find_statistics
+from fastadv.models.checkpoint_contents import find_statistics, without
 from fastadv.models.checkpoint_files import our_header, resolve_checkpoint
 from fastadv.models.file_checksums import with_checksums
 from fastadv.models.fill_network import Filled, fill_network
@@ -43,6 +44,7 @@ from fastadv.models.read_checkpoint import (
     read_header,
 )
 from fastadv.models.registry import arch_name, get_spec
+from fastadv.models.tokens import TOKENS, token_of
 from fastadv.models.weights import Weights, find_weights
 
 log = logging.getLogger(__name__)
@@ -107,6 +109,8 @@ def model_bytes(
     }
     if model.image_size is not None:
         header["image_size"] = str(model.image_size)
+    if model.token is not None:
+        header["token"] = model.token
     if trunk is not None:
         header["trunk"] = trunk
     tensors = model.net.state_dict() if state is None else state
@@ -211,6 +215,7 @@ def read_model(
     if weights.trunk is not None:
         below = read_model(weights.trunk, quiet=True).net.state_dict()
         tensors = dict(below) | tensors
+    tensors = without(tensors, weights.ignored, file)
     try:
         filled = fill_network(
             tensors,
@@ -243,8 +248,16 @@ def read_model(
         model = NormalizedModel(filled.net, mean, std, spec.name, found, spec=spec)
         if side := our_header(file).get("image_size"):
             model.image_size = int(side)
+        model.token = filled.token
     except ValueError as error:
         raise CheckpointError(f"{file}: {error}") from error
+    model.set_token(weights.token)
+    if found == 0 and model.token is None and (token := token_of(filled.net)):
+        others = " or ".join(f",token={each}" for each in TOKENS if each != token)
+        what = "class token" if token == "class" else "mean of the patches' tokens"
+        notes.append(
+            f"its embedding is the {what}; write {others} after its name to take another"
+        )
     if risky := read.contents.risky:
         notes.append(f"it names {risky[0]}, which weights do not need; it was not run")
     notes += [*note, *read.notes]
@@ -304,7 +317,12 @@ def _decide_statistics(
     file: Path,
 ) -> tuple[Sequence[float], Sequence[float], list[str]]:
     """Return the mean and the deviation, and what is to be said of where they come from."""
-    found = find_statistics(read.contents, tensors, filled.fit, file)
+    try:
+        found = find_statistics(read.contents, tensors, filled.fit, file)
+    except CheckpointError:
+        if given[0] is None or given[1] is None:
+            raise
+        return given[0], given[1], []
     if found is not None:
         mean = _agreed("mean", given[0], found.mean, file)
         std = _agreed("std", given[1], found.std, file)
@@ -313,18 +331,22 @@ def _decide_statistics(
     own = own_network(filled.spec.name)
     if own is not None and own.mean is not None and own.std is not None:
         return given[0] or own.mean, given[1] or own.std, []
-    mean, std = given[0] or IMAGENET_MEAN, given[1] or IMAGENET_STD
-    if None not in given or facts_from_filename(file):
+    usual = IMAGENET_MEAN, IMAGENET_STD
+    assumed = timm_models.statistics(filled.net) or usual
+    mean, std = given[0] or assumed[0], given[1] or assumed[1]
+    if None not in given or (facts_from_filename(file) and assumed == usual):
         return mean, std, []
     if read.input:
         said = f"it says its input is {read.input!r}; it gets RGB images with"
     else:
         said = "it does not say how its images were normalised; assumed are"
+    name = filled.spec.name.removeprefix(TIMM_PREFIX)
+    whose = "ImageNet's" if assumed == usual else f"timm's ({name})"
     return (
         mean,
         std,
         [
-            f"{said} ImageNet's mean and std. If that is not right, add to its name: ,input="
+            f"{said} {whose} mean and std. If that is not right, add to its name: ,input="
             f"{'|'.join(CONVENTIONS)}, or ,mean=R,G,B,std=R,G,B with numbers in [0, 1]"
         ],
     )

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastadv.errors import CheckpointError
+from fastadv.errors import CheckpointError, ConfigError, first_few
 from fastadv.models.fit_weights import Fit
 from fastadv.models.safe_pickle import Stub
 
@@ -214,6 +214,32 @@ def _in_pixel_units(
     return Statistics(path, means, stds, in_tensors)
 
 
+def without(
+    tensors: dict[str, Tensor], ignored: Sequence[str], file: Path
+) -> dict[str, Tensor]:
+    """Return the tensors of a file but for those that the user said to ignore.
+
+    Args:
+        tensors: The tensors by path.
+        ignored: Parts of paths, one or more steps of them: `adapter`, `model.proj`.
+        file: The file, for messages.
+
+    Raises:
+        ConfigError: Nothing in the file is called so.
+    """
+    left = tensors
+    for name in ignored:
+        rest = {k: v for k, v in left.items() if f".{name}." not in f".{k}."}
+        if len(rest) == len(left):
+            steps = {path.split(".")[0] for path in tensors}
+            raise ConfigError(
+                f"{file} holds nothing called {name!r} (ignore={name}); its tensors begin "
+                f"with {first_few(sorted(steps), 6)}"
+            )
+        left = rest
+    return left
+
+
 def find_statistics(
     contents: Contents, tensors: Mapping[str, Tensor], fit: Fit, file: Path
 ) -> Statistics | None:
@@ -244,8 +270,8 @@ def find_statistics(
     first, *others = (*different.values(), None)
     if first is not None and others[0] is not None and near(first) == near(others[0]):
         raise CheckpointError(
-            f"{file} states two normalisations, {first.path} and {others[0].path}; remove "
-            "one of them from the file"
+            f"{file} states two normalisations, {first.path} and {others[0].path}; write "
+            ",mean=R,G,B,std=R,G,B after its name for the one that the network needs"
         )
     return first
 
@@ -267,6 +293,6 @@ def _in_tensors(rest: Mapping[str, Tensor], file: Path) -> list[Statistics]:
                 name = ".".join(f"{parent}.{single}".split(".")[-2:]).lstrip(".")
                 raise CheckpointError(
                     f"{file} holds only one of {name!r} and its partner; the model's "
-                    "normalisation is incomplete"
+                    "normalisation is incomplete; write ,mean=R,G,B,std=R,G,B after its name"
                 )
     return found

@@ -98,21 +98,30 @@ def shards(file: Path) -> list[Path]:
     Raises:
         CheckpointError: It is no such index, or a file that it lists is missing.
     """
-    if file.suffix != ".json":
-        return []
-    try:
-        names = sorted(set(json.loads(file.read_text())["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise CheckpointError(
-            f"{file} is no index of weights (no `weight_map` in it); give the weights"
-        ) from None
-    parts = [file.parent / Path(str(name)).name for name in names]
+    parts = [file.parent / part for part in listed_parts(file)]
     if missing := [part.name for part in parts if not part.is_file()]:
         raise CheckpointError(
             f"{file} lists {len(parts)} files, of which {first_few(missing, 4)} "
             f"{'are' if len(missing) > 1 else 'is'} missing; download all of them"
         )
     return parts
+
+
+def listed_parts(file: Path) -> list[str]:
+    """Return the names of the files that an index lists; nothing for another file.
+
+    Raises:
+        CheckpointError: It is JSON, but no such index.
+    """
+    if file.suffix != ".json":
+        return []
+    try:
+        names = set(json.loads(file.read_text())["weight_map"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise CheckpointError(
+            f"{file} is no index of weights (no `weight_map` in it); give the weights"
+        ) from None
+    return sorted(Path(str(name)).name for name in names)
 
 
 def checkpoint_sha256(file: Path) -> str:

@@ -13,6 +13,9 @@ from typing import Final
 import torch
 from torch import Tensor
 
+JOIN: Final = " + "
+"""What stands between the paths of tensors of a file that were put together."""
+
 # Keys of the file and tensors, by the keys of the network that is built.
 Renamed = dict[str, tuple[str, Tensor]]
 _Rule = tuple[str, str | Callable[[re.Match[str]], str]]
@@ -125,6 +128,43 @@ _RULES: Final[dict[str, tuple[_Rule, ...]]] = {
         (r"\bintermediate\.dense\.", "mlp.fc1."),
         (r"\boutput\.dense\.", "mlp.fc2."),
         (r"(^|\.)layernorm\.", r"\1norm."),
+        # and of DINOv2
+        (r"(^|\.)embeddings\.(mask_token|register_tokens)$", r"\1\2"),
+        (r"\blayer_scale([12])\.lambda1$", r"ls\1.gamma"),
+        (r"\bmlp\.weights_in\.", "mlp.w12."),
+        (r"\bmlp\.weights_out\.", "mlp.w3."),
+    ),
+    # facebookresearch/dinov2 trains with blocks in chunks.
+    "DINOv2's training": (
+        (r"\bblocks\.\d+\.(\d+)\.(?=norm|attn|ls|mlp)", r"blocks.\1."),
+    ),
+    # Image towers; the projection behind them is no part of the network.
+    "OpenAI's CLIP": (
+        (r"(^|\.)class_embedding$", r"\1cls_token"),
+        (r"(^|\.)positional_embedding$", r"\1pos_embed"),
+        (r"(^|\.)conv1\.", r"\1patch_embed.proj."),
+        (r"(^|\.)transformer\.resblocks\.", r"\1blocks."),
+        (r"(^|\.)ln_pre\.", r"\1norm_pre."),
+        (r"(^|\.)ln_post\.", r"\1norm."),
+        (r"\bln_([12])\.", r"norm\1."),
+        (r"\battn\.in_proj_", "attn.qkv."),
+        (r"\battn\.out_proj\.", "attn.proj."),
+        (r"\bmlp\.c_fc\.", "mlp.fc1."),
+        (r"\bmlp\.c_proj\.", "mlp.fc2."),
+    ),
+    "CLIPs of transformers": (
+        (r"(^|\.)embeddings\.class_embedding$", r"\1cls_token"),
+        (r"(^|\.)embeddings\.position_embedding\.weight$", r"\1pos_embed"),
+        (r"(^|\.)embeddings\.patch_embedding\.", r"\1patch_embed.proj."),
+        (r"(^|\.)pre_layrnorm\.", r"\1norm_pre."),
+        (r"(^|\.)post_layernorm\.", r"\1norm."),
+        (r"(^|\.)encoder\.layers\.(\d+)\.", r"\1blocks.\2."),
+        (r"\blayer_norm([12])\.", r"norm\1."),
+        (r"\bself_attn\.out_proj\.", "attn.proj."),
+        (
+            r"\bself_attn\.([qkv])_proj\.",
+            lambda m: f"attn.{_PROJECTIONS[m[1]]}.",
+        ),
     ),
 }
 
@@ -177,11 +217,9 @@ def _joined(renamed: Renamed) -> Renamed:
             key.replace(".query.", f".{part}.") for part in ("query", "key", "value")
         ]
         if all(part in renamed for part in parts):
-            tensors = [joined.pop(part)[1] for part in parts]
-            joined[key.replace(".query.", ".qkv.")] = (
-                renamed[key][0],
-                torch.cat(tensors),
-            )
+            paths, tensors = zip(*(joined.pop(part) for part in parts), strict=True)
+            whole = JOIN.join(paths), torch.cat(tensors)
+            joined[key.replace(".query.", ".qkv.")] = whole
     return joined
 
 

@@ -6,7 +6,6 @@ and what was chosen for the user is said.
 
 from __future__ import annotations
 
-import re
 import sys
 import warnings
 from collections import OrderedDict
@@ -22,6 +21,8 @@ from torch import Tensor, nn
 from fastadv.errors import CheckpointError, ConfigError, first_few
 from fastadv.models.architecture_names import ARCHITECTURES, TIMM_PREFIX
 from fastadv.models.checkpoint_files import our_header
+from fastadv.models.choose_weights import choose_weights, ignored, unexpected
+from fastadv.models.dialects import JOIN, dialects
 from fastadv.models.fit_weights import (
     BY_ORDER,
     Blueprint,
@@ -31,19 +32,16 @@ from fastadv.models.fit_weights import (
     fit_by_order,
     misfit,
 )
-from fastadv.models.heads import replace_heads
+from fastadv.models.heads import classifiers, replace_heads
 from fastadv.models.input_shapes import channels_in, set_channels, set_side
 from fastadv.models.normalized import seeded_init
 from fastadv.models.registry import ArchSpec, get_spec
+from fastadv.models.tokens import set_token, token_of_keys
 from fastadv.models.undrawn import UndrawnParameters
 
 _BUILD_CLASSES = 1000  # any number does: the head is resized to that of the weights
 _FEW = 4  # names that a message lists
 _NUMBERS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-# The words by which programs name averaged weights and the networks of a pair.
-_AVERAGED = {"ema", "avg", "averaged", "average", "swa", "shadow", "polyak"}
-_SECOND = _AVERAGED | {"teacher", "momentum", "target", "key"}
-_FIRST = {"student", "online", "base", "query", "raw"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +53,14 @@ class Filled:
         spec: Its architecture.
         fit: The place in the file that was taken.
         notes: What was chosen for the user, as sentences without a full stop.
+        token: The token that the file says to be the embedding of a transformer, or None.
     """
 
     net: nn.Module
     spec: ArchSpec
     fit: Fit
     notes: tuple[str, ...]
+    token: str | None = None
 
 
 def fill_network(
@@ -94,7 +94,7 @@ def fill_network(
         with seeded_init(0):
             net = _built(spec, tensors, file)
         fits = _fits_of(spec, net, tensors, file)
-    fit, more = _choose(fits, which, file)
+    fit, more = choose_weights(fits, which, file)
     notes += more
     with seeded_init(0):
         net = net or _built(spec, tensors, file)
@@ -102,6 +102,11 @@ def fill_network(
             with warnings.catch_warnings():  # torch warns of a layer of no outputs
                 warnings.simplefilter("ignore", UserWarning)
                 replace_heads(net, heads, fit.classes)
+            for head in classifiers(net, heads, spec.name):
+                if head.bias is None and any(
+                    f"{path}.bias" in fit.state for path in heads
+                ):
+                    head.bias = nn.Parameter(head.weight.new_zeros(fit.classes))
     _refuse_values(fit, net, file)
     # MNASNet asks for the version of its weights, which wrappers and safetensors lose; all
     # versions have the same weights at width 1.
@@ -109,7 +114,8 @@ def fill_network(
     named._metadata = net.state_dict()._metadata  # type: ignore[attr-defined]
     # Only num_batches_tracked and the head can be missing.
     net.load_state_dict(named, strict=False)
-    return Filled(net, spec, fit, (*notes, *_left_out(tensors, fit, fits)))
+    left = _left_out(tensors, fit, fits)
+    return Filled(net, spec, fit, (*notes, *left), _token(net, tensors, file))
 
 
 def _refuse_values(fit: Fit, net: nn.Module, file: Path) -> None:
@@ -163,7 +169,8 @@ def _find_arch(
         hint = f"its weights fit {' and '.join(fitting)}"
     elif found:
         [arch, fits] = next(iter(found.items()))
-        hint = f"{arch} would fit, but for {first_few(fits[0].strange, _FEW)}"
+        strange = fits[0].strange
+        hint = f"{arch} would fit, but for {first_few(strange, _FEW)}{ignored(strange)}"
     raise CheckpointError(
         f"{file} does not say its architecture; {hint}. Pass `arch=NAME`"
     )
@@ -191,7 +198,13 @@ def _built(spec: ArchSpec, tensors: Mapping[str, Tensor], file: Path) -> nn.Modu
         set_channels(net, 1)
     if side := our_header(file).get("image_size"):
         set_side(net, int(side))
+    if token := _token(net, tensors, file):
+        set_token(net, token)
     return net
+
+
+def _token(net: nn.Module, tensors: Mapping[str, Tensor], file: Path) -> str | None:
+    return our_header(file).get("token") or token_of_keys(net, tensors)
 
 
 def _is_known(name: str) -> bool:
@@ -244,12 +257,12 @@ def _fits_of(
     """Return the places where a stated architecture fits."""
     blueprint = Blueprint.of(net.state_dict(), spec.head_paths(net))
     fits = find_fits(tensors, {spec.name: blueprint}).get(spec.name, [])
-    if not fits and spec.name.startswith(TIMM_PREFIX):
+    if not fits and type(net).__module__.startswith("timm."):
         fits = _as_timm_converts(net, tensors, blueprint)
     fits = fits or fit_by_order(tensors, blueprint)
     if _sound(fits):
         return fits
-    problems = [_unexpected(fits[0])] if fits else misfit(tensors, blueprint)
+    problems = [unexpected(fits[0])] if fits else misfit(tensors, blueprint)
     other = [arch for arch in fitting_archs(tensors) if arch != spec.name]
     hint = f" They fit {' and '.join(other)}: pass that as arch." if other else ""
     raise CheckpointError(
@@ -266,129 +279,29 @@ def _as_timm_converts(
         "checkpoint_filter_fn",
         lambda state, _: state,
     )
-    for prefix in sorted({key.rpartition("patch_embed")[0] for key in tensors} | {""}):
-        below = {
-            key.removeprefix(prefix): tensor
-            for key, tensor in tensors.items()
-            if key.startswith(prefix)
-        }
-        try:
-            converted = convert(below, net)
-        except Exception:  # it is written for the files of its authors alone
-            continue
-        found = find_fits(converted, {"": blueprint}).get("", [])
-        if found:
-            return [
-                replace(
-                    fit, prefix=prefix, dialect="its authors", used=frozenset(below)
-                )
-                for fit in found
-            ]
+    for _, translate in dialects(tensors):
+        renamed = translate(blueprint.shapes)
+        for prefix in sorted(
+            {key.rpartition("patch_embed")[0] for key in renamed} | {""}
+        ):
+            below = {
+                key.removeprefix(prefix): tensor
+                for key, (_, tensor) in renamed.items()
+                if key.startswith(prefix)
+            }
+            old = (path for key, (path, _) in renamed.items() if key.startswith(prefix))
+            used = frozenset(part for path in old for part in path.split(JOIN))
+            try:
+                converted = convert(below, net)
+            except Exception:  # it is written for the files of its authors alone
+                continue
+            found = find_fits(converted, {"": blueprint}).get("", [])
+            if found:
+                return [
+                    replace(fit, prefix=prefix, dialect="its authors", used=used)
+                    for fit in found
+                ]
     return []
-
-
-def _choose(
-    fits: Sequence[Fit], which: str | None, file: Path
-) -> tuple[Fit, list[str]]:
-    """Return one of several weights, and what to say of the choice."""
-    different: list[Fit] = []
-    for fit in fits:  # copies of the same weights are one
-        if not any(_difference(fit, other) is None for other in different):
-            different.append(fit)
-    labels = _labels(different)
-    if which is not None:
-        named = _named(different, which)
-        if len(named) == 1:
-            _refuse_strange(named[0], file)
-            return named[0], []
-        raise ConfigError(
-            f"{file}: weights={which} names {len(named) or 'none'} of the weights in it: "
-            f"{', '.join(labels.values())}"
-        )
-    if len(different) == 1:
-        return different[0], []
-    ranked = sorted(different, key=_rank)
-    listed = " and ".join(labels[fit.prefix] for fit in ranked[:_FEW])
-    if _rank(ranked[0]) == _rank(ranked[1]):
-        for fit in ranked[:2]:
-            _refuse_strange(fit, file)
-        keys = _difference(ranked[0], ranked[1])
-        raise CheckpointError(
-            f"{file} holds two different models, {listed}, which differ in "
-            f"{first_few(keys or [], _FEW)}; say which one you mean after its name: "
-            f",weights={labels[ranked[0].prefix]}"
-        )
-    _refuse_strange(ranked[0], file)
-    other = labels[ranked[1].prefix]
-    return ranked[0], [
-        f"it holds several weights ({listed}), of which {labels[ranked[0].prefix]} is "
-        f"taken; write ,weights={_short(ranked[1]) or other} after its name for the other"
-    ]
-
-
-def _refuse_strange(fit: Fit, file: Path) -> None:
-    if fit.strange:
-        raise CheckpointError(
-            f"the weights {fit.label} in {file} are not those of one network: "
-            f"{_unexpected(fit)}"
-        )
-
-
-def _unexpected(fit: Fit) -> str:
-    return (
-        f"{len(fit.strange)} unexpected ({first_few(fit.strange, _FEW)}), as "
-        f"{fit.prefix}{fit.strange[0]} in the file"
-    )
-
-
-def _labels(fits: Sequence[Fit]) -> dict[str, str]:
-    return {fit.prefix: fit.label for fit in fits}
-
-
-def _words(fit: Fit) -> set[str]:
-    """Return the words in the path of a network: `modelEMA.module` has model, ema, module."""
-    found = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[A-Z]+", fit.prefix)
-    words = {word.lower() for word in found}
-    return words | {"key"} if "encoder_k" in fit.prefix else words
-
-
-def _rank(fit: Fit) -> int:
-    words = _words(fit)
-    return 2 if words & _SECOND else 1 if words & _FIRST else 0
-
-
-def _short(fit: Fit) -> str:
-    return next(iter(sorted(_words(fit) & (_SECOND | _FIRST))), "")
-
-
-def _named(fits: Sequence[Fit], which: str) -> list[Fit]:
-    """Return the networks that a text names: by path, by a step of it, by a word in it."""
-    return (
-        [fit for fit in fits if which == fit.label]
-        or [fit for fit in fits if which in fit.label.split(".")]
-        or [fit for fit in fits if which.lower() in _words(fit)]
-        or [fit for fit in fits if which == "raw" and not _words(fit) & _SECOND]
-    )
-
-
-def _difference(a: Fit, b: Fit) -> list[str] | None:
-    """Return the names by which two networks differ; None if they are copies."""
-    names = [
-        key
-        for key in {**a.state, **b.state}
-        if key not in a.state
-        or key not in b.state
-        or not same_tensor(a.state[key], b.state[key])
-    ]
-    names += [fit.prefix + key for fit in (a, b) for key in fit.strange]
-    return [name for name in names if not name.endswith("num_batches_tracked")] or None
-
-
-def same_tensor(a: Tensor, b: Tensor) -> bool:
-    """Return whether two tensors have the same shape and values."""
-    # The copies of published files share memory, which makes this free.
-    shared = a.data_ptr() == b.data_ptr() and a.stride() == b.stride()
-    return a.shape == b.shape and (shared or torch.equal(a, b))
 
 
 def _left_out(

@@ -16,7 +16,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from fastadv.models.dialects import dialects
+from fastadv.models.dialects import JOIN, dialects
 
 BY_ORDER = "order"
 """The dialect of a network whose layers were matched by their order and shapes."""
@@ -72,7 +72,8 @@ class Blueprint:
     def matches(self, key: str, tensor: Tensor) -> bool:
         """Return whether a tensor has the shape of a key; classes may be of any number."""
         free = int(self.in_head(key))
-        return tensor.dim() > 0 and tensor.shape[free:] == self.shapes[key][free:]
+        known = self.shapes.get(key, torch.Size((0,)))  # the bias of a fitted head
+        return tensor.dim() > 0 and tensor.shape[free:] == known[free:]
 
     def in_head(self, key: str) -> bool:
         """Return whether a key is one below a classifier."""
@@ -192,7 +193,8 @@ def _prefixes(
 ) -> Iterator[str]:
     """Yield what stands before the key that is least likely to be found by chance."""
     body = [key for key in blueprint.body if not key.endswith((_COUNTER, *_STATISTICS))]
-    anchor = max(body, key=len, default="?")
+    # A linear network has nothing but its head.
+    anchor = max(body or blueprint.shapes, key=len, default="?")
     for key in renamed:
         if key.endswith(anchor):
             prefix = key.removesuffix(anchor)
@@ -207,17 +209,20 @@ def _fit(
     blueprint: Blueprint,
 ) -> Fit | None:
     state: dict[str, Tensor] = {}
-    used = set()
+    used: set[str] = set()
     for key, shape in blueprint.body.items():
         entry = renamed.get(prefix + key)
         if entry is None:
             if key.endswith((_COUNTER, *_STATISTICS)):
                 continue
             return None
-        if entry[1].shape != shape:
-            return None
-        state[key] = entry[1]
-        used.add(entry[0])
+        tensor = entry[1]
+        if tensor.shape != shape:
+            if _core(tensor.shape) != _core(shape):
+                return None
+            tensor = tensor.reshape(shape)  # a token [D] in place of [1, 1, D]
+        state[key] = tensor
+        used |= {entry[0], *entry[0].split(JOIN)}
     contrastive = _SELF_SUPERVISED.search(prefix) is not None
     classifier = {} if contrastive else _classifiers(renamed, prefix, blueprint)
     for key, (old, tensor) in classifier.items():
@@ -246,6 +251,11 @@ def _fit(
     )
 
 
+def _core(shape: torch.Size) -> tuple[int, ...]:
+    """Return a shape without the ones that it begins with."""
+    return tuple(shape[next((i for i, n in enumerate(shape) if n != 1), len(shape)) :])
+
+
 def _classifiers(
     renamed: Mapping[str, tuple[str, Tensor]], prefix: str, blueprint: Blueprint
 ) -> dict[str, tuple[str, Tensor]]:
@@ -267,6 +277,7 @@ def _classifier(
     """
     head = f"{path}."
     names = {key.removeprefix(head) for key in blueprint.shapes if key.startswith(head)}
+    both = {f"{head}weight", f"{head}bias"}  # a fitted head has a bias
     places = [prefix + head]
     steps = prefix.split(".")[:-1]
     for depth in range(len(steps), -1, -1) if len(blueprint.heads) == 1 else ():
@@ -282,7 +293,7 @@ def _classifier(
         found = {f"{head}{key.rpartition('.')[2]}": below[key] for key in below}
         if (
             len(layers) == 1
-            and found.keys() == {head + name for name in names}
+            and {head + name for name in names} <= found.keys() <= both
             and all(blueprint.matches(key, entry[1]) for key, entry in found.items())
         ):
             return found

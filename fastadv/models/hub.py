@@ -16,6 +16,7 @@ import torch
 from fastadv.errors import CheckpointError, ConfigError, OutputError
 from fastadv.files import file_sha256
 from fastadv.models.architecture_names import MODEL_FILE
+from fastadv.models.checkpoint_files import WEIGHT_FILES, listed_parts
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -83,7 +84,8 @@ def hugging_face_file(
 
     Args:
         repo: `org/name`.
-        name: Path within it; None takes `model.safetensors` or `pytorch_model.bin`.
+        name: Path within it; None takes `model.safetensors` or `pytorch_model.bin`, or the
+            index of several of them, with all that it lists.
         revision: Branch, tag or commit; None is the default branch.
         what: How the user named it.
         download: Fetch the file if it is not in the cache.
@@ -102,15 +104,16 @@ def hugging_face_file(
             "pip install huggingface-hub, or give the path of the file"
         ) from error
     # In order of preference; other files of a repository must be named.
-    choices = [name] if name else [MODEL_FILE, "pytorch_model.bin"]
+    choices = [name] if name else [*WEIGHT_FILES]
+    shown = [name] if name else [MODEL_FILE, "pytorch_model.bin"]
     for choice in choices:
         cached = library.try_to_load_from_cache(repo, choice, revision=revision)
-        if isinstance(cached, str):
+        if isinstance(cached, str) and _is_whole(Path(cached)):
             return Path(cached)
     if not download:
         raise CheckpointError(
             f"{what} is not in the Hugging Face cache ({HF_HUB_CACHE}; "
-            f"looked for {' and '.join(choices)} of {repo}); add `download`, or put the "
+            f"looked for {' and '.join(shown)} of {repo}); add `download`, or put the "
             "file anywhere and give its path"
         )
     try:
@@ -119,7 +122,7 @@ def hugging_face_file(
         raise _unfetched(what, f"https://huggingface.co/{repo}", error) from error
     except EntryNotFoundError as error:
         raise CheckpointError(
-            f"{what}: the repository holds no {' or '.join(choices)}; name the file: "
+            f"{what}: the repository holds no {' or '.join(shown)}; name the file: "
             f"hf:{repo}/FILE"
         ) from error
     except (OSError, ValueError, RuntimeError) as error:  # HTTP errors are OSErrors
@@ -139,8 +142,33 @@ def _fetch(repo: str, choices: list[str], revision: str | None) -> Path:
         except EntryNotFoundError:
             continue
         if choice in choices:
-            return _checked(Path(file))
-    return _checked(Path(hf_hub_download(repo, choices[-1], revision=revision)))
+            return _with_parts(Path(file), repo, choice, revision)
+    file = hf_hub_download(repo, choices[-1], revision=revision)
+    return _with_parts(Path(file), repo, choices[-1], revision)
+
+
+def _with_parts(file: Path, repo: str, name: str, revision: str | None) -> Path:
+    """Return a file that was just fetched; of an index, fetch the files that it lists."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    folder = name.rpartition("/")[0]
+    for part in listed_parts(file):
+        path = f"{folder}/{part}".lstrip("/")
+        try:
+            _checked(Path(hf_hub_download(repo, path, revision=revision)))
+        except LocalEntryNotFoundError:  # no network
+            raise
+        except EntryNotFoundError as error:
+            raise CheckpointError(
+                f"{repo}: {name} lists {part}, which the repository does not hold"
+            ) from error
+    return _checked(file)
+
+
+def _is_whole(file: Path) -> bool:
+    """Return whether the files that an index lists are there, too."""
+    return all((file.parent / part).is_file() for part in listed_parts(file))
 
 
 def _checked(file: Path) -> Path:

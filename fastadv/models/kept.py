@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fastadv.errors import CheckpointError, ConfigError, DataError
 from fastadv.files import file_sha256
-from fastadv.models.fill_network import same_tensor
+from fastadv.models.choose_weights import same_tensor
 from fastadv.models.normalized import NormalizedModel
 from fastadv.results.kept import WEIGHTS
 

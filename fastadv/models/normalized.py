@@ -33,6 +33,7 @@ from fastadv.models.intermediate import (
     trainable_blocks,
 )
 from fastadv.models.registry import ArchSpec, get_spec, register_network
+from fastadv.models.tokens import set_token
 
 
 class NormalizedModel(nn.Module):
@@ -59,6 +60,7 @@ class NormalizedModel(nn.Module):
         num_classes: Number of logits.
         image_size: Side of the images that it was made to take by `set_image_size`, or
             None.
+        token: The token that `set_token` made its embedding, or None.
 
     Raises:
         ValueError: `mean` and `std` differ in length, or `std` is not positive.
@@ -101,6 +103,7 @@ class NormalizedModel(nn.Module):
         self.num_classes = num_classes
         self._spec = spec
         self.image_size: int | None = None
+        self.token: str | None = None
         self.register_buffer("mean", torch.tensor(list(mean), dtype=torch.float32))
         self.register_buffer("std", torch.tensor(list(std), dtype=torch.float32))
 
@@ -237,6 +240,20 @@ class NormalizedModel(nn.Module):
         if side != self.image_size and set_side(self.net, side):
             self.image_size = side
         check_side(self.net, self.channels, side)
+
+    def set_token(self, token: str | None) -> None:
+        """Have a transformer take another token as its embedding.
+
+        Args:
+            token: `class`, `mean` or `pooled`, see `fastadv.models.tokens`; None leaves the
+                network as it is.
+
+        Raises:
+            ConfigError: The network has no such token.
+        """
+        if token is not None:
+            set_token(self.net, token)
+            self.token = token
 
     def replace_head(self, num_classes: int, seed: int | None = None) -> None:
         """Put a fresh classifier on the embedding, on the old one's device and dtype.

@@ -173,8 +173,8 @@ def unknown_arch(name: str) -> ConfigError:
     if _FUNCTION.fullmatch(name):
         return ConfigError(
             f"the network {name} is not imported because of a name in a file: code runs "
-            f"only where you type its name. Type `arch={name}`, or call "
-            f"fastadv.register_arch({name!r}) first"
+            f"only where you type its name. Type `arch={name}`, set the environment variable "
+            f"FASTADV_ARCH={name}, or call fastadv.register_arch({name!r}) first"
         )
     known = unknown_name("architecture", name, [*ARCHITECTURES, *_OWN])
     return ConfigError(

@@ -127,6 +127,8 @@ def open_source(
         convention=weights.convention,
         trunk=weights.trunk,
         which=weights.which,
+        token=weights.token,
+        ignored=weights.ignored,
         file_digest=checkpoint_sha256(weights.file),
         arch=model.arch,
         norm=config.get("norm", weights.norm) if eps else None,

@@ -6,6 +6,7 @@ how to get it.
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import logging
 import math
@@ -153,10 +154,53 @@ def head_is_linear(net: nn.Module) -> bool:
     return getattr(net, "aux_head", None) is None
 
 
+def statistics(
+    net: nn.Module,
+) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Return mean and deviation of the images that timm trains a network of its own on."""
+    config: Any = getattr(net, "default_cfg", None)
+    if not type(net).__module__.startswith("timm.") or not config:
+        return None
+    mean, std = config.get("mean"), config.get("std")
+    return (tuple(mean), tuple(std)) if mean and std else None
+
+
 def stages(net: nn.Module) -> tuple[Stage, ...]:
     """Return the stages that timm lists in a network's `feature_info`, if it does."""
     listed: Any = getattr(net, "feature_info", None) or ()
     return tuple(Stage(entry["module"], entry["reduction"]) for entry in listed)
+
+
+def of_any_size(net: nn.Module) -> tuple[nn.Module, list[type[nn.Module]]]:
+    """Return a network that takes images of any size, on the weights of another one.
+
+    timm builds Swin networks for images of one size. What is returned for them makes the
+    masks of its windows as it runs, and shifts the windows in every stage, also where an
+    image of the size of the classifier has only one window; detectors on Swin do so (Liu et
+    al. 2021). Any other network is returned as it is.
+
+    Args:
+        net: A network, which is not changed.
+
+    Returns:
+        The network, and the types of its modules whose control flow depends on shapes, so
+        that a tracer has to take each for one node.
+    """
+    layers: Any = getattr(net, "layers", ())
+    if (
+        not any(hasattr(module, "dynamic_mask") for module in net.modules())
+        or not layers
+    ):
+        return net, []
+    shared = {id(parameter): parameter for parameter in net.parameters()}
+    result: Any = copy.deepcopy(net, shared)
+    result.patch_embed.strict_img_size, result.dynamic_img_size = False, True
+    windows = [stage.blocks[0].window_size for stage in layers]
+    result.set_input_size(window_size=windows, always_partition=True)
+    blocks = [m for m in result.modules() if hasattr(m, "dynamic_mask")]
+    for block in blocks:
+        block.dynamic_mask, block.attn_mask = True, None
+    return result, list({type(block) for block in blocks})
 
 
 @dataclass(frozen=True)

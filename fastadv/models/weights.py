@@ -14,10 +14,12 @@ A source is written without spaces, so that it fits a flag or a line of a recipe
                                     or row:TABLE/IDENTITY; the first digits are enough
 
 and may end in what the file does not say: `,arch=resnet50`, `,weights=ema` (which of several
-in the file), `,input=caffe` (see `input_conventions.py`) or the statistics themselves,
-`,mean=0.49,0.48,0.45,std=0.25,0.24,0.26`, `,norm=linf`, `,eps=4/255` (the radius of its
-training; 0 means standard training), `,kind=texture` (how it was trained, if that is neither
-standard nor adversarial; see `threat.TRAINING_KINDS`), `,name=mine`, `,download=true`.
+in the file), `,ignore=adapter` (layers that are no part of the network; several with `+`),
+`,token=mean` (the embedding of a transformer, see `tokens.py`), `,input=caffe` (see
+`input_conventions.py`) or statistics, `,mean=0.49,0.48,0.45,std=0.25,0.24,0.26`,
+`,norm=linf`, `,eps=4/255` (the radius of its training; 0 means standard training),
+`,kind=texture` (how it was trained, if that is neither standard nor adversarial; see
+`threat.TRAINING_KINDS`), `,name=mine`, `,download=true`.
 Nothing is downloaded without that, or the flag of its name.
 """
 
@@ -48,39 +50,11 @@ from fastadv.models.checkpoint_files import (
     resolve_checkpoint,
 )
 from fastadv.models.foreign_checkpoints import facts_from_filename
-from fastadv.models.input_conventions import (
-    CONVENTIONS,
-    InputConvention,
-    get_convention,
-    parse_statistic,
-)
+from fastadv.models.input_conventions import CONVENTIONS, InputConvention
 from fastadv.models.kept import DEFAULT_TABLE, Origin, find_row
+from fastadv.models.source_options import split_options
 from fastadv.preparation import Preparation
-from fastadv.threat import parse_norm, parse_pixels, parse_training_kind
 
-
-def _yes_or_no(text: str) -> bool:
-    if text not in ("true", "false"):
-        raise ValueError(f"download={text!r} must be true or false")
-    return text == "true"
-
-
-# The options after a source: the attribute of `Weights` each sets, and its parser.
-# `download` is no attribute, but replaces the argument of that name; `mean` and `std` are
-# put into a convention.
-_OPTIONS: dict[str, tuple[str, Callable[[str], Any]]] = {
-    "arch": ("arch", str),
-    "weights": ("which", str),
-    "input": ("convention", get_convention),
-    "mean": ("mean", parse_statistic),
-    "std": ("std", parse_statistic),
-    "norm": ("norm", parse_norm),
-    "eps": ("eps", parse_pixels),
-    "kind": ("kind", parse_training_kind),
-    "name": ("name", str),
-    "download": ("download", _yes_or_no),
-}
-_OPTION = re.compile(r",(\w+)=([^,]*(?:,[\d.e+-]+)*)$")
 ROBUSTBENCH_URL = (
     "https://drive.usercontent.google.com/download?id={}&export=download&confirm=t"
 )
@@ -103,6 +77,9 @@ class Weights:
             training), None where unknown.
         kind: How it was trained, a key of `threat.TRAINING_KINDS`; None where `eps` says.
         which: Which of several weights in the file; None takes those that it trained.
+        ignored: Parts of paths in the file that are no part of the network.
+        token: The token of a transformer that is its embedding; None where the file or its
+            architecture says.
         trunk: The network that all tensors are of which the file does not hold; None for
             a file that holds all of them.
     """
@@ -118,6 +95,8 @@ class Weights:
     trunk: Weights | None = None
     kind: str | None = None
     which: str | None = None
+    ignored: tuple[str, ...] = ()
+    token: str | None = None
 
 
 def find_weights(source: str | Path, *, download: bool = False) -> Weights:
@@ -132,7 +111,7 @@ def find_weights(source: str | Path, *, download: bool = False) -> Weights:
         ConfigError: The kind of source, a name or an option is unknown; the message
             names near misses.
     """
-    text, known = _split_options(str(source))
+    text, known = split_options(str(source))
     download = known.pop("download", download)
     scheme = _SCHEME.match(text)
     if scheme is None or Path(text).expanduser().exists():
@@ -167,7 +146,7 @@ def _at_address(address: str, download: bool) -> Weights:
 
 def absolute_source(source: str) -> str:
     """Return a source that means the same in every working directory."""
-    text, _ = _split_options(source)
+    text, _ = split_options(source)
     options = source[len(text) :]
     scheme = _SCHEME.match(text)
     if scheme is None or Path(text).expanduser().exists():
@@ -182,57 +161,19 @@ def absolute_source(source: str) -> str:
 def weights_digest(weights: Weights, file_digest: str | None = None) -> str:
     """Return a hash of the network that weights are, 64 hexadecimal digits.
 
-    It is the file's, unless an input convention is given beside the file, or which of several
-    weights: then it is another model. The file of a head states the digest of its trunk.
+    It is the file's, unless an input convention is given beside the file, which of several
+    weights, what to ignore or a token: then it is another model. The file of a head states
+    the digest of its trunk.
 
     Args:
         weights: What `find_weights` returned.
         file_digest: SHA-256 of the file, where it is known.
     """
     found = file_digest or checkpoint_sha256(weights.file)
-    for beside in (weights.convention, weights.which):
-        if beside is not None:
+    for beside in (weights.convention, weights.which, weights.ignored, weights.token):
+        if beside:
             found = hashlib.sha256(f"{found} {beside}".encode()).hexdigest()
     return found
-
-
-def _split_options(source: str) -> tuple[str, dict[str, Any]]:
-    """Return what comes before the options, and their values by attribute of `Weights`."""
-    text = source
-    options: dict[str, str] = {}
-    while (match := _OPTION.search(text)) and not Path(text).expanduser().exists():
-        if match[1] not in _OPTIONS:
-            raise ConfigError(
-                f"{unknown_name('option', match[1], _OPTIONS)} (in source {text!r})"
-            )
-        options.setdefault(match[1], match[2])
-        text = text[: match.start()]
-    known = {}
-    for option, value in options.items():
-        attribute, parse = _OPTIONS[option]
-        try:
-            known[attribute] = parse(value)
-        except ValueError as error:
-            raise ConfigError(f"source {source!r}: {error}") from None
-    return text, _with_statistics(known, source)
-
-
-def _with_statistics(known: dict[str, Any], source: str) -> dict[str, Any]:
-    """Put the options `mean` and `std` into one convention, as `input` gives one."""
-    mean, std = known.pop("mean", None), known.pop("std", None)
-    if mean is None and std is None:
-        return known
-    if mean is None or std is None or "convention" in known:
-        raise ConfigError(
-            f"source {source!r}: give both mean= and std=, and not input= beside them, which "
-            "states them, too"
-        )
-    if len(mean) != len(std) and 1 not in (len(mean), len(std)):
-        raise ConfigError(
-            f"source {source!r}: mean= has {len(mean)} numbers and std= has {len(std)}; give "
-            "one for all channels or one for each"
-        )
-    return known | {"convention": InputConvention(mean, std)}
 
 
 def _from_path(path: Path) -> Weights:

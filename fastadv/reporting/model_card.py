@@ -23,6 +23,8 @@ ROBUSTBENCH = {
     ("cifar100", "linf"): 8 / 255,
 }
 
+_IMAGENET_IMAGES = 5000  # which RobustBench lists, of the validation images
+
 
 def rows_of(rows: Sequence[Row], digest: str) -> list[Row]:
     """Return the evaluations and transfers of one network, the newest of each number."""
@@ -165,6 +167,8 @@ def robustbench_claim(
             f"RobustBench has no leaderboard of {dataset} with {norm}; it has: {boards}"
         )
     ours = [r for r in rows if r.kind == "evaluation" and _is(r, dataset)]
+    if dataset == "imagenet":
+        ours = [row for row in ours if row.n == _IMAGENET_IMAGES]
     clean = [row for row in ours if row.attack is None and row.metric == "top1"]
     robust = [
         row
@@ -184,6 +188,7 @@ def robustbench_claim(
             f"AutoAttack with {threat}; run: fastadv-eval --checkpoint SOURCE --data "
             f"{dataset} --attack autoattack --norm {norm} --eps "
             f"{f'{eps * 255:g}/255' if norm == 'linf' else f'{eps:g}'}"
+            + (" --image-list robustbench" if dataset == "imagenet" else "")
         )
     clean_row, robust_row = pairs[-1]
     text = f"{eps * 255:g}/255" if norm == "linf" else f"{eps:g}"

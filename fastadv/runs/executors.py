@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 from fastadv.errors import ConfigError
 from fastadv.machine import usable_cores
+from fastadv.models.own_networks import VARIABLE
 from fastadv.runs.tasks import Ended, Executor, Place, Task, run_task
 
 EngineName = Literal["serial", "processes", "ray"]
@@ -253,11 +254,14 @@ class _RayExecutor:
         # `run_tasks` retries: it first looks what the dead task had finished.
         self._run = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(_ray_task)
         self._folder = os.getcwd()
+        # Nodes of a cluster do not inherit what the user typed here.
+        self._typed = os.environ.get(VARIABLE, "")
         self._threads = max(1, int(cpus))
         self._running: dict[Any, Task] = {}
 
     def start(self, task: Task) -> None:
-        self._running[self._run.remote(task, self._threads, self._folder)] = task
+        started = self._run.remote(task, self._threads, self._folder, self._typed)
+        self._running[started] = task
 
     def wait(self) -> list[Ended]:
         ready, _ = self._ray.wait(list(self._running), timeout=0.5)
@@ -279,10 +283,11 @@ class _RayExecutor:
         self._ray.shutdown()
 
 
-def _ray_task(task: Task, threads: int, folder: str) -> Ended:
+def _ray_task(task: Task, threads: int, folder: str, typed: str) -> Ended:
     import torch
 
     os.chdir(folder)  # relative paths are relative to it
+    os.environ[VARIABLE] = typed
     torch.set_num_threads(threads)
     return run_task(task, Place(threads))
 

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import io
+import math
 import time
-from typing import Any, Generic, Protocol, TypeVar
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
+from torch import Tensor
 
 from fastadv.environment import provenance
 from fastadv.errors import TrainingDiverged
 from fastadv.machine import resident_memory
+from fastadv.phases import phase
 from fastadv.progress import Progress
 from fastadv.runs.directory import RunDirectory
 from fastadv.runs.distributed import World
 
 
 class LoopConfig(Protocol):
-    """The choices of a run that its log reads."""
+    """The choices of a run that its loop and its log read."""
 
     @property
     def epochs(self) -> int:
@@ -31,18 +37,40 @@ class LoopConfig(Protocol):
     def resume(self) -> bool:
         """Whether a run is continued where there is one."""
 
+    @property
+    def device(self) -> str:
+        """Name of the device."""
+
+    @property
+    def backend(self) -> str:
+        """Name of the kernel backend."""
+
+    @property
+    def seed(self) -> int:
+        """Random seed of the run."""
+
+    @property
+    def out_path(self) -> Path:
+        """Folder in which the run is kept."""
+
+    @property
+    def save_minutes(self) -> float:
+        """Minutes between checkpoints within an epoch."""
+
+    @property
+    def keep_every(self) -> int | None:
+        """Number of epochs after which a checkpoint is kept for good."""
+
+    @property
+    def tensorboard(self) -> bool:
+        """Whether curves are written for TensorBoard."""
+
+    @property
+    def wandb(self) -> str | None:
+        """Project of Weights & Biases."""
+
     def to_dict(self) -> dict[str, Any]:
         """Return all choices as plain values."""
-
-
-class MeasuredInterval(Protocol):
-    """The steps since the last "train" event."""
-
-    images: int
-    began: float
-
-    def read(self, last_step: int, world: World) -> dict[str, float]:
-        """Return their means over all ranks."""
 
 
 Config = TypeVar("Config", bound=LoopConfig)
@@ -54,6 +82,96 @@ def memory_in_use(device: torch.device, *, peak: bool = False) -> int:
         return resident_memory(peak)
     used = torch.cuda.max_memory_allocated if peak else torch.cuda.memory_allocated
     return used(device)
+
+
+class _Part(NamedTuple):
+    """What one rank measured in an interval."""
+
+    sums: dict[str, float]
+    images: int
+    waited: float
+    problem: str | None
+
+
+@dataclass
+class Interval:
+    """The steps since the last "train" event; what they measured is read together.
+
+    Attributes:
+        steps: Measurements of each step by name, scalars on the device. Every name is a
+            loss, but for `correct`, the number of correctly classified images.
+        images: Number of images of this rank.
+        waited: Seconds spent waiting for batches.
+        began: Time when the interval began, on the monotonic clock.
+    """
+
+    steps: list[dict[str, Tensor]] = field(default_factory=list)
+    images: int = 0
+    waited: float = 0.0
+    began: float = field(default_factory=time.monotonic)
+
+    def add(self, measured: dict[str, Tensor], images: int, waited: float) -> None:
+        """Add one step, without reading its measurements from the device."""
+        self.steps.append(measured)
+        self.images += images
+        self.waited += waited
+
+    def read(self, last_step: int, world: World) -> dict[str, float]:
+        """Return means over all ranks.
+
+        Args:
+            last_step: Number of the last step that was added.
+            world: The ranks; each must call it.
+
+        Returns:
+            The mean of each loss and, as `loss`, of their sum; `acc`, the share of images
+            that were classified correctly, where it is known; images per second, the
+            share of the time that was spent waiting for batches, and the memory in GiB.
+
+        Raises:
+            TrainingDiverged: A loss of some rank is not finite; the message names the
+                step. All ranks raise it.
+        """
+        names = list(self.steps[0])
+        with phase("sync"):
+            table = torch.stack(
+                [torch.stack([step[n].float() for n in names]) for step in self.steps]
+            )
+            values: list[list[float]] = table.tolist()
+        first = last_step - len(values) + 1
+        sums = {
+            n: sum(v) for n, v in zip(names, zip(*values, strict=True), strict=True)
+        }
+        problem = _not_finite(names, values, first)
+        parts = world.gather(_Part(sums, self.images, self.waited, problem))
+        for part in parts:
+            if part.problem:
+                raise TrainingDiverged(part.problem)
+        seconds = time.monotonic() - self.began
+        images = sum(part.images for part in parts)
+        summed = {n: sum(part.sums[n] for part in parts) for n in names}
+        correct = summed.pop("correct", None)
+        means = {n: v / len(values) / len(parts) for n, v in summed.items()}
+        accuracy = {} if correct is None else {"acc": correct / images}
+        return {
+            "loss": sum(means.values()),
+            **means,
+            **accuracy,
+            "images_per_s": images / seconds,
+            "data_wait": sum(part.waited for part in parts) / seconds / len(parts),
+            "memory_gib": memory_in_use(table.device) / 2**30,
+        }
+
+
+def _not_finite(
+    names: Sequence[str], values: Sequence[Sequence[float]], first: int
+) -> str | None:
+    """Return which of the values of steps `first` and on is not finite, or None."""
+    for step, row in enumerate(values, start=first):
+        for name, value in zip(names, row, strict=True):
+            if not math.isfinite(value):
+                return f"the {name} of step {step} is {value}"
+    return None
 
 
 class LoopLog(Generic[Config]):
@@ -102,9 +220,7 @@ class LoopLog(Generic[Config]):
             environment=provenance(),
         )
 
-    def trained(
-        self, interval: MeasuredInterval, epoch: int, step: int, lr: float
-    ) -> None:
+    def trained(self, interval: Interval, epoch: int, step: int, lr: float) -> None:
         """Read and log what an interval measured. Every rank must call it.
 
         Raises:

@@ -105,6 +105,7 @@ class Parallel:
             image_size=model.image_size,
             seed=0,
         )
+        copy.set_token(model.token)
         copy.load_state_dict(state)
         copy.train(model.training)
         return copy.to(model.mean.device).to(memory_format=torch.channels_last)

@@ -39,18 +39,14 @@ TRAIN, ATTACK, JUDGE = "training pass", "attack pass", "validation attack pass"
 ASSUMED_EFFICIENCY = 0.8
 
 
-@dataclass(frozen=True)
-class RunPlan:
-    """Measurements of a run, and what follows from them, in seconds, bytes and images.
+@dataclass(frozen=True, kw_only=True)
+class LoopPlan:
+    """Measurements of the steps of a run, and the time that follows from them.
 
     Attributes:
         what: Description of the run.
         device: Name of the device it was measured on.
-        parameters: Number of weights that train.
-        units: Cost of a step in forward passes of the network, counted in a real step:
-            forward, input gradient and weight gradient are one each.
-        memory: Bytes of memory for each purpose.
-        memory_peak: Bytes at the worst moment, estimated from `memory`.
+        parameters: Number of weights.
         memory_measured: Most bytes in use while measuring, without validation.
         steps: Number of steps of the whole run.
         measured_steps: Number of steps that were timed.
@@ -64,9 +60,6 @@ class RunPlan:
     what: str
     device: str
     parameters: int
-    units: float
-    memory: dict[str, int]
-    memory_peak: int
     memory_measured: int
     steps: int
     measured_steps: int
@@ -105,13 +98,16 @@ class RunPlan:
         ]
         return asdict(self) | {"seconds": self.seconds, "projection": rows}
 
+    def cost(self) -> str:
+        """Return what else is known of weights and work, as text without a full stop."""
+        raise NotImplementedError
+
+    def memory_rows(self) -> list[list[Any]]:
+        """Return rows (purpose, GiB) of the memory that is in use."""
+        return [["peak, measured in the probe", _gib(self.memory_measured)]]
+
     def text(self) -> str:
         """Return the plan as text for a terminal."""
-        memory = [[name, _gib(size)] for name, size in self.memory.items() if size]
-        memory += [
-            ["peak, estimated", _gib(self.memory_peak)],
-            ["peak, measured in the probe", _gib(self.memory_measured)],
-        ]
         parts = [
             [name, clock(seconds), f"{100 * seconds / self.seconds:.1f} %"]
             for name, seconds in self.parts.items()
@@ -126,11 +122,9 @@ class RunPlan:
         titles = ["devices", "time", "device-hours", f"time at {share}", "device-hours"]
         return "\n\n".join(
             [
-                f"{self.what}\n{self.parameters:,} parameters; a step costs "
-                f"{self.units:.3g} units (forward, input gradient and weight gradient of "
-                "the network are one each; clean training is 3)",
-                text_table(["memory", "GiB"], memory),
-                f"{self.images_per_s:.1f} images/s on {self.device} (mean of "
+                f"{self.what}\n{self.parameters:,} parameters{self.cost()}",
+                text_table(["memory", "GiB"], self.memory_rows()),
+                f"{self.images_per_s:.2f} images/s on {self.device} (mean of "
                 f"{self.measured_steps} steps of {1e3 * self.step_seconds:.1f} ms, data "
                 f"wait {100 * self.data_wait:.1f} %), {self.steps} steps in all",
                 text_table(["one device", "time", "share"], parts),
@@ -140,6 +134,35 @@ class RunPlan:
                 "was not measured. Saving checkpoints is not counted.",
             ]
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunPlan(LoopPlan):
+    """The plan of a classifier's training.
+
+    Attributes:
+        units: Cost of a step in forward passes of the network, counted in a real step:
+            forward, input gradient and weight gradient are one each.
+        memory: Bytes of memory for each purpose.
+        memory_peak: Bytes at the worst moment, estimated from `memory`.
+    """
+
+    units: float
+    memory: dict[str, int]
+    memory_peak: int
+
+    def cost(self) -> str:
+        """Return the cost of a step as text."""
+        return (
+            f"; a step costs {self.units:.3g} units (forward, input gradient and weight "
+            "gradient of the network are one each; clean training is 3)"
+        )
+
+    def memory_rows(self) -> list[list[Any]]:
+        """Return rows (purpose, GiB) of the memory, with its estimated peak."""
+        rows = [[name, _gib(size)] for name, size in self.memory.items() if size]
+        rows.append(["peak, estimated", _gib(self.memory_peak)])
+        return rows + super().memory_rows()
 
 
 def plan_run(config: TrainConfig, devices: Sequence[int] = (1,)) -> RunPlan:
@@ -175,7 +198,7 @@ def plan_run(config: TrainConfig, devices: Sequence[int] = (1,)) -> RunPlan:
         what += f", {config.threat}, {config.attack_steps} steps"
     return RunPlan(
         what=f"{what}; batch {trainer.batch_size}, {config.epochs} epochs",
-        device=f"{trainer.device} ({_device_name(trainer.device)})",
+        device=device_text(trainer.device),
         parameters=sum(p.numel() for p in trainer.model.parameters()),
         units=units.total / len(first.labels),
         memory=memory,
@@ -243,10 +266,12 @@ def _peak(memory: dict[str, int], *, recorded: bool) -> int:
     return standing + max(train, attack, judge)
 
 
-def _device_name(device: torch.device) -> str:
+def device_text(device: torch.device) -> str:
+    """Return a device with the name of its hardware."""
+    name = f"{cpu_name()}, {torch.get_num_threads()} threads"
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{cpu_name()}, {torch.get_num_threads()} threads"
+        name = torch.cuda.get_device_name(device)
+    return f"{device} ({name})"
 
 
 def _gib(size: int) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,21 +20,11 @@ from fastadv.evaluation.judging import evaluate
 from fastadv.phases import marked
 from fastadv.training.images import EVAL_BATCH
 from fastadv.training.learner import judging_attack
+from fastadv.training.loop import AnyBatch
 from fastadv.training.trainer import Trainer
 
 STEPS, WARMUP = 20, 3
 _MOST_SECONDS = 120.0  # for timed steps; slow runs time fewer than `STEPS`
-
-
-class WithImages(Protocol):
-    """A batch."""
-
-    @property
-    def images(self) -> Sized:
-        """The images of the batch."""
-
-
-AnyBatch = TypeVar("AnyBatch", bound=WithImages)
 
 
 def time_steps(

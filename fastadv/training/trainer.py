@@ -1,50 +1,36 @@
-"""The training loop: it builds a run, resumes, steps, validates, saves and tests."""
+"""The training of a classifier: what it adds to the loop that all trainings share."""
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import asdict, replace
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fastadv.attacks import PGD
-from fastadv.data import Batch
+from fastadv.data import Batch, Loader
 from fastadv.data.counter import derive_key
-from fastadv.errors import (
-    CatastrophicOverfitting,
-    CheckpointError,
-    FastadvError,
-    Preempted,
-    TrainingDiverged,
-)
-from fastadv.kernels import use_backend
-from fastadv.kernels.registry import check_backend_name
+from fastadv.errors import CatastrophicOverfitting
+from fastadv.evaluation.accuracy import Evaluation
 from fastadv.models import as_model, load_model, save_model
 from fastadv.models.architecture_names import MODEL_FILE
-from fastadv.phases import phase
-from fastadv.runs.directory import RunDirectory
-from fastadv.runs.distributed import World, join_ranks, random_state, set_random_state
-from fastadv.runs.listeners import check_listeners, open_listeners
-from fastadv.runs.preemption import StopRequest, stop_on_signal
-from fastadv.runs.profile import StepProfile
+from fastadv.runs.distributed import World, join_ranks
+from fastadv.runs.preemption import StopRequest
 from fastadv.training.config import TrainConfig
 from fastadv.training.images import RunImages
 from fastadv.training.learner import Learner, judging_attack
+from fastadv.training.loop import TrainingLoop
 from fastadv.training.network import network_of
 from fastadv.training.optimizer_config import learning_rate
 from fastadv.training.overfit import OverfitWatch, updates_between, watched_images
-from fastadv.training.runlog import Interval, RunLog, TrainSummary, store_final_test
+from fastadv.training.runlog import RunLog, TrainSummary, store_final_test
 from fastadv.training.snapshots import draw_pictures, pictured_images
 from fastadv.training.stages import radius_at, side_at
 from fastadv.training.step import StepResult, train_step
-from fastadv.training.validation import Interrupted, Validation
-
-log = logging.getLogger(__name__)
+from fastadv.training.validation import Validation
 
 # Choices that may differ when a run is resumed: none of them changes what is computed.
 MAY_CHANGE = (
@@ -56,10 +42,9 @@ METADATA = (
     "config", "resolution", "augment", "preparation", "classes", "epoch", "step", "best",
 )  # fmt: skip
 NO_SCORE = -1.0  # below every accuracy
-_LOG_SECONDS = 10.0  # between "train" events; reading the losses waits for the device
 
 
-class Trainer:
+class Trainer(TrainingLoop[TrainConfig, Batch, StepResult, TrainSummary]):
     """Everything that one run needs, built from its choices.
 
     Args:
@@ -77,6 +62,10 @@ class Trainer:
         CheckpointError: The state to resume from cannot be read.
     """
 
+    loader: Loader
+    learner: Learner
+    log: RunLog
+
     def __init__(
         self,
         config: TrainConfig,
@@ -89,14 +78,7 @@ class Trainer:
         if model is not None:
             model = as_model(model)
             config = replace(config, arch=model.arch)
-        self.config = config
-        self.world = world or World()
-        leads = self.world.leads
-        check_listeners(config.tensorboard, config.wandb, writes=leads)
-        if config.backend != "auto":
-            check_backend_name(config.backend)
-        self.device = self.world.device(config.device)
-        self.run = RunDirectory(config.out_path, may_change=MAY_CHANGE, writes=leads)
+        super().__init__(config, world, MAY_CHANGE)
         self.images = RunImages(config, self.device, self.world)
         self.resolution = self.images.resolution
         self.batch_size = self.images.batch_size
@@ -133,31 +115,11 @@ class Trainer:
             config.seed,
             self.world,
         )
-        self.step, self.best_score = 0, NO_SCORE
-        self._validated = True  # the model that the last epoch left
-        self.runlog = RunLog(
+        self.best_score = NO_SCORE
+        self.log = RunLog(
             config, self.run, self.world, self.total_steps, attacked=attacked
         )
-        folder = self.run.path if leads else None
-        self.profile = StepProfile(
-            folder, profile, self.device, self.batch_size, self.runlog.note
-        )
-        prepares = leads and not dry_run
-        state = None
-        if prepares:
-            state = self.run.prepare(config.to_dict(), resume=config.resume)
-            if state is not None and not self.run.has_best:
-                state["best"] = NO_SCORE  # it is chosen again from the epochs to come
-        state = self.world.share(state)
-        self.resumed = state is not None
-        try:
-            if state is not None:
-                self._resume_from(state)
-            if prepares:  # only now: a resume that is refused changes nothing
-                self.run.record(config.to_dict())
-        except BaseException:
-            self.run.release()
-            raise
+        self.prepare(self.batch_size, dry_run=dry_run, profile=profile)
 
     def _judge(self) -> PGD | None:
         attacked = self.learner.attack is not None
@@ -165,149 +127,54 @@ class Trainer:
 
     # ---- state ----
 
-    def _state(self, epoch: int) -> dict[str, Any]:
-        """Return everything that a resume needs. Every rank must call it."""
+    def _own_state(self) -> dict[str, Any]:
         return {
-            "config": self.config.to_dict(),
             "resolution": self.resolution,
             "augment": self.images.augment,
             "preparation": asdict(self.images.prepared.how),
             "classes": list(self.test_set.classes),
-            "epoch": epoch,
-            "step": self.step,
             "best": self.best_score,
-            "validated": self._validated,
-            "loader": self.loader.state_dict(),
             "loader_backend": self.loader.backend,
-            "rng": self.world.gather(random_state()),
-        } | self.learner.state_dict()
+        }
 
-    def _resume_from(self, state: dict[str, Any]) -> None:
-        try:
-            self._load_state(state)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(
-                f"the state in {self.run.checkpoints / 'last'} is not one of this program "
-                f"({type(error).__name__}: {error}); start the run again with another `out`"
-            ) from error
-
-    def _load_state(self, state: dict[str, Any]) -> None:
+    def _load_own_state(self, state: dict[str, Any]) -> None:
         self.images.check_classes(state["classes"])
         augments_otherwise = self.images.augment_as(state.get("augment"))
         if augments_otherwise or state["loader_backend"] != self.loader.backend:
             # `auto` depends on the memory that is free; the run goes on as it began.
             self.loader = self.images.train_loader(backend=state["loader_backend"])
-        self.loader.load_state_dict(state["loader"])
-        self.learner.load_state_dict(state)
-        self.step, self.best_score = state["step"], state["best"]
-        self._validated = state["validated"]
-        set_random_state(state["rng"], self.world.rank, self.config.seed)
+        # Without the best weights they are chosen again from the epochs to come.
+        has_best = self.world.share(self.run.has_best)
+        self.best_score = state["best"] if has_best else NO_SCORE
 
-    def _save(self, *, best: bool = False, keep: str | None = None) -> None:
-        model, state = self.learner.published(), self._state(self.loader.epoch)
-        if not all(value.isfinite().all() for value in state["weights"].values()):
-            raise TrainingDiverged(
-                f"the weights after step {self.step - 1} are not finite"
-            )
-        if self.world.leads:
-            metadata = {key: state[key] for key in METADATA}
-            self.run.save(
-                lambda folder: save_model(model, folder / MODEL_FILE, metadata),
-                state,
-                step=self.step,
-                best=best,
-                keep=keep,
-            )
-        self._saved_at = time.monotonic()
+    def _writer(self, state: dict[str, Any]) -> Callable[[Path], None]:
+        model = self.learner.published()
+        metadata = {key: state[key] for key in METADATA}
+        return lambda folder: save_model(model, folder / MODEL_FILE, metadata)
 
     # ---- the loop ----
 
-    def fit(self) -> TrainSummary:
-        """Train to the end of the last epoch, validating and saving on the way.
-
-        Raises:
-            Preempted: A signal requested a stop; the state is saved.
-            TrainingDiverged: A loss or a weight is not finite; nothing was saved since.
-            OutputError: A checkpoint or the log cannot be written.
-        """
-        config, leads = self.config, self.world.leads
-        self.runlog.begin(self.step)
-        self.describe()
-        self._saved_at = time.monotonic()
-        with (
-            use_backend(config.backend),
-            open_listeners(
-                self.run.path,
-                self.step,
-                config.to_dict(),
-                config.tensorboard and leads,
-                config.wandb if leads else None,
-            ) as self.run.listeners,
-            contextlib.closing(self.profile),
-            stop_on_signal() as stop,
-        ):
-            try:
-                self.runlog.started(self.step, resumed=self.resumed)
-                while self.loader.epoch < config.epochs or not self._validated:
-                    if self._validated:
-                        self._epoch(stop)
-                    self._finish_epoch(stop)
-                return self._finish(stop)
-            except TrainingDiverged as error:
-                raise self.runlog.diverged(error, self.step) from None
-            except Interrupted:
-                self._stop(stop)
-            finally:
-                self.run.release()
-
     def describe(self) -> None:
         """Print a description of the run, with warnings where due."""
-        self.runlog.describe(self.images, self.device)
+        self.log.describe(self.images, self.device)
         if self.learner.exact_input:
-            self.runlog.note(
+            self.log.note(
                 f"inputs of the network stay float32: in {self.learner.precision}, much of "
                 f"a perturbation of {self.config.threat} at {self.resolution} px would be "
                 "rounded away"
             )
 
-    def _epoch(self, stop: StopRequest) -> None:
-        config, epoch = self.config, self.loader.epoch
+    def _begin_epoch(self, epoch: int) -> None:
         self.model.train()
-        side = side_at(config, self.resolution, epoch)
+        side = side_at(self.config, self.resolution, epoch)
         self.loader.set_resolution(side)
-        self.learner.begin_epoch(radius_at(config, side, self.resolution, epoch))
-        interval = Interval()
-        batches, stopping = iter(self.loader), 0  # signal number
-        self.profile.begin_epoch()
-        while not stopping:
-            began = time.monotonic()
-            with phase("data"), self._saved_on_error():
-                batch = next(batches, None)
-            if batch is None:
-                self.validation.saw(self.loader)
-                break
-            waited = time.monotonic() - began
-            result = self.update(batch)
-            interval.add(result, len(batch.labels), waited)
-            self._check_overfit()
-            now = time.monotonic()
-            stopping, overdue, report = self.world.agree_to_stop(
-                stop,
-                now - self._saved_at > 60 * config.save_minutes,
-                now - interval.began > _LOG_SECONDS,
-            )
-            if stopping or overdue or report:
-                interval = self._report(interval, epoch)
-            else:
-                self.runlog.show(epoch, self.step)
-            self.profile.end_step()
-            if overdue and not stopping and self.step % len(self.loader):
-                self._save()
-                self.profile.begin_epoch()
-        if interval.losses:
-            self._report(interval, epoch)
-        if stopping:
-            self._stop(stop)
+        self.learner.begin_epoch(radius_at(self.config, side, self.resolution, epoch))
+
+    def _end_epoch(self) -> None:
+        self.validation.saw(self.loader)
+
+    def _values(self, result: StepResult) -> dict[str, Tensor]:
+        return {"loss": result.loss, "correct": result.correct}
 
     def update(self, batch: Batch) -> StepResult:
         """Do one training step; the model must be in the mode it trains in."""
@@ -330,55 +197,30 @@ class Trainer:
         self.step += 1
         return result
 
-    def _check_overfit(self) -> None:
+    def _after_update(self) -> None:
         check = self.learner.check_overfit(self.step)
         if check is None:
             return
-        self.runlog.checked(check, self.step)
+        self.log.checked(check, self.step)
         if check.collapsed and self.config.on_overfit == "stop":
             raise CatastrophicOverfitting(
                 f"{check.message(self.step)}; checkpoints are as they were. Choose a smaller "
                 "`eps`, `method=n_fgsm`, gradalign or pgd_at, or `on_overfit=fallback`"
             )
 
-    @contextlib.contextmanager
-    def _saved_on_error(self) -> Iterator[None]:
-        """Save before an error ends the run; several ranks resume from `last` instead."""
-        try:
-            yield
-        except Interrupted:
-            raise
-        except Exception:
-            if self.world.size == 1 and self.step:
-                with contextlib.suppress(FastadvError):
-                    self._save()
-            raise
+    def _validates(self, epoch: int) -> bool:
+        return epoch % self.config.eval_every == 0 or epoch == self.config.epochs
 
-    def _report(self, interval: Interval, epoch: int) -> Interval:
-        lr = self.optimizer.param_groups[0]["lr"]
-        self.runlog.trained(interval, epoch, self.step, lr)
-        return Interval()
+    def _validate(self, stop: StopRequest) -> Evaluation:
+        return self.validation(self.learner.published(), self.val_set, stop)
 
-    def _finish_epoch(self, stop: StopRequest) -> None:
-        epoch = self.loader.epoch  # epochs done: the loader is at the next one
-        best = False
-        if epoch % self.config.eval_every == 0 or epoch == self.config.epochs:
-            self._validated = False
-            with self._saved_on_error():
-                found = self.validation(self.learner.published(), self.val_set, stop)
-            self._validated = True
-            score = found.robust.top1 if found.robust else found.clean.top1
-            best, self.best_score = score > self.best_score, max(score, self.best_score)
-            self.runlog.validated(found, epoch, self.step)
-        self._draw_pictures(epoch)
-        every = self.config.keep_every
-        keep = f"epoch-{epoch:04d}" if every and epoch % every == 0 else None
-        self._save(best=best, keep=keep)
-        number, *_ = self.world.agree_to_stop(stop)
-        if number:
-            self._preempted(stop)
+    def _scored(self, found: Evaluation, epoch: int) -> bool:
+        score = found.robust.top1 if found.robust else found.clean.top1
+        best, self.best_score = score > self.best_score, max(score, self.best_score)
+        self.log.validated(found, epoch, self.step)
+        return best
 
-    def _draw_pictures(self, epoch: int) -> None:
+    def _after_epoch(self, epoch: int) -> None:
         every = self.config.pictures_every
         if not every or epoch % every:
             return
@@ -399,7 +241,7 @@ class Trainer:
         names = sorted(set().union(*self.world.gather(self.validation.bad_images)))
         attack = self.learner.attack
         compiled = asdict(attack.compile_report()) if attack else None
-        summary = self.runlog.tested(found, self.step, names, compiled)
+        summary = self.log.tested(found, self.step, names, compiled)
         judged = self.validation.readable(self.test_set)
         if self.world.leads:
             store_final_test(
@@ -411,18 +253,6 @@ class Trainer:
                 judged,
             )
         return summary
-
-    def _stop(self, stop: StopRequest) -> NoReturn:
-        self.world.agree_to_stop(stop)
-        self._save()
-        self._preempted(stop)
-
-    def _preempted(self, stop: StopRequest) -> NoReturn:
-        self.run.log("preempted", step=self.step, signal=stop.signal)
-        raise Preempted(
-            f"{stop.signal}: saved step {self.step}; continue with "
-            f"`resume` `out={self.run.path}`"
-        )
 
 
 def train(config: TrainConfig, model: nn.Module | None = None) -> TrainSummary:

@@ -142,6 +142,7 @@ def _candidates(
     model = experiment.load_model()
     if config.mode == "scratch":
         mean, std = model.mean.tolist(), model.std.tolist()
+        token = model.token
         model = create_model(
             model.arch,
             experiment.num_classes,
@@ -150,6 +151,7 @@ def _candidates(
             seed=seed,
             image_size=model.image_size,
         )
+        model.set_token(token)
         model.to(experiment.device).to(memory_format=torch.channels_last)
     prepare_model(model, experiment.num_classes, seed, procedure)
     trained = choose_trained(

@@ -25,12 +25,12 @@ from fastadv.analysis.ascent import (
     units_of,
     view_of_layer,
 )
-from fastadv.analysis.portions import Portions
 from fastadv.analysis.starts import GaussianImages, noise_image
 from fastadv.attacks.objectives import Objective
 from fastadv.errors import ConfigError
 from fastadv.models import NormalizedModel, activations, create_model
 from fastadv.models.view import AttackView
+from fastadv.results.portions import Portions
 
 SIDE = 16
 BUDGET = Budget(eps=1.5, num_steps=12, step_size=0.25)

@@ -13,9 +13,9 @@ from fastadv.analysis import analyze_influence, analyze_shape, analyze_similarit
 from fastadv.analysis.config import InfluenceConfig, ShapeConfig, SimilarityConfig
 from fastadv.analysis.contract import Findings
 from fastadv.analysis.influence import LastLayer, influence
-from fastadv.analysis.portions import Portions
 from fastadv.errors import ConfigError, DataError
 from fastadv.models import create_model, save_model
+from fastadv.results.portions import Portions
 
 
 @pytest.fixture(scope="module")

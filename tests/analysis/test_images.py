@@ -20,7 +20,6 @@ from fastadv.analysis import (
     analyze_vulnerability,
 )
 from fastadv.analysis.config import InfluenceConfig
-from fastadv.analysis.portions import Portions
 from fastadv.analysis.seeing_config import (
     GradientsConfig,
     InversionConfig,
@@ -33,6 +32,7 @@ from fastadv.data.loading.geometry import resize_center_crop, usual_preparation
 from fastadv.data.sets.subsets import Downscaled, subset
 from fastadv.errors import DataError
 from fastadv.models import create_model, save_model
+from fastadv.results.portions import Portions
 
 SIDE, REDUCED = 16, 4
 CLASSES = ("one", "two")

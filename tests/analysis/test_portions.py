@@ -12,15 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastadv.analysis.portions import (
-    Portions,
-    Share,
-    ShareDone,
-    count_batches,
-    numbered_batches,
-)
+from fastadv.analysis.portions import count_batches, numbered_batches
 from fastadv.data import LoaderOptions, make_loader, open_dataset
 from fastadv.data.sets.image_set import ArraySet
+from fastadv.results.portions import Portions, Share, ShareDone
 
 
 class Work:

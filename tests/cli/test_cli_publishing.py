@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import yaml
 from command_line import Caller, image_folder
 from local_hub import LocalHub, local_hub
 
+from fastadv.data.sets import robustbench_images
 from fastadv.models import create_model, load_model, save_model
 from fastadv.models.source import open_source
 from fastadv.results import ResultsTable
@@ -199,3 +201,48 @@ def test_a_list_chooses_the_images(
     both = call("eval", *common, "--image-list", listed, "--num-images", 3)
     assert "--image-list" in both.error
     assert "leave one out" in both.error
+
+
+@pytest.mark.parametrize("way", ["package", "address"])
+def test_robustbenchs_list_is_found_and_checked(
+    call: Caller,
+    evaluated: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    way: str,
+) -> None:
+    """A list of three images stands for the 5,000; nothing of the package is imported."""
+    data = Path(evaluated["source"]).parent / "cifar10"
+    names = sorted(str(p.relative_to(data / "val")) for p in data.rglob("val/*/*.jpg"))
+    lines = [names[4], names[0], names[7]]
+    folder = tmp_path / "robustbench" / "helper_files"
+    folder.mkdir(parents=True)
+    file = folder / "imagenet_test_image_ids.txt"
+    file.write_text("\n".join(lines))
+    digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    monkeypatch.setattr(robustbench_images, "SHA256", digest)
+    monkeypatch.setenv("FASTADV_CACHE", str(tmp_path / "cache"))
+    common = ["--checkpoint", evaluated["source"], "--data", data, "--eps", 0, "--json"]
+    words = [*common, "--image-list", "robustbench"]
+    if way == "package":
+        (tmp_path / "robustbench" / "__init__.py").write_text("raise SystemExit(3)")
+        monkeypatch.syspath_prepend(str(tmp_path))
+    else:
+        monkeypatch.setattr(robustbench_images, "URL", file.as_uri())
+        monkeypatch.setattr(robustbench_images, "_installed", lambda: None)
+        assert "pip install robustbench" in call("eval", *words).error
+        words.append("--download")
+    result = call("eval", *words)
+    assert result.code == 0, result.err
+    assert json.loads(result.out)["n"] == 3
+    if way == "package":
+        file.write_text("\n".join(names[:5]))
+        assert "lists other images than RobustBench's" in call("eval", *words).error
+
+
+def test_a_claim_on_imagenet_needs_the_images_of_the_leaderboard(
+    call: Caller, evaluated: dict[str, str], tmp_path: Path
+) -> None:
+    common = [evaluated["source"], tmp_path / "x.json", *PAPER]
+    words = [*common, "--results", evaluated["results"], "--dataset", "imagenet"]
+    assert "--image-list robustbench" in call("models", "claim", *words).error

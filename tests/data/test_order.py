@@ -106,3 +106,8 @@ def test_what_does_not_fit_is_refused() -> None:
         order(3, drop_last=True)
     with pytest.raises(ConfigError, match=r"rank=2 is outside \[0, 2\)"):
         order(rank=2, world_size=2)
+
+
+def test_a_single_image_joins_the_batch_before_unless_all_are_single() -> None:
+    assert [len(batch) for batch in epoch(order(9))] == [4, 5]
+    assert [len(batch) for batch in epoch(order(9, batch_size=1))] == [1] * 9

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import bisect
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from detection_files import edit_coco, write_coco
+from detection_files import edit_coco, write_coco, write_masks
 
 from fastadv.data.decoding import BadImage
 from fastadv.detection.augment import augment
-from fastadv.detection.batches import DetectionLoader, DetectionLoaderOptions
+from fastadv.detection.batches import (
+    DetectionLoader,
+    DetectionLoaderOptions,
+    aspect_groups,
+)
 from fastadv.detection.opening import open_detection
 from fastadv.detection.sets import DetectionSet
 from fastadv.errors import DataError
@@ -131,3 +136,43 @@ def test_bad_images_are_replaced_in_training_and_left_out_of_tests(
         file.write_bytes(b"")
     with pytest.raises(DataError, match="no image of set/train can be read"):
         [*loader(open_detection(root).train)]
+
+
+def test_groups_of_shapes_are_those_of_the_reference(tmp_path: Path) -> None:
+    """`create_aspect_ratio_groups` of torchvision's reference takes `bisect_right`."""
+    sizes = [(96, 84), (84, 168), (83, 168), (168, 84), (169, 84), (90, 90), (84, 200)]
+    for number, size in enumerate(sizes):
+        write_masks(tmp_path / f"{number}", images=2, size=size, seed=number)
+        for folder, end in (("images", "jpg"), ("masks", "png")):
+            place = tmp_path / "set" / folder
+            place.mkdir(parents=True, exist_ok=True)
+            for each in range(2):
+                file = tmp_path / f"{number}" / folder / f"{each}.{end}"
+                file.rename(place / f"{number}-{each}.{end}")
+    images = open_detection(tmp_path / "set").train
+    for factor in (0, 1, 3):
+        count = 2 * factor + 1
+        bounds = (
+            [2 ** (2 * k / (count - 1) - 1) for k in range(count)] if factor else [1]
+        )
+        expected = [
+            bisect.bisect_right(bounds, each.width / each.height)
+            for each in images.annotated
+        ]
+        assert aspect_groups(images, factor).tolist() == expected
+    tall = aspect_groups(images, 0)
+    assert 2 < tall.sum() < len(images) - 2
+    whole = loader(images, aspect_factor=0)
+    epochs = [[batch.indices for batch in whole] for _ in range(2)]
+    assert epochs[0] != epochs[1]
+    for batches in epochs:
+        assert sorted(i for batch in batches for i in batch) == [*range(len(images))]
+        mixed = [len(set(tall[batch].tolist())) > 1 for batch in batches]
+        assert sum(mixed) <= 1
+        assert not any(mixed[:-1])
+    first = loader(images, aspect_factor=0)
+    taken = iter(first)
+    next(taken)
+    again = loader(images, aspect_factor=0)
+    again.load_state_dict(first.state_dict())
+    assert [batch.indices for batch in again] == epochs[0][1:]

@@ -11,9 +11,10 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
-from detection_files import write_coco
+from detection_files import voc_object, write_coco, write_voc_image
 
 from fastadv.cli import detect
+from fastadv.detection.attack import DetectorAttack
 from fastadv.detection.attack_config import LossChoice
 from fastadv.detection.config import DetectTrainConfig
 from fastadv.detection.eval_config import DetectEvalConfig
@@ -92,6 +93,28 @@ def test_training_on_attacked_images_resumes_to_the_bit_and_differs(
     assert whole == resumed != other
 
 
+def test_the_final_test_is_in_the_table_of_the_run(attacked_run: Path) -> None:
+    table = ResultsTable(attacked_run / "results")
+    rows = {row.metric: row for row in table.rows()}
+    lines = (attacked_run / "log.jsonl").read_text().splitlines()
+    [tested] = [e for e in map(json.loads, lines) if e["event"] == "test"]
+    for metric in ("box_ap", "box_ap50", "mask_ap"):
+        row = rows[metric]
+        assert row.value == pytest.approx(100 * tested[metric])
+        assert row.low is not None
+        assert row.high is not None
+        assert row.low <= row.high
+    assert rows["box_ap"].source.given == str(attacked_run)
+    assert table.arrays(rows["box_ap"])["image_ids"].shape == (3,)
+    # An evaluation of the run finds the same numbers there and computes none again.
+    config = DetectEvalConfig(
+        checkpoint=str(attacked_run), results=str(table.path), workers=0, device="cpu"
+    )
+    (found,) = evaluate_detector_file(config).values()
+    assert {row.metric: row for row in found} == rows
+    assert len(table.rows()) == len(rows)
+
+
 def test_the_command_stores_every_condition_once(
     attacked_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -140,6 +163,86 @@ def test_the_command_stores_every_condition_once(
     assert len(ResultsTable(tmp_path).rows()) == len(rows)
 
 
+def test_an_evaluation_that_was_killed_goes_on_with_the_next_batch(
+    attacked_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = DetectEvalConfig(
+        checkpoint=str(attacked_run), workers=0, device="cpu", resamples=20,
+        results=str(tmp_path / "whole"), eps=4 / 255, num_steps=1,
+    )  # fmt: skip
+    whole = evaluate_detector_file(config)
+    stopped = replace(config, results=str(tmp_path / "stopped"))
+    real, done = DetectorAttack.__call__, list[int]()
+
+    def dies(self: DetectorAttack, *args: Any, **options: Any) -> Any:
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(options["offset"])
+        return real(self, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DetectorAttack, "__call__", dies)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate_detector_file(stopped)
+    assert done == [0, 1]
+    attacked = len(ResultsTable(tmp_path / "stopped").rows())
+
+    def counts(self: DetectorAttack, *args: Any, **options: Any) -> Any:
+        done.append(options["offset"])
+        return real(self, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DetectorAttack, "__call__", counts)
+        again = evaluate_detector_file(stopped)
+    assert done == [0, 1, 2]  # the last image alone
+    assert attacked < len(ResultsTable(tmp_path / "stopped").rows())
+    assert not (tmp_path / "stopped" / "_unfinished").exists()
+    for condition, rows in whole.items():
+        found = {row.metric: row for row in again[condition]}
+        for row in rows:
+            other = found[row.metric]
+            assert (row.identity, row.value, row.low, row.n) == (
+                (other.identity, other.value, other.low, other.n)
+            )
+        arrays = [
+            ResultsTable(folder).arrays(each[0])
+            for folder, each in (
+                (config.results, rows),
+                (stopped.results, again[condition]),
+            )
+        ]
+        for name, value in arrays[0].items():
+            np.testing.assert_array_equal(arrays[1][name], value)
+
+
+def test_the_command_exports_what_another_runtime_runs(
+    attacked_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    out = tmp_path / "detector.onnx"
+    argv = ["export", "--checkpoint", str(attacked_run), "--out", str(out)]
+    argv += ["--size", "80", "96"]
+    assert detect.main(argv) == 0
+    assert f"written: {out}" in capsys.readouterr().out
+    session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
+    facts = session.get_modelmeta().custom_metadata_map
+    assert json.loads(facts["classes"]) == ["object"]
+    opened = open_detector(attacked_run)
+    test = open_detection(opened.facts.training["data"], split_seed=3).test
+    image = test.image(0).float() / 255
+    names = [each.name for each in session.get_outputs()]
+    assert names == ["boxes", "labels", "scores", "masks"]
+    found = dict(zip(names, session.run(None, {"image": image.numpy()}), strict=True))
+    with torch.no_grad():
+        (wanted,) = opened.detector([image])
+    best = wanted["scores"].max().item()
+    assert found["scores"].max() == pytest.approx(best, abs=1e-3)
+    assert detect.main(argv) == 2
+    assert "exists; add --force to replace it" in capsys.readouterr().err
+    assert detect.main(["export", "--checkpoint", str(tmp_path), "--force"]) == 1
+    assert "there is no detector in" in capsys.readouterr().err
+
+
 def test_a_part_of_the_images_is_another_number(
     attacked_run: Path, tmp_path: Path
 ) -> None:
@@ -158,6 +261,24 @@ def test_a_part_of_the_images_is_another_number(
     assert rows[0].low is None
     arrays = ResultsTable(tmp_path).arrays(rows[0])
     assert np.isin(arrays["image_ids"], np.arange(100)).all()
+
+
+def test_a_set_without_masks_judges_boxes_alone(
+    attacked_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for stem in "abc":
+        box = voc_object("object", (5, 5, 60, 50))
+        write_voc_image(tmp_path / "voc", stem, [box], (96, 80))
+    config = DetectEvalConfig(
+        checkpoint=str(attacked_run), data=str(tmp_path / "voc"), workers=0,
+        results=str(tmp_path / "rows"), device="cpu", resamples=0,
+    )  # fmt: skip
+    (rows,) = evaluate_detector_file(config).values()
+    names = {row.metric for row in rows}
+    assert "box_ap" in names
+    assert not [name for name in names if name.startswith("mask")]
+    assert "has segmented objects" in caplog.text
+    assert "boxes alone are judged" in caplog.text
 
 
 def test_choices_that_do_not_fit_are_refused(

@@ -10,6 +10,7 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models.detection import fasterrcnn_resnet50_fpn
 
+from fastadv.detection.attack import DetectorAttack
 from fastadv.detection.config import DetectorConfig
 from fastadv.detection.networks import (
     StageBackbone,
@@ -20,6 +21,8 @@ from fastadv.errors import ConfigError
 from fastadv.models import NormalizedModel, create_model, get_spec
 from fastadv.models.intermediate import Stage, activations
 from fastadv.models.registry import ArchSpec
+from fastadv.models.timm_models import stages as timm_stages
+from fastadv.threat import ThreatModel
 
 TINY: dict[str, Any] = {
     "min_size": (64,), "max_size": 96, "width": 8, "sampled_boxes": 8, "proposals": 20
@@ -106,6 +109,64 @@ def test_backbones_give_what_the_stages_of_the_classifier_do(arch: str) -> None:
     expected = [(256, 64 // stride, 96 // stride) for stride in strides]
     last = 2 * strides[-1]
     assert sides == [*expected, (256, -(-64 // last), -(-96 // last))]
+
+
+@pytest.mark.parametrize(
+    ("name", "window", "size"),
+    [
+        ("swin_tiny_patch4_window7_224", 7, (448, 480)),
+        ("swinv2_tiny_window8_256", 8, (512, 544)),
+    ],
+)
+def test_swin_of_timm_takes_images_of_any_size(
+    name: str, window: int, size: tuple[int, int]
+) -> None:
+    """Its stages are those of timm's network that was built for these sizes."""
+    timm = pytest.importorskip("timm")
+    small: dict[str, Any] = {
+        "embed_dim": 12, "depths": (1, 1, 2, 2), "num_heads": (1, 2, 3, 4),
+        "num_classes": 5, "window_size": window,
+    }  # fmt: skip
+    net = timm.create_model(name, **small)
+    spec = ArchSpec(
+        name="swin",
+        build=lambda _: net,
+        head="head.fc",
+        features=lambda net, z: z,
+        stages=timm_stages(net),
+    )
+    model = NormalizedModel(net, [0.5] * 3, [0.5] * 3, "swin", 5, spec=spec).eval()
+    z = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
+    square = torch.randn(1, 3, net.patch_embed.img_size[0], net.patch_embed.img_size[1])
+    detector = build_detector(model, 2, DetectorConfig(**TINY)).eval()
+    built = timm.create_model(name, img_size=size, **small).eval()
+    built.load_state_dict(net.state_dict())
+    recorded: dict[str, Tensor] = {}
+    for number, layer in enumerate(built.layers):
+        layer.register_forward_hook(
+            lambda _, inputs, output, key=f"layers.{number}": recorded.update(
+                {key: output}
+            )
+        )
+    with torch.no_grad():
+        before = net(square)
+        built(z)
+        found = detector.backbone.body(z)
+        assert torch.equal(net(square), before)  # the classifier is as it was
+    assert set(found) == set(recorded)
+    for stage, value in recorded.items():
+        torch.testing.assert_close(found[stage], value, rtol=1e-5, atol=1e-5)
+    weights = {id(p) for p in net.parameters()}
+    assert {id(p) for p in detector.backbone.body.parameters()} < weights
+    images, targets = example()
+    losses = detector.train()(images, targets)
+    sum(losses.values()).backward()
+    assert net.layers[1].downsample.reduction.weight.grad.abs().max() > 0
+    # Its attack view follows the size of the images, too.
+    attack = DetectorAttack(ThreatModel("linf", "4/255"), 2)
+    moved = attack(detector, images, targets)
+    assert moved.images[0].shape == images[0].shape
+    assert moved.losses[1] > moved.losses[0]
 
 
 def test_normalisation_is_that_of_the_source() -> None:

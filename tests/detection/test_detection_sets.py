@@ -19,12 +19,14 @@ from detection_files import (
     write_masks,
     write_voc_image,
     write_voc_list,
+    write_voc_shapes,
 )
 from PIL import Image
 from shared_data import shared
 
 from fastadv.data.decoding import BadImage
 from fastadv.detection.opening import open_detection
+from fastadv.detection.sets import MasksMissing
 from fastadv.errors import DataError
 
 
@@ -152,16 +154,16 @@ def test_images_of_another_size_than_annotated_are_bad(coco: Path) -> None:
     [
         (
             {"annotations": [annotation(category_id=4)]},
-            "category 4, which `categories`",
+            "category 4, which its list of categories",
         ),
         ({"annotations": []}, "no image to train on has an object"),
-        ({"categories": []}, "category 3, which `categories`"),
+        ({"categories": []}, "category 3, which its list of categories"),
         (
             {"categories": [{"id": 3, "name": "a"}] * 2},
             "two categories have the same id",
         ),
         ({"categories": [{"id": 3}]}, "no id or no name"),
-        ({"annotations": None}, "needs lists of"),
+        ({"annotations": None}, "needs lists named"),
         ({"annotations": [annotation(), 3]}, "is no object of JSON"),
         ({"images": [{"id": 1}]}, "no id or no file_name"),
     ],
@@ -242,7 +244,55 @@ def test_voc_counts_from_one_and_its_last_pixel_belongs_to_the_box(
     assert splits.test.report.found == {
         "a missing file of annotations, left out": [lost]
     }
-    with pytest.raises(DataError, match="VOC, which has boxes alone"):
+    with pytest.raises(
+        MasksMissing, match="none of its 2 images has segmented objects"
+    ):
+        open_detection(tmp_path, masks=True)
+
+
+def test_voc_masks_are_the_segmented_objects(tmp_path: Path) -> None:
+    """Value k is the k-th object of the XML file; 255 is the border of all objects."""
+    top = tmp_path / "VOC2012"
+    values = np.zeros((40, 50), dtype=np.uint8)
+    values[4:20, 9:30], values[25:40, 0:20], values[20, 9:30] = 1, 3, 255
+    cat = voc_object("cat", (10, 5, 30, 20))
+    lost = voc_object("dog", (40, 1, 45, 5))
+    dog = voc_object("dog", (1, 26, 20, 40), difficult=1)
+    for stem in ("a", "b", "c", "d"):
+        write_voc_image(top, stem, [cat, lost, dog])
+    for stem in ("a", "b"):
+        write_voc_shapes(top, stem, values)
+    write_voc_list(top, "train", ["a", "c", "d"])
+    write_voc_list(top, "val", ["b"])
+    # Without lists of segmented images, those of Main without the images that are not.
+    splits = open_detection(tmp_path, masks=True)
+    assert [each.image for each in splits.train.annotated] == [
+        "VOC2012/JPEGImages/a.jpg"
+    ]
+    counts = splits.train.report.counts()
+    assert counts["an image without segmented objects, left out"] == 2
+    assert counts["an object without pixels of its own, left out"] == 1
+    target = splits.train.target(0)
+    assert target["labels"].tolist() == [1, 2]
+    assert target["boxes"].tolist() == [[9, 4, 30, 20], [0, 25, 20, 40]]
+    np.testing.assert_array_equal(
+        target["masks"], np.stack([values == 1, values == 3]).astype(np.uint8)
+    )
+    assert target["area"].tolist() == [16 * 21, 15 * 20]
+    assert splits.test.target(0)["iscrowd"].tolist() == [0, 1]
+    # Boxes alone are of all images.
+    for masks in (None, False):
+        plain = open_detection(tmp_path, masks=masks).train
+        assert (len(plain), plain.has_masks) == (3, False)
+    write_voc_list(top, "train", ["b"], "Segmentation")
+    write_voc_list(top, "val", ["a"], "Segmentation")
+    splits = open_detection(tmp_path, masks=True)
+    assert splits.train.annotated[0].image.endswith("b.jpg")
+    assert splits.train.report.counts() == {
+        "an object without pixels of its own, left out": 1
+    }
+    write_voc_shapes(top, "b", values.T.copy())
+    with pytest.raises(DataError, match=r"b\.png is 40 x 50 pixels, its image 50 x 40"):
         open_detection(tmp_path, masks=True)
 
 

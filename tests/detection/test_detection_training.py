@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import time
 from pathlib import Path
 from typing import Any
 
+import detector_pair
 import pytest
 import torch
 import yaml
 from detection_files import write_coco, write_masks
 
 from fastadv.cli import detect
+from fastadv.detection import trainer
 from fastadv.detection.config import DetectTrainConfig
 from fastadv.detection.plan import plan_detection
 from fastadv.detection.saving import open_detector
 from fastadv.detection.trainer import DetectorTrainer, train_detector
 from fastadv.errors import CheckpointError, ConfigError, DataError, Preempted
 from fastadv.models.checkpoint import state_hash
+from fastadv.runs.launch import launch
 
 TINY: dict[str, Any] = {
     "min_size": (64,), "max_size": 96, "width": 8, "sampled_boxes": 16, "proposals": 20,
@@ -98,6 +102,36 @@ def test_a_stopped_run_goes_on_to_the_bit(
     assert tested[0]["box_ap"] == tested[1]["box_ap"]
 
 
+def test_a_run_that_stops_while_it_judges_goes_on_there(
+    tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both in a test between epochs and in the one at the end."""
+    config = tiny | {"eval_every": 1}
+    real = trainer.evaluate_detector
+
+    def signalled(*args: Any, **options: Any) -> Any:
+        signal.raise_signal(signal.SIGTERM)
+        return real(*args, **options)
+
+    run = Path(config["out"])
+    for stopped, resume in ((3, False), (6, True)):
+        with monkeypatch.context() as patch:
+            patch.setattr(trainer, "evaluate_detector", signalled)
+            with pytest.raises(Preempted, match=f"saved step {stopped}"):
+                train_detector(DetectTrainConfig(**config | {"resume": resume}))
+        if not resume:  # the test between epochs, and then the second epoch
+            assert not events(run, "val")
+            with monkeypatch.context() as patch:
+                stop_after(4, patch)
+                with pytest.raises(Preempted):
+                    train_detector(DetectTrainConfig(**config | {"resume": True}))
+            assert [e["step"] for e in events(run, "val")] == [3]
+    assert not events(run, "test")
+    train_detector(DetectTrainConfig(**config | {"resume": True}))
+    assert [e["step"] for e in events(run, "test")] == [6]
+    assert len(events(run, "val")) == 1
+
+
 def test_the_command_stops_with_75_and_resumes(
     tiny: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
@@ -161,9 +195,38 @@ def test_two_ranks_share_a_batch(tiny: dict[str, Any]) -> None:
     assert events(run, "test")
 
 
+def test_two_ranks_equal_one(
+    classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same updates as one process makes of the same batches, but for rounding.
+
+    Detectors average losses over the boxes that each rank draws, so it is so only where
+    every image counts equally many; see `detector_pair`.
+    """
+    data = write_masks(tmp_path / "set", images=8, objects=1)
+    helpers = str(Path(detector_pair.__file__).parent)
+    paths = os.pathsep.join([helpers, os.environ.get("PYTHONPATH", "")])
+    monkeypatch.setenv("PYTHONPATH", paths)
+    names = [str(tmp_path / "two"), str(classifier), str(data)]
+    assert launch("detector_pair", 2, names) == 0
+    names[0] = str(tmp_path / "one")
+    alone = detector_pair.trainer(detector_pair.config(*names))
+    before = {n: v.clone() for n, v in alone.detector.state_dict().items()}
+    alone.fit()
+    one, two = (
+        open_detector(tmp_path / name).detector.state_dict() for name in ("one", "two")
+    )
+    moved = {n: (one[n] - value).abs().max() for n, value in before.items()}
+    assert max(moved.values()) > 0.01
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
 def test_what_is_kept_describes_itself(tiny: dict[str, Any], tmp_path: Path) -> None:
-    trainer = DetectorTrainer(DetectTrainConfig(**tiny | {"epochs": 1, "masks": False}))
-    trainer.fit()
+    training = DetectorTrainer(
+        DetectTrainConfig(**tiny | {"epochs": 1, "masks": False})
+    )
+    training.fit()
     run = Path(tiny["out"])
     opened = open_detector(run)
     facts = opened.facts
@@ -175,9 +238,9 @@ def test_what_is_kept_describes_itself(tiny: dict[str, Any], tmp_path: Path) -> 
     assert facts.source["name"] == "small"
     assert facts.training["epoch"] == 1
     image = torch.rand(3, 80, 96, generator=torch.Generator().manual_seed(0))
-    trainer.detector.eval()
+    training.detector.eval()
     with torch.no_grad():
-        [expected], [found] = (d([image]) for d in (trainer.detector, opened.detector))
+        [expected], [found] = (d([image]) for d in (training.detector, opened.detector))
     assert torch.equal(found["boxes"], expected["boxes"])
     assert torch.equal(found["scores"], expected["scores"])
     with pytest.raises(CheckpointError, match="there is no detector in"):

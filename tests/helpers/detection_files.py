@@ -117,19 +117,34 @@ def write_voc_image(
     (top / "Annotations" / f"{stem}.xml").write_text(text)
 
 
-def write_voc_list(top: Path, split: str, stems: Sequence[str]) -> None:
-    path = top / "ImageSets" / "Main" / f"{split}.txt"
+def write_voc_list(
+    top: Path, split: str, stems: Sequence[str], kind: str = "Main"
+) -> None:
+    path = top / "ImageSets" / kind / f"{split}.txt"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(f"{stem}\n" for stem in stems))
 
 
+def write_voc_shapes(top: Path, stem: str, values: np.ndarray) -> None:
+    """Write the segmentation of an image, uint8 [H, W], as VOC does: with a palette."""
+    path = top / "SegmentationObject" / f"{stem}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shapes = Image.fromarray(values, "P")
+    shapes.putpalette([channel for k in range(256) for channel in (k, 255 - k, 7)])
+    shapes.save(path)
+
+
 def write_masks(
-    root: Path, images: int = 6, size: tuple[int, int] = (96, 80), seed: int = 0
+    root: Path,
+    images: int = 6,
+    size: tuple[int, int] = (96, 80),
+    seed: int = 0,
+    objects: int = 2,
 ) -> Path:
     """Write images beside masks, with one or two objects that do not overlap fully."""
     rng = np.random.default_rng(seed)
     for number in range(images):
-        boxes, _ = random_objects(rng, size, 1)
+        boxes = random_objects(rng, size, 1)[0][:objects]
         draw(root / "images" / f"{number}.jpg", boxes, [1] * len(boxes), size)
         values = np.zeros((size[1], size[0]), dtype=np.uint8)
         for value, (x1, y1, x2, y2) in enumerate(boxes, start=1):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+import safetensors.torch
 import torch
 import torchvision
 from source_files import MEAN, STD, refused, robustness_run
@@ -246,6 +248,35 @@ def test_download_from_hugging_face(
     fetched = load_model(source, download=True)
     assert torch.equal(fetched.head.weight, model.head.weight)
     assert find_weights(source).file.is_relative_to(hf_cache)  # and now without
+
+
+@pytest.mark.parametrize("stem", ["model.safetensors", "pytorch_model.bin"])
+def test_weights_in_several_files_are_fetched_together(
+    model: NormalizedModel, hf_cache: Path, hf_hub: dict[str, bytes], stem: str
+) -> None:
+    state = model.net.state_dict()
+    keys, names = [*state], [stem.replace(".", f"-0000{i}-of-00002.") for i in (1, 2)]
+    parts = [keys[: len(keys) // 2], keys[len(keys) // 2 :]]
+    for name, part in zip(names, parts, strict=True):
+        tensors = {key: state[key] for key in part}
+        buffer = io.BytesIO()
+        torch.save(tensors, buffer)
+        safe = safetensors.torch.save(tensors)
+        hf_hub[name] = safe if stem.endswith("safetensors") else buffer.getvalue()
+    places = {key: names[key in parts[1]] for key in keys}
+    hf_hub[f"{stem}.index.json"] = json.dumps({"weight_map": places}).encode()
+    hf_hub["config.json"] = b"{}"
+    source = "hf:org/name,arch=resnet8_cifar,mean=0.5,std=0.5"
+    second = hf_hub.pop(names[1])
+    with pytest.raises(CheckpointError, match="00002-of-00002"):
+        load_model(source, download=True)
+    assert "add `download`" in refused(source)  # a part is not enough
+    hf_hub[names[1]] = second
+    fetched = load_model(source, download=True)
+    hf_hub.clear()
+    again = load_model(source)
+    for found in (fetched, again):
+        assert all(torch.equal(found.net.state_dict()[key], state[key]) for key in keys)
 
 
 # ---- networks of the papers by name ----

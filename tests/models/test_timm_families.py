@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastadv.models import AttackView, as_model, create_model
+from fastadv.models import ARCHITECTURES, AttackView, as_model, create_model
 
 BENCH = Path(__file__).resolve().parents[2] / "bench" / "architectures.py"
 SMALL = (
@@ -67,6 +67,51 @@ def test_a_small_member_of_a_family_passes_every_check(
     assert sweep.attack(model, x) == "yes"
     assert sweep.new_head(model, x) == "yes"
     assert sweep.file(model, x) == "yes"
+
+
+def test_the_page_has_every_architecture_and_no_failure(sweep: ModuleType) -> None:
+    """Whoever adds an architecture, or updates timm, runs the sweep for what is new."""
+    from timm.models import _registry
+
+    modules = {_registry._model_to_module[name] for name in sweep.TIMM}
+    assert modules == set(_registry._module_to_models)
+    page = (BENCH.parents[1] / "docs" / "architectures.md").read_text()
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in page.splitlines()
+        if line.startswith("| ") and not line.startswith("| architecture")
+    ]
+    known = {*ARCHITECTURES, *(f"timm/{name}" for name in sweep.TIMM)}
+    assert {row[0] for row in rows} == known
+    done = {row[0]: row for row in sweep.read_done(sweep.RESULTS).values()}
+    for name, *cells in rows:
+        assert [name, *cells] == [cell or "" for cell in done[name]]
+        features, blocks, view, *others = cells[3:]
+        assert features in ("yes", "not linear", ""), name
+        assert blocks.isdigit(), name
+        assert view.endswith((" folded", "as it is")) or view == "", name
+        assert set(others) in ({"yes"}, {""}), name
+
+
+def test_the_sweep_goes_on_where_it_stopped(
+    sweep: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[str] = []
+
+    def row_of(arch: str, most: float) -> list[str]:
+        tried.append(arch)
+        if len(tried) == 2:
+            raise KeyboardInterrupt
+        return [arch, *["yes"] * 9]
+
+    monkeypatch.setattr(sweep, "row_of", row_of)
+    done = tmp_path / "done.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        sweep.try_all(["a", "b", "c"], 60, done)
+    left = [arch for arch in ("a", "b", "c") if arch not in sweep.read_done(done)]
+    sweep.try_all(left, 60, done)
+    assert tried == ["a", "b", "b", "c"]
+    assert [*sweep.read_done(done)] == ["a", "b", "c"]
 
 
 def test_views_of_windows_and_of_caches_follow_the_weights() -> None:

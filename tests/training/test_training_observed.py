@@ -53,7 +53,7 @@ def test_an_interval_tells_memory_and_waiting(observed: Path) -> None:
 def test_lines_name_the_accuracy_that_was_trained_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fastadv.training.trainer._LOG_SECONDS", 0.0)
+    monkeypatch.setattr("fastadv.training.loop._LOG_SECONDS", 0.0)
     for eps, name in ((0.25, "robust"), (0.0, "clean")):
         monkeypatch.setattr(
             Progress, "update", lambda self, done, text: self.note(text)

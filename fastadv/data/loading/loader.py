@@ -121,7 +121,7 @@ def default_workers() -> int:
     return max(1, min(8, usable_cores() // sharing))
 
 
-def _luma(images: torch.Tensor) -> torch.Tensor:
+def luma(images: torch.Tensor) -> torch.Tensor:
     """Return the luma [N, H, W, 1] of images uint8 [N, H, W, 3], rounded as Pillow does."""
     red, green, blue = images.to(torch.int32).unbind(-1)
     luma = 19595 * red + 38470 * green + 7471 * blue + (1 << 15)
@@ -218,7 +218,7 @@ class Loader(ABC):
                     continue
             labels = torch.from_numpy(self.imageset.labels[indices])
             if self.options.channels == 1:
-                images = _luma(images)
+                images = luma(images)
             yield Batch(
                 images.permute(0, 3, 1, 2),
                 labels.to(device, non_blocking=True),

@@ -67,6 +67,12 @@ class EpochOrder:
     equally many steps. In evaluation they take every world_size-th position,
     and every image is delivered exactly once.
 
+    Args:
+        images: The set whose positions are ordered.
+        options: How they are ordered.
+        groups: Group of each image, int [N]; in training, a batch then holds images of
+            one group as far as there are enough of them. None makes no groups.
+
     Attributes:
         images: The set whose positions are ordered.
         options: How they are ordered.
@@ -78,13 +84,18 @@ class EpochOrder:
         ConfigError: `drop_last` leaves no batch.
     """
 
-    def __init__(self, images: Ordered, options: OrderOptions) -> None:
+    def __init__(
+        self,
+        images: Ordered,
+        options: OrderOptions,
+        groups: NDArray[np.int64] | None = None,
+    ) -> None:
         if not len(images):
             raise DataError(
                 f"{images.name}/{images.split} has no images; add some, or choose "
                 "another split"
             )
-        self.images, self.options = images, options
+        self.images, self.options, self._groups = images, options, groups
         self.epoch = self.position = 0
         self._resume = 0
         if not len(self) and options.train:
@@ -164,12 +175,14 @@ class EpochOrder:
         order = np.arange(len(self.images))
         if o.train:
             order = permutation(derive_key(o.seed, "order", self.epoch), len(order))
+            whole = o.batch_size * o.world_size
+            if self._groups is not None:
+                order = grouped(order, self._groups, whole)
             rest = order[start:]
             # Wrap-around: np.resize repeats from the beginning. The rest is padded, not
             # the whole, since another number of ranks may have come this far.
             padding = np.resize(order, -len(rest) % o.world_size)
             rest = np.concatenate([rest, padding])
-            whole = o.batch_size * o.world_size
             together = [rest[i : i + whole] for i in range(0, len(rest), whole)]
             batches = [np.split(part, o.world_size)[o.rank] for part in together]
         else:
@@ -179,7 +192,40 @@ class EpochOrder:
             ]
         if o.drop_last and batches and len(batches[-1]) < o.batch_size:
             batches.pop()
-        if o.train and len(batches) > 1 and len(batches[-1]) == 1:
+        if o.train and len(batches) > 1 and len(batches[-1]) == 1 < o.batch_size:
             # BatchNorm cannot train on one image at 1x1 resolution.
             batches[-2:] = [np.concatenate(batches[-2:])]
         return batches
+
+
+def grouped(
+    order: NDArray[np.int64], groups: NDArray[np.int64], size: int
+) -> NDArray[np.int64]:
+    """Return positions in an order whose parts of `size` are of one group each.
+
+    A batch comes when its last image does. What is left of the groups at the end, fewer
+    than `size` of each, comes last, group by group, so that every image comes once.
+
+    Args:
+        order: Positions, int64 [N].
+        groups: Group of each position, int [N].
+        size: Images per batch of all ranks.
+
+    Returns:
+        The same positions, int64 [N].
+
+    Source:
+        `GroupedBatchSampler` of torchvision's detection reference, which repeats images
+        to fill the batches at the end.
+    """
+    waiting: dict[int, list[int]] = {}
+    result: list[int] = []
+    for position in order.tolist():
+        batch = waiting.setdefault(int(groups[position]), [])
+        batch.append(position)
+        if len(batch) == size:
+            result += batch
+            batch.clear()
+    for _, left in sorted(waiting.items()):
+        result += left
+    return np.array(result, dtype=np.int64)
