@@ -24,7 +24,7 @@ _DRAWS = frozenset(
 
 
 class UndrawnParameters(TorchFunctionMode):
-    """Leave parameters as they are allocated, while the mode is active.
+    """Fill parameters with zeros, where they would be drawn, while the mode is active.
 
     Initialisation takes two thirds of the time of opening a ResNet-50: more than reading its
     file. Buffers are drawn as ever, since a file may lack them.
@@ -41,10 +41,11 @@ class UndrawnParameters(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Call a function, unless it draws a parameter."""
+        """Call a function, unless it draws a parameter, which is zero then."""
         named = kwargs or {}
         if func in _DRAWS:
             filled = args[0] if args else named.get("tensor")
             if isinstance(filled, nn.Parameter):
+                filled.detach().zero_()  # samplers draw again what is out of range
                 return filled
         return func(*args, **named)
