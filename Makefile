@@ -16,7 +16,7 @@ NATIVE := CMakeLists.txt setup.py $(wildcard csrc/*/*)
 FORMATTED := $(wildcard csrc/*/*) tests/kernels/cuda_emulator.h
 # What attacks are compared with, in tests and benchmarks. Without dependencies: their pins
 # conflict with each other and with current torch. The second line is for `import foolbox`.
-PEERS := torchattacks foolbox eagerpy robustness adversarial-robustness-toolbox \
+PEERS := torchattacks foolbox eagerpy robustness adversarial-robustness-toolbox adv-lib \
          GitPython gitdb smmap requests charset_normalizer urllib3 certifi \
          cox dill pandas tensorboardX protobuf dattri pytorch-cka
 

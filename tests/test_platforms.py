@@ -8,11 +8,13 @@ import logging
 import os
 import platform
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from small_runs import environment
 
 from fastadv import machine
 
@@ -123,3 +125,42 @@ def test_what_is_supported_is_said(
     monkeypatch.setattr(platform, "system", lambda: system)
     monkeypatch.setattr(platform, "machine", lambda: cpu)
     assert said in machine.platform_support()
+
+
+_CHILD = """
+import importlib, os, platform, signal, sys
+for name in {modules!r}:
+    sys.modules[name] = None
+for name in {signals!r}:
+    if hasattr(signal, name):
+        delattr(signal, name)
+for name in ("pread", "pwrite", "sched_getaffinity", "sysconf", "fork", "killpg"):
+    delattr(os, name)
+import fastadv.cli
+folder = os.path.dirname(fastadv.cli.__file__)
+for file in sorted(os.listdir(folder)):
+    if file.endswith(".py"):
+        importlib.import_module("fastadv.cli." + file[:-3])
+from fastadv.cli.doctor import main as doctor
+from fastadv.cli.eval import main as evaluate
+from fastadv.cli.train import main as train
+words = "--data shapetex --resolution 16 --out".split()
+new = "--arch resnet8_cifar --num-train 48 --epochs 1 --eps 0.1 --num-steps 1"
+done = [train([*new.split(), "--batch-size", "16", "--eval-images", "16", *words, "run"])]
+done += [train(["--resume", "--out", "run"])]
+judged = "--checkpoint run --num-images 20 --num-steps 2".split()
+done += [evaluate([*judged, *words, "judged"])]
+print(done)
+"""
+
+
+@pytest.mark.slow
+def test_commands_run_without_what_windows_lacks(tmp_path: Path) -> None:
+    """A training, its continuation and an evaluation, in a process of their own."""
+    code = _CHILD.format(modules=sorted(POSIX), signals=LACKING)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.stdout.strip().endswith("[0, 0, 0]"), done.stderr
+    assert "no record locks" in done.stderr

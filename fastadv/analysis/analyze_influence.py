@@ -93,7 +93,7 @@ def prepare(config: InfluenceConfig, name: str) -> Analysis:
 
     return Analysis(
         source=source_record(source),
-        target=target_record(judged, side, config.name_with_options(splits.name)),
+        target=target_record(test, side, config.name_with_options(splits.name)),
         setting=setting,
         compute=compute,
         seed=config.seed,

@@ -133,9 +133,10 @@ def prepare(config: ShiftConfig, name: str) -> Analysis:
         conditions, classes, options, config.seed,
     )  # fmt: skip
     made = bool(conditions) and files is None
+    judged = images if len(images) < len(every) else every
     return Analysis(
         source=source_record(source),
-        target=target_record(seen_by(source, every), side, title),
+        target=target_record(seen_by(source, judged), side, title),
         setting=ShiftSetting(
             num_images=len(images),
             corruptions=tuple(dict.fromkeys(kind for kind, _ in conditions)),

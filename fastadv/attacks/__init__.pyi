@@ -1,5 +1,6 @@
 from fastadv.attacks.apgd import APGD as APGD
 from fastadv.attacks.autoattack import Cascade as Cascade, make_attack as make_attack
+from fastadv.attacks.bpda import BPDA as BPDA, Transfer as Transfer
 from fastadv.attacks.contract import (
     Attack as Attack,
     AttackResult as AttackResult,

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from fastadv.attacks.apgd import APGD
 from fastadv.attacks.contract import Attack, AttackResult
 from fastadv.attacks.deepfool import DeepFool
-from fastadv.attacks.engine import checked_logits
 from fastadv.attacks.fmn import DDN, FMN
 from fastadv.attacks.objectives import DLR_TARGETED
+from fastadv.attacks.outputs import checked_logits
 from fastadv.attacks.package import (
     STANDARD_BUDGET,
     AttackName,
@@ -41,7 +41,8 @@ log = logging.getLogger(__name__)
 Judge = Literal["fastadv", "package"]
 
 STANDARD: tuple[AttackName, ...] = ("apgd-ce", "apgd-t", "fab", "square")
-BLACK_BOX: tuple[AttackName, ...] = ("square",)
+# Attacks that do not follow the gradient of the model as it is.
+BLACK_BOX = ("square", "bpda", "transfer")
 
 MinimalName = Literal["deepfool", "fmn", "ddn"]
 
@@ -87,6 +88,28 @@ class Cascade:
         self._description = description
         self.leaves_out = leaves_out
         self._instead = dict(instead or {})
+
+    @classmethod
+    def of(cls, attack: Attack) -> Cascade:
+        """Return an attack as a cascade of one stage; a cascade stays as it is."""
+        if isinstance(attack, Cascade):
+            return attack
+        return cls([(attack.names[0], attack)], attack.describe())
+
+    def then(self, attack: Attack, described: str) -> Cascade:
+        """Return this cascade with one more attack at its end.
+
+        Args:
+            attack: The attack.
+            described: What `describe` says under the name of the attack.
+        """
+        stages: list[tuple[str, Attack]] = [
+            *zip(self.names, self.stages, strict=True),
+            (attack.names[0], attack),
+        ]
+        description = self.describe() | {attack.names[0]: described}
+        options: dict[str, Any] = {"leaves_out": self.leaves_out}
+        return Cascade(stages, description, instead=self._instead, **options)
 
     def for_classes(self, num_classes: int) -> Cascade:
         """Return the cascade of the attacks that exist for a number of classes.

@@ -1,6 +1,6 @@
 """Checks of a model for what makes its robust accuracy look better than it is.
 
-Together they cost two forward passes and one input gradient, which is little beside an
+Together they cost three forward passes and one input gradient, which is little beside an
 attack. What a check finds is reported and never repaired.
 """
 
@@ -12,7 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastadv.attacks.engine import PROBABILITIES, are_probabilities, checked_logits
+from fastadv.attacks.objectives import Context, margin
+from fastadv.attacks.outputs import (
+    PROBABILITIES,
+    are_probabilities,
+    checked_logits,
+    logits_of_model,
+)
+from fastadv.models.calling import input_gradient
 from fastadv.models.view import AttackView
 
 # Outputs, scaled to unit length, that differ by more than this between two passes over the
@@ -21,6 +28,10 @@ _SAME = 1e-4
 # If a black-box attack breaks a larger share of the images after the white-box attacks,
 # gradients are said to be masked. The bound is AutoAttack's.
 MASKING_GAIN = 0.002
+# Along the gradient of an ordinary network nearly every image has a higher loss; along
+# random directions, half of them have.
+MISLED = 0.25
+_STEP = 2 / 255  # length of that step in each pixel
 
 
 @dataclass(frozen=True)
@@ -36,6 +47,8 @@ class Checks:
             Attacks and verdicts use the model in evaluation mode, whatever its mode.
         zero_gradients: Number of images at which the input gradient of the cross-entropy
             is zero in every element.
+        misleading_gradients: Number of images at which a small step along a gradient that
+            is not zero raises neither the cross-entropy nor the margin.
     """
 
     images: int = 0
@@ -43,6 +56,7 @@ class Checks:
     randomised: bool = False
     train_mode: bool = False
     zero_gradients: int = 0
+    misleading_gradients: int = 0
 
     def __add__(self, other: Checks) -> Checks:
         return Checks(
@@ -51,12 +65,28 @@ class Checks:
             self.randomised or other.randomised,
             self.train_mode or other.train_mode,
             self.zero_gradients + other.zero_gradients,
+            self.misleading_gradients + other.misleading_gradients,
         )
 
     @property
     def zero_gradient_share(self) -> float:
         """Share of images with a zero gradient, in [0, 1]."""
         return self.zero_gradients / max(self.images, 1)
+
+    @property
+    def misleading_gradient_share(self) -> float:
+        """Share of images with a gradient that misleads, in [0, 1]."""
+        return self.misleading_gradients / max(self.images, 1)
+
+    def flags(self) -> tuple[str, ...]:
+        """Return the name of each reason to doubt a robust accuracy, as rows store it."""
+        doubts = {
+            "probabilities": self.probabilities and self.images > 0,
+            "randomised": self.randomised,
+            "zero_gradients": self.zero_gradients > 0,
+            "misleading_gradients": self.misleading_gradient_share > MISLED,
+        }
+        return tuple(name for name, found in doubts.items() if found)
 
     def warnings(self) -> list[str]:
         """Return one sentence for each problem found."""
@@ -81,17 +111,31 @@ class Checks:
                 "cross-entropy gradient: attacks on the cross-entropy leave them where "
                 "they are. Trust margin, DLR (apgd-t) or black-box attacks (square) here"
             )
+        if self.misleading_gradient_share > MISLED:
+            found.append(
+                f"at {100 * self.misleading_gradient_share:.1f} % of the images a small step "
+                "along the gradient does not raise the loss: the gradient is not that of "
+                "the model, and attacks that follow it overestimate its robustness. Trust "
+                "bpda or black-box attacks (square) here"
+            )
         return found
 
 
-def check_model(model: nn.Module, view: AttackView, x: Tensor, y: Tensor) -> Checks:
+def check_model(
+    model: nn.Module,
+    view: AttackView,
+    x: Tensor,
+    y: Tensor,
+    clean: Tensor | None = None,
+) -> Checks:
     """Check a model on one batch.
 
     Args:
-        model: The model as the caller gave it; only its training flags are read.
-        view: View of that model in evaluation mode.
+        model: The model as the caller gave it.
+        view: View of that model in evaluation mode, whose gradient is looked at.
         x: Clean images, uint8 in 0..255 or float in [0, 1], [N, C, H, W].
         y: True classes, int64 [N].
+        clean: Logits [N, K] of the model for these images, where they are known.
 
     Raises:
         TypeError: The model does not return logits [N, K].
@@ -99,20 +143,35 @@ def check_model(model: nn.Module, view: AttackView, x: Tensor, y: Tensor) -> Che
     z = view.normalize(x)
     with torch.enable_grad():
         outputs = checked_logits(view(z.requires_grad_())).float()
-        (grad,) = torch.autograd.grad(
-            F.cross_entropy(outputs, y, reduction="sum"), z, allow_unused=True
-        )
+        loss = F.cross_entropy(outputs, y, reduction="none")
+        grad = input_gradient(loss.sum(), z)
+    z = z.detach()
+    zero = (grad.flatten(1) == 0).all(1)
     with torch.no_grad():
-        again = checked_logits(view(z.detach())).float()
-        outputs = outputs.detach()
-        apart = (F.normalize(outputs) - F.normalize(again)).norm(dim=1)
-        zero = len(y) if grad is None else (grad.flatten(1) == 0).all(1).sum().item()
+        std = view.statistics(x.shape[1])[1].view(1, -1, 1, 1)
+        there = checked_logits(
+            view(z + (_STEP / std * grad.sign()).to(z.dtype))
+        ).float()
+        context = Context(y)
+        rises = F.cross_entropy(there, y, reduction="none") > loss
+        rises |= margin(there, context) > margin(outputs, context)
+        # Where outputs are not finite, there is nothing to compare.
+        known = there.isfinite().all(1) & outputs.isfinite().all(1)
+        if clean is None:
+            clean = logits_of_model(model, x)
+        again = logits_of_model(model, x)
+        both = clean.isfinite().all(1) & again.isfinite().all(1)
+        apart = F.normalize(clean[both].float()) - F.normalize(again[both].float())
+    drawn = view.agreement is not None and view.agreement.randomised
+    randomised = drawn or bool((apart.norm(dim=1) > _SAME).any())
     return Checks(
         images=len(y),
-        probabilities=are_probabilities(outputs),
-        randomised=bool((apart > _SAME).any()),
+        probabilities=are_probabilities(clean),
+        randomised=randomised,
         train_mode=any(module.training for module in model.modules()),
-        zero_gradients=int(zero),
+        zero_gradients=int(zero.sum()),
+        # Another draw may have a lower loss, whatever the gradient.
+        misleading_gradients=0 if randomised else int((~rises & ~zero & known).sum()),
     )
 
 

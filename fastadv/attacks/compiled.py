@@ -20,7 +20,6 @@ from torch import Tensor
 
 from fastadv.attacks.engine import Forward
 from fastadv.attacks.objectives import Context
-from fastadv.models.live_view import LiveView
 from fastadv.models.view import AttackView
 
 log = logging.getLogger(__name__)
@@ -211,7 +210,7 @@ class Runner:
                 f"a CUDA graph needs a CUDA device, the images are on {device}"
             )
             ways.discard("graph")
-        if ways and isinstance(view, LiveView):
+        if ways and view.live_reason is not None:
             self._explain("a LiveView calls the model itself in every pass")
             return set()
         if ways and view.tracks:

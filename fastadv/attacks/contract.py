@@ -9,8 +9,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from fastadv.attacks.outputs import decided, logits_of_model
 from fastadv.device import differentiable
 from fastadv.kernels.arguments import memory_order
+from fastadv.models.view import AttackView
 from fastadv.threat import ThreatModel
 
 _IMAGES = (torch.uint8, torch.float32, torch.float64)
@@ -158,12 +160,19 @@ class SingleAttack:
         began = time.perf_counter()
         layout = memory_order(x) or torch.contiguous_format
         found = self._attack(model, x, y, offset, active, **more)
+        success = self._verdict(model, y, found)
         return replace(
             found,
             x_adv=found.x_adv.contiguous(memory_format=layout),
-            success=found.success if active is None else found.success & active,
+            success=success if active is None else success & active,
             seconds=(time.perf_counter() - began,),
         )
+
+    def _verdict(self, model: nn.Module, y: Tensor, found: AttackResult) -> Tensor:
+        """Return the success on each image, bool [N], which the model itself decides."""
+        if isinstance(model, AttackView) and model.live_reason is not None:
+            return found.success
+        return decided(logits_of_model(model, found.x_adv)) != y
 
     def _attack(
         self, model: nn.Module, x: Tensor, y: Tensor, offset: int, active: Tensor | None

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fastadv.attacks.minimal import MinimalNormAttack, dual_norm_of, misclassified
+from fastadv.models.calling import input_gradient
 from fastadv.models.view import AttackView
 from fastadv.phases import phase
 from fastadv.threat import ThreatModel
@@ -114,7 +115,7 @@ class DeepFool(MinimalNormAttack):
         for number, gap in enumerate(gaps.unbind(1)):
             last = number == gaps.shape[1] - 1
             with phase("attack backward"):
-                (grad,) = torch.autograd.grad(totals[number], z, retain_graph=not last)
+                grad = input_gradient(totals[number], z, retain_graph=not last)
             grad = self._pixel_gradient(view, grad, nonfinite)
             steepness = dual_norm_of(grad, norm) + _TINY
             distance = gap.detach().abs() / steepness

@@ -8,7 +8,8 @@ the device, except the checks of labels and of the range of float images.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 from weakref import WeakSet
 
@@ -22,8 +23,15 @@ from fastadv.attacks.objectives import (
     get_objective,
     succeeded,
 )
+from fastadv.attacks.outputs import (
+    PROBABILITIES,
+    are_probabilities,
+    checked_logits,
+    logits_of_model,
+)
 from fastadv.kernels import ball_init
 from fastadv.kernels.pixels import to_pixels
+from fastadv.models.calling import input_gradient
 from fastadv.models.view import AttackView
 from fastadv.phases import phase
 from fastadv.threat import ThreatModel
@@ -33,16 +41,12 @@ _MASK64 = 2**64 - 1
 # Its radius is this share of eps: far enough for a gradient, too near to change the result.
 _NUDGE = 0.01
 _HALF_SCALE = 256.0  # factor of the loss in float16, whose largest number is 65504
-# Bounds the rounding of a sum of a thousand float32 probabilities, with room.
-_ONE = 1e-4
-PROBABILITIES = (
-    "the model returns probabilities, not logits: softmax flattens the loss that attacks "
-    "climb. Remove the softmax from the model"
-)
 
 log = logging.getLogger(__name__)
 _already_checked: WeakSet[nn.Module] = WeakSet()
 _seen_floats: WeakSet[nn.Module] = WeakSet()
+# Networks whose view was compared with them in training, where each call may make a view.
+_agreed: WeakSet[nn.Module] = WeakSet()
 
 
 Forward: TypeAlias = Callable[[Tensor, Context], tuple[Tensor, Tensor, Tensor]]
@@ -114,7 +118,8 @@ class GradientAttack(SingleAttack):
 
         In training, and where success does not count, labels may be class probabilities or
         other values [N, K]. Where checks wait for the device, labels are not checked in
-        training, and pixels only in the first batch of floats.
+        training, and pixels only in the first batch of floats. The view is compared with
+        the model the first time, in training once for each network.
         """
         check_batch(model, x, y)
         view = self.prepare(model)
@@ -140,6 +145,10 @@ class GradientAttack(SingleAttack):
             if not training or x.device.type == "cpu" or view.live not in _seen_floats:
                 check_pixels(x)
             _seen_floats.add(view.live)
+        if view.live_reason is None and not (training and view.live in _agreed):
+            found = view.compare(x.detach())
+            if training and found.reason is None:
+                _agreed.add(view.live)
         x_nat = x.detach().contiguous(memory_format=torch.channels_last)
         if not self.objective.needs_clean:
             return view, x_nat, Context(y)
@@ -194,6 +203,15 @@ class GradientAttack(SingleAttack):
             raise
         return loss.sum(), loss.detach(), outputs.detach()
 
+    def _verdict(self, model: nn.Module, y: Tensor, found: AttackResult) -> Tensor:
+        """Return the success on each image, which the model itself decides."""
+        if not self.objective.succeeds:
+            return found.success
+        if isinstance(model, AttackView) and model.live_reason is not None:
+            return found.success
+        logits = logits_of_model(model, found.x_adv)
+        return succeeded(logits, Context(y), self.objective)
+
     @staticmethod
     def _gradient(
         forward: Forward, z: Tensor, context: Context
@@ -206,7 +224,7 @@ class GradientAttack(SingleAttack):
                 # Half precision would lose the gradient of a loss near zero. Its length
                 # does not matter, because the step takes its sign or direction.
                 half = z.dtype == torch.float16
-                (grad,) = torch.autograd.grad(total * _HALF_SCALE if half else total, z)
+                grad = input_gradient(total * _HALF_SCALE if half else total, z)
         z.requires_grad_(False)
         return grad, loss, outputs
 
@@ -278,36 +296,6 @@ def check_counts(**numbers: int) -> None:
             raise ValueError(f"{name}={value} must be at least 1")
 
 
-def checked_logits(outputs: object) -> Tensor:
-    """Return the logits [N, K] among the outputs of a network, or raise a TypeError.
-
-    They are the outputs themselves, or the value `logits` of an object or a mapping, as
-    networks of the package transformers return it.
-    """
-    if isinstance(outputs, Mapping):
-        outputs = outputs.get("logits", outputs)
-    else:
-        outputs = getattr(outputs, "logits", outputs)
-    if isinstance(outputs, Tensor) and outputs.dim() == 2:
-        return outputs
-    what = f"a {type(outputs).__name__}"
-    if isinstance(outputs, Tensor):
-        what = f"a tensor of shape {list(outputs.shape)}"
-    elif isinstance(outputs, (tuple, list)):
-        what += f" of {len(outputs)}"
-    raise TypeError(
-        f"the model returned {what}; attacks need one tensor of logits [N, K], alone or "
-        "called `logits`. Wrap the model in a module that returns its logits alone"
-    )
-
-
-def are_probabilities(outputs: Tensor) -> bool:
-    """Return whether every row [K] is >= 0 and sums to one; waits for the device."""
-    outputs = outputs.detach().double()
-    far = (outputs.sum(1) - 1).abs().amax()
-    return bool((outputs.amin() >= 0).logical_and(far < _ONE).tolist())
-
-
 def warn_of_probabilities(view: AttackView, logits: Tensor) -> None:
     """Log a warning, once for each network, if it seems to end in a softmax.
 
@@ -336,6 +324,13 @@ def check_pixels(x: Tensor) -> None:
     if not (x.is_floating_point() and x.numel()):
         return
     low, high = torch.stack(torch.aminmax(x)).tolist()
+    if not (math.isfinite(low) and math.isfinite(high)):
+        bad = (~x.flatten(1).isfinite().all(1)).nonzero().flatten().tolist()
+        which = ", ".join(map(str, bad[:10])) + (", ..." if bad[10:] else "")
+        raise ValueError(
+            f"x has values that are NaN or infinite in {len(bad)} of {len(x)} images (of "
+            f"index {which} in the batch); look at what reads or augments the images"
+        )
     if not (low >= 0 and high <= 1):
         raise ValueError(
             f"x has values in [{low:.3g}, {high:.3g}]; attacks need images in [0, 1]. "

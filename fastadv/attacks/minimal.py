@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from fastadv.attacks.contract import AttackResult
 from fastadv.attacks.engine import GradientAttack, check_counts, warn_of_probabilities
 from fastadv.attacks.objectives import Context
+from fastadv.attacks.outputs import decided
 from fastadv.device import differentiable
 from fastadv.kernels.pixels import to_pixels
 from fastadv.models.view import AttackView
@@ -128,8 +129,7 @@ class MinimalNormAttack(GradientAttack):
             if active is not None:
                 wrong &= active
             distance[wrong] = 0
-            todo = ~wrong & logits.isfinite().all(1)
-            todo = todo if active is None else todo & active
+            todo = ~wrong if active is None else ~wrong & active
         rows = todo.nonzero().squeeze(1)
         if len(rows):
             found = self._search(view, clean[rows], y[rows], nonfinite)
@@ -199,9 +199,9 @@ class MinimalNormAttack(GradientAttack):
 def misclassified(logits: Tensor, y: Tensor) -> Tensor:
     """Return whether each row of logits decides for another class than `y`, bool [N].
 
-    Logits that are not finite decide for nothing.
+    Logits that are not finite decide for no class, and so are a wrong answer.
     """
-    return (logits.argmax(1) != y) & logits.isfinite().all(1)
+    return decided(logits) != y
 
 
 def norm_of(x: Tensor, norm: Norm) -> Tensor:

@@ -254,6 +254,9 @@ def _of_function(function: Callable[..., Any], name: str | None) -> Objective:
 
 
 def succeeded(logits: Tensor, context: Context, objective: Objective) -> Tensor:
-    """Return whether the attack reached its aim on each row of logits, bool [N]."""
-    hit = logits.argmax(1) == context.labels
+    """Return whether the attack reached its aim on each row of logits, bool [N].
+
+    Logits that are not finite decide for no class, and so are a wrong answer.
+    """
+    hit = (logits.argmax(1) == context.labels) & logits.isfinite().all(1)
     return hit if objective.flips_success else ~hit

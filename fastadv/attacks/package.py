@@ -17,10 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from fastadv.attacks.contract import AttackResult, SingleAttack
-from fastadv.attacks.engine import check_counts, check_labels, checked_logits
+from fastadv.attacks.engine import check_counts, check_labels, check_pixels
 from fastadv.attacks.objectives import OBJECTIVES, Context
+from fastadv.attacks.outputs import checked_logits, decided
 from fastadv.errors import ConfigError, unknown_name
 from fastadv.kernels.pixels import to_pixels
+from fastadv.models.calling import lacks_gradient
 from fastadv.models.view import AttackView
 from fastadv.threat import ThreatModel
 
@@ -62,7 +64,7 @@ class PixelModel(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits of float images [N, C, H, W] in [0, 1]."""
         mean, std = (v.view(1, -1, 1, 1) for v in self.view.statistics(x.shape[1]))
-        z = ((x - mean) / std).to(self.view.dtype)
+        z = ((x - mean) / std).to(self.view.input_dtype)
         return checked_logits(self.view(z)).float()
 
 
@@ -80,6 +82,39 @@ class FrozenCopy(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits of float images [N, C, H, W] in [0, 1]."""
         return checked_logits(self.copy(x)).float()
+
+
+class _Tame(nn.Module):
+    """A network whose outputs are finite and have a gradient, as the package expects.
+
+    Logits that are not finite become a decision for the class `instead`, and a network
+    without gradients gets one of zero. What an image decides is not judged by these outputs.
+    """
+
+    def __init__(self, network: nn.Module, instead: int = 0) -> None:
+        super().__init__()
+        self.network, self.instead = network, instead
+        self.broke = False  # whether logits were not finite
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return finite logits of float images [N, C, H, W] in [0, 1]."""
+        try:
+            logits = self.network(x)
+        except RuntimeError as error:
+            if not (torch.is_grad_enabled() and lacks_gradient(error)):
+                raise
+            with torch.no_grad():  # raises again if gradients are not the reason
+                logits = self.network(x.detach())
+        bad = ~logits.isfinite().all(1, keepdim=True)
+        if bool(bad.any()):
+            self.broke = True
+            wrong = torch.zeros_like(logits)
+            wrong[:, self.instead] = 1.0
+            logits = torch.where(bad, wrong, logits)
+        if x.requires_grad and torch.is_grad_enabled() and not logits.requires_grad:
+            logits = logits + 0 * x.flatten(1).sum(1, keepdim=True)
+        found: Tensor = logits
+        return found
 
 
 class PackageAttack(SingleAttack):
@@ -136,7 +171,10 @@ class PackageAttack(SingleAttack):
     ) -> AttackResult:
         """Attack the images that are classified correctly; `loss` is the margin."""
         network = self.prepare(model)
+        check_pixels(x)
         if isinstance(network, AttackView):
+            if network.live_reason is None:
+                network.compare(x)
             network = PixelModel(network)
         # The package flattens images by `view`, which needs this layout.
         pixels = to_pixels(x.detach(), torch.float32).contiguous()
@@ -145,21 +183,29 @@ class PackageAttack(SingleAttack):
             logits = network(pixels)
             check_labels(y, logits.shape[1])
             check_classes(self.names, logits.shape[1])
-            todo = logits.argmax(1) == y
+            todo = decided(logits) == y
         todo = todo if active is None else todo & active
         rows, passes = todo.nonzero().squeeze(1), 2 * len(x)
         if len(rows):
             devices = [x.device] if x.device.type == "cuda" else []
             with torch.random.fork_rng(devices=devices):
-                attack = self.build(network, logits.shape[1], self.seed + offset)
-                with counted_passes(network) as counted:
-                    found[rows] = attack.perturb(pixels[rows], y[rows]).detach()
-                passes += counted[0]
+                for instead in (0, 1):
+                    tame = _Tame(network, instead)
+                    attack = self.build(tame, logits.shape[1], self.seed + offset)
+                    with counted_passes(network) as counted:
+                        moved = attack.perturb(pixels[rows], y[rows]).detach()
+                    passes += counted[0]
+                    # FAB divides by the length of a gradient, which may be zero.
+                    found[rows] = moved.where(moved.isfinite(), pixels[rows])
+                    # To images of class 0, logits that were not finite looked right.
+                    rows = rows[y[rows] == 0] if tame.broke else rows[:0]
+                    if not len(rows):
+                        break
         with torch.no_grad():
             logits = network(found)
             loss = OBJECTIVES["margin"].per_sample(logits, Context(y))
         nonfinite = torch.zeros(1, dtype=torch.int64, device=x.device)
-        success = logits.argmax(1) != y
+        success = decided(logits) != y
         return AttackResult(found, success, loss, nonfinite, passes=passes)
 
     def build(self, network: nn.Module, num_classes: int, seed: int) -> Any:

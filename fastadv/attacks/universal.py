@@ -14,10 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastadv.attacks.engine import check_counts, check_pixels, checked_logits
+from fastadv.attacks.engine import check_counts, check_pixels
+from fastadv.attacks.outputs import checked_logits
 from fastadv.device import differentiable
 from fastadv.kernels import pgd_step_
 from fastadv.kernels.pixels import to_pixels
+from fastadv.models.calling import input_gradient
 from fastadv.models.view import AttackView
 from fastadv.phases import phase
 from fastadv.threat import ThreatModel
@@ -165,7 +167,7 @@ class UniversalAttack:
             losses = F.cross_entropy(logits, decided, reduction="none")
             with phase("attack backward"):
                 total = losses.clamp(max=self.clip).sum()
-                grad: Tensor = torch.autograd.grad(total, delta)[0]
+                grad = input_gradient(total, delta)
         return grad
 
 

@@ -31,9 +31,10 @@ def _act(command: Any, module: str) -> int:
     lines = []
     for row in rows:
         ends = None if row.low is None else f"[{row.low:.4g}, {row.high:.4g}]"
-        lines.append(
-            [row.source.name, row.setting_label, row.metric, row.value, ends, row.n]
-        )
+        label = row.setting_label
+        if row.attack is not None:  # clean and attacked rows have one setting
+            label += f", {row.attack}"
+        lines.append([row.source.name, label, row.metric, row.value, ends, row.n])
     columns = ["source", "analysis", "metric", "value", "95 % interval", "images"]
     text = f"{text_table(columns, lines)}\nfastadv-report {command.results} draws them"
     return common.show(command, list(plain_rows(to_arrow(rows, ""))), text)

@@ -45,6 +45,8 @@ def _body(argv: list[str]) -> None:
         if key in result:
             name = f"{result['metric']}, {how}"
             _print_share(name, result[key], result[f"{key}_ci"], result["n"])
+    for warning in result["warnings"]:
+        print(f"  warning: {warning}")
     if result["bad_images"]:
         print(f"{result['bad_images']} unreadable image(s) were left out")
 
@@ -61,11 +63,11 @@ def _print_robust(result: dict[str, Any]) -> None:
         for stage in result["stages"]:
             name = f"after {stage['name']} ({stage['seconds']:.1f} s)"
             _print_share(name, stage["robust_acc"], stage["robust_ci"], result["n"])
+    if result["flags"]:
+        what += f", doubtful ({', '.join(result['flags']).replace('_', ' ')})"
     _print_share(what, result["robust_acc"], result["robust_ci"], result["n"])
     if passes := result.get("passes"):
         print(f"  {passes / result['n']:.1f} passes of each image through the network")
-    for warning in result["warnings"]:
-        print(f"  warning: {warning}")
 
 
 def _print_share(what: str, value: float, ci: Sequence[float], n: int) -> None:

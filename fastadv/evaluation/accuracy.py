@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from statistics import stdev
 
@@ -91,6 +91,9 @@ class BatchVerdict:
         attacked_logits: Logits of the attacked images, float32 [n, K], if they were kept.
         passes: Number of images that the attack passed through the network; 0 if it does
             not count them.
+        nonfinite_clean: Number of images whose clean logits are not finite.
+        nonfinite_logits: Number of images whose logits, clean or attacked, are not finite.
+        live_reason: Why the attack called the model itself, or None.
     """
 
     labels: list[int]
@@ -102,6 +105,9 @@ class BatchVerdict:
     clean_logits: Tensor | None = field(default=None, compare=False)
     attacked_logits: Tensor | None = field(default=None, compare=False)
     passes: int = 0
+    nonfinite_clean: int = 0
+    nonfinite_logits: int = 0
+    live_reason: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,6 +192,13 @@ class Evaluation:
             to them; `images` is then without the attack.
         passes: Number of images that the attacks passed through the network, with or
             without a gradient; 0 where they do not count them.
+        nonfinite_clean: Number of images whose clean logits were NaN or infinite.
+        nonfinite_logits: Number of images whose logits, clean or attacked, were NaN or
+            infinite. They count as misclassified.
+        nonfinite_gradients: Number of gradient elements that were not finite and moved
+            nothing.
+        live_reason: Why the attack called the model itself in place of its folded copy, or
+            None where it did not.
     """
 
     clean: Accuracy
@@ -195,16 +208,21 @@ class Evaluation:
     images: ImageVerdicts | None = None
     part: tuple[ImageSet, ImageVerdicts] | None = None
     passes: int = 0
+    nonfinite_clean: int = 0
+    nonfinite_logits: int = 0
+    nonfinite_gradients: int = 0
+    live_reason: str | None = None
 
     @property
     def black_box_gain(self) -> float | None:
-        """Share of all images that fell to a black-box attack after white-box ones.
+        """Share of all images that fell to black-box attacks after white-box ones.
 
-        None where no black-box attack followed another.
+        BPDA and transfer, which follow other gradients than the model's, count as black-box
+        attacks. None where no such attack followed another.
         """
         for before, after in pairwise(self.stages):
             if after.name in BLACK_BOX:
-                return before.robust.top1 - after.robust.top1
+                return before.robust.top1 - self.stages[-1].robust.top1
         return None
 
     def value(self, metric: str, *, attacked: bool = False) -> float:
@@ -259,10 +277,34 @@ class Evaluation:
         return images
 
     def warnings(self) -> list[str]:
-        """Return one sentence for each reason to doubt the robust accuracy."""
+        """Return one sentence for each reason to doubt the accuracies."""
         found = self.checks.warnings() if self.checks else []
-        masked = masking_warning(self.black_box_gain or 0.0)
-        return [*found, masked] if masked else found
+        if masked := masking_warning(self.black_box_gain or 0.0):
+            found.append(masked)
+        if self.nonfinite_logits:
+            found.append(
+                f"the logits of {self.nonfinite_logits} of {self.clean.n} images were NaN or "
+                "infinite, clean or attacked; these images count as misclassified. Look for "
+                "weights or statistics that are not finite or overflow"
+            )
+        if self.nonfinite_gradients:
+            found.append(
+                f"{self.nonfinite_gradients} gradient elements were not finite and moved "
+                "nothing: the attack is weaker than it looks"
+            )
+        if self.live_reason:
+            found.append(f"{self.live_reason}; the attack called the model itself")
+        return found
+
+    def flags(self) -> tuple[str, ...]:
+        """Return the name of each reason to doubt the robust accuracy."""
+        found = list(self.checks.flags()) if self.checks else []
+        doubts = {
+            "black_box": masking_warning(self.black_box_gain or 0.0) is not None,
+            "nonfinite_logits": self.nonfinite_logits > 0,
+            "nonfinite_gradients": self.nonfinite_gradients > 0,
+        }
+        return (*found, *(name for name, doubt in doubts.items() if doubt))
 
 
 def summarize(
@@ -300,14 +342,7 @@ def summarize(
         for number, name in enumerate(names)
     )
     checks = [v.checks for v in verdicts if v.checks is not None]
-    nonfinite = sum(v.nonfinite for v in verdicts)
-    if nonfinite:
-        log.warning(
-            "%d gradient elements were not finite and moved nothing: the attack is "
-            "weaker than it looks",
-            nonfinite,
-        )
-    return Evaluation(
+    found = Evaluation(
         clean=after(-1),
         robust=stages[-1].robust if stages else None,
         stages=stages,
@@ -316,7 +351,14 @@ def summarize(
             labels, fell, logits("clean_logits"), logits("attacked_logits")
         ),
         passes=sum(verdict.passes for verdict in verdicts),
+        nonfinite_clean=sum(v.nonfinite_clean for v in verdicts),
+        nonfinite_logits=sum(v.nonfinite_logits for v in verdicts),
+        nonfinite_gradients=sum(v.nonfinite for v in verdicts),
+        live_reason=next((v.live_reason for v in verdicts if v.live_reason), None),
     )
+    for text in replace(found, checks=None, stages=(), live_reason=None).warnings():
+        log.warning("%s", text)  # what is not finite
+    return found
 
 
 def check_on_few(metric: str, num_classes: int) -> None:

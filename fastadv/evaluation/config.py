@@ -99,6 +99,12 @@ class EvaluationConfig(AttackConfig, ImagesConfig, DeviceConfig, KeepConfig):
     ] = "cross_entropy"
     """Loss that PGD maximises. MODULE:NAME imports a function (logits, labels) of your own
     that returns the loss of each image; so does a name that an installed package adds."""
+    second_opinion: bool = False
+    """Then also attack with BPDA, which passes gradients through rounding, thresholds and
+    saturated outputs, to see whether the network withstands attacks or masks gradients."""
+    twin: str | None = None
+    """Then also try the adversarial images of this other checkpoint of the same classes,
+    best one that was trained alike without the part that may mask gradients."""
     num_images: Annotated[int | None, AT_LEAST_1] = None
     """Evaluate a stratified, seeded subset of N images, which is not the fixed list of 5,000
     ImageNet images of RobustBench: accuracies on the two differ. Default: all images."""

@@ -11,14 +11,16 @@ from torch import Tensor, nn
 
 from fastadv.attacks.autoattack import Cascade
 from fastadv.attacks.checks import check_model
-from fastadv.attacks.contract import Attack
-from fastadv.attacks.engine import check_labels, check_pixels, checked_logits
+from fastadv.attacks.contract import Attack, AttackResult
+from fastadv.attacks.engine import check_labels, check_pixels
 from fastadv.attacks.objectives import Objective
+from fastadv.attacks.outputs import decided, logits_of_model
 from fastadv.attacks.pgd import PGD
 from fastadv.data.any_batch import AnyBatch, images_and_labels
 from fastadv.device import differentiable
 from fastadv.evaluation.accuracy import BatchVerdict, Evaluation, summarize
 from fastadv.evaluation.journal import Journal
+from fastadv.models.live_view import LiveView
 from fastadv.models.view import AttackView
 
 log = logging.getLogger(__name__)
@@ -107,7 +109,7 @@ class _Judge:
     ) -> None:
         self.model, self.attack = model, attack
         self.checks, self.keep_logits = checks, keep_logits
-        self.view = model if isinstance(model, AttackView) else AttackView(model)
+        self.view = model if isinstance(model, AttackView) else LiveView(model)
         self.target = self.view if attack is None else attack.prepare(model)
 
     @differentiable
@@ -115,13 +117,19 @@ class _Judge:
         device = next(self.view.parameters(), images).device
         images, labels = images.to(device), labels.to(device)
         check_pixels(images)
-        clean = self._logits(images)
+        clean = logits_of_model(self.model, images)
         check_labels(labels, clean.shape[1])
         self.attack = _for_classes(self.attack, clean.shape[1])
-        right = clean.argmax(1) == labels
-        checks = None
+        right, lost = decided(clean) == labels, ~clean.isfinite().all(1)
+        live = checks = None
+        network = self.view
+        if isinstance(self.target, AttackView) and self.target.mode == "eval":
+            network = self.target
+            if network.live_reason is None:
+                network.compare(images)
+            live = None if network.agreement is None else network.agreement.reason
         if self.checks:
-            checks = check_model(self.model, self.view, images, labels)
+            checks = check_model(self.model, network, images, labels, clean)
         fell_to, attacked, nonfinite = torch.zeros_like(labels), None, 0
         passes = 0
         seconds: list[float] = []
@@ -131,12 +139,14 @@ class _Judge:
             found = self.attack(
                 self.target, images, labels, offset=offset, active=right
             )
-            fell_to, nonfinite = found.fell_to, int(found.nonfinite)
+            nonfinite = int(found.nonfinite)
             passes = found.passes
             # Reading that number waited for the device, so the last attack is over.
             before = list(found.seconds[:-1])
             seconds = [*before, time.perf_counter() - began - sum(before)]
-            attacked = self._logits(found.x_adv) if self.keep_logits else None
+            attacked = logits_of_model(self.model, found.x_adv)
+            lost |= right & ~attacked.isfinite().all(1)
+            fell_to = self._fell_to(found, decided(attacked) != labels)
         return BatchVerdict(
             labels.tolist(),
             torch.where(right, fell_to, -torch.ones_like(fell_to)).tolist(),
@@ -145,10 +155,24 @@ class _Judge:
             checks,
             clean.shape[1],
             clean.float().cpu() if self.keep_logits else None,
-            attacked.float().cpu() if attacked is not None else None,
+            attacked.float().cpu()
+            if self.keep_logits and attacked is not None
+            else None,
             passes,
+            int((~clean.isfinite().all(1)).sum()),
+            int(lost.sum()),
+            live,
         )
 
-    @torch.no_grad()
-    def _logits(self, images: Tensor) -> Tensor:
-        return checked_logits(self.view(self.view.normalize(images)))
+    def _fell_to(self, found: AttackResult, wrong: Tensor) -> Tensor:
+        """Return the attack that fooled each image [N], which the model itself decides.
+
+        Args:
+            found: What the attack found.
+            wrong: Whether the model misclassifies each adversarial image, bool [N].
+        """
+        most = len(self.attack.names) if self.attack is not None else 0
+        fell_to = found.fell_to
+        if not (isinstance(self.target, AttackView) and self.target.live_reason):
+            fell_to = fell_to.where(wrong, most)
+        return fell_to.where(~wrong, fell_to.clamp_max(most - 1))

@@ -82,7 +82,16 @@ def evaluation_rows(
     def identity(**more: Any) -> str:
         return measured_identity(make_identity(**defines, **more), bad, bad)
 
-    rows = [Row(identity=identity(), **accuracy_fields(found.clean), **common)]
+    # Without an attack, only logits that are not finite can be a reason for doubt.
+    lost = ("nonfinite_logits",) if found.nonfinite_clean else ()
+    first = Row(
+        identity=identity(),
+        flags=lost,
+        nonfinite_logits=found.nonfinite_clean,
+        **accuracy_fields(found.clean),
+        **common,
+    )
+    rows = [first]
     if is_own(metric):
         fields = measured_fields(found, metric)
         rows.append(Row(identity=identity(metric=metric), **fields, **common))
@@ -94,6 +103,8 @@ def evaluation_rows(
                 attack=record,
                 stages=tuple(map(_stage, found.stages)) if found.stages[1:] else (),
                 checks=checks_record(found),
+                flags=found.flags(),
+                nonfinite_logits=found.nonfinite_logits,
                 **accuracy_fields(found.robust),
                 **common,
             )
@@ -279,4 +290,6 @@ def checks_record(found: Evaluation) -> ChecksRecord | None:
         train_mode=checks.train_mode,
         zero_gradient_share=checks.zero_gradient_share,
         black_box_gain=found.black_box_gain,
+        misleading_gradient_share=checks.misleading_gradient_share,
+        live_reason=found.live_reason,
     )

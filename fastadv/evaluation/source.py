@@ -14,6 +14,7 @@ import torch
 
 from fastadv import __version__
 from fastadv.attacks import PGD, Attack, Budget, Cascade, ThreatModel, make_attack
+from fastadv.attacks.bpda import BPDA, Transfer
 from fastadv.attacks.package import check_classes
 from fastadv.data import (
     Batch,
@@ -328,6 +329,21 @@ def _attack(config: EvaluationConfig, threats: Sequence[ThreatModel]) -> Attack 
 
 
 def _made(config: EvaluationConfig, threat: ThreatModel) -> Attack:
+    """Return the attack within one radius, with the opinions that follow it."""
+    attack = _first_opinion(config, threat)
+    steps, seed = config.steps, config.seed
+    if config.second_opinion:
+        attack = Cascade.of(attack).then(BPDA(threat, steps, seed=seed), "yes")
+    if config.twin is not None:
+        twin = open_source(config.twin, download=config.download)
+        model = twin.load().eval().to(resolve_device(config.device))
+        transfer = Transfer(threat, model, steps, seed=seed)
+        attack = Cascade.of(attack).then(transfer, str(twin.digest))
+    return attack
+
+
+def _first_opinion(config: EvaluationConfig, threat: ThreatModel) -> Attack:
+    """Return the attack that runs first, and most often alone."""
     if config.attack == "pgd":
         own = {} if config.step_size is None else {"step_size": config.step_size}
         return PGD.judge(
@@ -367,6 +383,8 @@ def _plain(found: Evaluation) -> dict[str, Any]:
         return {f"{of}_acc": accuracy.top1, f"{of}_ci": accuracy.interval("top1")}
 
     values = {"n": found.clean.n} | shares("clean", found.clean)
+    values["nonfinite_logits"] = found.nonfinite_logits
+    values["warnings"] = found.warnings()
     checks = checks_record(found)
     if found.robust is None or checks is None:
         return values
@@ -379,7 +397,7 @@ def _plain(found: Evaluation) -> dict[str, Any]:
     more: dict[str, Any] = {
         "stages": stages,
         "checks": asdict(checks),
-        "warnings": found.warnings(),
+        "flags": found.flags(),
     }
     if found.passes:
         more["passes"] = found.passes

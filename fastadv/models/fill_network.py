@@ -164,7 +164,7 @@ def _find_arch(
         return arch, fits, f"its weights fit {arch} alone, which is taken"
     if named := _first_that_fits(tensors, (TIMM_PREFIX + name for name in names)):
         return named
-    hint = "no known one fits"
+    hint = "no known one fits" + _transformer(tensors)
     if fitting:
         hint = f"its weights fit {' and '.join(fitting)}"
     elif found:
@@ -174,6 +174,47 @@ def _find_arch(
     raise CheckpointError(
         f"{file} does not say its architecture; {hint}. Pass `arch=NAME`"
     )
+
+
+_WIDTHS = {
+    192: "tiny",
+    384: "small",
+    768: "base",
+    1024: "large",
+    1280: "huge",
+    1536: "giant",
+}
+
+
+def _transformer(tensors: Mapping[str, Tensor]) -> str:
+    """Describe a vision transformer by its tensors, with the name that timm may have for it.
+
+    Nothing is returned for other networks.
+    """
+    for _, translate in dialects(tensors):
+        renamed = {key: tensor for key, (_, tensor) in translate(()).items()}
+        stem = next((k for k in renamed if k.endswith("patch_embed.proj.weight")), None)
+        if stem is None or renamed[stem].dim() != 4:
+            continue
+        prefix = stem.removesuffix("patch_embed.proj.weight")
+        below = [key.removeprefix(prefix) for key in renamed if key.startswith(prefix)]
+        depth = len({key.split(".")[1] for key in below if key.startswith("blocks.")})
+        width, side = renamed[stem].shape[0], renamed[stem].shape[-1]
+        if width not in _WIDTHS or not depth:
+            continue
+        name = f"vit_{_WIDTHS[width]}_patch{side}_"
+        if "norm_pre.weight" in below:
+            name += "clip_224"
+        elif "blocks.0.ls1.gamma" in below:
+            registers = {"reg_token", "register_tokens"} & {*below}
+            name += "reg4_dinov2" if registers else "dinov2"
+        else:
+            name += "224"
+        return (
+            f"; it is a transformer of width {width} with {depth} blocks and patches of "
+            f"{side} px, perhaps {TIMM_PREFIX}{name}"
+        )
+    return ""
 
 
 def _first_that_fits(

@@ -9,6 +9,7 @@ pre-activation networks put it first, others after a sum or a concatenation) it 
 from __future__ import annotations
 
 import inspect
+import linecache
 from collections import Counter
 from typing import Any
 
@@ -63,7 +64,20 @@ def trace(net: nn.Module) -> fx.GraphModule:
         if node.op == "output":
             raise TypeError("its result depends on more than one argument")
         graph.erase_node(node)
-    return fx.GraphModule(tracer.root, graph, type(net).__name__)
+    traced = fx.GraphModule(tracer.root, graph, type(net).__name__)
+    forget_source(traced)
+    return traced
+
+
+def forget_source(graph: fx.GraphModule) -> None:
+    """Let go of the source text that torch.fx keeps for ever of each compiled graph.
+
+    torch.fx and `linecache` hold it under the name of the code, so that tracebacks can
+    show it: 20 kB for a small network, for each view that was ever made.
+    """
+    name = type(graph).forward.__code__.co_filename
+    fx.graph_module._loader.eval_cache.pop(name, None)
+    linecache.cache.pop(name, None)
 
 
 def fold_norms(graph: fx.GraphModule) -> tuple[dict[str, str], dict[str, str]]:

@@ -6,12 +6,8 @@ defences that keep a history, networks with hooks. It is slower than `AttackView
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from torch import nn
 
-from torch import Tensor, nn
-
-from fastadv.models.normalized import NormalizedModel
 from fastadv.models.view import AttackView
 
 
@@ -36,43 +32,7 @@ class LiveView(AttackView):
         nn.Module.__init__(self)
         if isinstance(model, AttackView):
             raise TypeError("the model is a view already; give the model itself")
-        normalized = isinstance(model, NormalizedModel)
-        self._live = (model.net if normalized else model,)
-        self._model = (model,)
+        self._hold(model)
         self.mode, self.tracks = "eval", False
-        self._dtype = None
-        self._folds, self._cuts = {}, {}
-        self.unfolded = {}
-        self.unfolded_reason = "the model itself is called"
-        self.net = self.live
-        self.input_dtype, self._first = self.dtype, ""
-
-    def refresh(self) -> None:
-        """Do nothing, since the weights are those of the model."""
-
-    def refresh_if_stale(self) -> None:
-        """Do nothing, since the weights are those of the model."""
-
-    def forward(self, z: Tensor) -> Tensor:
-        """Map normalised images `z` [N, C, H, W] to logits [N, K]."""
-        with _evaluating(self.live):
-            logits: Tensor = self.net(z)
-        return logits
-
-    def activations(self, z: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
-        """Return the outputs of named modules; see `fastadv.models.activations`."""
-        with _evaluating(self.live):
-            return super().activations(z, names)
-
-
-@contextlib.contextmanager
-def _evaluating(net: nn.Module) -> Iterator[None]:
-    """Put all modules in evaluation mode, and each back into the mode that it had."""
-    training = [module for module in net.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
+        self._dtype, self._first = None, ""
+        self._use_live("the model itself is called")

@@ -2,11 +2,13 @@
 
 It freezes the parameters (no weight gradients are computed), folds evaluation-mode
 BatchNorm into the convolution before it, and never touches the model: its mode,
-statistics and `.grad` stay as they were, unless it is made to track statistics.
+statistics and `.grad` stay as they were, unless it is made to track statistics. Where it
+turns out to compute something else than the model, it calls the model itself.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 from collections.abc import Sequence
@@ -18,10 +20,14 @@ from torch import Tensor, fx, nn
 
 from fastadv.device import differentiable
 from fastadv.kernels import normalize
+from fastadv.kernels.pixels import to_pixels
+from fastadv.models.agreement import Agreement, compared
+from fastadv.models.calling import evaluating, first_line, lacks_gradient
 from fastadv.models.folding import (
     FrozenNorm,
     fold_norms,
     fold_weights,
+    forget_source,
     own_tensor,
     trace,
 )
@@ -56,6 +62,11 @@ class AttackView(nn.Module):
         folded: Number of BatchNorm layers folded away.
         unfolded: The reason why each other BatchNorm of the graph was not, by its name.
         unfolded_reason: The reason why the graph could not be folded, or None.
+        live_reason: The reason why the model itself is called in place of a copy of it, or
+            None.
+        agreement: What the comparison with the model found, if it was made.
+        no_gradient: Why no gradient of the outputs reaches the images, or None where one
+            does or where nobody has looked.
     """
 
     @differentiable
@@ -72,10 +83,7 @@ class AttackView(nn.Module):
         super().__init__()
         if mode not in ("eval", "train"):
             raise ValueError(f"mode={mode!r} is unknown; accepted: eval, train")
-        normalized = isinstance(model, NormalizedModel)
-        # In a tuple, so that the live model is not registered as a child of the view.
-        self._live = (model.net if normalized else model,)
-        self._model = (model,)
+        self._hold(model)
         self.mode, self.tracks = mode, tracks and mode == "train"
         self._dtype = dtype
         self._folds: dict[str, str] = {}  # by convolution, the BatchNorm behind it
@@ -104,6 +112,65 @@ class AttackView(nn.Module):
             self._keep_input()
         self.refresh()
 
+    def _hold(self, model: nn.Module) -> None:
+        """Remember the model, and the network in it that takes normalised images."""
+        self._normalized = _only_normalizes(model)
+        net = cast(nn.Module, model.net) if self._normalized else model
+        # In tuples, so that the live model is not registered as a child of the view.
+        self._live, self._model = (net,), (model,)
+        self.live_reason: str | None = None
+        self.agreement: Agreement | None = None
+        self.no_gradient: str | None = None
+
+    @differentiable
+    def compare(self, x: Tensor) -> Agreement:
+        """Compare the view with the model on a few images, the first time it is called.
+
+        Where they differ, and where the model draws random numbers, of which a copy of its
+        graph would hold a single draw, the view calls the model itself from now on, and a
+        warning says so. This takes one and a half passes of the model and one of the view
+        over at most 16 images.
+
+        Args:
+            x: Images [N, C, H, W], uint8 or float in [0, 1].
+        """
+        if self.agreement is None:
+            found = self.agreement = compared(self, x)
+            if found.reason is not None and self.live_reason is None:
+                log.warning(
+                    "%s; attacks call the model itself, which is slower", found.reason
+                )
+                self._use_live(found.reason)
+            self.no_gradient = found.no_gradient
+        return self.agreement
+
+    def _use_live(self, reason: str) -> None:
+        """Call the model itself from now on."""
+        self.live_reason = self.unfolded_reason = reason
+        self._folds, self._cuts, self.unfolded = {}, {}, {}
+        self.net = self.live
+        self.input_dtype = next(self.live.parameters(), torch.zeros(())).dtype
+
+    @torch.no_grad()
+    def logits_of_model(self, x: Tensor) -> Any:
+        """Return what the model itself outputs in evaluation mode, whatever the view is.
+
+        Args:
+            x: Images [N, C, H, W], uint8 or float in [0, 1].
+        """
+        model = self._model[0]
+        if self._normalized:
+            dtype = next(self.live.parameters(), torch.zeros(())).dtype
+            mean, std = self.statistics(x.shape[1])
+            x = normalize(x, mean=mean, std=std, dtype=dtype)
+            model = self.live
+        else:
+            x = to_pixels(x, torch.float32)
+            like = next(model.parameters(), x)
+            x = x.to(like.dtype) if like.is_floating_point() else x
+        with evaluating(model):
+            return model(x)
+
     def _keep_input(self) -> None:
         """Let the first convolution compute in float32, if there is one."""
         convs = (n for n, m in self.net.named_modules() if isinstance(m, nn.Conv2d))
@@ -119,7 +186,12 @@ class AttackView(nn.Module):
     @property
     def live(self) -> nn.Module:
         """The network whose weights the view follows."""
-        return cast(nn.Module, self._live[0])
+        return self._live[0]
+
+    @property
+    def given(self) -> nn.Module:
+        """The model that the view was made of."""
+        return self._model[0]
 
     @property
     def folded(self) -> int:
@@ -143,6 +215,7 @@ class AttackView(nn.Module):
         rewrite_convs(graph)
         graph.delete_all_unused_submodules()
         graph.recompile()
+        forget_source(graph)
         self.net = graph
 
     @differentiable
@@ -153,6 +226,8 @@ class AttackView(nn.Module):
         Unfolded tensors are shared, so only folded convolutions (and casts to another
         dtype) cost anything: one pass over the weights.
         """
+        if self.live_reason is not None:
+            return
         held: list[Tensor] = [p for p in self.live.parameters() if not p.is_inference()]
         self._seen = held, _versions(held)
         for cache in _caches(self.net):
@@ -186,6 +261,8 @@ class AttackView(nn.Module):
         An update of BatchNorm statistics alone, and a module put in the place of another,
         are not noticed; `refresh` follows them, too.
         """
+        if self.live_reason is not None:
+            return
         held, versions = self._seen
         if _versions(held) != versions:
             self.refresh()
@@ -238,12 +315,12 @@ class AttackView(nn.Module):
     def num_classes(self) -> int | None:
         """Number of logits, where the model states it."""
         model = self._model[0]
-        return model.num_classes if isinstance(model, NormalizedModel) else None
+        return cast(NormalizedModel, model).num_classes if self._normalized else None
 
     def statistics(self, channels: int) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation of the input, float32 [channels], in [0, 1]."""
-        model = self._model[0]
-        if isinstance(model, NormalizedModel):
+        if self._normalized:
+            model = cast(NormalizedModel, self._model[0])
             return model.mean, model.std
         like = next(self.live.parameters(), torch.zeros(()))
         return like.new_zeros(channels).float(), like.new_ones(channels).float()
@@ -256,8 +333,29 @@ class AttackView(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """Map normalised images `z` [N, C, H, W] to logits [N, K]."""
-        logits: Tensor = self.net(z)
+        if self.live_reason is None and self.no_gradient is None:
+            logits: Tensor = self.net(z)
+            return logits
+        with self._as_judged():
+            try:
+                with torch.set_grad_enabled(
+                    torch.is_grad_enabled() and self.no_gradient is None
+                ):
+                    return cast(Tensor, self.net(z))
+            except RuntimeError as error:
+                tried = torch.is_grad_enabled() and z.requires_grad
+                if not (tried and lacks_gradient(error)):
+                    raise
+                with torch.no_grad():  # raises again if gradients are not the reason
+                    logits = self.net(z.detach())
+                self.no_gradient = first_line(error)
         return logits
+
+    def _as_judged(self) -> contextlib.AbstractContextManager[None]:
+        """Put a model that is called itself in evaluation mode while it is called."""
+        if self.live_reason is None:
+            return contextlib.nullcontext()
+        return evaluating(self.live)
 
     def features(self, z: Tensor) -> Tensor:
         """Embed normalised images `z` [N, C, H, W] as penultimate features [N, D].
@@ -271,11 +369,13 @@ class AttackView(nn.Module):
         """Return the outputs of named modules; see `fastadv.models.activations`."""
         wanted = tuple(names)
         if not isinstance(self.net, fx.GraphModule):
-            with recording(self.net, wanted, self._heads(wanted)) as found:
+            heads = self._heads(wanted)
+            with self._as_judged(), recording(self.net, wanted, heads) as found:
                 self.net(z)
         else:
             if wanted not in self._cuts:
                 self._cuts[wanted] = cut(self.net, wanted, self._heads(wanted))
+                forget_source(self._cuts[wanted][0])
             part, keys = self._cuts[wanted]
             found = dict(zip(keys, part(z), strict=True))
         return in_order(found, wanted)
@@ -285,12 +385,27 @@ class AttackView(nn.Module):
         model = self._model[0]
         if EMBEDDING not in names:
             return ()
-        if not isinstance(model, NormalizedModel):
+        if not self._normalized:
             raise TypeError(
                 "features need a NormalizedModel (fastadv.create_model or load_model), "
                 f"got {type(model).__name__}: where its embedding ends is unknown"
             )
-        return model.spec.head_paths(self.live)
+        return cast(NormalizedModel, model).spec.head_paths(self.live)
+
+
+def _only_normalizes(model: nn.Module) -> bool:
+    """Return whether a model does nothing but normalise images for its network.
+
+    A subclass with a `forward` of its own, and hooks, may do more.
+    """
+    return (
+        isinstance(model, NormalizedModel)
+        and type(model).forward is NormalizedModel.forward
+        and type(model).normalize is NormalizedModel.normalize
+        and type(model).forward_normalized is NormalizedModel.forward_normalized
+        and "forward" not in vars(model)
+        and not (model._forward_hooks or model._forward_pre_hooks)
+    )
 
 
 def _caches(net: nn.Module) -> list[dict[Any, Any]]:

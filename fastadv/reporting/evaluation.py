@@ -60,7 +60,8 @@ def evaluation_sections(rows: Sequence[Row], names: Mapping[str, str]) -> list[S
             [
                 "Accuracy on clean images and under attack. An image counts as robust when "
                 "it is classified correctly and no attack changes that. Intervals are "
-                "95 %, over the draw of test images."
+                "95 %, over the draw of test images. A number that is called doubtful may "
+                "be higher than the truth: the words in brackets name what was found."
             ],
             [
                 *[_figure(of_images) for of_images in found.values()],
@@ -260,4 +261,9 @@ def _other_attack(row: Row, record: Judged) -> list[str]:
 
 
 def _accuracy(row: Row | None) -> str | None:
-    return None if row is None else format_percent_ci(row.value, row.low, row.high)
+    """Return the value of a row as text, behind the reasons to doubt it."""
+    if row is None:
+        return None
+    text = format_percent_ci(row.value, row.low, row.high)
+    doubts = ", ".join(flag.replace("_", " ") for flag in row.flags)
+    return f"doubtful ({doubts}): {text}" if doubts else text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from fastadv.reporting.figures.pictures import image_rows
 from fastadv.reporting.literature import read_published
 from fastadv.reporting.page.html import Section, Table
 from fastadv.reporting.threats import threat, training_label
+from fastadv.results.analysis_settings import InfluenceSetting
 from fastadv.results.row import Row
 from fastadv.results.table import Arrays
 from fastadv.statistics import wilson
@@ -100,13 +102,14 @@ def _published(metric: str, queries: str = "test") -> list[tuple[str, dict[str, 
     return found
 
 
-def _published_curves() -> dict[str, dict[float, Point]]:
+def _published_curves(queries: str) -> dict[str, dict[float, Point]]:
     found: dict[str, dict[float, Point]] = {}
-    for _, each in _published("share_rank_r_same_class"):
-        value = float(each["value"])
-        name = training_label(threat(each["norm"], each["eps"]))
-        curve = found.setdefault(f"published, {name}", {})
-        curve[float(each["rank"])] = Point(value, value, value)
+    for metric in ("share_most_influential_same_class", "share_rank_r_same_class"):
+        for _, each in _published(metric, queries):
+            value = float(each["value"])
+            name = training_label(threat(each["norm"], each["eps"]))
+            curve = found.setdefault(f"published, {name}", {})
+            curve[float(each.get("rank") or 1)] = Point(value, value, value)
     return found
 
 
@@ -138,7 +141,7 @@ def _figures(sources: Mapping[str, Row], arrays: Arrays) -> list[tuple[Figure, s
             for rank in _RANKS
             if rank <= len(shares)
         }
-    curves |= _published_curves()
+    curves |= _published_curves(cast(InfluenceSetting, first.setting).queries)
     panel = Panel(first.target.name, curves)
     labels = "rank of the training image by influence", "same class, percent"
     maps = [

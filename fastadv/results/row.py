@@ -126,6 +126,10 @@ class ChecksRecord:
     # Share of images that fell to a black-box attack after white-box ones, in [0, 1];
     # None where there was no such attack.
     black_box_gain: float | None = None
+    # Share of images at which a small step along the gradient does not raise the loss.
+    misleading_gradient_share: float = 0.0
+    # Why the model itself was attacked in place of a folded copy; None where it was not.
+    live_reason: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,6 +216,11 @@ class Row:
     per_class_total: tuple[int, ...] = ()  # Number of images of each class.
     stages: tuple[StageRecord, ...] = ()  # The attacks in turn, where several ran.
     checks: ChecksRecord | None = None  # What was checked of the network under attack.
+    # Reasons to doubt the value, by name, such as `zero_gradients`; see `Checks.flags`.
+    flags: tuple[str, ...] = ()
+    # Number of images with logits that are NaN or infinite, which count as misclassified;
+    # None where that was not counted.
+    nonfinite_logits: int | None = None
     # Choices that are not the published ones of the protocol.
     departures: tuple[Departure, ...] = ()
     # Known flaws of the published protocol that were reproduced.

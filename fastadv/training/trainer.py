@@ -13,7 +13,10 @@ from torch import Tensor, nn
 from fastadv.attacks import PGD
 from fastadv.data import Batch, Loader
 from fastadv.data.counter import derive_key
-from fastadv.errors import CatastrophicOverfitting
+from fastadv.errors import (
+    CatastrophicOverfitting,
+    TrainingDiverged,
+)
 from fastadv.evaluation.accuracy import Evaluation
 from fastadv.models import as_model, load_model, save_model
 from fastadv.models.architecture_names import MODEL_FILE
@@ -214,7 +217,17 @@ class Trainer(TrainingLoop[TrainConfig, Batch, StepResult, TrainSummary]):
     def _validate(self, stop: StopRequest) -> Evaluation:
         return self.validation(self.learner.published(), self.val_set, stop)
 
+    def _check_finite(self, found: Evaluation) -> None:
+        """Raise TrainingDiverged where a network gives no finite logits for any image."""
+        if found.clean.n and found.nonfinite_clean == found.clean.n:
+            raise TrainingDiverged(
+                f"the logits of all {found.clean.n} evaluated images after step {self.step} "
+                "are NaN or infinite, although the loss in training was finite (in "
+                "evaluation, BatchNorm uses its running statistics)"
+            )
+
     def _scored(self, found: Evaluation, epoch: int) -> bool:
+        self._check_finite(found)
         score = found.robust.top1 if found.robust else found.clean.top1
         best, self.best_score = score > self.best_score, max(score, self.best_score)
         self.log.validated(found, epoch, self.step)
@@ -238,6 +251,7 @@ class Trainer(TrainingLoop[TrainConfig, Batch, StepResult, TrainSummary]):
             best = load_model(self.run.path).state_dict() if self.world.leads else {}
             model = self.parallel.replica(self.world.share(best))
         found = self.validation(model, self.test_set, stop)
+        self._check_finite(found)
         names = sorted(set().union(*self.world.gather(self.validation.bad_images)))
         attack = self.learner.attack
         compiled = asdict(attack.compile_report()) if attack else None

@@ -63,7 +63,15 @@ class Validation:
         some = self._measure(model, attacked, self.judge, stop)
         judged = self.readable(attacked)  # of every rank
         part = None if some.images is None else (judged, some.images)
-        return replace(whole, robust=some.robust, stages=some.stages, part=part)
+        return replace(
+            whole,
+            robust=some.robust,
+            stages=some.stages,
+            part=part,
+            nonfinite_logits=max(whole.nonfinite_logits, some.nonfinite_logits),
+            nonfinite_gradients=some.nonfinite_gradients,
+            live_reason=some.live_reason,
+        )
 
     def readable(self, images: ImageSet) -> ImageSet:
         """Return the images that no rank found unreadable. Every rank must call it."""
@@ -90,15 +98,16 @@ class Validation:
         with contextlib.suppress(Interrupted):
             batches = self._batches(mine, stop) if end > begin else iter(())
             found = evaluate(model, batches, judge, offset=begin)
-            own = found.clean, found.robust, found.images
+            own = found.clean, found.robust, found.images, _doubts(found)
         parts = [part for part in world.gather(own) if part is not None]
         if len(parts) < world.size:
             raise Interrupted
-        clean, robust, verdicts = zip(*parts, strict=True)
+        clean, robust, verdicts, doubts = zip(*parts, strict=True)
         return Evaluation(
             _summed(clean),
             _summed(robust) if judge else None,
             images=ImageVerdicts.joined(verdicts),
+            **{name: sum(each[name] for each in doubts) for name in doubts[0]},
         )
 
     def _batches(self, images: ImageSet, stop: StopRequest) -> Iterator[Batch]:
@@ -113,6 +122,12 @@ class Validation:
         raise Interrupted
 
 
+def _doubts(found: Evaluation) -> dict[str, int]:
+    """Return how often something was not finite, as fields of an `Evaluation`."""
+    names = ("nonfinite_clean", "nonfinite_logits", "nonfinite_gradients")
+    return {name: getattr(found, name) for name in names}
+
+
 def _summed(parts: Sequence[Accuracy]) -> Accuracy:
     correct = torch.stack([part.correct for part in parts]).sum(0)
     return Accuracy(correct, torch.stack([part.total for part in parts]).sum(0))
@@ -123,6 +138,8 @@ def accuracy_values(found: Evaluation) -> dict[str, Any]:
     values: dict[str, Any] = {"clean_acc": found.clean.top1, "n": found.clean.n}
     if found.robust:
         values |= {"robust_acc": found.robust.top1, "robust_n": found.robust.n}
+    if found.nonfinite_logits:
+        values["nonfinite_logits"] = found.nonfinite_logits
     return values
 
 
@@ -131,4 +148,6 @@ def accuracy_text(found: Evaluation) -> str:
     text = f"clean {100 * found.clean.top1:.1f} % of {found.clean.n}"
     if found.robust:
         text += f", robust {100 * found.robust.top1:.1f} % of {found.robust.n}"
+    if found.nonfinite_logits:
+        text += f", logits of {found.nonfinite_logits} images were not finite"
     return text

@@ -15,11 +15,17 @@ from fastadv.analysis import (
     analyze_gradients,
     analyze_influence,
     analyze_inversion,
+    analyze_manipulation,
     analyze_shift,
+    analyze_similarity,
     analyze_visualization,
     analyze_vulnerability,
 )
-from fastadv.analysis.config import InfluenceConfig
+from fastadv.analysis.config import (
+    InfluenceConfig,
+    ManipulationConfig,
+    SimilarityConfig,
+)
 from fastadv.analysis.seeing_config import (
     GradientsConfig,
     InversionConfig,
@@ -33,9 +39,11 @@ from fastadv.data.sets.subsets import Downscaled, subset
 from fastadv.errors import DataError
 from fastadv.models import create_model, save_model
 from fastadv.results.portions import Portions
+from fastadv.results.row import TargetRecord
 
 SIDE, REDUCED = 16, 4
 CLASSES = ("one", "two")
+_LOW_PASS = {"how": "low_pass", "levels": (2.0,), "num_images": 12}
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +101,44 @@ def test_pictures_are_of_reduced_images(
         assert len(each) == 10
         assert are_among(each, seen["reduced"])
         assert not are_among(each, seen["whole"])
+
+
+@pytest.mark.parametrize(
+    ("module", "config", "more", "judged"),
+    [
+        (analyze_influence, InfluenceConfig, {"num_train": 30, "num_test": 12}, 12),
+        (
+            analyze_influence,
+            InfluenceConfig,
+            {"num_train": 30, "num_test": 12, "queries": "train"},
+            30,
+        ),
+        (analyze_gradients, GradientsConfig, {"num_images": 12}, 12),
+        # Twelve targets, and twelve other images to start from.
+        (analyze_inversion, InversionConfig, {"num_images": 12}, 24),
+        (analyze_manipulation, ManipulationConfig, _LOW_PASS, 12),
+        (analyze_shift, ShiftConfig, {"num_images": 12}, 12),
+        (analyze_similarity, SimilarityConfig, {"num_images": 12}, 12),
+    ],
+)
+def test_a_row_names_the_images_that_were_judged(
+    source: str, module: Any, config: Any, more: dict[str, Any], judged: int
+) -> None:
+    """A part of the split is not called the split: count and fingerprint are its own."""
+    if config is SimilarityConfig:
+        more = more | {"other": source}
+    given = {"source": (source,), "data": "digits", "device": "cpu"}
+
+    def target(**changed: Any) -> TargetRecord:
+        return module.prepare(config(**(given | more | changed)), source).target
+
+    part, other = target(), target(seed=1)
+    assert part.num_test == other.num_test == judged
+    assert part.fingerprint != other.fingerprint
+    if config is InfluenceConfig and "queries" not in more:
+        whole = target(num_test=None)
+        test = Downscaled(open_dataset("digits").test, REDUCED)
+        assert (whole.num_test, whole.fingerprint) == (len(test), test.fingerprint)
 
 
 def test_a_gaussian_is_fitted_to_reduced_images(source: str, tmp_path: Path) -> None:

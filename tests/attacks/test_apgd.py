@@ -21,7 +21,7 @@ from fastadv.kernels import (
     reset_launch_counts,
     use_backend,
 )
-from fastadv.models import NormalizedModel
+from fastadv.models import AttackView, NormalizedModel
 from fastadv.threat import Norm
 
 FLOAT32 = 6e-8  # rounding of one pixel in [0, 1]
@@ -293,16 +293,19 @@ def test_each_target_is_tried_once_per_restart() -> None:
 def test_the_host_waits_at_boundaries_only() -> None:
     """Before the run, after steps 3 and 10, and at checkpoints."""
     boundaries = len({3, 10, *checkpoints(30)})
+    view = AttackView(MODEL)
+    view.compare(IMAGES)  # waits, the first time
     with Trace() as trace:
-        result = APGD(ThreatModel("l2", 0.01), 30)(MODEL, IMAGES, LABELS)
+        result = APGD(ThreatModel("l2", 0.01), 30)(view, IMAGES, LABELS)
     assert not result.success.any()  # or more waits, to report what is fooled
     assert trace.calls["aten::nonzero"] == 1 + boundaries
     assert trace.calls["aten::_local_scalar_dense"] == 0
-    # Clean outputs, the start, 30 steps; the last one needs no gradient.
-    assert trace.forwards == 32
+    # Clean outputs, the start, 30 steps, of which the last one needs no gradient, and the
+    # verdict of the model itself.
+    assert trace.forwards == 33
     assert trace.masks == [[True, False, False]] * (30 * 2)
     assert trace.calls["fastadv::apgd_step_"] == 30
-    assert trace.calls["fastadv::normalize"] == 2
+    assert trace.calls["fastadv::normalize"] == 3
 
 
 def test_fooled_samples_cost_no_more_steps() -> None:
@@ -318,15 +321,17 @@ def test_the_backend_that_was_asked_for_runs_every_step(backend: str) -> None:
     if missing:
         pytest.skip(missing)
     attack = APGD(ThreatModel("l2", 0.05), 6)
+    view = AttackView(MODEL)
+    view.compare(IMAGES)
     with use_backend("reference"):
-        expected = attack(MODEL, IMAGES, LABELS)
+        expected = attack(view, IMAGES, LABELS)
     with use_backend(backend):
         reset_launch_counts()
-        result = attack(MODEL, IMAGES, LABELS)
+        result = attack(view, IMAGES, LABELS)
     assert launch_counts() == {
         (backend, "apgd_step"): 6,
         (backend, "ball_init"): 1,
-        (backend, "normalize"): 2,
+        (backend, "normalize"): 3,
     }
     torch.testing.assert_close(result.x_adv, expected.x_adv, rtol=0, atol=1e-6)
 

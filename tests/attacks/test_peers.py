@@ -40,7 +40,7 @@ Peer = Callable[[nn.Module, Tensor, Tensor, Norm, float, float, int], Tensor]
 def torchattacks_pgd(
     model: nn.Module, x: Tensor, y: Tensor, norm: Norm, eps: float, step: float, n: int
 ) -> Tensor:
-    torchattacks = pytest.importorskip("torchattacks", reason="make peers installs it")
+    torchattacks = pytest.importorskip("torchattacks", reason="make test installs it")
     kind = {"linf": torchattacks.PGD, "l2": torchattacks.PGDL2}[norm]
     return kind(model, eps=eps, alpha=step, steps=n, random_start=False)(x, y)
 
@@ -48,7 +48,7 @@ def torchattacks_pgd(
 def foolbox_pgd(
     model: nn.Module, x: Tensor, y: Tensor, norm: Norm, eps: float, step: float, n: int
 ) -> Tensor:
-    foolbox = pytest.importorskip("foolbox", reason="make peers installs it")
+    foolbox = pytest.importorskip("foolbox", reason="make test installs it")
     attacks = foolbox.attacks
     kind = {
         "linf": attacks.LinfProjectedGradientDescentAttack,
@@ -70,7 +70,7 @@ def robustness_pgd(
     the last iterate counts.
     """
     steps = pytest.importorskip(
-        "robustness.attack_steps", reason="make peers installs it"
+        "robustness.attack_steps", reason="make test installs it"
     )
     kind = {"linf": steps.LinfStep, "l2": steps.L2Step}[norm]
     stepper = kind(orig_input=x.detach(), eps=eps, step_size=step)
@@ -127,7 +127,7 @@ def test_iterates_agree(
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_targeted_attack_agrees_with_foolbox(norm: Norm) -> None:
-    foolbox = pytest.importorskip("foolbox", reason="make peers installs it")
+    foolbox = pytest.importorskip("foolbox", reason="make test installs it")
     model, images = small_model(), batch()[0]
     x, y = images.float() / 255, predicted(model, images)
     target = (y + 1) % 10
@@ -152,7 +152,7 @@ def test_targeted_attack_agrees_with_foolbox(norm: Norm) -> None:
 def test_art_linf_agrees() -> None:
     """The Adversarial Robustness Toolbox steps in numpy, in float32."""
     classifiers = pytest.importorskip(
-        "art.estimators.classification", reason="make peers installs it"
+        "art.estimators.classification", reason="make test installs it"
     )
     evasion = pytest.importorskip("art.attacks.evasion")
     model, images = small_model(), batch()[0]

@@ -229,6 +229,30 @@ def test_several_processes_find_the_same(
     assert any((tmp_path / "two" / "_logs").iterdir())
 
 
+@pytest.mark.slow
+def test_ray_finds_the_same(
+    call: Caller, networks: list[Path], cues: Path, tmp_path: Path
+) -> None:
+    """Two workers of a local cluster share the images of one network."""
+    pytest.importorskip(
+        "ray", reason="Ray is not installed: pip install 'fastadv[ray]'"
+    )
+    given = words("cka", networks[1:], cues)
+    one = call("analyze", *given, "--results", tmp_path / "one")
+    more = ["--engine", "ray", "--jobs", 2, "--results", tmp_path / "two"]
+    done = subprocess.run(
+        [sys.executable, "-m", "fastadv.cli.analyze", *map(str, [*given, *more])],
+        env=environment() | {"RAY_TMPDIR": "/tmp"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert contents(tmp_path / "two") == contents(tmp_path / "one")
+    assert done.stdout.replace("/two", "/one") == one.out
+
+
 def test_what_cannot_be_opened_is_found_before_anything_is_computed(
     call: Caller, networks: list[Path], cues: Path, tmp_path: Path
 ) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastadv.errors import ConfigError
+from fastadv.errors import CheckpointError, ConfigError
 from fastadv.models import (
     AttackView,
     NormalizedModel,
@@ -23,6 +23,7 @@ from fastadv.models import (
     register_arch,
     save_model,
 )
+from fastadv.models.fill_network import fill_network
 from fastadv.models.source import open_source
 from fastadv.models.tokens import TOKENS, set_token, token_of
 
@@ -297,6 +298,22 @@ def test_registers_of_the_authors_have_their_place(tmp_path: Path) -> None:
     x = images(56)
     expected = net.forward_features((x - 0.5) / 0.5)[:, 0]
     torch.testing.assert_close(model.features(x), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "prefix"),
+    [
+        ("vit_small_patch14_dinov2", "teacher.backbone."),
+        ("vit_base_patch14_reg4_dinov2", ""),
+        ("vit_large_patch16_224", "model."),
+        ("vit_base_patch32_clip_224", "visual.trunk."),
+    ],
+)
+def test_a_transformer_without_a_name_is_described(name: str, prefix: str) -> None:
+    with torch.device("meta"):
+        state = timm.create_model(name).state_dict()
+    with pytest.raises(CheckpointError, match=f"perhaps timm/{name}[.]"):
+        fill_network(_under(prefix, state), None, Path("encoder.pth"))
 
 
 # ---- the token is part of a network, wherever it goes ----

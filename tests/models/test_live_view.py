@@ -114,7 +114,7 @@ def test_state_is_that_of_the_model() -> None:
     model = Stateful(small_model())
     labels = predicted(model, IMAGES)
     evaluate(LiveView(model), [(IMAGES, labels)], PGD.judge(THREAT, 4, compile="off"))
-    assert model.queries == 1 + 1 + 5  # here, the clean pass, the attack
+    assert model.queries == 1 + 1 + 5 + 1  # here, clean, the attack, the verdict
 
 
 @pytest.mark.parametrize("training", [False, True])

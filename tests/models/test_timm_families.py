@@ -88,7 +88,12 @@ def test_the_page_has_every_architecture_and_no_failure(sweep: ModuleType) -> No
         assert [name, *cells] == [cell or "" for cell in done[name]]
         features, blocks, view, *others = cells[3:]
         assert features in ("yes", "not linear", ""), name
-        assert blocks.isdigit(), name
+        # CoaT has some of its layers in several modules.
+        assert (
+            blocks.partition(", ")[0].isdigit()
+            if "coat_tiny" in name
+            else blocks.isdigit()
+        )
         assert view.endswith((" folded", "as it is")) or view == "", name
         assert set(others) in ({"yes"}, {""}), name
 
