@@ -176,14 +176,21 @@ def bench(arch: str, options: argparse.Namespace, results: Results) -> None:
     dtype = torch.bfloat16 if half else None
     model = network().eval().to(memory_format=torch.channels_last)
     view = AttackView(model, dtype=dtype)
-    attack = PGD(ThreatModel("l2", EPS), STEPS, STEP_SIZE, dtype=dtype)
+
+    def pgd() -> PGD:
+        # One for each case: an attack keeps one recording, which cases that share it
+        # would take from each other.
+        return PGD(ThreatModel("l2", EPS), STEPS, STEP_SIZE, dtype=dtype)
+
+    attack, judge, trainer = pgd(), pgd(), pgd()
+    ran_by = {"fastadv": attack, "fastadv, judged": judge, "train, PGD-3": trainer}
     plain = (Autocast(network()) if half else network()).eval()
     trained = network().train().to(memory_format=torch.channels_last)
     trained_view = AttackView(trained, dtype=dtype)
     optimizer = torch.optim.SGD(trained.parameters(), lr=0.0)
     net = methods.Net(trained, options.precision)
     standard = methods.Method(net)
-    attacked = methods.Method(net, attack, trained_view)
+    attacked = methods.Method(net, trainer, trained_view)
 
     def ours() -> Tensor:
         view.refresh()  # part of every training step, so part of the price
@@ -191,7 +198,7 @@ def bench(arch: str, options: argparse.Namespace, results: Results) -> None:
 
     def judged() -> Tensor:
         view.refresh()
-        return attack(view, images, labels).x_adv
+        return judge(view, images, labels).x_adv
 
     def plain_train() -> object:
         no_context = contextlib.nullcontext()
@@ -229,6 +236,11 @@ def bench(arch: str, options: argparse.Namespace, results: Results) -> None:
     # On CUDA the second batch of a shape is recorded: what counts is from the third on.
     warmup = 3 if device.type == "cuda" else 1
     times = interleaved(cases, repeats=options.repeats, warmup=warmup, device=device)
+    modes = {name: made.compile_report().mode for name, made in ran_by.items()}
+    wanted = "graph" if device.type == "cuda" else "eager"
+    if any(mode != wanted for mode in modes.values()):
+        reasons = {name: made.compile_report().reason for name, made in ran_by.items()}
+        raise SystemExit(f"expected {wanted} everywhere, ran {modes}: {reasons}")
     for name, timing in times.items():
         # What a training step is compared with is a clean one on PyTorch's convolutions.
         mine = times["train, torch" if name.startswith("train") else "fastadv"]
@@ -242,6 +254,7 @@ def bench(arch: str, options: argparse.Namespace, results: Results) -> None:
             precision=options.precision,
             batch=options.batch,
             steps=STEPS,
+            ran=modes.get(name),
             weight_gradients=weights[name],
             keep_freed_memory=options.keep_freed_memory,
         )

@@ -1,6 +1,7 @@
 """The fused step against eager PyTorch, torch.compile and the speed of the memory.
 
     python bench/bench_pgd_step.py [--batches 8 16 64] [--device cpu] [--repeats 9]
+        [--compile-batches 64]
 
 Two jobs: `step` updates float32 images from a float32 gradient; `step+normalize` also
 undoes the normalisation in the gradient and writes the next normalised input, which is
@@ -13,8 +14,10 @@ prefetching and, where that is faster, stores past the caches. It is called with
 dispatcher, and so is the step it is compared with (`kernel`): what `fastadv` takes longer
 than `kernel` is the way through PyTorch and Python.
 
-Every call finds cold caches, as after the network pass that precedes it in an attack: a
-buffer larger than they are is read in between.
+Every call finds cold caches, as after the network pass that precedes it in an attack: on
+the CPU a buffer larger than they are is read in between, on a GPU the calls of a CUDA graph
+go over sets of buffers that its L2 does not hold together. What the host takes to launch a
+call stands beside it (`host_us`).
 """
 
 from __future__ import annotations
@@ -30,14 +33,14 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
-from harness import Results, Timing, interleaved, ratio
+from harness import Results, Timing, buffer_sets, device_timing, interleaved, ratio
 
 from fastadv.kernels import _cpp, launch_counts, pgd_step_, reset_launch_counts
 from fastadv.kernels.step import Step
 from fastadv.models import IMAGENET_MEAN, IMAGENET_STD
 
 CHANNELS, SIDE = 3, 224
-EVICTING = 2**26  # bytes; twice what a Zen 4 chiplet caches, more than an H100 does
+EVICTING = 2**26  # bytes; twice what a Zen 4 chiplet caches
 
 
 def eager_step(
@@ -117,55 +120,80 @@ def bench(
     layout: str,
     job: str,
     device: torch.device,
-    repeats: int,
+    options: argparse.Namespace,
 ) -> None:
     order = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}[
         layout
     ]
     generator = torch.Generator().manual_seed(0)
     shape = (batch, CHANNELS, SIDE, SIDE)
+    eps, step = (3.0, 2.0) if norm == "l2" else (4 / 255, 1 / 255)
+    full = job == "step+normalize"
+    mean = torch.tensor(IMAGENET_MEAN if full else (0.0,) * 3, device=device)
+    std = torch.tensor(IMAGENET_STD if full else (1.0,) * 3, device=device)
+    m4, s4 = mean.view(1, -1, 1, 1), std.view(1, -1, 1, 1)
+    # Tensors: numbers would be written into new ones at each call, by a kernel each.
+    steps = torch.full((batch,), step, device=device)
+    radii = torch.full((batch,), eps, device=device)
+    # x is read and written, x0 and g are read, z is written: 16 or 20 bytes an element.
+    element = 20 if full else 16
+    moved = math.prod(shape) * element
+    torch._dynamo.reset()
+    args = (norm, step, eps, m4, s4) if full else (norm, step, eps)
+    eager = eager_full if full else eager_step
+    compiled = torch.compile(eager, dynamic=False)
+    chosen = options.compile_batches
+    compiles = chosen is None or batch in chosen
 
     def images() -> Tensor:
         made = torch.rand(shape, generator=generator)
         return made.to(device).contiguous(memory_format=order)
 
-    x0, g = images(), images() - 0.5
-    eps, step = (3.0, 2.0) if norm == "l2" else (4 / 255, 1 / 255)
-    x = x0.clone()
-    full = job == "step+normalize"
-    mean = torch.tensor(IMAGENET_MEAN if full else (0.0,) * 3, device=device)
-    std = torch.tensor(IMAGENET_STD if full else (1.0,) * 3, device=device)
-    z = torch.empty_like(x) if full else None
-    m4, s4 = mean.view(1, -1, 1, 1), std.view(1, -1, 1, 1)
-    # x is read and written, x0 and g are read, z is written: 16 or 20 bytes an element.
-    moved = x.numel() * (20 if full else 16)
-    source, destination = copy_cases(moved, device)
-    torch._dynamo.reset()
-    args = (norm, step, eps, m4, s4) if full else (norm, step, eps)
-    eager = eager_full if full else eager_step
-    compiled = torch.compile(eager, dynamic=False)
-    cases = {
-        "copy": lambda: destination.copy_(source),
-        "eager": lambda: eager(x, x0, g, *args),
-        "compile": lambda: compiled(x, x0, g, *args),
-        "fastadv": lambda: pgd_step_(
-            x, x0, g, norm=norm, step_size=step, eps=eps, mean=mean, std=std, z=z
-        ),
-    }
-    if device.type == "cpu":
-        cases |= triad_cases(x.numel(), full)
-        sizes = torch.full((batch,), step), torch.full((batch,), eps)
-        operands = Step(x, x0, g, *sizes, mean, std, norm, z)
-        cases["kernel"] = lambda: _cpp.step(operands)
+    def cases() -> dict[str, Callable[[], object]]:
+        """Return every case on buffers of its own."""
+        x0, g = images(), images() - 0.5
+        x = x0.clone()
+        z = torch.empty_like(x) if full else None
+        source, destination = copy_cases(moved, device)
+        operands = Step(x, x0, g, steps, radii, mean, std, norm, z)
+        made: dict[str, Callable[[], object]] = {
+            "copy": lambda: destination.copy_(source),
+            "eager": lambda: eager(x, x0, g, *args),
+            "fastadv": lambda: pgd_step_(
+                x, x0, g, norm=norm, step_size=steps, eps=radii, mean=mean, std=std, z=z
+            ),
+        }
+        if compiles:
+            made["compile"] = lambda: compiled(x, x0, g, *args)
+        if device.type == "cpu":
+            made |= triad_cases(x.numel(), full)
+            made["kernel"] = lambda: _cpp.step(operands)
+        return made
+
+    sets = [cases() for _ in range(buffer_sets(moved, device))]
+    names = [*sets[0]]
     reset_launch_counts()
-    cold = with_cold_caches(cases, device)
-    timings = interleaved(cold, repeats=repeats, warmup=3, device=device)
-    times = {name: timings[name] for name in cases}
+    if device.type == "cuda":
+        times = {
+            name: device_timing(
+                [each[name] for each in sets], repeats=options.repeats, device=device
+            )
+            for name in names
+        }
+    else:
+        cold = with_cold_caches(sets[0], device)
+        timings = interleaved(cold, repeats=options.repeats, warmup=3, device=device)
+        times = {name: timings[name] for name in names}
     ((backend, _),) = launch_counts()
     ours = times["fastadv"]
     bandwidth = moved / times["copy"].median
     triad = share_of_triad(times)
-    against = {name: ratio(times[name], ours) for name in ("eager", "compile")}
+    faster = {}
+    for name in ("eager", "compile"):
+        if name in times:
+            middle, low, high = ratio(times[name], ours)
+            faster[f"faster_than_{name}"] = middle
+            faster[f"faster_than_{name}_range"] = [round(low, 3), round(high, 3)]
     results.add(
         device=str(device),
         backend=backend,
@@ -173,28 +201,32 @@ def bench(
         layout=layout,
         job=job,
         batch=batch,
-        bytes_per_element=moved // x.numel(),
-        ms={name: round(1e3 * t.median, 3) for name, t in times.items()},
+        bytes_per_element=element,
+        ms={name: round(1e3 * t.median, 4) for name, t in times.items()},
         ms_range={
-            name: [round(1e3 * t.low, 3), round(1e3 * t.high, 3)]
+            name: [round(1e3 * t.low, 4), round(1e3 * t.high, 4)]
             for name, t in times.items()
+        },
+        host_us={
+            name: round(1e6 * t.host[0], 1) for name, t in times.items() if t.host
         },
         gb_per_s=moved / ours.median / 1e9,
         copy_gb_per_s=bandwidth / 1e9,
         share_of_copy=times["copy"].median / ours.median,
         **triad,
-        faster_than_eager=against["eager"][0],
-        faster_than_eager_range=[round(v, 3) for v in against["eager"][1:]],
-        faster_than_compile=against["compile"][0],
-        faster_than_compile_range=[round(v, 3) for v in against["compile"][1:]],
-        repeats=repeats,
+        **faster,
+        repeats=options.repeats,
     )
     print(
         f"{norm:5}{layout:14}{job:15}{batch:4}  {1e3 * ours.median:8.2f} ms "
         f"{moved / ours.median / 1e9:6.1f} GB/s"
         f" {100 * times['copy'].median / ours.median:4.0f} % of copy  "
         f"{100 * triad.get('share_of_triad', math.nan):4.0f} % of triad  "
-        f"{against['eager'][0]:5.2f} x eager  {against['compile'][0]:5.2f} x compile",
+        + "  ".join(
+            f"{faster[f'faster_than_{name}']:5.2f} x {name}"
+            for name in ("eager", "compile")
+            if name in times
+        ),
         flush=True,
     )
 
@@ -204,6 +236,13 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[8, 16, 64])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument(
+        "--compile-batches",
+        type=int,
+        nargs="*",
+        help="batches that are compared with torch.compile, which takes seconds each; "
+        "with nothing behind it none is, by default all are",
+    )
     parser.add_argument("--name", default="pgd_step")
     options = parser.parse_args()
     results = Results(options.name)
@@ -212,7 +251,7 @@ def main() -> None:
             for layout in ("nchw", "channels_last"):
                 for batch in options.batches:
                     device = torch.device(options.device)
-                    bench(results, batch, norm, layout, job, device, options.repeats)
+                    bench(results, batch, norm, layout, job, device, options)
     results.write()
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -58,6 +59,66 @@ def resolve_device(name: str) -> torch.device:
             "found. Use `device=cpu`, or see fastadv-doctor"
         )
     return device
+
+
+def float32_precision() -> str:
+    """Return how CUDA convolves float32 tensors: `tf32`, torch's default, or `ieee`.
+
+    TF32 rounds both factors of a product to 10 bits of mantissa. It concerns training in
+    float32 on a GPU; whatever judges or is kept (`exact_float32`) has all 23.
+    """
+    import torch
+
+    convolutions: Any = torch.backends.cudnn
+    reduced = convolutions.conv.fp32_precision == "tf32"
+    return "tf32" if reduced else "ieee"
+
+
+@contextlib.contextmanager
+def autotuned(on: bool = True) -> Iterator[None]:
+    """Let cuDNN choose the algorithms of convolutions by timing them, inside the block.
+
+    Args:
+        on: Whether to do so; else what the process does stays as it is.
+    """
+    import torch
+
+    convolutions: Any = torch.backends.cudnn
+    before = convolutions.benchmark
+    convolutions.benchmark = on or before
+    try:
+        yield
+    finally:
+        convolutions.benchmark = before
+
+
+@contextlib.contextmanager
+def exact_float32() -> Iterator[None]:
+    """Compute float32 convolutions and products on CUDA in float32, and not in TF32.
+
+    Robust and clean accuracies, verdicts and embeddings are measured within, so that they
+    are those of the network and comparable with a CPU's. It costs speed on tensor cores,
+    and nothing where the network computes in bfloat16 or float16.
+    """
+    import torch
+
+    convolutions: Any = torch.backends.cudnn
+    products = torch.backends.cuda.matmul
+    reduced = convolutions.conv.fp32_precision == "tf32"
+    # The older switch, which sets the newer ones, too: torch refuses to read it where the
+    # newer ones differ from it.
+    if reduced:
+        convolutions.allow_tf32 = False
+    before = products.fp32_precision
+    if before == "tf32":
+        products.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        if reduced:
+            convolutions.allow_tf32 = True
+        if before == "tf32":
+            products.fp32_precision = before
 
 
 def differentiable(function: _Function) -> _Function:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import subprocess
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 
 from fastadv import __version__
+from fastadv.device import float32_precision
 from fastadv.machine import usable_cores
 
 PACKAGES = ("torch", "torchvision", "triton", "numba", "numpy", "nvidia-dali-cuda130")
@@ -35,7 +37,12 @@ def cpu_name() -> str:
 
 
 def commit() -> str | None:
-    """Return the commit of fastadv's checkout, with `+` if files differ; None without."""
+    """Return the commit of fastadv's checkout, with `+` if files differ; None without.
+
+    Where the checkout travels without its history, FASTADV_COMMIT names it.
+    """
+    if named := os.environ.get("FASTADV_COMMIT"):
+        return named
     root = Path(__file__).resolve().parents[1]
     if not (root / ".git").exists():
         return None
@@ -66,4 +73,5 @@ def provenance() -> dict[str, Any]:
     if torch.cuda.is_available():
         facts["gpu"] = torch.cuda.get_device_name()
         facts["cuda"] = torch.version.cuda
+        facts["float32"] = f"{float32_precision()} in training, ieee in verdicts"
     return facts

@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import json
 import logging
 import os
 import secrets
 import socket
+import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from fastadv.errors import ConfigError, OutputError
 
@@ -23,6 +26,9 @@ except ImportError:  # Windows has none
     fcntl = None
 
 log = logging.getLogger(__name__)
+
+MOST_BYTES = 1 << 28
+"""Most bytes of one image or list that are read: those of 8192 x 8192 pixels, and more."""
 
 _STALE_SECONDS = 24 * 3600.0
 
@@ -90,6 +96,44 @@ def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
             f"{error.strerror or error}; the previous file, if any, is unchanged. "
             "Free space or choose another folder"
         ) from error
+
+
+def read_regular(path: str | os.PathLike[str]) -> bytes:
+    """Return the content of a regular file of at most `MOST_BYTES`.
+
+    A pipe would be waited for, and a device may never end.
+
+    Raises:
+        OSError: It cannot be read, is of another kind, or is larger.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    with open(descriptor, "rb") as file:
+        about = os.fstat(descriptor)
+        if not stat.S_ISREG(about.st_mode):
+            raise OSError(
+                errno.EINVAL, "it is a pipe, a device or a folder, not a file"
+            )
+        refuse_large(about.st_size)
+        return file.read(MOST_BYTES)
+
+
+def refuse_large(size: int) -> None:
+    """Raise OSError if more than `MOST_BYTES` would be read of an image or a list."""
+    if size > MOST_BYTES:
+        what = f"it has {size} bytes, and at most {MOST_BYTES} of a file are read"
+        raise OSError(errno.EFBIG, what)
+
+
+def loads_json(text: str | bytes) -> Any:
+    """Return the value of a JSON text, as `json.loads` does.
+
+    Raises:
+        ValueError: It is no JSON, or is nested too deeply to be read.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def remove_stale(paths: Iterable[Path]) -> None:

@@ -3,12 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
-
-from tyro.conf import UseAppendAction, arg
-from tyro.constructors import PrimitiveConstructorSpec
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from fastadv.threat import parse_norm, parse_pixels
+
+if TYPE_CHECKING:
+    from tyro.conf import Positional, UseAppendAction, arg
+    from tyro.constructors import PrimitiveConstructorSpec
+else:
+    try:
+        from tyro.conf import Positional, UseAppendAction, arg
+        from tyro.constructors import PrimitiveConstructorSpec
+    except ModuleNotFoundError as error:
+        # Only the commands read flags. The configurations are also arguments of Python
+        # functions, which need nothing of what their annotations tell tyro.
+        if error.name != "tyro":
+            raise
+        _T = TypeVar("_T")
+        Positional = UseAppendAction = Annotated[_T, "a flag that tyro would read"]
+
+        def _nothing(*_args: Any, **_options: Any) -> None:
+            return None
+
+        arg = PrimitiveConstructorSpec = _nothing
+
+__all__ = [
+    "NormName",
+    "Pairs",
+    "Pixels",
+    "Positional",
+    "PrintJson",
+    "UseAppendAction",
+    "arg",
+    "read_by",
+]
 
 
 def read_by(

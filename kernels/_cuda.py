@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from contextlib import AbstractContextManager
 from ctypes import c_float, c_int32, c_int64, c_uint64, c_void_p
 from pathlib import Path
 
@@ -23,9 +24,18 @@ from fastadv.kernels.step import Start, Step
 
 LIBRARY = Path(__file__).with_name("fastadv_cuda.so")
 DEVICE = "cuda"
-# Whether L2 may keep a sample in the shared memory of a cluster of thread blocks, where
-# the GPU and the size allow it; tests and benchmarks turn it off.
-SINGLE_PASS = True
+# The least number of thread blocks in whose shared memory a cluster keeps a sample of an L2
+# step, or 0 for two passes over memory; None chooses by `_TWO_PASSES`. Tests and benchmarks
+# set it.
+SINGLE_PASS: int | None = None
+# Batches that take two passes although a sample fits into a cluster: (samples at most,
+# elements of a sample at least), as `bench/gpu_first.py` measures them (`step_times`). No GPU
+# has been measured yet, and by the bytes no entry is due: an element of a training batch
+# (float32 state, uint8 image, bfloat16 gradient and output) moves 13 bytes in a single pass
+# and 20 in two, of which L2 saves the 7 that are read again only where all samples fit
+# (60 MB: 57 of 224 px). There both move the same, and two passes cost a second launch, but
+# use all multiprocessors, where 8 clusters of 8 blocks use half of those of an H200.
+_TWO_PASSES: tuple[tuple[int, int], ...] = ()
 # Offsets in a sample are 32-bit and reach one tile past its end; blocks are counted in
 # 31 bits.
 _MAX_ROW = 2**31 - 2**13
@@ -142,6 +152,11 @@ def _where(t: Tensor) -> dict[str, int]:
     return {"device": t.device.index, "stream": stream}
 
 
+def _on(device: int) -> AbstractContextManager[None]:
+    """Make a CUDA device the current one in the block."""
+    return torch.cuda.device(device)  # type: ignore[no-untyped-call, no-any-return]
+
+
 def _call(t: Tensor) -> ctypes.Structure:
     n, c, h, w = t.shape
     last = int(not t.is_contiguous())
@@ -158,7 +173,11 @@ def _parts(t: Tensor, row: int, norm: str) -> Tensor | None:
 
 def _run(function: str, arguments: ctypes.Structure) -> None:
     library = _library()
-    error = getattr(library, function)(ctypes.byref(arguments))
+    # The library would make this device the current one and then go back to the one
+    # before, which in a thread of its own may be a device that nothing has touched yet:
+    # going back would make a context on it. torch's guard knows of that.
+    with _on(arguments.call.device):
+        error = getattr(library, function)(ctypes.byref(arguments))
     if error < 0:
         raise BackendError(f"{function} was built without one of these dtypes")
     if error:
@@ -169,11 +188,19 @@ def _run(function: str, arguments: ctypes.Structure) -> None:
         )
 
 
+def _least_cluster(x: Tensor) -> int:
+    """Return the least size of a cluster for a batch; 0 means two passes."""
+    if SINGLE_PASS is not None:
+        return SINGLE_PASS
+    n, row = x.shape[0], x.shape[1:].numel()
+    return int(not any(n <= most and row >= least for most, least in _TWO_PASSES))
+
+
 def _arguments(step: Step) -> tuple[ctypes.Structure, list[Tensor | None]]:
     """Return the arguments of a step and the tensors made for it, which must outlive it."""
     fields, made = _native.step_fields(step)
     parts = _parts(step.x, step.x[0].numel(), step.norm)
-    rest = pointers(parts=parts) | {"single_pass": int(SINGLE_PASS)}
+    rest = pointers(parts=parts) | {"single_pass": _least_cluster(step.x)}
     return _Step(**fields, **rest, call=_call(step.x)), [*made, parts]
 
 

@@ -29,7 +29,8 @@ from fastadv.kernels._tuning import LaunchConfig, Platform, Task, power_of_two
 from fastadv.kernels.registry import Operands, forced_backend, operand_reasons
 from fastadv.kernels.step import Start, Step
 
-_LONGEST = 2**31 - 1  # offsets in a sample are 32-bit
+# Offsets in a sample are 32-bit and reach one tile past its end.
+_LONGEST = 2**31 - 2**13
 
 log = logging.getLogger(__name__)
 

@@ -7,6 +7,8 @@ order; `ops.py` has the contract.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -138,8 +140,9 @@ def crops(
 ) -> Tensor:
     """Cut, resize and recolour boxes; see `fastadv.kernels.crops.resized_crops`."""
     on = images.device
-    boxes, index = boxes.to(on), index.to(on)
-    colour = None if colour is None else colour.to(on)
+    # No copy waits for what the device is at: memory of the host is read before it returns.
+    boxes, index = (t.to(on, non_blocking=True) for t in (boxes, index))
+    colour = None if colour is None else colour.to(on, non_blocking=True)
     out = images.new_empty(len(index), side, side, 3)
     for start in range(0, len(index), _CHUNK):
         part = slice(start, start + _CHUNK)
@@ -179,9 +182,15 @@ def _weights(start: Tensor, length: Tensor, size: int, side: int) -> Tensor:
     return out.index_add_(2, folded, weight).float()
 
 
+@functools.cache
+def _gray_weights(device: torch.device) -> Tensor:
+    """Return the weights of R, G and B in a gray value, made once for each device."""
+    return torch.tensor(GRAY, dtype=torch.float32, device=device)
+
+
 def _recoloured(images: Tensor, colour: Tensor) -> Tensor:
     x = images.float()
-    gray = x @ x.new_tensor(GRAY)
+    gray = x @ _gray_weights(x.device)
     mean = gray.double().mean((1, 2)).float()
     scale, gray_scale, mean_scale = (c[:, None, None, None] for c in colour[:, :3].T)
     y = x * scale + gray[..., None] * gray_scale + colour[:, None, None, 3:]

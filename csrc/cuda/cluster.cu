@@ -141,6 +141,7 @@ FC_GLOBAL(kClusterThreads, 1) cluster_kernel(FC_ARGS ClusterArgs args) {
       const uint32_t at = k * kStage + threadIdx.x * V;
       Elements<S, C, G, V> elements;
       if (at < held) elements = share.images.template shared_chunk<V>(at);
+      reads_before_copies();
       __syncthreads();  // the stage has been read
       if (threadIdx.x == 0 && s + clusters < a.n) fetch(s + clusters, k);
       if (at >= held) continue;
@@ -164,12 +165,14 @@ FC_GLOBAL(kClusterThreads, 1) cluster_kernel(FC_ARGS ClusterArgs args) {
   sync_cluster();  // a block's totals may be read as long as another works
 }
 
-// The smallest cluster whose blocks leave room for a second one, else the smallest that fits; 0
-// if none does.
+// The smallest cluster, of at least `least` blocks, whose blocks leave room for a second one, else
+// the smallest that fits; 0 if none does.
 template <typename S, typename C, typename G>
-uint32_t choose_cluster(int64_t row, int64_t channels, int64_t limit, uint32_t stage) {
+uint32_t choose_cluster(int64_t row, int64_t channels, int64_t limit, uint32_t stage,
+                        uint32_t least) {
   uint32_t fits = 0;
   for (uint32_t cluster = 1; cluster <= kMaxCluster; cluster *= 2) {
+    if (cluster < least) continue;
     const int64_t share = (row / kGrain + cluster - 1) / cluster * kGrain;
     const int64_t bytes = Share<S, C, G>::bytes(share, channels);
     if (bytes > limit || share > int64_t{kMaxStages} * stage) continue;
@@ -198,7 +201,8 @@ Error launch_cluster(const FcStep &a, int32_t *cluster, bool dry_run) {
       using G = decltype(grad);
       using Z = decltype(out);
       constexpr uint32_t stage = kClusterThreads * chunk_of<S, C, G, Z>();
-      const uint32_t size = choose_cluster<S, C, G>(row, a.call.c, device.shared_limit, stage);
+      const uint32_t size = choose_cluster<S, C, G>(row, a.call.c, device.shared_limit, stage,
+                                                    static_cast<uint32_t>(a.single_pass));
       if (!size) return Error{0};
       ClusterArgs args{step_args<S, C, G, Z>(a), 0, size};
       args.share = static_cast<uint32_t>((row / kGrain + size - 1) / size * kGrain);

@@ -53,6 +53,14 @@ FC_DEVICE void barrier_init_done() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
+// What this thread has read of shared memory so far comes before the copies that any thread asks
+// for after the next barrier. The copy engine is another proxy than ordinary reads, and a barrier
+// of threads alone orders ordinary accesses.
+FC_DEVICE void reads_before_copies() {
+#ifndef FC_NO_PROXY_FENCE  // to measure what it costs
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
 FC_DEVICE void barrier_expect(uint64_t *barrier, uint32_t bytes) {
   asm volatile(
       "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),

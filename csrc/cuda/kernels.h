@@ -36,7 +36,7 @@ struct FcStep {
   float momentum;           // apgd
   int32_t x_dtype, x0_dtype, grad_dtype, z_dtype;
   int32_t l2;
-  int32_t single_pass;  // 0 keeps pgd l2 to two passes, for tests and benchmarks
+  int32_t single_pass;  // of pgd l2: 0 keeps it to two passes, else the least size of a cluster
 };
 
 // Random start around x0; see fastadv.kernels.ball_init.

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from tyro.conf import arg
-
 from fastadv.data.config import ImagesConfig
 from fastadv.device import DeviceConfig
+from fastadv.flags import arg
 from fastadv.ranges import ABOVE_0, AT_LEAST_1, Range
 
 

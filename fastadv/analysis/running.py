@@ -16,6 +16,7 @@ from typing import Any
 
 from fastadv.analysis.config import AnalysisConfig
 from fastadv.analysis.contract import Analysis, measure_once
+from fastadv.device import exact_float32
 from fastadv.errors import FastadvError
 from fastadv.kernels import use_backend
 from fastadv.results.portions import Share, ShareDone
@@ -126,5 +127,6 @@ def _work(job: _Job, place: Place) -> None:
     if config != job.config:
         job = _Job(job.module, config, job.subject, job.share)
     table = ResultsTable(config.results, once=True)
-    with use_backend(config.backend), contextlib.suppress(ShareDone):
+    exact = exact_float32()
+    with use_backend(config.backend), exact, contextlib.suppress(ShareDone):
         measure_once(table, job.analysis, job.share)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from tyro.conf import arg
-
 from fastadv.analysis.config import AnalysisConfig
+from fastadv.flags import arg
 from fastadv.ranges import AT_LEAST_1, Checked, Range
 
 

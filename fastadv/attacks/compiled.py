@@ -10,6 +10,7 @@ once.
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +21,8 @@ from torch import Tensor
 
 from fastadv.attacks.engine import Forward
 from fastadv.attacks.objectives import Context
+from fastadv.attacks.recording import Tensors, record_cuda_graph
+from fastadv.device import float32_precision
 from fastadv.models.view import AttackView
 
 log = logging.getLogger(__name__)
@@ -34,7 +37,6 @@ instead of 0.52 on resnet18 (224 px, batch 16), 0.60 instead of 0.48 on resnet18
 (32 px, batch 64).
 """
 
-Tensors: TypeAlias = tuple[Tensor, ...]
 Inputs: TypeAlias = Sequence[Tensor | None]
 Call: TypeAlias = Callable[[Inputs], Tensors]
 Steps: TypeAlias = Callable[[Forward, Inputs], Tensors]
@@ -74,45 +76,6 @@ class CompileReport:
     compiled: int
     captured: int
     recompiles: int
-
-
-def record_cuda_graph(
-    call: Callable[[], Tensors], device: torch.device
-) -> Callable[[], Tensors]:
-    """Record what `call` launches; the result launches it again, on the same memory.
-
-    Raises:
-        RuntimeError: `call` waits for the device, or the graph and an eager run of the
-            process do not fit into the device's memory together.
-    """
-    current = torch.cuda.current_stream(device)
-    side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    # The outer context restores device and stream, also if recording fails half-way.
-    with torch.cuda.stream(current):
-        side.wait_stream(current)
-        with torch.cuda.stream(side):
-            call()  # tunes kernels and allocates workspaces, which must not be recorded
-        current.wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        # Other threads (loaders, NCCL's watchdog) go on working and are not recorded.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            results = call()
-    free = torch.cuda.mem_get_info(device)[0]
-    # Training needs the memory of a training step beside that of the graph.
-    peak = torch.cuda.max_memory_allocated(device)
-    needed = peak - torch.cuda.memory_allocated(device)
-    if free < needed:
-        graph.reset()
-        raise RuntimeError(
-            f"it would leave {free / 2**30:.1f} GiB, and up to {needed / 2**30:.1f} GiB "
-            "have been in use beside it"
-        )
-
-    def replay() -> Tensors:
-        graph.replay()
-        return results
-
-    return replay
 
 
 RECORDERS = {"cuda": record_cuda_graph}
@@ -189,7 +152,9 @@ class Runner:
             # Recorded kernels read the weights where they lie now.
             weights = (*view.parameters(), *view.buffers())
             addresses = tuple(t.data_ptr() for t in weights)
-            key = (constants, shapes, device, addresses)
+            # Another network may have been put where the weights of a former one lay.
+            net = weakref.ref(view.net)
+            key = (constants, shapes, device, addresses, net, float32_precision())
             results = self._replayed(key, call, tensors)
         recorded = results is not None
         if results is None:

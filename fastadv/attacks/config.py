@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from tyro.conf import arg
-
-from fastadv.flags import Pixels
+from fastadv.flags import Pixels, arg
 from fastadv.ranges import AT_LEAST_1, Checked
 
 # The same as `fastadv.attacks.compiled.CompileMode`, which would import torch; a test

@@ -225,7 +225,8 @@ class PGD(GradientAttack):
             x_adv, success, loss, count = self._run(
                 view, x_nat, begin(restart), context, nonfinite, view is model, share
             )
-            return AttackResult(x_adv, success, loss, count)
+            nonfinite.copy_(count)  # a recording counts in memory of its own
+            return AttackResult(x_adv, success, loss, nonfinite)
 
         found = reduce(worse_of, map(run, range(self.num_restarts)))
         passes = len(x) * self.num_restarts * (self.num_steps + 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import re
@@ -15,9 +16,11 @@ import yaml
 
 from fastadv import __version__
 from fastadv.cli.flagrules import commands_help, description, make_rules
+from fastadv.cli.interrupts import continued, interrupt_on_sigterm
 from fastadv.cli.words import flag_value, read_yaml_config, without_flag
 from fastadv.errors import (
     EXIT_OK,
+    EXIT_PREEMPTED,
     EXIT_USAGE,
     ConfigError,
     FastadvError,
@@ -112,7 +115,10 @@ def run(
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     if argv is None:  # the process is this command's own
         keep_freed_memory()
+        interrupt_on_sigterm()
     words = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names on disk need not be UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")
     if "--version" in words:
         print(f"fastadv {__version__}")
         return EXIT_OK
@@ -128,7 +134,8 @@ def run(
             return _complain(prog, error, EXIT_USAGE)
         raise
     except KeyboardInterrupt:
-        return _complain(prog, "interrupted", 130)
+        again = f"interrupted; continue with: {continued(prog, words)}"
+        return _complain(prog, again, EXIT_PREEMPTED)
     except BrokenPipeError:
         sys.stderr.close()
         return EXIT_OK

@@ -50,11 +50,29 @@ def examine() -> dict[str, Any]:
         "forced": forced_backend(),
         "runs": chosen,
     }
+    if backends["cuda"]["declines"] is None:
+        report["single_pass_blocks"] = _blocks_of_a_sample()
     if backends["cpp"]["declines"] is None:
         from fastadv.kernels._cpp import isa
 
         report["instruction_set"] = isa()
     return report
+
+
+def _blocks_of_a_sample() -> int:
+    """Return the thread blocks that hold a sample of 224 px in an L2 step; 0 for two passes.
+
+    A share of a GPU (MIG, MPS) may have too few multiprocessors together for them.
+    """
+    import torch
+
+    from fastadv.kernels._cuda import cluster_size
+    from fastadv.kernels.step import Step
+
+    x = torch.zeros(1, 3, 224, 224, device="cuda")
+    each, channel = x.new_ones(1), x.new_ones(3)
+    blocks: int = cluster_size(Step(x, x, x, each, each, channel, channel, "l2", None))
+    return blocks
 
 
 def report_text(report: dict[str, Any]) -> str:
@@ -67,6 +85,10 @@ def report_text(report: dict[str, Any]) -> str:
         state = f"no: {info['declines']}" if info["declines"] else "available"
         if name == "cpp" and "instruction_set" in report:
             state += f" ({report['instruction_set']})"
+        if name == "cuda" and "single_pass_blocks" in report:
+            blocks = report["single_pass_blocks"]
+            what = f"{blocks} blocks a sample" if blocks else "two passes"
+            state += f" (L2 at 224 px: {what})"
         lines.append(f"  {name:20} {state}")
     if report["forced"]:
         lines.append(f"forced by FASTADV_BACKEND: {report['forced']}")

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fastadv.cli import common, sweep
-from fastadv.errors import in_flags
+from fastadv.cli.interrupts import continued
+from fastadv.errors import Preempted, in_flags
 from fastadv.ranges import ordered_values
 from fastadv.transfer.config import TransferConfig
 
@@ -106,10 +107,19 @@ def _body(argv: list[str]) -> None:
     prepared = in_flags(str(run.experiment.prepared))
     print(f"images that are not augmented: {prepared}", file=sys.stderr)
     rows: list[Row] = []
-    for row in run.rows():
-        rows.append(row)
-        if command.json:
-            print(json.dumps(dataclasses.asdict(row), default=str), flush=True)
+    try:
+        for row in run.rows():
+            rows.append(row)
+            if command.json:
+                print(json.dumps(dataclasses.asdict(row), default=str), flush=True)
+    except KeyboardInterrupt:
+        done = {row.seed for row in rows}
+        left = [str(seed) for seed in command.seeds if seed not in done]
+        again = [*argv, *(["--seeds", *left] if done and left else [])]
+        raise Preempted(
+            f"interrupted; the rows of {len(done)} of {len(command.seeds)} seeds are in "
+            f"{run.table.path}; continue with: {continued(PROG, again)}"
+        ) from None
     if command.protocol == "zhang2023" and command.mode != "scratch":
         _say_what_is_missing(rows[-1], run.table)
     if not command.json:

@@ -84,9 +84,13 @@ def read_array(path: Path, *, mapped: bool = False) -> NDArray[Any] | None:
         log.warning("cache file %s is damaged; making it again", path)
         return None
     # By name again: what was renamed over it meanwhile is whole, too.
-    array: NDArray[Any] = np.load(
-        path, mmap_mode="r" if mapped else None, allow_pickle=False
-    )
+    try:
+        array = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+    except (ValueError, OSError, EOFError, MemoryError):
+        array = None
+    if not isinstance(array, np.ndarray):
+        log.warning("cache file %s holds no array; making it again", path)
+        return None
     return array
 
 

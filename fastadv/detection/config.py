@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from tyro.conf import arg
-
 from fastadv.data.config import OnBadImage
 from fastadv.detection.attack_config import DetectorAttackConfig
 from fastadv.device import DeviceConfig
 from fastadv.errors import ConfigError
+from fastadv.flags import arg
 from fastadv.ranges import (
     ABOVE_0,
     AT_LEAST_0,

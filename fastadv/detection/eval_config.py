@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-from tyro.conf import arg
-
 from fastadv.data.config import OnBadImage
 from fastadv.detection.attack_config import DetectorAttackConfig
 from fastadv.device import DeviceConfig
 from fastadv.errors import ConfigError
+from fastadv.flags import arg
 from fastadv.ranges import AT_LEAST_0, AT_LEAST_1, Checked, Range
 from fastadv.results.config import KeepConfig
 

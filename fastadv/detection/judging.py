@@ -15,6 +15,7 @@ from fastadv.data.corruptions.corrupt import check_corruptions, corrupt
 from fastadv.detection.attack import DetectorAttack
 from fastadv.detection.metrics import Findings
 from fastadv.detection.rois import quick_rois
+from fastadv.device import exact_float32
 from fastadv.models.quick_convs import quick_convs
 
 
@@ -136,9 +137,13 @@ def judged_batches(
             if attack is None or view is None:
                 images = [image.float() / 255 for image in given]
             else:
-                attacked = attack(view, given, batch.targets, offset=batch.indices[0])
+                with exact_float32():
+                    attacked = attack(
+                        view, given, batch.targets, offset=batch.indices[0]
+                    )
                 images, nonfinite = attacked.images, int(attacked.nonfinite)
-            with torch.no_grad(), quick_convs(device), quick_rois(device):
+            quick = quick_convs(device), quick_rois(device)
+            with torch.no_grad(), exact_float32(), quick[0], quick[1]:
                 found = detector(images)
             yield JudgedBatch(batch, images, found, nonfinite)
 

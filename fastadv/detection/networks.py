@@ -34,6 +34,7 @@ _LEVELS = 4  # of the published pyramids: strides 4 to 32
 _MASK_LAYERS = 4
 _RATIOS = (0.5, 1.0, 2.0)
 _PROBE = (96, 160)  # pixels; sides that no stage maps to one length
+_LOST = 2  # pixels of a map, to layers without padding: SqueezeNet's
 
 
 class StageBackbone(nn.Module):
@@ -72,14 +73,16 @@ class StageBackbone(nn.Module):
         widths = []
         for stage, shape in zip(stages, shapes, strict=True):
             wanted = tuple(-(-side // stage.stride) for side in _PROBE)
-            if len(shape) != 4 or wanted not in (shape[2:], shape[1:3]):
+            if len(shape) != 4 or not (
+                _near(shape[2:], wanted) or _near(shape[1:3], wanted)
+            ):
                 raise ConfigError(
                     f"stage {stage.name} of {model.arch} gives {list(shape)} for images of "
                     f"{_PROBE[0]} x {_PROBE[1]} pixels and not maps of "
                     f"{wanted[0]} x {wanted[1]}, so it cannot feed a pyramid; use a source "
                     "with convolutional stages"
                 )
-            self.channels_last.append(shape[2:] != wanted)
+            self.channels_last.append(not _near(shape[2:], wanted))
             widths.append(shape[3] if self.channels_last[-1] else shape[1])
         self.fpn = FeaturePyramidNetwork(widths, width, extra_blocks=LastLevelMaxPool())
         self.out_channels = width
@@ -256,6 +259,11 @@ def _cut(model: NormalizedModel, names: Sequence[str]) -> nn.Module:
             f"{model.arch} cannot be cut at its stages {', '.join(names)}: {error}"
         ) from error
     return body
+
+
+def _near(sides: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    """Return whether two sides are those wanted, but for layers without padding."""
+    return all(abs(a - b) <= _LOST for a, b in zip(sides, wanted, strict=True))
 
 
 @torch.no_grad()

@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from tyro.conf import arg
-
 from fastadv.attacks.config import NORM_ALIAS, AttackConfig, StepsFlag, StepSizeFlag
 from fastadv.data.config import ImagesConfig
 from fastadv.device import DeviceConfig
 from fastadv.errors import ConfigError
 from fastadv.extensions import check_name, name_of
-from fastadv.flags import NormName, Pixels
+from fastadv.flags import NormName, Pixels, arg
 from fastadv.models.handed_in import named_source
 from fastadv.ranges import AT_LEAST_1
 from fastadv.results.config import KeepConfig

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
+import shutil
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from torch import Tensor
 from fastadv.attacks.checks import Checks
 from fastadv.errors import ConfigError
 from fastadv.evaluation.accuracy import BatchVerdict
+from fastadv.results.identity import digest
 from fastadv.runs.eventlog import EventLog, refuse_changes
 
 _LOGITS = ("clean_logits", "attacked_logits")
@@ -76,6 +79,33 @@ class Journal:
     def finish(self, result: dict[str, Any]) -> None:
         """Store the result of the whole evaluation."""
         self._log.append("result", **result)
+
+
+class KeptJournal:
+    """Opens a journal beside a results table, for an evaluation without a folder of its own.
+
+    The same evaluation finds it again after an interruption, and goes on by itself.
+
+    Args:
+        table: The folder of the table.
+    """
+
+    def __init__(self, table: Path) -> None:
+        # Readers of Parquet data sets pass over names that begin with an underscore.
+        self._journals = table / "_journals"
+        self._folder: Path | None = None
+
+    def __call__(self, settings: dict[str, Any]) -> Journal:
+        """Open the journal of an evaluation with these settings."""
+        self._folder = self._journals / digest(settings)
+        return Journal(self._folder, settings, resume=True)
+
+    def remove(self) -> None:
+        """Remove the journal, once the rows are in the table."""
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            with contextlib.suppress(OSError):  # of other evaluations
+                self._journals.rmdir()
 
 
 def _verdict(event: dict[str, Any]) -> BatchVerdict:

@@ -17,7 +17,7 @@ from fastadv.attacks.objectives import Objective
 from fastadv.attacks.outputs import decided, logits_of_model
 from fastadv.attacks.pgd import PGD
 from fastadv.data.any_batch import AnyBatch, images_and_labels
-from fastadv.device import differentiable
+from fastadv.device import differentiable, exact_float32
 from fastadv.evaluation.accuracy import BatchVerdict, Evaluation, summarize
 from fastadv.evaluation.journal import Journal
 from fastadv.models.live_view import LiveView
@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 
 @differentiable
+@exact_float32()
 def evaluate(
     model: nn.Module,
     batches: Iterable[AnyBatch],
@@ -39,7 +40,8 @@ def evaluate(
 ) -> Evaluation:
     """Classify every batch in evaluation mode, and attack it if there is an attack.
 
-    The model comes back as it was, in the mode that it had.
+    The model comes back as it was, in the mode that it had. What computes in float32 does
+    so on GPUs, too, where torch would take TF32 for convolutions.
 
     Args:
         model: A `NormalizedModel`, or any module that takes images in [0, 1] and returns

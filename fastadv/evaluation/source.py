@@ -33,7 +33,7 @@ from fastadv.device import resolve_device
 from fastadv.errors import ConfigError
 from fastadv.evaluation.accuracy import Accuracy, Evaluation, check_on_few
 from fastadv.evaluation.config import EvaluationConfig
-from fastadv.evaluation.journal import Journal
+from fastadv.evaluation.journal import Journal, KeptJournal
 from fastadv.evaluation.judging import evaluate
 from fastadv.evaluation.matching import Matched, check_all_outputs, match_classes
 from fastadv.evaluation.preparing import preparation_for
@@ -112,12 +112,13 @@ def evaluate_checkpoint(config: EvaluationConfig) -> SourceEvaluation:
         workers=config.workers,
         on_bad_image=config.on_bad_image,
     )
-    journal = None
+    table = ResultsTable(config.results)
+    table.prepare()
+    kept = KeptJournal(table.path)
+    journal: Callable[[dict[str, Any]], Journal] = kept
     if config.out is not None:
         folder = Path(config.out).expanduser()
         journal = partial(Journal, folder, resume=config.resume)
-    table = ResultsTable(config.results)
-    table.prepare()
     with use_backend(config.backend):
         evaluated = evaluate_source(
             source,
@@ -139,6 +140,7 @@ def evaluate_checkpoint(config: EvaluationConfig) -> SourceEvaluation:
     evaluated.result["prepared"] = str(prepared)
     judged = readable(images, {name for name, _ in loader.bad_images})
     rows = store(table, evaluated.rows, evaluated.found, judged, config)
+    kept.remove()
     return replace(evaluated, rows=rows)
 
 

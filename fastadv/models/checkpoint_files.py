@@ -47,6 +47,10 @@ def resolve_checkpoint(path: str | Path) -> Path:
             "file, the folder of a training run, or a name such as torchvision:resnet18, "
             "timm:NAME, salman2020:resnet50_l2_eps3 or hf:org/name"
         )
+    if not given.is_dir():
+        raise CheckpointError(
+            f"{given} is a pipe, a socket or a device; give a file of weights, or a folder"
+        )
     choices = [given / "checkpoints" / which / MODEL_FILE for which in ("best", "last")]
     choices += [given / name for name in WEIGHT_FILES]
     for choice in choices:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 import linecache
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -142,15 +143,31 @@ def _obstacle(
     return None
 
 
-def affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Return the scale and the shift, both [C], of an evaluation-mode BatchNorm."""
-    if norm.running_mean is None or norm.running_var is None:
-        raise ValueError("a BatchNorm without running statistics is no affine map")
-    scale = (norm.running_var + norm.eps).rsqrt()
-    if norm.affine:
-        scale = scale * norm.weight
-    shift = -norm.running_mean * scale
-    return scale, shift + norm.bias if norm.affine else shift
+def affine_maps(norms: Sequence[nn.BatchNorm2d]) -> list[tuple[Tensor, Tensor]]:
+    """Return the scale and the shift, both [C], of each evaluation-mode BatchNorm.
+
+    They are computed together: on a GPU each operation is launched for all layers at once.
+    """
+    if not norms:
+        return []
+    means, variances = [], []
+    for norm in norms:
+        if norm.running_mean is None or norm.running_var is None:
+            raise ValueError("a BatchNorm without running statistics is no affine map")
+        means.append(norm.running_mean)
+        variances.append(norm.running_var)
+    scales = list(torch._foreach_add(variances, [norm.eps for norm in norms]))
+    torch._foreach_rsqrt_(scales)
+    affine = [number for number, norm in enumerate(norms) if norm.affine]
+    weighted = [scales[number] for number in affine]
+    if affine:
+        torch._foreach_mul_(weighted, [norms[number].weight for number in affine])
+    shifts = list(torch._foreach_neg(means))
+    torch._foreach_mul_(shifts, scales)
+    if affine:
+        moved = [shifts[number] for number in affine]
+        torch._foreach_add_(moved, [norms[number].bias for number in affine])
+    return list(zip(scales, shifts, strict=True))
 
 
 def own_tensor(
@@ -177,17 +194,31 @@ def own_tensor(
 
 
 def fold_weights(
-    into: nn.Module, conv: nn.Conv2d, norm: nn.BatchNorm2d, dtype: torch.dtype
-) -> None:
-    """Give `into` the weight [O, I/groups, k, k] and bias [O] of both layers in one."""
-    scale, shift = affine(norm)
+    into: nn.Module,
+    conv: nn.Conv2d,
+    scale: Tensor,
+    shift: Tensor,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """Give `into` the weight [O, I/groups, k, k] of both layers in one, and a bias [O].
+
+    Args:
+        into: The convolution of the view.
+        conv: That of the model.
+        scale: Scale [O] of the BatchNorm behind it; see `affine_maps`.
+        shift: Its shift [O].
+        dtype: Dtype of the result.
+
+    Returns:
+        The bias and what is to be copied there, for all layers at once.
+    """
     held = into._parameters
     weight = own_tensor(held.get("weight"), conv.weight, dtype, live=conv.weight)
     torch.mul(conv.weight, scale.view(-1, 1, 1, 1), out=weight)
     bias = own_tensor(held.get("bias"), shift, dtype, live=conv.bias)
-    bias.copy_(shift if conv.bias is None else conv.bias * scale + shift)
     for name, value in (("weight", weight), ("bias", bias)):
         held[name] = nn.Parameter(value, False)
+    return bias, shift if conv.bias is None else conv.bias * scale + shift
 
 
 class FrozenNorm(nn.Module):
@@ -209,9 +240,9 @@ class FrozenNorm(nn.Module):
         for name in ("scale", "shift"):
             self.register_buffer(name, None, persistent=False)
 
-    def follow(self, norm: nn.BatchNorm2d, dtype: torch.dtype) -> None:
-        """Copy the present weights and statistics of `norm`."""
-        for name, value in zip(("scale", "shift"), affine(norm), strict=True):
+    def follow(self, scale: Tensor, shift: Tensor, dtype: torch.dtype) -> None:
+        """Take over the scale and the shift, both [C], that a BatchNorm has now."""
+        for name, value in (("scale", scale), ("shift", shift)):
             value = value.view(1, -1, 1, 1)
             mine = own_tensor(self._buffers[name], value, dtype, live=None)
             self._buffers[name] = mine.copy_(value)

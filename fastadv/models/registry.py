@@ -295,7 +295,8 @@ squeezenet1_0 | features mean() | classifier.1 | 4 features.5 features.10 featur
 
 squeezenet1_1 | features mean() | classifier.1 | 4 features.4 features.7 features.12
 
-swin_t swin_s swin_b swin_v2_t swin_v2_s swin_v2_b | | head |
+swin_t swin_s swin_b swin_v2_t swin_v2_s swin_v2_b | | head
+| 4 features.1 features.3 features.5 features.7
 
 vit_b_16 vit_b_32 vit_l_16 vit_l_32 vit_h_14 | | heads.head |
 

@@ -25,6 +25,7 @@ from fastadv.models.agreement import Agreement, compared
 from fastadv.models.calling import evaluating, first_line, lacks_gradient
 from fastadv.models.folding import (
     FrozenNorm,
+    affine_maps,
     fold_norms,
     fold_weights,
     forget_source,
@@ -239,21 +240,39 @@ class AttackView(nn.Module):
         for graph, _ in self._cuts.values():
             own = graph.named_modules()
             mine += [(name, module) for name, module in own if id(module) not in shared]
+        mine = [(name, module) for name, module in mine if name in live]
+        maps, usual = self._affine_maps(mine, live), self.dtype
+        biases: list[tuple[Tensor, Tensor]] = []
         for name, module in mine:
-            source = live.get(name)
-            if source is None:
-                continue
+            source = live[name]
             if name in self._folds:
-                norm = cast(nn.BatchNorm2d, live[self._folds[name]])
-                dtype = self.input_dtype if name == self._first else self.dtype
-                fold_weights(module, cast(nn.Conv2d, source), norm, dtype)
+                dtype = self.input_dtype if name == self._first else usual
+                conv = cast(nn.Conv2d, source)
+                biases.append(fold_weights(module, conv, *maps[name], dtype))
             elif isinstance(module, FrozenNorm):
-                module.follow(cast(nn.BatchNorm2d, source), self.dtype)
+                module.follow(*maps[name], usual)
             else:
                 wanted = torch.float32 if name == self._first else self._dtype
                 self._share_tensors(module, source, wanted)
             if isinstance(module, Frozen):
                 module.pack()
+        if biases:
+            held_biases, values = map(list, zip(*biases, strict=True))
+            torch._foreach_copy_(held_biases, values)
+
+    def _affine_maps(
+        self, mine: list[tuple[str, nn.Module]], live: dict[str, nn.Module]
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return scale and shift of every BatchNorm that is folded or frozen.
+
+        They come by the name of the convolution that it is folded into, or of itself.
+        """
+        norms = {
+            name: cast(nn.BatchNorm2d, live[self._folds.get(name, name)])
+            for name, module in mine
+            if name in self._folds or isinstance(module, FrozenNorm)
+        }
+        return dict(zip(norms, affine_maps([*norms.values()]), strict=True))
 
     def refresh_if_stale(self) -> None:
         """Refresh if a parameter of the model was written to since the last refresh.

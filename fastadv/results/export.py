@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyarrow import csv
 
 from fastadv.errors import ConfigError
@@ -73,7 +74,8 @@ def write_rows(table: pa.Table, path: Path, *, force: bool = False) -> None:
     Args:
         table: From `ResultsTable.arrow`.
         path: Ends in `.csv` or `.parquet`. In CSV, members of structs are columns named
-            with a dot, and lists are JSON text. A Parquet file is itself a results table,
+            with a dot, lists are JSON text, and an apostrophe stands before text that a
+            spreadsheet would take for a formula. A Parquet file is itself a results table,
             in a folder of its own.
         force: Whether a file at `path` is replaced.
 
@@ -94,6 +96,10 @@ def write_rows(table: pa.Table, path: Path, *, force: bool = False) -> None:
         if pa.types.is_list(field.type):
             texts = [dumps(values) for values in table[number].to_pylist()]
             table = table.set_column(number, field.name, pa.array(texts, pa.string()))
+    for number, field in enumerate(table.schema):
+        if pa.types.is_string(field.type):  # a spreadsheet would compute "=1+1"
+            texts = pc.replace_substring_regex(table[number], r"^([=+@\t\r-])", r"'\1")
+            table = table.set_column(number, field.name, texts)
     buffer = io.BytesIO()
     csv.write_csv(table, buffer)
     write_atomic(path, buffer.getvalue())

@@ -115,7 +115,23 @@ def to_arrow(rows: Iterable[Row], part: str, schema: pa.Schema = SCHEMA) -> pa.T
         values = asdict(row)
         values[row.kind] = values.pop("setting")
         found.append(values | {"part": part, "kind": row.kind})
-    return pa.Table.from_pylist(found, schema=schema)
+    try:
+        return pa.Table.from_pylist(found, schema=schema)
+    except UnicodeEncodeError:  # a name on disk need not be text
+        return pa.Table.from_pylist(_as_text(found), schema=schema)
+
+
+def _as_text(value: Any) -> Any:
+    r"""Return plain values with bytes in names that are no UTF-8 written as `\xe9`."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "surrogateescape").decode(
+            "utf-8", "backslashreplace"
+        )
+    if isinstance(value, dict):
+        return {key: _as_text(each) for key, each in value.items()}
+    return (
+        [_as_text(each) for each in value] if isinstance(value, list | tuple) else value
+    )
 
 
 def from_arrow(table: pa.Table) -> list[Row]:

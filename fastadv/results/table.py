@@ -8,6 +8,7 @@ are migrated as they are read; a table of any other version is refused.
 from __future__ import annotations
 
 import logging
+import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +26,8 @@ from fastadv.results.row import Row
 from fastadv.results.schema import SCHEMA, from_arrow, to_arrow
 
 log = logging.getLogger(__name__)
+
+_ROOM = 1 << 18  # bytes that have to be free: those of a few files of rows
 
 Arrays = Callable[[Row], Mapping[str, np.ndarray]]
 """Reads the arrays of a row, as `ResultsTable.arrays` does; empty if it has none."""
@@ -78,8 +81,10 @@ class ResultsTable:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.path):
-                pass
+            with tempfile.TemporaryFile(dir=self.path) as file:
+                file.write(bytes(_ROOM))  # a full disk takes the file, and no bytes
+                file.flush()
+                os.fsync(file.fileno())
         except OSError as error:
             raise DataError(
                 f"results cannot be written to {self.path}: {error.strerror or error}; "

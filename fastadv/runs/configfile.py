@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
@@ -10,6 +11,8 @@ import yaml
 
 from fastadv.errors import ConfigError
 from fastadv.threat import parse_pixels
+
+_LONGEST = 1 << 20  # characters of a file of choices
 
 
 def load_config_file(path: Path, command: str) -> dict[str, Any]:
@@ -29,7 +32,16 @@ def load_config_file(path: Path, command: str) -> dict[str, Any]:
         ConfigError: The file is missing, not YAML, not a mapping, or for another command.
     """
     try:
-        values = yaml.safe_load(path.read_text())
+        text = path.read_text()
+        if len(text) > _LONGEST:
+            raise ConfigError(
+                f"{path} has {len(text)} characters; no recipe is so long"
+            )
+        values = yaml.safe_load(text)
+    except RecursionError:
+        raise ConfigError(
+            f"{path} is nested too deeply for a file of choices"
+        ) from None
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror or error}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -78,4 +90,4 @@ def typed(kind: Any, value: Any) -> Any:
         if origin is tuple
         else f"a value of type {kind.__name__}"
     )
-    raise ValueError(f"{value!r} is not {accepted}")
+    raise ValueError(f"{reprlib.repr(value)} is not {accepted}")

@@ -49,8 +49,8 @@ def make_executor(
     Args:
         name: serial, processes or ray.
         results: Folder of the table; the workers' logs go below it.
-        workers: Number of tasks at once; by default one per core (processes), or as many
-            as the cluster has room for (ray).
+        workers: Number of tasks at once. By default that is, for processes, one per GPU,
+            or per core where there is none; for ray, as many as the cluster has room for.
         address: Address of a Ray cluster, `auto`, `host:port` or `ray://host:port`;
             None starts one here. Sources, data and the results folder must be at the
             same paths on every node.
@@ -70,8 +70,19 @@ def make_executor(
             )
         return SerialExecutor()
     if name == "processes":
-        return _ProcessExecutor(workers or usable_cores(), results / _LOGS)
+        return _ProcessExecutor(workers or _places(), results / _LOGS)
     return _RayExecutor(workers, address, cpus_per_task, gpus_per_task)
+
+
+def _places() -> int:
+    """Return the number of GPUs, or of cores where there is none.
+
+    Each worker on a GPU has a context and a copy of the images in its memory, so that
+    more of them would crowd it and not be quicker.
+    """
+    import torch
+
+    return torch.cuda.device_count() or usable_cores()
 
 
 class SerialExecutor:

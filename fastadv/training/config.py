@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from tyro.conf import arg
-
 from fastadv.data.config import Backend, TrainingImagesConfig
 from fastadv.device import DeviceConfig
 from fastadv.errors import ConfigError
+from fastadv.flags import arg
 from fastadv.models.own_networks import check_arch
 from fastadv.ranges import AT_LEAST_0, AT_LEAST_1, Range, ordered_values
 from fastadv.training.method_config import MethodConfig
@@ -45,7 +44,7 @@ class TrainConfig(MethodConfig, OptimizerConfig, TrainingImagesConfig, DeviceCon
         "num_restarts", "clean_epochs", "eps_warmup", "accumulate", "clip_grad",
         "label_smoothing", "mixup", "cutmix", "progressive", "on_overfit", "bn_mode",
         "milestones", "peak", "val_size", "eval_every", "eval_steps", "eval_images",
-        "pictures_every", "keep_every", "sync_bn", "parallel", "grey",
+        "pictures_every", "keep_every", "sync_bn", "parallel", "grey", "autotune",
     )  # fmt: skip
 
     arch: str = "resnet18"
@@ -133,11 +132,16 @@ class TrainConfig(MethodConfig, OptimizerConfig, TrainingImagesConfig, DeviceCon
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """How several ranks (torchrun, --nproc) share the work. fsdp spreads gradients and the
     state of the optimiser over them."""
+    autotune: bool = False
+    """Let cuDNN time its algorithms for each shape of batch on a GPU and take the quickest.
+    That saves some time with images of one size, and costs the equality of a resumed run to
+    the bit, since the choice may differ in the next process."""
     sync_bn: bool = False
     """Compute BatchNorm statistics over the batch of all ranks, not of each."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Data type of network passes; weights stay float32, and fp16 scales the loss. With
-    auto, it is bf16 on CUDA devices that have it, else fp32."""
+    auto, it is bf16 on CUDA devices that have it, else fp32. There, fp32 convolves in TF32
+    (10 bits of mantissa), as torch does by default; validations and tests do not."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -341,7 +341,8 @@ class TrainingLoop(Generic[Config, AnyBatch, Result, Summary]):
                 now - interval.began > _LOG_SECONDS,
             )
             if stopping or overdue or report:
-                interval = self._report(interval, epoch)
+                with self._saved_on_error():
+                    interval = self._report(interval, epoch)
             else:
                 self.log.show(epoch, self.step)
             self.profile.end_step()

@@ -6,12 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeAlias
 
-from tyro.conf import arg
-
 from fastadv.attacks.config import NORM_ALIAS, AttackConfig, StepsFlag, StepSizeFlag
 from fastadv.errors import ConfigError
 from fastadv.extensions import look_up, name_of
-from fastadv.flags import NormName, Pairs, Pixels
+from fastadv.flags import NormName, Pairs, Pixels, arg
 from fastadv.ranges import ABOVE_0, AT_LEAST_1
 from fastadv.threat import ThreatModel, usual_l2
 

@@ -158,8 +158,7 @@ def average_statistics(norms: Sequence[_BatchNorm], world: World) -> None:
     dist.all_reduce(flat)
     flat /= world.size
     means = torch.split(flat, [len(statistic) for statistic in held])
-    for statistic, mean in zip(held, means, strict=True):
-        statistic.copy_(mean)
+    torch._foreach_copy_(held, list(means))
 
 
 class _Network(nn.Module):

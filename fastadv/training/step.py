@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
 from fastadv.models import NormalizedModel
 from fastadv.phases import phase
@@ -123,7 +124,14 @@ def train_step(
 
 
 def _reduced(net: Net, *, last: bool) -> AbstractContextManager[object]:
-    """Average gradients over ranks in the last part of an update alone."""
+    """Average gradients over ranks in the last part of an update alone.
+
+    Until then FSDP also keeps the whole weights, which the attack on the next part reads.
+    """
+    spread = net.model.net
+    if isinstance(spread, FSDPModule):
+        spread.set_requires_gradient_sync(last)
+        spread.set_reshard_after_backward(last)
     no_sync = getattr(net.forward, "no_sync", None)
     return contextlib.nullcontext() if last or no_sync is None else no_sync()
 

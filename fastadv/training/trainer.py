@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fastadv.attacks import PGD
 from fastadv.data import Batch, Loader
 from fastadv.data.counter import derive_key
+from fastadv.device import autotuned
 from fastadv.errors import (
     CatastrophicOverfitting,
     TrainingDiverged,
@@ -156,6 +157,11 @@ class Trainer(TrainingLoop[TrainConfig, Batch, StepResult, TrainSummary]):
         return lambda folder: save_model(model, folder / MODEL_FILE, metadata)
 
     # ---- the loop ----
+
+    def fit(self) -> TrainSummary:
+        """Train to the end and test; see `TrainingLoop.fit`."""
+        with autotuned(self.config.autotune):
+            return super().fit()
 
     def describe(self) -> None:
         """Print a description of the run, with warnings where due."""

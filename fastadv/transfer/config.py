@@ -5,13 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from tyro.conf import arg
-
 from fastadv.data.config import AugmentName, TrainingImagesConfig
 from fastadv.device import DeviceConfig
 from fastadv.errors import ConfigError
 from fastadv.extensions import name_of
-from fastadv.flags import Pixels
+from fastadv.flags import Pixels, arg
 from fastadv.models.handed_in import named_source
 from fastadv.ranges import ABOVE_0, AT_LEAST_0, AT_LEAST_1, Range
 from fastadv.results.config import KeepConfig

@@ -28,9 +28,10 @@ from fastadv.data import (
     subset,
 )
 from fastadv.data.cache import read_array, write_array
-from fastadv.data.loading.loader import replacements
+from fastadv.data.loading.loader import no_readable_image, replacements
 from fastadv.data.loading.make_loader import choose_backend
 from fastadv.data.sets.subsets import base_and_positions
+from fastadv.device import exact_float32
 from fastadv.files import claimed, fastadv_cache_dir
 from fastadv.kernels import normalize
 from fastadv.models import NormalizedModel, state_hash
@@ -122,6 +123,7 @@ def embedder(model: NormalizedModel) -> Callable[[Batch], NDArray[np.float32]]:
     features = AttackView(model).features
 
     @torch.no_grad()
+    @exact_float32()
     def embed(batch: Batch) -> NDArray[np.float32]:
         z = normalize(batch.images, mean=model.mean, std=model.std)
         return np.asarray(features(z).float().cpu().numpy())
@@ -159,7 +161,10 @@ def completed(
     named = {name for name, _ in bad}
     for row in np.flatnonzero(~read):
         others = replacements(images, int(row), loader.options.seed)
-        values[row] = values[next(other for other in others if read[other])]
+        other = next((other for other in others if read[other]), None)
+        if other is None:
+            raise no_readable_image(images, int(row), bad)
+        values[row] = values[other]
         if (name := images.describe(int(row))) not in named:
             bad.append((name, "it could not be read before an interruption"))
     return Features.of(images, values, bad)

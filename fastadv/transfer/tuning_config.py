@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from tyro.conf import arg
-
 from fastadv.errors import ConfigError
 from fastadv.extensions import name_of
-from fastadv.flags import NormName, Pairs, Pixels
+from fastadv.flags import NormName, Pairs, Pixels, arg
 from fastadv.ranges import ABOVE_0, AT_LEAST_0, AT_LEAST_1, Checked, Range
 from fastadv.training.method_config import METHODS, MethodConfig, MethodName, entry_of
 from fastadv.training.optimizer_config import OptimizerName, ScheduleName

@@ -16,6 +16,7 @@ from attack_nets import (
     snapshot,
 )
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from view_checks import (
     EXACT,
     assert_same,
@@ -26,6 +27,7 @@ from view_checks import (
 )
 
 from fastadv.attacks import PGD, ThreatModel
+from fastadv.models import create_model
 from fastadv.models.view import AttackView
 
 
@@ -234,3 +236,32 @@ def test_train_mode_view_uses_the_batch_and_spares_the_statistics() -> None:
     model.load_state_dict(before)
     eval_logits = AttackView(model)(z)
     assert relative(got[0], eval_logits.detach()) > 0.01
+
+
+class _Operations(TorchDispatchMode):
+    """Counts the operations that a GPU would launch a kernel for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ):  # type: ignore[no-untyped-def]
+        self.count += func not in (
+            torch.ops.aten.detach.default,
+            torch.ops.aten.view.default,
+            torch.ops.aten.alias.default,
+        )
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_refresh_launches_little_more_than_a_kernel_per_layer() -> None:
+    model = create_model("resnet18_cifar", 10, seed=0).eval()
+    for dtype in (None, torch.bfloat16):
+        view = AttackView(model, dtype=dtype)
+        with _Operations() as operations:
+            view.refresh()
+        assert view.folded == 20
+        # One product for each weight; everything else is for all layers at once.
+        assert operations.count <= 20 + 12

@@ -111,6 +111,28 @@ def test_backbones_give_what_the_stages_of_the_classifier_do(arch: str) -> None:
     assert sides == [*expected, (256, -(-64 // last), -(-96 // last))]
 
 
+def test_swin_of_torchvision_has_these_stages() -> None:
+    stages = swin().spec.stages
+    for name in ("swin_t", "swin_b", "swin_v2_s"):
+        assert get_spec(name).stages == stages
+
+
+def test_layers_without_padding_feed_a_pyramid_too() -> None:
+    """The maps of SqueezeNet are a pixel or two smaller than its strides say."""
+    model = create_model("squeezenet1_0", 5, seed=0)
+    detector = build_detector(model, 2, DetectorConfig(**TINY))
+    with torch.no_grad():
+        levels = detector.backbone(torch.zeros(1, 3, 96, 160))
+    sides = [tuple(level.shape[2:]) for level in levels.values()]
+    assert sides[:3] == [(22, 38), (11, 19), (5, 9)]
+    images, targets = example()
+    losses = detector.train()(images, targets)
+    sum(losses.values()).backward()
+    last = model.net.features[12].expand3x3.weight.grad
+    assert last is not None
+    assert 0 < last.abs().max() < float("inf")
+
+
 @pytest.mark.parametrize(
     ("name", "window", "size"),
     [

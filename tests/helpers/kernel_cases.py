@@ -301,3 +301,46 @@ def check_exact_pixels(norm: str, device: str) -> None:
         x, x0, grad, norm=norm, step_size=0.1, eps=0.0, mean=ones, std=ones
     )
     assert torch.equal(x, want)
+
+
+def check_rounds(
+    shape: tuple[int, ...],
+    dtypes: Dtypes,
+    layout: str,
+    device: str,
+    *,
+    repeats: int = 30,
+) -> None:
+    """Check an L2 step on more samples than clusters run at once, and repeat it to the bit.
+
+    Every other time another kernel runs beside it on the device.
+    """
+    what = f"{list(shape)} {dtypes} {layout}"
+    step = make_step("l2", shape, dtypes, layout, device)
+    start = step.x.clone()
+    check_step(step, what)
+    assert step.z is not None
+    want = step.x.clone(), step.z.clone()
+    side = torch.cuda.Stream() if device == "cuda" else None
+    noise = torch.randn(2048, 2048, device=device) if side else None
+    for turn in range(repeats):
+        step.x.copy_(start)
+        step.z.fill_(float("nan"))
+        if side is not None and noise is not None and turn % 2:
+            with torch.cuda.stream(side):
+                noise @ noise
+        step.run()
+        for got, first, name in zip((step.x, step.z), want, "xz", strict=True):
+            assert torch.equal(got, first), f"{what}, turn {turn}: {name} differs"
+
+
+# More samples than clusters that run at once on any GPU: each makes several rounds. Sizes
+# of the cluster are those of `HALF_TRAINING` on compute capability 9.0.
+ROUNDS = (
+    ((300, 3, 32, 32), 1),
+    ((600, 3, 16, 16), 1),
+    ((70, 3, 224, 224), 8),
+    ((5, 3, 384, 384), 16),
+)
+HALF_TRAINING = Dtypes(U8, BF16, BF16)  # what training in bfloat16 has
+ROUNDS_DTYPES = (HALF_TRAINING, Dtypes(F32, F32, F32), Dtypes(U8, BF16, BF16, F16))

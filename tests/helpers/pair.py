@@ -131,6 +131,8 @@ def checks(folder: Path, world: World) -> dict[str, Any]:
         found[name] = state_hash(training.parallel.plain())
     with frozen_norms():
         Trainer(tiny(folder / "frozen", **SHORT), world=world).fit()
+        parts = {"parallel": "fsdp", "accumulate": 2}
+        Trainer(tiny(folder / "parts", **SHORT, **parts), world=world).fit()
         for method in METHODS:
             Trainer(of_method(folder / method, method), world=world).fit()
 

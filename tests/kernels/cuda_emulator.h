@@ -257,6 +257,7 @@ inline void barrier_init(uint64_t *barrier) {
   emulator::machine().running->block->arrivals[barrier] = {};
 }
 inline void barrier_init_done() {}
+inline void reads_before_copies() {}
 inline emulator::Arrivals &arrivals_of(const uint64_t *barrier) {
   auto &known = emulator::machine().running->block->arrivals;
   if (!known.count(barrier)) emulator::fail("a barrier was used before it was initialised");

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms.v2 import functional
 
 from fastadv.kernels import _cpp, launch_counts, reset_launch_counts, use_backend
@@ -26,6 +27,36 @@ BOXES = torch.tensor(
 INDEX = torch.tensor([1, 0, 3, 2, 2, 3])
 
 PLACES = ["cpp", "reference"]
+
+
+class _Copies(TorchDispatchMode):
+    """Notes every copy from the CPU to another device, and whether it may be waited for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waiting: list[str] = []
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        if func is torch.ops.aten._to_copy.default and out.device != args[0].device:
+            self.count += 1
+            if not kwargs.get("non_blocking", False):
+                self.waiting.append(str(args[0].shape))
+        return out
+
+
+def test_no_copy_waits_for_the_device():
+    """The device `meta` stands in for a GPU: it has a memory of its own."""
+    colour = torch.ones(len(INDEX), 6)
+    for _ in range(2):  # constants may be moved once
+        with _Copies() as copies:
+            out = resized_crops(images().to("meta"), INDEX, BOXES, 24, colour)
+    assert out.shape == (len(INDEX), 24, 24, 3)
+    # images, then index, boxes and colours
+    assert copies.count == 4
+    assert copies.waiting == [str(images().shape)]
 
 
 @pytest.fixture(params=PLACES)

@@ -6,6 +6,7 @@ nvcc makes of it is read in `test_kernel_cuda_build.py`, and a GPU runs all of i
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import shutil
 import subprocess
@@ -78,6 +79,7 @@ def emulate(library: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulate]
     monkeypatch.setattr(_cuda, "DEVICE", "cpu")
     monkeypatch.setattr(_cuda, "unavailable_reason", lambda: None)
     monkeypatch.setattr(_cuda, "_where", lambda t: {"device": 0, "stream": 0})
+    monkeypatch.setattr(_cuda, "_on", lambda device: contextlib.nullcontext())
     _cuda._load.cache_clear()
     loaded = _cuda._library()
     loaded.fc_emulate.argtypes = [ctypes.c_uint64, *[ctypes.c_int32] * 3]
@@ -167,13 +169,30 @@ def test_clusters(emulate, layout, shape, dtypes, shared, size):
 def test_older_devices_take_two_passes(emulate, monkeypatch):
     step = make_step("l2", (2, 3, 16, 16))
     assert _cuda.cluster_size(step) == 1
-    monkeypatch.setattr(_cuda, "SINGLE_PASS", False)
+    monkeypatch.setattr(_cuda, "SINGLE_PASS", 0)
     assert _cuda.cluster_size(step) == 0
     check_step(step, "turned off")
-    monkeypatch.setattr(_cuda, "SINGLE_PASS", True)
+    monkeypatch.setattr(_cuda, "SINGLE_PASS", None)
     emulate(major=8)
     assert _cuda.cluster_size(step) == 0
     check_step(make_step("l2", (2, 3, 16, 16)), "compute capability 8")
+
+
+def test_small_batches_take_two_passes_where_the_table_says_so(emulate, monkeypatch):
+    monkeypatch.setattr(_cuda, "_TWO_PASSES", ((4, 3000),))
+    for shape, size in (((4, 3, 32, 32), 0), ((5, 3, 32, 32), 1), ((4, 3, 16, 16), 1)):
+        step = make_step("l2", shape)
+        assert _cuda.cluster_size(step) == size
+        check_step(step, str(shape))
+
+
+@pytest.mark.parametrize("least", [2, 8, 16])
+def test_larger_clusters_on_demand(emulate, monkeypatch, least):
+    """All sizes compute the same, up to the order of the sums."""
+    monkeypatch.setattr(_cuda, "SINGLE_PASS", least)
+    step = make_step("l2", (5, 3, 32, 32), HALF)
+    assert _cuda.cluster_size(step) == least
+    check_step(step, f"{least} blocks")
 
 
 @pytest.mark.parametrize("norm", NORMS)

@@ -75,14 +75,15 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     return Pair(tmp_path_factory.mktemp("pair"))
 
 
-@pytest.mark.parametrize("name", ["frozen", "synced", "sharded"])
+@pytest.mark.parametrize("name", ["frozen", "synced", "sharded", "parts"])
 def test_two_ranks_equal_one(name: str, pair: Pair, tmp_path: Path) -> None:
     """The same batches, random starts and updates; sums in another order.
 
-    Plain DDP, too, but for BatchNorm, which each rank does by its own images.
+    Plain DDP, too, but for BatchNorm, which each rank does by its own images, and so does
+    each of the parts of a batch.
     """
     torch.set_num_threads(1)
-    with frozen_norms() if name == "frozen" else contextlib.nullcontext():
+    with frozen_norms() if name in ("frozen", "parts") else contextlib.nullcontext():
         train(tiny(tmp_path / "one", **SHORT))
     one = load_model(tmp_path / "one" / "checkpoints" / "last" / "model.safetensors")
     path = pair.folder / name / "checkpoints" / "last" / "model.safetensors"

@@ -21,10 +21,12 @@ from typing import Any
 
 import pyarrow.dataset
 import pytest
+import torch
 from small_runs import environment, script
 from sweep_runs import ROWS, recipe_file, values
 
 from fastadv.errors import ConfigError
+from fastadv.machine import usable_cores
 from fastadv.results.table import ResultsTable
 from fastadv.runs.executors import SerialExecutor, make_executor
 from fastadv.runs.tasks import run_tasks
@@ -143,6 +145,15 @@ def test_crashes_are_retried_so_often_and_then_reported(
     [failure] = run_tasks(tasks, SerialExecutor(), table, retries=2)
     assert failure.error == "OSError: the disk is gone"
     assert len(tries) == 3
+
+
+def test_processes_are_as_many_as_gpus_or_else_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for gpus, slots in ((0, usable_cores()), (3, 3)):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda gpus=gpus: gpus)
+        assert make_executor("processes", tmp_path).slots == slots
+    assert make_executor("processes", tmp_path, workers=5).slots == 5
 
 
 # ---- Ray ----

@@ -115,6 +115,7 @@ ELSEWHERE = {
     "compile", "out", "resume", "pictures_every", "tensorboard", "wandb", "save_minutes",
     "keep_every", "parallel", "sync_bn", "dry_run", "plan", "profile", "nproc", "slurm",
     "json", "grey", "val_size", "eval_every", "eval_steps", "eval_images", "on_overfit",
+    "autotune",
 }  # fmt: skip
 
 

@@ -99,6 +99,8 @@ def _write(
         EOFError,
         NotImplementedError,
         RuntimeError,
+        ValueError,
+        OverflowError,
     ) as error:
         raise DataError(f"cannot read {archive}: {error}; fetch it again") from error
     except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:

@@ -8,12 +8,13 @@ binary files of STL-10, and idx files. Which array is what stands in its name: `
 from __future__ import annotations
 
 import logging
+import math
 import re
 import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,11 +25,18 @@ from fastadv.data.files.batch_files import (
     stl_files,
 )
 from fastadv.data.files.hdf5_files import ENDINGS, read_hdf5
-from fastadv.data.sets.arrays import DIGIT_NAMES, as_rgb, read_idx, read_mat
+from fastadv.data.sets.arrays import (
+    DIGIT_NAMES,
+    as_rgb,
+    most_unpacked,
+    read_idx,
+    read_mat,
+)
 from fastadv.data.sets.image_set import ArraySet, ImageSet, option_hint
 from fastadv.data.sets.label_rule import resolve_labels
 from fastadv.data.sets.split_names import exact_role
 from fastadv.data.sets.splitting import chosen_splits
+from fastadv.data.sets.tree import refuse_overlaps
 from fastadv.errors import ConfigError, DataError, first_few
 
 log = logging.getLogger(__name__)
@@ -293,11 +301,45 @@ def _flat_labels(labels: NDArray[Any], what: str) -> list[object]:
     return list(labels.tolist())
 
 
+_UNREADABLE = (OSError, ValueError, EOFError, OverflowError, MemoryError, RuntimeError)
+
+
+def _refuse_bombs(path: Path) -> None:
+    """Raise ValueError where arrays would have more bytes than the file accounts for."""
+    with zipfile.ZipFile(path) as archive:
+        infos = archive.infolist()
+        refuse_overlaps(infos, path)
+        total, most = (
+            sum(i.file_size for i in infos),
+            most_unpacked(path.stat().st_size),
+        )
+        if total > most:
+            raise ValueError(
+                f"it would unpack to {total} bytes, and at most {most} are read"
+            )
+        for info in infos:
+            with archive.open(info) as member:
+                shape, _, dtype = _array_header(member)
+            if math.prod(shape) * dtype.itemsize > info.file_size:
+                raise ValueError(
+                    f"its array {info.filename} would be {list(shape)} of {dtype}, which "
+                    f"its {info.file_size} bytes cannot hold"
+                )
+
+
+def _array_header(member: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    version = np.lib.format.read_magic(member)
+    if version == (1, 0):
+        return np.lib.format.read_array_header_1_0(member)
+    return np.lib.format.read_array_header_2_0(member)
+
+
 def _npz(path: Path) -> dict[str, NDArray[Any]]:
     try:
+        _refuse_bombs(path)
         with np.load(path, allow_pickle=False) as archive:
             return {key: archive[key] for key in archive.files}
-    except (OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+    except (*_UNREADABLE, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
         raise DataError(
             f"cannot read {path} as a NumPy .npz archive: {error}"
         ) from error
@@ -306,7 +348,7 @@ def _npz(path: Path) -> dict[str, NDArray[Any]]:
 def _npy(path: Path) -> NDArray[Any]:
     try:
         array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except _UNREADABLE as error:
         raise DataError(f"cannot read {path} as a NumPy array: {error}") from error
     return array
 

@@ -32,7 +32,7 @@ from fastadv.data.sets.image_set import DatasetSplits, FileSet, ImageSet
 from fastadv.data.sets.split_names import exact_role
 from fastadv.data.sets.subsets import files_and_positions
 from fastadv.errors import ConfigError, DataError
-from fastadv.files import atomic, file_sha256, lock_folder, replace_file
+from fastadv.files import atomic, file_sha256, loads_json, lock_folder, replace_file
 from fastadv.progress import track
 
 log = logging.getLogger(__name__)
@@ -188,7 +188,7 @@ def _is_whole(out: Path, entry: dict[str, Any] | None) -> bool:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text())
+        values = loads_json(path.read_text())
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read {path}: {error}; remove it") from error
     if not isinstance(values, dict):

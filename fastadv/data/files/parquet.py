@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +23,7 @@ from fastadv.data.sets.image_set import Damage, FileSet, ImageSet, option_hint
 from fastadv.data.sets.label_rule import resolve_labels
 from fastadv.data.sets.splitting import SplitSets, chosen_splits, split_order
 from fastadv.errors import ConfigError, DataError, unknown_name
-from fastadv.files import atomic, fastadv_cache_dir
+from fastadv.files import atomic, fastadv_cache_dir, loads_json, read_regular
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -97,7 +96,7 @@ class ArrowSet(ColumnSet):
         path: str | None = None if paths is None else paths[row].as_py()
         if not path:
             raise ValueError("the row holds no image bytes")
-        return self._file(path).read_bytes()
+        return read_regular(self._file(path))
 
     def _file(self, path: str) -> Path:
         """Return the file that a row names; raise ValueError where there is none."""
@@ -303,7 +302,7 @@ def _class_names(table: pa.Table, label: str) -> list[str] | None:
     """Return the names that the `datasets` package stored in the schema, if any."""
     stored = (table.schema.metadata or {}).get(b"huggingface")
     try:
-        names = json.loads(stored or "{}")["info"]["features"][label]["names"]
+        names = loads_json(stored or "{}")["info"]["features"][label]["names"]
     except (ValueError, KeyError, TypeError):
         return None
     return [str(name) for name in names] if names else None
@@ -317,7 +316,7 @@ class HubSet(ColumnSet):
         if value.get("bytes"):
             return bytes(value["bytes"])
         try:
-            return Path(value["path"]).read_bytes()
+            return read_regular(value["path"])
         except (OSError, TypeError) as error:
             raise ValueError(f"no image bytes ({error})") from error
 

@@ -10,7 +10,6 @@ Source: the WebDataset format, github.com/webdataset/webdataset.
 
 from __future__ import annotations
 
-import json
 import os
 import tarfile
 from collections.abc import Collection, Iterator
@@ -22,6 +21,7 @@ from fastadv.data.sets.endings import IMAGE_SUFFIXES, USUAL
 from fastadv.data.sets.image_set import Damage, option_hint
 from fastadv.data.sets.label_lists import Columns
 from fastadv.errors import DataError
+from fastadv.files import loads_json
 
 MANIFEST = "manifest.json"
 PACKING = ".packing"  # the folder of a pack that is not finished
@@ -77,7 +77,7 @@ def class_names(files: list[Path]) -> list[str] | None:
     for folder in dict.fromkeys(p for f in files for p in (f.parent, f.parent.parent)):
         try:
             if (folder / MANIFEST).is_file():
-                manifest = json.loads((folder / MANIFEST).read_text())
+                manifest = loads_json((folder / MANIFEST).read_text())
                 if "classes" in manifest:  # else another program's
                     return [str(name) for name in manifest["classes"]]
             if (folder / "classes.txt").is_file():
@@ -93,7 +93,7 @@ def class_names(files: list[Path]) -> list[str] | None:
 def missing_shards(folder: Path) -> list[str]:
     """Return the names of the shards that a manifest in `folder` lists and lacks."""
     try:
-        listed = json.loads((folder / MANIFEST).read_text())["shards"]
+        listed = loads_json((folder / MANIFEST).read_text())["shards"]
         return [e["file"] for e in listed if not (folder / e["file"]).exists()]
     except (OSError, ValueError, KeyError, TypeError):
         return []  # none, or another program's
@@ -122,6 +122,7 @@ def _samples(path: Path) -> Iterator[tuple[str, list[Member]]]:
     """Yield (key, members) of each group of consecutive members."""
     current: str | None = None
     members: list[Member] = []
+    whole = path.stat().st_size
     try:
         with tarfile.open(path, "r:") as archive:
             while (info := archive.next()) is not None:
@@ -139,8 +140,14 @@ def _samples(path: Path) -> Iterator[tuple[str, list[Member]]]:
                     if current is not None:
                         yield current, members
                     current, members = key, []
+                if info.offset_data + info.size > whole:
+                    raise DataError(
+                        f"shard {path}: {info.name!r} would have {info.size} bytes, and the "
+                        f"shard has {whole}; fetch or pack it again"
+                    )
                 members.append((ending.lower(), info.offset_data, info.size))
-    except tarfile.TarError as error:
+    # Sizes in extended headers that cannot be raise anything from ValueError on.
+    except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
         raise DataError(
             f"cannot read {path} as a tar shard: {error}; fetch or pack it again"
         ) from error
@@ -234,7 +241,7 @@ def _label_endings(found: Collection[str], chosen: Columns) -> list[str]:
 
 def _json_label(text: str) -> str:
     try:
-        values: Any = json.loads(text)
+        values: Any = loads_json(text)
     except ValueError as error:
         raise ValueError(f"has a .json member that is not JSON ({error})") from error
     if isinstance(values, dict):

@@ -189,7 +189,7 @@ class DALILoader(Loader):
                 self._start(later)
             return prepared.images.to(device)
         for row, image in fed.own.items():
-            images[row] = image.to(device)
+            images[row] = image.to(device, non_blocking=True)
         return images
 
 

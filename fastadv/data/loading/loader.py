@@ -48,6 +48,7 @@ RRC_STORAGE = 1.15
 # Share of the available memory that decoded images may take: the model and its attack
 # need the rest.
 MEMORY_SHARE = 0.25
+_BLANK = 32  # side in pixels of what stands in for a bad image that is left out
 _SAMPLE = 64  # images looked at to learn whether all are squares of one size
 
 
@@ -212,7 +213,8 @@ class Loader(ABC):
             self.order.take(indices)
             if self.bad_images and not self.options.train:
                 readable = self._readable(indices)
-                images = images[torch.from_numpy(readable).to(images.device)]
+                rows = torch.from_numpy(np.flatnonzero(readable))
+                images = images[rows.to(images.device, non_blocking=True)]
                 indices = indices[readable]
                 if not len(indices):
                     continue
@@ -225,6 +227,8 @@ class Loader(ABC):
                 torch.from_numpy(indices).to(device, non_blocking=True),
             )
         self._log_bad_images()
+        if 0 < len(self.imageset) <= len(self.bad_images) and not self.options.train:
+            raise no_readable_image(self.imageset, None, self.bad_images)
         self.order.end()
 
     @property
@@ -351,24 +355,27 @@ def replacements(imageset: ImageSet, index: int, seed: int) -> Iterator[int]:
 
 
 def load_or_replace(
-    imageset: ImageSet, index: int, seed: int, on_bad_image: OnBadImage
+    imageset: ImageSet, index: int, options: LoaderOptions
 ) -> tuple[NDArray[np.uint8], list[tuple[str, str]]]:
-    """Load an image, or the first readable one that may replace it.
+    """Load an image, or in training the first readable one that may replace it.
 
     Returns:
-        uint8 [H, W, 3], and (name, reason) of the images that failed.
+        uint8 [H, W, 3], and (name, reason) of the images that failed. In evaluation, an
+        image that failed is a blank one.
 
     Raises:
         BadImage: It is bad and `on_bad_image` is "fail".
-        DataError: No image of its class can be decoded.
+        DataError: No image of its class can be decoded, in training.
     """
     try:
         return imageset.load(index), []
     except BadImage as error:
-        if on_bad_image == "fail":
+        if options.on_bad_image == "fail":
             raise
         bad = [(error.name, error.reason)]
-    for other in replacements(imageset, index, seed):
+    if not options.train:  # the loader leaves it out
+        return np.zeros((_BLANK, _BLANK, 3), dtype=np.uint8), bad
+    for other in replacements(imageset, index, options.seed):
         try:
             return imageset.load(other), bad
         except BadImage as error:
@@ -377,14 +384,16 @@ def load_or_replace(
 
 
 def no_readable_image(
-    imageset: ImageSet, index: int, bad: list[tuple[str, str]]
+    imageset: ImageSet, index: int | None, bad: list[tuple[str, str]]
 ) -> DataError:
-    """Return the error for a class all of whose images are bad."""
-    name = imageset.classes[int(imageset.labels[index])]
+    """Return the error for a class, or with None a set, all of whose images are bad."""
+    what, advice = "no image", "restore the images"
+    if index is not None:
+        what = f"no image of class {imageset.classes[int(imageset.labels[index])]!r}"
+        advice = "restore it or remove the class"
     return DataError(
-        f"no image of class {name!r} in {imageset.name}/{imageset.split} can be "
-        f"decoded ({len(bad)} tried; {bad[0][0]}: {bad[0][1]}); restore it or remove "
-        "the class"
+        f"{what} in {imageset.name}/{imageset.split} can be decoded ({len(bad)} tried; "
+        f"{bad[0][0]}: {bad[0][1]}); {advice}"
     )
 
 

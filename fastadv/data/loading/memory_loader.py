@@ -95,6 +95,9 @@ class MemoryLoader(Loader):
                 bad.update(failed)
         self._note_bad([(error.name, error.reason) for error in bad.values()])
         for i in bad:
+            if not self.options.train:  # it will be left out
+                store[i] = 0
+                continue
             others = replacements(self.imageset, i, self.options.seed)
             other = next((r for r in others if r not in bad), None)
             if other is None:
@@ -115,7 +118,8 @@ class MemoryLoader(Loader):
                 colours = self._colours(indices)
                 images = cut_out(store, indices, boxes, side, colours)
             else:
-                images = store[torch.from_numpy(indices).to(store.device)]
+                rows = torch.from_numpy(indices).to(store.device, non_blocking=True)
+                images = store[rows]
             yield images.to(device, non_blocking=True)
 
     def _boxes(self, indices: NDArray[np.int64], size: int) -> Boxes:

@@ -126,9 +126,7 @@ class Decoder(Dataset[Prepared | DataError]):
         images: list[NDArray[np.uint8]] = []
         bad: list[tuple[str, str]] = []
         for epoch, side, index in requests:
-            image, failed = load_or_replace(
-                self.imageset, index, self.options.seed, self.options.on_bad_image
-            )
+            image, failed = load_or_replace(self.imageset, index, self.options)
             bad += failed
             images.append(self._cut(image, epoch, side, index))
         return Prepared(torch.from_numpy(np.stack(images)), bad)

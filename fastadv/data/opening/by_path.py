@@ -5,7 +5,6 @@ A file's split stands in its name or its folder's; of data without, a part is he
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -46,6 +45,7 @@ from fastadv.data.sets.split_names import (
 from fastadv.data.sets.splitting import SplitSets, say_ignored, split_order
 from fastadv.data.sets.tree import is_hidden
 from fastadv.errors import ConfigError, DataError, unknown_name
+from fastadv.files import loads_json
 from fastadv.groups import grouped
 
 log = logging.getLogger(__name__)
@@ -356,7 +356,7 @@ def _has_images(folder: Path) -> bool:
 
 def _manifest_metric(path: Path) -> str | None:
     try:
-        stored = json.loads((path / shards.MANIFEST).read_text()).get("metric")
+        stored = loads_json((path / shards.MANIFEST).read_text()).get("metric")
     except (OSError, ValueError, AttributeError):
         return None
     if isinstance(stored, str) and is_own(stored):

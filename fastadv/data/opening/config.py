@@ -6,10 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from tyro.conf import Positional
-
 from fastadv.data.config import dataset_options
-from fastadv.flags import Pairs
+from fastadv.flags import Pairs, Positional
 from fastadv.machine import usable_cores
 from fastadv.ranges import AT_LEAST_0, Checked
 

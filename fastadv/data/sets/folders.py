@@ -24,6 +24,7 @@ from fastadv.data.sets.label_lists import Columns
 from fastadv.data.sets.layouts import Layout, find_layout
 from fastadv.data.sets.tree import Tree, folder_tree, zip_tree
 from fastadv.errors import DataError
+from fastadv.files import read_regular, refuse_large
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class FolderSet(FileSet):
         self.root = root
 
     def _encoded(self, index: int) -> bytes:
-        return (self.root / self.members[index]).read_bytes()
+        return read_regular(self.root / self.members[index])
 
     def sizes(self) -> list[int]:
         """Return the size of every encoded image in bytes."""
@@ -122,6 +123,7 @@ class ZipSet(FileSet):
 
     def _encoded(self, index: int) -> bytes:
         entry = self.entries[index]
+        refuse_large(max(entry.packed, entry.size))
         header = self._archive.read(30, entry.offset)
         if header[:4] != b"PK\3\4":
             raise OSError("no member where the directory of the archive says")

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from fastadv.data.decoding import BadImage, decode_rgb
 from fastadv.errors import DataError
+from fastadv.files import refuse_large
 
 Augment = Literal["none", "crop_flip", "rrc", "utrera"]
 log = logging.getLogger(__name__)
@@ -193,7 +194,7 @@ class FileSet(ImageSet):
         """
         try:
             return self._encoded(index)
-        except (OSError, ValueError, zlib.error) as error:
+        except (OSError, ValueError, OverflowError, zlib.error) as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise BadImage(self.describe(index), reason) from error
 
@@ -267,6 +268,7 @@ class SharedFile:
         return self._read(self._file, size, offset)
 
     def _read(self, file: FileIO, size: int, offset: int) -> bytes:
+        refuse_large(size)
         data = os.pread(file.fileno(), size, offset)
         if len(data) != size:
             raise OSError(f"{self.path.name} ends inside the member")

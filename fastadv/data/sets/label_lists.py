@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ from fastadv.data.sets.image_set import option_hint
 from fastadv.data.sets.json_lists import rows_of_json
 from fastadv.data.sets.split_names import roles_of, word_role
 from fastadv.errors import DataError, first_few
+from fastadv.files import loads_json
 
 LIST_SUFFIXES = frozenset((".csv", ".tsv", ".txt", ".json", ".jsonl"))
 # Files beside data that are no lists of labels.
@@ -182,7 +182,7 @@ def names_by_id(data: bytes, path: str) -> list[str] | None:
     text = data.decode("utf-8-sig", "replace")
     if path.lower().endswith(".json"):
         try:
-            found = json.loads(text)
+            found = loads_json(text)
         except ValueError:
             return None
         if not isinstance(found, dict):
@@ -210,8 +210,8 @@ def _rows(text: str, path: str, index: FileIndex) -> tuple[list[list[str]], list
     if suffix in (".json", ".jsonl"):
         try:
             if suffix == ".json":
-                return rows_of_json(json.loads(text), path)
-            return rows_of_json([json.loads(line) for line in lines], path)
+                return rows_of_json(loads_json(text), path)
+            return rows_of_json([loads_json(line) for line in lines], path)
         except (ValueError, AttributeError, TypeError):  # damaged, or of another form
             return [], []
     first = lines[0]

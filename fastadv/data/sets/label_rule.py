@@ -11,6 +11,7 @@ import logging
 import math
 import numbers
 from collections.abc import Mapping, Sequence
+from itertools import islice, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ log = logging.getLogger(__name__)
 
 MISSING = -1  # the id of an image without a label
 _SHOWN = 8
+_MOST_NUMBERED = 1_000_000  # classes, most of them without images; ImageNet has 21,841
 
 Parsed = int | str | None
 
@@ -138,21 +140,32 @@ def _by_number(
                 *(where, found[-1], len(names or ()), (names or ("",))[0]),
             )
         position: dict[Parsed, int] = {v: v - 1 for v in found}
-        return list(names or map(str, range(mine[-1]))), position
-    whole = mine == list(range(mine[-1] + 1))
+        return list(names or _numbered(mine[-1], where)), position
+    whole = len(mine) == mine[-1] + 1
     if names is not None or whole or len(mine) < 2:
-        return list(names or map(str, range(mine[-1] + 1))), {v: v for v in found}
-    absent = sorted(set(range(mine[-1])) - set(mine))
+        return list(names or _numbered(mine[-1] + 1, where)), {v: v for v in found}
+    gaps = (v for a, b in pairwise([-1, *mine]) for v in range(a + 1, b))
+    absent = [*islice(gaps, _SHOWN), *["..."] * (mine[-1] + 1 - len(mine) > _SHOWN)]
     log.warning(
         "%s: no image of %s has the label(s) %s; the %d numbers that occur are the classes, "
         "in their order and called by them, so that label %d has the class id 0",
         where,
         first,
-        first_few(list(map(str, absent)), _SHOWN),
+        ", ".join(map(str, absent)),
         len(mine),
         mine[0],
     )
     return list(map(str, mine)), {v: i for i, v in enumerate(mine)}
+
+
+def _numbered(count: int, where: str) -> list[str]:
+    """Return the names of classes that are called by their numbers from 0 on."""
+    if count > _MOST_NUMBERED:
+        raise DataError(
+            f"{where}: the label {count - 1} would make {count} classes, of which hardly any "
+            "has images; number the classes from 0 on"
+        )
+    return list(map(str, range(count)))
 
 
 def _parsed(values: Sequence[object], where: str) -> list[Parsed]:

@@ -8,7 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fastadv.data.sets.endings import is_image
 from fastadv.errors import DataError
+from fastadv.files import read_regular, refuse_large
+
+_LOCAL_HEADER = 30  # bytes before the name and the data of a member, at least
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ def folder_tree(root: Path) -> Tree:
 
     def read(path: str) -> bytes:
         try:
-            return (root / path).read_bytes()
+            return read_regular(root / path)
         except OSError as error:
             reason = error.strerror or error
             raise DataError(f"cannot read {root / path}: {reason}") from error
@@ -86,7 +90,7 @@ def _walk(
         ) from error
     for entry in entries:
         path = f"{prefix}{entry.name}"
-        if not entry.is_dir():
+        if not _is_folder(entry) or _is_no_image(entry):
             yield path, False
             continue
         real = f"{above[-1]}{os.sep}{entry.name}"
@@ -96,6 +100,23 @@ def _walk(
                 continue
         yield path, True
         yield from _walk(Path(entry.path), f"{path}/", (*above, real))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _is_no_image(entry: os.DirEntry[str]) -> bool:
+    """Return whether a folder is called like an image, and holds none: a bad image."""
+    if not is_image(entry.name):
+        return False
+    try:
+        return not any(is_image(name) for name in os.listdir(entry.path))
+    except OSError:
+        return True
 
 
 def zip_tree(path: Path) -> tuple[Tree, dict[str, zipfile.ZipInfo]]:
@@ -110,6 +131,7 @@ def zip_tree(path: Path) -> tuple[Tree, dict[str, zipfile.ZipInfo]]:
     except (OSError, zipfile.BadZipFile) as error:
         raise DataError(f"cannot read {path} as a zip archive: {error}") from error
     refuse_unsafe(infos, path)
+    refuse_overlaps(infos, path)
     members: dict[str, zipfile.ZipInfo] = {}
     folders: set[str] = set()
     for info in infos:
@@ -125,6 +147,7 @@ def zip_tree(path: Path) -> tuple[Tree, dict[str, zipfile.ZipInfo]]:
 
     def read(name: str) -> bytes:
         try:
+            refuse_large(members[name].file_size)
             with zipfile.ZipFile(path) as archive:
                 return archive.read(members[name])
         except (
@@ -137,6 +160,25 @@ def zip_tree(path: Path) -> tuple[Tree, dict[str, zipfile.ZipInfo]]:
 
     listed = sorted(members, key=os.fsencode)
     return Tree(str(path), listed, sorted(folders, key=os.fsencode), read), members
+
+
+def refuse_overlaps(infos: Sequence[zipfile.ZipInfo], path: Path) -> None:
+    """Raise DataError where two members of a zip archive share a name, or their bytes."""
+    names: set[str] = set()
+    end = 0
+    for info in sorted(infos, key=lambda info: info.header_offset):
+        name = info.filename
+        if name in names and not info.is_dir():
+            raise DataError(
+                f"{path} has the member {name!r} twice; refusing it. Pack the folder again"
+            )
+        names.add(name)
+        if info.header_offset < end:
+            raise DataError(
+                f"{path} has the member {name!r}, which overlaps another; refusing it. "
+                "Pack the folder again"
+            )
+        end = info.header_offset + _LOCAL_HEADER + info.compress_size
 
 
 def refuse_unsafe(infos: Sequence[zipfile.ZipInfo], path: Path) -> None:

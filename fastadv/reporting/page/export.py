@@ -12,13 +12,16 @@ from matplotlib.figure import Figure
 
 from fastadv.files import write_atomic
 from fastadv.reporting.figures.palette import house_style
-from fastadv.reporting.page.html import Section, Table
+from fastadv.reporting.page.html import Section, Table, printable_texts
 from fastadv.text_tables import format_cell
 
 _LATEX = str.maketrans(
     {c: f"\\{c}" for c in "&%$#_{}"}
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 )
+
+
+_NUMERIC = re.compile(r"[-+]?[\d.][\d.,\s%()\[\]~<>e/-]*")  # -3.2 % [-4.0, 1.5]
 
 
 def export_sections(sections: Sequence[Section], folder: Path) -> list[Path]:
@@ -53,7 +56,7 @@ def export_sections(sections: Sequence[Section], folder: Path) -> list[Path]:
 
 def _drawn(figure: Figure, kind: str) -> bytes:
     buffer = io.BytesIO()
-    with house_style():
+    with house_style(), printable_texts(figure):
         # White: a file of its own has no page behind it.
         figure.savefig(buffer, format=kind, dpi=200, facecolor="white")
     return buffer.getvalue()
@@ -63,8 +66,17 @@ def _csv(table: Table) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(table.columns)
-    writer.writerows(["" if c is None else c for c in row] for row in table.rows)
+    writer.writerows([_csv_cell(cell) for cell in row] for row in table.rows)
     return buffer.getvalue()
+
+
+def _csv_cell(cell: object) -> object:
+    """Return a cell that no spreadsheet takes for a formula and no reader for two rows."""
+    if not isinstance(cell, str):
+        return "" if cell is None else cell
+    text = format_cell(cell)
+    is_formula = text[:1] in ("=", "+", "-", "@") and not _NUMERIC.fullmatch(text)
+    return f"'{text}" if is_formula else text
 
 
 def _latex(table: Table) -> str:

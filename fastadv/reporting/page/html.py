@@ -7,8 +7,10 @@ the page around them is the template `report.html` beside this file.
 
 from __future__ import annotations
 
+import contextlib
 import io
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from os import PathLike
@@ -19,10 +21,15 @@ from xml.etree import ElementTree
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from fastadv.files import write_atomic
 from fastadv.reporting.figures.palette import THEMED, house_style
 from fastadv.text_tables import cell_number, format_cell, numeric_columns
+
+# What XML cannot hold: control characters, surrogates (names that are no UTF-8), U+FFFE.
+_NO_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_NO_GLYPH = re.compile(rf"[\t\r]|{_NO_XML.pattern}")
 
 
 @dataclass(frozen=True)
@@ -123,9 +130,28 @@ def write_report(
         about={k: v for k, v in (about or {}).items() if v is not None},
         sections=list(zip(sections, drawn, strict=True)),
     )
-    # A lone surrogate (a file name in a foreign encoding) must not cost the report.
-    write_atomic(path, page.encode("utf-8", errors="replace"))
+    write_atomic(path, _NO_XML.sub(" ", page).encode())
     return Path(path)
+
+
+@contextlib.contextmanager
+def printable_texts(figure: Figure) -> Iterator[None]:
+    """Draw a figure in the block without surrogates and control characters in its texts.
+
+    No file can hold those, and texts of ticks are only made as they are drawn.
+    """
+    set_text = Text.set_text
+
+    def set_printable(text: Text, said: Any) -> None:
+        set_text(text, None if said is None else _NO_GLYPH.sub(" ", str(said)))
+
+    for text in figure.findobj(Text):
+        set_printable(text, text.get_text())
+    try:
+        Text.set_text = set_printable  # type: ignore[method-assign,assignment]
+        yield
+    finally:
+        Text.set_text = set_text  # type: ignore[method-assign]
 
 
 def inline_svg(figure: Figure, prefix: str, label: str) -> str:
@@ -139,10 +165,11 @@ def inline_svg(figure: Figure, prefix: str, label: str) -> str:
         label: Text for screen readers.
     """
     buffer = io.BytesIO()
-    with house_style():
+    with house_style(), printable_texts(figure):
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(buffer, format="svg", metadata=nothing, transparent=True)
-    root = ElementTree.fromstring(buffer.getvalue())
+    drawn = buffer.getvalue().decode("utf-8", "replace")
+    root = ElementTree.fromstring(_NO_XML.sub(" ", drawn))
     # matplotlib's own <style> would apply to every figure of the page.
     for parent in list(root.iter()):
         parent[:] = [child for child in parent if not child.tag.endswith("}style")]
