@@ -24,8 +24,9 @@ from fastadv.data.metric import is_own
 from fastadv.data.sets.subsets import at_most
 from fastadv.errors import ConfigError
 from fastadv.evaluation.accuracy import Accuracy
+from fastadv.evaluation.matching import match_classes
 from fastadv.evaluation.rows import source_record, target_record
-from fastadv.evaluation.source import check_same_classes, open_for
+from fastadv.evaluation.source import open_for
 from fastadv.models.source import open_source
 from fastadv.models.view import AttackView
 from fastadv.results.analysis_settings import ManipulationSetting
@@ -57,14 +58,14 @@ def prepare(config: ManipulationConfig, name: str) -> Analysis:
     source = open_source(name, download=config.download)
     side = config.resolution or source.resolution
     splits = open_for(source, config.data, side, config.options)
-    check_same_classes(source, splits.test)
-    images = at_most(splits.test, config.num_images, config.seed)
+    matched = match_classes(source, splits.test)
+    images = at_most(matched.images, config.num_images, config.seed)
     images = seen_by(source, images)
     options = options_for(source, splits.test, config)
     levels = {"clean": _as_they_are} | _manipulations(config, side)
 
     def decide(first: int) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-        view = AttackView(source.load().eval().to(options.device))
+        view = AttackView(matched.model(source).eval().to(options.device))
         for number, batch in numbered_batches(
             make_loader(images, **vars(options)), first
         ):
@@ -107,6 +108,7 @@ def prepare(config: ManipulationConfig, name: str) -> Analysis:
             levels=tuple(levels)[1:],
             num_images=len(images),
             preparation=options.preparation,
+            class_map=matched.class_map.digest,
         ),
         compute=compute,
         seed=config.seed,

@@ -15,6 +15,8 @@ from fastadv.kernels.arguments import memory_order
 from fastadv.models.view import AttackView
 from fastadv.threat import ThreatModel
 
+_IMAGES = (torch.uint8, torch.float32, torch.float64)
+
 
 @dataclass(frozen=True)
 class AttackResult:
@@ -101,6 +103,25 @@ class Attack(Protocol):
         """
 
 
+def check_batch(model: object, x: object, y: object) -> None:
+    """Raise TypeError unless these are a network, images and labels as attacks take them.
+
+    Shapes, devices and values are checked later, where the network is known.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"the model is a {type(model).__name__}; attacks take a torch.nn.Module"
+        )
+    for name, value in (("x", x), ("y", y)):
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"{name} is a {type(value).__name__}; attacks take tensors, which "
+                f"torch.as_tensor({name}) makes of lists and NumPy arrays"
+            )
+    if isinstance(x, Tensor) and x.dtype not in _IMAGES:
+        raise TypeError(f"x is {x.dtype}; accepted: uint8, float32, float64")
+
+
 class SingleAttack:
     """Base class of one attack, which times calls and keeps the layout of the images.
 
@@ -135,6 +156,7 @@ class SingleAttack:
         `more` are arguments of a single kind of attack, such as `eps` and `start` of
         `PGD`.
         """
+        check_batch(model, x, y)
         began = time.perf_counter()
         layout = memory_order(x) or torch.contiguous_format
         found = self._attack(model, x, y, offset, active, **more)

@@ -16,7 +16,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
-from fastadv.attacks.contract import AttackResult, SingleAttack
+from fastadv.attacks.contract import AttackResult, SingleAttack, check_batch
 from fastadv.attacks.objectives import (
     AnyObjective,
     Context,
@@ -121,6 +121,7 @@ class GradientAttack(SingleAttack):
         training, and pixels only in the first batch of floats. The view is compared with
         the model the first time, in training once for each network.
         """
+        check_batch(model, x, y)
         view = self.prepare(model)
         may_be_soft = training or not self.objective.succeeds
         soft = may_be_soft and y.dim() == 2 and y.is_floating_point()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+from fastadv.data.handed_in import named_data
 from fastadv.errors import ConfigError
 from fastadv.flags import Pairs
 from fastadv.preparation import Interpolation
@@ -45,7 +46,11 @@ def dataset_options(pairs: Sequence[str]) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class ImagesConfig(Checked):
-    """The images of a data set, and how they are read."""
+    """The images of a data set, and how they are read.
+
+    In Python, the data set may also be a map-style data set of PyTorch, or a dictionary of
+    such by split: see `open_dataset`.
+    """
 
     dataset_option: Pairs = ()
     """Option KEY=VALUE of the data set, for example partition=2 or root=DIR."""
@@ -65,6 +70,9 @@ class ImagesConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in ("data", "dataset"):
+            if (data := getattr(self, name, None)) is not None:
+                object.__setattr__(self, name, named_data(data))
         dataset_options(self.dataset_option)  # raises where one is no KEY=VALUE
 
     @property

@@ -9,7 +9,7 @@ from fastadv.attacks.config import NORM_ALIAS, AttackConfig, StepsFlag, StepSize
 from fastadv.data.config import ImagesConfig
 from fastadv.device import DeviceConfig
 from fastadv.errors import ConfigError
-from fastadv.extensions import check_name
+from fastadv.extensions import check_name, name_of
 from fastadv.flags import NormName, Pixels, arg
 from fastadv.models.handed_in import named_source
 from fastadv.ranges import AT_LEAST_1
@@ -125,6 +125,9 @@ class EvaluationConfig(AttackConfig, ImagesConfig, DeviceConfig, KeepConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "checkpoint", named_source(self.checkpoint))
+        for name, known in (("attack", ATTACKS), ("objective", OBJECTIVES)):
+            named = name_of(getattr(self, name), known, f"{name}s")
+            object.__setattr__(self, name, named)
         check_name("`attack`", self.attack, ATTACKS, "attacks")
         check_name("`objective`", self.objective, OBJECTIVES, "objectives")
         theirs = self.attack not in ATTACKS

@@ -85,7 +85,7 @@ def match_classes(
     images: ImageSet,
     class_map: str | None = None,
     *,
-    all_outputs: bool = False,
+    all_outputs: bool | None = None,
 ) -> Matched:
     """Find the classes of images among the outputs of a network.
 
@@ -98,7 +98,8 @@ def match_classes(
         class_map: A file that says which outputs stand for which class; see
             `class_map_for`.
         all_outputs: Let the network choose among all of its outputs, and not among those
-            of the classes of the images alone.
+            of the classes of the images alone. None is the latter, for callers without
+            this choice.
 
     Raises:
         ConfigError: The network knows fewer than two of the classes; see `class_map_for`.
@@ -132,12 +133,12 @@ def match_classes(
     labels = [place[label] for label in images.labels[known].tolist()]
     part = ListedSet(images, known, labels, names, images.name, split=images.split)
     among = "all of its outputs" if all_outputs else "the outputs of these classes"
-    other = "" if all_outputs else "; `all_outputs` lets it choose among all"
+    other = "; `all_outputs` lets it choose among all" if all_outputs is False else ""
     log.warning(
         "%s on %s: %s; %d of %d images are judged, and the network chooses among %s%s",
         *(source.name, images.name, classes, len(known), len(images), among, other),
     )
-    return Matched(part, groups, classes, all_outputs)
+    return Matched(part, groups, classes, bool(all_outputs))
 
 
 def check_all_outputs(matched: Matched, wanted: bool) -> None:

@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -36,6 +37,7 @@ from fastadv.models.input_shapes import channels_in, set_channels, set_side
 from fastadv.models.normalized import seeded_init
 from fastadv.models.registry import ArchSpec, get_spec
 from fastadv.models.tokens import set_token, token_of_keys
+from fastadv.models.undrawn import UndrawnParameters
 
 _BUILD_CLASSES = 1000  # any number does: the head is resized to that of the weights
 _FEW = 4  # names that a message lists
@@ -229,7 +231,10 @@ def _first_that_fits(
 
 def _built(spec: ArchSpec, tensors: Mapping[str, Tensor], file: Path) -> nn.Module:
     """Build a network of the channels and of the side of images that a file is for."""
-    net = spec.build(_BUILD_CLASSES)
+    # Code of a user's own may need the values that it draws.
+    undrawn = spec.name in ARCHITECTURES or spec.name.startswith(TIMM_PREFIX)
+    with UndrawnParameters() if undrawn else nullcontext():
+        net = spec.build(_BUILD_CLASSES)
     if channels_in(net, tensors) == 1:
         set_channels(net, 1)
     if side := our_header(file).get("image_size"):

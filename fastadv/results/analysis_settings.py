@@ -86,10 +86,12 @@ class ManipulationSetting:
     levels: tuple[str, ...]
     num_images: int  # Number of images.
     preparation: Preparation | None = None  # How images were resized and cropped.
+    # Hash of which outputs stand for the classes; None where these are its outputs.
+    class_map: str | None = None
 
     def key(self) -> tuple[Any, ...]:
         """Return what must be equal for two numbers to be compared."""
-        return self.how, self.num_images
+        return self.how, self.num_images, *((self.class_map,) if self.class_map else ())
 
     def label(self) -> str:
         """Return the manipulation and the number of images as a text."""

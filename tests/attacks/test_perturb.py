@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -78,3 +79,32 @@ def test_a_view_that_is_fresh_is_not_refreshed(monkeypatch: pytest.MonkeyPatch) 
     for _ in range(2):
         attack.perturb(view, IMAGES, LABELS)
         attack(view, IMAGES, LABELS)
+
+
+@pytest.mark.parametrize("call", ["judged", "perturb"])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            {"x": IMAGES.numpy()},
+            r"x is a ndarray; attacks take tensors, which torch.as_tens",
+        ),
+        ({"y": LABELS.numpy()}, "y is a ndarray; attacks take tensors"),
+        ({"y": LABELS.tolist()}, "y is a list; attacks take tensors"),
+        ({"x": None}, "x is a NoneType"),
+        ({"x": IMAGES.half()}, "x is torch.float16; accepted: uint8, float32, float64"),
+        ({"x": (255 * IMAGES).int()}, "x is torch.int32; accepted"),
+        ({"y": LABELS.int()}, "y is torch.int32; expected class ids, int64"),
+        (
+            {"model": len},
+            "the model is a builtin_function_or_method; attacks take a torch.nn",
+        ),
+    ],
+)
+def test_what_is_no_batch_of_tensors(
+    call: str, change: dict[str, Any], said: str
+) -> None:
+    attack = PGD(THREAT, num_steps=1)
+    given = {"model": small_model(), "x": IMAGES, "y": LABELS} | change
+    with pytest.raises(TypeError, match=said):
+        (attack if call == "judged" else attack.perturb)(*given.values())

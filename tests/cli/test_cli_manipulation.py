@@ -77,6 +77,29 @@ def test_mean_brightness_survives(
     assert "Accuracy on manipulated images" in page.read_text()
 
 
+def test_a_network_that_knows_more_classes(
+    call: Caller, shades: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It chooses among the classes of the data alone, which are found by their names."""
+    net = brightness_net(tmp_path, 3, 1, ("other", "dark", "third", "bright"))
+    words = ["manipulation", "--how", "low_pass", "--source", net, "--data", shades]
+    done = call("analyze", *words, "--levels", 1, "--results", tmp_path / "r")
+    assert done.code == 0, done.err
+    assert "2 classes by 2 of 4 outputs" in caplog.text
+    assert "all_outputs" not in caplog.text  # no choice of an analysis
+    assert found(tmp_path / "r") == {"top1": 95, "top1:1": 95}
+    table = ResultsTable(tmp_path / "r")
+    [row, _] = table.rows()
+    assert row.setting.class_map is not None
+    assert set(table.arrays(row)["decisions"].ravel().tolist()) == {0, 1}
+    other = brightness_net(tmp_path, 0, 1, ("one", "two", "three"))
+    refused = call(
+        "analyze", *words[:4], other, *words[5:], "--results", tmp_path / "x"
+    )
+    assert refused.code != 0
+    assert "knows" in refused.error
+
+
 @pytest.mark.parametrize("downscale", [None, 4])
 def test_what_takes_nothing_has_the_clean_accuracy(
     call: Caller, tmp_path: Path, downscale: int | None

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 from command_line import Caller, image_folder
 
-from fastadv.attacks import PGD, ThreatModel, make_attack
+from fastadv.attacks import PGD, Objective, ThreatModel, make_attack
 from fastadv.errors import ConfigError
-from fastadv.evaluation.config import ATTACKS, OBJECTIVES
+from fastadv.evaluation.config import ATTACKS, OBJECTIVES, EvaluationConfig
+from fastadv.evaluation.source import evaluate_checkpoint
+from fastadv.extensions import load_reference
 from fastadv.models import create_model, save_model
 from fastadv.results import ResultsTable
 
@@ -101,6 +103,26 @@ def test_attacks_by_name_in_python(monkeypatch: pytest.MonkeyPatch) -> None:
         make_attack("mine_of_test:nothing", threat)
     with pytest.raises(ValueError, match="unknown attack 'aa'"):
         make_attack("aa", threat)
+
+
+def test_a_loss_and_an_attack_as_objects(call: Caller, common: list[str]) -> None:
+    """In Python, `EvaluationConfig` takes them as they are; the numbers are the same."""
+    words = dict(zip(common[::2], common[1::2], strict=True))
+    base: dict[str, Any] = {
+        "checkpoint": words["--checkpoint"], "data": words["--data"], "resolution": 16,
+        "norm": "linf", "eps": 8 / 255, "num_steps": 3, "device": "cpu",
+    }  # fmt: skip
+    loss, attack = f"{LOSS}:hinge", f"{ATTACK}:Noise"
+    for more, flags in (
+        ({"objective": load_reference(loss, "loss")}, ["--objective", loss]),
+        ({"attack": load_reference(attack, "attack")}, ["--attack", attack]),
+    ):
+        found = evaluate_checkpoint(EvaluationConfig(**base | more))
+        named = _evaluated(call, *common, *flags)
+        assert found.result["robust_acc"] == named["robust_acc"]
+        assert found.rows[1].attack is not None
+    with pytest.raises(ConfigError, match="'margin' is built in; give the Objective"):
+        EvaluationConfig(**base, objective=Objective("margin", lambda x, y: x[:, 0]))
 
 
 def test_the_help_names_them(call: Caller) -> None:

@@ -54,6 +54,8 @@ def test_medmnist(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         {"x": X, "y": Y},
         {"images": X, "labels": Y},
         {"X": X.transpose(0, 3, 1, 2), "Y": np.eye(3)[Y]},
+        {"images": X.astype(np.float32), "labels": Y},
+        {"images": (X / 255).astype(np.float32), "labels": Y},
         {"data": X.transpose(0, 3, 1, 2).reshape(12, -1), "targets": Y.astype(float)},
         {"data": X[..., 0].reshape(12, -1), "label": Y[:, None]},
     ],
@@ -61,6 +63,20 @@ def test_medmnist(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
 def test_npz_of_other_habits(tmp_path: Path, arrays: Any) -> None:
     np.savez(tmp_path / "a.npz", **arrays)
     assert content(open_judged_splits(tmp_path / "a.npz").test) == ALL
+
+
+def test_splits_before_the_kind_of_an_array(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", trainX=X[:6], trainY=Y[:6], testX=X[6:], testY=Y[6:])
+    splits = open_dataset(tmp_path / "a.npz")
+    assert content(splits.train) == {"0": [0, 3], "1": [1, 4], "2": [2, 5]}
+    assert len(splits.test) == 6
+
+
+@pytest.mark.parametrize("images", [X - 0.5, X.astype(float) * 100, X + np.nan])
+def test_floats_that_are_no_pixels(tmp_path: Path, images: Any) -> None:
+    np.savez(tmp_path / "a.npz", images=images, labels=Y)
+    with pytest.raises(DataError, match=r"expected uint8 in 0\.\.255"):
+        open_dataset(tmp_path / "a.npz")
 
 
 def test_npy_files(tmp_path: Path) -> None:

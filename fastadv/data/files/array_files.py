@@ -1,8 +1,8 @@
 """Well-known files of whole arrays of images, opened by path.
 
-NumPy (.npz, .npy), MATLAB (.mat), the Python and binary batches of CIFAR, the binary files
-of STL-10, and idx files. Which array is what stands in its name: `x_train`, `val_labels`,
-`test_images`, `data`, `y`.
+NumPy (.npz, .npy), MATLAB (.mat), HDF5 (.h5), the Python and binary batches of CIFAR, the
+binary files of STL-10, and idx files. Which array is what stands in its name: `x_train`,
+`val_labels`, `test_images`, `data`, `y`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from fastadv.data.files.batch_files import (
     cifar_python_batches,
     stl_files,
 )
+from fastadv.data.files.hdf5_files import ENDINGS, read_hdf5
 from fastadv.data.sets.arrays import (
     DIGIT_NAMES,
     as_rgb,
@@ -43,7 +44,9 @@ log = logging.getLogger(__name__)
 Arrays = Mapping[str, NDArray[Any]]
 Pair = tuple[NDArray[Any], NDArray[Any]]  # images as stored, labels
 _IMAGES = frozenset(("x", "images", "image", "imgs", "img", "data", "pixels"))
-_LABELS = frozenset(("y", "labels", "label", "targets", "target", "classes", "cls"))
+_LABELS = frozenset(
+    ("y", "labels", "label", "targets", "target", "classes", "cls", "ans")
+)
 _EXPECTED = (
     "expected x_train, y_train, x_test and y_test, names like train_images and "
     "train_labels, or x and y (images and labels) alone"
@@ -144,7 +147,20 @@ def to_images(array: NDArray[Any], what: str) -> NDArray[np.uint8]:
             array = array.reshape(-1, gray, gray)
     if array.ndim == 4 and array.shape[3] not in (1, 3) and array.shape[1] in (1, 3):
         array = array.transpose(0, 2, 3, 1)
-    return as_rgb(array, what)
+    return as_rgb(_eight_bits(array), what)
+
+
+def _eight_bits(array: NDArray[Any]) -> NDArray[Any]:
+    """Return floats in [0, 1] rounded to 8 bit, whole ones in 0..255 as they are."""
+    if not np.issubdtype(array.dtype, np.floating) or not array.size:
+        return array
+    low, high = float(array.min()), float(array.max())
+    if not (low >= 0 and high <= 255):  # not a number neither
+        return array
+    if high <= 1:
+        return np.floor(array * 255 + 0.5).astype(np.uint8)
+    whole = np.floor(array)
+    return whole.astype(np.uint8) if (whole == array).all() else array
 
 
 def corruption_arrays(path: Path) -> dict[str, Path]:
@@ -193,6 +209,8 @@ def _pairs(path: Path) -> tuple[dict[str, Pair], list[str] | None]:
         return _beside(path), None
     if suffix == ".mat":
         return _of_mat(path)
+    if suffix in ENDINGS:
+        return _by_names(read_hdf5(path, _is_wanted), str(path)), None
     if _IDX.search(path.name):
         return _of_idx(path.parent), None
     return {}, None
@@ -212,6 +230,9 @@ def _of_folder(folder: Path) -> tuple[dict[str, Pair], list[str] | None]:
         return _by_names(found, str(folder)), None
     if len(arrays) == 1 and (file := next(iter(arrays.values()))).suffix == ".npz":
         return _by_names(_npz(file), str(file)), None
+    hdf5 = {f.stem: f for f in sorted(folder.iterdir()) if f.suffix in ENDINGS}
+    if hdf5:
+        return _of_hdf5(hdf5, str(folder)), None
     mats = [f for f in sorted(folder.glob("*.mat")) if _SVHN.fullmatch(f.name)]
     if mats:
         return {f.name.split("_")[0]: _svhn(f) for f in mats}, list(DIGIT_NAMES)
@@ -226,7 +247,8 @@ def _of_folder(folder: Path) -> tuple[dict[str, Pair], list[str] | None]:
 
 def _kind(key: str) -> tuple[str, str]:
     """Return (images, labels or nothing; the split or nothing) that a name stands for."""
-    text = re.sub(r"^([xy])(?=tr|te|val)", r"\1_", key.lower())
+    text = re.sub(r"(?<=[a-z])(?=[XY]$)", "_", key).lower()  # trainX
+    text = re.sub(r"^([xy])(?=tr|te|val)", r"\1_", text)
     words = [w for w in re.split(r"[^a-z0-9]+", text) if w]
     split = next((w for w in words if exact_role(w)), "")
     kinds = [
@@ -264,8 +286,8 @@ def _by_names(arrays: Arrays, where: str) -> dict[str, Pair]:
 
 def _flat_labels(labels: NDArray[Any], what: str) -> list[object]:
     """Return one label per image."""
-    if labels.ndim == 2 and labels.shape[1] == 1:
-        labels = labels[:, 0]
+    if labels.ndim > 1 and labels.size == len(labels):
+        labels = labels.reshape(-1)
     if labels.ndim == 2:
         binary = bool(np.isin(labels, (0, 1)).all())
         if not (binary and (labels.sum(axis=1) == 1).all()):
@@ -357,6 +379,22 @@ def _beside(path: Path) -> dict[str, Pair]:
     raise DataError(f"{path} has no labels beside it; expected {' or '.join(names)}")
 
 
+def _is_wanted(key: str) -> bool:
+    return bool(_kind(key)[0])
+
+
+def _of_hdf5(files: Mapping[str, Path], where: str) -> dict[str, Pair]:
+    """Pair the arrays of one HDF5 file, or of several that are called by what they hold."""
+    found: dict[str, NDArray[Any]] = {}
+    for stem, file in files.items():
+        arrays = read_hdf5(file, _is_wanted)
+        for key, array in arrays.items():
+            # PatchCamelyon calls the only array of `..._train_y.h5` y.
+            alone = len(arrays) == 1 and _kind(stem)[0] == _kind(key)[0]
+            found[stem if alone else f"{stem}/{key}" if len(files) > 1 else key] = array
+    return _by_names(found, where)
+
+
 def _svhn(path: Path) -> Pair:
     arrays = read_mat(path)
     if not {"X", "y"} <= arrays.keys() or arrays["X"].ndim != 4:
@@ -368,6 +406,11 @@ def _svhn(path: Path) -> Pair:
 def _of_mat(path: Path) -> tuple[dict[str, Pair], list[str] | None]:
     if found := _SVHN.fullmatch(path.name):
         return {found[1]: _svhn(path)}, list(DIGIT_NAMES)
+    with path.open("rb") as file:
+        hdf5 = file.read(128).startswith(b"MATLAB 7.3")
+    if hdf5:  # axes are stored in the opposite order
+        read = read_hdf5(path, _is_wanted)
+        return _by_names({key: array.T for key, array in read.items()}, str(path)), None
     arrays = {
         key: value
         for key, value in read_mat(path).items()

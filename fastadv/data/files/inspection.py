@@ -24,7 +24,7 @@ from fastadv.data.decoding import BadImage, decode_rgb
 from fastadv.data.files.packing import CHECKSUMS
 from fastadv.data.files.records import RecordSet
 from fastadv.data.files.tfrecord import damaged_records
-from fastadv.data.sets.image_set import Damage, DatasetSplits, ImageSet
+from fastadv.data.sets.image_set import NO_IMAGES, Damage, DatasetSplits, ImageSet
 from fastadv.data.sets.splitting import SplitSets
 from fastadv.data.sets.subsets import base_and_positions, files_and_positions
 from fastadv.errors import DataError, first_few
@@ -63,9 +63,12 @@ class Findings:
 
     def text(self) -> str:
         """Return the findings for a terminal, at most `_SHOWN` of each kind."""
-        corrupt = [f"{name}: {reason}" for name, reason in self.corrupt]
+        damage = [f"{name}: {reason}" for name, reason in self.corrupt]
+        empty = [each for each in damage if f": {NO_IMAGES}" in each]
+        corrupt = [each for each in damage if each not in empty]
         shared = [f"{a} = {b} (equal {how})" for a, b, how in self.duplicates]
         lines = _listed("corrupt", corrupt) + _listed("in both splits", shared)
+        lines += _listed("classes without images", empty)
         for split, count in self.images.items():
             repeated = self.repeated[split]
             more = f", {repeated} of them repeated within the split" if repeated else ""
@@ -355,7 +358,7 @@ def statistics_text(found: dict[str, Any]) -> str:
     for split, values in found["splits"].items():
         counts = list(values["classes"].values())
         lines.append(
-            f"{split}: {values['images']} images, {len(counts)} classes of "
+            f"{split or 'all'}: {values['images']} images, {len(counts)} classes of "
             f"{min(counts)} to {max(counts)}"
         )
         if values["bad_images"]:

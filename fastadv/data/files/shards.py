@@ -208,6 +208,8 @@ def _record(
     if not endings:
         what = chosen.label or ".cls, .json or .txt"
         reason = f"has no label member {listed}; expected {what}"
+        if "/" in key:
+            reason += ". If folders are its classes, unpack it and name the folder"
         return Record(key, f"{_UNLABELLED}{reason}", *found[images[0]])
     if len(endings) > 1:
         raise ValueError(

@@ -16,6 +16,7 @@ from typing import Any, get_args, get_type_hints
 
 from fastadv.data.files.parquet import open_hub
 from fastadv.data.files.patterns import looks_like_a_path
+from fastadv.data.handed_in import SCHEME, handed_in
 from fastadv.data.metric import check_metric
 from fastadv.data.opening.by_path import open_path
 from fastadv.data.sets import arrays
@@ -136,6 +137,8 @@ def _opened(
 ) -> tuple[SplitSets, str, dict[str, Any]]:
     """Return the splits, the name of the data set, and options of its texture."""
     name = os.fspath(given) if isinstance(given, str | os.PathLike) else _OBJECT
+    if name.startswith(SCHEME):
+        given, name = handed_in(name), _OBJECT
     metric = options.get("metric")
     if metric is not None:
         metric = options["metric"] = check_metric(metric)

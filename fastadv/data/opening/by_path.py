@@ -35,6 +35,7 @@ from fastadv.data.sets.folders import (
 from fastadv.data.sets.image_set import Damage, ImageSet, option_hint
 from fastadv.data.sets.label_lists import Columns
 from fastadv.data.sets.label_rule import resolve_labels
+from fastadv.data.sets.name_labels import label_pattern as compiled
 from fastadv.data.sets.split_names import (
     EVAL_WORDS,
     evaluation_order,
@@ -77,6 +78,7 @@ def open_path(
     holdout: float = 0.1,
     image_column: str | None = None,
     label_column: str | None = None,
+    label_pattern: str | None = None,
     image_root: str | os.PathLike[str] | None = None,
     class_order: str = "text",
     severity: int | None = None,
@@ -101,6 +103,9 @@ def open_path(
         image_column: Tables and lists: the column of images. WebDataset: the ending of
             the images, for example `input.jpg`.
         label_column: The same of labels, for example `target.cls`.
+        label_pattern: Folders and archives of images: a regular expression that is looked
+            for in the path of each image, and whose first group is its label, for example
+            `([a-z]+)_[0-9]+`.
         image_root: Tables whose rows hold paths: the folder that these start from.
         class_order: Order of class folders that are called by numbers: `text`, as
             torchvision's ImageFolder has it, or `number`.
@@ -130,7 +135,7 @@ def open_path(
             "give one of them"
         )
     how = _How(
-        columns=Columns(image_column, label_column),
+        columns=Columns(image_column, label_column, compiled(label_pattern)),
         image_root=None if image_root is None else Path(image_root).expanduser(),
         by_number=class_order == "number",
         severity=severity,
@@ -213,8 +218,8 @@ def _open(text: str, test: str | None, how: _How) -> tuple[str, dict[str, ImageS
     if kind not in _IN_FOLDERS:
         raise DataError(
             f"{text} is neither a folder nor a .zip archive, nor files of .tar, "
-            ".tfrecord, .rec, .parquet, .arrow, .npz, .npy, .mat or idx; expected one of "
-            "them, or a folder with train/<class>/<image> and val/<class>/<image> in it"
+            ".tfrecord, .rec, .parquet, .arrow, .npz, .npy, .mat, .h5 or idx; expected one "
+            "of them, or a folder with train/<class>/<image> and val/<class>/<image> in it"
         )
     if test is not None:
         folder = Path(test).expanduser()

@@ -27,6 +27,7 @@ from fastadv.files import refuse_large
 
 Augment = Literal["none", "crop_flip", "rrc", "utrera"]
 log = logging.getLogger(__name__)
+NO_IMAGES = "no images of"  # how the problem begins that classes are empty
 _opening = threading.Lock()
 
 
@@ -331,7 +332,7 @@ def check_classes(
             continue
         listed = ", ".join(map(repr, empty[:8])) + ", ..." * (len(empty) > 8)
         what = (
-            f"no images of {len(empty)} of {len(part.classes)} classes in "
+            f"{NO_IMAGES} {len(empty)} of {len(part.classes)} classes in "
             f"{part.split}: {listed}"
         )
         if part is held and not strict:

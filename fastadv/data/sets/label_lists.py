@@ -10,17 +10,18 @@ import csv
 import io
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from fastadv.data.sets.endings import is_image
 from fastadv.data.sets.image_set import option_hint
+from fastadv.data.sets.json_lists import rows_of_json
 from fastadv.data.sets.split_names import roles_of, word_role
 from fastadv.errors import DataError, first_few
 from fastadv.files import loads_json
 
-LIST_SUFFIXES = frozenset((".csv", ".tsv", ".txt", ".jsonl"))
+LIST_SUFFIXES = frozenset((".csv", ".tsv", ".txt", ".json", ".jsonl"))
 # Files beside data that are no lists of labels.
 _NO_LISTS = re.compile(
     r"readme|licen[cs]e|copying|notice|citation|changelog|submission|requirements|"
@@ -62,10 +63,12 @@ class Columns:
     Attributes:
         image: The column of files, or the ending of images.
         label: The column of labels, or the ending of labels.
+        pattern: What finds the label in the path of an image, as its first group.
     """
 
     image: str | None = None
     label: str | None = None
+    pattern: re.Pattern[str] | None = None
 
 
 @dataclass
@@ -204,8 +207,13 @@ def _rows(text: str, path: str, index: FileIndex) -> tuple[list[list[str]], list
     if not lines:
         return [], []
     suffix = PurePosixPath(path).suffix.lower()
-    if suffix == ".jsonl":
-        return _from_json(lines)
+    if suffix in (".json", ".jsonl"):
+        try:
+            if suffix == ".json":
+                return rows_of_json(loads_json(text), path)
+            return rows_of_json([loads_json(line) for line in lines], path)
+        except (ValueError, AttributeError, TypeError):  # damaged, or of another form
+            return [], []
     first = lines[0]
     if suffix == ".txt" and not re.search(r"[,;\t|]", first):
         return _from_words(lines, index), []
@@ -232,21 +240,6 @@ def _from_words(lines: Sequence[str], index: FileIndex) -> list[list[str]]:
             words = [head, last] if index.find(head) else words
         rows.append(words)
     return rows
-
-
-def _from_json(lines: Iterable[str]) -> tuple[list[list[str]], list[str]]:
-    try:
-        found = [loads_json(line) for line in lines]
-    except ValueError:
-        return [], []
-    if not all(isinstance(each, dict) for each in found):
-        return [], []
-    header = list(dict.fromkeys(key for each in found for key in each))
-    rows = [
-        ["" if each.get(key) is None else str(each[key]) for key in header]
-        for each in found
-    ]
-    return rows, header
 
 
 def _file_column(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import cached_property
 from io import BytesIO
 from pathlib import PurePosixPath
@@ -18,6 +18,7 @@ from fastadv.data.sets.label_lists import (
     names_by_id,
     read_list,
 )
+from fastadv.data.sets.name_labels import labels_of_names
 from fastadv.data.sets.split_names import Role, exact_role, training_name, word_role
 from fastadv.data.sets.tree import Tree
 from fastadv.errors import DataError
@@ -53,16 +54,24 @@ class FlatLabels:
         """Return the names of classes by id that a file beside the images states."""
         return _class_names(self.tree)
 
-    def of_split(self, name: str, images: Sequence[str]) -> Pairs:
-        """Return path and label of the images of a split folder; nothing without a list.
+    def of_split(
+        self, name: str, images: Sequence[str], known: Collection[str] | None = None
+    ) -> Pairs:
+        """Return path and label of the images of a split folder; nothing without labels.
+
+        They are those of a list, or stand in the names of the images.
 
         Args:
             name: The folder.
             images: Paths of its images.
+            known: Classes that labels in names must be among; None accepts any.
 
         Raises:
             DataError: A list names the images, but not clearly their labels.
         """
+        by_name = self.tree.where, self.columns.pattern, known
+        if self.columns.pattern is not None:
+            return labels_of_names(images, *by_name)
         index = FileIndex(images)
         wanted = exact_role(name) or word_role(name)
         for path in sorted(self.lists, key=lambda p: (not p.startswith(f"{name}/"), p)):
@@ -95,7 +104,7 @@ class FlatLabels:
                         *(self.tree.where, name, path),
                     )
                     return list(zip(ordered, labels, strict=True))
-        return []
+        return labels_of_names(images, *by_name)
 
 
 def splits_of_lists(tree: Tree, columns: Columns) -> Found | None:
@@ -194,7 +203,7 @@ def _lists(tree: Tree) -> list[str]:
             by_folder.setdefault(path.rpartition("/")[0], []).append(path)
     found: list[str] = []
     for paths in by_folder.values():
-        notes = [p for p in paths if p.lower().endswith(".txt")]
+        notes = [p for p in paths if p.lower().endswith((".txt", ".json"))]
         crowded = len(notes) > _MOST_NOTES
         found += [p for p in paths if not (crowded and p in notes)]
     return sorted(found, key=lambda p: (p.count("/"), p))

@@ -28,6 +28,7 @@ from fastadv.data.sets.layout_lists import (
     cub_layout,
     splits_of_lists,
 )
+from fastadv.data.sets.name_labels import labels_of_names
 from fastadv.data.sets.split_folders import SplitFiles, are_classes, files_of_split
 from fastadv.data.sets.split_names import (
     EVAL_WORDS,
@@ -42,6 +43,9 @@ from fastadv.errors import ConfigError, DataError, unknown_name
 log = logging.getLogger(__name__)
 
 _SEVERITIES = ("1", "2", "3", "4", "5")
+_IN_NAMES = "If labels stand in the names of images, give " + option_hint(
+    "label_pattern", "REGEX"
+)
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,7 @@ def find_layout(
             return Layout(prefix, *_chosen(found, eval_split, tree.where))
         inner = _only_folder(here)
         if inner is None:
-            return Layout(prefix, *_without_splits(here, by_number))
+            return Layout(prefix, *_without_splits(here, by_number, columns))
         prefix += f"{inner}/"
 
 
@@ -170,7 +174,7 @@ def _by_folders(
         if are_classes(part, train):
             _note_loose(part, f"{where}: {name}/")
             held_name, held = name, part.folders
-        elif part.images and (pairs := _flat(flat, name, part, where)):
+        elif part.images and (pairs := _flat(flat, name, part, where, train)):
             held_name, listed[name] = name, pairs
         elif not part.images and alone:
             raise DataError(f"{where}: {name}/ has no images; {EXPECTED}")
@@ -261,7 +265,7 @@ def _has_labels(
     part: SplitFiles, train: Members | None, flat: FlatLabels, name: str
 ) -> bool:
     """Return whether a split that is not evaluated on could be."""
-    return are_classes(part, train) or bool(flat.of_split(name, part.images))
+    return are_classes(part, train) or bool(flat.of_split(name, part.images, train))
 
 
 def _say_beside(tree: Tree, roles: Mapping[str, Role]) -> None:
@@ -284,15 +288,21 @@ def _say_unlabelled(where: str, name: str, count: int) -> None:
 
 
 def _flat(
-    flat: FlatLabels, name: str, part: SplitFiles, where: str, *, required: bool = False
+    flat: FlatLabels,
+    name: str,
+    part: SplitFiles,
+    where: str,
+    train: Members | None = None,
+    *,
+    required: bool = False,
 ) -> list[tuple[str, str]]:
-    """Return (path, label) of the images of a split by a list; nothing without one."""
-    found = flat.of_split(name, part.images)
+    """Return (path, label) of the images of a split by a list or their names, if any."""
+    found = flat.of_split(name, part.images, train)
     if not found and required:
         raise DataError(
             f"{where}: {name}/ has no class folders, and no list beside it names labels of "
             f"its {len(part.images)} images; {EXPECTED}, or a CSV or text file with a file "
-            "and a class in each line"
+            f"and a class in each line. {_IN_NAMES}"
         )
     return found
 
@@ -353,7 +363,7 @@ def _chosen(
 
 
 def _without_splits(
-    tree: Tree, by_number: bool
+    tree: Tree, by_number: bool, columns: Columns
 ) -> tuple[list[str], dict[str, Members]]:
     """Return classes and the only split of folders of classes."""
     where = tree.where
@@ -365,11 +375,16 @@ def _without_splits(
         if "/" in path:
             members[path.split("/", 1)[0]].append(path)
     members = {name: paths for name, paths in members.items() if paths}
+    # The folders of a data set of two classes or more say the classes, unless told else.
+    flat = columns.pattern is not None or len(members) < 2
+    if flat and (pairs := labels_of_names(images, where, columns.pattern)):
+        report_left_out(where, left_out(tree.files))
+        return _resolved({"": pairs}, where, None)
     if not members or len(loose) > len(images) // 2:
         what = f"{len(loose)} images without a list of labels" if loose else "no images"
         raise DataError(
             f"{where} has no train/ folder and {what}: {EXPECTED}, or <class>/<image>; "
-            f"{found}"
+            f"{found}" + (f". {_IN_NAMES}" if loose else "")
         )
     report_left_out(where, left_out(tree.files))
     _note_loose(SplitFiles(loose=loose), where)

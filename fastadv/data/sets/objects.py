@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastadv.data.decoding import BadImage, pixels_of
+from fastadv.data.handed_in import is_dataset
 from fastadv.data.sets.image_set import ImageSet, checked_index
 from fastadv.data.sets.label_rule import resolve_labels
 from fastadv.data.sets.split_names import WORDS, training_name
@@ -142,11 +143,6 @@ def as_pixels(image: Any, name: str) -> NDArray[np.uint8]:
         )
     pixels = np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array
     return np.ascontiguousarray(pixels)
-
-
-def is_dataset(thing: object) -> bool:
-    """Return whether an object is a map-style data set: it has a length and items."""
-    return hasattr(thing, "__getitem__") and hasattr(thing, "__len__")
 
 
 def open_objects(
