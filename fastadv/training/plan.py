@@ -184,7 +184,7 @@ def plan_run(config: TrainConfig, devices: Sequence[int] = (1,)) -> RunPlan:
         batches = itertools.chain.from_iterable(itertools.repeat(trainer.loader))
         trainer.model.train()
         first = next(batches)
-        with units.counting(trainer), saved.recording():
+        with units.counting(trainer, first.images), saved.recording():
             trainer.update(first)
         timed = time_steps(trainer.update, batches, trainer.device)
         evaluation_seconds = time_evaluation(trainer)

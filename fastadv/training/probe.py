@@ -108,10 +108,18 @@ class Units:
         self.total = 0
 
     @contextmanager
-    def counting(self, trainer: Trainer) -> Iterator[None]:
-        """Count inside the block, but for the work that a CUDA graph replays."""
-        handles = [trainer.model.net.register_forward_hook(partial(self._count, 3))]
+    def counting(self, trainer: Trainer, images: Tensor) -> Iterator[None]:
+        """Count inside the block, but for the work that a CUDA graph replays.
+
+        Args:
+            trainer: Whose network is counted.
+            images: Images with which the attack view is compared with its network before
+                the block, as every run does once.
+        """
         view = trainer.learner.view
+        if view is not None:
+            view.compare(images)
+        handles = [trainer.model.net.register_forward_hook(partial(self._count, 3))]
         if view is not None:
             handles.append(view.net.register_forward_hook(partial(self._count, 2)))
         try:

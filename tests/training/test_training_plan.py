@@ -22,7 +22,7 @@ def _units(**changes: Any) -> float:
     trainer.model.train()
     batch = next(iter(trainer.loader))
     units = Units()
-    with units.counting(trainer):
+    with units.counting(trainer, batch.images):
         trainer.update(batch)
     return units.total / len(batch.labels)
 
