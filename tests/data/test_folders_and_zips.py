@@ -217,7 +217,7 @@ def test_unknown_names_and_paths(tmp_path):
         open_dataset(tmp_path / "a.rar")
     with pytest.raises(ConfigError, match="n_train"):
         open_dataset("shapetex", n_trian=10)
-    with pytest.raises(ConfigError, match="known: texture, texture_seed"):
+    with pytest.raises(ConfigError, match="known: metric, texture, texture_seed"):
         open_dataset("digits", seed=3)
     with pytest.raises(DataError, match="cifar-10-batches-py"):
         open_dataset("cifar10", root=tmp_path)

@@ -269,8 +269,11 @@ def test_npz(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"arrays \['foo', 'x'\]; expected x_train"):
         open_dataset(tmp_path / "b.npz")
     np.savez(tmp_path / "c.npz", x=x / 255, y=y)
-    with pytest.raises(DataError, match="float64; expected uint8"):
-        open_dataset(tmp_path / "c.npz")
+    splits = open_dataset(tmp_path / "c.npz")
+    assert sorted([*reds(splits.train), *reds(splits.test)]) == list(range(12))
+    np.savez(tmp_path / "e.npz", x=x - 0.5, y=y)
+    with pytest.raises(DataError, match=r"expected.* \[0, 1\]"):
+        open_dataset(tmp_path / "e.npz")
     np.savez(tmp_path / "d.npz", x=np.array([{}]), y=y)
     with pytest.raises(DataError, match="cannot read"):  # a pickle is not opened
         open_dataset(tmp_path / "d.npz")

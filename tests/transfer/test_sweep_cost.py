@@ -93,13 +93,13 @@ class _Counter:
 
         monkeypatch.setattr(tuned, "train_step", counted_step)
         monkeypatch.setattr(features, "extract", counted_extract)
-        call = AttackView.forward
+        call = AttackView.logits_of_model
 
-        def counted_view(view: AttackView, images: torch.Tensor) -> Any:
+        def counted_verdict(view: AttackView, images: torch.Tensor) -> Any:
             self.found["judged"] += len(images)
             return call(view, images)
 
-        monkeypatch.setattr(AttackView, "forward", counted_view)
+        monkeypatch.setattr(AttackView, "logits_of_model", counted_verdict)
 
 
 @pytest.mark.parametrize(

@@ -244,7 +244,7 @@ def test_rows_say_all_that_is_needed_to_repeat_them(
     assert [row.seed for row in rows] == [3, 1]
     for row, same in zip(rows, yielded, strict=True):
         assert row == same
-        assert _missing(row) == {"attack", "checks", "not_kept"}
+        assert _missing(row) == {"attack", "checks", "not_kept", "nonfinite_logits"}
         assert _missing(row.source) == {"accuracy"}
         assert _missing(row.target) == {"downscale"}
         file = source / "checkpoints" / "best" / "model.safetensors"
@@ -309,7 +309,14 @@ def test_a_row_that_cannot_be_stored_is_printed(
     assert row["value"] > 50
     assert row["setting"]["chosen_c"] in STRENGTHS
     missing = {name for name, value in row.items() if value is None}
-    assert missing == {"attack", "checks", "arrays", "weights", "not_kept"}
+    assert missing == {
+        "attack",
+        "checks",
+        "arrays",
+        "weights",
+        "not_kept",
+        "nonfinite_logits",
+    }
 
 
 def test_subsets_are_stratified_and_seeded(source: Path, tmp_path: Path) -> None:

@@ -37,7 +37,8 @@ def as_rgb(images: NDArray[Any], what: str) -> NDArray[np.uint8]:
     """
     if images.dtype != np.uint8:
         raise DataError(
-            f"{what}: images are {images.dtype}; expected uint8 in 0..255. Convert them"
+            f"{what}: images are {images.dtype}; expected uint8 in 0..255, "
+            "or float in [0, 1]. Convert them"
         )
     if images.ndim == 3:
         images = images[..., None]

@@ -26,7 +26,7 @@ from fastadv.reporting.figures.palette import (
 )
 from fastadv.statistics import Line
 
-MOST_PANELS = 18  # of one figure; drawing takes longer than all the rest of a report
+MOST_PANELS = 12  # of one figure; drawing takes longer than all the rest of a report
 _COLUMNS = 3
 _CHARACTERS = 40  # of a title, in one line of a panel
 _LINE = 0.155  # inches of a line of text of nine points

@@ -65,7 +65,7 @@ def _drawn(figure: Figure, kind: str) -> bytes:
 def _csv(table: Table) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(table.columns)
+    writer.writerow([_csv_cell(cell) for cell in table.columns])
     writer.writerows([_csv_cell(cell) for cell in row] for row in table.rows)
     return buffer.getvalue()
 

@@ -5,6 +5,7 @@ Everything here is percent.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -95,6 +96,10 @@ class Cell(Place):
 
     def interval(self) -> tuple[float, float, float]:
         """Return mean and 95 % interval; see `seeds_interval`."""
+        return self._interval
+
+    @functools.cached_property
+    def _interval(self) -> tuple[float, float, float]:
         return seeds_interval(list(self.rows.values()))
 
     @property
