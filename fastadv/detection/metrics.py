@@ -5,13 +5,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
+from fastadv.detection.coco_objects import (
+    annotation,
+    area_of,
+    coco_eval,
+    encode_masks,
+)
 from fastadv.detection.matching import (
     AREAS,
     IOU_THRESHOLDS,
@@ -20,7 +25,6 @@ from fastadv.detection.matching import (
     class_matches,
     image_pair,
 )
-from fastadv.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +33,6 @@ Named: TypeAlias = Mapping[str, Any]
 pixels), `labels` int64 [N] from 1, `masks`, and `scores` of detections."""
 
 _TYPES: dict[Literal["box", "mask"], str] = {"box": "bbox", "mask": "segm"}
-_MASKED = 0.5  # Probability from which a pixel belongs to a mask.
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,7 @@ class Findings:
         for i, each in enumerate(objects):
             each |= place | {"id": len(self._true) + 1}
             each["iscrowd"] = 0 if crowd is None else int(crowd[i])
-            each["area"] = _area(each) if areas is None else float(areas[i])
+            each["area"] = area_of(each) if areas is None else float(areas[i])
             self._true.append(each)
         scores = np.asarray(torch.as_tensor(found["scores"]).double().cpu())
         detections = self._objects("found", found)
@@ -221,7 +224,7 @@ class Findings:
     ) -> dict[str, Estimate]:
         if not self.image_ids:
             return {}
-        coco = _coco_eval()
+        coco = coco_eval()
         truth, detected = self._as_coco(what, coco)
         judge = coco.COCOeval_faster(
             truth, detected, _TYPES[what], print_function=log.debug
@@ -256,10 +259,10 @@ class Findings:
             "categories": [
                 {"id": k, "name": name} for k, name in enumerate(self.classes, 1)
             ],
-            "annotations": [_annotation(each, what) for each in self._true],
+            "annotations": [annotation(each, what) for each in self._true],
         }
         truth.createIndex()
-        return truth, truth.loadRes([_annotation(each, what) for each in self._found])
+        return truth, truth.loadRes([annotation(each, what) for each in self._found])
 
     def _resampled(
         self,
@@ -364,61 +367,7 @@ def detection_metrics(
     return findings.metrics(resamples=resamples, seed=seed)
 
 
-def encode_masks(masks: Tensor, number: int) -> list[dict[str, Any]]:
-    """Return masks as COCO's run lengths.
-
-    Args:
-        masks: [D, H, W] or [D, 1, H, W]; probabilities count from 0.5 on.
-        number: Number of masks that there should be.
-
-    Raises:
-        ValueError: There are more or fewer masks, or they are no images.
-    """
-    masks = masks.squeeze(1) if masks.dim() == 4 and masks.shape[1] == 1 else masks
-    if masks.dim() != 3 or len(masks) != number:
-        raise ValueError(
-            f"masks of {number} objects have shape {list(masks.shape)}; expected "
-            f"[{number}, H, W] or [{number}, 1, H, W]"
-        )
-    whole = masks >= _MASKED if masks.is_floating_point() else masks != 0
-    # Column by column, as COCO's run lengths go.
-    columns = np.asfortranarray(whole.permute(1, 2, 0).to(torch.uint8).cpu().numpy())
-    return cast(list[dict[str, Any]], _coco_eval().mask.encode(columns))
-
-
 # ---- parts ----
-
-
-def _coco_eval() -> Any:
-    try:
-        import faster_coco_eval
-        import faster_coco_eval.core.mask
-    except ImportError as error:
-        raise ConfigError(
-            f"average precision needs the package {error.name}, which is not installed; "
-            "run: pip install 'fastadv[detect]'"
-        ) from error
-    return faster_coco_eval
-
-
-def _area(each: Mapping[str, Any]) -> float:
-    """Return the area of an object whose area is not stated."""
-    if each["runs"] is not None:
-        return float(_coco_eval().mask.area(each["runs"]))
-    x1, y1, x2, y2 = each["box"]
-    return float((x2 - x1) * (y2 - y1))
-
-
-def _annotation(each: Mapping[str, Any], what: str) -> dict[str, Any]:
-    """Return a COCO annotation with either a box or a mask.
-
-    With both, COCO's reader of results takes the size of a mask from its box.
-    """
-    kept = {k: v for k, v in each.items() if k not in ("box", "runs")}
-    if what == "mask":
-        return kept | {"segmentation": dict(each["runs"])}
-    x1, y1, x2, y2 = each["box"]
-    return kept | {"bbox": [x1, y1, x2 - x1, y2 - y1]}
 
 
 def _samples(images: int, resamples: int, seed: int) -> NDArray[np.int64]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 
 def input_gradient(total: Tensor, z: Tensor, *, retain_graph: bool = False) -> Tensor:
@@ -40,3 +41,20 @@ def lacks_gradient(error: RuntimeError) -> bool:
 def first_line(error: Exception) -> str:
     """Return the first line of what an error says, or else its type."""
     return str(error).strip().split("\n")[0] or type(error).__name__
+
+
+def caches_of(net: nn.Module) -> list[dict[Any, Any]]:
+    """Return the dictionaries of tensors in which modules keep what they computed.
+
+    LeViT's attention, for example, keeps biases that it gathered from its parameters.
+    """
+    known = ("_parameters", "_buffers", "_modules")
+    return [
+        value
+        for module in net.modules()
+        for name, value in vars(module).items()
+        if isinstance(value, dict)
+        and value
+        and name not in known
+        and all(isinstance(each, (Tensor, fx.Proxy)) for each in value.values())
+    ]

@@ -309,3 +309,18 @@ def check_num_classes(num_classes: int) -> None:
     """Raise ValueError unless `num_classes` is a positive integer."""
     if not isinstance(num_classes, int) or num_classes < 1:
         raise ValueError(f"num_classes={num_classes!r} must be an integer >= 1")
+
+
+def only_normalizes(model: nn.Module) -> bool:
+    """Return whether a model does nothing but normalise images for its network.
+
+    A subclass with a `forward` of its own, and hooks, may do more.
+    """
+    return (
+        isinstance(model, NormalizedModel)
+        and type(model).forward is NormalizedModel.forward
+        and type(model).normalize is NormalizedModel.normalize
+        and type(model).forward_normalized is NormalizedModel.forward_normalized
+        and "forward" not in vars(model)
+        and not (model._forward_hooks or model._forward_pre_hooks)
+    )

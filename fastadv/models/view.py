@@ -22,7 +22,7 @@ from fastadv.device import differentiable
 from fastadv.kernels import normalize
 from fastadv.kernels.pixels import to_pixels
 from fastadv.models.agreement import Agreement, compared
-from fastadv.models.calling import evaluating, first_line, lacks_gradient
+from fastadv.models.calling import caches_of, evaluating, first_line, lacks_gradient
 from fastadv.models.folding import (
     FrozenNorm,
     affine_maps,
@@ -33,7 +33,7 @@ from fastadv.models.folding import (
     trace,
 )
 from fastadv.models.intermediate import EMBEDDING, cut, in_order, recording
-from fastadv.models.normalized import NormalizedModel
+from fastadv.models.normalized import NormalizedModel, only_normalizes
 from fastadv.models.quick_convs import Frozen, rewrite_convs
 
 log = logging.getLogger(__name__)
@@ -96,7 +96,7 @@ class AttackView(nn.Module):
         # A copy of the modules that shares every tensor with the model.
         tensors = (*self.live.parameters(), *self.live.buffers())
         memo: dict[int, Any] = {id(t): t for t in tensors}
-        for held in _caches(self.live):  # what a network computed of its weights
+        for held in caches_of(self.live):  # what a network computed of its weights
             memo |= {id(held): {}}
         self.net = copy.deepcopy(self.live, memo).eval()
         if mode == "train":
@@ -115,7 +115,7 @@ class AttackView(nn.Module):
 
     def _hold(self, model: nn.Module) -> None:
         """Remember the model, and the network in it that takes normalised images."""
-        self._normalized = _only_normalizes(model)
+        self._normalized = only_normalizes(model)
         net = cast(nn.Module, model.net) if self._normalized else model
         # In tuples, so that the live model is not registered as a child of the view.
         self._live, self._model = (net,), (model,)
@@ -231,7 +231,7 @@ class AttackView(nn.Module):
             return
         held: list[Tensor] = [p for p in self.live.parameters() if not p.is_inference()]
         self._seen = held, _versions(held)
-        for cache in _caches(self.net):
+        for cache in caches_of(self.net):
             cache.clear()
         live = dict(self.live.named_modules())
         mine = list(self.net.named_modules())
@@ -410,38 +410,6 @@ class AttackView(nn.Module):
                 f"got {type(model).__name__}: where its embedding ends is unknown"
             )
         return cast(NormalizedModel, model).spec.head_paths(self.live)
-
-
-def _only_normalizes(model: nn.Module) -> bool:
-    """Return whether a model does nothing but normalise images for its network.
-
-    A subclass with a `forward` of its own, and hooks, may do more.
-    """
-    return (
-        isinstance(model, NormalizedModel)
-        and type(model).forward is NormalizedModel.forward
-        and type(model).normalize is NormalizedModel.normalize
-        and type(model).forward_normalized is NormalizedModel.forward_normalized
-        and "forward" not in vars(model)
-        and not (model._forward_hooks or model._forward_pre_hooks)
-    )
-
-
-def _caches(net: nn.Module) -> list[dict[Any, Any]]:
-    """Return the dictionaries of tensors in which modules keep what they computed.
-
-    LeViT's attention, for example, keeps biases that it gathered from its parameters.
-    """
-    known = ("_parameters", "_buffers", "_modules")
-    return [
-        value
-        for module in net.modules()
-        for name, value in vars(module).items()
-        if isinstance(value, dict)
-        and value
-        and name not in known
-        and all(isinstance(each, (Tensor, fx.Proxy)) for each in value.values())
-    ]
 
 
 def _versions(tensors: list[Tensor]) -> int:

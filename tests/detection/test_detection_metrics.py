@@ -201,7 +201,7 @@ def test_a_sample_counts_images_as_often_as_they_were_drawn() -> None:
     findings = Findings([f"class {k}" for k in range(3)], masks=True)
     for found, true in zip(*images, strict=True):
         findings.add(found, true)
-    coco = metrics._coco_eval()
+    coco = metrics.coco_eval()
     for what in ("box", "mask"):
         truth, detected = findings._as_coco(what, coco)
         evaluated = coco.COCOeval_faster(truth, detected, metrics._TYPES[what])

@@ -44,11 +44,7 @@ NAMES = {
         **{"act_layer": "quick_gelu", "norm_layer": partial(nn.LayerNorm, eps=1e-5)},
     },
 }
-SIZES = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-}
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 Net = nn.Module
 
 
