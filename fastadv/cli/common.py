@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import logging
-import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +16,13 @@ import yaml
 from fastadv import __version__
 from fastadv.cli.flagrules import commands_help, description, make_rules
 from fastadv.cli.interrupts import continued, interrupt_on_sigterm
-from fastadv.cli.words import flag_value, read_yaml_config, without_flag
+from fastadv.cli.words import (
+    FlagFormatter,
+    flag_value,
+    read_yaml_config,
+    typed_archs,
+    without_flag,
+)
 from fastadv.errors import (
     EXIT_OK,
     EXIT_PREEMPTED,
@@ -111,7 +116,7 @@ def run(
     """Run a command's body; turn its errors into one line and an exit code."""
     Progress.wording = in_flags
     handler = logging.StreamHandler()
-    handler.setFormatter(_FlagFormatter(f"{prog}: %(message)s"))
+    handler.setFormatter(FlagFormatter(f"{prog}: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     if argv is None:  # the process is this command's own
         keep_freed_memory()
@@ -141,27 +146,10 @@ def run(
         return EXIT_OK
 
 
-def typed_archs(words: Sequence[str]) -> list[str]:
-    """Return the architectures that a command line names, by `--arch` or after a source."""
-    found: list[str] = []
-    for number, word in enumerate(words):
-        if word == "--arch":
-            found += words[number + 1 : number + 2]
-        elif word.startswith("--arch="):
-            found.append(word.removeprefix("--arch="))
-        found += re.findall(r",arch=([^,]*)", word)
-    return found
-
-
 def show(command: Any, values: Any, text: str) -> int:
     """Print a result: its text, or with `command.json` its values as a JSON object."""
     print(json.dumps(values, default=str) if command.json else text)
     return EXIT_OK
-
-
-class _FlagFormatter(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        return in_flags(super().format(record))
 
 
 def _complain(prog: str, error: object, code: int) -> int:

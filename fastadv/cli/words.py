@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from fastadv.errors import ConfigError, unknown_name
+from fastadv.errors import ConfigError, in_flags, unknown_name
 from fastadv.extensions import refuse_references
 
 
@@ -60,3 +62,23 @@ def read_yaml_config(path: Path, config_type: type[Any], prog: str) -> dict[str,
             raise ConfigError(f"{path}: {key}: {error}") from None
     refuse_references(values, path)
     return values
+
+
+def typed_archs(words: Sequence[str]) -> list[str]:
+    """Return the architectures that a command line names, by `--arch` or after a source."""
+    found: list[str] = []
+    for number, word in enumerate(words):
+        if word == "--arch":
+            found += words[number + 1 : number + 2]
+        elif word.startswith("--arch="):
+            found.append(word.removeprefix("--arch="))
+        found += re.findall(r",arch=([^,]*)", word)
+    return found
+
+
+class FlagFormatter(logging.Formatter):
+    """Writes messages with the flags of commands instead of the arguments of Python."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the text of a record."""
+        return in_flags(super().format(record))

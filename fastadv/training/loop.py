@@ -32,7 +32,7 @@ _LOG_SECONDS = 10.0  # between "train" events; reading the losses waits for the 
 
 
 class WithImages(Protocol):
-    """A batch."""
+    """A batch that has images, of whatever kind."""
 
     @property
     def images(self) -> Sized:
@@ -62,7 +62,7 @@ class EpochLoader(Protocol[Batch_co]):
         """Return the position after the last batch."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a position."""
+        """Continue from a position that `state_dict` returned."""
 
 
 class LoopLearner(Protocol):
@@ -70,7 +70,7 @@ class LoopLearner(Protocol):
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
-        """The optimiser."""
+        """The optimiser whose learning rate the schedule sets."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state for a checkpoint; `weights` is a state dict."""

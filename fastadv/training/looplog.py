@@ -27,7 +27,7 @@ class LoopConfig(Protocol):
 
     @property
     def epochs(self) -> int:
-        """Number of epochs."""
+        """Number of epochs of the whole run."""
 
     @property
     def lr(self) -> float | None:
@@ -39,7 +39,7 @@ class LoopConfig(Protocol):
 
     @property
     def device(self) -> str:
-        """Name of the device."""
+        """Name of the device, for example `cuda:1`."""
 
     @property
     def backend(self) -> str:

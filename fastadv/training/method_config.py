@@ -282,7 +282,7 @@ class MethodConfig(AttackConfig):
 
     @property
     def entry(self) -> MethodEntry:
-        """What the method takes."""
+        """What the method takes, and what it is."""
         return entry_of(self.method)
 
     @property
