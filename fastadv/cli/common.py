@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,8 +16,8 @@ from fastadv import __version__
 from fastadv.cli.flagrules import commands_help, description, make_rules
 from fastadv.cli.interrupts import continued, interrupt_on_sigterm
 from fastadv.cli.words import (
-    FlagFormatter,
     flag_value,
+    log_in_flags,
     read_yaml_config,
     typed_archs,
     without_flag,
@@ -51,8 +50,7 @@ def parse(config_type: type[Config], argv: Sequence[str], prog: str) -> Config:
     """
     args = list(argv)
     default = None
-    path = flag_value(args, "--config")
-    if path is not None:
+    if (path := flag_value(args, "--config")) is not None:
         default = config_type(**read_yaml_config(Path(path), config_type, prog))
         args = without_flag(args, "--config")
     prints = "--print-config" in args
@@ -94,11 +92,8 @@ def run_commands(
 
     def body(words: list[str]) -> int:
         if not words or words[0] in ("-h", "--help"):
-            print(
-                commands_help(
-                    prog, about, {name: commands[name][0] for name in commands}
-                )
-            )
+            kinds = {name: kind for name, (kind, _) in commands.items()}
+            print(commands_help(prog, about, kinds))
             raise SystemExit(EXIT_OK if words else EXIT_USAGE)
         if words[0] not in commands:
             raise ConfigError(unknown_name("command", words[0], commands))
@@ -115,9 +110,7 @@ def run(
 ) -> int:
     """Run a command's body; turn its errors into one line and an exit code."""
     Progress.wording = in_flags
-    handler = logging.StreamHandler()
-    handler.setFormatter(FlagFormatter(f"{prog}: %(message)s"))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    log_in_flags(prog)
     if argv is None:  # the process is this command's own
         keep_freed_memory()
         interrupt_on_sigterm()
@@ -139,8 +132,8 @@ def run(
             return _complain(prog, error, EXIT_USAGE)
         raise
     except KeyboardInterrupt:
-        again = f"interrupted; continue with: {continued(prog, words)}"
-        return _complain(prog, again, EXIT_PREEMPTED)
+        again = continued(prog, words)
+        return _complain(prog, f"interrupted; continue with: {again}", EXIT_PREEMPTED)
     except BrokenPipeError:
         sys.stderr.close()
         return EXIT_OK

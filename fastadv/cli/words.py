@@ -76,7 +76,14 @@ def typed_archs(words: Sequence[str]) -> list[str]:
     return found
 
 
-class FlagFormatter(logging.Formatter):
+def log_in_flags(prog: str) -> None:
+    """Write warnings to stderr after the name of the program, with its flags in them."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_FlagFormatter(f"{prog}: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+
+
+class _FlagFormatter(logging.Formatter):
     """Writes messages with the flags of commands instead of the arguments of Python."""
 
     def format(self, record: logging.LogRecord) -> str:
