@@ -98,8 +98,9 @@ class EvaluationConfig(AttackConfig, ImagesConfig, DeviceConfig, KeepConfig):
     """Loss that PGD maximises. MODULE:NAME imports a function (logits, labels) of your own
     that returns the loss of each image; so does a name that an installed package adds."""
     second_opinion: bool = False
-    """Then also attack with BPDA, which passes gradients through rounding, thresholds and
-    saturated outputs, to see whether the network withstands attacks or masks gradients."""
+    """Then also attack with PGD on the margin, and with BPDA, which passes gradients through
+    rounding, thresholds and saturated outputs: does the network withstand attacks, or does
+    it mask gradients?"""
     twin: str | None = None
     """Then also try the adversarial images of this other checkpoint of the same classes,
     best one that was trained alike without the part that may mask gradients."""

@@ -335,7 +335,12 @@ def _made(config: EvaluationConfig, threat: ThreatModel) -> Attack:
     attack = _first_opinion(config, threat)
     steps, seed = config.steps, config.seed
     if config.second_opinion:
-        attack = Cascade.of(attack).then(BPDA(threat, steps, seed=seed), "yes")
+        # BPDA climbs the margin: what the margin breaks by the model's own gradients is
+        # no sign that they are masked.
+        margin = PGD.judge(threat, steps, objective="margin", seed=seed)
+        margin.name = "pgd-margin"
+        attack = Cascade.of(attack).then(margin, "yes")
+        attack = attack.then(BPDA(threat, steps, seed=seed), "yes")
     if config.twin is not None:
         twin = open_source(config.twin, download=config.download)
         model = twin.load().eval().to(resolve_device(config.device))

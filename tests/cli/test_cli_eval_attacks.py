@@ -335,6 +335,15 @@ def test_several_radii_are_a_curve(call: Caller, run: Path, tmp_path: Path) -> N
     assert single.value == attacked[0].value
 
 
+def test_a_second_opinion_doubts_no_honest_network(call: Caller, run: Path) -> None:
+    """A weak attack is completed by the margin before BPDA may speak of masking."""
+    words = "--norm linf --eps 2/255 --num-steps 3 --num-images 60 --second-opinion"
+    found = _evaluated(call, run, words)
+    names = [stage["name"] for stage in found["stages"]]
+    assert names == ["pgd", "pgd-margin", "bpda"]
+    assert not any("black-box" in warning for warning in found["warnings"])
+
+
 @pytest.mark.parametrize(
     ("words", "error"),
     [
