@@ -233,8 +233,8 @@ def test_only_so_many_panels_are_drawn_and_the_caption_says_so() -> None:
         if s.title == "Few training images"
     ]
     [(figure, caption)] = section.figures
-    assert len(figure.axes) == 18
+    assert len(figure.axes) == 12
     assert caption.endswith(
-        "The first 18 of 20 are drawn; all numbers are in the tables."
+        "The first 12 of 20 are drawn; all numbers are in the tables."
     )
     assert len(section.tables[0].rows) == 40
