@@ -131,7 +131,7 @@ def main() -> None:
 
 
 def run(given: argparse.Namespace, table: str) -> None:
-    """Measure the commands that are asked for, and append a line for each."""
+    """Measure the commands that the flags choose, and append a line for each."""
     RESULTS.parent.mkdir(exist_ok=True)
     wanted = given.only or [kind for kind in COMMANDS if kind not in known()]
     if {"corruption-error", "calibration"} & set(wanted) and "shift" not in wanted:

@@ -142,7 +142,7 @@ def test_defaults_are_the_published_recipe() -> None:
     assert (config.epochs, config.schedule) == (90, "step")
     assert config.resolve_batch_size(1_281_167) == 512
     assert config.resolve_batch_size(3800) == 128
-    # Ours to round to what ranks can share, unless it was asked for.
+    # Ours to round to what ranks can share, unless a user chose it.
     assert config.resolve_batch_size(300, 8) == 128
     assert config.resolve_batch_size(100, 8) == 96
     assert _train("--batch-size", "512").resolve_batch_size(300, 8) == 296
